@@ -20,7 +20,7 @@ from crfrefine.cases.patterns import is_pattern, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
+from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES, stem_of
 
 PLANS = "plans.json"
 # Written by `nnUNetv2_predict` beside its results.
@@ -84,7 +84,7 @@ def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
     # The names are as the user wrote them: links are not followed.
     folder = Path(os.path.abspath(path))  # noqa: PTH100
-    if not _is_trained(folder):
+    if not is_trained(folder):
         raise InputError(
             f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
         )
@@ -105,7 +105,7 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     if len(images) > 1:
         raise InputError(f"{images[1]}: with --nnunet, give one folder of images")
     image_folder = images[0] if images else None
-    if not _is_trained(folder):
+    if not is_trained(folder):
         return _predicted_cases(folder, image_folder, masks)
 
     return _validated_cases(require_trained(folder), image_folder, masks)
@@ -150,12 +150,12 @@ def find_trained_cases(
         image_folder, None, masks, label_folder, include_imageless=with_labels
     )
 
-    validation = _Validation(_splits(network), _archives_of_folds(folds))
+    validation = _Validation(_splits(network), _files_of_folds(folds, SCORES_SUFFIXES))
     reorients = _reorients(network.folder)
     cases = []
     advice: dict[str, str] = {}  # by the fold
     for case in all_cases:
-        path = validation.archive_of(case.case_id)
+        path = validation.file_of(case.case_id)
         if path is not None:
             cases.append(_with_archive(case, path, reorients=reorients))
             continue
@@ -210,10 +210,10 @@ class _Split(NamedTuple):
 
 @dataclass(frozen=True)
 class _Validation:
-    """The probabilities that the folds of a network have of cases they held out."""
+    """The files that the folds of a network have of cases they held out."""
 
     splits: dict[str, _Split]  # by the fold; empty if no file tells
-    archives: Mapping[str, Mapping[str, Path]]  # of the validated cases of each fold
+    files: Mapping[str, Mapping[str, Path]]  # of the validated cases of each fold
 
     def fold_of(self, case_id: str) -> str | None:
         """Return the fold that held a case out, by the splits."""
@@ -222,38 +222,67 @@ class _Validation:
                 return fold
         return None
 
-    def archive_of(self, case_id: str) -> Path | None:
-        """Return the probabilities of a case by the fold that held it out.
+    def file_of(self, case_id: str) -> Path | None:
+        """Return the file of a case by the fold that held it out.
 
         If no split says which fold that was: by the first one that was not trained on the case.
         """
         fold = self.fold_of(case_id)
         if fold is not None:
-            return self.archives.get(fold, {}).get(case_id)
-        for name, archives in self.archives.items():
+            return self.files.get(fold, {}).get(case_id)
+        for name, files in self.files.items():
             is_trained = name in self.splits and case_id in self.splits[name].trained
-            if case_id in archives and not is_trained:
-                return archives[case_id]
+            if case_id in files and not is_trained:
+                return files[case_id]
         return None
 
     def all_cases(self) -> set[str]:
-        """Return the names of all cases with probabilities."""
-        return set[str]().union(*self.archives.values())
+        """Return the names of all cases with a file."""
+        return set[str]().union(*self.files.values())
 
 
-def _archives_of_folds(folds: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
-    """Return the probabilities of the validated cases of each fold, without that of all cases."""
-    archives = {}
+def _files_of_folds(
+    folds: Mapping[str, Path], suffixes: tuple[str, ...]
+) -> dict[str, dict[str, Path]]:
+    """Return the files of the validated cases of each fold, without that of all cases."""
+    files = {}
     for fold, folder in folds.items():
         validation = folder / "validation"
         if fold != ALL and validation.is_dir():
-            archives[fold] = _archives_in(validation)
-    return archives
+            files[fold] = _files_in(validation, suffixes)
+    return files
 
 
-def _archives_in(folder: Path) -> dict[str, Path]:
-    """Return the probabilities in a folder by their case."""
-    return {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
+def _files_in(folder: Path, suffixes: tuple[str, ...] = SCORES_SUFFIXES) -> dict[str, Path]:
+    """Return the files in a folder by their case, probabilities or others."""
+    return {stem_of(path): path for path in list_files(folder, suffixes)}
+
+
+def validated_predictions(
+    network: TrainedNetwork,
+) -> dict[str, tuple[Path | None, tuple[Path, ...]]]:
+    """Return label map and probabilities of each validated case, by the fold that held it out.
+
+    There are none whose voxel axes nnU-Net has turned. Raises InputError without such a fold.
+    """
+    folds = _require_held_out(network)
+    splits = _splits(network)
+    label_maps = _Validation(splits, _files_of_folds(folds, VOLUME_SUFFIXES))
+    archives = _Validation(splits, {})
+    if not _reorients(network.folder):
+        archives = _Validation(splits, _files_of_folds(folds, SCORES_SUFFIXES))
+    predictions: dict[str, tuple[Path | None, tuple[Path, ...]]] = {}
+    for case_id in sorted(label_maps.all_cases() | archives.all_cases()):
+        label_map = label_maps.file_of(case_id)
+        archive = archives.file_of(case_id)
+        if label_map is not None or archive is not None:
+            predictions[case_id] = (label_map, () if archive is None else (archive,))
+    if not predictions:
+        raise InputError(
+            f"{network.folder}: no fold has validated a case that it held out; run "
+            f"{network.training_command('0', '--val', '--npz')}"
+        )
+    return predictions
 
 
 def locate_images(network: TrainedNetwork, requested: Path | None) -> Path:
@@ -293,7 +322,8 @@ def _locate(
         looked_for += f"    {place}\n"
     raise InputError(
         f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
-        f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
+        f"  Set the environment variable nnUNet_raw, or name the folder: --{what}"
+        f"{', LABELS of evaluate' if what == 'labels' else ''}."
     )
 
 
@@ -305,7 +335,8 @@ def is_of_nnunet(folder: Path) -> bool:
     return (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))
 
 
-def _is_trained(folder: Path) -> bool:
+def is_trained(folder: Path) -> bool:
+    """Return whether a folder is that of a trained network."""
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
@@ -378,7 +409,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
 
 def _require_archives(folder: Path) -> dict[str, Path]:
     """Return the probabilities of predictions by their case; InputError if there are none."""
-    archives = _archives_in(folder)
+    archives = _files_in(folder)
     if not archives:
         raise InputError(
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "

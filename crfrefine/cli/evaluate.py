@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,31 @@ from crfrefine.evaluate.options import EvaluationOptions
 def evaluate(
     ctx: typer.Context,
     options: dict[str, Any],
+    predictions: Annotated[
+        Path | None,
+        shared.path_argument(
+            metavar="PREDICTIONS",
+            help="Folder, file or pattern: label maps, or logits or probabilities of all labels. "
+            "This is the judged method. With --nnunet, its default is the network.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        shared.path_argument(
+            metavar="LABELS",
+            help="Folder, file or pattern: the reference. With --nnunet, its default is where "
+            "nnU-Net has it.",
+        ),
+    ] = None,
+    nnunet: Annotated[
+        Path | None,
+        shared.path_option(
+            "--nnunet",
+            metavar="FOLDER",
+            help="A trained nnU-Net v2, TRAINER__PLANS__CONFIGURATION, as the first baseline, "
+            "network: its validation predictions, each case's by the fold that held it out.",
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")
     ] = False,
@@ -30,8 +56,13 @@ def evaluate(
     Dice.
     """
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
+    from crfrefine.evaluate.pairing import methods_with_nnunet
     from crfrefine.evaluate.run import run_evaluation
 
+    found = methods_with_nnunet(predictions, labels, nnunet, options["baselines"])
+    if found is None:
+        raise typer.BadParameter("expected PREDICTIONS and LABELS, or --nnunet FOLDER")
+    options["predictions"], options["labels"], options["baselines"] = found
     verbosity = 1 + verbose - quiet
     command_line = shlex.join(["crfrefine", *ctx.obj])
     evaluation_options = EvaluationOptions(**options, command_line=command_line)

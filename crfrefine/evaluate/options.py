@@ -69,16 +69,8 @@ def parse_tolerance(text: str) -> float | str:
 class EvaluationOptions:
     """Options of an evaluation: what to measure, against what, and where to write the results."""
 
-    predictions: Annotated[
-        Path,
-        Option(
-            "",
-            "Folder, file or pattern: label maps, or logits or probabilities of all labels. "
-            "This is the judged method.",
-            "PREDICTIONS",
-        ),
-    ]
-    labels: Annotated[Path, Option("", "Folder, file or pattern: the reference.", "LABELS")]
+    predictions: Path  # the judged method
+    labels: Path  # the reference
     output: Annotated[
         Path,
         Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER"),

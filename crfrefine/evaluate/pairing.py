@@ -27,6 +27,12 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.discovery import discover_cases, with_logits
 from crfrefine.cases.listing import Files, file_names
+from crfrefine.cases.nnunet import (
+    is_trained,
+    locate_labels,
+    require_trained,
+    validated_predictions,
+)
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -121,6 +127,34 @@ class _Gap(NamedTuple):
     reason: str
     case_ids: Sequence[str]  # Empty if no case lacks a file.
     consequence: str
+
+
+NETWORK = "network"  # the name of the baseline of `--nnunet`
+_Methods = tuple[Path, Path, tuple[tuple[str, Path], ...]]
+
+
+def methods_with_nnunet(
+    predictions: Path | None,
+    labels: Path | None,
+    nnunet: Path | None,
+    baselines: tuple[tuple[str, Path], ...],
+) -> _Methods | None:
+    """Return predictions, labels and baselines, where a trained network stands for what is missing.
+
+    None if something is missing. Raise InputError if it is not a trained network, or its labels are
+    not found.
+    """
+    if nnunet is not None:
+        network = require_trained(nnunet)
+        if labels is None:
+            images = network.places("nnUNet_raw")[0] / "imagesTr"
+            labels = locate_labels(network, images, None)
+        if predictions is None:
+            return nnunet, labels, baselines
+        baselines = ((NETWORK, nnunet), *baselines)
+    if predictions is None or labels is None:
+        return None
+    return predictions, labels, baselines
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
@@ -246,6 +280,9 @@ def _files_of_method(
     source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Return the files of a method for each case, also for cases without a reference."""
+    if is_trained(source):
+        validated = validated_predictions(require_trained(source))
+        return {case_id: MethodFiles(*files) for case_id, files in validated.items()}
     if not source.is_dir() and not is_pattern(source):
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references

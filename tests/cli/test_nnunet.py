@@ -125,7 +125,8 @@ def test_probabilities_of_totalsegmentator_get_their_place(tmp_path, monkeypatch
     page = (Path(__file__).parents[2] / "docs" / "for" / "totalsegmentator.md").read_text(
         encoding="utf-8"
     )
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    (line,) = [line for line in page.splitlines() if "convert fast.npz" in line]
+    run_here(*shlex.split(line)[1:], status=0)
     common = ("-i", "ct.nii.gz", "-p", "fast_probabilities.nii.gz", "--resample")
     run_here("infer", *common, "-o", "plain.nii.gz", "--set", "bilateral.weight=0", status=0)
     run_here("infer", *common, "-o", "sharp.nii.gz", "-c", "sharp", status=0)
@@ -248,3 +249,54 @@ def test_probabilities_of_a_plane_have_the_axes_of_nnunet(tmp_path):
     written = np.load(output / "a.npz")["probabilities"]
     assert written.shape == (3, 1, 7, 11)
     np.testing.assert_allclose(written, scores, atol=1e-5)
+
+
+def test_a_trained_network_is_a_method_of_evaluate(tmp_path):
+    """Each case's prediction is that of the fold that held it out, whatever other folds have, and
+    labels are found as nnU-Net has them.
+    """
+    tree = write_tree(tmp_path)
+    # Fold 0 has an outdated file of a case that it was trained on.
+    for ending in (".nii.gz", ".npz"):
+        other = (tree.validation(0) / f"case0{ending}").read_bytes()
+        (tree.validation(0) / f"case1{ending}").write_bytes(other)
+    by_hand = tmp_path / "network"
+    by_hand.mkdir()
+    for number in range(4):
+        for ending in (".nii.gz", ".npz"):
+            name = f"case{number}{ending}"
+            (by_hand / name).write_bytes((tree.validation(number % 2) / name).read_bytes())
+    refined = tmp_path / "refined"
+    run_here("infer", "--nnunet", tree.network, "-o", refined, *STRONG, status=0)
+    reports = []
+    labels = tree.raw / "labelsTr"
+    for number, arguments in enumerate(
+        [
+            (refined, "--nnunet", tree.network),
+            (refined, labels, "-b", f"network={tree.network}"),
+            (refined, labels, "-b", f"network={by_hand}"),
+        ]
+    ):
+        output = tmp_path / f"report{number}"
+        run_here("evaluate", *arguments, "-o", output, "--no-report", status=0)
+        reports.append((output / "metrics.csv").read_text())
+    assert reports[0] == reports[1] == reports[2]
+    assert "case3" in reports[0]
+    output = tmp_path / "alone"
+    run_here("evaluate", "--nnunet", tree.network, "-o", output, "--no-report", status=0)
+    alone = [line for line in reports[0].splitlines() if line.endswith(",network")]
+    written = (output / "metrics.csv").read_text().splitlines()[1:]
+    assert written == [line.replace(",network", ",prediction") for line in alone]
+
+
+def test_what_evaluate_lacks_without_a_network(tmp_path):
+    tree = write_tree(tmp_path)
+    shown = run_here("evaluate", tree.raw / "labelsTr", "-o", tmp_path / "r", status=2).stderr
+    assert "expected PREDICTIONS and LABELS, or --nnunet FOLDER" in shown
+    shown = run_here("evaluate", "--nnunet", tree.raw, "-o", tmp_path / "r", status=1).stderr
+    assert "is not the folder of a trained network" in shown
+    for folder in (tree.raw / "labelsTr", tree.preprocessed):
+        folder.rename(tmp_path / f"away {folder.name}")
+    shown = run_here("evaluate", "--nnunet", tree.network, "-o", tmp_path / "r", status=1).stderr
+    assert "cannot find the labels of Dataset007_Phantom" in shown
+    assert "LABELS of evaluate" in shown
