@@ -280,9 +280,14 @@ class _Normalized(NamedTuple):
         return values[np.ix_(*inner)]
 
 
-def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
-    """Normalize the image, in the box of a mask without padding if that is worth it."""
-    mask_box = None if mask is None else label_maps.bounding_box(mask)
+def _normalize(case: StoredCase, mask: Bool | None, *, is_whole: bool) -> _Normalized:
+    """Normalize the image, in the box of a mask without padding if that is worth it.
+
+    With `is_whole` the mask's box does not matter.
+    """
+    mask_box = None
+    if mask is not None and not is_whole:
+        mask_box = label_maps.bounding_box(mask)
     box = None
     raw = case.image
     if mask_box is not None:
@@ -321,8 +326,12 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
             f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
         )
 
+    has_tiles = case.backend.name == "cpu" and channels.values.ndim <= MAX_DIMS + 1
+    has_tiles = has_tiles and case.regions is None
+    is_coarser = numbers is None and case.model.kernels.network_spacing is not None
+    is_interpolated = has_tiles and is_coarser  # as logits that stream, which have no box
     started = time.perf_counter()
-    normalized = _normalize(case, channels.mask)
+    normalized = _normalize(case, channels.mask, is_whole=is_interpolated)
     timings = {"normalize": time.perf_counter() - started}
 
     labels = numbers
@@ -330,10 +339,15 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
     if case.strokes is not None:
         labels, gained = _draw_strokes(channels, case, case.strokes, normalized, numbers)
     plan = None
-    has_tiles = case.backend.name == "cpu" and channels.values.ndim <= MAX_DIMS + 1
-    if has_tiles and case.regions is None:
+    if has_tiles:
         source = DenseChannels(channels.values, channels.is_probability)
-        plan, surveyed = plan_array(source, normalized.mask_box, normalized.in_mask_box, case)
+        plan, surveyed = plan_array(
+            source,
+            normalized.mask_box,
+            normalized.in_mask_box,
+            case,
+            is_interpolated=is_interpolated,
+        )
         if labels is None:
             labels = surveyed
     return Prepared(

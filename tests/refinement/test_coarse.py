@@ -3,6 +3,7 @@ image's grid.
 """
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
 from crfrefine import CrfParameters, nnunet, refine
+from crfrefine.arrays.resampling import GridMap, Interpolation
+from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
+from crfrefine.io.reading import Piece
+from crfrefine.parameters.model import as_parameters
+from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.tiles.coarse import CoarseNetwork
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0})
 SPACING = (1.0, 1.4, 0.8)  # x, y, z
@@ -201,18 +210,105 @@ def test_refined_as_the_dense_interpolation(parameters, export, tmp_path):
     assert np.mean(result.label_map != result.network_label_map) > 1e-3
 
 
-def test_the_networks_label_map_does_not_depend_on_the_crf(export):
+@pytest.mark.parametrize("height", [10.0, 300.0])
+def test_the_networks_label_map_does_not_depend_on_the_crf(height, export):
     """Halfway between two labels a third one is the largest, although it is improbable at every
     voxel of the network.
     """
     logits = np.zeros((3, 5, 7, 6), np.float32)
-    logits[0, ..., :3] = 10.0
-    logits[0, ..., 3:] = -10.0
+    logits[0, ..., :3] = height
+    logits[0, ..., 3:] = -height
     logits[1] = -logits[0]
     logits[2] = 0.6
-    np.testing.assert_array_equal(
-        *(export(logits, (9, 13, 15), parameters=p).network_label_map for p in (NO_CRF, "default"))
+    expected = expected_export(logits, (9, 13, 15))
+    assert (expected == 2).any()
+    for parameters in (NO_CRF, "default", "sharp"):
+        found = export(logits, (9, 13, 15), parameters=parameters).network_label_map
+        np.testing.assert_array_equal(found.transpose(), expected)
+
+
+def swapping_logits(num_labels, shape, height, seed):
+    """Blobs of labels whose logits are `height`, and those of all others its negative, with noise:
+    steeper than any margin, and in tiles where most labels are improbable.
+    """
+    rng = np.random.default_rng(seed)
+    fields = gaussian_filter(rng.normal(size=(num_labels, *shape)), [0, 2, 2, 2])
+    is_label = np.arange(num_labels)[:, None, None, None] == fields.argmax(axis=0)
+    logits = np.where(is_label, height, -height) + rng.normal(size=fields.shape)
+    return logits.astype(np.float32)
+
+
+@pytest.mark.parametrize("num_labels", [3, 40])
+@pytest.mark.parametrize("height", [10.0, 12.0, 16.0, 20.0])
+def test_labels_without_a_crf_are_the_largest_interpolated_logits(height, num_labels, export):
+    logits = swapping_logits(num_labels, (14, 23, 25), height, 2)
+    stored = (31, 38, 44)
+    dense = np.stack([resized(channel.astype(np.float64), stored) for channel in logits])
+    largest = np.partition(dense, -2, axis=0)
+    is_clear = largest[-1] - largest[-2] > 1e-4  # above the rounding of float32
+    found = export(logits, stored, parameters=NO_CRF)
+    for labels in (found.label_map, found.network_label_map):
+        np.testing.assert_array_equal(labels.transpose()[is_clear], dense.argmax(axis=0)[is_clear])
+
+
+@pytest.mark.parametrize("preset", ["default", "sharp"])
+@pytest.mark.parametrize(
+    ("num_labels", "height", "is_cubic", "is_masked"),
+    [(3, 12.0, False, False), (40, 20.0, False, True), (12, 16.0, True, True)],
+    ids=["few", "many", "cubic"],
+)
+def test_streamed_logits_are_refined_as_in_memory(preset, num_labels, height, is_cubic, is_masked):
+    """To the bit, wherever labels take part, and in any pieces."""
+    coarse = (17, 24, 25)
+    stored = (43, 38, 41)
+    logits = swapping_logits(num_labels, coarse, height, 7)
+    ratio = np.divide(coarse, stored)
+    grid_map = GridMap(stored, coarse, np.diag(ratio), 0.5 * ratio - 0.5)
+    interpolation = Interpolation(grid_map, is_cubic=is_cubic)
+    dense = np.empty((num_labels, *stored), np.float32)
+    for channel, target in zip(logits, dense, strict=True):
+        interpolation.fill(channel, target)
+    network_spacing = grid_map.source_spacing(SPACING)
+
+    def read():
+        for label, channel in enumerate(logits):
+            for start in range(0, coarse[0], 5):
+                planes = slice(start, min(start + 5, coarse[0]))
+                yield Piece(slice(label, label + 1), planes, channel[None, planes])
+
+    stream = StreamedNetwork(read, num_labels, coarse, "logits", "logits", Path("logits"))
+    in_memory = dense.transpose(0, 3, 2, 1)
+    rng = np.random.default_rng(0)
+    mask = np.ones(stored, np.bool_)
+    if is_masked:
+        mask = gaussian_filter(rng.normal(size=stored), 4.0) > -0.05
+    settings = {
+        "spacing": SPACING,
+        "parameters": as_parameters(preset),
+        "mask": mask.transpose(),
+        "backend": get_backend("cpu"),
+    }
+    image = rng.normal(100.0, 20.0, stored).astype(np.float32).transpose()
+    streamed, dense_result = (
+        refine_network(network, image, **settings)
+        for network in (
+            CoarseNetwork(stream, interpolation, stored, network_spacing),
+            ArrayNetwork(in_memory, "logits", None, network_spacing),
+        )
     )
+    assert (streamed.label_map != streamed.network_label_map).any()
+    np.testing.assert_array_equal(streamed.label_map, dense_result.label_map)
+    np.testing.assert_array_equal(streamed.network_label_map, dense_result.network_label_map)
+    assert streamed.report.num_iterations == dense_result.report.num_iterations
+    sets = streamed.channels.tiles.sets
+    planes = slice(0, stored[0])
+    for label in range(num_labels):
+        takes_part = sets.grid.voxels(sets.domains[label] & sets.active) & mask
+        one, other = (
+            result.channels.channel(label, planes)[takes_part]
+            for result in (streamed, dense_result)
+        )
+        np.testing.assert_array_equal(one, other)
 
 
 STORED = (21, 26, 30)

@@ -51,13 +51,19 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
 
 
 def plan_array(
-    source: DenseChannels, box: Box | None, image: GridImage, case: StoredCase
+    source: DenseChannels,
+    box: Box | None,
+    image: GridImage,
+    case: StoredCase,
+    *,
+    is_interpolated: bool = False,
 ) -> tuple[TilePlan | None, Labels | None]:
     """Return the labels of each tile of a case in memory, or None if tiles save no work.
 
     The source has the channels as they are, (L, *grid) with at most MAX_DIMS axes; `image` is that
-    of the mask's bounding box, normalized. The second result is the network's label map, if the
-    pass over the channels tells it.
+    of the mask's bounding box, normalized. Logits interpolated from a coarser grid are planned as
+    those that stream (`plan_coarse`): the result must not depend on the memory. The second result
+    is the network's label map, if the pass over the channels tells it.
     """
     values = source.values
     spec = case.model
@@ -83,6 +89,8 @@ def plan_array(
         mask = np.ascontiguousarray(image.mask).reshape(grid.shape)
         image = replace(image, mask=mask.reshape(channels.shape[1:]))
     can_sample = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    if is_interpolated:
+        can_sample = False
     if can_sample and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
@@ -97,6 +105,9 @@ def plan_array(
         grid, source, presence, image, spec, threshold, settled=settled, precision=threshold
     )
     sets = problem.label_sets()
+    if is_interpolated:
+        problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
+        return TilePlan(problem, sets, survey.best_by_tile(), box=box, labels=labels), labels
     is_direct = choose_tiles(problem, sets, threads, survey)
     if is_direct is None:
         return None, labels

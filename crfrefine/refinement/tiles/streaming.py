@@ -348,7 +348,7 @@ def survey_stream(
     kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
     while True:
-        survey = Survey(grid, run, mask, context.threads)
+        survey = Survey(grid, run, mask, context.threads, has_ranges=reach is not None)
         look = Look(survey.is_equal)
         store = StoredChannels(grid, run.num_labels, stream.read)
         candidates = Candidates(store, thresholds, context, reach)

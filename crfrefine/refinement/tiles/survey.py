@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine.arrays.padding import padding_among
+from crfrefine.refinement.tiles.grid import tile_rows
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
@@ -55,10 +56,18 @@ class Survey:
             a bias.
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability
             in a tile, inside the mask.
+        ranges: (2, L, *tiles) float32, the smallest and the largest value of a channel in a tile;
+            no label without `has_ranges`.
     """
 
     def __init__(
-        self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None
+        self,
+        grid: TileGrid,
+        run: MeanFieldSpec,
+        mask: Bool | None,
+        threads: int | None,
+        *,
+        has_ranges: bool = False,
     ) -> None:
         """Start with no channel.
 
@@ -80,6 +89,8 @@ class Survey:
             self.largest = np.empty(grid.shape, np.float32)
         shape_of_margins = (self.num_labels, *grid.counts)
         self.margins = np.full(shape_of_margins, -np.inf, np.float32)
+        num_ranges = self.num_labels if has_ranges else 0
+        self.ranges = np.empty((2, num_ranges, *grid.counts), np.float32)
         # Lowest `log_sum` of each tile; None means that channels were added since it was found.
         self._lowest_sums: Float32 | None = None
         self._engine = grid.engine(threads)
@@ -96,6 +107,13 @@ class Survey:
         self._engine.survey(
             values, first_plane, label, *settings, self.mask, *results, self.margins[label]
         )
+        if self.ranges.size:
+            part = self.grid.with_planes(len(values))
+            rows = tile_rows(first_plane, first_plane + len(values))
+            for of_label, ufunc in zip(
+                self.ranges[:, label], (np.minimum, np.maximum), strict=True
+            ):
+                of_label[rows] = part.reduced(ufunc, values, np.float32)
 
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
