@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.interpolated import describe_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
@@ -158,15 +159,16 @@ def find_cases(
     num_channels, num_modalities, num_axes = _common_sizes(headers)
     regions = None
     declared = None
+    notes = [*advice, *cases.notes]
     if num_channels == 0:
-        declared = declared_labels(files, descriptions, num_labels) or _largest_label(
-            files, data, reading
-        )
+        declared = declared_labels(files, descriptions, num_labels)
+        if declared is None:
+            declared, notes_on_borders = _largest_label(files, data, reading)
+            notes += notes_on_borders
         num_channels = declared.num_labels
     else:
         regions = _regions_of_channels(headers, reading, num_channels)
 
-    notes = [*advice, *cases.notes]
     if left_out:
         notes.insert(0, describe_left_out(left_out, len(cases)))
     if regions is not None:
@@ -322,21 +324,29 @@ def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str,
 
 def _largest_label(
     files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
-) -> DeclaredLabels:
+) -> tuple[DeclaredLabels, list[str]]:
     """Return the labels up to the largest one of all label maps and references.
 
+    With them comes a note if the borders of one were interpolated, as its labels are none then.
     Call this if nothing else says how many labels there are: it reads every file.
     """
 
-    def largest_of(case: CaseFiles, _: int) -> int:
+    def largest_of(case: CaseFiles, _: int) -> tuple[int, str]:
         largest = 1
+        note = ""
         for path, mapping in _label_maps_of(case, reading):
             labels, _found = map_labels(io.read_labels(path).data, mapping)
             largest = max(largest, int(labels.max(initial=1)))
-        return largest
+            remark = describe_interpolated(labels.T)
+            if remark is not None:
+                note = note or f"{path}: {remark}"
+        return largest, note
 
-    largest = max(require_all(largest_of, files, data.images))
-    return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+    of_cases = require_all(largest_of, files, data.images)
+    largest = max(number for number, _ in of_cases)
+    notes = [note for _, note in of_cases if note]
+    declared = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+    return declared, notes[:1]
 
 
 def _label_maps_of(

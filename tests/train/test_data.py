@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli_helpers import load_nifti, save_nifti
 from io_helpers import save_seg
+from scipy.ndimage import gaussian_filter
 from training_helpers import (
     FINER,
     GRID_SHAPE,
@@ -203,6 +204,19 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
             make_folds(7, asked, 0)
+
+
+def test_interpolated_borders_are_noted_where_nothing_declares_the_labels(tmp_path):
+    write_cases(tmp_path, 2)
+    for seed in range(2):
+        case = phantom(seed)
+        labels = case.logits.argmax(axis=0).astype(np.uint8)
+        save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, case.affine)
+    assert not any("thin layers" in note for note in find_cases(locate_folders(tmp_path)).notes)
+    soft = gaussian_filter(255.0 * (labels > 0), 0.6)
+    save_nifti(tmp_path / "logits" / "case1.nii.gz", np.rint(soft).astype(np.uint8), case.affine)
+    (note,) = (note for note in find_cases(locate_folders(tmp_path)).notes if "thin layers" in note)
+    assert "logits/case1.nii.gz: " in note
 
 
 def test_all_cases_have_the_same_labels(tmp_path):
