@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +48,13 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
-from crfrefine.runs.contents import LABEL_MAP, changed_inputs, content_of, contents_of_inputs
+from crfrefine.runs.contents import (
+    LABEL_MAP,
+    Content,
+    changed_inputs,
+    content_of,
+    contents_of_inputs,
+)
 from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
@@ -59,6 +65,7 @@ from crfrefine.runs.records import (
     time_of_change,
     times_of_strokes,
 )
+from crfrefine.runs.stale import all_files, remove_stale
 
 _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
@@ -74,6 +81,10 @@ class Task:
     outputs: OutputFiles
     # The record of existing outputs, with --continue; None means that the case is refined.
     earlier: CaseRecord | None = None
+    # Files that earlier runs wrote for the case, and the contents of the inputs that they are of if
+    # the settings were those of this run; and files of unknown origin under names of its outputs.
+    before: Mapping[Path, Mapping[str, Content]] = field(default_factory=dict)
+    unknown: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,8 @@ def finish_case(
         result, names, segments = _refine(settings, work, observer, turns)
         if turns is not None:
             turns.end_computing()
-        _write(settings, work, result, names, segments, turns)
+        for note in _write(settings, work, result, names, segments, turns):
+            observer.note(note, case_id=record.case_id)
     return record
 
 
@@ -376,8 +388,8 @@ def _write(
     names: Names,
     segments: tuple[Segment, ...],
     turns: Turns | None,
-) -> None:
-    """Write a refined case, and close its record; the images are freed.
+) -> list[str]:
+    """Write a refined case, and close its record; the images are freed. Return notes.
 
     Each file is written whole or not at all, and the label map last.
     """
@@ -392,23 +404,19 @@ def _write(
         picture = _draw(work.case, result, names)
     work.case = None
 
-    for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
-        if path is not None:
-            write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
-    if outputs.archive is not None:
-        _write_archive(outputs.archive, outputs.properties, like, result, threads)
-    if outputs.preview is not None and picture is not None:
-        write_small_file(outputs.preview, picture)
-    if outputs.structures or outputs.folder is not None:
-        if turns is not None:
-            turns.wait_to_name()  # The files of structures are written by other threads.
-        _write_structures(outputs, like, segments, threads)
+    written = _write_beside(outputs, like, result, segments, picture, threads, turns)
+    if turns is not None and (work.task.before or work.task.unknown):
+        turns.wait_to_name()  # Until then a run may end that leaves the case as it was.
+    notes = list(remove_stale(outputs, work.task.before, work.task.unknown, record, written))
+    record.notes += notes
     if not segments:
         segments = named_segments(names.labels)
     write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)
     record.contents[LABEL_MAP] = content_of(files_written(outputs.label_map))
+    folder = outputs.label_map.parent
+    record.files = tuple(str(path.relative_to(folder)) for path in all_files(written))
     # Nothing below can fail: a failed case has no outputs.
     record.output = outputs.label_map
     record.preview = outputs.preview
@@ -418,6 +426,34 @@ def _write(
     if outputs.structures:
         record.structures = next(iter(outputs.structures)).parent
     record.status = "done"
+    return notes
+
+
+def _write_beside(
+    outputs: OutputFiles,
+    like: Volume,
+    result: RefinementResult,
+    segments: tuple[Segment, ...],
+    picture: bytes | None,
+    threads: int,
+    turns: Turns | None,
+) -> list[Path]:
+    """Write the files beside the label map; return them, and its own."""
+    written = list(outputs.all())
+    for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
+        if path is not None:
+            write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
+    if outputs.archive is not None:
+        _write_archive(outputs.archive, outputs.properties, like, result, threads)
+        if outputs.properties is not None:
+            written.append(outputs.archive.with_suffix(".pkl"))
+    if outputs.preview is not None and picture is not None:
+        write_small_file(outputs.preview, picture)
+    if outputs.structures or outputs.folder is not None:
+        if turns is not None:
+            turns.wait_to_name()  # The files of structures are written by other threads.
+        written += _write_structures(outputs, like, segments, threads)
+    return written
 
 
 def _write_archive(
@@ -447,8 +483,8 @@ def _write_archive(
 
 def _write_structures(
     outputs: OutputFiles, like: Volume, segments: tuple[Segment, ...], threads: int
-) -> None:
-    """Write one binary file per structure or label, as requested; `like` has the labels."""
+) -> list[Path]:
+    """Write and return one binary file per structure or label; `like` has the labels."""
     labels = like.data
     number_of_file = dict(outputs.structures)
     if outputs.folder is not None:
@@ -460,6 +496,7 @@ def _write_structures(
         write_label_map(path, (labels == number).view("u1"), like, segments=described)
 
     run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
+    return list(number_of_file)
 
 
 def _channels(

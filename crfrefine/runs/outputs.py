@@ -38,6 +38,9 @@ from crfrefine.runs.records import RECORD_FOLDER
 _MAX_OF_A_STEM = 100
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
 
+# After the name of the case: of probabilities, logits and the preview.
+_ENDINGS = ("_probabilities.nii.gz", "_logits.nii.gz", "_preview.png")
+
 # The first and the last bytes of a PNG file.
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -70,6 +73,16 @@ class OutputFiles:
         optional = (self.probabilities, self.logits, self.preview, self.archive)
         requested = [path for path in optional if path is not None]
         return (*requested, *self.structures, self.label_map)
+
+    def others_there(self) -> list[Path]:
+        """Return files of options that are not given now, which are there all the same."""
+        stem = stem_of(self.label_map)
+        others = []
+        for ending in _ENDINGS:
+            path = self.label_map.with_name(stem + ending)
+            if path not in self.all() and path.is_file():
+                others.append(path)
+        return others
 
     def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
         """Return the segment of each file in the folder.
@@ -176,11 +189,11 @@ def _outputs_of(
     logits = None
     preview = None
     if options.save_probabilities:
-        probabilities = label_map.with_name(f"{stem}_probabilities.nii.gz")
+        probabilities = label_map.with_name(stem + _ENDINGS[0])
     if options.save_logits:
-        logits = label_map.with_name(f"{stem}_logits.nii.gz")
+        logits = label_map.with_name(stem + _ENDINGS[1])
     if options.preview:
-        preview = label_map.with_name(f"{stem}_preview.png")
+        preview = label_map.with_name(stem + _ENDINGS[2])
     outputs = OutputFiles(label_map, probabilities, logits, preview)
     if not options.save_structures:
         return outputs

@@ -43,7 +43,7 @@ from crfrefine.runs.outputs import (
     plan_outputs,
 )
 from crfrefine.runs.records import READING, RunSummary, record_path
-from crfrefine.runs.states import take_up
+from crfrefine.runs.states import files_before, take_up
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if device != "cpu" and not options.dask:
         # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
         used_device = options.device
+    tasks = _with_files_there(tasks, all_outputs, options, summary)
     left: list[str] = []
     if options.resume:
         tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
@@ -294,6 +295,26 @@ def _summary_of(
         declared_labels=() if reading.declared is None else reading.declared.numbers,
         **from_options,
     )
+
+
+def _with_files_there(
+    tasks: Sequence[Task],
+    all_outputs: Sequence[OutputFiles],
+    options: InferenceOptions,
+    summary: RunSummary,
+) -> list[Task]:
+    """Return the tasks with the files of their cases that are there and may be of other runs."""
+    before = {}
+    if not options.writes_file:
+        before = files_before(options.output, summary)
+    planned = {path for outputs in all_outputs for path in outputs.all()}
+    found = []
+    for task in tasks:
+        recorded = before.get(task.files.case_id, {})
+        replaceable = {path: made_of for path, made_of in recorded.items() if path not in planned}
+        unknown = set(task.outputs.others_there()) - planned - recorded.keys()
+        found.append(replace(task, before=replaceable, unknown=tuple(sorted(unknown))))
+    return found
 
 
 def _with_earlier_records(

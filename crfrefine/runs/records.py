@@ -84,6 +84,7 @@ class CaseRecord(Record):
     logits: Path | None = None
     preview: Path | None = None
     structures: Path | None = None
+    files: tuple[str, ...] = ()  # all that were written, relative to the folder of the label map
     grid_shape: tuple[int, ...] | None = None  # voxels along each axis
     spacing: tuple[float, ...] | None = None  # mm, one per grid axis
     num_labels: int | None = None  # L, background included

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
-from crfrefine.io.paths import files_written, require_file
-from crfrefine.runs.contents import LABEL_MAP, content_of
+from crfrefine.io.paths import files_written, require_file, stem_of
+from crfrefine.runs.contents import LABEL_MAP, Content, content_of
 from crfrefine.runs.records import (
     RECORD_FOLDER,
     SCHEMA,
@@ -239,6 +239,27 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
                 others = [label_map.parent / path.name for path in paths if path is not None]
             states[case_id] = recorded.state_of(case_id, label_map, others, run)
     return list(states.values())
+
+
+def files_before(folder: Path, now: RunSummary) -> dict[str, dict[Path, Mapping[str, Content]]]:
+    """Return the files that earlier runs into a folder have written for each case, by its name.
+
+    With the contents of the inputs that they were made of, or none if this run has other settings.
+    """
+    found: dict[str, dict[Path, Mapping[str, Content]]] = {}
+    for run in read_records(folder).runs:
+        is_same = run.version == now.version and not _differing(run.settings, now.settings)
+        for record in run.cases:
+            if record.output is None or record.case_id not in run.all_cases:
+                continue
+            label_map = folder / run.all_cases[record.case_id]
+            for name in map(Path, record.files):
+                # Whoever wrote the record, no other file is taken for one of the case.
+                is_of_case = name.parts[:1] and name.parts[0].startswith(stem_of(label_map))
+                if is_of_case and len(name.parts) <= 2 and ".." not in name.parts:
+                    path = label_map.parent / name
+                    found.setdefault(record.case_id, {})[path] = record.contents if is_same else {}
+    return found
 
 
 def take_up(

@@ -112,7 +112,8 @@ def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders
         "skipped",
     ]
     save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
-    said = run(folders, "--continue", "--output-format", ".nii")
+    same = ("--set", "bilateral.weight=2")
+    said = run(folders, "--continue", "--output-format", ".nii", *same)
     assert "1 case (c): no record of its label map" in said
     shutil.rmtree(folders.output / RECORD_FOLDER)
     assert "3 cases (a, b, c): no record of its label map" in run(folders, "--continue")
@@ -456,3 +457,54 @@ def test_scores_are_those_of_plain_counts():
             wanted = 2 * (one & is_in[2]).sum() / total if total else None
             assert row[f"dice_{when}"] == (wanted if wanted is None else pytest.approx(wanted))
     assert all(row["dice_after"] is None for row in score_labels(before, after, None, 6)[0])
+
+
+def everything_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.nii.gz"))
+
+
+EXTRAS = ("--save-structures", "--save-probabilities", "--save-logits", "--preview")
+
+
+def test_files_of_a_case_that_are_of_other_parameters_are_removed(folders):
+    """A label vanishes, and other files are not asked for again. What somebody else put there, and
+    what is still right, stays.
+    """
+    run(folders, *EXTRAS)
+    first = everything_of(folders.output)
+    assert {"a/Label_2.nii.gz", "a_logits.nii.gz"} <= {*first}
+    mine = folders.output / "a" / "mine.nii.gz"
+    shutil.copy(folders.output / "a.nii.gz", mine)
+    run(folders, "--save-structures")
+    assert everything_of(folders.output) == sorted([*first, "a/mine.nii.gz"])
+
+    larger = ("--set", "postprocess.min_component_ml=1", "--allow-vanishing")
+    said = run(folders, "--save-structures", *larger)
+    left = everything_of(folders.output)
+    assert not [name for name in left if "logits" in name or "probabilities" in name]
+    assert not [*folders.output.glob("*.png")]
+    for case_id in "abc":
+        there = set(np.unique(load_nifti(folders.output / f"{case_id}.nii.gz"))) - {0}
+        names = {f"{case_id}/Label_{label}.nii.gz" for label in there}
+        assert {name for name in left if name.startswith(f"{case_id}/Label")} == names
+    assert len(left) < 3 * 4 + 1
+    assert "files of an earlier result are removed: " in said
+    assert "files that are no result of this run are left: mine.nii.gz" in said
+    assert mine.is_file()
+
+
+def test_files_that_no_record_has_are_named_and_left(folders, tmp_path):
+    """As of a single output file, or of an older version; the output of another case is neither."""
+    shutil.copy(folders.logits / "b.nii.gz", folders.logits / "a_logits.nii.gz")
+    for modality in ("0000", "0001"):
+        image = folders.images / f"b_{modality}.nii.gz"
+        shutil.copy(image, folders.images / f"a_logits_{modality}.nii.gz")
+    run(folders, *EXTRAS[1:2])
+    shutil.rmtree(folders.output / RECORD_FOLDER)
+    said = run(folders, "--set", "bilateral.weight=2", "-v")
+    for case_id in ("a", "b", "c", "a_logits"):
+        name = f"{case_id}_probabilities.nii.gz"
+        assert f"{case_id}: files that are no result of this run are left: {name}\n" in said
+        assert (folders.output / name).is_file()
+    assert (folders.output / "a_logits.nii.gz").is_file()
+    assert "removed" not in said

@@ -1,0 +1,61 @@
+"""Files of earlier results of a case, which do not belong to its new result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from crfrefine.base.text import listed
+from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.paths import files_written, suffix_of
+from crfrefine.runs.contents import LABEL_MAP, Content
+from crfrefine.runs.outputs import OutputFiles
+from crfrefine.runs.records import CaseRecord
+
+
+def all_files(paths: Iterable[Path]) -> list[Path]:
+    """Return files, each once, and the separate files of their voxels."""
+    return [file for path in dict.fromkeys(paths) for file in files_written(path)]
+
+
+def remove_stale(
+    outputs: OutputFiles,
+    before: Mapping[Path, Mapping[str, Content]],
+    unknown: Sequence[Path],
+    record: CaseRecord,
+    written: Sequence[Path],
+) -> Iterator[str]:
+    """Remove files of a case that are of other parameters, options or inputs; yield notes.
+
+    Such is the file of a label that has vanished. `before` has the files by the records of earlier
+    runs, and the contents of the inputs that they were made of if their settings were those of this
+    run. Files that no record has, `unknown`, are only named.
+    """
+    kept = set(all_files(written))
+    made_of = _checksums(record.contents)
+    removed = []
+    for path, contents in before.items():
+        if path in kept or _checksums(contents) == made_of or not path.is_file():
+            continue
+        check_replaceable(path)
+        path.unlink(missing_ok=True)
+        removed.append(path.name)
+        if path.parent != outputs.label_map.parent:
+            with suppress(OSError):  # It holds other files.
+                path.parent.rmdir()
+    if removed:
+        yield f"files of an earlier result are removed: {listed(removed)}"
+    left = {path for path in unknown if path.is_file()}
+    if outputs.folder is not None:
+        left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
+    names = sorted(path.name for path in left - kept - before.keys())
+    if names:
+        yield f"files that are no result of this run are left: {listed(names)}"
+
+
+def _checksums(contents: Mapping[str, Content]) -> dict[str, str | None]:
+    """Return the checksums of the inputs of a case."""
+    return {
+        kind: content.get("checksum") for kind, content in contents.items() if kind != LABEL_MAP
+    }
