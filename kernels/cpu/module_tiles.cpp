@@ -116,7 +116,9 @@ class Tiles {
         if (best_biased) require_grid(tiling_, *best_biased);
         require_size(tile_margin, tiling_.num_tiles(), "expected room for one margin per tile");
         float* const biased = best_biased ? best_biased->data() : nullptr;
-        const Survey state{log_sum.data(), best.data(),         labels.data(), is_equal.data(),
+        // As bytes: reading a byte other than 0 and 1 as a bool is undefined.
+        uint8_t* const equal = reinterpret_cast<uint8_t*>(is_equal.data());
+        const Survey state{log_sum.data(), best.data(),         labels.data(), equal,
                            biased,         inverse_temperature, bias};
         const Channel<T> channel = channel_of<T>(values);
         run_pool(threads_, [&](ThreadPool& pool) {
@@ -339,7 +341,7 @@ class LabelSets {
             }
             std::optional<Borders> borders;
             const int64_t extents[3] = {reach[0], reach[1], reach[2]};
-            if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
+            if (may_matter) borders.emplace(set_, mask_data(may_matter), extents, pool);
             const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold),
                                     exceeds.data()};
             outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels,

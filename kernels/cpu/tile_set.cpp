@@ -89,7 +89,7 @@ void find_open_voxels(const TileSet& set, const float* logits, float temperature
     });
 }
 
-Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3],
+Borders::Borders(const TileSet& set, const uint8_t* may_matter, const int64_t (&reach)[3],
                  ThreadPool& pool)
     : num_words_((set.tiling.tile_voxels() + 63) / 64), first_(set.num_entries(), -1) {
     const Tiling& tiling = set.tiling;

@@ -86,7 +86,7 @@ LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row);
 class Borders {
    public:
     // may_matter: (label, tile). reach: voxels along each axis after which every kernel ends.
-    Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3],
+    Borders(const TileSet& set, const uint8_t* may_matter, const int64_t (&reach)[3],
             ThreadPool& pool);
 
     // Calls body(place among the tile's voxels) for such voxels of an entry until it returns true;

@@ -84,7 +84,7 @@ void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t fir
                         store_some(survey.log_sum + n, a, left);
                         store_some(survey.best + n, logit, left);
                         std::fill(survey.label + n, survey.label + n + lanes, uint16_t{0});
-                        std::fill(survey.is_equal + n, survey.is_equal + n + lanes, true);
+                        std::fill(survey.is_equal + n, survey.is_equal + n + lanes, uint8_t{1});
                     } else {
                         sum = load_some(survey.log_sum + n, left);
                         if (any_lane(a - sum > kNegligible)) {
@@ -98,10 +98,10 @@ void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t fir
                             for (int64_t i = 0; i < lanes; ++i)
                                 if (more[i]) survey.label[n + i] = static_cast<uint16_t>(label);
                         }
-                        if (!all_lanes(survey.is_equal + n, left, false)) {
+                        if (!all_lanes(survey.is_equal + n, left, uint8_t{0})) {
                             const vint differs = logit != best;
                             for (int64_t i = 0; i < lanes; ++i)
-                                survey.is_equal[n + i] &= !differs[i];
+                                if (differs[i]) survey.is_equal[n + i] = 0;
                         }
                     }
                     vfloat margin = a - sum;

@@ -118,7 +118,7 @@ struct Survey {
     float* log_sum;  // log of the sum over the channels so far of exp((logit + bias) / temperature)
     float* best;     // the largest logit so far
     uint16_t* label;     // its label, the lowest of equal ones
-    bool* is_equal;      // whether all channels so far have exactly the same logit
+    uint8_t* is_equal;   // 1 where all channels so far have exactly the same logit, else 0
     float* best_biased;  // the largest logit + bias so far; nullptr: no label has a bias
     float inverse_temperature;
     float bias;  // of the label that is looked at
