@@ -149,3 +149,32 @@ def test_compiling_gives_the_same_bits(given):
         loss = (found - found.detach().roll(1)).square().sum()
         results.append([found.detach(), *torch.autograd.grad(loss, leaves)])
     torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("filter_name", ["grid", "lattice", "truncated"])
+def test_a_call_follows_its_tensors_and_kernels_are_of_what_they_were_built_of(filter_name, given):
+    """Whatever changes in place, by PyTorch, by a view or by the array that shares the memory."""
+    changes = {
+        "intensity.normalization": "none",
+        "bilateral.theta_beta": 0.3,
+        "mean_field.filter": filter_name,
+    }
+    logits, image = given[0], given[1][:, :1].contiguous()
+    layer = CrfRnn(3, 1, 3, CrfParameters().replace(**changes))
+    spacing = torch.tensor(SPACING)
+    mask = torch.ones(GRID, dtype=torch.bool)
+    mask[:2] = False
+    arguments = (logits, image, spacing, mask)
+    layer(*arguments)
+    kernels = layer.build_kernels(image, spacing, mask)
+    expected = layer(logits, image, kernels=kernels)
+
+    image.numpy()[..., ::2] *= 40
+    image[:, :, 1:3].neg_()
+    mask.logical_not_()
+    spacing.numpy()[:] *= 2
+    assert torch.equal(layer(logits, image, kernels=kernels), expected)
+    logits.numpy()[:, 1] -= 3
+    fresh = [argument.clone() for argument in arguments]
+    assert torch.equal(layer(*arguments), layer(*fresh))
+    assert not torch.allclose(layer(*arguments), expected, atol=0.1)
