@@ -182,9 +182,8 @@ def refine(
 
     drawn = None
     if strokes is not None:
-        values = np.asarray(arrays["strokes"])
         drawn = Strokes.of_array(
-            values,
+            np.asarray(arrays["strokes"]),
             form.network.shape[1:],
             form.num_labels,
             background=strokes_background,
@@ -201,6 +200,7 @@ def refine(
         allow_vanishing=allow_vanishing,
         strokes=drawn,
     )
+    result.channels.watch(values)
     return replace(result, notes=(*form.notes, *result.notes))
 
 

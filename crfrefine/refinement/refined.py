@@ -14,9 +14,10 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
-from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
+from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_rows
 from crfrefine.refinement.tiles.running import RefinedTiles
@@ -73,8 +74,10 @@ class RefinedChannels:
                 self.marginals = outcome.marginals
         self._box = box or tuple(slice(0, extent) for extent in self._shape)
 
-        # The network's logits, or probabilities, (L, *grid), which must not change.
+        # The network's logits, or probabilities, (L, *grid), which must not change, and their
+        # checksum if a caller may do that.
         self._network: Float32 | None = None
+        self._checksum: int | None = None
         if not self.is_array and not self.is_streamed:
             self._network = prepared.logits
         self._is_probability = prepared.is_probability
@@ -82,6 +85,22 @@ class RefinedChannels:
             assert plan.labels is not None
             plan.labels.setflags(write=False)  # They are shown to the user, too.
             self._labels = self._settled(plan.labels)
+
+    def watch(self, given: Array) -> None:
+        """Remember a checksum of the network's values if they are those of a caller's array."""
+        if self._network is not None and np.may_share_memory(self._network, given):
+            self._checksum = _checksum_of(self._network)
+
+    def require_unchanged(self) -> None:
+        """Raise InputError if the caller has changed the network's values since `watch`."""
+        if self._network is None or self._checksum is None:
+            return
+        if _checksum_of(self._network) != self._checksum:
+            raise InputError(
+                "the array of logits was changed after it was refined, and the logits and "
+                "marginals of a result are partly made from it when they are asked for; ask for "
+                "them before you change it, or give `refine` a copy"
+            )
 
     def match_volumes(self, counts: Integers, network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits, which gives labels these numbers of voxels.
@@ -332,6 +351,16 @@ class RefinedChannels:
             sums[tiles] += np.exp(logits - largest[tiles])
         self._log_sums[temperature] = largest + np.log(sums)
         return self._log_sums[temperature]
+
+
+def _checksum_of(channels: Float32) -> int:
+    """Return the checksum of (channels, *grid) values."""
+    from isal import isal_zlib
+
+    checksum = 0
+    for channel in channels:
+        checksum = isal_zlib.crc32(np.ascontiguousarray(channel), checksum)
+    return checksum
 
 
 def _whole_energy(tiles: RefinedTiles, plan: TilePlan) -> tuple[float, ...]:

@@ -89,6 +89,8 @@ class RefinementResult(Reported):
                     is_same = mine == theirs
                 if not is_same:
                     return False
+        for channels in (self.channels, other.channels):
+            channels.require_unchanged()
         mine = self.order.to_user(self.channels.dense())
         theirs = other.order.to_user(other.channels.dense())
         return np.array_equal(mine, theirs)
@@ -114,9 +116,10 @@ class RefinementResult(Reported):
         """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds.
 
         Outside the mask they are the input over the temperature. The array is put together when
-        first asked for, where labels took no part from the input's array, which must not have
-        changed.
+        first asked for, where labels took no part from the input's array. Raises InputError if the
+        caller has changed that since.
         """
+        self.channels.require_unchanged()
         return self.order.to_user(self.channels.dense())
 
     @cached_property
@@ -128,6 +131,8 @@ class RefinementResult(Reported):
         """
         channels = self.channels
         is_kept = "logits" in vars(self) or channels.is_array
+        if not is_kept:
+            channels.require_unchanged()
         computed = channels.marginals
         order = self.order
         if computed is not None and self.output_temperature == 1.0:
@@ -141,6 +146,7 @@ class RefinementResult(Reported):
 
         Arguments and errors as for `marginals_at`.
         """
+        self.channels.require_unchanged()
         return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
     def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
@@ -152,7 +158,8 @@ class RefinementResult(Reported):
             mask: (*grid), nonzero at the voxels; it may differ from the mask given to `refine`.
 
         Raises:
-            InputError: the mask has another shape than the grid, or values that are not finite.
+            InputError: the mask has another shape than the grid, or values that are not finite; or
+                the caller has changed the input's array.
         """
         return self._probabilities(self.logits_at(mask), in_place=True)
 

@@ -523,3 +523,26 @@ def test_a_result_does_not_change_with_the_mask():
     result = refine(replace(case, mask=mask), ON_TILES)
     mask[:] = ~mask
     np.testing.assert_array_equal(result.logits, expected)
+
+
+@pytest.mark.parametrize("parameters", [PARAMETERS, ON_TILES], ids=["box", "tiles"])
+def test_logits_that_were_changed_since_are_an_error_where_they_are_still_needed(parameters):
+    case = case_in_a_corner()
+    logits = case.logits.copy()
+    given = replace(case, logits=logits)
+    before = refine(given, parameters)
+    kept = refine(given, parameters)
+    expected = kept.logits.copy()
+    inside = kept.marginals_at(case.mask)
+    logits[:, ::2] = logits[::-1, ::2]
+    for ask in (
+        lambda: before.logits,
+        lambda: before.marginals,
+        lambda: before.marginals_at(case.mask),
+        lambda: before == kept,
+    ):
+        with pytest.raises(InputError, match="changed after it was refined"):
+            ask()
+    np.testing.assert_array_equal(kept.logits, expected)
+    np.testing.assert_allclose(kept.marginals[:, case.mask], inside, atol=1e-6)
+    assert before.changes.voxels_changed == kept.changes.voxels_changed
