@@ -6,8 +6,10 @@ Whoever uses other names gives a pattern in place of the folder.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
@@ -20,6 +22,7 @@ STRUCTURES = ("{case}/segmentations/{label}", "{case}/{label}", "{case}/{case}_{
 LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels")
 MASK_WORDS = ("mask", "brainmask")
 SCORE_WORDS = ("logits", "probabilities", "probseg", "softmax")
+OTHER_WORDS = (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS)
 # Names of images in folders that structures cannot have; a label map is beside them.
 IMAGE_WORDS = ("ct", "mri", "image", "imaging", "img", "volume", "t1", "t2", "flair")
 _LABELED = f"{{case}}_{{{','.join(LABEL_WORDS)}}}"
@@ -39,12 +42,20 @@ class Kind:
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
-    expected: str = ""  # of a case without a file, in place of CASE
+    expected: str = "CASE.nii.gz or the like"  # of a case without a file
 
     @property
     def one(self) -> str:
         """A single one, for messages."""
         return "one label map" if self is LABEL_MAP else f"one file of {self.what}"
+
+    def added(self, case: CaseFiles, path: Path) -> CaseFiles:
+        """Return a case with its file of this kind."""
+        if self is MASK:
+            return replace(case, mask=path)
+        if self is LABELS:
+            return replace(case, labels=path)
+        return replace(case, logits=(path,))
 
 
 LOGITS = Kind(
@@ -87,3 +98,26 @@ def without_word(name: str, words: Collection[str]) -> str:
     """Return a name without `_` and one of some words at its end, such as `_seg`."""
     start, _, word = name.rpartition("_")
     return start if start and word in words else name
+
+
+# The folders of a data set by the kind of their files; the first that is there counts.
+DATASET_FOLDERS = {
+    "images": ("images", "imagesTr", "imagesTs"),
+    "labels": ("labels", "labelsTr", "labelsTs"),
+    "logits": ("logits",),
+    "masks": ("masks",),
+}
+
+
+def find_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of a data set by the kind of their files."""
+    places: dict[str, Path] = {}
+    for kind, names in DATASET_FOLDERS.items():
+        for name in names:
+            if (folder / name).is_dir():
+                places.setdefault(kind, folder / name)
+    if "images" in places:  # The labels of imagesTs are in labelsTs.
+        labels = folder / places["images"].name.replace("images", "labels")
+        if labels.is_dir():
+            places["labels"] = labels
+    return places

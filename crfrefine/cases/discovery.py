@@ -24,6 +24,7 @@ from crfrefine.cases.conventions import (
     MASK,
     MASK_WORDS,
     NUMBERED,
+    OTHER_WORDS,
     SCORE_WORDS,
     STROKES,
     STRUCTURES,
@@ -37,6 +38,7 @@ from crfrefine.cases.patterns import (
     check_pattern,
     find_matches,
     folder_of,
+    holds_many,
     is_pattern,
     list_files,
     names_part,
@@ -85,35 +87,31 @@ def discover_cases(
     for path in (*image_paths, *logits_paths):
         if not path.exists() and not is_pattern(path):
             raise InputError(f"{path}: no such file or folder")
+        if len(image_paths) > 1 and path in image_paths and holds_many(path):
+            raise InputError(
+                f"{path}: give one folder of images, one pattern, or the files of one case"
+            )
 
-    others = [place for place in (*logits_paths, masks, labels) if place is not None]
-    holds_many = False
-    for path in image_paths:
-        if path.is_dir() or is_pattern(path):
-            holds_many = True
-            if len(image_paths) > 1:
-                raise InputError(
-                    f"{path}: give one folder of images, one pattern, or the files of one case"
-                )
-    if holds_many:
-        cases = _cases_of_images(image_paths[0], others)
-    else:
+    is_single = not holds_many(image_paths[0])
+    if is_single:
         cases = CaseList([_case_of_files(image_paths)])
-
-    if holds_many and include_imageless:
-        cases = _with_imageless(cases, image_paths[0], labels, logits_paths)
+    else:
+        output = next(iter(logits_paths), None)
+        cases = _cases_of_images(image_paths[0], output, masks, labels)
+        if include_imageless:
+            cases = _with_imageless(cases, image_paths[0], ((output, LOGITS), (labels, LABELS)))
     if logits_paths:
         cases = with_logits(
             cases,
             logits_paths,
             are_labels=input_type == "labels",
-            is_single=not holds_many,
+            is_single=is_single,
             first_label=int(add_background),
         )
     if masks is not None:
-        cases = _with_companions(cases, masks, MASK)
+        cases = with_files(cases, masks, MASK)
     if labels is not None:
-        cases = _with_companions(cases, labels, LABELS)
+        cases = with_files(cases, labels, LABELS)
     return cases
 
 
@@ -143,116 +141,89 @@ def _case_of_files(paths: tuple[Path, ...]) -> CaseFiles:
     return CaseFiles(stem.removesuffix("_0000") or stem, paths)
 
 
-def _cases_of_images(place: Path, others: Sequence[Path]) -> CaseList:
+def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> CaseList:
     """Return the cases of a folder or of a pattern of images; InputError if there is none.
 
-    `others` are where other files of the cases are.
+    `output` and `others` are where other files of the cases are.
     """
-    notes: list[str] = []
-    if is_pattern(place):
-        matches = _images_of_pattern(place, others, notes)
-    else:
-        matches = _images_of_folder(place, others, notes)
+    images, beside = _find_images(place, output, *others)
+    if not images:
+        raise _no_case(place)
+    names = [match.path.name for match in images]
+    if not is_pattern(place) and all(find_patterns(names)):
+        raise InputError(
+            f"{place}: images and their label maps have names of the same kind"
+            f"{describe_patterns(place, *find_patterns(names))}"
+        )
 
     by_case: dict[str, list[Match]] = {}
-    for match in matches:
+    for match in images:
         by_case.setdefault(match.case, []).append(match)
     modalities, reason = _expected_modalities(by_case, place)
     cases = []
     for case_id in sorted(by_case):
         cases.append(_case_of_images(case_id, by_case[case_id], modalities, reason, place))
+    notes = []
     if is_pattern(place):
-        example = cases[0].images[0]
         named = f", with the modalities {_list_names(modalities)}" if modalities else ""
-        note = f"{counted(len(cases), 'case')} by the pattern {place}{named}, such as {example}"
-        notes.insert(0, note)
+        number = counted(len(cases), "case")
+        notes = [f"{number} by the pattern {place}{named}, such as {cases[0].images[0]}"]
+    elif images[0].path.parent != place:
+        notes = [
+            f"{place}: a folder for each case, as in TotalSegmentator's data sets, "
+            f"with its image, such as {images[0].path.relative_to(place)}"
+        ]
+    if beside:
+        notes.append(
+            f"{place}: not taken for images: {counted(len(beside), 'file')} beside them, "
+            f"such as {beside[0]}"
+        )
     return CaseList(cases, notes)
 
 
-def _images_of_pattern(place: Path, others: Sequence[Path], notes: list[str]) -> list[Match]:
-    """Return the images of a pattern, without files of other patterns and those beside images."""
-    check_pattern(place, ("case", "modality"))
-    found = find_matches(place, VOLUME_SUFFIXES)
-    taken = set[Path]()
-    for other in others:
-        if is_pattern(other) and other != place:
-            taken.update(match.path for match in find_matches(other, LOGITS_SUFFIXES))
-    # `{modality}` alone would also take a label map beside the images for one.
-    words: set[str] = set()
-    if "{modality}" in str(place):
-        words = {*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS}
-    images: list[Match] = []
-    beside: list[Match] = []
-    names = {match.case for match in found}
-    for match in found:
-        is_other = match.modality in words or _is_beside(match, names, names)
-        if match.path not in taken:
-            (beside if is_other else images).append(match)
-    if beside:
-        notes.append(_not_images(place, [match.path for match in beside]))
-    if not images:
-        reason = "no file is there"
-        if found:
-            reason = f"{counted(len(found), 'file')}, which other options name, or label maps"
-        raise InputError(
-            f"{place}: no image by this pattern: {reason}{nearest_files(place)}"
-            f"{propose(folder_of(place))}"
-        )
-    return images
-
-
-def _images_of_folder(folder: Path, others: Sequence[Path], notes: list[str]) -> list[Match]:
-    """Return the images in a folder, by the names of the table; InputError if there is none.
+def _find_images(
+    place: Path, output: Path | None, *others: Path | None
+) -> tuple[list[Match], list[str]]:
+    """Return the images of a folder or pattern, and the names of files beside them.
 
     Four digits at the end may also belong to the name of a case, unless something shows that
     modalities are numbered: a first one, 0000, or an output of the name without digits.
     """
-    listings: dict[Path, list[Path]] = {}
-    found = find_matches(folder / IMAGE, VOLUME_SUFFIXES, listings)
-    if not found:
-        nested = find_matches(folder / IMAGE_IN_FOLDER, VOLUME_SUFFIXES, listings)
-        twice = Counter(match.case for match in nested)
-        nested = [match for match in nested if twice[match.case] == 1]
-        if nested:
-            notes.append(
-                f"{folder}: a folder for each case, as in TotalSegmentator's data sets, "
-                f"with its image, such as {nested[0].path.relative_to(folder)}"
-            )
-            return nested
-        raise _no_case(folder)
+    numbered: dict[Path, Match] = {}
+    if is_pattern(place):
+        check_pattern(place, ("case", "modality"))
+        found = find_matches(place, VOLUME_SUFFIXES)
+    else:
+        found = find_matches(place / IMAGE, VOLUME_SUFFIXES)
+        if not found:
+            found = find_matches(place / IMAGE_IN_FOLDER, VOLUME_SUFFIXES)
+        for match in find_matches(place / NUMBERED, VOLUME_SUFFIXES):
+            numbered[match.path] = match
+    taken = set[Path]()
+    for other in (output, *others):
+        if other is not None and is_pattern(other) and other != place:
+            taken.update(match.path for match in find_matches(other, LOGITS_SUFFIXES))
+    outputs = set[str]()
+    if output is not None and output.is_dir() and place.is_dir() and not output.samefile(place):
+        outputs.update(stem_of(path) for path in list_files(output, LOGITS_SUFFIXES))
 
-    numbered = {
-        match.path: match for match in find_matches(folder / NUMBERED, VOLUME_SUFFIXES, listings)
-    }
     names = {match.case for match in found}
-    cases = {match.case for match in numbered.values()}
-    beside = [match for match in found if _is_beside(match, names, names | cases)]
-    elsewhere = set[str]()
-    if others and others[0].is_dir() and not others[0].samefile(folder):
-        elsewhere = {stem_of(path) for path in list_files(others[0], LOGITS_SUFFIXES)}
+    cases = names.union(match.case for match in numbered.values())
     is_numbered = any(match.modality == "0000" for match in numbered.values())
+    # `{modality}` alone would also take a label map beside the images for one.
+    words = OTHER_WORDS if "{modality}" in str(place) else ()
     images = []
+    beside = []
     for match in found:
-        as_modality = numbered.get(match.path)
-        if match in beside:
-            continue
-        if as_modality is None or match.case in elsewhere:
-            images.append(match)
-        elif is_numbered or as_modality.case in elsewhere:
-            images.append(as_modality)
+        modality = numbered.get(match.path, match)
+        if match.modality in words or _is_beside(match, names, cases):
+            if match.path not in taken:
+                beside.append(match.path.name)
+        elif match.case not in outputs and (is_numbered or modality.case in outputs):
+            images.append(modality)
         else:
             images.append(match)
-    if not images:
-        raise _no_case(folder)
-    patterns = find_patterns([match.path.name for match in images])
-    if all(patterns):
-        raise InputError(
-            f"{folder}: images and their label maps have names of the same kind"
-            f"{describe_patterns(folder, *patterns)}"
-        )
-    if beside:
-        notes.append(_not_images(folder, [match.path for match in beside]))
-    return images
+    return [match for match in images if match.path not in taken], beside
 
 
 def _is_beside(match: Match, names: Collection[str], cases: Collection[str]) -> bool:
@@ -267,21 +238,18 @@ def _is_beside(match: Match, names: Collection[str], cases: Collection[str]) -> 
     )
 
 
-def _not_images(place: Path, paths: Sequence[Path]) -> str:
-    return (
-        f"{place}: not taken for images: {counted(len(paths), 'file')} beside them, "
-        f"such as {paths[0].name}"
-    )
-
-
-def _no_case(folder: Path) -> InputError:
+def _no_case(place: Path) -> InputError:
+    if is_pattern(place):
+        return InputError(
+            f"{place}: no image by this pattern, apart from what other options name"
+            f"{nearest_files(place)}{propose(folder_of(place))}"
+        )
     reason = "it is empty"
-    if any(folder.iterdir()):
+    if any(place.iterdir()):
         reason = "it has no file with one of these suffixes"
     suffixes = ", ".join(VOLUME_SUFFIXES)
     return InputError(
-        f"{folder}: no case found: {reason} ({suffixes})"
-        f"{propose(folder) or describe_others(folder)}"
+        f"{place}: no case found: {reason} ({suffixes}){propose(place) or describe_others(place)}"
     )
 
 
@@ -348,13 +316,13 @@ def _list_names(modalities: Collection[str]) -> str:
 
 
 def _with_imageless(
-    cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]
+    cases: CaseList, images: Path, sources: Sequence[tuple[Path | None, Kind]]
 ) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
     case_ids = {case.case_id for case in cases}
     names = set[str]()
-    for place, kind in ((next(iter(logits), None), LOGITS), (labels, LABELS)):
-        if place is not None and place != images and (place.is_dir() or is_pattern(place)):
+    for place, kind in sources:
+        if place is not None and place != images and holds_many(place):
             names.update(Files(place, kind).strays(case_ids))
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
@@ -381,8 +349,8 @@ def with_logits(
     """
     kind = LABEL_MAP if are_labels else LOGITS
     place = logits[0]
-    if len(logits) > 1 or not (place.is_dir() or is_pattern(place)):
-        case = _only_case(cases, logits, kind.suffixes, "labels" if are_labels else "logits")
+    if len(logits) > 1 or not holds_many(place):
+        case = _only_case(cases, logits, kind)
         if are_labels and len(logits) > 1:
             case = _with_structures(case, [(stem_of(path), path) for path in logits])
         else:
@@ -391,7 +359,7 @@ def with_logits(
 
     files = Files(place, kind)
     structures = structures_in(place) if are_labels else {}
-    added = []
+    added = CaseList(notes=cases.notes)
     for case in cases:
         inside = structures.get(case.case_id)
         if are_labels and is_single and inside is None and place.is_dir():
@@ -402,33 +370,15 @@ def with_logits(
         elif matches and matches[0].label:
             added.append(_with_file_per_label(case, matches, place, first_label))
         else:
-            added.append(_with_only(case, files, "logits"))
-    noun = "label map" if are_labels else "file"
+            added.append(files.add_to(case))
     taken = {path for case in added for path in (*case.images, *case.logits)}
     stray = files.strays({case.case_id for case in cases})
     names = sorted(path.name for paths in stray.values() for path in paths if path not in taken)
-    notes = [*cases.notes]
     if names:
+        what = counted(len(names), "label map") if are_labels else counted(len(names), "file")
         of = "" if are_labels else " of logits"
-        ignored = f"{counted(len(names), noun)}{of} without images, such as {names[0]}"
-        notes.append(f"{place}: ignored {ignored}")
-    return CaseList(added, notes)
-
-
-def _with_only(case: CaseFiles, files: Files, field: str) -> CaseFiles:
-    """Return the case with its file of a kind, or with a problem if there are several or none."""
-    matches = files.of(case.case_id, case.images)
-    if len(matches) > 1:
-        found = file_names([match.path for match in matches])
-        return case.lacking(f"expected {files.kind.one}, found {found} in {files.place}")
-    if not matches:
-        return files.lacking(case)
-    path = matches[0].path
-    if field == "logits":
-        return replace(case, logits=(path,))
-    if field == "mask":
-        return replace(case, mask=path)
-    return replace(case, labels=path)
+        added.notes.append(f"{place}: ignored {what}{of} without images, such as {names[0]}")
+    return added
 
 
 def structures_in(place: Path) -> dict[str, Path]:
@@ -522,15 +472,13 @@ def _with_file_per_label(
     return case.lacking(problem)
 
 
-def _with_companions(cases: CaseList, source: Path, kind: Kind) -> CaseList:
-    """Add the mask or the labels of each case."""
-    if not source.is_dir() and not is_pattern(source):
-        case = _only_case(cases, [source], VOLUME_SUFFIXES, kind.what)
-        if kind is MASK:
-            return CaseList([replace(case, mask=source)], cases.notes)
-        return CaseList([replace(case, labels=source)], cases.notes)
-    files = Files(source, kind)
-    return CaseList([_with_only(case, files, kind.what) for case in cases], cases.notes)
+def with_files(cases: CaseList, place: Path, kind: Kind) -> CaseList:
+    """Add the mask or the labels of each case, or its `problem`."""
+    if holds_many(place):
+        files = Files(place, kind)
+        return CaseList([files.add_to(case) for case in cases], cases.notes)
+    case = _only_case(cases, [place], kind)
+    return CaseList([kind.added(case, place)], cases.notes)
 
 
 def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
@@ -539,8 +487,8 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
     Raises InputError: no strokes, strokes of no case, or single files for several cases.
     """
     place = sources[0]
-    if not place.is_dir() and not is_pattern(place):
-        case = _only_case(cases, sources, VOLUME_SUFFIXES, "strokes")
+    if not holds_many(place):
+        case = _only_case(cases, sources, STROKES)
         return CaseList([replace(case, strokes=tuple(sources))], cases.notes)
     if len(sources) > 1:
         raise InputError(f"{place}: give one folder of strokes, or the files of one case")
@@ -570,25 +518,20 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
 def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
     plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
-    by_case = {}
-    for case in _with_companions(plain, labels, LABELS):
-        if case.labels is not None:
-            by_case[case.case_id] = case.labels
-    return by_case
+    found = {case.case_id: case.labels for case in with_files(plain, labels, LABELS)}
+    return {case_id: path for case_id, path in found.items() if path is not None}
 
 
-def _only_case(
-    cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str
-) -> CaseFiles:
+def _only_case(cases: CaseList, paths: Sequence[Path], kind: Kind) -> CaseFiles:
     """Return the only case.
 
     Raise InputError for several, or unless its files are there and can be read by their names.
     """
     for path in paths:
-        file_to_read(path, suffixes)
+        file_to_read(path, kind.suffixes)
     if len(cases) != 1:
         raise InputError(
-            f"{paths[0]}: a file of {what} for {len(cases)} cases; "
-            "give a folder, or the images of one case"
+            f"{paths[0]}: {kind.one} for {len(cases)} cases; "
+            "give a folder, a pattern, or the images of one case"
         )
     return cases[0]

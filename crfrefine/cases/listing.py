@@ -94,11 +94,13 @@ class Files:
                 strays.setdefault(cases[0], []).append(path)
         return strays
 
-    def described(self, case_ids: Sequence[str]) -> str:
-        """Return a note on the cases of a pattern."""
+    def described(self, case_ids: Sequence[str]) -> list[str]:
+        """Return a note on the cases of a pattern; none of a folder."""
+        if not is_pattern(self.place) or not case_ids:
+            return []
         number = counted(len(case_ids), "case")
         example = self.of(case_ids[0])[0].path
-        return f"{number} by the pattern {self.place}, such as {example}"
+        return [f"{number} by the pattern {self.place}, such as {example}"]
 
     def advice(self) -> str:
         """Return a line with what there is in place of the files; "" if nothing is known."""
@@ -106,12 +108,19 @@ class Files:
             return nearest_files(self.place)
         return propose(self.place) or describe_others(self.place)
 
-    def lacking(self, case: CaseFiles) -> CaseFiles:
-        """Return the case with the problem that it has no file of this kind."""
+    def add_to(self, case: CaseFiles) -> CaseFiles:
+        """Return a case with its file, or with a problem if there are several or none."""
+        matches = self.of(case.case_id, case.images)
+        if len(matches) == 1:
+            return self.kind.added(case, matches[0].path)
+        if matches:
+            found = file_names([match.path for match in matches])
+            return case.lacking(f"expected {self.kind.one}, found {found} in {self.place}")
         what = f"no {self.kind.what} in {self.place}"
-        expected = (self.kind.expected or "CASE.nii.gz or the like").replace("CASE", case.case_id)
+        expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
-            expected = f"a file by this pattern{nearest_files(of_case(self.place, case.case_id))}"
+            nearest = nearest_files(of_case(self.place, case.case_id))
+            expected = f"a file by this pattern{nearest}"
         return case.lacking(f"{what}; expected {expected}", what)
 
 

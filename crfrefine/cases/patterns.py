@@ -40,6 +40,11 @@ def is_pattern(path: Path) -> bool:
     return ("{" in text or "*" in text) and not os.path.lexists(text)
 
 
+def holds_many(path: Path) -> bool:
+    """Return whether a path is a folder or a pattern, and not a file."""
+    return path.is_dir() or is_pattern(path)
+
+
 def names_part(pattern: Path, part: str) -> bool:
     """Return whether a pattern has a placeholder, such as `label`."""
     return re.search(rf"\{{{part}[:}}]", str(pattern)) is not None

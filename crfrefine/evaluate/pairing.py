@@ -5,10 +5,10 @@ Cases that lack a file are found here, too, and left out of all results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from crfrefine.base.text import counted
 from crfrefine.cases.case_files import (
@@ -33,7 +33,7 @@ from crfrefine.cases.nnunet import (
     require_trained,
     validated_predictions,
 )
-from crfrefine.cases.patterns import is_pattern
+from crfrefine.cases.patterns import holds_many, is_pattern, names_part
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures, has_structures
@@ -93,40 +93,8 @@ class Pairing(NamedTuple):
     structures: Mapping[str, int]
 
 
-class _Candidates(NamedTuple):
-    """The files of complete and incomplete cases."""
-
-    # Label maps by case: one, unless several may be the reference.
-    references: Mapping[str, Sequence[Path]]
-    methods: dict[str, Mapping[str, MethodFiles]]  # By method and case.
-    structures: Mapping[str, int]  # As in the `Pairing`.
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all cases, sorted."""
-        return sorted({*self.references}.union(*self.methods.values()))
-
-    def missing(self, options: EvaluationOptions) -> dict[str, list[str]]:
-        """Return the missing files of each case that lacks a reference or a prediction."""
-        missing: dict[str, list[str]] = {}
-        for case_id in self.names:
-            reasons = []
-            if case_id not in self.references:
-                reasons.append(f"no label map in {options.labels}")
-            for method, path in options.methods.items():
-                if case_id not in self.methods[method]:
-                    reasons.append(f"no prediction in {path}")
-            if reasons:
-                missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
-        return missing
-
-
-class _Gap(NamedTuple):
-    """The complete cases without a file that their masks are measured without."""
-
-    reason: str
-    case_ids: Sequence[str]  # Empty if no case lacks a file.
-    consequence: str
+# A reason, the complete cases whose masks are measured without a file for it, and what follows.
+_Gap: TypeAlias = tuple[str, Sequence[str], str]
 
 
 NETWORK = "network"  # the name of the baseline of `--nnunet`
@@ -164,115 +132,113 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     Raise InputError without a complete case, or, with `strict`, for an incomplete one.
     """
     notes: list[str] = []
-    candidates = _find_candidates(options, notes)
-    names = candidates.names
-    left_out = candidates.missing(options)
+    numbers: Mapping[str, int] = {}
+    methods: dict[str, Mapping[str, MethodFiles]] = {}
+    if has_structures(options):
+        numbers, structures, structures_of_methods = find_structures(options)
+        references = {case_id: [path] for case_id, path in structures.items()}
+        for name, paths in structures_of_methods.items():
+            methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
+    else:
+        references = _references(options.labels, notes)
+        for name, path in options.methods.items():
+            methods[name] = _files_of_method(path, references, options.labels, notes)
+    names = sorted({*references}.union(*methods.values()))
+    left_out = _missing(options, names, references, methods)
     complete = [case_id for case_id in names if case_id not in left_out]
 
-    gaps = []
+    gaps: list[_Gap] = []
     for method, path in options.probabilities:
-        files = _with_probabilities(candidates.methods[method], complete, path, notes)
-        candidates.methods[method] = files
-        gaps.append(_missing_probabilities(method, path, files))
+        methods[method] = _with_probabilities(methods[method], complete, path, notes)
+        gaps.append(_missing_probabilities(method, path, methods[method]))
     images: Mapping[str, tuple[Path, ...]] = {}
     if options.images is not None:
-        images = _find_images(options.images, candidates.references)
+        images = _find_images(options.images, references, options.labels)
         imageless = [case_id for case_id in complete if case_id not in images]
-        gaps.append(
-            _Gap(f"no image in {options.images}", imageless, "the report shows them without")
+        gaps.append((f"no image in {options.images}", imageless, "the report shows them without"))
+    _require_complete(names, left_out, gaps, is_strict=options.strict)
+    for reason, case_ids, consequence in gaps:
+        if case_ids:
+            notes.append(
+                f"{reason} for {len(case_ids)} of {len(complete)} cases, "
+                f"such as {case_ids[0]}; {consequence}"
+            )
+    if numbers:
+        notes.append(
+            f"{counted(len(numbers), 'structure')} in "
+            f"{counted(len(complete), 'case')}: one binary file per structure, "
+            "numbered in the order of names; --no-structures takes each file for a case"
         )
+    pairs = []
+    for case_id in complete:
+        problem = None
+        if len(references[case_id]) > 1:
+            found = file_names(references[case_id])
+            problem = f"expected one label map, found {found} in {options.labels}"
+        files = {name: files_of[case_id] for name, files_of in methods.items()}
+        first = references[case_id][0]
+        pairs.append(CasePair(case_id, first, files, images.get(case_id, ()), problem))
+    return Pairing(tuple(pairs), tuple(notes), left_out, numbers)
 
-    if options.strict:
-        require_all_complete(_incomplete(names, left_out, gaps), len(names))
-    if not complete:
+
+def _missing(
+    options: EvaluationOptions,
+    names: Sequence[str],
+    references: Collection[str],
+    methods: Mapping[str, Collection[str]],
+) -> dict[str, list[str]]:
+    """Return the missing files of each case that lacks a reference or a prediction."""
+    missing: dict[str, list[str]] = {}
+    for case_id in names:
+        reasons = []
+        if case_id not in references:
+            reasons.append(f"no label map in {options.labels}")
+        for method, path in options.methods.items():
+            if case_id not in methods[method]:
+                reasons.append(f"no prediction in {path}")
+        if reasons:
+            missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
+    return missing
+
+
+def _require_complete(
+    names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap], *, is_strict: bool
+) -> None:
+    """Raise InputError without a complete case, or for one that lacks anything if `is_strict`."""
+    if is_strict:
+        incomplete = {}
+        for case_id in names:
+            reasons = [*left_out.get(case_id, ())]
+            reasons += [reason for reason, case_ids, _ in gaps if case_id in case_ids]
+            if reasons:
+                incomplete[case_id] = reasons
+        require_all_complete(incomplete, len(names))
+    if len(left_out) == len(names):
         expected = "cases with one name in the labels and in every method"
         advice = "Name other folders, or leave out a method that has no file yet."
         raise too_few_complete(left_out, len(names), expected, advice)
 
-    for gap in gaps:
-        if gap.case_ids:
-            notes.append(
-                f"{gap.reason} for {len(gap.case_ids)} of {len(complete)} cases, "
-                f"such as {gap.case_ids[0]}; {gap.consequence}"
-            )
-    if candidates.structures:
-        notes.append(
-            f"{counted(len(candidates.structures), 'structure')} in "
-            f"{counted(len(complete), 'case')}: one binary file per structure, "
-            "numbered in the order of names; --no-structures takes each file for a case"
-        )
-    cases = [_pair(case_id, candidates, images, options.labels) for case_id in complete]
-    return Pairing(tuple(cases), tuple(notes), left_out, candidates.structures)
 
-
-def _pair(
-    case_id: str, candidates: _Candidates, images: Mapping[str, tuple[Path, ...]], labels: Path
-) -> CasePair:
-    references = candidates.references[case_id]
-    methods = {name: files[case_id] for name, files in candidates.methods.items()}
-    problem = None
-    if len(references) > 1:
-        problem = f"expected one label map, found {file_names(references)} in {labels}"
-    return CasePair(case_id, references[0], methods, images.get(case_id, ()), problem)
-
-
-def _incomplete(
-    names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap]
-) -> dict[str, list[str]]:
-    """Return what each case lacks, optional files included."""
-    incomplete = {}
-    for case_id in names:
-        reasons = list(left_out.get(case_id, ()))
-        reasons += [gap.reason for gap in gaps if case_id in gap.case_ids]
-        if reasons:
-            incomplete[case_id] = reasons
-    return incomplete
-
-
-def _find_candidates(options: EvaluationOptions, notes: list[str]) -> _Candidates:
-    """Return folders of structures and label maps with their names, or label maps.
-
-    The latter have the probabilities beside those of methods.
-    """
-    methods: dict[str, Mapping[str, MethodFiles]] = {}
-    if not has_structures(options):
-        references = _references(options.labels, notes)
-        for name, path in options.methods.items():
-            methods[name] = _files_of_method(path, references, options.labels, notes)
-        return _Candidates(references, methods, {})
-    structures = find_structures(options)
-    for name, paths in structures.methods.items():
-        methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
-    folders = {case_id: [path] for case_id, path in structures.references.items()}
-    return _Candidates(folders, methods, structures.numbers)
-
-
-def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
+def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
-    if not source.is_dir() and not is_pattern(source):
+    if not holds_many(source):
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
         return {without_word(io_paths.stem_of(source), LABEL_WORDS): [source]}
     files = Files(source, LABELS)
-    names = files.cases()
-    if not names:
+    references = {name: [match.path for match in files.of(name)] for name in files.cases()}
+    if not references:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
             f"{files.advice()}"
         )
-    references: dict[str, Sequence[Path]] = {}
-    for name in names:
-        references[name] = [match.path for match in files.of(name)]
-    beside = dict.fromkeys(files.paths)
-    for path in chain(*references.values()):
-        beside.pop(path, None)
+    taken = {*chain(*references.values())}
+    beside = [path for path in files.paths if path not in taken]
     if beside:
-        example = next(iter(beside))
         notes.append(
             f"{source}: not taken for references: {counted(len(beside), 'file')} "
-            f"beside label maps, such as {example.name}"
+            f"beside label maps, such as {beside[0].name}"
         )
-    if is_pattern(source):
-        notes.append(files.described(names))
+    notes += files.described([*references])
     return references
 
 
@@ -283,7 +249,7 @@ def _files_of_method(
     if is_trained(source):
         validated = validated_predictions(require_trained(source))
         return {case_id: MethodFiles(*files) for case_id, files in validated.items()}
-    if not source.is_dir() and not is_pattern(source):
+    if not holds_many(source):
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references
         if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES:
@@ -294,23 +260,18 @@ def _files_of_method(
     extra = sorted(files.strays(references))
     names = [name for name in references if files.of(name)]
     # If the reference is a single file, other cases are not expected.
-    if labels.is_dir() or is_pattern(labels):
+    if holds_many(labels):
         names += extra
     elif extra:
         notes.append(
             f"{source}: not measured: {counted(len(extra), 'case')} without a reference, "
             f"such as {extra[0]}"
         )
-    if is_pattern(source) and names:
-        notes.append(files.described(names))
+    notes += files.described(names)
     label_maps = Files(source, LABELS)
     probabilities = Files(source, CALIBRATION)
-    chosen = {}
-    for name in sorted(names):
-        found = _choose(name, label_maps, probabilities)
-        if found.paths or found.problem:
-            chosen[name] = found
-    return chosen
+    chosen = {name: _choose(name, label_maps, probabilities) for name in sorted(names)}
+    return {name: found for name, found in chosen.items() if found.paths or found.problem}
 
 
 def _file_of_only_case(
@@ -375,14 +336,18 @@ def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, Met
             f"{source}: has no logits or probabilities of any case; expected names such as "
             f"{missing[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
         )
-    return _Gap(
-        f"no probabilities in {source}", missing, f"the calibration of {method} covers the others"
-    )
+    consequence = f"the calibration of {method} covers the others"
+    return f"no probabilities in {source}", missing, consequence
 
 
-def _find_images(source: Path, references: Mapping[str, object]) -> Mapping[str, tuple[Path, ...]]:
+def _find_images(
+    source: Path, references: Mapping[str, object], labels: Path
+) -> Mapping[str, tuple[Path, ...]]:
     """Return the files of each case's image: those of a folder, or one file for the only case."""
-    if source.is_dir() or is_pattern(source):
-        return {case.case_id: case.images for case in discover_cases(source, None)}
+    if holds_many(source):
+        # Label maps of another pattern are no modalities.
+        others = labels if is_pattern(labels) and not names_part(labels, "label") else None
+        cases = discover_cases(source, None, labels=others)
+        return {case.case_id: case.images for case in cases}
     _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
     return dict.fromkeys(references, (source,))

@@ -186,14 +186,6 @@ class UnlabeledOptions(CommonOptions):
     unread: Path | None = None  # a folder of labels, which are not read
 
 
-_FOLDER_NAMES = {
-    "images": ("images", "imagesTr"),
-    "labels": ("labels", "labelsTr"),
-    "logits": ("logits",),
-    "masks": ("masks",),
-}
-
-
 def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
     """Return the folders of images, labels, logits and masks: those in `folder`, unless named.
 
@@ -213,19 +205,15 @@ def locate(
 
     Raise InputError if one is missing.
     """
-    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+    # They import numpy, as `--help` does not.
+    from crfrefine.cases.conventions import find_folders
+    from crfrefine.cases.patterns import holds_many
 
-    places: dict[str, Path] = {}
-    for kind, names in _FOLDER_NAMES.items():
-        path = named.get(kind)
-        if path is None:
-            path = _first_folder(folder, names)
-        if path is None:
-            continue
-        is_place = path.is_dir() or is_pattern(path)
-        if not is_place and not (takes_files and path.exists()):
+    places = {} if folder is None else find_folders(folder)
+    places |= {kind: path for kind, path in named.items() if path is not None}
+    for kind, path in places.items():
+        if not holds_many(path) and not (takes_files and path.exists()):
             raise InputError(f"{path}: no such folder; --{kind} names the folder of {kind}")
-        places[kind] = path
 
     missing = [kind for kind in needed if kind not in places]
     if missing:
@@ -235,17 +223,6 @@ def locate(
             f"name the folder that holds all, or {options}"
         )
     return places
-
-
-def _first_folder(folder: Path | None, names: Sequence[str]) -> Path | None:
-    """Return the first existing folder of some names in a folder."""
-    if folder is None:
-        return None
-    for name in names:
-        path = folder / name
-        if path.is_dir():
-            return path
-    return None
 
 
 def locate_nnunet(

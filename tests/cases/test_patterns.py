@@ -183,7 +183,7 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
         (
             "x-{case}.nii",
             None,
-            "no image by this pattern: no file is there\n  There are {root}/v-1",
+            "apart from what other options name\n  There are {root}/v-1",
         ),
         ("deep/{case}/{case}.nii", None, ", {root}/v-1.nii, {root}/v-2.nii"),
         ("v-*.nii", None, "a pattern says with {{case}} which part of a path is the name"),

@@ -1,10 +1,14 @@
 """Patterns in place of folders, through the commands, with layouts of public data sets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_helpers import FAST, load_nifti, run_here, save_nifti
+
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.tune.finding import TuneOptions, find_cases
 
 SHAPE = (9, 7, 5)
 RNG = np.random.default_rng(7)
@@ -209,3 +213,20 @@ def test_one_dicom_file_beside_volumes_is_no_series(brats):
     (brats / "series").mkdir()
     (brats / "series/0001").write_bytes(bytes(128) + b"DICM" + bytes(64))
     assert "is DICOM" in run_here("infer", "-i", "series", "-p", "out", "-o", "s", status=1).stderr
+
+
+def test_the_page_of_tune_finds_cases_strokes_and_references_by_patterns(brats):
+    labels(brats / "drawn/B-1/strokes.nii.gz", LABELS * 0)
+    inputs = InferenceOptions(
+        images=(Path(IMAGES),),
+        logits=(Path("out/{case}.nii.gz"),),
+        output=Path(),
+        strokes=(Path("drawn/{case}/strokes.nii.gz"),),
+    )
+    found = find_cases(TuneOptions(inputs, labels=Path(SEG), first="B-2"))
+    assert found.first == 2
+    for number, case in enumerate(found.files):
+        assert case.labels == Path(f"brats/B-{number}/B-{number}-seg.nii.gz")
+        assert len(case.images) == 2
+    drawn = [len(case.strokes) for case in found.files]
+    assert drawn == [0, 1, 0, 0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,12 +23,13 @@ from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.conventions import DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import are_clear, discover_cases, structure_files, structures_in
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import folder_of, list_files
+from crfrefine.cases.patterns import list_files
 from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
@@ -45,9 +46,6 @@ from crfrefine.version import __version__
 
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
-# Folders of a data set.
-_IMAGES = ("images", "imagesTr", "imagesTs")
-_NAMED = (*_IMAGES, "labels", "labelsTr", "labelsTs", "logits", "masks")
 
 
 class FolderReport(NamedTuple):
@@ -152,14 +150,34 @@ def inspect_folder(
     refine, of `images` if these are named. A folder may also hold nothing but logits without
     geometry, or folders of structures.
     """
-    try:
-        content = _find_content(folder, images)
-        if content.structures:
-            return _inspect_structures(folder, content.structures)
-    except CrfRefineError as error:
-        return FolderReport({}, [], [describe_failure(error)])
+    report = FolderReport({}, [], [])
+    with failing_alone(report.problems.append):
+        report = _inspect_content(folder, resample, images)
+    return report
 
-    return _inspect(content, folder, resample)
+
+def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...]) -> FolderReport:
+    """Describe what a folder holds; raise CrfRefineError if it cannot be told."""
+    archives = list_files(folder, SCORES_SUFFIXES)
+    if is_of_nnunet(folder):
+        try:
+            cases = find_cases_to_refine(folder, images, None)
+        except InputError as error:
+            if not archives:
+                raise
+            note = str(error).partition("\n")[0]
+            return _inspect(CaseList(notes=[note]), archives, [folder], resample)
+        return _inspect(cases, [], [folder], resample)
+    if images:
+        raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
+    if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
+        structures = structures_in(folder)
+        if are_clear(structures):
+            return _inspect_structures(folder, structures)
+        if archives:
+            return _inspect(CaseList(), archives, [folder], resample)
+    cases = _discover(folder)
+    return _inspect(cases, [], _places_of(cases, folder), resample)
 
 
 def inspect_cases(
@@ -172,67 +190,37 @@ def inspect_cases(
     resample: str | None = None,
 ) -> FolderReport:
     """Describe the cases of folders, patterns or files, as other commands find them."""
-    try:
+    report = FolderReport({}, [], [])
+    with failing_alone(report.problems.append):
         cases = discover_cases(
             images, logits, masks, labels, input_type=input_type, include_imageless=True
         )
-        content = _Content(cases)
-        return _inspect(content, folder_of(images[0]), resample, input_type)
-    except CrfRefineError as error:
-        return FolderReport({}, [], [describe_failure(error)])
+        places = _places_of(cases, images[0])
+        report = _inspect(cases, [], places, resample, input_type)
+    return report
+
+
+def _places_of(cases: CaseList, place: Path) -> list[Path]:
+    """Return the folders in which a `dataset.json` may describe cases."""
+    first = next(iter(cases), CaseFiles("", ()))
+    return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [place]
 
 
 def _inspect(
-    content: _Content, folder: Path, resample: str | None, input_type: str = "auto"
+    cases: CaseList,
+    archives: Sequence[Path],
+    places: list[Path],
+    resample: str | None,
+    input_type: str = "auto",
 ) -> FolderReport:
-    """Describe the cases one by one."""
-    inspection = _Inspection(content.cases, resample, input_type)
-    inspection.find_regions(content.places_of_descriptions(folder))
-    for path in content.archives:
+    """Describe cases, and logits without geometry, one by one."""
+    inspection = _Inspection(cases, resample, input_type)
+    inspection.find_regions(places)
+    for path in archives:
         inspection.add_archive(path)
-    for files in content.cases:
+    for files in cases:
         inspection.add_case(files)
     return inspection.report()
-
-
-@dataclass
-class _Content:
-    """What a folder holds: cases, archives of logits without geometry, or structures."""
-
-    cases: CaseList = field(default_factory=CaseList)
-    archives: list[Path] = field(default_factory=list)
-    structures: dict[str, Path] = field(default_factory=dict)  # the folder of each case
-    is_of_nnunet: bool = False
-
-    def places_of_descriptions(self, folder: Path) -> list[Path]:
-        """Return the folders in which a `dataset.json` may describe the cases."""
-        if self.is_of_nnunet or not self.cases:
-            return [folder]
-        first = self.cases[0]
-        return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [folder]
-
-
-def _find_content(folder: Path, images: tuple[Path, ...]) -> _Content:
-    """Return what a folder holds; raise CrfRefineError if it cannot be told."""
-    archives = list_files(folder, SCORES_SUFFIXES)
-    if is_of_nnunet(folder):
-        try:
-            return _Content(find_cases_to_refine(folder, images, None), is_of_nnunet=True)
-        except InputError as error:
-            if not archives:
-                raise
-            note = str(error).partition("\n")[0]
-            return _Content(CaseList(notes=[note]), archives, is_of_nnunet=True)
-    if images:
-        raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
-    if list_files(folder, io.VOLUME_SUFFIXES):
-        return _Content(_discover(folder))
-    structures = structures_in(folder)
-    if are_clear(structures) and not structures.keys() & set(_NAMED):
-        return _Content(structures=structures)
-    if archives:
-        return _Content(archives=archives)
-    return _Content(_discover(folder))
 
 
 class _Inspection:
@@ -363,40 +351,34 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
     for number, (case_id, path) in enumerate(structures.items()):
         files = [file for _, file in structure_files(path)]
         with failing_alone(report.problems.append, *files):
-            if number == 0:  # An image would be the largest.
-                _require_structure(max(files, key=lambda file: file.stat().st_size), folder)
             header = io.read_header(files[0])
+            if number == 0:
+                try:  # An image would be the largest.
+                    largest = max(files, key=lambda file: file.stat().st_size)
+                    read_structure(io.read_header(largest))
+                except InputError as error:
+                    raise InputError(f"{error}{propose(folder)}") from None
             grid = describe_grid(header.grid_shape, header.affine)
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
     return report
 
 
-def _require_structure(path: Path, folder: Path) -> None:
-    """Raise InputError, with patterns that fit the folder, unless a file is a binary mask."""
-    try:
-        read_structure(io.read_header(path))
-    except InputError as error:
-        raise InputError(f"{error}{propose(folder)}") from None
-
-
 def _discover(folder: Path) -> CaseList:
     """Return the cases of a folder of images, or of one that has such a folder."""
-    inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
-    images = next((inside[name] for name in _IMAGES if name in inside), None)
-    if images is None:
+    inside = find_folders(folder)
+    if "images" not in inside:
         try:
             return discover_cases(folder, None)
         except InputError as error:
             raise InputError(
-                f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
+                f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
                 "name the images with -i."
             ) from None
-    labels = "labelsTs" if images.name == "imagesTs" else "labelsTr"
     cases = discover_cases(
-        images,
+        inside["images"],
         inside.get("logits"),
         inside.get("masks"),
-        inside.get("labels", inside.get(labels)),
+        inside.get("labels"),
         include_imageless=True,
     )
     if "logits" not in inside:
