@@ -63,7 +63,8 @@ def write_label_map(
     """Write a label map, (*grid) from 0 to 65535, atomically, as unscaled unsigned integers.
 
     The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
-    kept: bit for bit if it came from a file of this format. NIfTI gets a table of `segments`.
+    kept: bit for bit if it came from a file of this format. NIfTI and .seg.nrrd get the
+    names and colors of `segments`.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":

@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.geometry import spacing_of
-from crfrefine.base.text import shorten
+from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import (
+    MAX_OF_A_NAME,
+    RareHeaderError,
+    Segment,
+    Volume,
+    VolumeHeader,
+    VoxelsToWrite,
+    volume_header,
+)
 
 NAME = "NRRD"
+_SEGMENTATION = ".seg.nrrd"  # the ending of a segmentation of 3D Slicer
+# The pairs of key and value of a segment that are read.
+_OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color)")
 
 # All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
@@ -91,7 +104,7 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
     if channel_axis is not None:
         axes.remove(channel_axis)
         channels = sizes[channel_axis]
-    if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
+    if channels > 1 and path.name.lower().endswith(_SEGMENTATION):
         raise UnsupportedFormatError(
             f"{path}: the segments are in {channels} layers, as where they overlap; "
             "expected one layer\n"
@@ -118,6 +131,8 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
     header = volume_header(
         path, source, NAME, grid_shape, num_channels, affine, template=template, time=time
     )
+    if header.num_channels == 1:
+        header = replace(header, segments=_segments(fields))
     return text_header.lengths_in_mm(header, "units of length", units)
 
 
@@ -159,7 +174,44 @@ def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
             f"{fields.path}: damaged NRRD header, or the file is cut off: "
             f"line {number} is not a `field: value` of the format: {shown!r}"
         )
+    key, _, pair_value = line.partition(b":=")
+    if _OF_SEGMENT.fullmatch(key.decode("latin-1")):
+        fields.setdefault(key.decode(), pair_value.strip().decode(errors="replace"))
     return None
+
+
+def _segments(fields: Fields) -> tuple[Segment, ...]:
+    """Return the segments that 3D Slicer describes; wrong entries, mere names, are left out."""
+    segments: dict[int, Segment] = {}
+    for key in fields:
+        start, _, part = key.partition("_")
+        label = fields.get(f"{start}_LabelValue", "")
+        if part != "Name" or not label.isdecimal() or len(label) > 5:
+            continue
+        name = shorten(fields[key], MAX_OF_A_NAME)
+        if name and 1 <= int(label) <= MAX_LABEL:
+            color = finite_numbers(fields.get(f"{start}_Color", "").split()) or ()
+            is_color = len(color) == 3 and min(color) >= 0 and max(color) <= 1
+            shown = (color[0], color[1], color[2]) if is_color else None
+            segments.setdefault(int(label), Segment(int(label), name, shown))
+    return tuple(segments[label] for label in sorted(segments))
+
+
+def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
+    """Return the lines by which 3D Slicer knows the segments of a label map."""
+    extent = " ".join(f"0 {size - 1}" for size in voxels.shape[::-1])
+    lines = []
+    for number, segment in enumerate(voxels.segments):
+        values = {
+            "ID": f"Segment_{segment.label}",
+            "Name": printable(segment.name),
+            "LabelValue": segment.label,
+            "Layer": 0,
+            "Color": " ".join(f"{part:.6g}" for part in segment.shown_color),
+            "Extent": extent,
+        }
+        lines += [f"Segment{number}_{key}:={value}" for key, value in values.items()]
+    return lines
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
@@ -270,6 +322,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     lines.append("encoding: gzip")
     for file in voxels.voxel_files:
         lines.append(f"data file: {file.name}")
+    if voxels.path.name.lower().endswith(_SEGMENTATION):
+        lines += _lines_of_segments(voxels)
     lines.append("" if voxels.voxel_files else "\n")  # An empty line comes before voxels.
 
     with atomic_files(*voxels.voxel_files, voxels.path) as files:

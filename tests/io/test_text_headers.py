@@ -15,7 +15,9 @@ from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
+from crfrefine.io import read_header, write_label_map
 from crfrefine.io.paths import files_read
+from crfrefine.io.volume import Segment, Volume
 
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest
@@ -464,3 +466,43 @@ def test_lengths_of_metaimage_in_other_units_are_converted_to_mm(tmp_path):
 def test_a_rare_header_in_other_units_is_refused(make, lines, tmp_path):
     with pytest.raises(UnsupportedFormatError, match=r"lengths in [uc]m; .*in mm alone"):
         io.read_header(make(tmp_path, *lines, data=TEXT))
+
+
+def test_a_segmentation_of_slicer_keeps_names_and_colors(tmp_path):
+    labels = np.zeros((7, 5, 4), np.uint8)
+    labels[1:4, 2:4, 1:3] = 2
+    labels[5, 1, 1] = 7
+    like = Volume(labels, np.diag([1.0, 1.5, 2.5, 1.0]), (1.0, 1.5, 2.5))
+    segments = (Segment(2, "Leber, links", (0.25, 0.5, 1.0)), Segment(7, "Gef\u00e4\u00df"))
+    path = tmp_path / "a.seg.nrrd"
+    write_label_map(path, labels, like, segments=segments)
+    found = read_header(path).segments
+    assert [(each.label, each.name) for each in found] == [
+        (2, "Leber, links"),
+        (7, "Gef\u00e4\u00df"),
+    ]
+    assert found[0].color == (0.25, 0.5, 1.0)
+    image = sitk.ReadImage(str(path))
+    assert image.GetMetaData("Segment0_Name") == "Leber, links"
+    assert image.GetMetaData("Segment1_LabelValue") == "7"
+    assert image.GetMetaData("Segment0_Extent") == "0 6 0 4 0 3"
+    assert np.array_equal(sitk.GetArrayFromImage(image).T, labels)
+    write_label_map(tmp_path / "a.nrrd", labels, like, segments=segments)
+    assert read_header(tmp_path / "a.nrrd").segments == ()
+
+
+def test_wrong_entries_of_segments_are_left_out(tmp_path):
+    labels = np.ones((3, 4, 2), np.uint8)
+    like = Volume(labels, np.diag([1.0, 1.5, 2.5, 1.0]), (1.0, 1.5, 2.5))
+    path = tmp_path / "a.seg.nrrd"
+    write_label_map(path, labels, like, segments=(Segment(1, "liver"),))
+    content = path.read_bytes()
+    for old, new, expected in (
+        (b"LabelValue:=1", b"LabelValue:=0", []),
+        (b"LabelValue:=1", b"LabelValue:=one", []),
+        (b"LabelValue:=1", b"LabelValue:=99999", []),
+        (b"Segment0_Name:=liver", b"Segment0_Name:=", []),
+        (b"Segment0_Color:=", b"Segment0_Color:=7 ", [Segment(1, "liver")]),
+    ):
+        path.write_bytes(content.replace(old, new))
+        assert list(read_header(path).segments) == expected
