@@ -54,9 +54,17 @@ def infer(
     removing = parameters.postprocess.removing.keys()
     if "postprocess" in entries or (entries and removing <= entries.keys()):
         options["allow_vanishing"] = True
+    held_out = {}
+    if options["nnunet"] is not None and not is_auto:
+        from crfrefine.cases.nnunet import is_trained
+        from crfrefine.runs.held_out import read_held_out
+
+        if is_trained(options["nnunet"]):  # Its cases are those that it was trained on.
+            held_out = read_held_out(start, parameters, entries)
     run_options = InferenceOptions(
         **options,
         parameters=parameters,
+        held_out=held_out,
         regions=shared.parse_scheme(regions, regions_class_order),
         command=tuple(ctx.obj or ()),
     )

@@ -321,7 +321,7 @@ def _maps_learned_on(folder: Path, notes: list[str]) -> set[str]:
         for record in run.cases:
             if record.output is None:
                 continue
-            if printable(record.case_id) in trained_on:
+            if printable(record.case_id) in trained_on and record.held_out_by is None:
                 names.add(stem_of(record.output))
             else:  # This later run has replaced the label map.
                 names.discard(stem_of(record.output))

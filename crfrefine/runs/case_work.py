@@ -96,6 +96,13 @@ class CaseSettings:
     names: Names
     device: str  # as `get_backend` takes it
 
+    def of_case(self, case_id: str) -> CaseSettings:
+        """Return the settings of a case, with parameters that were not learned on it."""
+        held_out = self.options.held_out.get(case_id)
+        if held_out is None:
+            return self
+        return replace(self, options=replace(self.options, parameters=held_out.parameters))
+
 
 @dataclass
 class CaseInWork:
@@ -126,6 +133,9 @@ class Turns(Protocol):
 def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
+    if task.files.case_id in settings.options.held_out:
+        record.held_out_by = settings.options.held_out[task.files.case_id].fold
+    settings = settings.of_case(task.files.case_id)
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
         if task.earlier is not None and is_complete(
@@ -185,6 +195,7 @@ def finish_case(
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
     record = work.record
+    settings = settings.of_case(task.files.case_id)
     if work.case is None:
         return record
     for note in record.notes:

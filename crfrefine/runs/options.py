@@ -26,6 +26,7 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
+    from crfrefine.runs.held_out import HeldOut
     from crfrefine.runs.records import Record
 
 INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
@@ -312,6 +313,8 @@ class InferenceOptions:
             "FILE.csv",
         ),
     ] = None
+    # by the case, parameters that were not learned on it
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
         str | None,

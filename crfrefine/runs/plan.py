@@ -251,7 +251,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         folder_files += plan_names_file(inputs.structures, options.output)
     settings = CaseSettings(options, inputs.reading, inputs.names, used_device)
     if options.parameters.trained_on:
-        notes += _notes_on_training(cases, options.parameters.trained_on)
+        notes += _notes_on_training(cases, options)
     return RunPlan(
         inputs, settings, tasks, summary, tuple(notes), tuple(left), tuple(folder_files), record
     )
@@ -356,14 +356,23 @@ def _check_places(tasks: Sequence[Task], about_the_run: Sequence[Path | None]) -
             check_small_output(path)
 
 
-def _notes_on_training(cases: Sequence[CaseFiles], trained_on: Sequence[str]) -> list[str]:
-    """Return a note if the parameters were learned on some of the cases."""
-    names = {printable(files.case_id) for files in cases}
-    number = len(names.intersection(trained_on))
+def _notes_on_training(cases: Sequence[CaseFiles], options: InferenceOptions) -> list[str]:
+    """Return notes if the parameters were learned on some of the cases."""
+    names = {files.case_id for files in cases}
+    held_out = names & options.held_out.keys()
+    notes = []
+    if held_out:
+        notes.append(
+            f"{counted(len(held_out), 'case')}: each with the parameters of the fold of train-crf "
+            "that held it out, by the report beside them"
+        )
+    learned = {printable(name) for name in names - held_out}
+    number = len(learned.intersection(options.parameters.trained_on))
     if not number:
-        return []
+        return notes
     verb = "is" if number == 1 else "are"
     return [
+        *notes,
         f"{number} of {counted(len(cases), 'case')} {verb} among those that the parameters were "
-        "learned on, and so no evidence for new cases"
+        "learned on, and so no evidence for new cases",
     ]

@@ -96,6 +96,7 @@ class CaseRecord(Record):
     voxels_removed: int | None = None  # of components that the small-object rules removed
     voxels_filled: int | None = None  # of holes that they filled
     input_type: str | None = None  # "logits", "probabilities" or "labels"
+    held_out_by: str | None = None  # the fold of `train-crf` with its parameters, if not all cases
     # of the sigmoid channels; None means that channels are labels
     regions: dict[str, Any] | None = None
     # what the label map and each kind of input hold, by which `--continue` sees changes

@@ -5,6 +5,7 @@ where.
 import json
 import pickle
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,8 @@ from nnunet_helpers import Trap, write_predictions, write_tree
 from oracles import softmax
 from scipy.ndimage import zoom
 from training_helpers import shorten
+
+from crfrefine.parameters.model import CrfParameters
 
 STRONG = (
     *FAST,
@@ -287,6 +290,45 @@ def test_a_trained_network_is_a_method_of_evaluate(tmp_path):
     alone = [line for line in reports[0].splitlines() if line.endswith(",network")]
     written = (output / "metrics.csv").read_text().splitlines()[1:]
     assert written == [line.replace(",network", ",prediction") for line in alone]
+
+
+def test_each_validated_case_has_the_parameters_of_the_fold_that_held_it_out(tmp_path):
+    """By the report of train-crf; `evaluate` counts these cases, which it leaves out otherwise."""
+    tree = write_tree(tmp_path)
+    config = tmp_path / "learned.toml"
+    weights = {"none": 0.0, "all": 30.0, "odd": 60.0}
+    own = {}
+    for name, weight in weights.items():
+        strong = {"bilateral.weight": weight, "bilateral.theta_beta": 5, "bilateral.theta_alpha": 6}
+        own[name] = CrfParameters().replace(**strong, **{"mean_field.num_iterations": 2})
+        own[name].save(tmp_path / f"{name}.toml")
+    cases = tuple(f"case{number}" for number in range(4))
+    replace(own["all"], trained_on=cases[:3]).save(config)
+    folds = []
+    for name, held_out in (("none", ["case0", "case2"]), ("odd", ["case1"])):
+        fit = {"parameters": own[name].to_dict()}
+        folds.append({"name": name, "held_out": held_out, "fit": fit, "keep_largest": "none"})
+    report = config.with_suffix(".report.json")
+    report.write_text(json.dumps({"folds": folds}))
+    refined = {}
+    for name in ("learned", *weights):
+        command = ("infer", "--nnunet", tree.network, "-c", tmp_path / f"{name}.toml")
+        shown = run_here(*command, "-o", tmp_path / name, status=0).stderr
+        assert ("3 cases: each with the parameters of the fold" in shown) == (name == "learned")
+        refined[name] = [load_nifti(tmp_path / name / f"{case_id}.nii.gz") for case_id in cases]
+    for number, name in enumerate(("none", "odd", "none", "all")):
+        np.testing.assert_array_equal(refined["learned"][number], refined[name][number])
+    assert (refined["none"][1] != refined["odd"][1]).any()
+    command = ("evaluate", tmp_path / "learned", "--nnunet", tree.network, "--no-report")
+    run_here(*command, "-o", tmp_path / "evaluated", status=0)
+    summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert summary["cases_learned_on"] == {}
+    report.write_text(json.dumps({"folds": [{**folds[0], "held_out": ["other"]}]}))
+    command = ("infer", "--nnunet", tree.network, "-c", config, "-o", tmp_path / "wrong")
+    assert "is not the report of" in run_here(*command, status=1).stderr
+    report.unlink()
+    shown = run_here(*command, status=0).stderr
+    assert "3 of 4 cases are among those that the parameters were learned on" in shown
 
 
 def test_what_evaluate_lacks_without_a_network(tmp_path):
