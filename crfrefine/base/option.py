@@ -47,6 +47,16 @@ class Option:
     show_default: bool = False
 
 
+def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:
+    """Return the file of a part of a job array, `NAME-K-of-N.json`, so that no two parts share one.
+
+    A run that is no part of several has the file itself.
+    """
+    if num_parts == 1:
+        return path
+    return path.with_name(f"{path.stem}-{part_id or 0}-of-{num_parts}{path.suffix}")
+
+
 def parse_path(text: str | Path) -> Path:
     """Return the path of a text; raises like `path_text`."""
     return Path(path_text(text))

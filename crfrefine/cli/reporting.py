@@ -66,6 +66,10 @@ class RunReporter(AbstractContextManager[Any]):
         """Print an assumption, or a note on ignored files."""
         self._say(f"note: {text}")
 
+    def _clock(self) -> str:
+        """Return the time of day before a line of a log; on a terminal nothing."""
+        return "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
+
     def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
         """Show the bar, on a terminal and unless QUIET.
 
@@ -195,7 +199,9 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._case_started = now
         silent_seconds = now - max(self._told, self._case_started)
         if self._bar is None and silent_seconds >= SILENT_SECONDS:
-            self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
+            self._say(
+                f"{self._clock()}{case_id}: {detail}, {now - self._case_started:.0f} s so far"
+            )
             self._told = now
 
     def note(self, text: str, *, case_id: str = "") -> None:
@@ -220,7 +226,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Print the outcome of a case."""
         self._ended += 1
         total = self.summary.num_cases if self.summary is not None else 0
-        head = f"[{self._ended}/{total}] {record.case_id}"
+        head = f"{self._clock()}[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
             self._say_case_failed(record)
         elif record.status == "skipped":
@@ -264,7 +270,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             if len(summary.cases) < summary.num_cases:
                 counts.append(f"{summary.num_cases - len(summary.cases)} not started")
             what = ", ".join(counts) or "no case in this part"
-            self._say(f"{what} in {summary.seconds:.1f} s")
+            self._say(f"{self._clock()}{what} in {summary.seconds:.1f} s")
         if summary.num_cases == 1:
             return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]

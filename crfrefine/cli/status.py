@@ -64,6 +64,9 @@ def _read_runs(folder: Path) -> _Runs:
     from crfrefine.errors import InputError
     from crfrefine.runs.states import case_states, read_records
 
+    if not folder.is_dir():
+        problem = "expected a folder, this is a file" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}; name the output folder of a run")
     recorded = read_records(folder)
     if not recorded.runs:
         problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
@@ -97,6 +100,8 @@ def _values(folder: Path, runs: _Runs) -> dict[str, object]:
             "state": case.state,
             "label_map": str(case.label_map),
             "reason": case.reason,
+            "part_id": case.part_id,
+            "num_parts": case.num_parts,
         }
         for case in runs.cases
     ]
@@ -115,14 +120,34 @@ def _show(folder: Path, runs: _Runs, max_listed: int) -> None:
     for note in runs.notes:
         print(for_terminal(f"  note: {note}"))
     if "failed" in states or "missing" in states:
-        print("  run the same command with --continue for the rest")
+        print(f"  run the same command with --continue for the rest{_parts_left(runs.cases)}")
+
+
+def _parts_left(cases: Sequence[CaseState]) -> str:
+    """Return the numbers of the parts whose cases are not all done, as job arrays take them."""
+    parts: dict[int, set[int]] = {}
+    for case in cases:
+        if case.state != "done" and case.num_parts > 1:
+            parts.setdefault(case.num_parts, set()).add(case.part_id)
+    texts = []
+    for num_parts, part_ids in sorted(parts.items()):
+        ranges: list[list[int]] = []
+        for part_id in sorted(part_ids):
+            if ranges and part_id == ranges[-1][1] + 1:
+                ranges[-1][1] = part_id
+            else:
+                ranges.append([part_id, part_id])
+        names = [f"{first}-{last}" if first < last else str(first) for first, last in ranges]
+        texts.append(f": of {num_parts} parts these, --array={','.join(names)}")
+    return "".join(texts)
 
 
 def _print_reasons(cases: Sequence[CaseState], max_listed: int) -> None:
     """Print each reason with its cases."""
     names_of_reason: dict[tuple[str, str], list[str]] = {}
     for case in sorted(cases, key=lambda case: case.state, reverse=True):
-        reason = case.reason.partition("\n")[0]
+        # The case is named before its reason.
+        reason = case.reason.partition("\n")[0].removeprefix(f"case {case.case_id!r}: ")
         if reason:
             names_of_reason.setdefault((case.state, reason), []).append(case.case_id)
     for (state, reason), names in islice(names_of_reason.items(), max_listed):

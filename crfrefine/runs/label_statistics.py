@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Labels
+from crfrefine.base.option import path_of_part
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
 from crfrefine.io.paths import stem_of
@@ -72,10 +73,7 @@ def statistics_path(options: InferenceOptions) -> Path:
     """Return the table's file: in the output folder, with the number of the part if it has one."""
     if options.writes_file:
         return options.output.with_name(f"{stem_of(options.output)}_statistics.csv")
-    name = "statistics.csv"
-    if options.num_parts > 1:
-        name = f"statistics-{options.part_id}-of-{options.num_parts}.csv"
-    return options.output / name
+    return path_of_part(options.output / "statistics.csv", options.num_parts, options.part_id)
 
 
 def statistics_csv(records: Iterable[CaseRecord], modality_names: Sequence[str]) -> str:

@@ -331,11 +331,14 @@ def _files_written(outputs: OutputFiles) -> list[Path]:
     return [path for name in outputs.all() for path in files_written(name)]
 
 
-def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
-    """Raise InputError for a summary that would replace something else.
+def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[str]:
+    """Return a note if the folder of a summary has to be made; None means no summary.
 
-    It must not be among the records of runs, replace an output, or have the suffix of a volume.
+    Raise InputError if it would replace something else. It must not be among the records of runs,
+    replace an output, or have the suffix of a volume.
     """
+    if path is None:
+        return []
     if path.parent.name == RECORD_FOLDER:
         raise InputError(
             f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; "
@@ -350,6 +353,9 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
             "choose another name in .json"
         )
+    if path.parent.exists():
+        return []
+    return [f"--summary: the folder {path.parent} is made, as there was none"]
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:

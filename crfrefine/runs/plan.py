@@ -218,8 +218,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
             inputs.cases, inputs.reading, options.parameters, threads
         )
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
-    if options.summary is not None:
-        check_summary_path(options.summary, all_outputs)
+    notes = [*inputs.notes, *check_summary_path(options.summary_path, all_outputs)]
     # The parts are disjoint and cover all cases.
     part_id = options.part_id or 0
     part = slice(part_id, None, options.num_parts)
@@ -232,7 +231,6 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     summary.num_cases = len(cases)
 
     tasks = [Task(files, outputs) for files, outputs in zip(cases, all_outputs[part], strict=True)]
-    notes = list(inputs.notes)
     if note_on_device is not None:
         notes.append(note_on_device)
     used_device = device
@@ -245,7 +243,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
     statistics = statistics_path(options) if options.statistics else None
-    _check_places(tasks, (options.summary, record, statistics))
+    _check_places(tasks, (options.summary_path, record, statistics))
     folder_files = plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
     if inputs.structures and record is not None:
         folder_files += plan_names_file(inputs.structures, options.output)

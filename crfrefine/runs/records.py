@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crfrefine.base.failures import Failure
+from crfrefine.base.option import path_of_part
 from crfrefine.base.text import shorten_value
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError
@@ -268,10 +269,7 @@ class RunSummary:
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     """Return the record of a part in its output folder."""
-    name = "record.jsonl"
-    if num_parts > 1:
-        name = f"record-{part_id}-of-{num_parts}.jsonl"
-    return output / RECORD_FOLDER / name
+    return path_of_part(output / RECORD_FOLDER / "record.jsonl", num_parts, part_id)
 
 
 def time_of_change(path: Path) -> str | None:

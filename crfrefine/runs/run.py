@@ -84,8 +84,8 @@ def run_inference(
         # An error of one file, such as a full disk, does not keep the others from being written.
         with ExitStack() as ending:
             ending.callback(observer.run_ended, summary)
-            if options.summary is not None:
-                ending.callback(_write_summary, options.summary, summary)
+            if options.summary_path is not None:
+                ending.callback(_write_summary, options.summary_path, summary)
             if options.statistics and summary.cases:
                 ending.callback(_write_statistics, plan)
             if file is not None:

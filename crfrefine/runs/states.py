@@ -48,6 +48,9 @@ class CaseState(NamedTuple):
     label_map: Path
     reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
     record: CaseRecord | None = None  # of a case that is done, if it describes the label map
+    # the part of the last run that the case belongs to, and the number of its parts
+    part_id: int = 0
+    num_parts: int = 1
 
 
 class RecordedRuns:
@@ -230,14 +233,16 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     last_runs = {run.inputs: run for run in recorded.runs}
     states: dict[str, CaseState] = {}
     for run in sorted(last_runs.values(), key=lambda run: run.started):
-        for case_id, name in run.all_cases.items():
+        for number, (case_id, name) in enumerate(run.all_cases.items()):
             label_map = folder / name
             others = []
             if case_id in recorded.latest:
                 record = recorded.latest[case_id].record
                 paths = (record.probabilities, record.logits, record.preview, record.structures)
                 others = [label_map.parent / path.name for path in paths if path is not None]
-            states[case_id] = recorded.state_of(case_id, label_map, others, run)
+            state = recorded.state_of(case_id, label_map, others, run)
+            part_id = number % run.num_parts
+            states[case_id] = state._replace(part_id=part_id, num_parts=run.num_parts)
     return list(states.values())
 
 

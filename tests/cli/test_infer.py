@@ -5,6 +5,7 @@ and `crfrefine demo`.
 import contextlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
         str(folders.output / f"{case_id}.nii.gz") for case_id in "abc"
     ]
     assert [
-        line.startswith(f"[{n}/3] ")
+        re.match(rf"\d\d:\d\d:\d\d \[{n}/3\] ", line) is not None
         for n, line in enumerate(plain.stderr.splitlines()[-4:-1], start=1)
     ] == [True] * 3
     assert "\x1b" not in plain.stdout + plain.stderr

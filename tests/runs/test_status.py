@@ -71,7 +71,7 @@ def test_a_part_that_never_started_is_seen(folders):
     assert run_here("status", "out", status=1).stdout.splitlines() == [
         "out: 5 cases: 3 done, 0 failed, 2 missing",
         "  missing: b, e: not reached",
-        "  run the same command with --continue for the rest",
+        "  run the same command with --continue for the rest: of 3 parts these, --array=1",
     ]
     part(folders, 1, "--continue")
     assert run_here("status", "out", status=0).stdout.splitlines() == [
@@ -95,6 +95,35 @@ def test_a_failed_case_has_its_error_until_it_is_done(folders):
     Path("logits/b.nii.gz").write_bytes(content)
     infer(folders, "--continue")
     states(exit_status=0)
+
+
+def test_the_parts_to_run_again_are_those_with_a_case_that_is_not_done(folders):
+    """As a job array takes them; the failure of a case names it once."""
+    Path("logits/b.nii.gz").unlink()
+    for part_id, numbers in ((1, "0-2"), (2, "0-1"), (0, "1")):
+        infer(folders, "--num-parts", 3, "--part-id", part_id, status=int(part_id == 1))
+        lines = run_here("status", "out", status=1).stdout.splitlines()
+        assert lines[-1].endswith(f"for the rest: of 3 parts these, --array={numbers}")
+        assert any(line.startswith("  failed: b: no logits in logits; ") for line in lines)
+    content = json.loads(run_here("status", "out", "--json", status=1).stdout)
+    found = [(case["part_id"], case["num_parts"]) for case in content["folders"][0]["cases"]]
+    assert found == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3)]
+
+
+def test_parts_with_one_command_share_no_file(folders):
+    for part_id in range(3):
+        part(folders, part_id, "--summary", "there/all.json", "--statistics")
+    found = {}
+    for part_id in range(3):
+        content = json.loads(Path(f"there/all-{part_id}-of-3.json").read_text())
+        found[part_id] = [case["case_id"] for case in content["cases"]]
+    assert found == {0: ["a", "d"], 1: ["b", "e"], 2: ["c"]}
+    assert len([*Path("there").iterdir()]) == 3
+    assert len([*folders.output.glob("statistics-?-of-3.csv")]) == 3
+    said = infer(folders, "--continue", "--summary", "new/all.json").stderr
+
+    assert "--summary: the folder new is made, as there was none" in said
+    assert Path("new/all.json").is_file()
 
 
 def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_anew(folders):
@@ -126,8 +155,9 @@ def test_wrong_usage_and_what_leaves_no_record(folders):
     assert run_here("status").status == 2
     assert (
         "holds no record of `infer`; name the output folder of a run"
-        in run_here("status", "nowhere", status=1).stderr
+        in run_here("status", "images", status=1).stderr
     )
+    assert "nowhere: no such folder" in run_here("status", "nowhere", status=1).stderr
     for summary, status, said in (
         (f"out/{RECORD_FOLDER}/mine.json", 1, "is for the records that runs keep themselves"),
         ("s.jsonl", 2, "a summary of JSON lines is gone"),
