@@ -67,6 +67,12 @@ def check_pattern(pattern: Path, parts: Collection[str]) -> None:
                 f"{pattern}: no such file or folder, and as a pattern it may have {known} and *, "
                 f"not {{{shorten(name)}}}"
             )
+    beside = re.search(r"\{(case|modality|label)\}(\*|\{(case|modality|label)[:}])", str(pattern))
+    if beside and str(pattern).index(f"{{{beside[1]}}}") == beside.start():
+        raise InputError(
+            f"{pattern}: nothing says where {{{beside[1]}}} ends; expected a text between it and "
+            "the next part"
+        )
     try:
         _expression(str(pattern))
     except re.error as error:

@@ -71,10 +71,14 @@ def train_crf(
         ),
     ] = False,
     images: Annotated[
-        Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")
+        Path | None,
+        shared.path_option("-i", "--images", metavar="FOLDER", help="Images: folder or pattern."),
     ] = None,
     labels: Annotated[
-        Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")
+        Path | None,
+        shared.path_option(
+            "-l", "--labels", metavar="FOLDER", help="Reference: folder or pattern."
+        ),
     ] = None,
     logits: Annotated[
         Path | None,
@@ -86,7 +90,8 @@ def train_crf(
         ),
     ] = None,
     masks: Annotated[
-        Path | None, shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks.")
+        Path | None,
+        shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks: folder or pattern."),
     ] = None,
     config: Annotated[
         str | None,

@@ -208,6 +208,7 @@ def locate(
     # They import numpy, as `--help` does not.
     from crfrefine.cases.conventions import find_folders
     from crfrefine.cases.patterns import holds_many
+    from crfrefine.cases.proposals import propose
 
     places = {} if folder is None else find_folders(folder)
     places |= {kind: path for kind, path in named.items() if path is not None}
@@ -220,7 +221,7 @@ def locate(
         options = " and ".join(f"--{kind}" for kind in missing)
         raise InputError(
             f"{folder or 'the data'}: no folder of {' and '.join(missing)}; "
-            f"name the folder that holds all, or {options}"
+            f"name the folder that holds all, or {options}{propose(folder) if folder else ''}"
         )
     return places
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from layouts import BESIDE, LAYOUTS
 
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
@@ -30,98 +31,6 @@ def found(root, cases):
         labels = None if case.labels is None else str(case.labels.relative_to(root))
         shown[case.case_id] = (images, labels)
     return shown
-
-
-def brats(mark, label):
-    cases = {}
-    for case in ("B_1", "B_2"):
-        images = [f"{case}/{case}{mark}{modality}.nii.gz" for modality in ("flair", "t1", "t1ce")]
-        cases[case] = (images, f"{case}/{case}{mark}{label}.nii.gz")
-    return cases
-
-
-TOTAL = {f"s000{n}": ([f"s000{n}/ct.nii.gz"], None) for n in (1, 2)}
-LAYOUTS = {
-    "BraTS 2021": (
-        "{case}/{case}_{modality}.nii.gz",
-        "{case}/{case}_seg.nii.gz",
-        brats("_", "seg"),
-    ),
-    "BraTS 2023": (
-        "{case}/{case}-{modality}.nii.gz",
-        "{case}/{case}-seg.nii.gz",
-        brats("-", "seg"),
-    ),
-    "KiTS": (
-        "{case}/imaging.nii.gz",
-        "{case}/segmentation.nii.gz",
-        {
-            f"case_0000{n}": ([f"case_0000{n}/imaging.nii.gz"], f"case_0000{n}/segmentation.nii.gz")
-            for n in (0, 1)
-        },
-    ),
-    "LiTS": (
-        "volume-{case}.nii",
-        "segmentation-{case}.nii",
-        {str(n): ([f"volume-{n}.nii"], f"segmentation-{n}.nii") for n in (0, 10)},
-    ),
-    "ACDC": (
-        "*/{case:*_frame??}.nii.gz",
-        "*/{case}_gt.nii.gz",
-        {
-            "p1_frame01": (["p1/p1_frame01.nii.gz"], "p1/p1_frame01_gt.nii.gz"),
-            "p1_frame12": (["p1/p1_frame12.nii.gz"], "p1/p1_frame12_gt.nii.gz"),
-            "p2_frame01": (["p2/p2_frame01.nii.gz"], "p2/p2_frame01_gt.nii.gz"),
-        },
-    ),
-    "MSD": (
-        "imagesTr/{case}.nii.gz",
-        "labelsTr/{case}.nii.gz",
-        {f"la_00{n}": ([f"imagesTr/la_00{n}.nii.gz"], f"labelsTr/la_00{n}.nii.gz") for n in (3, 4)},
-    ),
-    "AMOS": (
-        "imagesTr/amos_{case}.nii.gz",
-        "labelsTr/amos_{case}.nii.gz",
-        {"0001": (["imagesTr/amos_0001.nii.gz"], "labelsTr/amos_0001.nii.gz")},
-    ),
-    "PROMISE12": (
-        "{case}.mhd",
-        "{case}_segmentation.mhd",
-        {f"Case0{n}": ([f"Case0{n}.mhd"], f"Case0{n}_segmentation.mhd") for n in (0, 1)},
-    ),
-    "BIDS": (
-        "{case}/anat/{case}_T1w.nii.gz",
-        "derivatives/net/{case}/anat/{case}_dseg.nii.gz",
-        {
-            f"sub-0{n}": (
-                [f"sub-0{n}/anat/sub-0{n}_T1w.nii.gz"],
-                f"derivatives/net/sub-0{n}/anat/sub-0{n}_dseg.nii.gz",
-            )
-            for n in (1, 2)
-        },
-    ),
-    "TotalSegmentator": ("{case}/ct.nii.gz", None, TOTAL),
-    "MONAI": (
-        "images/{case}.nii.gz",
-        "out/{case}/{case}_trans.nii.gz",
-        {f"p{n}": ([f"images/p{n}.nii.gz"], f"out/p{n}/p{n}_trans.nii.gz") for n in (0, 1)},
-    ),
-    "nnU-Net": (
-        "imagesTr/{case}_{modality}.nii.gz",
-        "labelsTr/{case}.nii.gz",
-        {
-            f"h_{n}": (
-                [f"imagesTr/h_{n}_0000.nii.gz", f"imagesTr/h_{n}_0001.nii.gz"],
-                f"labelsTr/h_{n}.nii.gz",
-            )
-            for n in (1, 2)
-        },
-    ),
-}
-BESIDE = {
-    "ACDC": ["p1/p1_4d.nii.gz", "p1/Info.cfg", "p2/p2_4d.nii.gz"],
-    "MSD": ["imagesTr/._x.nii.gz"],
-}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -188,6 +97,8 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
         ("deep/{case}/{case}.nii", None, ", {root}/v-1.nii, {root}/v-2.nii"),
         ("v-*.nii", None, "a pattern says with {{case}} which part of a path is the name"),
         ("v-{name}.nii", None, "it may have {{case}}, {{modality}} and *, not {{name}}"),
+        ("v{case}{modality}.nii", None, "nothing says where {{case}} ends"),
+        ("v{case}*.nii", None, "nothing says where {{case}} ends"),
         ("v-{case:[z-a]}.nii", None, "not a pattern: bad character range"),
         (
             "v-{case}.nii",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from cli_helpers import FAST, load_nifti, run_here, save_nifti
+from layouts import BESIDE, LAYOUTS
 
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.finding import TuneOptions, find_cases
@@ -15,8 +17,16 @@ RNG = np.random.default_rng(7)
 LABELS = (np.indices(SHAPE)[0] > 4).astype(np.uint8)
 
 
+def save(path, values):
+    if path.suffix != ".mhd":
+        return save_nifti(path, values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.T), str(path))
+    return path
+
+
 def image(path):
-    return save_nifti(path, (LABELS * 200 + RNG.normal(0, 30, SHAPE)).astype(np.int16))
+    return save(path, (LABELS * 200 + RNG.normal(0, 30, SHAPE)).astype(np.int16))
 
 
 def logits(path):
@@ -25,7 +35,7 @@ def logits(path):
 
 
 def labels(path, values=LABELS):
-    return save_nifti(path, values.astype(np.uint8))
+    return save(path, values.astype(np.uint8))
 
 
 @pytest.fixture
@@ -230,3 +240,27 @@ def test_the_page_of_tune_finds_cases_strokes_and_references_by_patterns(brats):
         assert len(case.images) == 2
     drawn = [len(case.strokes) for case in found.files]
     assert drawn == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_public_layouts_are_refined_by_their_patterns(name, tmp_path):
+    """The labels serve as the output of a network."""
+    images, output, cases = LAYOUTS[name]
+    for files, label in cases.values():
+        for file in files:
+            image(tmp_path / file)
+        labels(tmp_path / label)
+    for file in BESIDE.get(name, ()):
+        image(tmp_path / file)
+    if name == "MSD":  # T2 and ADC on a fourth axis
+        for files, _ in cases.values():
+            save_nifti(tmp_path / files[0], RNG.normal(9, 2, (*SHAPE, 2)).astype(np.float32))
+    if name == "TotalSegmentator":
+        output = output.replace("liver", "{label}")
+    run_here(
+        *("infer", "-i", tmp_path / images, "-p", tmp_path / output, "-o", tmp_path / "refined"),
+        *("--input-type", "labels", *FAST),
+        status=0,
+    )
+    written = {path.name.partition(".")[0] for path in (tmp_path / "refined").glob("[!.]*.[mn]*")}
+    assert written == {*cases}
