@@ -47,7 +47,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
-from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
+from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader
 
 MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.
@@ -106,6 +106,7 @@ class Case:
     # labels that have a channel although the label map, if it is one, lacks them
     absent_labels: tuple[int, ...] = ()
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
+    segments: tuple[Segment, ...] = ()  # names and colors of the labels, if a single file has them
     has_nan: bool = False  # whether the image is NaN outside of the mask, where it has other values
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
@@ -206,9 +207,18 @@ def read_case(
         label_map=output.label_map,
         absent_labels=output.absent_labels,
         times=arrays.times,
+        segments=_segments_of(headers, output),
         has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
+
+
+def _segments_of(headers: CaseHeaders, output: NetworkOutput) -> tuple[Segment, ...]:
+    """Return the names and colors of labels in the network's output."""
+    if output.label_input is not None:
+        return output.label_input.segments
+    files = headers.network.files
+    return files[0].segments if len(files) == 1 else ()
 
 
 @dataclass

@@ -268,7 +268,7 @@ def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: 
             "probabilities, whose channels are labels in their order; leave --map out"
         )
     soft = read_probabilities(paths, reference, regions)
-    return Masks(soft.label_map, soft)
+    return Masks(soft.label_map, soft, names=names_in(io.read_header(paths[0]), {}))
 
 
 def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:

@@ -127,6 +127,7 @@ def write_pieces(
     *,
     kind: str = "logits",
     threads: int = 1,
+    segments: Sequence[Segment] = (),
 ) -> None:
     """Write logits or probabilities atomically, as float32, piece by piece.
 
@@ -134,11 +135,13 @@ def write_pieces(
     NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the
     name `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of
     storage; each is asked for once, for MetaImage and NRRD all channels of some planes before the
-    next planes. The geometry of `like` is kept. If `piece` raises an error, nothing is left of the
+    next planes. The geometry of `like` is kept. NIfTI gets the names and colors of the labels in
+    `segments`. If `piece` raises an error, nothing is left of the
     file.
     """
     dtype = np.dtype(np.float32)
-    _write(VoxelsToWrite(Path(path), kind, num_channels, dtype, piece), like, threads)
+    voxels = VoxelsToWrite(Path(path), kind, num_channels, dtype, piece, tuple(segments))
+    _write(voxels, like, threads)
 
 
 def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes:

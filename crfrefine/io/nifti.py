@@ -113,7 +113,7 @@ def read_header(path: Path) -> VolumeHeader:
         block += reader.read(max(0, num_bytes - len(block)))
 
     has_extensions = block[form.length : form.length + 1] > b"\0"
-    if has_extensions and header.num_channels == 1:
+    if has_extensions:  # Channels are labels, too.
         return replace(header, segments=_labels_in(block[form.length : end]))
     return header
 

@@ -215,7 +215,7 @@ class _RefinerInput:
 
     network: Network
     names: Names
-    segments: tuple[Segment, ...]  # of a label map that has them
+    segments: tuple[Segment, ...]  # of a file that has them
     lost: Mapping[int, int]  # labels that resampling has removed, with their voxels
 
 
@@ -225,7 +225,8 @@ def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
     streamed = case.streamed
     label_map = case.label_input
     names = settings.names
-    segments: tuple[Segment, ...] = ()
+    if case.segments:  # The input has names itself, such as in a NIfTI table.
+        names = replace(names, labels={segment.label: segment.name for segment in case.segments})
     lost: Mapping[int, int] = {}
     network: Network
     if streamed is not None:
@@ -247,12 +248,9 @@ def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
             wide = label_map.file_spacing
         network = LabelMapNetwork(label_map.labels, case.channel_labels, case.num_labels, wide)
         lost = label_map.lost
-        segments = label_map.segments
-        if segments:  # The input has names itself, such as in a NIfTI table.
-            names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
         network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
-    return _RefinerInput(network, names, segments, lost)
+    return _RefinerInput(network, names, case.segments, lost)
 
 
 def _refine(
@@ -415,14 +413,17 @@ def _write(
         picture = _draw(work.case, result, names)
     work.case = None
 
-    written = _write_beside(outputs, like, result, segments, picture, threads, turns)
+    named = segments or named_segments(names.labels)
+    written = _write_beside(outputs, like, result, named, picture, threads)
+    if outputs.structures or outputs.folder is not None:
+        if turns is not None:
+            turns.wait_to_name()  # The files of structures are written by other threads.
+        written += _write_structures(outputs, like, segments, threads)
     if turns is not None and (work.task.before or work.task.unknown):
         turns.wait_to_name()  # Until then a run may end that leaves the case as it was.
     notes = list(remove_stale(outputs, work.task.before, work.task.unknown, record, written))
     record.notes += notes
-    if not segments:
-        segments = named_segments(names.labels)
-    write_label_map(outputs.label_map, result.label_map, like, segments=segments)
+    write_label_map(outputs.label_map, result.label_map, like, segments=named)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)
     record.contents[LABEL_MAP] = content_of(files_written(outputs.label_map))
@@ -447,23 +448,25 @@ def _write_beside(
     segments: tuple[Segment, ...],
     picture: bytes | None,
     threads: int,
-    turns: Turns | None,
 ) -> list[Path]:
-    """Write the files beside the label map; return them, and its own."""
+    """Write the files beside the label map, but for structures; return them, and its own.
+
+    `segments` are those of the labels, which have a channel each unless there are regions.
+    """
     written = list(outputs.all())
+    named = () if result.regions is not None else segments
     for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
         if path is not None:
-            write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
+            num_channels, piece = _channels(result, kind)
+            write_pieces(
+                path, like, num_channels, piece, kind=kind, threads=threads, segments=named
+            )
     if outputs.archive is not None:
         _write_archive(outputs.archive, outputs.properties, like, result, threads)
         if outputs.properties is not None:
             written.append(outputs.archive.with_suffix(".pkl"))
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
-    if outputs.structures or outputs.folder is not None:
-        if turns is not None:
-            turns.wait_to_name()  # The files of structures are written by other threads.
-        written += _write_structures(outputs, like, segments, threads)
     return written
 
 

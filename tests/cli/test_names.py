@@ -108,3 +108,24 @@ def test_labels_of_regions_are_named_after_them(tmp_path):
     (case,) = summary_of(folders, *options)["cases"]
     assert case["label_names"] == {"1": "rest of whole", "2": "rest of core", "3": "enhancing"}
     infer(folders, *options, "--preview", status=0)
+
+
+def test_names_stay_in_refined_probabilities_and_come_back_from_them(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    labels = make_phantom(0, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
+    path = save_nifti(tmp_path / "maps" / "a.nii.gz", labels)
+    write_label_map(path, labels, read_labels(path), segments=NAMES)
+    infer(folders._replace(logits=tmp_path / "maps"), "--save-probabilities", status=0)
+    probabilities = folders.output / "a_probabilities.nii.gz"
+    output = tmp_path / "again"
+    options = ("-p", probabilities, "-o", output, "--summary", tmp_path / "again.json")
+    images = [f"--images={path}" for path in sorted(folders.images.iterdir())]
+    run_here("infer", *images, *options, "--save-structures", status=0)
+    (case,) = json.loads((tmp_path / "again.json").read_text())["cases"]
+    assert case["label_names"] == {"1": "spleen", "2": "kidney_right"}
+    names = [file.name for file in sorted((output / "a").iterdir())]
+    assert names == ["Label_3.nii.gz", "kidney_right.nii.gz", "spleen.nii.gz"]
+    again = run_here("infer", *images, *options, "--save-structures", "--continue", status=0)
+    assert "skipped" in again.stdout
+    arguments = (probabilities, path, "-o", tmp_path / "report", "--no-report")
+    assert "1 spleen" in run_here("evaluate", *arguments, status=0).stdout

@@ -129,7 +129,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     check_writable(target_file.parent)
     if has_scores:
         conversion = _ScoresConversion(placed, target, options.to, geometry)
-        sentence = _convert_channels(conversion, regions, named)
+        sentence = _convert_channels(conversion, regions, header.segments or named)
     elif has_labels:
         sentence = _convert_labels(placed, target, options, geometry, named, notes)
     else:
