@@ -22,7 +22,8 @@ STRUCTURES = ("{case}/segmentations/{label}", "{case}/{label}", "{case}/{case}_{
 LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels")
 MASK_WORDS = ("mask", "brainmask")
 SCORE_WORDS = ("logits", "probabilities", "probseg", "softmax")
-OTHER_WORDS = (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS)
+# Words in names of files that are no images.
+OTHER_WORDS = (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS, "gt", "truth", "segmentations")
 # Names of images in folders that structures cannot have; a label map is beside them.
 IMAGE_WORDS = ("ct", "mri", "image", "imaging", "img", "volume", "t1", "t2", "flair")
 _LABELED = f"{{case}}_{{{','.join(LABEL_WORDS)}}}"

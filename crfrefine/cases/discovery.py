@@ -216,7 +216,7 @@ def _find_images(
     beside = []
     for match in found:
         modality = numbered.get(match.path, match)
-        if match.modality in words or _is_beside(match, names, cases):
+        if match.modality.lower() in words or _is_beside(match, names, cases):
             if match.path not in taken:
                 beside.append(match.path.name)
         elif match.case not in outputs and (is_numbered or modality.case in outputs):
@@ -279,8 +279,9 @@ def _expected_modalities(
         channels = [name.casefold() for name in description.channel_names]
         if all(map(_FOUR_DIGITS.fullmatch, usual)):
             return tuple(f"{number:04d}" for number in range(len(channels))), source
-        if sorted(channels) == sorted(name.casefold() for name in usual):
-            return tuple(sorted(usual, key=lambda name: channels.index(name.casefold()))), source
+        names_there = {name.casefold(): name for names in found for name in names}
+        if names_there.keys() >= {*channels}:
+            return tuple(names_there[channel] for channel in channels), source
     return usual, "as in the other cases"
 
 
@@ -326,6 +327,8 @@ def _with_imageless(
             names.update(Files(place, kind).strays(case_ids))
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
+    if is_pattern(images):
+        problem = f"{lacking}; expected a file by this pattern"
     added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 

@@ -123,13 +123,7 @@ def find_matches(
         listings = {}
     folders = [root] if root.is_dir() else []
     for depth in range(1, len(names)):
-        expression = _expression("/".join(names[:depth]))
-        inside = []
-        for folder in folders:
-            for path in _visible(folder, listings):
-                if expression.fullmatch(path.relative_to(root).as_posix()) and path.is_dir():
-                    inside.append(path)
-        folders = inside
+        folders = _folders_inside(folders, root, names[:depth], listings)
 
     ending = suffix_of(pattern)
     text = "/".join(names)
@@ -166,17 +160,11 @@ def nearest_files(pattern: Path) -> str:
         root = root.parent
     folders = [root]
     for depth in range(1, len(names) + 1):
-        expression = _expression("/".join(names[:depth]))
-        there: list[Path] = []
-        for folder in folders:
-            there += _visible(folder, {})
-        inside = []
-        for path in there:
-            if path.is_dir() and expression.fullmatch(path.relative_to(root).as_posix()):
-                inside.append(path)
+        inside = _folders_inside(folders, root, names[:depth], {})
         if not inside:
             break
         folders = inside
+    there = [path for folder in folders for path in _visible(folder, {})]
     if not there:
         return f"\n  {folders[0]} is empty."
     wanted = difflib.SequenceMatcher(b=names[depth - 1])
@@ -185,8 +173,8 @@ def nearest_files(pattern: Path) -> str:
         wanted.set_seq1(path.name)
         return -wanted.ratio()
 
-    near = sorted(there[:_MAX_COMPARED], key=distance)[:_MAX_NEAREST]
-    return f"\n  There are {listed(near)}."
+    near = sorted(there[:_MAX_COMPARED], key=distance)
+    return f"\n  There are {listed(near, _MAX_NEAREST)}."
 
 
 def _split(pattern: Path) -> tuple[Path, tuple[str, ...]]:
@@ -196,6 +184,19 @@ def _split(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     while fixed < len(parts) - 1 and not _TOKEN.search(parts[fixed]):
         fixed += 1
     return Path(*parts[:fixed]), parts[fixed:]
+
+
+def _folders_inside(
+    folders: Sequence[Path], root: Path, names: Sequence[str], listings: dict[Path, list[Path]]
+) -> list[Path]:
+    """Return the folders in some folders whose paths from the root are those of a pattern."""
+    expression = _expression("/".join(names))
+    inside = []
+    for folder in folders:
+        for path in _visible(folder, listings):
+            if expression.fullmatch(path.relative_to(root).as_posix()) and path.is_dir():
+                inside.append(path)
+    return inside
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from crfrefine.cases.conventions import LABEL_WORDS, MASK_WORDS
+from crfrefine.cases.conventions import OTHER_WORDS
 from crfrefine.io.paths import VOLUME_SUFFIXES, suffix_of
 
-_NOT_IMAGES = {*LABEL_WORDS, *MASK_WORDS, "gt", "truth", "segmentations"}
 _MAX_FILES = 5000  # most that are looked at
 _MAX_DEPTH = 4
 _MAX_WORDS = 32  # in names of many more words, these are no modalities
@@ -44,7 +43,7 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
     labels: list[str] = []
     for template in templates:
         words = re.split(r"[^a-z0-9]+", template.lower())
-        (images if _NOT_IMAGES.isdisjoint(words) else labels).append(template)
+        (labels if {*OTHER_WORDS}.intersection(words) else images).append(template)
     return _joined(images), labels[0] if labels else ""
 
 

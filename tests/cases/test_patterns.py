@@ -78,7 +78,9 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": ["T1", "T1CE", "FLAIR"]}))
     names = [path.name for path in discover_cases(pattern, None)[0].images]
     assert names == ["B_1_t1.nii.gz", "B_1_t1ce.nii.gz", "B_1_flair.nii.gz"]
+    (tmp_path / "B_1/B_1_lesion.nii.gz").touch()
     (tmp_path / "B_2/B_2_t1.nii.gz").unlink()
+    assert "found t1, t1ce, flair, lesion in " in discover_cases(pattern, None)[0].problem
     problem = discover_cases(pattern, None)[1].problem
     assert problem.startswith(
         "case 'B_2': expected the modalities t1, t1ce, flair, as dataset.json names; "
