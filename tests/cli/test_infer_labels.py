@@ -322,6 +322,20 @@ def test_a_map_of_a_coarse_network(tmp_path):
         assert message in failed.stderr
 
 
+def test_a_folder_may_hold_images_as_coarse_as_the_network(tmp_path):
+    for seed, case_id in enumerate(("coarse", "fine")):
+        phantom = make_phantom(seed, (39, 36, 24), SPACING)
+        labels = phantom.logits.argmax(axis=0).astype(np.uint8)
+        if case_id == "fine":
+            labels = labels[1::3, 1::3, ::2].repeat(3, 0).repeat(3, 1).repeat(2, 2)
+        save_nifti(tmp_path / "images" / f"{case_id}_0000.nii.gz", phantom.image[0])
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", labels)
+    folders = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
+    done = run_here("infer", *folders.arguments, "--network-spacing", "auto", status=0)
+    assert "coarse: the label map has no blocks of a coarser grid" in done.stderr
+    assert "fine: the label map is taken as that of a coarser network, found in it" in done.stderr
+
+
 def test_a_map_on_the_coarse_grid_of_its_network(tmp_path):
     """With --resample, the spacing is that of the file, also where its axes are turned; the blocks
     need not be found.
