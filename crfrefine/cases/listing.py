@@ -19,7 +19,7 @@ from crfrefine.cases.patterns import (
     of_case,
 )
 from crfrefine.cases.proposals import propose
-from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others
+from crfrefine.io.paths import describe_others
 
 
 class Files:
@@ -55,9 +55,8 @@ class Files:
         matches = find_matches(pattern, self.kind.suffixes, self.listings)
         if pattern != self.place / ALONE:
             return matches
-        return [
-            match for match in matches if len(list_files(match.path.parent, VOLUME_SUFFIXES)) == 1
-        ]
+        suffixes = self.kind.suffixes
+        return [match for match in matches if len(list_files(match.path.parent, suffixes)) == 1]
 
     @property
     def is_per_label(self) -> bool:

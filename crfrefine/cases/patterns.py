@@ -59,7 +59,8 @@ def folder_of(place: Path) -> Path:
 
 def check_pattern(pattern: Path, parts: Collection[str]) -> None:
     """Raise InputError unless a pattern names the case, and nothing but these parts."""
-    for found in _TOKEN.finditer(str(pattern)):
+    text = "/".join(_split(pattern)[1])
+    for found in _TOKEN.finditer(text):
         name = (found[1] or "*").partition(":")[0]
         if name not in parts and "," not in name and name != "*":
             known = ", ".join(f"{{{part}}}" for part in parts)
@@ -67,14 +68,14 @@ def check_pattern(pattern: Path, parts: Collection[str]) -> None:
                 f"{pattern}: no such file or folder, and as a pattern it may have {known} and *, "
                 f"not {{{shorten(name)}}}"
             )
-    beside = re.search(r"\{(case|modality|label)\}(\*|\{(case|modality|label)[:}])", str(pattern))
-    if beside and str(pattern).index(f"{{{beside[1]}}}") == beside.start():
+    beside = re.search(r"\{(case|modality|label)\}(\*|\{(case|modality|label)[:}])", text)
+    if beside and text.index(f"{{{beside[1]}}}") == beside.start():
         raise InputError(
             f"{pattern}: nothing says where {{{beside[1]}}} ends; expected a text between it and "
             "the next part"
         )
     try:
-        _expression(str(pattern))
+        _expression(text)
     except re.error as error:
         raise InputError(f"{pattern}: not a pattern: {error}") from None
     if not names_part(pattern, "case"):
@@ -181,7 +182,10 @@ def _split(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the folder in which a pattern begins, and the names that follow."""
     parts = pattern.parts
     fixed = 0
-    while fixed < len(parts) - 1 and not _TOKEN.search(parts[fixed]):
+    while fixed < len(parts) - 1:
+        # A folder may have this very name.
+        if _TOKEN.search(parts[fixed]) and not Path(*parts[: fixed + 1]).exists():
+            break
         fixed += 1
     return Path(*parts[:fixed]), parts[fixed:]
 

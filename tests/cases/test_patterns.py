@@ -146,6 +146,14 @@ def test_parts_of_a_path_are_matched_as_they_are_written(tmp_path):
         assert cases == expected, pattern
 
 
+def test_a_folder_may_have_a_name_like_a_pattern(tmp_path):
+    root = make(tmp_path / "study {1} *" / "{case}", "i/a.nii", "l/a.nii", "m/a/a_trans.npz")
+    for images in ("i", "i/{case}.nii"):
+        (case,) = discover_cases(root / images, root / "m", labels=root / "l")
+        assert (case.problem, case.case_id) == (None, "a")
+        assert case.logits[0].name == "a_trans.npz"
+
+
 def test_files_per_label_are_ordered_by_number_or_by_dataset_json(tmp_path):
     root = make(
         tmp_path, "v/a.nii", *(f"n/a/p{n}.nii" for n in range(11)), "w/a-fat.nii", "w/a-air.nii"
