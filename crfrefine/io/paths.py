@@ -21,7 +21,7 @@ import numpy as np
 
 from crfrefine.base.failures import expected_error
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.text import shorten
+from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import GZIP_MAGIC, inflated, read_start
 
@@ -48,6 +48,9 @@ class Format:
     module: str
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    # Names of such files that readers take for something else: a pattern or list of files, another
+    # folder, a line that ends. ITK and teem differ; what one of them misreads is not written.
+    misread_names: re.Pattern[str] = re.compile("(?!)")  # none
     is_read_only: bool = False  # it is read through SimpleITK, and not written
     # Types of the voxels of images that are written; label maps and logits always find one.
     image_types: tuple[str, ...] = ALL_TYPES
@@ -82,8 +85,20 @@ class ForeignKind:
 ITK = "ITK"  # name of the formats that SimpleITK reads, among them rare headers of others
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii", ".hdr"), "crfrefine.io.nifti", {".hdr": ".img"}),
-    Format("MetaImage", (".mhd", ".mha"), "crfrefine.io.metaimage", {".mhd": ".zraw"}),
-    Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "crfrefine.io.nrrd", {".nhdr": ".raw.gz"}),
+    Format(
+        "MetaImage",
+        (".mhd", ".mha"),
+        "crfrefine.io.metaimage",
+        {".mhd": ".zraw"},
+        misread_names=re.compile(r"\s|~|(?i:list)|(?s:.*[%\\\0-\x1f\x7f])"),
+    ),
+    Format(
+        "NRRD",
+        (".nrrd", ".nhdr", ".seg.nrrd"),
+        "crfrefine.io.nrrd",
+        {".nhdr": ".raw.gz"},
+        misread_names=re.compile(r"\s|(?i:list)|(?s:.*[%:\0-\x1f\x7f])"),
+    ),
     Format(
         "FreeSurfer MGH",
         (".mgz", ".mgh.gz", ".mgh"),
@@ -201,13 +216,26 @@ def stem_of(path: Path) -> str:
 def require_suffix(
     path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES
 ) -> Format:
-    """Return the format of a file to write; raise UnsupportedFormatError for another suffix."""
+    """Return the format of a file to write; raise UnsupportedFormatError for another suffix.
+
+    Raise InputError for a name that a header cannot give to a separate file of voxels.
+    """
     suffix = suffix_of(path)
     if suffix not in suffixes:
         raise UnsupportedFormatError(
             f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
         )
-    return FORMAT_OF_SUFFIX[suffix]
+    known = FORMAT_OF_SUFFIX[suffix]
+    for file in files_written(path)[1:]:
+        if known.misread_names.match(file.name):
+            whole = next(other for other in known.suffixes if other not in known.voxel_endings)
+            raise InputError(
+                f"{path}: cannot be written in two files: the header of {suffix} would not find "
+                f"its voxels by the name {shorten_value(file.name)}, which means something else "
+                f"there (such as a pattern of names by %); write one file, {whole}, or choose "
+                "another name"
+            )
+    return known
 
 
 def suffix_to_write(path: Path) -> str:

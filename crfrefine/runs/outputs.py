@@ -27,6 +27,7 @@ from crfrefine.io.paths import (
     WRITTEN_SUFFIXES,
     files_read,
     files_written,
+    require_suffix,
     stem_of,
     suffix_of,
     suffix_to_write,
@@ -305,6 +306,8 @@ def _check_paths(
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:
             continue
+        for path in (*outputs.structures, outputs.label_map):
+            require_suffix(path)
         written = _files_written(outputs)
         places = [*written]
         if outputs.folder is not None:

@@ -10,11 +10,12 @@ import nrrd as pynrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import infer, run_here, write_folders
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk
 
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.errors import CrfRefineError, UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import read_header, write_label_map
 from crfrefine.io.paths import files_read
 from crfrefine.io.volume import Segment, Volume
@@ -506,3 +507,54 @@ def test_wrong_entries_of_segments_are_left_out(tmp_path):
     ):
         path.write_bytes(content.replace(old, new))
         assert list(read_header(path).segments) == expected
+
+
+NAMES = (
+    *("EF 55%", "run %03d", "100%%", "LIST", "List of cases", " lead", "a\nb", "\ta", "a\rb"),
+    *("a:b", "a\\b", "~a", "\x0bb", "plain", "a  b", "a#b", "LOCAL", "a=b", 'a"b', "Gefäß", "-a"),
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_file_is_written_if_its_header_finds_the_voxels_by_their_name(tmp_path, name, suffix):
+    """Else the error names the format of one file, and nothing is left."""
+    labels = (np.arange(7 * 5 * 3).reshape(7, 5, 3) % 4).astype(np.uint8)
+    like = Volume(labels, np.diag([1.0, 1.25, 2.5, 1.0]), (1.0, 1.25, 2.5))
+    path = tmp_path / f"{name}{suffix}"
+    whole = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix)
+    refused = ""
+    try:
+        write_label_map(path, labels, like)
+    except InputError as error:
+        refused = str(error)
+    if refused:
+        assert whole is not None
+        assert f"write one file, {whole}, or" in refused
+        assert not [*tmp_path.iterdir()]
+        return
+    assert np.array_equal(io.read_labels(path).data, labels)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, labels)
+    is_pattern = "%" in name or name.upper().startswith("LIST")
+    assert whole is None or not is_pattern
+
+
+def test_such_names_are_refused_before_the_work(tmp_path):
+    """Of `infer`, which writes as the image is, and of `convert`; one file is written."""
+    folders = write_folders(tmp_path, "a")
+    for path, target in (
+        (folders.logits / "a.nii.gz", folders.logits / "EF 55%.nii.gz"),
+        (folders.images / "a_0000.nii.gz", folders.images / "EF 55%_0000.nii.gz"),
+        (folders.images / "a_0001.nii.gz", folders.images / "EF 55%_0001.nii.gz"),
+    ):
+        path.rename(target)
+    for suffix, whole in ((".mhd", ".mha"), (".nhdr", ".nrrd")):
+        said = infer(folders, "--output-format", suffix, status=1).stderr
+        assert f"EF 55%{suffix}: cannot be written in two files" in said
+        assert not [*folders.output.glob("*")]
+        image = folders.images / "EF 55%_0000.nii.gz"
+        said = run_here("convert", image, tmp_path / f"10%{suffix}", status=1).stderr
+        assert f"write one file, {whole}, or choose another name" in said
+        output = tmp_path / whole.removeprefix(".")
+        infer(folders._replace(output=output), "--output-format", whole, status=0)
+        assert np.any(io.read_labels(output / f"EF 55%{whole}").data)
