@@ -62,7 +62,7 @@ class DirectTileFilter final : public TileFilter {
         const int64_t num_rows = voxels / width;
         const int64_t first = set_.first_entry[item];
         const int64_t num_labels = set_.first_entry[item + 1] - first;
-        scratch.sent.resize(num_labels * around.size);
+        scratch.sent.resize(num_labels * around.size + kBehind);
         scratch.sends_label.assign(num_labels * kernel_->num_rows_around(), 0);
         int64_t last = -1, active = -1;
         std::vector<int64_t> rows_of(num_labels), labels;
@@ -171,7 +171,7 @@ class DirectTileFilter final : public TileFilter {
         const Neighborhood& around = kernel_->around;
         scratch.sends_label.assign(kernel_->num_rows_around(), kEverywhere);
         kernel_->enter(tile, scratch);
-        scratch.sent.assign(around.size, 0.0f);
+        scratch.sent.assign(around.size + kBehind, 0.0f);
         around.for_rows(set_.tiling, tile, [&](const Neighborhood::Piece& piece) {
             for (int64_t i = 0; i < piece.length; ++i)
                 scratch.sent[piece.place + i] = set_.is_inside(piece.grid + i) ? 1.0f : 0.0f;

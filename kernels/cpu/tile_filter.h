@@ -99,6 +99,9 @@ typedef uint64_t SentLanes;
 constexpr SentLanes kLeft = kAllLanes, kOwn = kLeft << kLanes, kRight = kOwn << kLanes,
                     kEverywhere = kLeft | kOwn | kRight;
 
+// Voxels behind the last one of a neighborhood that vectors over the end of a window may read.
+constexpr int64_t kBehind = kLanes / 2;
+
 // Voxels of a row of the neighborhood that send to a row of the tile.
 struct SendingRow {
     int64_t number;  // among the rows of the window
@@ -108,7 +111,8 @@ struct SendingRow {
 // Labels that are summed together: their sums stay in registers.
 constexpr int kMostTogether = 8;
 
-// Scratch of a thread: arrays of a neighborhood.
+// Scratch of a thread: arrays of a neighborhood. Behind those that vectors read, `intensity` and
+// `sent`, there are kBehind more.
 struct TileScratch {
     std::vector<float> intensity, scale, sent, received, pass;
     std::vector<const float*> image;  // (modality) intensity of the tile's first voxel

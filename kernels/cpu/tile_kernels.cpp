@@ -78,7 +78,7 @@ class BilateralTileKernel final : public TileKernel {
     }
 
     // Intensities around the tile, read from the image, and copied where this would lead out of it:
-    // beyond the grid they may be any.
+    // beyond the grid, and in the kBehind voxels after the neighborhood, they may be any.
     void enter(int64_t tile, TileScratch& scratch) const override {
         const int64_t row = tiling_.shape[2], plane = tiling_.shape[1] * row;
         int64_t at[3];
@@ -89,14 +89,14 @@ class BilateralTileKernel final : public TileKernel {
         const int64_t after =
             before + (tiling_.tile[0] - 1) * plane + (tiling_.tile[1] - 1) * row + tiling_.tile[2];
         scratch.image.resize(num_modalities_);
-        if (first >= before && first + after <= tiling_.num_voxels()) {
+        if (first >= before && first + after + kBehind <= tiling_.num_voxels()) {
             for (int m = 0; m < num_modalities_; ++m)
                 scratch.image[m] = kernel_.intensity[m] + first;
             scratch.image_row = row;
             scratch.image_plane = plane;
             return;
         }
-        scratch.intensity.resize(num_modalities_ * around.size);
+        scratch.intensity.resize(num_modalities_ * around.size + kBehind);
         around.for_rows(tiling_, tile, [&](const Neighborhood::Piece& piece) {
             for (int m = 0; m < num_modalities_; ++m)
                 std::copy_n(kernel_.intensity[m] + piece.grid, piece.length,

@@ -303,3 +303,27 @@ def test_no_label_is_left_out_with_a_negative_penalty():
         1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)
     ).leave_out_nothing
     assert not find_thresholds(1e-4, CrfParameters().resolve(2, 1, 3)).leave_out_nothing
+
+
+@pytest.mark.parametrize("theta_alpha", [2.0, 3.0, 3.7, 4.0])
+@pytest.mark.parametrize("num_columns", [32, 48])
+def test_a_voxel_receives_nothing_from_beyond_the_image(num_columns, theta_alpha):
+    """Windows of a single row around a few open voxels, the last of a tile's row among them: the
+    vectors of their windows reach over the end of the volume. The address sanitizer watches the
+    reads; with any engine the sums are those of all labels.
+    """
+    shape = (8, 16, num_columns)
+    border = num_columns - 17.5  # Only the last voxels of a tile are open.
+    distance = np.broadcast_to(np.arange(num_columns) - border, shape)
+    rng = np.random.default_rng(0)
+    logits = np.stack([-20.0 * distance, 20.0 * distance, np.full(shape, -30.0)])
+    logits += rng.normal(0.0, 4.0, logits.shape)
+    image = (100.0 * (distance > 0) + rng.normal(0.0, 30.0, shape))[None]
+    case = TileCase(logits.astype(np.float32), image.astype(np.float32), (13.0, 13.0, 1.0))
+    parameters = CrfParameters().replace(
+        **{"mean_field.filter": "truncated", "bilateral.theta_alpha": theta_alpha}
+    )
+    tiles = refine(case, parameters, 1e-4)
+    everywhere = refine(case, parameters, 0.0)
+    # What is left out is below the threshold.
+    np.testing.assert_allclose(tiles.marginals, everywhere.marginals, atol=1e-3)
