@@ -163,6 +163,14 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     return (0, 1)
 
 
+def occurring_channels(labels: Labels, channels: Sequence[int]) -> tuple[int, ...]:
+    """Return the labels of `channels_of` that take part: those that occur, and the background.
+
+    A map of background alone has a channel of another label, which does not occur.
+    """
+    return tuple(channels) if labels.any() else (0,)
+
+
 def labels_of_one_hot(
     pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path
 ) -> Labels | None:

@@ -12,7 +12,14 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.blocks import AUTO, find_network_spacing
-from crfrefine.arrays.label_maps import channel_numbers, one_hot_logits, share_logits, share_sigma
+from crfrefine.arrays.label_maps import (
+    ABSENT_LOGIT,
+    channel_numbers,
+    occurring_channels,
+    one_hot_logits,
+    share_logits,
+    share_sigma,
+)
 from crfrefine.arrays.probabilities import Look, decide, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.array_types import Float32, Labels
@@ -89,7 +96,8 @@ def _logits_of_labels(
     channels = present
     if options.all_labels:
         channels = tuple(range(label_map.num_labels))
-    absent = tuple(label for label in channels if label not in present)
+    occurring = occurring_channels(label_map.labels, present)
+    absent = tuple(label for label in channels if label not in occurring)
     output = NetworkOutput(
         KIND,
         label_map.num_labels,
@@ -98,12 +106,13 @@ def _logits_of_labels(
         absent_labels=absent,
     )
     if options.network_spacing is None:
-        values = one_hot_logits(label_map.labels, channels, present)
+        values = one_hot_logits(label_map.labels, channels, occurring)
         return replace(output, channels=reverse_grid(values))
 
     network_spacing, note = _spacing_of_network(label_map, options.network_spacing, spacing)
     sigma = share_sigma(network_spacing[::-1], spacing[::-1])
     values = share_logits(channel_numbers(label_map.labels, channels), len(channels), sigma)
+    values[np.isin(channels, absent)] = ABSENT_LOGIT
     return replace(
         output,
         channels=reverse_grid(values),

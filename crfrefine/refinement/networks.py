@@ -46,8 +46,8 @@ class LabelMapNetwork:
     # mm between voxels of the network, one number or one per axis, or "auto"; None means that each
     # label is taken as it is.
     network_spacing: ArrayLike | None = None
-    # Of the channels, those of labels that only strokes have: they take part only near these.
-    only_drawn: Collection[int] = ()
+    # Of the channels, those of labels that do not occur: they take part only near strokes of them.
+    absent: Collection[int] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

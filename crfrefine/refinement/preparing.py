@@ -136,7 +136,7 @@ def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> P
 def _takes_part_nearby(numbers: Labels, network: LabelMapNetwork) -> bool:
     """Return whether labels take part only near where they occur, as they are many."""
     # A stroke of a new label does not change how the others take part.
-    num_of_network = len(network.channels) - len(network.only_drawn)
+    num_of_network = len(network.channels) - len(network.absent)
     return label_maps.take_part_nearby(num_of_network, numbers.size)
 
 
@@ -177,8 +177,9 @@ def _channels_of_label_map(
     """Return the logits of the labels of a map, shares of them for a coarser network."""
     if sigma is not None:
         logits = label_maps.share_logits(numbers, len(network.channels), sigma)
+        logits[list(network.absent)] = ABSENT_LOGIT
     else:
-        of_network = [number for number in network.channels if number not in network.only_drawn]
+        of_network = [number for number in network.channels if number not in network.absent]
         logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
         if _takes_part_nearby(numbers, network):
             reach = case.model.kernels.reach(case.image.spacing, numbers.shape)

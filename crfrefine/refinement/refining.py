@@ -16,7 +16,12 @@ from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
-from crfrefine.arrays.label_maps import channel_numbers, count_labels, renumber
+from crfrefine.arrays.label_maps import (
+    channel_numbers,
+    count_labels,
+    occurring_channels,
+    renumber,
+)
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
 from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
@@ -135,10 +140,9 @@ def _refine_label_map(network: LabelMapNetwork, case: _Case) -> RefinementResult
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
         before = clean(numbers, parameters.postprocess, case.voxel_ml)
-    only_drawn = [number for number, label in enumerate(labels) if label not in network.channels]
-    numbered = LabelMapNetwork(
-        before.label_map, range(len(labels)), num_labels, only_drawn=only_drawn
-    )
+    occurring = occurring_channels(network.labels, network.channels)
+    absent = [number for number, label in enumerate(labels) if label not in occurring]
+    numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels, absent=absent)
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, count_labels, widen
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, count_labels, widen
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import SAME_LENGTH, StorageOrder
@@ -209,8 +209,12 @@ def plan_edits(
         targets = _targets_of_regions(members, network)
 
     strength_of_map = STRENGTH_OF_LABELS
+    lifted: float | None = 0.0
     if model.kernels.network_spacing is not None:
         strength_of_map = STRENGTH_OF_SHARES
+        lifted = math.log(MIN_SHARE)
+    if not is_label_map:
+        lifted = None
     strength = model.mean_field.temperature * (strength_of_map if is_label_map else STRENGTH)
     rises = []
     for target in targets:
@@ -228,7 +232,9 @@ def plan_edits(
                 closeness *= mask[box]
             values = closeness * np.float32(target.sign * rise)
             rises.append(Rise(target.channel, box, values))
-    return Edits(positions, labels, rises, fixed.astype(np.float32), is_label_map)
+    return Edits(
+        positions, labels, rises, fixed.astype(np.float32), lifted if is_label_map else None
+    )
 
 
 class _Target(NamedTuple):
@@ -394,8 +400,8 @@ class Edits:
     labels: Integers  # (N,), their labels
     rises: list[Rise]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
-    # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
-    lifts_absent: bool
+    # what logits near ABSENT_LOGIT, as of label maps, count as where they rise; None: themselves
+    lifted: float | None
 
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
@@ -430,9 +436,9 @@ class Edits:
 
     def raise_logits(self, logits: Float32, rise: Float32) -> None:
         """Add a rise to logits in place."""
-        if self.lifts_absent:
+        if self.lifted is not None:
             is_lifted = (rise > 0) & (logits < 0.5 * ABSENT_LOGIT)
-            np.copyto(logits, np.float32(0.0), where=is_lifted)
+            np.copyto(logits, np.float32(self.lifted), where=is_lifted)
         logits += rise
 
     def edit_plan(self, plan: TilePlan) -> EditedPlan:
@@ -502,6 +508,11 @@ class StrokedChannels(ChannelSource):
     grid: TileGrid  # of the whole
     # the number of these planes' first tile; numbers are those of the whole grid
     first_tile: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """See `ChannelSource`."""
+        return self.source.num_bytes
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """See `ChannelSource`."""

@@ -116,7 +116,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     told = []
     limit = int(whole.channels.computed.size * 17 * 1.1)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
-    context = RunContext(None, lambda *of: told.append(of), lambda: limit)
+    context = RunContext(None, lambda *of: told.append(of), num_bytes=limit)
     cut = refine_network(
         networks.LabelMapNetwork(labels, channels, 30),
         image,
@@ -161,3 +161,25 @@ def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
         {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha},
     )
     assert is_on_tiles(found) == is_direct
+
+
+@pytest.mark.parametrize("network_spacing", [None, (4.0, 3.0, 2.0)], ids=["labels", "shares"])
+@pytest.mark.parametrize("bias", [0.0, 30.0])
+def test_a_label_that_does_not_occur_takes_no_part(bias, network_spacing):
+    """A map of background alone, of which two labels are declared, with a bias for the other one
+    that outweighs every voxel: nothing is found, and strokes of that label stay local.
+    """
+    image = np.random.default_rng(0).normal(size=SHAPE)
+    empty = np.zeros(SHAPE, np.uint8)
+    changes = {"mean_field.bias": (0.0, bias)}
+    result = refined(empty, image, changes, network_spacing=network_spacing)
+    assert not result.label_map.any()
+    assert result.marginals[1].max() == 0.0
+
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[10, 9, 18] = 1
+    stroke = refined(empty, image, changes, network_spacing=network_spacing, strokes=drawn)
+    assert stroke.label_map[10, 9, 18] == 1
+    takes_part = stroke.marginals[1] > 0.0
+    assert takes_part[9:12].all(axis=0).any()
+    assert not takes_part[[0, -1]].any()  # 20 mm away, three radii of a stroke are 18 mm

@@ -67,6 +67,11 @@ class CoarseChannels(ChannelSource):
     threads: int
     first_plane: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """See `ChannelSource`."""
+        return self.store.num_bytes
+
     @cached_property
     def windows(self) -> list[list[tuple[int, int]]]:
         """Along each axis, the samples that each tile of the image depends on; (0, 0) for none."""

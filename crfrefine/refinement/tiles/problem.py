@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 class ChannelSource(ABC):
     """The channels of a network's output."""
 
-    num_bytes = 0  # that it has added to the input of the run
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that it has added to the input of the run."""
+        return 0
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles).

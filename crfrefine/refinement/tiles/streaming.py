@@ -122,8 +122,13 @@ class StoredChannels(ChannelSource):
         self.num_labels = num_labels
         self.is_probability = is_probability
         self.read = read
-        self.num_bytes = 0  # of the tiles
+        self._num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in range(num_labels)]
+
+    @property
+    def num_bytes(self) -> int:
+        """See `ChannelSource`."""
+        return self._num_bytes
 
     def keep(self, label: int, tiles: TileNumbers, values: Array) -> None:
         """Keep some tiles of a label, all of them new.
@@ -132,14 +137,14 @@ class StoredChannels(ChannelSource):
         """
         if len(tiles):
             self._parts[label].append((tiles, values))
-            self.num_bytes += values.nbytes
+            self._num_bytes += values.nbytes
 
     def retain(self, label: int, chosen: Bool) -> None:
         """Forget a label's tiles except the chosen ones, (n,), in the order of `joined`."""
         if not chosen.all():
             tiles, values = self.joined(label)
             self._parts[label].clear()
-            self.num_bytes -= values.nbytes
+            self._num_bytes -= values.nbytes
             self.keep(label, tiles[chosen], values[chosen])
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
