@@ -52,6 +52,7 @@ from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import Guidance, Tuned, VectorScaling
+from crfrefine.train.choice import FitResult
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -63,7 +64,6 @@ from crfrefine.train.comparison import (
     simple_maps,
     with_largest,
 )
-from crfrefine.train.starts import FitResult
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")

@@ -234,17 +234,8 @@ def _train(
     """Train parameters, and print the comparison and the verdict."""
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.engines.compiled import load_engine
-    from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.presets import find_config
-
-    try:
-        from crfrefine.train.run import default_output, run_training
-    except ImportError as error:
-        if error.name != "torch":
-            raise
-        raise BackendUnavailableError(
-            "train-crf needs PyTorch, which is not installed: pip install 'crfrefine[train]'"
-        ) from error
+    from crfrefine.train.run import default_output, run_training
 
     folders = data.locate()
     if output is None:

@@ -26,10 +26,11 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.adam import Adam
+from crfrefine.train.choice import FitResult
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
-from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
+from crfrefine.train.starts import BATCH_SIZE, Start, rounded, voxel_length, without_crf
 from crfrefine.train.workers import Workers
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.

@@ -5,6 +5,7 @@ Here are also their table, its summary, and the verdict.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -115,6 +116,7 @@ class TrainingResult(NamedTuple):
     final: Tuned
     comparison: Comparison
     seconds: float
+    device: str  # where the CRF was computed
     threads: int
 
     @property
@@ -133,8 +135,11 @@ class TrainingResult(NamedTuple):
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest})
 
 
-def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
-    """Return the comparison of the methods on the cases that the folds held out."""
+def compare(folds: Sequence[FoldResult], kind: str, plan: Plan) -> Comparison:
+    """Return the comparison of the methods on the cases that the folds held out.
+
+    `kind` is that of the model in the parameter file.
+    """
     measured: dict[str, MethodValues] = {}
     for fold in folds:
         measured.update(fold.measured)
@@ -155,13 +160,28 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     change = judge_probabilities(calibration, TRAINED, titles=titles)
 
     main, alone = judge(table, summary, summary_of_largest)
+    sentence = describe_kinds([fold.tuned.fit.kind for fold in folds], kind)
     return Comparison(
         table,
         summary,
         summary_of_largest,
         calibration,
-        replace(main, probabilities=change),
-        replace(alone, probabilities=change),
+        replace(main, probabilities=change, sentence=f"{main.sentence} {sentence}"),
+        replace(alone, probabilities=change, sentence=f"{alone.sentence} {sentence}"),
+    )
+
+
+def describe_kinds(of_folds: Sequence[str], of_file: str) -> str:
+    """Say of which kind the models of the folds are, and whether the file's is of the same."""
+    if set(of_folds) == {of_file}:
+        return f"The folds and the file have the same kind of model: {of_file}."
+    texts = []
+    for kind, count in Counter(of_folds).most_common():
+        texts.append(f"{kind} ({count} of {len(of_folds)})")
+    extent = "only in part" if of_file in of_folds else "not"
+    return (
+        f"This verdict is {extent} about the file: the folds have {', '.join(texts)}; "
+        f"the file has {of_file}."
     )
 
 

@@ -1,10 +1,11 @@
-"""A training: starts move along the gradients of some cases, other cases choose a candidate."""
+"""A training: starts move along the gradients of some cases, others decide which is best."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,27 +20,9 @@ from crfrefine.train import starts as setup
 from crfrefine.train.adam import Adam
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import (
-    Model,
-    Refine,
-    mean_defined,
-    mean_dice,
-    network_refiner,
-    refiner_of,
-    score,
-)
+from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, score
 from crfrefine.train.plan import Split
-from crfrefine.train.starts import (
-    Candidate,
-    FitResult,
-    Rivals,
-    Start,
-    choose,
-    no_crf,
-    rounded,
-    taken,
-    variants,
-)
+from crfrefine.train.starts import Start, rounded
 from crfrefine.train.workers import Workers
 
 # Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.
@@ -190,7 +173,7 @@ def _numbers(value: float | list[float]) -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on some cases, and the choice of a candidate by others.
+    """A training on some cases, which others stop.
 
     `stepped` is called after each step of the optimizer.
     """
@@ -204,40 +187,12 @@ class Fit:
     num_optimizer_steps: int  # of each start
     step_length: float = 1.0  # factor on the lengths of the steps
     trains_best: bool = False  # True if all starts are tried, but only the best is trained
-    # The recalibrated network, without weights; None means that it is not a candidate.
-    calibrated: CrfParameters | None = None
-    rivals: Rivals = setup.NO_RIVALS  # further candidates
-    # Kind of the only candidate, if it is known; None means that the deciding cases choose it.
-    kind: str | None = None
 
-    def run(self) -> FitResult:
-        """Train, and return the candidate that the deciding cases choose.
+    def run(self) -> list[Trajectory]:
+        """Train the starts, and return their trajectories, the best one first.
 
-        They choose among the recalibrated network, the best CRF and its rivals.
+        With `trains_best`, only the start that is best untrained is trained.
         """
-        network = self._score(network_refiner(self.material.device), self.material.crops).dice
-        trajectories = self._train_starts()
-        winner = _best_of(trajectories)
-        candidates = self._candidates(winner, network)
-        chosen = choose(candidates)
-        if chosen is None:
-            gains: tuple[float, ...] = ()
-            for candidate in candidates:
-                if candidate.kind == setup.CRF:
-                    gains = candidate.gains
-            result = no_crf(winner.start.parameters, mean_defined(network), gains)
-        else:
-            result = taken(chosen, mean_defined(network))
-
-        histories = {}
-        for trajectory in trajectories:
-            if trajectory.history:
-                histories[trajectory.start.name] = trajectory.history
-        trained = None if winner.best is None else winner.best.parameters
-        return replace(result, histories=histories, candidates=tuple(candidates), trained=trained)
-
-    def _train_starts(self) -> list[Trajectory]:
-        """Train the starts, or with `trains_best` only the best one; return their trajectories."""
         prior = setup.PRIOR / len(self.split.training)
         trajectories = []
         for start in self.starts:
@@ -249,9 +204,9 @@ class Fit:
         trained = trajectories
         if self.trains_best:
             self.workers.run_parts(self._evaluate, trajectories)
-            trained = [_best_of(trajectories)]
+            trained = [max(trajectories, key=attrgetter("best_score"))]
         self.workers.run_parts(self._train, trained)
-        return trajectories
+        return sorted(trajectories, key=attrgetter("best_score"), reverse=True)
 
     def _train(self, trajectory: Trajectory) -> None:
         """Train a start to its end, or until it stops improving."""
@@ -278,49 +233,12 @@ class Fit:
 
     def _evaluate(self, trajectory: Trajectory) -> float:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
-        scores = self._score(trajectory.model.refine, self.material.samples)
+        step = max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))
+        samples = [self.material.samples[case] for case in self.split.deciding[::step]]
+        scores = score_cases(trajectory.model.refine, samples, self.material, self.workers)
         mean = mean_defined(scores.dice)
         trajectory.scored(mean, mean_defined(scores.losses))
         return mean
-
-    def _score(self, refine: Refine, sources: Sequence[Crop | Sample]) -> CaseScores:
-        """Return the scores of the deciding cases, evenly thinned out to MAX_DECIDING."""
-        step = max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))
-        chosen = [sources[case] for case in self.split.deciding[::step]]
-        return score_cases(refine, chosen, self.material, self.workers)
-
-    def _candidates(self, winner: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
-        """Return the candidates to choose from, simpler models first.
-
-        `network` is the Dice of the network on each deciding case.
-        """
-        models = []
-        if self.calibrated is not None:
-            models.append((setup.CALIBRATION, self.calibrated))
-        best_step = 0
-        best = winner.best
-        if best is not None:
-            models += variants(best.parameters, self.rivals)
-            best_step = best.optimizer_step
-
-        candidates = []
-        for kind, parameters in models:
-            if self.kind not in (None, kind):
-                continue
-            refine = refiner_of(kind, parameters, self.material)
-            gains = self._score(refine, self.material.crops).dice - network
-            defined = tuple(gains[~np.isnan(gains)].tolist())
-            start = winner.start.name
-            step = best_step
-            if kind in (setup.CALIBRATION, setup.UNTRAINED):  # These were not trained.
-                start = kind
-                step = 0
-            candidates.append(Candidate(kind, start, parameters, step, defined))
-        return candidates
-
-
-def _best_of(trajectories: Sequence[Trajectory]) -> Trajectory:
-    return max(trajectories, key=lambda trajectory: trajectory.best_score)
 
 
 class CaseScores(NamedTuple):

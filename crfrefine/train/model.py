@@ -21,10 +21,10 @@ from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
+from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import with_background
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
-from crfrefine.train.starts import CALIBRATION
 from crfrefine.train.workers import Workers
 
 # Added to values before their logarithm, so that to the prior, smaller weights are like none.

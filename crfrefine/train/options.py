@@ -153,7 +153,7 @@ class TrainingOptions(CommonOptions):
         int | None,
         Option(
             "--num-iterations",
-            "Most optimizer steps of a start. Default: built-in.",
+            "Most optimizer steps of a start. Default: 40. With fewer, fewer starts are tried.",
             "N",
             limits=(1, MAX_PARTS),
         ),

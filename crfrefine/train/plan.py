@@ -1,6 +1,6 @@
-"""The first stages of a training run: the plan, and the cases, prepared for all parts of the run.
+"""The first stage of a training run: the plan, made before any case is read.
 
-The plan is made before any case is read.
+It needs no PyTorch, whose import takes seconds, so that mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.region_scheme import RegionScheme, decode, resolve_regions
-from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
 from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
@@ -24,36 +23,15 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import (
-    Guidance,
-    Scores,
-    Tuned,
-    VectorScaling,
-    largest_scores,
-    score_guided,
-)
-from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
-from crfrefine.train.losses import make_loss, make_region_loss
-from crfrefine.train.material import Material, TrainingDevice
-from crfrefine.train.model import dice_of, mean_defined
-from crfrefine.train.observer import Progress
+from crfrefine.train.choice import VOLUMES, Rivals
+from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
-from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_starts
-from crfrefine.train.workers import Workers
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
 # Fewest deciding cases where a fifth is less; of fewer than twice as many cases, half decide.
 MIN_DECIDING = 16
-# A mean Dice below this most likely means that the logits do not belong to the reference.
-LOW_DICE = 0.05
-# Numbers of 4 bytes per voxel that a forward and a backward pass hold: those of each channel, and
-# those of the kernels. Measured with 3 to 12 labels, 1 and 4 modalities, and each filter.
-FLOATS_PER_CHANNEL = 16
-FLOATS_OF_KERNELS = 55
 
 
 @dataclass(frozen=True)
@@ -111,7 +89,6 @@ class Plan(NamedTuple):
     """The plan of a run: its cases, regions and folds, and the model that is started from."""
 
     options: TrainingOptions
-    device: TrainingDevice
     cases: LabeledCases
     regions: tuple[Region, ...]
     folds: tuple[Split, ...]
@@ -196,8 +173,8 @@ class Plan(NamedTuple):
         """Optimizer steps of a start in a fold, if it is not stopped early."""
         return self.options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS
 
-    def describe(self, threads: int) -> str:
-        """Return the first line that a run reports."""
+    def describe(self, threads: int, device: str) -> str:
+        """Return the first line that a run on a device reports."""
         cases = self.cases
         data = f"{len(cases.files)} cases"
         if cases.declared is not None:
@@ -206,13 +183,13 @@ class Plan(NamedTuple):
             data += f", {cases.regions.num_regions} overlapping regions"
         data += f", {cases.num_labels} labels, modalities: {cases.sizes[1]}"
         hardware = [counted(threads, "thread")]
-        device = unexpected_device(self.options.device, self.device.name)
-        if device is not None:
-            hardware.insert(0, device)
+        unexpected = unexpected_device(self.options.device, device)
+        if unexpected is not None:
+            hardware.insert(0, unexpected)
         return f"{data}; {len(self.folds)} cross-validation folds; {', '.join(hardware)}"
 
 
-def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
+def make_plan(options: TrainingOptions) -> Plan:
     """Find the cases, and plan the run.
 
     Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
@@ -231,7 +208,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:
         base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
-        return Plan(options, device, cases, regions, tuple(folds), base)
+        return Plan(options, cases, regions, tuple(folds), base)
 
     if cases.regions.num_regions < 2:
         raise InputError(
@@ -244,7 +221,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
             "--learn compatibility: overlapping regions, each a problem of two labels, have no "
             "compatibility to learn"
         )
-    return Plan(options, device, cases, regions, tuple(folds), base)
+    return Plan(options, cases, regions, tuple(folds), base)
 
 
 def _base_parameters(options: TrainingOptions) -> CrfParameters:
@@ -309,101 +286,3 @@ def _region_of_each_label(cases: LabeledCases) -> tuple[Region, ...]:
             name = f"label {label}"
         regions.append(Region(name, (label,)))
     return tuple(regions)
-
-
-class Prepared(NamedTuple):
-    """The data that all parts of a run share: the material, the starts and the rivals' scores."""
-
-    plan: Plan
-    workers: Workers
-    progress: Progress
-    material: Material
-    starts: Sequence[Start]
-    largest: Scores[str]
-    guided: Scores[Guidance]
-
-    def tune_rivals(self, fit: FitResult, scaling: VectorScaling, cases: Sequence[int]) -> Tuned:
-        """Tune the rivals of a trained CRF on the cases that it may have seen.
-
-        `scaling` was fitted to these cases.
-        """
-        return Tuned(fit, scaling, self.largest.best(cases), self.guided.best(cases))
-
-
-def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
-    """Read the cases and set up what all parts share.
-
-    Raise a CrfRefineError if cases cannot be trained on.
-    """
-    progress.stage_started("reading")
-    cases = plan.cases
-    options = plan.options
-    crops = _read_crops(plan, workers)
-    groups = tuple(plan.labels_of_regions.values())
-    warning = _low_dice_warning(crops, groups)
-    if warning is not None:
-        progress.note(warning)
-
-    if cases.regions is None:
-        loss = make_loss(options.loss, groups)
-    else:
-        loss = make_region_loss(options.loss, cases.regions)
-    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
-
-    workers.limit(_max_items(crops, cases.sizes[0]))
-
-    spacings = np.array([crop.spacing for crop in crops])
-    spacing = np.median(spacings, axis=0).tolist()
-    base = plan.base if plan.base.counts_network_voxels else options.parameters
-    num_channels, num_modalities, _ = cases.sizes
-    return Prepared(
-        plan,
-        workers,
-        progress,
-        material,
-        make_starts(base, plan.learn, num_channels, num_modalities, spacing),
-        largest_scores(material, workers),
-        score_guided(material, spacing, workers),
-    )
-
-
-def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
-    """Read the cases; raise InputError if no case has a foreground label."""
-    cases = plan.cases
-    data = plan.options.data
-    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
-
-    def read(files: CaseFiles, threads: int) -> Crop:
-        crop = make_crop(plan.read(files, threads), plan.base.intensity)
-        return cropping.map_from_disk(crop, max_bytes)
-
-    crops = require_all(read, cases.files, data.images, workers, one_by_one=cases.are_large)
-    for crop in crops:
-        if (crop.labels[crop.mask] % cases.num_labels).any():  # L, no reference, becomes 0.
-            return crops
-    raise InputError(
-        f"{data.labels}: no case has a foreground label; there is nothing to learn from"
-    )
-
-
-def _max_items(crops: Sequence[Crop], num_channels: int) -> int:
-    """Return how many passes over the largest crop fit into the memory that is left."""
-    num_voxels = max(crop.mask.size for crop in crops)
-    bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * num_channels + FLOATS_OF_KERNELS)
-    return memory_left(memory_limit()) // (bytes_per_voxel * num_voxels)
-
-
-def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> str | None:
-    """Return a warning if the network hardly agrees with the reference."""
-    values = []
-    for crop in crops:
-        network = decode(crop.logits, crop.regions)
-        values.append(dice_of(crop.confusion(network), groups))
-    dice = mean_defined(np.ravel(values))
-    if not dice < LOW_DICE:
-        return None
-    return (
-        f"the network agrees with the reference to a mean Dice of {dice:.3f}: "
-        "are the logits' channels in the order of the labels or regions, do label maps have the "
-        "numbers of the reference (else --map), and do logits and labels belong together?"
-    )

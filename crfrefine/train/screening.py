@@ -17,7 +17,7 @@ from crfrefine.train.crops import Crop
 from crfrefine.train.fit import score_cases
 from crfrefine.train.material import NUM_SAMPLED, Sample
 from crfrefine.train.model import Model
-from crfrefine.train.plan import Prepared
+from crfrefine.train.preparing import Prepared
 from crfrefine.train.starts import Start
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cli_helpers import errors, files_in, load_nifti, run_here, wait_for
+from cli_helpers import errors, files_in, load_nifti, run_here, run_process, wait_for
 from training_helpers import phantom, shorten, write_cases
 
 import crfrefine.cli.main
@@ -95,7 +95,7 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     methods = [method for method in METHODS if method not in COARSE_RIVALS]
     assert list(rows) == list(itertools.product(("whole", "cyst", "mean"), methods))
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
-    assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
+    assert ": too few cases, at least 6 are needed for p < 0.05. The folds and " in lines[-1]
     judged = report_of(output)["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
     assert lines[-3].startswith(
@@ -195,6 +195,26 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
     assert found.bilateral[0].theta_beta == 0.12
     assert found.postprocess.keep_largest == "foreground"
     assert found.bilateral[0].weight != 4.0
+
+
+def test_arguments_paths_and_cases_are_checked_before_pytorch_is_imported(data, tmp_path):
+    """Its import takes seconds; here it raises what no guard catches."""
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    incomplete = write_cases(tmp_path / "incomplete", 2)
+    (incomplete / "labels" / "case1.nii.gz").unlink()
+    for words, message in (
+        ((tmp_path / "nowhere",), "no folder of images and labels and logits"),
+        ((data, "--labels", tmp_path / "nowhere"), "nowhere: no such folder"),
+        ((data, "--regions", "core=1+9"), "label 9 is not among the logits' 0 to 3"),
+        ((data, "--folds", 9), "--folds: expected 2 to 4"),
+        ((data, "--device", "cuda:99"), "NVIDIA GPU"),
+        ((incomplete, "--strict"), "case1"),
+    ):
+        arguments = ("train-crf", *words, "-o", tmp_path / "p.toml")
+        result = run_process(*arguments, status=1, env=environment)
+        assert message in result.stderr
+        assert "torch was imported" not in result.stderr
 
 
 REFUSED = {

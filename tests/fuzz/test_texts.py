@@ -172,7 +172,7 @@ def _fold():
 
 
 def _read_fold(path, rng):
-    from crfrefine.train.run import read_folds
+    from crfrefine.train.folds import read_folds
 
     assert list(read_folds([path], "digest")) == [0]
 

@@ -12,6 +12,7 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling
+from crfrefine.train.choice import no_crf
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
@@ -20,7 +21,7 @@ from crfrefine.train.material import Material
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import Split, split_training
-from crfrefine.train.starts import Start, no_crf, prepare
+from crfrefine.train.starts import Start, prepare
 from crfrefine.train.workers import Workers
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
@@ -145,6 +146,7 @@ def start(theta_alpha, weight=4.0):
 
 
 def fit(cases, *, num_optimizer_steps=6, threads=2):
+    """The trajectories of a training, the best one first."""
     split = split_training(range(len(cases)), seed=1)
     starts = [start(4.0), start(8.0)]
     with Workers(threads) as workers:

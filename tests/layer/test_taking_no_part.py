@@ -17,9 +17,9 @@ from crfrefine.layer import functional, taking_part
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.train.baselines import Tuned, VectorScaling
+from crfrefine.train.choice import FitResult
 from crfrefine.train.comparison import NETWORK, SCALING, measure_methods
 from crfrefine.train.crops import make_crop
-from crfrefine.train.starts import FitResult
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)

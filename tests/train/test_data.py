@@ -33,11 +33,11 @@ from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
+from crfrefine.train.folds import fingerprint
+from crfrefine.train.material import NUM_SAMPLED, make_sample
 from crfrefine.train.model import mean_dice, network_refiner, score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_folds, make_plan
-from crfrefine.train.run import fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -133,18 +133,19 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     )
     voxels.write_bytes(bytes(4))
     plan = make_plan(
-        TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml"), CPU
+        TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml")
     )
     files = (CaseFiles("a", (header,), (), None, None),)
     plan = plan._replace(cases=plan.cases._replace(files=files))
 
     def fingerprint_with(**options):
-        return fingerprint(plan._replace(options=replace(plan.options, **options)))
+        changed = plan._replace(options=replace(plan.options, **options))
+        return fingerprint(changed, is_gpu=False)
 
-    before = fingerprint(plan)
+    before = fingerprint(plan, is_gpu=False)
     assert fingerprint_with(threads=3, resume=True) == before
     os.utime(voxels, ns=(0, 1))
-    assert len({before, fingerprint(plan), fingerprint_with(loss="ce")}) == 3
+    assert len({before, fingerprint(plan, is_gpu=False), fingerprint_with(loss="ce")}) == 3
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):

@@ -30,7 +30,7 @@ from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer.crf_model import ModelTensors  # noqa: E402
 from crfrefine.train import material as trained_on  # noqa: E402
-from crfrefine.train import run  # noqa: E402
+from crfrefine.train import stages  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
@@ -175,7 +175,7 @@ def test_the_command_trains_on_a_gpu(request, monkeypatch, tmp_path):
     tensors = shim_tensors(strict, request)
     use(CudaBackend(strict), monkeypatch)
     device = ShimTrainingDevice("cuda", str(tensors.device), max_kept=1 << 40)
-    monkeypatch.setattr(run, "choose_device", lambda _: device)
+    monkeypatch.setattr(stages, "choose_device", lambda _: device)
     shorten(monkeypatch)
     write_cases(tmp_path, 4)
     output = tmp_path / "params.toml"

@@ -26,7 +26,7 @@ from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.losses import make_loss, make_region_loss
-from crfrefine.train.material import CPU, Sample
+from crfrefine.train.material import Sample
 from crfrefine.train.model import Model, score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
@@ -373,8 +373,8 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
     options = TrainingOptions(
         locate_folders(tmp_path), output=tmp_path / "t.toml", resample="linear"
     )
-    plain = make_plan(replace(options, parameters=as_parameters("default")), CPU)
-    sharp = make_plan(replace(options, parameters=as_parameters("sharp")), CPU)
+    plain = make_plan(replace(options, parameters=as_parameters("default")))
+    sharp = make_plan(replace(options, parameters=as_parameters("sharp")))
     assert plain.read(plain.cases.files[0], 1).network_spacing is None
     assert sharp.read(sharp.cases.files[0], 1).network_spacing == pytest.approx(
         [2 * step for step in LARGER["spacing"]]

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from training_helpers import Shares, crops, material, start
 
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import screening
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import CaseScores, Trajectory
 from crfrefine.train.material import Sample
 from crfrefine.train.observer import Progress
+from crfrefine.train.options import LEARNABLE
+from crfrefine.train.starts import make_starts
 from crfrefine.train.workers import Workers
 
 EVERY = 8
@@ -113,6 +116,28 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1),
         )
         chosen = screening.choose_starts(prepared, folds)
     return starts, chosen, observer.shares
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "lengths", "num_starts"),
+    [
+        (100, (1, 3, 6, 12), 16),
+        (40, (1, 3, 6, 12), 16),
+        (20, (1, 3, 6, 12), 8),
+        (10, (1, 3, 6, 12), 4),
+        (3, (1, 6), 2),
+        (1, (1, 6), 2),
+    ],
+)
+def test_a_short_training_does_not_begin_with_a_long_search(num_steps, lengths, num_starts):
+    """It tries fewer starts: first the same bandwidths with fewer weights, then fewer of these."""
+    spacing = (1.0, 2.0, 4.0)  # A cube as large as a voxel has sides of 2 mm.
+    starts = make_starts(None, LEARNABLE, 3, 1, spacing, num_steps)
+    assert len(starts) == num_starts
+    alphas = {start.parameters.bilateral[0].theta_alpha for start in starts}
+    assert sorted(alphas) == [2.0 * length for length in lengths]
+    given = make_starts(CrfParameters(), LEARNABLE, 3, 1, spacing, num_steps)
+    assert given[0].name == "given"
 
 
 DICE = [[0.7, 0.7, 0.3], [0.8, 0.8, 0.1], [0.6, 0.9, 0.9], [0.5, 0.95, 0.8]]

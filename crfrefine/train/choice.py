@@ -1,0 +1,254 @@
+"""The candidates that trainings end with, and the choice of one kind of them.
+
+The choice rests on the cases that the folds held out. Each case counts once, with a model that has
+not seen it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import VolumeParameters
+from crfrefine.train.starts import rounded, without_crf
+
+# Kinds of results and candidates. The first three are also the names of their starts.
+NO_CRF = "no CRF"  # the network's labels as they are
+CALIBRATION = "recalibration alone"  # a temperature and biases, but no weights
+UNTRAINED = "untrained preset"  # the preset as it is
+CRF = "CRF"  # the best trained model, with the volume term of its start
+# Beginning of the kinds with one weight for all labels and no biases. Their volume term does per
+# case what weights per label and biases do on average.
+ONE_WEIGHT = f"{CRF} with one weight"
+
+# Volume terms that are tried once the rest is trained. The first one protects at little cost, so a
+# model with it counts as gentler.
+VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
+HARM = 2.0  # losses weigh twice as much as gains
+# Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be
+# taken instead.
+KEPT_GAIN = 0.95
+# Fewer cases say little of cases unlike them: the trained model with a weight and a bias per label
+# is never preferred to a gentler one.
+MIN_FOR_MANY_WEIGHTS = 8
+# Fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
+# are compared.
+MIN_CASES = 3
+
+
+class Rivals(NamedTuple):
+    """Candidates beside the recalibrated network and the trained model."""
+
+    # If the first one has a weight, a model with it comes before the model without.
+    volumes: tuple[VolumeParameters, ...] = ()
+    untrained: CrfParameters | None = None  # the preset, where it is comparable
+
+
+NO_RIVALS = Rivals()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to refine, and its gains on cases that it has not seen."""
+
+    kind: str  # the same in all trainings of a run
+    start: str
+    parameters: CrfParameters
+    optimizer_step: int = field(metadata={"key": "best_iteration"})
+    # Dice minus the network's, of each case that has a Dice; the same cases for all candidates of
+    # a training.
+    gains: tuple[float, ...]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The gains, with each loss HARM-fold."""
+        gains = np.asarray(self.gains, dtype=float)
+        return np.where(gains < 0.0, HARM * gains, gains)
+
+    @property
+    def is_useful(self) -> bool:
+        """True if its gain exceeds chance, and is above 0 with losses counted HARM-fold."""
+        return is_gain(self.gains) and bool(self.values.mean() > 0.0)
+
+    def is_about_as_good_as(self, best: Candidate) -> bool:
+        """Return whether it keeps KEPT_GAIN of the best gain, losses counted HARM-fold."""
+        return bool(self.values.mean() >= KEPT_GAIN * best.values.mean())
+
+
+def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
+    """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
+    volumes = [volume for volume in rivals.volumes if volume != trained.volume]
+    num_gentler = 1 if volumes and volumes[0].weight > 0.0 else 0
+    gentlest = []
+    kind = CRF
+    model = trained
+    if rivals.untrained is not None:
+        gentlest.append((UNTRAINED, rivals.untrained))
+        kind = ONE_WEIGHT
+        model = _with_one_weight(trained)
+        if num_gentler == 0:
+            volumes = []
+
+    with_volumes = []
+    for volume in volumes:
+        term = "no volume term"
+        if volume.weight > 0.0:
+            term = f"volume {volume.weight:g}"
+        with_volumes.append((f"{kind}, {term}", model.replace(volume=volume)))
+    return [*gentlest, *with_volumes[:num_gentler], (CRF, trained), *with_volumes[num_gentler:]]
+
+
+def _with_one_weight(trained: CrfParameters) -> CrfParameters:
+    """Return a model with one kernel, the mean of its weights for all labels, and no biases."""
+    first = trained.bilateral[0]
+    kernel = replace(first, weight=float(np.mean(first.weight)))
+    mean_field = replace(trained.mean_field, bias=0.0)
+    return rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
+
+
+def choose_kind(
+    trainings: Sequence[Sequence[Candidate]], without: int | None = None
+) -> Candidate | None:
+    """Return the candidate of the kind that the cases of all trainings choose; None for no CRF.
+
+    `without` is the number of a training whose cases do not count: those that it held out must
+    not choose its own kind.
+    """
+    # The same rule for each of these choices: that of the fewest cases which one of them has.
+    sizes = []
+    for candidates in trainings:
+        sizes.append(max((len(candidate.gains) for candidate in candidates), default=0))
+    return choose(pooled(trainings, without), sum(sizes) - max(sizes))
+
+
+def pooled(trainings: Sequence[Sequence[Candidate]], without: int | None = None) -> list[Candidate]:
+    """Return the candidates that all trainings have in common, with the gains of all cases.
+
+    Their other values are those of their best training. `without` is the number of a training whose
+    cases do not count.
+    """
+    by_kind: dict[str, list[Candidate]] = {}
+    for candidate in itertools.chain.from_iterable(trainings):
+        by_kind.setdefault(candidate.kind, []).append(candidate)
+    common = []
+    for same in by_kind.values():
+        if len(same) == len(trainings):
+            counted = [one for number, one in enumerate(same) if number != without]
+            best = max(counted, key=lambda candidate: float(np.sum(candidate.gains)))
+            gains = itertools.chain.from_iterable(candidate.gains for candidate in counted)
+            common.append(replace(best, gains=tuple(gains)))
+    return common
+
+
+def choose(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
+    """Return the candidate to take; None means the network as it is.
+
+    Only useful candidates are compared, gentler ones first. The first one that is about as good as
+    the best one is taken. Where there are models with one weight, the trained model, with its many
+    weights and biases, is left out of this comparison. It is taken if no other candidate is useful,
+    or if it is better than the one that the comparison takes by more than chance. `num_cases`
+    decides how many candidates can be told apart.
+    """
+    if num_cases < MIN_CASES:
+        candidates = [each for each in candidates if each.kind in (CALIBRATION, CRF)]
+    useful = [candidate for candidate in candidates if candidate.is_useful]
+    if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
+        return _gentlest_of_best(useful)
+
+    trained = None
+    gentler_ones = []
+    for candidate in useful:
+        if candidate.kind == CRF:
+            trained = candidate
+        else:
+            gentler_ones.append(candidate)
+    gentler = _gentlest_of_best(gentler_ones)
+    if trained is None or gentler is None:
+        return gentler or trained
+    if num_cases >= MIN_FOR_MANY_WEIGHTS and is_gain(trained.values - gentler.values):
+        return trained
+    return gentler
+
+
+def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the first candidate that is about as good as the best one; None without candidates."""
+    if not candidates:
+        return None
+    best = max(candidates, key=lambda candidate: float(candidate.values.mean()))
+    return next(candidate for candidate in candidates if candidate.is_about_as_good_as(best))
+
+
+def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether gains of cases exceed chance.
+
+    They do if their mean is more than its standard error above 0.
+    """
+    values = np.asarray(gains, dtype=float)
+    if values.size == 0:
+        return False
+    error = 0.0
+    if values.size > 1:
+        error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    return float(values.mean()) > error
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Result of a training."""
+
+    start: str  # name of the start that won; NO_CRF or CALIBRATION if no CRF was better
+    parameters: CrfParameters  # all weights are 0 if no CRF was better
+    score: float  # mean Dice of the cases held out with these parameters
+    network_score: float  # mean Dice of the cases held out without a CRF
+    gains: tuple[float, ...]  # Dice minus the network's of each case held out
+    best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
+    # Loss, Dice and bandwidths of each start over its steps.
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    kind: str = NO_CRF  # of the candidate that was chosen
+    candidates: tuple[Candidate, ...] = ()  # simpler models first
+
+    @property
+    def is_network(self) -> bool:
+        """True if no CRF was better than the network."""
+        return self.start == NO_CRF
+
+    @property
+    def trained(self) -> Candidate | None:
+        """The best trained model, chosen or not; None means that nothing was trained."""
+        return next((each for each in self.candidates if each.kind == CRF), None)
+
+    def describe(self) -> str:
+        """Return a one-line description."""
+        volume = ""
+        if self.parameters.volume.weight > 0.0:
+            volume = f", volume.weight {self.parameters.volume.weight:g}"
+        dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases held out"
+        return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
+
+
+def no_crf(
+    parameters: CrfParameters, network_score: float, gains: Sequence[float] = ()
+) -> FitResult:
+    """Return the result of a training in which no CRF was better than the network."""
+    network = without_crf(parameters)
+    return FitResult(NO_CRF, network, network_score, network_score, tuple(gains), 0)
+
+
+def taken(chosen: Candidate, network_score: float) -> FitResult:
+    """Return the result of a training in which a candidate was chosen."""
+    return FitResult(
+        chosen.start,
+        chosen.parameters,
+        network_score + float(np.mean(chosen.gains or (math.nan,))),
+        network_score,
+        chosen.gains,
+        chosen.optimizer_step,
+        kind=chosen.kind,
+    )

@@ -1,0 +1,264 @@
+"""The folds of a training run, and the files that keep them.
+
+Each fold trains on the cases that it does not hold out, and tries its candidates on those that it
+does. All folds are trained before any is measured, since they choose the kind of each other's
+model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.paths import files_read
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.statistics.comparison import means_where_all_defined
+from crfrefine.train.baselines import (
+    MIN_CALIBRATED,
+    calibrate,
+    calibrate_output,
+    fit_scaling,
+    with_calibrated,
+)
+from crfrefine.train.choice import (
+    CALIBRATION,
+    CRF,
+    UNTRAINED,
+    Candidate,
+    FitResult,
+    choose_kind,
+    no_crf,
+    taken,
+    variants,
+)
+from crfrefine.train.comparison import FoldResult, MethodValues, measure_methods
+from crfrefine.train.crops import Crop
+from crfrefine.train.fit import MAX_DECIDING, Fit, Trajectory
+from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
+from crfrefine.train.plan import Plan, Split
+from crfrefine.train.preparing import Prepared
+from crfrefine.train.starts import Start
+from crfrefine.version import __version__
+
+
+def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
+    """Return a fold that is trained but not measured, and write it into its file.
+
+    Its result is the trained model; which candidate is taken depends on the other folds.
+    """
+    plan = prepared.plan
+    workers = prepared.workers
+    material = prepared.material
+    split = plan.folds[number]
+    name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
+    prepared.progress.stage_started(name)
+    first = starts[0]
+    calibrated = calibrate(material, split.training, first.parameters, workers)
+    if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
+        starts = [first, with_calibrated(first, calibrated)]
+    training = Fit(
+        material, workers, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps
+    )
+    trajectories = training.run()
+    winner = trajectories[0]
+
+    scaling = fit_scaling(material, split.seen, workers)
+    calibrated = calibrate(material, split.seen, first.parameters, workers, scaling)
+    models = []
+    if calibrated is not None:
+        models.append((CALIBRATION, calibrated))
+    if winner.best is not None:
+        trained = _fit_to_all(winner, training, calibrated)
+        models += variants(trained, plan.rivals)
+
+    fit = _try(models, winner, split.held_out, prepared)
+    histories = {each.start.name: each.history for each in trajectories if each.history}
+    tuned = prepared.tune_rivals(replace(fit, histories=histories), scaling, split.seen)
+    return _kept(number, FoldResult(name, split, tuned, {}), prepared)
+
+
+def _fit_to_all(
+    winner: Trajectory, training: Fit, calibrated: CrfParameters | None
+) -> CrfParameters:
+    """Train the winning start on all cases of its fold, also on those that decided.
+
+    `calibrated` is the network recalibrated on these cases, which the start may build on.
+    """
+    assert winner.best is not None
+    starts = {start.name: start for start in training.starts}
+    if calibrated is not None:
+        recalibrated = with_calibrated(training.starts[0], calibrated)
+        starts[recalibrated.name] = recalibrated
+    seen = tuple(training.split.seen)
+    (fitted,) = replace(
+        training,
+        split=Split(seen, seen, ()),
+        starts=[starts[winner.start.name]],
+        num_optimizer_steps=winner.best.optimizer_step,
+    ).run()
+    return (fitted.best or winner.best).parameters
+
+
+def _try(
+    models: Sequence[tuple[str, CrfParameters]],
+    winner: Trajectory,
+    held_out: Sequence[int],
+    prepared: Prepared,
+) -> FitResult:
+    """Return the result of a fold: the trained model, beside all candidates and their gains.
+
+    `models` has kind and parameters of each candidate, simpler ones first.
+    """
+    material = prepared.material
+    crops = [material.crops[case] for case in held_out]
+    crops = crops[:: math.ceil(len(crops) / MAX_DECIDING)]
+    dice = [_dice(network_refiner(material.device), crops, prepared)]
+    for kind, parameters in models:
+        dice.append(_dice(refiner_of(kind, parameters, material), crops, prepared))
+    # All candidates are compared with the network over the same regions of the same cases.
+    means = means_where_all_defined(np.array(dice))
+    network, *of_models = means[:, ~np.isnan(means[0])]
+
+    candidates = []
+    for (kind, parameters), values in zip(models, of_models, strict=True):
+        start = winner.start.name
+        step = 0 if winner.best is None else winner.best.optimizer_step
+        if kind in (CALIBRATION, UNTRAINED):  # These were not trained.
+            start = kind
+            step = 0
+        gains = tuple((values - network).tolist())
+        candidates.append(Candidate(kind, start, parameters, step, gains))
+
+    network_score = float(network.mean()) if network.size else math.nan
+    result = no_crf(winner.start.parameters, network_score)
+    for candidate in candidates:
+        if candidate.kind == CRF:
+            result = taken(candidate, network_score)
+    return replace(result, candidates=tuple(candidates))
+
+
+def _dice(refine: Refine, crops: Sequence[Crop], prepared: Prepared) -> NDArray[np.float64]:
+    """Return the Dice (regions, cases) of a refiner."""
+    material = prepared.material
+
+    def dice_of_crop(crop: Crop, threads: int) -> NDArray[np.float64]:
+        _, confusion = score(refine, crop, material.loss, threads)
+        return dice_of(confusion, material.regions)
+
+    return np.array(prepared.workers.run_on_device(dice_of_crop, crops)).T
+
+
+def measure_fold(number: int, folds: Sequence[FoldResult], prepared: Prepared) -> FoldResult:
+    """Return a fold with the candidate of the kind that the other folds choose, measured.
+
+    The file of the fold keeps it.
+    """
+    plan = prepared.plan
+    fold = folds[number]
+    prepared.progress.stage_started(f"{fold.name}: measuring the cases held out")
+    if prepared.device.is_gpu:
+        torch.cuda.empty_cache()  # The engine allocates without PyTorch.
+
+    trained = fold.tuned.fit
+    chosen = choose_kind([each.tuned.fit.candidates for each in folds], without=number)
+    fit = no_crf(trained.parameters, trained.network_score, trained.gains)
+    for candidate in trained.candidates:
+        if chosen is not None and candidate.kind == chosen.kind:
+            fit = taken(candidate, trained.network_score)
+    fit = calibrate_output(fit, fold.split.seen, prepared.material, prepared.workers)
+    fit = replace(fit, histories=trained.histories, candidates=trained.candidates)
+    tuned = replace(fold.tuned, fit=fit)
+
+    def measure(files: CaseFiles, threads: int) -> MethodValues:
+        case = plan.read(files, threads)
+        device = prepared.device.name
+        return measure_methods(case, plan.labels_of_regions, tuned, device, threads)
+
+    held_out = [plan.cases.files[case] for case in fold.split.held_out]
+    values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
+    measured = {}
+    for files, values_of_case in zip(held_out, values, strict=True):
+        measured[files.case_id] = values_of_case
+    prepared.progress.training_ended(fold.name, f"{fold.name}: {fit.describe()}")
+    return _kept(number, replace(fold, tuned=tuned, measured=measured), prepared)
+
+
+def _kept(number: int, fold: FoldResult, prepared: Prepared) -> FoldResult:
+    """Write a fold into its file, and return it."""
+    plan = prepared.plan
+    digest = fingerprint(plan, is_gpu=prepared.device.is_gpu)
+    content = {"fingerprint": digest, "fold": to_plain(fold)}
+    write_small_file(plan.fold_files[number], json.dumps(content).encode())
+    return fold
+
+
+def fingerprint(plan: Plan, *, is_gpu: bool) -> str:
+    """Return a digest of everything that the result depends on.
+
+    These are settings, and names, sizes and dates of the files.
+    """
+    cases = plan.cases
+    entries: list[object] = [
+        __version__,
+        replace(plan.options, output=Path(), threads=None, resume=False),
+        is_gpu,
+        plan.folds,
+        plan.regions,
+        cases.label_names,
+        cases.regions,
+    ]
+    for case in cases.files:
+        for path in case.paths:
+            for file in files_read(path):
+                state = None
+                # If a separate file of voxels is missing, reading reports it.
+                if file in case.paths or file.exists():
+                    status = file.stat()
+                    state = (status.st_size, status.st_mtime_ns)
+                entries.append((case.case_id, file.name, state))
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
+
+
+def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
+    """Return the folds that a stopped run has trained, by their numbers; some are measured, too.
+
+    Raise InputError for a file of another run, or of no fold.
+    """
+    finished = {}
+    for number, path in enumerate(paths):
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["fingerprint"] != digest:
+                raise InputError("it is of a run with other data, options or another version")
+            finished[number] = from_plain(FoldResult, content["fold"])
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            CrfRefineError,
+        ) as error:
+            reason = shorten(error, MAX_OF_A_REASON)
+            raise InputError(
+                f"{path}: not a fold of this run: {reason}; "
+                "repeat its options exactly, or leave --resume out"
+            ) from None
+    return finished

@@ -1,0 +1,141 @@
+"""The second stage of a training run: the cases, prepared for all parts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from crfrefine.arrays.region_scheme import decode
+from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.errors import InputError
+from crfrefine.train import crops as cropping
+from crfrefine.train.baselines import (
+    Guidance,
+    Scores,
+    Tuned,
+    VectorScaling,
+    largest_scores,
+    score_guided,
+)
+from crfrefine.train.choice import FitResult
+from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.dataset import require_all
+from crfrefine.train.losses import make_loss, make_region_loss
+from crfrefine.train.material import Material, TrainingDevice
+from crfrefine.train.model import dice_of, mean_defined
+from crfrefine.train.observer import Progress
+from crfrefine.train.plan import Plan
+from crfrefine.train.starts import Start, make_starts
+from crfrefine.train.workers import Workers
+
+# A mean Dice below this most likely means that the logits do not belong to the reference.
+LOW_DICE = 0.05
+# Numbers of 4 bytes per voxel that a forward and a backward pass hold: those of each channel, and
+# those of the kernels. Measured with 3 to 12 labels, 1 and 4 modalities, and each filter.
+FLOATS_PER_CHANNEL = 16
+FLOATS_OF_KERNELS = 55
+
+
+class Prepared(NamedTuple):
+    """The data that all parts of a run share: the material, the starts and the rivals' scores."""
+
+    plan: Plan
+    device: TrainingDevice
+    workers: Workers
+    progress: Progress
+    material: Material
+    starts: Sequence[Start]
+    largest: Scores[str]
+    guided: Scores[Guidance]
+
+    def tune_rivals(self, fit: FitResult, scaling: VectorScaling, cases: Sequence[int]) -> Tuned:
+        """Tune the rivals of a trained CRF on the cases that it may have seen.
+
+        `scaling` was fitted to these cases.
+        """
+        return Tuned(fit, scaling, self.largest.best(cases), self.guided.best(cases))
+
+
+def prepare(plan: Plan, device: TrainingDevice, workers: Workers, progress: Progress) -> Prepared:
+    """Read the cases and set up what all parts share.
+
+    Raise a CrfRefineError if cases cannot be trained on.
+    """
+    progress.stage_started("reading")
+    cases = plan.cases
+    options = plan.options
+    crops = _read_crops(plan, workers)
+    groups = tuple(plan.labels_of_regions.values())
+    warning = _low_dice_warning(crops, groups)
+    if warning is not None:
+        progress.note(warning)
+
+    if cases.regions is None:
+        loss = make_loss(options.loss, groups)
+    else:
+        loss = make_region_loss(options.loss, cases.regions)
+    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, device)
+
+    workers.limit(_max_items(crops, cases.sizes[0]))
+
+    spacings = np.array([crop.spacing for crop in crops])
+    spacing = np.median(spacings, axis=0).tolist()
+    base = plan.base if plan.base.counts_network_voxels else options.parameters
+    num_channels, num_modalities, _ = cases.sizes
+    return Prepared(
+        plan,
+        device,
+        workers,
+        progress,
+        material,
+        make_starts(
+            base, plan.learn, num_channels, num_modalities, spacing, plan.num_optimizer_steps
+        ),
+        largest_scores(material, workers),
+        score_guided(material, spacing, workers),
+    )
+
+
+def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
+    """Read the cases; raise InputError if no case has a foreground label."""
+    cases = plan.cases
+    data = plan.options.data
+    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
+
+    def read(files: CaseFiles, threads: int) -> Crop:
+        crop = make_crop(plan.read(files, threads), plan.base.intensity)
+        return cropping.map_from_disk(crop, max_bytes)
+
+    crops = require_all(read, cases.files, data.images, workers, one_by_one=cases.are_large)
+    for crop in crops:
+        if (crop.labels[crop.mask] % cases.num_labels).any():  # L, no reference, becomes 0.
+            return crops
+    raise InputError(
+        f"{data.labels}: no case has a foreground label; there is nothing to learn from"
+    )
+
+
+def _max_items(crops: Sequence[Crop], num_channels: int) -> int:
+    """Return how many passes over the largest crop fit into the memory that is left."""
+    num_voxels = max(crop.mask.size for crop in crops)
+    bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * num_channels + FLOATS_OF_KERNELS)
+    return memory_left(memory_limit()) // (bytes_per_voxel * num_voxels)
+
+
+def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> str | None:
+    """Return a warning if the network hardly agrees with the reference."""
+    values = []
+    for crop in crops:
+        network = decode(crop.logits, crop.regions)
+        values.append(dice_of(crop.confusion(network), groups))
+    dice = mean_defined(np.ravel(values))
+    if not dice < LOW_DICE:
+        return None
+    return (
+        f"the network agrees with the reference to a mean Dice of {dice:.3f}: "
+        "are the logits' channels in the order of the labels or regions, do label maps have the "
+        "numbers of the reference (else --map), and do logits and labels belong together?"
+    )
