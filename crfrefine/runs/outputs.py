@@ -159,7 +159,7 @@ def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
         )
     if options.writes_file and is_folder_run:
         raise InputError(
-            f"{output}: the images are a folder, so the output must be a folder too, "
+            f"{output}: the images are a folder or pattern, so the output must be a folder, "
             "not a file name"
         )
     seems_file = bool(output.suffix) and not output.is_dir() and not is_folder_run

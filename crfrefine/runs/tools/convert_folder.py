@@ -49,8 +49,9 @@ def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Pa
     if is_pattern(target):
         return _plan_pattern(source, target, suffix)
     if suffix_of(target) and not target.is_dir():
+        what = "a pattern" if is_pattern(source) else "a folder"
         raise InputError(
-            f"{source}: expected a file, this is a folder, and {target} names a file\n"
+            f"{source}: expected a file, this is {what}, and {target} names a file\n"
             "  Name a folder for the output, and its format with --output-format .nii.gz."
         )
     if suffix is None:
