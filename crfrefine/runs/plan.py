@@ -281,6 +281,7 @@ def _summary_of(
         num_parts=options.num_parts,
         part_id=options.part_id or 0,
         label_names={number: name for name, number in inputs.structures.items()},
+        held_out={case_id: each.fold for case_id, each in options.held_out.items()},
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=tuple(map(os.path.realpath, inputs.sources)),

@@ -43,7 +43,7 @@ READING = (
     "add_background",
     "resample",
 )
-SETTINGS = (*READING, "mask_mode", "regions", "declared_labels", "label_names")
+SETTINGS = (*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out")
 
 
 @dataclass
@@ -220,6 +220,8 @@ class RunSummary:
     part_id: int = 0  # from 0
     # by number, where each structure has its own file
     label_names: dict[int, str] = field(default_factory=dict)
+    # the fold of `train-crf` whose parameters a case gets, if not those of all cases
+    held_out: dict[str, str] = field(default_factory=dict)
     num_cases: int = 0  # of this part
     # label map of each case of all parts, in the output folder
     all_cases: dict[str, str] = field(default_factory=dict)

@@ -329,6 +329,9 @@ def test_each_validated_case_has_the_parameters_of_the_fold_that_held_it_out(tmp
     report.unlink()
     shown = run_here(*command, status=0).stderr
     assert "3 of 4 cases are among those that the parameters were learned on" in shown
+    command = ("infer", "--nnunet", tree.network, "-c", config, "-o", tmp_path / "learned")
+    shown = run_here(*command, "--continue", status=0).stderr
+    assert "4 cases (case0, case1, case2, case3): refined with other values of held_out" in shown
 
 
 def test_what_evaluate_lacks_without_a_network(tmp_path):

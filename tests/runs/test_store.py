@@ -243,7 +243,7 @@ def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
     }
     options = {each.name for each in dataclasses.fields(InferenceOptions)}
     options = options - {"mapped"} | {"mapping"}  # as the command line has it, and as it counts
-    assert options - no_voxel == {*READING, "regions"}
+    assert options - no_voxel == {*READING, "regions", "held_out"}
     assert {each.name for each in dataclasses.fields(RunSummary)} >= {*SETTINGS}
 
 
