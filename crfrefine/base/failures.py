@@ -36,6 +36,12 @@ class _Cause:
     cases: list[str] = field(default_factory=list)
 
 
+def without_names(case_id: str, line: str) -> str:
+    """Return a line without what differs between cases: their name in those of files, numbers."""
+    name_in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
+    return re.sub(r"[0-9]+", "0", re.sub(name_in_file_names, "CASE", line))
+
+
 class Causes:
     """The failures of many cases, grouped by their cause, such as logits on another grid.
 
@@ -47,12 +53,8 @@ class Causes:
 
     def is_new(self, case_id: str, message: str) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
-        # Messages of one cause differ only in the names of the case and its files, in numbers, and
-        # in the lines after the first, such as grids.
-        line, _, _ = message.partition("\n")
-        name_in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
-        key = re.sub(r"[0-9]+", "0", re.sub(name_in_file_names, "CASE", line))
-
+        line, _, _ = message.partition("\n")  # Lines after the first are such as grids.
+        key = without_names(case_id, line)
         cause = self._causes.setdefault(key, _Cause(line.removeprefix(f"case {case_id!r}: ")))
         cause.cases.append(case_id)
         return len(cause.cases) == 1

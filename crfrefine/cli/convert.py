@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.option import MAP, mapping_of, parse_own_mapped
-from crfrefine.base.text import for_terminal
+from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.main import print_failure
 
@@ -203,7 +203,7 @@ def convert(
         raise typer.Exit(1)
     if not quiet:
         print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
-        print(target)
+        print(printable(str(target)))
 
 
 def _split_file(source: Path, target: Path, suffix: str | None, *, is_quiet: bool) -> None:
@@ -212,7 +212,7 @@ def _split_file(source: Path, target: Path, suffix: str | None, *, is_quiet: boo
 
     for path in split_file(source, target, suffix):
         if not is_quiet:
-            print(for_terminal(str(path)))
+            print(printable(str(path)))
 
 
 def _convert_folder(
@@ -231,6 +231,6 @@ def _convert_folder(
         reporter.ended()
     if verbosity > QUIET:
         for path in reporter.written:
-            print(for_terminal(str(path)))
+            print(printable(str(path)))
     if reporter.failed:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from crfrefine.base.failures import without_names
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.reporting import (
     MAX_LISTED,
@@ -81,11 +82,11 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._update(completed=self._ended, text=result.case_id)
 
     def _say_warning(self, case_id: str, warning: str) -> None:
-        """Print a warning: that of the first case of each method, or all if VERBOSE."""
-        method = warning.partition(":")[0]
-        if self.verbosity >= VERBOSE or method not in self._known:
+        """Print a warning: of those that are alike for a method the first, or all if VERBOSE."""
+        gist = without_names(case_id, warning)
+        if self.verbosity >= VERBOSE or gist not in self._known:
             self._say(f"note: case {case_id!r}: {warning}")
-        self._known.add(method)
+        self._known.add(gist)
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage after the cases, and the case being drawn."""

@@ -86,6 +86,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; raise InputError for inputs that are DICOM."""
+        if ctx.params.get("verbose") and ctx.params.get("quiet"):
+            ctx.fail("--verbose and --quiet exclude each other")
         refuse_dicom(ctx.obj, by_name=False)
         return super().invoke(ctx)
 
@@ -345,11 +347,8 @@ class Group(TyperGroup):
         arguments = [*ctx._protected_args, *ctx.args]
         ctx.obj = arguments  # Commands see it.
         is_verbose = "-v" in arguments or "--verbose" in arguments
-        is_quiet = "-q" in arguments or "--quiet" in arguments
         try:
             with keeping_inputs():
-                if is_verbose and is_quiet:
-                    ctx.fail("--verbose and --quiet exclude each other")
                 if arguments and arguments[0] in GONE:
                     ctx.fail(GONE[arguments[0]])
                 refuse_dicom(arguments, by_name=True)

@@ -5,6 +5,7 @@ A live bar or plain lines go to standard error, results to standard output.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -13,10 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.arrays.components import REMOVED
-from crfrefine.base.failures import Causes
+from crfrefine.base.failures import Causes, without_names
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.main import indented
 from crfrefine.engines import unexpected_device
+from crfrefine.io.paths import LOGITS_SUFFIXES
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 
@@ -212,9 +214,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         gist = text
         head = ""
         if case_id:
-            # A note begins with the name of a file, and the text after a colon may have the case's
-            # numbers.
-            gist = text.partition(" ")[2].partition(":")[0]
+            gist = _gist_of(case_id, text)
             head = f"{case_id}: "
         if self.verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{head}{text}")
@@ -282,6 +282,24 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Print the names of cases, if there are any."""
         if case_ids:
             self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
+
+
+_SUFFIXES = "|".join(map(re.escape, sorted(LOGITS_SUFFIXES, key=len, reverse=True)))
+_FILE_NAME = rf".*?(?:{_SUFFIXES})(?=[ :,])"  # It may have blanks and colons.
+
+
+def _gist_of(case_id: str, text: str) -> str:
+    """Return what a note has in common with those on other cases.
+
+    It begins with the name of a file, or with a word that differs; the text after a colon may have
+    the case's numbers.
+    """
+    name = re.match(rf"{_FILE_NAME}(?:, {_FILE_NAME})*", text)
+    if name is not None:
+        text = text[name.end() :].removeprefix(":")
+    else:
+        text = text.partition(" ")[2]
+    return without_names(case_id, text.partition(":")[0])
 
 
 class FolderReporter(RunReporter):
