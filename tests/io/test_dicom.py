@@ -645,6 +645,10 @@ def test_info_says_what_a_file_of_dicom_is(series, tmp_path):
     assert "one slice of a series" in run_here("info", first, status=0).stdout
     report = json.loads(run_here("info", "--json", first, status=0).stdout)
     assert report["paths"][0]["properties"]["content"] == "DICOM, CT Image"
+    for command in (("info",), ("convert", tmp_path / "a.nii.gz"), ("convert", tmp_path / "parts")):
+        name, *target = command
+        shown = run_here(name, tmp_path / "away.dcm", *target, status=1).stderr
+        assert "away.dcm: no such file or folder" in shown
 
 
 def overlapping(series, path):
@@ -687,9 +691,25 @@ def test_segments_that_overlap_become_a_file_each(series, tmp_path):
     images = ("-i", tmp_path / "ct.nii.gz", "--input-type", "labels")
     run_here("infer", *images, "-p", folder, "-o", tmp_path / "refined.nii.gz", status=0)
     assert io.read_labels(tmp_path / "refined.nii.gz").data.max() == 2
+    # Structures are numbered in the order of their names; the description follows the name.
+    other = tmp_path / "other"
+    other.mkdir()
+    found = pydicom.dcmread(source)
+    for number, name in enumerate(("z", "Niere")):
+        save_nifti(other / f"{name}.nii.gz", pixels[..., number], AFFINE)
+        item = found.SegmentSequence[number]
+        item.SegmentLabel = name
+        item.SegmentDescription = f"about {name}"
+    found.save_as(source)
+    run_here("infer", *images, "-p", other, "-o", tmp_path / "refined.nii.gz", status=0)
+    refined = (tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series)
+    shown = run_here("convert", *refined, "--segments", source, status=0).stderr
+    assert "described by the names of their labels" in shown
+    texts = [item.SegmentDescription for item in pydicom.dcmread(refined[1]).SegmentSequence]
+    assert [text.partition(";")[0] for text in texts] == ["about Niere", "about z"]
     (folder / "other.nii.gz").write_bytes((folder / names[0]).read_bytes())
     refused = run_here("convert", source, folder, "--like", series, status=1).stderr
-    assert "holds other.nii.gz, which would count as another structure" in refused
+    assert "which would count as another structure" in refused
     refused = run_here("convert", series, tmp_path / "no suffix", status=1).stderr
     assert "unknown file type" in refused
     run_here("convert", source, tmp_path / "b", "--output-format", ".mha", status=0)

@@ -63,7 +63,7 @@ def _describe_folder(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | 
     lines = []
     for number, (uid, files) in enumerate(series.items(), 1):
         name = "series" if len(series) == 1 else f"series {number}"
-        lines.append((name, f"{uid}  {describe_series(files)}"))
+        lines.append((name, f"{uid or 'no UID'}  {describe_series(files)}"))
     if len(series) == 1:
         return lines, read_series(path).header
     used = {file for files in series.values() for file in files}

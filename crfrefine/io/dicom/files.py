@@ -196,7 +196,7 @@ def _advice(datasets: Iterable[Any]) -> str:
 
 def describe_all(series: Mapping[str, Mapping[Path, Any]]) -> list[str]:
     """Return an indented line about each series."""
-    lines = [f"\n  {uid}  {describe_series(files)}" for uid, files in series.items()]
+    lines = [f"\n  {uid or 'no UID'}  {describe_series(files)}" for uid, files in series.items()]
     if len(lines) > _MOST_SERIES:
         lines[_MOST_SERIES:] = [f"\n  and {len(lines) - _MOST_SERIES} more"]
     return lines
@@ -209,7 +209,8 @@ def describe_series(files: Mapping[Path, Any]) -> str:
     words = [text_of(first, "Modality"), text_of(first, "SeriesNumber")]
     words.append(repr(shorten(text_of(first, "SeriesDescription"))))
     shown = shorten(" ".join(filter(None, words)))
-    return f"{shown}, {counted(num_slices, 'slice')}, such as {shorten(file.name)}"
+    noun = "frame" if is_segmentation(first) else "slice"
+    return f"{shown}, {counted(num_slices, noun)}, such as {shorten(file.name)}"
 
 
 def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import highdicom
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.text import shorten
+from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
@@ -62,15 +62,17 @@ def write(
     *,
     series_number: int | None = None,
     series_description: str | None = None,
-) -> None:
-    """Write a label map (x, y, z) on the grid of a series, in binary segments; raises as `read`.
+) -> list[str]:
+    """Write a label map (x, y, z) on the grid of a series, in binary segments; return notes.
 
     It is the refined one of the segmentation `segments`, if that is given: its segments keep what
-    describes them, and say that they were refined. Others get the names of `named`.
+    describes them, and say that they were refined. Others get the names of `named`. Raises as
+    `read`.
     """
+    notes: list[str] = []
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
-        items = _items_of(segments, like)
+        items = _by_name(_items_of(segments, like), names, notes)
         made = "converted" if segments is None else "refined"
         if series_number is None:  # It sorts the segmentation behind its series.
             first = next(iter(like.datasets.values()))
@@ -84,6 +86,7 @@ def write(
             series_description=series_description or f"Segmentation {made} with crfrefine",
         )
     write_small_file(target, content)
+    return notes
 
 
 def _segmentation(
@@ -148,6 +151,35 @@ def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
     first = next(iter(like.datasets.values()))
     require_same_identity(file, dataset, like.header.path, first)
     return dict(labels_of(file, dataset).values())
+
+
+def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[str]) -> dict[int, Any]:
+    """Return what describes labels by their names, where numbers and names contradict each other.
+
+    Structures in a folder get other numbers than in the segmentation that they came from.
+    """
+    by_name = {_plain(item.get("SegmentLabel")): item for item in items.values()}
+    found = {}
+    is_contradicted = False
+    for label, name in names.items():
+        item = by_name.get(_plain(name))
+        if item is not None:
+            found[label] = item
+            is_contradicted = is_contradicted or item is not items.get(label)
+    if not is_contradicted:
+        return items
+    if len({id(item) for item in found.values()}) < len(found):
+        raise InputError(
+            f"segments cannot be told by the names of labels, of which two are one: "
+            f"{listed(names.values())}; rename them, or leave --segments out"
+        )
+    notes.append("segments are described by the names of their labels, whose numbers are others")
+    return found
+
+
+def _plain(name: object) -> str:
+    """Return a name as files of structures have it, in lower case."""
+    return re.sub(r"[^\w+-]", "_", str(name or "")).casefold()
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:

@@ -115,10 +115,12 @@ def _answer(source: Path, request: dict[str, Any]) -> Any:
             "pip install 'crfrefine[dicom]'"
         ) from None
     files.seconds = request["seconds"]
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
     if "target" not in request:
         lines, header = describe(source)
-        if header is not None:
-            lines += describe_header(header)
+        if header is not None:  # Only the voxels tell the type that they become.
+            lines += [line for line in describe_header(header) if line[0] != "type"]
         return lines
     options = ConversionOptions(**request["options"])
     return _convert(source, Path(request["target"]), options.from_json())
@@ -235,7 +237,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
         description = read_dataset_description(source)
         if description is not None:
             named = named_segments(description.label_names)
-    dicom.write(
+    notes += dicom.write(
         target,
         labels,
         named,
