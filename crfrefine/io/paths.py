@@ -192,6 +192,7 @@ _HALF = ForeignKind(
     "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img",
     b"",
 )
+_VOXEL_ENDINGS = (".raw", ".zraw", ".raw.gz", ".img", ".img.gz")
 _PACKED_HALF = r"\.(hdr|img)\.gz$"
 _MAX_LOOKED_AT = 32
 
@@ -261,6 +262,15 @@ def files_written(path: Path) -> tuple[Path, ...]:
     if known is None or suffix not in known.voxel_endings:
         return (path,)
     return (path, path.with_name(stem_of(path) + known.voxel_endings[suffix]))
+
+
+def voxels_beside(path: Path) -> list[Path]:
+    """Return the files with the usual names of the voxels of a header, which are there."""
+    known = FORMAT_OF_SUFFIX.get(suffix_of(path))
+    if known is None or suffix_of(path) not in known.voxel_endings:
+        return []
+    beside = [path.with_name(stem_of(path) + ending) for ending in _VOXEL_ENDINGS]
+    return [voxels for voxels in beside if voxels.is_file()]
 
 
 def require_file(path: Path) -> None:

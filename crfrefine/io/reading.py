@@ -80,6 +80,12 @@ def _read_by_content(
     """
     actual = paths.recognize(path)
     if actual is None or actual is expected:
+        # The voxels of a header may be a pointer to them.
+        for voxels in paths.voxels_beside(path):
+            kind = paths.recognize(voxels)
+            if isinstance(kind, paths.ForeignKind) and kind.is_text:
+                hint = kind.hint(voxels.name)
+                raise UnsupportedFormatError(f"{error}\n  {hint}") from None
         raise error
     explained = UnsupportedFormatError(f"{error}\n  {actual.hint('It')}")
     if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):

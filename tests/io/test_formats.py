@@ -187,6 +187,14 @@ def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
                 read(path)
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_pointer_in_place_of_the_voxels_of_a_header(suffix, tmp_path):
+    save_itk(tmp_path / f"a{suffix}", numbers(SHAPE), compress=False)
+    (tmp_path / "a.raw").write_bytes(FOREIGN["Git LFS"][0])
+    with pytest.raises(UnsupportedFormatError, match=r"cut off.*\n  .*a\.raw is a pointer of Git"):
+        io.read_volume(tmp_path / f"a{suffix}")
+
+
 def test_a_folder_is_not_described_by_its_texts(tmp_path):
     """dataset.json and pages beside volumes are no volumes."""
     (tmp_path / "a.json").write_bytes(FOREIGN["JSON"][0])
