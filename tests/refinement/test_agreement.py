@@ -327,3 +327,64 @@ def test_a_voxel_receives_nothing_from_beyond_the_image(num_columns, theta_alpha
     everywhere = refine(case, parameters, 0.0)
     # What is left out is below the threshold.
     np.testing.assert_allclose(tiles.marginals, everywhere.marginals, atol=1e-3)
+
+
+def largest_row_sum(features):
+    """The largest row sum of the symmetrically normalized Gaussian kernel of (N, D) features."""
+    squares = ((features[:, None] - features[None]) ** 2).sum(axis=-1)
+    kernel = np.exp(-0.5 * squares)
+    scale = kernel.sum(axis=1) ** -0.5
+    return float((scale[:, None] * kernel * scale).sum(axis=1).max())
+
+
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_labels_are_left_out_by_row_sums_as_large_as_they_are(num_modalities):
+    """A few voxels inside the mask whose neighbors have few others: there messages sum to more than
+    the weight. A label is left out only if that cannot bring it above the threshold.
+    """
+    weight = 30.0
+    spec = CrfParameters().replace(**{"bilateral.weight": weight}).resolve(3, num_modalities, 3)
+    thresholds = find_thresholds(1e-4, spec)
+    rises = thresholds.present - thresholds.may_matter
+    steps = 1.6 * np.eye(3 + num_modalities)
+    around = np.concatenate([steps, -steps])
+    hub = np.concatenate([np.zeros((1, len(steps))), np.repeat(around, 8, axis=0)])
+    rng = np.random.default_rng(0)
+    clouds = [hub, rng.normal(size=(1500, 3 + num_modalities))]
+    sums = [largest_row_sum(cloud) for cloud in clouds]
+    assert max(sums) > 1.2
+    assert (weight * max(sums) <= rises).all()
+    assert (weight * 2.0 >= rises).all()
+
+
+def test_a_label_wins_where_messages_sum_to_more_than_the_weight():
+    """A voxel in a tile of its own, between groups of voxels that have few other neighbors: their
+    label, which is too improbable for messages that sum to 1, becomes its label.
+    """
+    weight = 150.0
+    shape = (10, 10, 48)
+    angles = np.arange(48) // 8 * np.pi / 3
+    groups = np.stack([np.cos(angles), np.sin(angles)])  # six of eight voxels, by their intensities
+    image = np.zeros((2, *shape), np.float32)
+    mask = np.zeros(shape, np.bool_)
+    logits = np.zeros((3, *shape), np.float32)
+    logits[1:] = -300.0
+    for row in ((7, 8), (8, 7)):
+        image[(slice(None), *row)] = 1.3 * groups
+        mask[row] = True
+        logits[(slice(None), *row)] = np.array([-60.0, -300.0, 0.0])[:, None]
+    center = (8, 8, 8)
+    mask[center] = True
+    logits[(2, *center)] = np.log(1e-4) - weight - 1.0
+    case = TileCase(logits, image, (0.5, 0.5, 0.005), mask, "logits")
+    parameters = CrfParameters().replace(
+        **{
+            "intensity.normalization": "none",
+            "bilateral.weight": weight,
+            "bilateral.theta_alpha": 1.0,
+            "bilateral.theta_beta": 1.0,
+            "mean_field.filter": "truncated",
+        }
+    )
+    assert refine(case, parameters, 0.0).label_map[center] == 2
+    assert refine(case, parameters, 1e-4).label_map[center] == 2

@@ -17,7 +17,7 @@ from crfrefine.refinement.tiles.grid import tile_rows
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
-    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
@@ -185,14 +185,33 @@ class Thresholds:
     leave_out_nothing: bool = False  # whether all labels take part everywhere
 
 
+# Share by which row sums may exceed those of a normal distribution of voxels.
+ROW_SUM_MARGIN = 1.2
+
+
+def largest_row_sum(kernel: KernelSpec, kernels: KernelSetSpec) -> float:
+    """Return the row sum of a normalized kernel that no row exceeds in practice.
+
+    Symmetrically normalized rows exceed 1 where a voxel has many neighbors that have few others. Of
+    voxels that are normally distributed over the features, the sum at the center is up to
+    (8 / 7)^(features / 2); no proof bounds all other images as closely (docs/reference/math.md).
+    """
+    if kernels.normalization != "symmetric":
+        return 1.0
+    num_features = len(kernel.theta_position)
+    if kernel.theta_intensity is not None:
+        num_features += len(kernel.theta_intensity)
+    return ROW_SUM_MARGIN * math.pow(8.0 / 7.0, num_features / 2.0)
+
+
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     """Return the thresholds of a model at a `mean_field.label_threshold`.
 
     At 0 all labels take part everywhere, and so they do with negative penalties or weights, where a
     region of one label may flip by itself (docs/reference/math.md).
 
-    A message raises a label's logarithm relative to the others by at most the sum of the weights
-    times a row sum of the normalized kernel, which is 1. A Potts model raises no label that is
+    A message raises a label's logarithm relative to the others by at most the sum of the weights,
+    each times the largest row sum of its normalized kernel. A Potts model raises no label that is
     absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by the
     difference between the largest penalty of any label and the smallest of this one; the first
     threshold is lowered by as much.
@@ -207,7 +226,8 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
     lowest = np.full(num_labels, np.log(probability))
     weights = np.asarray(run.weights, np.float64)
-    weight = float(weights.max(axis=1).sum())
+    row_sums = [largest_row_sum(kernel, spec.kernels) for kernel in spec.kernels.kernels]
+    weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
     if run.is_potts:
         largest_rise = weight * float(compatibility.max())
         return Thresholds(lowest, lowest - largest_rise)
