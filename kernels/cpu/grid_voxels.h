@@ -39,7 +39,9 @@ class GridVoxels {
             zero_[m] = input.zero[m];
             scale_[m] = static_cast<float>(1.0 / input.theta_beta[m]);
             first_bin_[m] = size.first_bin[m];
-            last_bin_[m] = static_cast<int32_t>(size.first_bin[m] + size.bins[m] - kSpan);
+            lowest_[m] = static_cast<float>(size.first_bin[m]);
+            highest_[m] = std::nextafter(
+                static_cast<float>(size.first_bin[m] + size.bins[m] - kSpan + 1), lowest_[m]);
         }
         inner_bins_ = num_modalities_ == 2 ? size.bins[1] : 1;
         bins_ = size.bins[0] * inner_bins_;
@@ -241,15 +243,15 @@ class GridVoxels {
                 batch.count = std::min<int32_t>(kLanes, run.length - done);
                 vint bin{};
                 for (int m = 0; m < M; ++m) {
-                    const vfloat u =
+                    // The image is read anew at each filtering: a value that was changed since the
+                    // grid was built, or has become NaN, must not reach beyond its cells.
+                    const vfloat in_bandwidths =
                         (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) *
                         scale_[m];
+                    const vfloat u = vmin(vmax(in_bandwidths, splat_lanes(lowest_[m])),
+                                          splat_lanes(highest_[m]));
                     const vint whole = floor_to_int(u);
-                    // The image is read anew at each filtering: a value that was changed since the
-                    // grid was built must not reach beyond its cells.
-                    const vint cell = smaller(larger(whole, splat_lanes(first_bin_[m])),
-                                              splat_lanes(last_bin_[m]));
-                    bin = bin * static_cast<int32_t>(inner_bins_) + (cell - first_bin_[m]);
+                    bin = bin * static_cast<int32_t>(inner_bins_) + (whole - first_bin_[m]);
                     store(batch.fraction[m], u - to_float(whole));
                 }
                 store_lanes(batch.bin, bin);
@@ -410,7 +412,8 @@ class GridVoxels {
     bool is_narrow_ = false;  // one modality whose intensity cells fit into a vector
     const float* intensity_[2]{};
     float zero_[2]{}, scale_[2]{};
-    int32_t first_bin_[2]{}, last_bin_[2]{};  // that a voxel's four cells may begin with
+    int32_t first_bin_[2]{};
+    float lowest_[2]{}, highest_[2]{};  // in bandwidths, of the places whose four cells exist
     // Intensity cells of one spatial cell, and those along the second modality.
     int64_t bins_ = 0, inner_bins_ = 0;
     std::vector<int32_t> first_run_;  // of each row of the box
