@@ -66,7 +66,7 @@ class CpuBackend(Backend):
         """
         values = np.ascontiguousarray(image.values, np.float32)
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        calls = (spec.num_labels, spec.num_iterations, False)
+        calls = (spec.num_labels, spec.num_iterations)
         num_threads = threads or available_threads()
         with engine_errors(self._engine, values.shape):
             return tuple(
@@ -188,7 +188,6 @@ class CpuKernels:
                 *arguments,
                 spec.num_labels,
                 spec.num_iterations,
-                False,
                 list(image.axes or ()),
                 origin,
                 context.threads or available_threads(),

@@ -22,13 +22,8 @@ constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeSte
 constexpr double kLatticeHandicap = 1.5;
 
 // Shorter times are imperceptible; then the most accurate filter is chosen: exact, truncated, grid,
-// lattice, in this order. A training repeats each call, so that less time counts there.
-constexpr double kUnnoticed = 50e6, kUnnoticedInTraining = 5e6;
-
-// Time of a forward and a backward pass with gradients of the bandwidths, as a multiple of the
-// forward pass's estimate; measured on an Intel Xeon (AVX-512) with 2 to 5 labels, 1 to 12 mm.
-constexpr double kExactGradients = 9.0, kTruncatedGradients = 9.0, kGridGradients = 12.0,
-                 kLatticeGradients = 3.0;
+// lattice, in this order.
+constexpr double kUnnoticed = 50e6;
 
 struct Work {
     double voxels;
@@ -43,12 +38,6 @@ struct Work {
         for (int c = 0; c < calls.num_channels; c += kChannelGroup)
             once += cost(std::min(kChannelGroup, calls.num_channels - c));
         return calls.num_filterings * once + 2 * cost(1);
-    }
-
-    // The time that counts, of a forward pass's time.
-    double counted(double forward, double with_gradients) const {
-        if (calls.moves_bandwidths) return std::max(with_gradients * forward, kUnnoticedInTraining);
-        return std::max(forward, kUnnoticed);
     }
 };
 
@@ -86,18 +75,16 @@ double lattice_cost(const Work& work, double vertices) {
 std::string cheapest(const BilateralInput& input, const ExpectedCalls& calls) {
     const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input),
                     static_cast<int>(input.intensity.size()), calls};
-    const double exact = work.counted(exact_cost(work), kExactGradients);
-    const double truncated =
-        work.counted(truncated_cost(work, num_window_pairs(input)), kTruncatedGradients);
+    const double exact = std::max(exact_cost(work), kUnnoticed);
+    const double truncated = std::max(truncated_cost(work, num_window_pairs(input)), kUnnoticed);
     const GridSize size = grid_size(input);
-    const double grid = fits_grid(input, size) ? work.counted(grid_cost(work, size), kGridGradients)
+    const double grid = fits_grid(input, size) ? std::max(grid_cost(work, size), kUnnoticed)
                                                : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
     // Estimating the number of a lattice's vertices takes time, so it is done only if it can change
     // the choice.
     const auto with_vertices = [&](double a_voxel) {
-        const double forward = lattice_cost(work, a_voxel * work.voxels);
-        return work.counted(kLatticeHandicap * forward, kLatticeGradients);
+        return std::max(kLatticeHandicap * lattice_cost(work, a_voxel * work.voxels), kUnnoticed);
     };
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {

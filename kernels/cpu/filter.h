@@ -153,9 +153,8 @@ std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
 
 // The work that "auto" expects.
 struct ExpectedCalls {
-    int num_channels = 0;           // in each filtering
-    int num_filterings = 0;         // besides the normalization's two of one channel
-    bool moves_bandwidths = false;  // whether backward passes follow, with gradients of bandwidths
+    int num_channels = 0;    // in each filtering
+    int num_filterings = 0;  // besides the normalization's two of one channel
 };
 
 // Resolves "auto": the filter with the smallest estimated time, or a more accurate one that is

@@ -65,9 +65,8 @@ std::string message(const FloatArray& values, const FloatArray& image,
 std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask,
                                       const std::vector<double>& spacing,
                                       const Bandwidths& bilateral, const std::string& filter,
-                                      int num_labels, int num_iterations, bool moves_bandwidths,
-                                      int threads) {
-    const ExpectedCalls calls{num_labels - 1, num_iterations, moves_bandwidths};
+                                      int num_labels, int num_iterations, int threads) {
+    const ExpectedCalls calls{num_labels - 1, num_iterations};
     const KernelSpecs specs =
         make_specs(image, mask, spacing, bilateral, {}, "none", filter, calls);
     ThreadPool pool(threads, check_signals);
@@ -233,7 +232,7 @@ void define_module(nb::module_& m) {
     m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
           "theta_gamma"_a, "normalization"_a, "filter"_a, "threads"_a, "out"_a.noconvert());
     m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
-          "filter"_a, "num_labels"_a, "num_iterations"_a, "moves_bandwidths"_a, "threads"_a);
+          "filter"_a, "num_labels"_a, "num_iterations"_a, "threads"_a);
     define_kernels(m);
     define_points(m);
     define_tiles(m);

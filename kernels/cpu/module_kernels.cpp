@@ -15,14 +15,14 @@ class Kernels {
     Kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
             const std::vector<double>& spacing, const Bandwidths& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization,
-            const std::string& filter, int num_labels, int num_iterations, bool moves_bandwidths,
+            const std::string& filter, int num_labels, int num_iterations,
             const std::vector<int>& user_axis, const std::optional<Origin>& origin, int threads,
             const nb::object& progress)
         : image_(image),
           grid_shape_(grid_shape(image)),
           num_modalities_(static_cast<int64_t>(image.shape(0))),
           num_labels_(num_labels) {
-        const ExpectedCalls calls{num_labels - 1, num_iterations, moves_bandwidths};
+        const ExpectedCalls calls{num_labels - 1, num_iterations};
         const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
                                              normalization, filter, calls, origin);
         require(num_modalities_ > 0, "expected an image (modality, *grid), one modality or more");
@@ -240,14 +240,13 @@ std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nb::handle& kernels
 void define_kernels(nb::module_& m) {
     using K = Kernels;
     nb::class_<K>(m, "Kernels")
-        .def(
-            nb::init<const FloatArray&, const std::optional<MaskArray>&, const std::vector<double>&,
-                     const Bandwidths&, const std::vector<double>&, const std::string&,
-                     const std::string&, int, int, bool, const std::vector<int>&,
-                     const std::optional<Origin>&, int, const nb::object&>(),
-            "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a,
-            "normalization"_a, "filter"_a, "num_labels"_a, "num_iterations"_a, "moves_bandwidths"_a,
-            "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
+        .def(nb::init<const FloatArray&, const std::optional<MaskArray>&,
+                      const std::vector<double>&, const Bandwidths&, const std::vector<double>&,
+                      const std::string&, const std::string&, int, int, const std::vector<int>&,
+                      const std::optional<Origin>&, int, const nb::object&>(),
+             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a,
+             "normalization"_a, "filter"_a, "num_labels"_a, "num_iterations"_a, "user_axis"_a,
+             "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
         .def("run", &K::run, "logits"_a, "model"_a, "part"_a.none(), "is_last_run"_a,

@@ -55,7 +55,6 @@ def built(engine, num_labels=2, user_axis=()):
         "normalization": "symmetric",
         "filter": "auto",
         "num_iterations": 2,
-        "moves_bandwidths": False,
         "origin": None,
         "threads": 1,
         "progress": None,
