@@ -175,19 +175,26 @@ def test_marginals_and_gradients_have_no_subnormal_numbers(filter_name, threads)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1e38, 1e-42, 2.5e6])
-@pytest.mark.parametrize("filter_name", ["grid", "lattice", "truncated", "exact"])
-@pytest.mark.parametrize(("num_modalities", "theta_beta"), [(1, 0.7), (1, 0.1), (2, 0.5)])
+@pytest.mark.parametrize(
+    ("filter_name", "num_modalities", "theta_alpha", "theta_beta"),
+    [
+        ("grid", 1, 6.0, 0.7),  # few cells, which are looked up in registers
+        ("grid", 1, 1.5, 0.1),
+        ("grid", 2, 2.0, 0.5),
+        ("lattice", 2, 2.0, 0.5),
+        ("truncated", 1, 1.5, 0.1),
+        ("exact", 2, 2.0, 0.5),
+    ],
+)
 def test_an_image_that_was_changed_after_the_build_ends_no_process(
-    value, filter_name, num_modalities, theta_beta
+    value, filter_name, num_modalities, theta_alpha, theta_beta
 ):
-    """The grid computes cells from the image anew at each filtering; theta_beta 0.7 has few of
-    them, which are looked up in registers.
-    """
+    """The grid computes cells from the image anew at each filtering."""
     rng = np.random.default_rng(4)
-    shape = (19, 18, 37)
+    shape = (5, 6, 37) if filter_name == "exact" else (19, 18, 37)
     image = rng.normal(size=(num_modalities, *shape)).astype(np.float32)
     logits = rng.normal(size=(3, *shape)).astype(np.float32)
-    spec = one_kernel([1.5, 2.0, 1.0], [theta_beta] * num_modalities, filter=filter_name)
+    spec = one_kernel([theta_alpha] * 3, [theta_beta] * num_modalities, filter=filter_name)
     spec = replace(spec, num_labels=3, normalization="symmetric")
     model = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), num_iterations=2)
     kernels = get_backend("cpu").kernels(

@@ -44,7 +44,7 @@ cp -R "$root/crfrefine" "$site/"
 rm -f "$site"/crfrefine/*.so
 cp -R "$root/configs" "$root/kernels" "$build/$name"/*.so "$site/crfrefine/"
 # Instrumented code takes ten times as long: those that work on several threads, and for memory those that compare with sums over all pairs,
-# with a plain transcription or the other precision, on odd grids, and those of wrong arguments.
+# with a plain transcription or the other precision, on odd grids, and those of wrong arguments and of changed arrays.
 chosen="threads or zeros or streamed"
 sanitizer=libtsan.so
 # ThreadSanitizer looks at the files that have such tests alone: what others import takes longer under it than the tests.
@@ -53,7 +53,7 @@ files=$(cd "$root" && grep -lE "^def test_\w*($words)" tests/engines/test_[!c]*.
 if [ "$name" = address ]; then
   sanitizer=libasan.so
   files="tests/engines tests/refinement"
-  chosen="$chosen or brute_force or transcribed or documented or float32 or float64 or exchanged or origin or receives or refused or any_blobs"
+  chosen="$chosen or brute_force or transcribed or documented or float32 or float64 or exchanged or origin or receives or refused or any_blobs or ends_no_process"
 fi
 # ThreadSanitizer needs its own part of the address space, which some systems give to programs at random.
 fixed=
