@@ -61,7 +61,7 @@ class Kind:
 
 LOGITS = Kind(
     "logits",
-    ((SCORED, "{case}.npz", "{case}.npy"), (_PER_LABEL,), ("{case}",), (ALONE,)),
+    ((SCORED, "{case}.npz", "{case}.npy"), ("{case}",), (_PER_LABEL,), (ALONE,)),
     LOGITS_SUFFIXES,
     ("case", "label"),
     "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels",

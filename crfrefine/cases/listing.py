@@ -44,7 +44,9 @@ class Files:
             for pattern in line:
                 for match in self._matches(pattern):
                     by_case.setdefault(match.case, []).append(match)
-                    self._cases_of.setdefault(match.path, []).append(match.case)
+                    cases = self._cases_of.setdefault(match.path, [])
+                    # Names with an ending say more than any others.
+                    cases.insert(0 if "_" in pattern.name else len(cases), match.case)
             self._lines.append(by_case)
         for pattern in others:
             for match in self._matches(pattern):

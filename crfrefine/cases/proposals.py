@@ -42,9 +42,13 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
     images: list[str] = []
     labels: list[str] = []
     for template in templates:
-        words = re.split(r"[^a-z0-9]+", template.lower())
-        (labels if {*OTHER_WORDS}.intersection(words) else images).append(template)
+        (labels if _names_other(template) else images).append(template)
     return _joined(images), labels[0] if labels else ""
+
+
+def _names_other(name: str) -> bool:
+    """Return whether one of the words of a name is that of a label map, a mask or scores."""
+    return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -74,20 +78,25 @@ def _nested(names: Sequence[str]) -> list[str]:
 
 
 def _flat(names: Sequence[str]) -> list[str]:
-    """Return names such as `volume-{case}.nii`, if the name of a case has digits."""
-    found = Counter[str]()
+    """Return names such as `{case}_t1.nii`, else `volume-{case}.nii`; a case has a digit."""
+    before = Counter[str]()
+    after = Counter[str]()
     for name in names:
-        stem = name[: len(name) - len(suffix_of(Path(name)))]
-        for mark in re.finditer(r"[_-]", stem):
-            word = stem[: mark.start()]
-            rest = stem[mark.end() :]
-            if word.isalpha() and re.search(r"\d", rest):
-                found[f"{word}{mark[0]}{{case}}{name[len(stem) :]}"] += 1
-            if re.search(r"\d", word) and re.search(r"[A-Za-z]", rest):
-                found[f"{{case}}{mark[0]}{rest}{name[len(stem) :]}"] += 1
-    # Each of them must be that of as many cases as the most frequent one, or nearly.
-    most = max(found.values(), default=0)
-    return sorted(name for name, count in found.items() if 2 * count > most and count > 1)
+        suffix = suffix_of(Path(name))
+        stem = name[: len(name) - len(suffix)]
+        begins = re.fullmatch(r"(\D*\d[^_-]*)([_-].*[A-Za-z].*)", stem)
+        if begins:
+            before[f"{{case}}{begins[2]}{suffix}"] += 1
+        ends = re.fullmatch(r"([A-Za-z]+[_-])(.*\d.*)", stem)
+        if ends and not _names_other(ends[2]):
+            after[f"{ends[1]}{{case}}{suffix}"] += 1
+    for found in (before, after):
+        # Each of them must be that of as many cases as the most frequent one, or nearly.
+        most = max(found.values(), default=0)
+        likely = sorted(name for name, count in found.items() if 2 * count > most and count > 1)
+        if likely:
+            return likely
+    return []
 
 
 def _joined(templates: Sequence[str]) -> str:

@@ -180,6 +180,14 @@ def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
             assert (case.structures, case.logits[0].name) == ((), f"{case.case_id}_trans.nii")
 
 
+def test_an_ending_says_more_of_the_case_than_a_plain_name(tmp_path):
+    """Also of cases that have no image; and names in which a label map's word is not the last."""
+    names = ("l/b_ProbMapClass0.npy", "l/b_ProbMapClass1.npy", "l/c_logits.npz", "l/d.nii")
+    root = make(tmp_path, "i/p_0001.nii", "i/p_0001_seg_v2.nii", "i/p_0002_seg_v2.nii", *names)
+    cases = discover_cases(root / "i", root / "l", include_imageless=True)
+    assert [case.case_id for case in cases if not case.images] == ["b", "c", "d"]
+
+
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
     root = make(tmp_path, "v/a.nii", "s/a/lung.nii", "s/a/liver.nii", "n/a-2.nii", "n/a-10.nii")
     cases = discover_cases(root / "v", root / "s", input_type="labels")
