@@ -9,6 +9,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import listed
@@ -34,14 +35,26 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[str]:
         from_channels |= result.from_channels
         for method, pairs in result.pairs.items():
             pairs_of.setdefault(method, Counter()).update(pairs)
+    reference: dict[int, int] = {}
+    for method, pairs in pairs_of.items():
+        if method in from_channels and not reference:
+            reference = _numbers_for_channels(pairs, other_numbers(pairs))
+    options_of: dict[str, list[str]] = {}
+    for method, pairs in pairs_of.items():
+        source = "" if method == own else f"{method}:"
+        options_of[method] = []
+        if method not in from_channels:
+            options_of[method] = _options_of_method(_renumbered(pairs, reference), source)
+
     notes = _notes_on_names(results)
     for method, pairs in pairs_of.items():
+        options = options_of[method]
+        if reference:  # It has one numbering, which all methods then need.
+            options = [f"--map {REFERENCE}:{old}={new}" for old, new in reference.items()]
+            options += chain(*options_of.values())
         numbers = other_numbers(pairs)
-        if numbers and method in from_channels:
-            notes.append(_note(method, pairs, numbers, _options_of_reference(pairs, numbers)))
-        elif numbers:
-            source = "" if method == own else f"{method}:"
-            notes.append(_note(method, pairs, numbers, _options_of_method(pairs, numbers, source)))
+        if numbers:
+            notes.append(_note(method, pairs, numbers, options))
     return notes
 
 
@@ -91,22 +104,29 @@ def other_numbers(pairs: Pairs) -> dict[int, int]:
     return {label: wanted[0] for label, wanted in sorted(covers.items()) if len(wanted) == 1}
 
 
-def _options_of_method(pairs: Pairs, numbers: Mapping[int, int], source: str) -> list[str]:
+def _options_of_method(pairs: Pairs, source: str) -> list[str]:
     """Return the options that give a method the numbers of the reference."""
-    mapping = dict(numbers)
+    mapping = other_numbers(pairs)
     predicted = {label for label, _ in pairs}
-    for wanted in numbers.values():
+    for wanted in [*mapping.values()]:
         if wanted in predicted:  # It would be one with the label that gets its number.
             mapping.setdefault(wanted, 0)
     return [f"--map {shlex.quote(f'{source}{old}={new}')}" for old, new in mapping.items()]
 
 
-def _options_of_reference(pairs: Pairs, numbers: Mapping[int, int]) -> list[str]:
-    """Return the options that give the reference the numbers of a method's channels."""
+def _numbers_for_channels(pairs: Pairs, numbers: Mapping[int, int]) -> dict[int, int]:
+    """Return the number of a method's channel for each label of the reference that can get it."""
     mapping = {wanted: label for label, wanted in numbers.items()}
     in_reference = {wanted for _, wanted in pairs}
-    free = {old: new for old, new in mapping.items() if new in mapping or new not in in_reference}
-    return [f"--map {REFERENCE}:{old}={new}" for old, new in free.items()]
+    return {old: new for old, new in mapping.items() if new in mapping or new not in in_reference}
+
+
+def _renumbered(pairs: Pairs, reference: Mapping[int, int]) -> Pairs:
+    """Return the pairs after labels of the reference have got other numbers."""
+    renumbered: Counter[tuple[int, int]] = Counter()
+    for (label, wanted), count in pairs.items():
+        renumbered[label, reference.get(wanted, wanted)] += count
+    return renumbered
 
 
 def _note(method: str, pairs: Pairs, numbers: Mapping[int, int], options: list[str]) -> str:

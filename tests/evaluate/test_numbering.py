@@ -83,6 +83,26 @@ def test_channels_keep_their_numbers_and_the_reference_gets_them(tmp_path):
     assert options_in(again.stderr, "prediction") == []
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [0, 1, 4], [0, 1, 9]])
+def test_the_options_for_several_methods_hold_together(tmp_path, numbers):
+    """The reference has one numbering: that of channels, which label maps then need, too."""
+    study = write_study(tmp_path, 2)
+    for path in study.before.iterdir():
+        labels = study.maps["before"][path.name.partition(".")[0]]
+        save_map(path, np.moveaxis(logits_of(labels, 3), 0, -1))
+    renumber(study.labels, [0, 1, 4])
+    renumber(study.after, numbers)
+    done = run_here(*study.arguments, status=0)
+    options = options_in(done.stderr, "before")
+    if numbers[2] != 4:
+        assert options_in(done.stderr, "prediction") == options
+    again = run_here(*study.arguments, *options, status=0)
+    assert "other numbers" not in again.stderr
+    found = read_metrics(study.output)
+    for method in ("prediction", "before"):
+        assert all(found[case, "2", "dice", method] > 0.5 for case in study.maps["after"])
+
+
 @pytest.mark.parametrize(
     "pairs",
     [
