@@ -101,6 +101,13 @@ def test_neighbors_have_colors_that_differ():
     assert choose_colors([np.array([[1, 2], [0, 3]])]) == {1: 0, 2: 1, 3: 2}
 
 
+def test_the_largest_label_of_a_type_is_drawn(case):
+    """As of a mask of 0 and 255, compared with one of 0 and 1."""
+    image, before, after = case
+    png = draw_preview(image, before, after * np.uint8(255), SPACING, affine=AFFINE)
+    assert pixels(png).size
+
+
 def test_the_legend_names_all_labels_of_a_body():
     labels = np.zeros(GRID_SHAPE, np.uint8)
     labels[:36, :, :10] = (np.arange(36 * 30) // 30 + 1).reshape(36, 30)[..., None]

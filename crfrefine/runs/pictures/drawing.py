@@ -54,7 +54,7 @@ def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
         maps: the planes that are shown, (rows, columns).
     """
     neighbors: dict[int, set[int]] = {
-        label: set() for labels in maps for label in np.unique(labels)
+        label: set() for labels in maps for label in np.unique(labels).tolist()
     }
     for labels in maps:
         for label, other in _pairs_nearby(labels):
