@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from crfrefine.cases.patterns import (
     of_case,
 )
 from crfrefine.cases.proposals import propose
-from crfrefine.io.paths import describe_others
+from crfrefine.io.paths import describe_others, stem_of
+
+_ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 
 
 class Files:
@@ -34,7 +37,10 @@ class Files:
         if is_pattern(place):
             check_pattern(place, kind.parts)
             lines = [[place]]
+            stem = stem_of(place).removesuffix(".*")
             others = []
+            if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
+                others = [place.with_name(stem + name.removeprefix("{case}")) for name in OTHERS]
         # the files of each case, for each line of the table
         self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
@@ -90,9 +96,11 @@ class Files:
     def strays(self, case_ids: Collection[str]) -> dict[str, list[Path]]:
         """Return the files that belong to none of these cases, by the name of theirs."""
         strays: dict[str, list[Path]] = {}
+        names = {cases[0] for cases in self._cases_of.values()}
         for path, cases in self._cases_of.items():
             if not any(case in case_ids for case in cases):
-                strays.setdefault(cases[0], []).append(path)
+                beside = [case for case in cases[1:] if case in names]
+                strays.setdefault([*beside, cases[0]][0], []).append(path)
         return strays
 
     def described(self, case_ids: Sequence[str]) -> list[str]:

@@ -150,6 +150,18 @@ def test_evaluate_takes_patterns_for_all_of_its_folders(brats):
     assert json.loads((brats / "with_images/summary.json").read_text())["summary"]
 
 
+def test_probabilities_beside_the_label_maps_of_a_pattern_are_no_cases(brats):
+    for case in ("B-0", "B-1"):
+        logits(brats / f"pred/{case}_probabilities.nii.gz")
+    command = ("evaluate", "pred/{case}.nii.gz", SEG, "-o", "r", "--no-report")
+    result = run_here(*command, "--strict", status=0)
+    assert "4 cases by the pattern pred/{case}.nii.gz" in result.stderr
+    for name in ("B-9.nii.gz", "B-9_probabilities.nii.gz"):
+        labels(brats / "pred" / name)
+    result = run_here(*command, status=0)
+    assert "1 of 5 cases" in result.stderr
+
+
 def test_structures_by_a_pattern_in_evaluate_and_infer(brats):
     for number in range(2):
         for name, values in (("liver", LABELS), ("spleen", 1 - LABELS)):
