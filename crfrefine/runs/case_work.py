@@ -81,9 +81,10 @@ class Task:
     outputs: OutputFiles
     # The record of existing outputs, with --continue; None means that the case is refined.
     earlier: CaseRecord | None = None
-    # Files that earlier runs wrote for the case, and the contents of the inputs that they are of if
-    # the settings were those of this run; and files of unknown origin under names of its outputs.
-    before: Mapping[Path, Mapping[str, Content]] = field(default_factory=dict)
+    # Files that earlier runs wrote for the case, each with its checksum, and the contents of the
+    # inputs that it is of if the settings were those of this run; and files of unknown origin
+    # under names of its outputs.
+    before: Mapping[Path, tuple[str, Mapping[str, Content]]] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
 
 
@@ -428,7 +429,8 @@ def _write(
     record.written = time_of_change(outputs.label_map)
     record.contents[LABEL_MAP] = content_of(files_written(outputs.label_map))
     folder = outputs.label_map.parent
-    record.files = tuple(str(path.relative_to(folder)) for path in all_files(written))
+    for path in all_files(written):
+        record.files[str(path.relative_to(folder))] = content_of([path])["checksum"]
     # Nothing below can fail: a failed case has no outputs.
     record.output = outputs.label_map
     record.preview = outputs.preview

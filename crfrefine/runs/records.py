@@ -85,7 +85,8 @@ class CaseRecord(Record):
     logits: Path | None = None
     preview: Path | None = None
     structures: Path | None = None
-    files: tuple[str, ...] = ()  # all that were written, relative to the folder of the label map
+    # the checksum of each file that was written, by its name relative to the label map's folder
+    files: dict[str, str] = field(default_factory=dict)
     grid_shape: tuple[int, ...] | None = None  # voxels along each axis
     spacing: tuple[float, ...] | None = None  # mm, one per grid axis
     num_labels: int | None = None  # L, background included

@@ -9,7 +9,7 @@ from pathlib import Path
 from crfrefine.base.text import listed
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written, suffix_of
-from crfrefine.runs.contents import LABEL_MAP, Content
+from crfrefine.runs.contents import LABEL_MAP, Content, content_of
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import CaseRecord
 
@@ -21,7 +21,7 @@ def all_files(paths: Iterable[Path]) -> list[Path]:
 
 def remove_stale(
     outputs: OutputFiles,
-    before: Mapping[Path, Mapping[str, Content]],
+    before: Mapping[Path, tuple[str, Mapping[str, Content]]],
     unknown: Sequence[Path],
     record: CaseRecord,
     written: Sequence[Path],
@@ -29,14 +29,22 @@ def remove_stale(
     """Remove files of a case that are of other parameters, options or inputs; yield notes.
 
     Such is the file of a label that has vanished. `before` has the files by the records of earlier
-    runs, and the contents of the inputs that they were made of if their settings were those of this
-    run. Files that no record has, `unknown`, are only named.
+    runs: their checksums, and the contents of the inputs that they were made of if their settings
+    were those of this run. Files that somebody has changed since, and those that no record has,
+    `unknown`, are only named.
     """
     kept = set(all_files(written))
     made_of = _checksums(record.contents)
+    left = {path for path in unknown if path.is_file()}
+    if outputs.folder is not None:
+        left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
     removed = []
-    for path, contents in before.items():
+    for path, (checksum, contents) in before.items():
+        left.discard(path)
         if path in kept or _checksums(contents) == made_of or not path.is_file():
+            continue
+        if content_of([path])["checksum"] != checksum:
+            left.add(path)
             continue
         check_replaceable(path)
         path.unlink(missing_ok=True)
@@ -46,10 +54,7 @@ def remove_stale(
                 path.parent.rmdir()
     if removed:
         yield f"files of an earlier result are removed: {listed(removed)}"
-    left = {path for path in unknown if path.is_file()}
-    if outputs.folder is not None:
-        left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
-    names = sorted(path.name for path in left - kept - before.keys())
+    names = sorted(path.name for path in left - kept)
     if names:
         yield f"files that are no result of this run are left: {listed(names)}"
 

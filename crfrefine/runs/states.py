@@ -246,24 +246,29 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     return list(states.values())
 
 
-def files_before(folder: Path, now: RunSummary) -> dict[str, dict[Path, Mapping[str, Content]]]:
+def files_before(
+    folder: Path, now: RunSummary
+) -> dict[str, dict[Path, tuple[str, Mapping[str, Content]]]]:
     """Return the files that earlier runs into a folder have written for each case, by its name.
 
-    With the contents of the inputs that they were made of, or none if this run has other settings.
+    With the checksum of each file, and the contents of the inputs that it was made of, or none if
+    this run has other settings.
     """
-    found: dict[str, dict[Path, Mapping[str, Content]]] = {}
+    found: dict[str, dict[Path, tuple[str, Mapping[str, Content]]]] = {}
     for run in read_records(folder).runs:
         is_same = run.version == now.version and not _differing(run.settings, now.settings)
         for record in run.cases:
             if record.output is None or record.case_id not in run.all_cases:
                 continue
             label_map = folder / run.all_cases[record.case_id]
-            for name in map(Path, record.files):
+            contents = record.contents if is_same else {}
+            for written, checksum in record.files.items():
+                name = Path(written)
                 # Whoever wrote the record, no other file is taken for one of the case.
                 is_of_case = name.parts[:1] and name.parts[0].startswith(stem_of(label_map))
                 if is_of_case and len(name.parts) <= 2 and ".." not in name.parts:
                     path = label_map.parent / name
-                    found.setdefault(record.case_id, {})[path] = record.contents if is_same else {}
+                    found.setdefault(record.case_id, {})[path] = (checksum, contents)
     return found
 
 

@@ -493,6 +493,25 @@ def test_files_of_a_case_that_are_of_other_parameters_are_removed(folders):
     assert mine.is_file()
 
 
+def test_files_that_were_changed_since_they_were_written_are_named_and_left(folders):
+    """A corrected structure, a picture that was exchanged, a label map of another format."""
+    run(folders, *EXTRAS)
+    corrected = load_nifti(folders.output / "a.nii.gz")
+    corrected[0, 0, 0] = 1
+    names = ["a.nii.gz", "a/Label_1.nii.gz", "a_logits.nii.gz"]
+    for name in names:
+        save_nifti(folders.output / name, corrected)
+    names.append("a_preview.png")
+    (folders.output / "a_preview.png").write_bytes(b"mine")
+    mine = {name: (folders.output / name).read_bytes() for name in names}
+    said = run(folders, "--set", "bilateral.weight=2", "--output-format", ".nrrd", "-v")
+    for name, content in mine.items():
+        assert (folders.output / name).read_bytes() == content
+        assert not (folders.output / name.replace("a", "b", 1)).exists()
+    left = "Label_1.nii.gz, a.nii.gz, a_logits.nii.gz, a_preview.png"
+    assert f"a: files that are no result of this run are left: {left}\n" in said
+
+
 def test_files_that_no_record_has_are_named_and_left(folders, tmp_path):
     """As of a single output file, or of an older version; the output of another case is neither."""
     shutil.copy(folders.logits / "b.nii.gz", folders.logits / "a_logits.nii.gz")
