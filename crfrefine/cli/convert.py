@@ -56,7 +56,8 @@ def convert(
         shared.path_option(
             "--like",
             metavar="IMAGE",
-            help="Image whose geometry OUT gets; needed for .npz and DICOM.",
+            help="Image whose geometry OUT gets, or a pattern of images; needed for .npz and "
+            "DICOM.",
         ),
     ] = None,
     same_voxels: Annotated[
@@ -182,6 +183,8 @@ def convert(
                 f"{source}: --split keeps values and places; of the other options it takes "
                 "--output-format only"
             )
+        if source.is_dir() or is_pattern(source):
+            raise InputError(f"{source}: --split takes one file; give each file by itself")
         _split_file(source, target, suffix, is_quiet=quiet)
         return
     is_series = is_dicom(source) and (bool(suffix_of(target)) or not holds_volumes(source))
@@ -222,10 +225,10 @@ def _convert_folder(
     from crfrefine.cli.reporting import QUIET, FolderReporter
     from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
 
-    plan = plan_folder(source, target, suffix)
+    plan = plan_folder(source, target, suffix, options.like)
     reporter = FolderReporter(verbosity)
     with reporter:
-        reporter.started(len(plan))
+        reporter.started([file for file, _, _ in plan])
         for conversion in convert_folder(plan, options):
             reporter.file_ended(conversion)
         reporter.ended()

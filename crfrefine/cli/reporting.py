@@ -305,18 +305,20 @@ def _gist_of(case_id: str, text: str) -> str:
 class FolderReporter(RunReporter):
     """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
-    def started(self, num_files: int) -> None:
+    def started(self, files: Sequence[Path]) -> None:
         """Print the amount of work."""
-        self.num_files = num_files
+        self.num_files = len(files)
+        # In several folders, files may have the same name.
+        self.has_folders = len({file.parent for file in files}) > 1
         self.written: list[Path] = []
         self.failed: list[str] = []
-        self._say(counted(num_files, "file"))
-        self._start(num_files, counts=True, detail="converting")
+        self._say(counted(len(files), "file"))
+        self._start(len(files), counts=True, detail="converting")
 
     def file_ended(self, conversion: Conversion) -> None:
         """Print the outcome of a file."""
         self._ended += 1
-        name = conversion.source.name
+        name = str(conversion.source) if self.has_folders else conversion.source.name
         if conversion.failure is not None:
             self.failed.append(name)
             failure = conversion.failure

@@ -97,6 +97,8 @@ class VolumeHeader:
         if self.turned is None or self.affine is None:
             return ""
         before = self.turned[0].orientation
+        if before is None:  # The order of an array, which has no directions.
+            return ""
         return f"voxel axes turned from {before} to {self.orientation}, without interpolation"
 
     @property

@@ -307,7 +307,8 @@ def test_axes_of_an_array_run_as_the_user_says(axes, tmp_path):
     turned = stored.as_reoriented(turn)
     array = save_array(tmp_path / "a.npz", np.asanyarray(turned.dataobj))
     out = tmp_path / "out.nii.gz"
-    run_here("convert", array, out, "--like", ct, "--axes", axes, status=0)
+    told = run_here("convert", array, out, "--like", ct, "--axes", axes, status=0).stderr
+    assert "None" not in told
     np.testing.assert_allclose(nib.load(out).affine, turned.affine, atol=1e-4)
     np.testing.assert_array_equal(load_nifti(out), np.asanyarray(turned.dataobj))
 

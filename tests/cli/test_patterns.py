@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
@@ -221,8 +222,52 @@ def test_convert_by_patterns(brats):
     wrong = run_here("convert", SEG, "x/{case}_{modality}.nii", status=1).stderr
     assert "{modality} has no counterpart in brats/B-0/B-0-seg.nii.gz" in wrong
     assert "or the path of an output" not in wrong
-    twice = run_here("convert", IMAGES, "y/{case}.nii", status=1).stderr
-    assert "would become y/B-0.nii, as B-0-seg.nii.gz does" in twice
+
+
+def test_files_of_a_pattern_that_would_become_one_are_an_error_before_the_work(brats):
+    flat = ("brats/{case}/*t1n.nii.gz", "z")
+    for source, target in ((IMAGES, "y/{case}.nii"), (IMAGES.replace("{case}-", "*"), "y"), flat):
+        command = ("convert", source, target)
+        if target != "y/{case}.nii":
+            for case in ("B-0", "B-1"):
+                image(brats / f"brats/{case}/t1n.nii.gz")
+            command += ("--output-format", ".nii")
+        twice = run_here(*command, status=1).stderr
+        assert "two files would become" in twice
+        assert "{case}" in twice.rpartition("pattern with")[2]
+        assert not (brats / target.partition("/")[0]).exists()
+
+
+def test_each_file_of_a_pattern_gets_the_geometry_of_its_own_image(brats):
+    """A single image would give its place to the files of all cases."""
+    (brats / "lost").mkdir()
+    for number in range(3):
+        path = brats / f"brats/B-{number}/B-{number}-t1n.nii.gz"
+        values = np.asarray(nib.load(path).dataobj)
+        affine = np.diag([0.5 + number, 2, 3, 1])
+        affine[:3, 3] = (number, 5, -7)
+        nib.save(nib.Nifti1Image(values, affine), path)
+        nib.save(nib.Nifti1Image(LABELS, np.eye(4)), brats / f"lost/B-{number}.nii.gz")
+    like = ("--same-voxels", "--like", "brats/{case}/{case}-t1n.nii.gz")
+    run_here("convert", "lost/{case}.nii.gz", "found/{case}.nii.gz", *like, status=0)
+    run_here("convert", "lost", "found2", "--output-format", ".nii.gz", *like, status=0)
+    for number in range(3):
+        wanted = nib.load(brats / f"brats/B-{number}/B-{number}-t1n.nii.gz").affine
+        for folder in ("found", "found2"):
+            found = nib.load(brats / folder / f"B-{number}.nii.gz")
+            np.testing.assert_array_equal(found.affine, wanted)
+            np.testing.assert_array_equal(np.asarray(found.dataobj), LABELS)
+
+
+def test_failures_of_files_with_one_name_are_told_apart(brats):
+    for case in ("B-0", "B-1", "B-2"):
+        labels(brats / f"data/{case}/gt.nii.gz")
+        (brats / f"data/{case}/gt.nii.gz").write_bytes(b"no volume")
+    result = run_here("convert", "data/{case}/gt.nii.gz", "w/{case}.mha", status=1)
+    assert "failed: data/B-0/gt.nii.gz, data/B-1/gt.nii.gz, data/B-2/gt.nii.gz" in result.stderr
+    for source in ("data", "data/{case}/gt.nii.gz"):
+        shown = run_here("convert", source, "frames", "--split", status=1).stderr
+        assert "--split takes one file" in shown
 
 
 def test_one_dicom_file_beside_volumes_is_no_series(brats):

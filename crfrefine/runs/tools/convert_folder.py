@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine import io
@@ -12,6 +12,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import shorten
 from crfrefine.cases.patterns import (
     PARTS,
+    Match,
     check_pattern,
     fill,
     is_pattern,
@@ -40,14 +41,41 @@ class Conversion:
     failure: Failure | None = None
 
 
-def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Path, Path]]:
-    """Return the volumes of a folder or pattern and the files that they become, sorted by name.
+def plan_folder(
+    source: Path, target: Path, suffix: str | None, like: Path | None = None
+) -> list[tuple[Path, Path, Path | None]]:
+    """Return the volumes of a folder or pattern, sorted by name, what they become, and their image.
 
-    Raises InputError if there are none, or if the outputs have no folder or no suffix.
+    `like` is the image of all of them, or a pattern of images. Raises InputError if there are no
+    volumes, if two of a pattern become one file, or if the outputs have no folder or no suffix.
     """
-    suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
+    if is_pattern(source):
+        files = matches_of(source)
+    else:
+        paths = list_files(source, io.LOGITS_SUFFIXES)
+        files = [Match(path, io.stem_of(path), "", "") for path in paths]
     if is_pattern(target):
-        return _plan_pattern(source, target, suffix)
+        targets = _targets_of_pattern(files, target, suffix)
+    else:
+        targets = _targets_in_folder(source, files, target, suffix)
+    if not files:
+        raise InputError(f"{source}: holds no volumes{describe_others(source)}")
+    if is_pattern(source):
+        _require_different(files, targets, target)
+    plan = []
+    for match, becomes in zip(files, targets, strict=True):
+        image = like
+        if like is not None and is_pattern(like):
+            image = fill(like, match)
+        plan.append((match.path, becomes, image))
+    return plan
+
+
+def _targets_in_folder(
+    source: Path, files: Sequence[Match], target: Path, suffix: str | None
+) -> list[Path]:
+    """Return the files in a folder that some volumes become."""
+    suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
     if suffix_of(target) and not target.is_dir():
         what = "a pattern" if is_pattern(source) else "a folder"
         raise InputError(
@@ -63,36 +91,42 @@ def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Pa
         raise InputError(
             f"--output-format {shorten(suffix)}: expected one of {', '.join(suffixes)}"
         )
-    if is_pattern(source):
-        files = [match.path for match in matches_of(source)]
-    else:
-        files = list_files(source, io.LOGITS_SUFFIXES)
-    if not files:
-        raise InputError(f"{source}: holds no volumes{describe_others(source)}")
-    return [(file, target / f"{io.stem_of(file)}{suffix}") for file in files]
+    return [target / f"{io.stem_of(match.path)}{suffix}" for match in files]
 
 
-def _plan_pattern(source: Path, target: Path, suffix: str | None) -> list[tuple[Path, Path]]:
-    """Return the files of a pattern, and those that they become by another one."""
+def _targets_of_pattern(files: Sequence[Match], target: Path, suffix: str | None) -> list[Path]:
+    """Return the files that some volumes become by a pattern."""
     check_pattern(target, PARTS)
     if suffix is not None:
         target = target.with_name(f"{io.stem_of(target)}{suffix}")
     require_suffix(target)
-    if source.is_dir():
-        source = source / "{case}"
-    return [(match.path, fill(target, match)) for match in matches_of(source)]
+    return [fill(target, match) for match in files]
+
+
+def _require_different(files: Sequence[Match], targets: Sequence[Path], target: Path) -> None:
+    """Raise InputError if two files of a pattern become one."""
+    sources: dict[Path, Path] = {}
+    for match, becomes in zip(files, targets, strict=True):
+        first = sources.setdefault(becomes, match.path)
+        if first != match.path:
+            parts = [f"{{{part}}}" for part in PARTS if getattr(match, part)]
+            raise InputError(
+                f"{target}: two files would become {becomes}: {first} and {match.path}\n"
+                f"  Nothing is converted. Name the output by a pattern with {' and '.join(parts)}, "
+                "and leave out other files of the input with a narrower pattern."
+            )
 
 
 def convert_folder(
-    plan: list[tuple[Path, Path]], options: ConversionOptions
+    plan: list[tuple[Path, Path, Path | None]], options: ConversionOptions
 ) -> Iterator[Conversion]:
     """Convert the files of a plan, and yield the outcome of each; a full disk ends it."""
     sources: dict[Path, Path] = {}
     with keeping_inputs():
-        for file, target in plan:
+        for file, target, _ in plan:
             add_volumes(file)
             check_writable(target.parent)
-        for file, target in plan:
+        for file, target, like in plan:
             first = sources.setdefault(target, file)
             failure: Failure | None = None
             failures: list[Failure] = []
@@ -102,7 +136,7 @@ def convert_folder(
                     raise InputError(
                         f"{file}: would become {target}, as {first.name} does; rename one"
                     )
-                sentence = convert_file(file, target, options)
+                sentence = convert_file(file, target, replace(options, like=like))
             if failures:
                 failure = failures[0]
             yield Conversion(file, target, sentence, failure)
