@@ -312,6 +312,21 @@ def _case_of_images(
     )
 
 
+def named_modalities(place: Path, files: CaseFiles) -> tuple[str, ...]:
+    """Return the names that a pattern gives the images of a case, in order; () without names.
+
+    Numbers of modalities are no names.
+    """
+    if not is_pattern(place) or not names_part(place, "modality"):
+        return ()
+    matches = find_matches(of_case(place, files.case_id), VOLUME_SUFFIXES)
+    name_of = {match.path: match.modality for match in matches}
+    names = tuple(name_of.get(path, "") for path in files.images)
+    if all(map(_FOUR_DIGITS.fullmatch, names)):
+        return ()
+    return names
+
+
 def _list_names(modalities: Collection[str]) -> str:
     return listed(modalities, _MAX_MODALITIES)
 

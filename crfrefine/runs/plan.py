@@ -14,7 +14,7 @@ from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
-from crfrefine.cases.discovery import discover_cases, with_strokes
+from crfrefine.cases.discovery import discover_cases, named_modalities, with_strokes
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.patterns import is_pattern, list_files
@@ -168,6 +168,11 @@ def _describe(
     if descriptions:
         # The last one is rather of one data set with the images than that beside the output.
         names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    complete = next((files for files in cases if files.images and not files.problem), None)
+    if complete is not None and options.images:
+        # Those of a pattern are in the order of the files.
+        modalities = named_modalities(options.images[0], complete)
+        names = replace(names, modalities=modalities or names.modalities)
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(

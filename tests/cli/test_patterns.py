@@ -1,5 +1,6 @@
 """Patterns in place of folders, through the commands, with layouts of public data sets."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -149,6 +150,28 @@ def test_evaluate_takes_patterns_for_all_of_its_folders(brats):
         status=0,
     )
     assert json.loads((brats / "with_images/summary.json").read_text())["summary"]
+
+
+def test_modalities_have_the_names_of_the_pattern(brats):
+    """A `dataset.json` beside the network's output may have them in another order."""
+    description = {
+        "channel_names": {"0": "T2", "1": "T1"},
+        "labels": {"background": 0, "tumor": 1},
+    }
+    (brats / "out/dataset.json").write_text(json.dumps(description))
+    run_here("infer", "-i", IMAGES, "-p", "out", "-o", "r", "--statistics", *FAST, status=0)
+    row = next(csv.DictReader((brats / "r/statistics.csv").read_text().splitlines()))
+    tumor = load_nifti(brats / "r/B-0.nii.gz") == 1
+    for modality in ("t1n", "t2w"):
+        values = load_nifti(brats / f"brats/B-0/B-0-{modality}.nii.gz")
+        assert float(row[f"mean_{modality}"]) == pytest.approx(values[tumor].mean(), rel=1e-5)
+    for number in range(4):
+        for place, modality in enumerate(("t1n", "t2w")):
+            old = brats / f"brats/B-{number}/B-{number}-{modality}.nii.gz"
+            save(brats / f"flat/B-{number}_{place:04d}.nii.gz", load_nifti(old))
+    numbered = "flat/{case}_{modality}.nii.gz"
+    run_here("infer", "-i", numbered, "-p", "out", "-o", "r2", "--statistics", *FAST, status=0)
+    assert (brats / "r2/statistics.csv").read_text().splitlines()[0].endswith("mean_T2,mean_T1")
 
 
 def test_probabilities_beside_the_label_maps_of_a_pattern_are_no_cases(brats):
