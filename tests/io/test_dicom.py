@@ -629,6 +629,7 @@ def test_an_rtstruct_is_an_error_that_names_programs(series, tmp_path, monkeypat
         assert "dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SERIES -o FOLDER" in shown
     shown = run_here("info", path, status=0).stdout
     assert "RT Structure Set" in shown
+    assert "1 file, such as" in shown
     assert "Liver" in shown
 
 

@@ -209,7 +209,11 @@ def describe_series(files: Mapping[Path, Any]) -> str:
     words = [text_of(first, "Modality"), text_of(first, "SeriesNumber")]
     words.append(repr(shorten(text_of(first, "SeriesDescription"))))
     shown = shorten(" ".join(filter(None, words)))
-    noun = "frame" if is_segmentation(first) else "slice"
+    noun = "slice"
+    if is_segmentation(first):
+        noun = "frame"
+    elif "Rows" not in first:  # contours, a report
+        noun = "file"
     return f"{shown}, {counted(num_slices, noun)}, such as {shorten(file.name)}"
 
 
