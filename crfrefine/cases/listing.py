@@ -115,7 +115,7 @@ class Files:
         """Return a line with what there is in place of the files; "" if nothing is known."""
         if is_pattern(self.place):
             return nearest_files(self.place)
-        return propose(self.place) or describe_others(self.place)
+        return propose(self.place, holds_images=False) or describe_others(self.place)
 
     def add_to(self, case: CaseFiles) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""

@@ -16,9 +16,15 @@ _MAX_DEPTH = 4
 _MAX_WORDS = 32  # in names of many more words, these are no modalities
 
 
-def propose(folder: Path) -> str:
-    """Return a line with patterns that fit the files of a folder; "" without any."""
-    return describe_patterns(folder, *find_patterns(_names_in(folder)))
+def propose(folder: Path, *, holds_images: bool = True) -> str:
+    """Return a line with patterns that fit the files of a folder; "" without any.
+
+    Several files of a case are its modalities, or, of a network's output, those of its labels.
+    """
+    images, labels = find_patterns(_names_in(folder))
+    if not holds_images and not labels:
+        images = images.replace("{modality}", "{label}")
+    return describe_patterns(folder, images, labels)
 
 
 def describe_patterns(folder: Path, images: str, labels: str) -> str:
@@ -84,7 +90,7 @@ def _flat(names: Sequence[str]) -> list[str]:
     for name in names:
         suffix = suffix_of(Path(name))
         stem = name[: len(name) - len(suffix)]
-        begins = re.fullmatch(r"(\D*\d[^_-]*)([_-].*[A-Za-z].*)", stem)
+        begins = re.fullmatch(r"(\D*\d[^_-]*(?:[_-]\d+(?=[_-]))*)([_-].*[A-Za-z].*)", stem)
         if begins:
             before[f"{{case}}{begins[2]}{suffix}"] += 1
         ends = re.fullmatch(r"([A-Za-z]+[_-])(.*\d.*)", stem)

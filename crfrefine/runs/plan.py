@@ -22,6 +22,7 @@ from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_header
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
@@ -139,7 +140,8 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
             if not is_pattern(place):
                 others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
                 hint = f"\n  There are {listed(others)}." if others else describe_others(place)
-            raise InputError(f"{place}: {number}{cases[0].problem}{hint}{propose(place)}")
+            hint += propose(place, holds_images=False)
+            raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
     except CrfRefineError as error:
         is_complete = options.images and options.logits
         if is_complete and _seem_exchanged(options.images, options.logits):
@@ -201,7 +203,10 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two options are complete the other way round."""
     if images[0].is_dir() and logits[0].is_dir():
         try:
-            return any(case.logits for case in discover_cases(logits, images))
+            cases = discover_cases(logits, images)
+            swapped = next((case for case in cases if case.logits and case.images), None)
+            # The network's output of this name has channels, if it is where it should be.
+            return swapped is not None and read_header(swapped.images[0]).num_channels == 1
         except CrfRefineError:
             return False
     images_are_scores = suffix_of(images[0]) in SCORES_SUFFIXES

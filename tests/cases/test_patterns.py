@@ -59,6 +59,12 @@ def test_a_pattern_is_proposed_where_no_convention_fits(name, tmp_path):
         assert proposed_labels == labels
 
 
+def test_numbers_in_a_flat_name_belong_to_the_case():
+    cases = [f"BraTS-GLI-{number:05d}-000" for number in range(3)]
+    names = [f"{case}-{modality}.nii.gz" for case in cases for modality in ("t1c", "t2w")]
+    assert find_patterns(names) == ("{case}-{modality}.nii.gz", "")
+
+
 def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_path):
     _, _, expected = LAYOUTS["BraTS 2023"]
     for files, label in expected.values():

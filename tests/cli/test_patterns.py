@@ -152,6 +152,27 @@ def test_evaluate_takes_patterns_for_all_of_its_folders(brats):
     assert json.loads((brats / "with_images/summary.json").read_text())["summary"]
 
 
+def test_a_proposal_for_the_output_of_a_network_can_be_followed(brats):
+    for number in range(4):
+        for label in range(2):
+            values = (label * 2 - 1) * (2 * LABELS - 1.0)
+            save_nifti(brats / f"net/B-{number}/score_{label}.nii.gz", values.astype(np.float32))
+    failed = run_here("infer", "-i", IMAGES, "-p", "net", "-o", "r", *FAST, status=1).stderr
+    proposed = failed.partition("Its files look like '")[2].partition("'")[0]
+    assert proposed == "net/{case}/score_{label}.nii.gz"
+    run_here("infer", "-i", IMAGES, "-p", proposed, "-o", "r", *FAST, status=0)
+
+
+def test_images_beside_label_maps_are_not_taken_for_exchanged_inputs(brats):
+    for number in range(2):
+        image(brats / f"lits/volume-{number}.nii")
+        labels(brats / f"lits/segmentation-{number}.nii")
+        logits(brats / f"scores/volume-{number}.nii.gz")
+    failed = run_here("infer", "-i", "lits", "-p", "scores", "-o", "r", status=1).stderr
+    assert "Its files look like 'lits/volume-{case}.nii'" in failed
+    assert "exchanged" not in failed
+
+
 def test_modalities_have_the_names_of_the_pattern(brats):
     """A `dataset.json` beside the network's output may have them in another order."""
     description = {
