@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from crfrefine.base.text import listed
+from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.runs.contents import LABEL_MAP, Content, content_of
@@ -38,7 +40,7 @@ def remove_stale(
     left = {path for path in unknown if path.is_file()}
     if outputs.folder is not None:
         left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
-    removed = []
+    stale = []
     for path, (checksum, contents) in before.items():
         left.discard(path)
         if path in kept or _checksums(contents) == made_of or not path.is_file():
@@ -47,13 +49,19 @@ def remove_stale(
             left.add(path)
             continue
         check_replaceable(path)
+        if not os.access(path.parent, os.W_OK):  # Nothing is removed if a file cannot be.
+            raise InputError(
+                f"{path}: is of an earlier result of this case and cannot be removed: no right "
+                f"to write to {path.parent}; remove it, or choose another output folder"
+            )
+        stale.append(path)
+    for path in stale:
         path.unlink(missing_ok=True)
-        removed.append(path.name)
         if path.parent != outputs.label_map.parent:
             with suppress(OSError):  # It holds other files.
                 path.parent.rmdir()
-    if removed:
-        yield f"files of an earlier result are removed: {listed(removed)}"
+    if stale:
+        yield f"files of an earlier result are removed: {listed([path.name for path in stale])}"
     names = sorted(path.name for path in left - kept)
     if names:
         yield f"files that are no result of this run are left: {listed(names)}"

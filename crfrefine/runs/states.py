@@ -155,8 +155,11 @@ def read_records(folder: Path) -> RecordedRuns:
         try:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
-        except (OSError, InputError) as error:
+        except InputError as error:
             notes.append(str(error))
+            continue
+        except OSError as error:
+            notes.append(f"{path}: cannot be read: {error.strerror or error}")
             continue
         problems = []
         for number, line in enumerate(lines, start=1):

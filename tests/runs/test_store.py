@@ -512,6 +512,33 @@ def test_files_that_were_changed_since_they_were_written_are_named_and_left(fold
     assert f"a: files that are no result of this run are left: {left}\n" in said
 
 
+def test_a_file_that_may_not_be_removed_is_an_error_before_any_is(folders):
+    """And a record that may not be read is named as such."""
+    powers = "-dac_override,-dac_read_search"
+    limited = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+    if os.geteuid() == 0 and subprocess.run([*limited, "true"], check=False).returncode:
+        pytest.skip("the superuser keeps all permissions here")
+    prefix = limited if os.geteuid() == 0 else []
+
+    def fails(*arguments):
+        words = [*prefix, *command(*arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stderr
+
+    run(folders, "--save-structures", "--preview")
+    first = everything_of(folders.output)
+    (folders.output / "a").chmod(0o555)
+    try:
+        said = fails("infer", *folders.arguments, "--set", "bilateral.weight=2", "--fail-fast")
+        assert f"{folders.output / 'a' / 'Label_1.nii.gz'}: is of an earlier result" in said
+        assert everything_of(folders.output) == first
+        assert (folders.output / "a_preview.png").is_file()
+    finally:
+        (folders.output / "a").chmod(0o755)
+    record_path(folders.output).chmod(0)
+    expected = f"\n  {record_path(folders.output)}: cannot be read: Permission denied\n"
+    assert expected in fails("status", folders.output)
+
+
 def test_files_that_no_record_has_are_named_and_left(folders, tmp_path):
     """As of a single output file, or of an older version; the output of another case is neither."""
     shutil.copy(folders.logits / "b.nii.gz", folders.logits / "a_logits.nii.gz")
