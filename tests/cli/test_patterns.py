@@ -195,6 +195,16 @@ def test_modalities_have_the_names_of_the_pattern(brats):
     assert (brats / "r2/statistics.csv").read_text().splitlines()[0].endswith("mean_T2,mean_T1")
 
 
+@pytest.mark.parametrize("option", ["prediction", "baseline"])
+def test_a_method_by_a_pattern_of_no_file_is_an_error_with_what_is_there(brats, option):
+    places = {"prediction": "pred/{case}.nii.gz", "baseline": "pred/{case}.nii.gz"}
+    places[option] = "pred/{case}_x.nii.gz"
+    command = ("evaluate", places["prediction"], SEG, "-b", f"net={places['baseline']}")
+    shown = run_here(*command, "-o", "r", status=1).stderr
+    assert "pred/{case}_x.nii.gz: no file by this pattern" in shown
+    assert "There are pred/B-0.nii.gz" in shown
+
+
 def test_probabilities_beside_the_label_maps_of_a_pattern_are_no_cases(brats):
     for case in ("B-0", "B-1"):
         logits(brats / f"pred/{case}_probabilities.nii.gz")
