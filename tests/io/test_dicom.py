@@ -593,12 +593,12 @@ def test_two_volumes_in_a_series_are_told_by_what_tells_them_apart(in_frames, tm
     for time in (1, 2):
         for one in slices(STORED, AFFINE):
             one.TemporalPositionIdentifier = time
-            one.TriggerTime = 40.0 * time
+            one.TriggerTime = 40.0 * (time - 1)
             one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = (
                 pydicom.uid.generate_uid()
             )
             found.append(one)
-    what = r"TemporalPositionIdentifier \(1 and 2\), TriggerTime \(40\.0 and 80\.0\)"
+    what = r"TemporalPositionIdentifier \(1 and 2\), TriggerTime \(0\.0 and 40\.0\)"
     if in_frames:
         file = enhanced(found)
         for number, frame in enumerate(file.PerFrameFunctionalGroupsSequence):

@@ -76,7 +76,8 @@ def _lower_limit(kind: int, most: int) -> None:
 
 def text_of(dataset: Any, keyword: str) -> str:
     """Return the text of an element; "" for none, or an empty one."""
-    return str(dataset.get(keyword) or "").strip()
+    value = dataset.get(keyword)
+    return "" if value is None else str(value).strip()
 
 
 def class_of(dataset: Any) -> str:

@@ -104,7 +104,8 @@ def _element(sources: Sequence[Any], keyword: str) -> Any:
     """Return the value of the first source that has an element; () for none, or an empty one."""
     for source in sources:
         if keyword in source:
-            return source[keyword].value or ()
+            value = source[keyword].value
+            return () if value is None or value == "" else value  # 0 is a value.
     return ()
 
 
