@@ -13,7 +13,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import describe_interpolated
-from crfrefine.arrays.label_maps import map_labels
+from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
 from crfrefine.base.option import REFERENCE, Mapped, mapping_of, note_on_values
@@ -163,8 +163,8 @@ def find_cases(
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels)
         if declared is None:
-            declared, notes_on_borders = _largest_label(files, data, reading)
-            notes += notes_on_borders
+            declared, notes_on_labels = _largest_label(files, data, reading)
+            notes += notes_on_labels
         num_channels = declared.num_labels
     else:
         regions = _regions_of_channels(headers, reading, num_channels)
@@ -327,26 +327,42 @@ def _largest_label(
 ) -> tuple[DeclaredLabels, list[str]]:
     """Return the labels up to the largest one of all label maps and references.
 
-    With them comes a note if the borders of one were interpolated, as its labels are none then.
+    With them come notes if the borders of one were interpolated, as its labels are none then, and
+    if label maps and references seem to have other numbers.
     Call this if nothing else says how many labels there are: it reads every file.
     """
 
-    def largest_of(case: CaseFiles, _: int) -> tuple[int, str]:
-        largest = 1
+    def labels_of(case: CaseFiles, _: int) -> tuple[set[int], set[int], str]:
+        in_maps = set[int]()
+        in_reference = set[int]()
         note = ""
         for path, mapping in _label_maps_of(case, reading):
             labels, _found = map_labels(io.read_labels(path).data, mapping)
-            largest = max(largest, int(labels.max(initial=1)))
+            found = in_reference if path == case.labels else in_maps
+            found.update(foreground_labels(labels))
             remark = describe_interpolated(labels.T)
             if remark is not None:
                 note = note or f"{path}: {remark}"
-        return largest, note
+        return in_maps, in_reference, note
 
-    of_cases = require_all(largest_of, files, data.images)
-    largest = max(number for number, _ in of_cases)
-    notes = [note for _, note in of_cases if note]
+    of_cases = require_all(labels_of, files, data.images)
+    in_maps = set[int]().union(*(found for found, _, _ in of_cases))
+    in_references = set[int]().union(*(found for _, found, _ in of_cases))
+    notes = [note for _, _, note in of_cases if note][:1]
+    predicted = sorted(in_maps - in_references)
+    missed = sorted(in_references - in_maps)
+    if predicted and missed:
+        option = "OLD=NEW"
+        if len(predicted) == len(missed) == 1:
+            option = f"{predicted[0]}={missed[0]}"
+        notes.append(
+            f"no reference has the labels {listed(predicted)} of the label maps, and no label map "
+            f"{listed(missed)} of the references; if these are the same structures, add "
+            f"--map {option}"
+        )
+    largest = max(1, *in_maps, *in_references)
     declared = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
-    return declared, notes[:1]
+    return declared, notes
 
 
 def _label_maps_of(

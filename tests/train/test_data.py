@@ -220,6 +220,21 @@ def test_interpolated_borders_are_noted_where_nothing_declares_the_labels(tmp_pa
     assert "logits/case1.nii.gz: " in note
 
 
+def test_other_numbers_of_label_maps_than_of_references_are_noted(tmp_path):
+    """Training would leave out the label of the reference without a word."""
+    write_cases(tmp_path, 2)
+    for seed in range(2):
+        case = phantom(seed)
+        labels = np.array([0, 1, 2, 7], np.uint8)[case.logits.argmax(axis=0)]
+        save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, case.affine)
+    notes = find_cases(locate_folders(tmp_path)).notes
+    (note,) = (note for note in notes if "no reference" in note)
+    assert "the labels 7 of the label maps, and no label map 3 of the references" in note
+    assert note.endswith("add --map 7=3")
+    cases = find_cases(locate_folders(tmp_path), mapped=[("", 7, 3)])
+    assert not any("no reference" in note for note in cases.notes)
+
+
 def test_all_cases_have_the_same_labels(tmp_path):
     """Those of the largest label map or reference, if nothing else says. All are label maps, or
     none.
