@@ -264,6 +264,8 @@ def files_before(
             if record.output is None or record.case_id not in run.all_cases:
                 continue
             label_map = folder / run.all_cases[record.case_id]
+            if not label_map.is_relative_to(folder) or ".." in label_map.relative_to(folder).parts:
+                continue
             contents = record.contents if is_same else {}
             for written, checksum in record.files.items():
                 name = Path(written)

@@ -512,6 +512,24 @@ def test_files_that_were_changed_since_they_were_written_are_named_and_left(fold
     assert f"a: files that are no result of this run are left: {left}\n" in said
 
 
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_no_record_lets_a_file_outside_of_the_output_folder_be_removed(folders, is_absolute):
+    run(folders, "--save-logits")
+    other = folders.output.with_name("other")
+    other.mkdir()
+    mine = shutil.copy(folders.output / "a_logits.nii.gz", other / "a_logits.nii.gz")
+    place = other if is_absolute else Path("..", "other")
+    head, *lines = lines_of(folders)
+    run_line = json.loads(head)
+    run_line["all_cases"]["a"] = str(place / "a.nii.gz")
+    record_path(folders.output).write_bytes(
+        b"".join([json.dumps(run_line).encode(), b"\n", *lines])
+    )
+    run(folders, "--set", "bilateral.weight=2")
+    assert Path(mine).is_file()
+    assert not (folders.output / "b_logits.nii.gz").exists()
+
+
 def test_a_file_that_may_not_be_removed_is_an_error_before_any_is(folders):
     """And a record that may not be read is named as such."""
     powers = "-dac_override,-dac_read_search"
