@@ -376,6 +376,7 @@ def with_logits(
         return CaseList([case], cases.notes)
 
     files = Files(place, kind)
+    files.require_any()
     structures = structures_in(place) if are_labels else {}
     added = CaseList(notes=cases.notes)
     for case in cases:
@@ -494,6 +495,7 @@ def with_files(cases: CaseList, place: Path, kind: Kind) -> CaseList:
     """Add the mask or the labels of each case, or its `problem`."""
     if holds_many(place):
         files = Files(place, kind)
+        files.require_any()
         return CaseList([files.add_to(case) for case in cases], cases.notes)
     case = _only_case(cases, [place], kind)
     return CaseList([kind.added(case, place)], cases.notes)
@@ -512,6 +514,7 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
         raise InputError(f"{place}: give one folder of strokes, or the files of one case")
 
     files = Files(place, STROKES)
+    files.require_any()
     added = CaseList(notes=cases.notes)
     for case in cases:
         strokes = tuple(match.path for match in files.of(case.case_id))

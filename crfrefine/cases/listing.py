@@ -20,6 +20,7 @@ from crfrefine.cases.patterns import (
     of_case,
 )
 from crfrefine.cases.proposals import propose
+from crfrefine.errors import InputError
 from crfrefine.io.paths import describe_others, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
@@ -75,6 +76,11 @@ class Files:
     def paths(self) -> list[Path]:
         """All files."""
         return [*self._cases_of]
+
+    def require_any(self) -> None:
+        """Raise InputError for a pattern without any file."""
+        if is_pattern(self.place) and not self.paths:
+            raise InputError(f"{self.place}: no file by this pattern{nearest_files(self.place)}")
 
     def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without those in `but`."""

@@ -257,8 +257,7 @@ def _files_of_method(
         return {case_id: MethodFiles(source)}
 
     files = Files(source, PREDICTION)
-    if is_pattern(source) and not files.paths:
-        raise InputError(f"{source}: no file by this pattern{files.advice()}")
+    files.require_any()
     extra = sorted(files.strays(references))
     names = [name for name in references if files.of(name)]
     # If the reference is a single file, other cases are not expected.

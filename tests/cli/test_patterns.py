@@ -87,9 +87,7 @@ def test_infer_by_patterns_equals_infer_by_folders(brats):
 
 def test_a_pattern_of_no_file_is_an_error_with_what_is_there(brats):
     result = run_here("infer", "-i", IMAGES, "-p", "out/{case}_x.nii.gz", "-o", "r", status=1)
-    assert (
-        "none of the 4 cases has its file: case 'B-0': no logits in out/{case}_x" in result.stderr
-    )
+    assert "out/{case}_x.nii.gz: no file by this pattern" in result.stderr
     assert "There are out/B-0.nii.gz, out/B-1.nii.gz, out/B-" in result.stderr
     (brats / "out/B-2.nii.gz").unlink()
     result = run_here("infer", "-i", IMAGES, "-p", "out/{case}.nii.gz", "-o", "r", *FAST, status=1)
@@ -193,6 +191,15 @@ def test_modalities_have_the_names_of_the_pattern(brats):
     numbered = "flat/{case}_{modality}.nii.gz"
     run_here("infer", "-i", numbered, "-p", "out", "-o", "r2", "--statistics", *FAST, status=0)
     assert (brats / "r2/statistics.csv").read_text().splitlines()[0].endswith("mean_T2,mean_T1")
+
+
+@pytest.mark.parametrize("wrong", ["-p", "-l", "-m"])
+def test_training_by_a_pattern_of_no_file_is_an_error_with_what_is_there(brats, wrong):
+    places = {"-p": "out/{case}.nii.gz", "-l": SEG, "-m": MASKS}
+    places[wrong] = places[wrong].replace(".nii", "_x.nii")
+    options = [word for pair in places.items() for word in pair]
+    shown = run_here("train-crf", "-i", IMAGES, *options, "-o", "p.toml", status=1).stderr
+    assert f"{places[wrong]}: no file by this pattern\n  There are " in shown
 
 
 @pytest.mark.parametrize("option", ["prediction", "baseline"])
