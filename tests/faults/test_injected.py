@@ -13,11 +13,11 @@ import sys
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_case
 
-import crfrefine.runs.run as infer_run
+from crfrefine.runs import in_flight
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
-    read = infer_run.read_case
+    read = in_flight.read_case
     vanishing = {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
 
     def read_late(settings, task, *rest):
@@ -26,7 +26,7 @@ def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
         ).unlink(missing_ok=True)
         return read(settings, task, *rest)
 
-    monkeypatch.setattr(infer_run, "read_case", read_late)
+    monkeypatch.setattr(in_flight, "read_case", read_late)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
     assert all(f"{path}: " in result.stderr for path in vanishing.values())
     assert "Traceback" not in result.stderr

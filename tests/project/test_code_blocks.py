@@ -51,7 +51,7 @@ ELSEWHERE = {
     r".*--dask |.*--device cuda|dask (scheduler|worker) ": (
         "needs a cluster or a GPU; the tests of both have them made"
     ),
-    r"crfrefine infer .*labels --network-spacing ": (
+    r"crfrefine infer .*--network-spacing ": (
         "needs blocks in maps of more and smaller voxels; the tests of the command make them"
     ),
 }
