@@ -120,14 +120,14 @@ class RunReporter(AbstractContextManager[Any]):
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _say_failure(self, case_id: str, text: str, traceback: str | None) -> None:
-        """Print the failure of a case.
+    def _say_failure(self, case_id: str, text: str, traceback: str | None, clock: str = "") -> None:
+        """Print the failure of a case, after the time of day if that is given.
 
         Of several with one cause only the first, unless VERBOSE, which also shows tracebacks.
         """
         self._causes = self._causes or Causes()
         if self._causes.is_new(case_id, text) or self.verbosity >= VERBOSE:
-            self._say(f"crfrefine: error: {text}", at_least=QUIET)
+            self._say(f"{clock}crfrefine: error: {text}", at_least=QUIET)
         if traceback is not None:
             self._say(indented(traceback), at_least=VERBOSE)
 
@@ -251,7 +251,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         text = failure.message
         if repr(record.case_id) not in text.partition("\n")[0]:
             text = f"case {record.case_id!r}: {text}"
-        self._say_failure(record.case_id, text, failure.traceback)
+        self._say_failure(record.case_id, text, failure.traceback, self._clock())
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""

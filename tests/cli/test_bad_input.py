@@ -4,6 +4,7 @@ half-written, and the other cases are done.
 
 import gzip
 import json
+import re
 import shlex
 import subprocess
 from functools import partial
@@ -330,10 +331,12 @@ def break_first(monkeypatch, error, module=reading, name="open_bytes"):
 def test_infer_goes_on_after_whatever_is_raised(folders, monkeypatch, error, place):
     break_first(monkeypatch, error, *place)
     summary = folders.output.with_name("summary.json")
-    result = run_here("infer", *folders.arguments, *QUICK, "--summary", summary, "-v", status=1)
+    options = (*QUICK, "--jobs", 1, "--summary", summary, "-v")
+    result = run_here("infer", *folders.arguments, *options, status=1)
     assert files_in(folders.output) == ["good.nii.gz"]
     (line,) = errors(result.stderr)
     assert line.startswith(f"crfrefine: error: case 'bad': {folders.images.parent}")
+    assert re.search(rf"^\d\d:\d\d:\d\d {re.escape(line)}$", result.stderr, re.MULTILINE)
     reason = f" ({error})" if str(error) else ""
     assert f"unexpected {type(error).__name__}{reason}: a bug, please report it" in line
     assert "\n  Traceback (most recent call last):\n" in result.stderr

@@ -5,6 +5,7 @@ the code under test.
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -128,7 +129,9 @@ def refined(folders, case_id, changes=(), **options):
 
 
 def errors(text):
-    return [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
+    """The lines of errors, without the time of day before those of cases."""
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in text.splitlines()]
+    return [line for line in lines if line.startswith("crfrefine: error: ")]
 
 
 def statuses(result):
