@@ -250,7 +250,7 @@ def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
 
 def _outcome(primary: PairedComparison) -> Outcome:
     """Return the outcome of the comparison with the baseline, without rivals."""
-    if primary.num_pairs and primary.ties == primary.num_pairs:
+    if primary.num_pairs >= _cases_needed() and primary.ties == primary.num_pairs:
         return Outcome.NO_DIFFERENCE
     outcomes = {1: Outcome.HELPS, 0: Outcome.NO_DIFFERENCE, -1: Outcome.HURTS, None: Outcome.MIXED}
     outcome = outcomes[_direction(primary, primary.p_value)]

@@ -151,10 +151,17 @@ def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
 
 def test_no_difference_at_all_and_no_case_at_all():
     """Training that ends at the identity, with few cases; Dice that is undefined everywhere."""
-    judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
+    for num_cases in (1, 3, 5):
+        judged = verdict(_table({"crf": np.zeros(num_cases)}), "crf", "network", subject=SUBJECT)
+        assert judged.outcome == Outcome.TOO_FEW
+        assert judged.sentence == (
+            f"Mean Dice +0.00 points against network (p 1, 0 of {num_cases} cases better): "
+            "too few cases, at least 6 are needed for p < 0.05."
+        )
+    judged = verdict(_table({"crf": np.zeros(6)}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.NO_DIFFERENCE
     start = (
-        "Mean Dice +0.00 points against network (95 % CI 0.00 to 0.00, p 1, 0 of 3 cases better): "
+        "Mean Dice +0.00 points against network (95 % CI 0.00 to 0.00, p 1, 0 of 6 cases better): "
     )
     assert judged.sentence == f"{start}the trained CRF is not shown to help. Advice: do not use it."
     judged = verdict(_table({"crf": [math.nan]}, network=math.nan), "crf", "network")
