@@ -229,18 +229,18 @@ _NO_UNITS = ("", "?", "???", "none", "unknown")
 def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> VolumeHeader:
     """Return a header with lengths in mm: they are in these units, one per axis of the world.
 
-    Units that are not known are taken for mm, with a note; `key` is their field.
+    Units that are not known are taken for mm, with a note, and so are all where one axis has none,
+    without a note if the others are mm. `key` is their field.
     """
     num_axes = len(header.grid_shape)
-    named = dict.fromkeys(name for name in names if name.lower() not in _NO_UNITS)
-    if not named:
+    mm_per_unit = {**MM_PER_UNIT, **dict.fromkeys(_NO_UNITS, 1.0)}
+    known = [mm_per_unit[name.lower()] for name in names if name.lower() in mm_per_unit]
+    if len(known) == len(names) and set(known) <= {1.0}:
         return header
-    known = [MM_PER_UNIT[name.lower()] for name in names if name.lower() in MM_PER_UNIT]
-    if len(known) < len(names) or len(names) < num_axes:
+    named = dict.fromkeys(name or "none" for name in names)
+    if len(names) < num_axes or any(name.lower() not in MM_PER_UNIT for name in names):
         note = f"its {key} are {listed(named)}, which are not known; mm is assumed"
         return replace(header, notes=(*header.notes, note))
-    if set(known) == {1.0}:
-        return header
     scales = np.ones(4)
     scales[:num_axes] = known[:num_axes]
     affine = np.diag(scales) @ header.geometry()[0]

@@ -444,6 +444,15 @@ def test_units_that_are_not_known_are_named(tmp_path):
     assert_as_simpleitk(nrrd(tmp_path, *lines))
 
 
+def test_an_axis_without_a_unit_is_in_mm_like_the_others(tmp_path):
+    lines = ("space: LPS", *SPACE)
+    assert io.read_header(nrrd(tmp_path, *lines, 'space units: "" "mm" "mm"')).notes == ()
+    header = io.read_header(nrrd(tmp_path, *lines, 'space units: "um" "um" ""'))
+    (note,) = header.notes
+    assert "um, none, which are not known; mm is assumed" in note
+    assert header.spacing == io.read_header(nrrd(tmp_path, *lines)).spacing
+
+
 def test_lengths_of_metaimage_in_other_units_are_converted_to_mm(tmp_path):
     lines = ("DistanceUnits = um", "ElementSpacing = .38 .5 2", "Offset = 100 200 300")
     ours = io.read_volume(mha(tmp_path, *lines))
