@@ -268,7 +268,14 @@ def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: 
             "probabilities, whose channels are labels in their order; leave --map out"
         )
     soft = read_probabilities(paths, reference, regions)
-    return Masks(soft.label_map, soft, names=names_in(io.read_header(paths[0]), {}))
+    header = io.read_header(paths[0])
+    is_alone = len(paths) == 1 and header.num_channels == 1 and soft.regions is None
+    if is_alone and not soft.label_map.any():
+        warnings.append(
+            f"{header.path.name}: taken as the probability of label 1, which is below 0.5 "
+            "everywhere, so that no voxel has the label; a mask is written as 0 and 1"
+        )
+    return Masks(soft.label_map, soft, names=names_in(header, {}))
 
 
 def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:

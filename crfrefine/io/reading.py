@@ -362,10 +362,11 @@ def is_whole(path: str | Path) -> bool:
 # Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
 # 0.988.
 LABEL_TOLERANCE = 0.1
-# A volume with more whole numbers than this share of the voxels other than 0 is a label map that
-# was interpolated; of an image, hardly any value is so near to a whole number.
-_SHARE_WHOLE = 0.1
-_ROUNDING = 1e-3
+# If more than this share of the voxels other than 0 are nearly whole numbers, the volume is a label
+# map that was interpolated, linearly or by splines, which swing about whole numbers; of an image, a
+# tenth of the values is so near to one.
+_SHARE_WHOLE = 0.2
+_NEARLY = 0.05
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
 
@@ -391,7 +392,7 @@ def read_whole_numbers(
     shape = header.stored_shape[1:]
     labels = allocate_array(shape, header.path, np.dtype(np.uint8))
     largest_error = 0.0
-    num_whole = 0  # voxels other than 0 that are whole numbers, but for rounding
+    num_whole = 0  # voxels other than 0 that are nearly whole numbers
     num_others = 0
     low = np.inf
     high = -np.inf
@@ -402,7 +403,7 @@ def read_whole_numbers(
             errors = np.abs(values - rounded)
             largest_error = max(largest_error, float(errors.max()))
             num_others += int(np.count_nonzero(values))
-            num_whole += int(np.count_nonzero((errors < _ROUNDING) & (rounded != 0)))
+            num_whole += int(np.count_nonzero(values[errors < _NEARLY]))
             values = rounded
         low = min(low, float(values.min()))
         high = max(high, float(values.max()))
@@ -415,8 +416,8 @@ def read_whole_numbers(
     if largest_error > tolerance or (low == high == 0 and largest_error > 0):
         if num_whole > _SHARE_WHOLE * num_others:
             advice = (
-                "many are whole, as where a label map was interpolated: resample it with nearest "
-                "neighbor, or cut a mask at half of its value"
+                "many are nearly whole, as where a label map was interpolated: resample it with "
+                "nearest neighbor, or cut a mask at half of its value"
             )
         raise InputError(
             f"{header.path}: not a label map: expected whole numbers, "

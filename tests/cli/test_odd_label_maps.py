@@ -74,23 +74,28 @@ def test_a_mask_of_a_small_value_is_no_prediction(folders, tmp_path):
 
 def test_low_probabilities_are_a_prediction_without_foreground(folders, tmp_path):
     save_nifti(folders.logits / "a.nii.gz", fractions("many"))
-    arguments = (folders.logits, tmp_path / "labels", "-o", folders.output, "--no-report", "-v")
-    done = run_here("evaluate", *arguments, status=0)
-    assert "taken as the probability of label 1" in done.stderr
+    arguments = (folders.logits, tmp_path / "labels", "-o", folders.output, "--no-report")
+    told = (
+        "note: case 'a': prediction: a.nii.gz: taken as the probability of label 1, which is below"
+    )
+    assert told in run_here("evaluate", *arguments, status=0).stderr
+    save_nifti(folders.logits / "a.nii.gz", np.where(network_labels() == 1, 0.6, 0.1).astype("f4"))
+    assert told not in run_here("evaluate", *arguments, status=0).stderr
 
 
-def interpolated_labels():
-    """Three labels after linear interpolation: 0, 0.37, 1, 1.5, 2 and more."""
+def interpolated_labels(order):
+    """Three labels after interpolation: 0, 0.37, 1, 1.5, 2 and more."""
     return ndimage.zoom(
         ndimage.zoom(network_labels(), (1, 1, 1.3), order=0).astype("f4"),
         (1, 1, GRID_SHAPE[2] / round(1.3 * GRID_SHAPE[2])),
-        order=1,
+        order=order,
     )
 
 
+@pytest.mark.parametrize("order", [1, 3], ids=["linear", "cubic"])
 @pytest.mark.parametrize("options", [(), ("--input-type", "labels")])
-def test_an_interpolated_label_map_is_to_be_resampled_again(folders, tmp_path, options):
-    values = interpolated_labels()
+def test_an_interpolated_label_map_is_to_be_resampled_again(folders, tmp_path, options, order):
+    values = interpolated_labels(order)
     assert values.shape == GRID_SHAPE
     save_nifti(folders.logits / "a.nii.gz", values)
     (message,) = errors(infer(folders, *options, status=1).stderr)
