@@ -329,6 +329,18 @@ def test_an_array_over_the_field_of_view(tmp_path):
     np.testing.assert_allclose(placed @ last, CT_AFFINE @ opposite, atol=1e-4)
 
 
+def test_an_array_whose_axes_are_stored_in_another_order_is_not_stretched(tmp_path):
+    """(label, x, y, z), where an array is (label, z, y, x)."""
+    ct = save_nifti(tmp_path / "ct.nii.gz", numbers(SHAPE), CT_AFFINE)
+    array = save_array(tmp_path / "a.npz", np.full((*SHAPE[::-1], 2), 0.5, np.float32))
+    out = tmp_path / "out.nii.gz"
+    told = run_here("convert", array, out, "--like", ct, "--axes", "RAS", status=1).stderr
+    sizes, reversed_sizes = ("×".join(map(str, shape)) for shape in (SHAPE, SHAPE[::-1]))
+    assert "a.npz: --axes RAS: its axes are in another order: " in told
+    assert f"ct.nii.gz has {sizes} voxels, the array has {reversed_sizes}\n" in told
+    assert not out.exists()
+
+
 def test_axes_that_say_nothing(tmp_path):
     ct = save_nifti(tmp_path / "ct.nii.gz", numbers(SHAPE), CT_AFFINE)
     array = save_array(tmp_path / "a.npz", np.full((4, 3, 2, 2), 0.5, np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
-from crfrefine.base.text import shorten
+from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.volume import VolumeHeader
 
@@ -76,6 +76,13 @@ def with_axes(
         placed[:3, 3] += step * (size - 1 - factor * (shape[axis] - 1)) / 2
         sizes.append(size)
     if tuple(sizes) != shape:
+        if sorted(sizes) == sorted(shape):
+            raise InputError(
+                f"{header.path}: --axes {axes}: its axes are in another order: along these axes "
+                f"{like.path.name} has {TIMES.join(map(str, sizes))} voxels, the array has "
+                f"{TIMES.join(map(str, shape))}\n"
+                "  The letters are those of x, y and z, and an .npz or .npy holds (label, z, y, x)."
+            )
         common = "first and last voxels at those of"
         if align == "edges":
             common = "the field of view of"
