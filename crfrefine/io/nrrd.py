@@ -90,6 +90,8 @@ def read_header(path: Path) -> VolumeHeader:
         return _read_fields(fields, end)
     except RareHeaderError as rare:
         text_header.require_mm(fields, [*_units(fields, "space units"), *_units(fields)], rare)
+        num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
+        rare.time = _time_along(fields, fields.sizes("sizes", num_dims))
         raise
 
 
@@ -248,7 +250,13 @@ def _kinds(fields: Fields, num_dims: int) -> list[str]:
 
 
 def _time_along(fields: Fields, sizes: tuple[int, ...]) -> str:
-    """Return which axis of several values is one of time, by its kind or unit; "" if none is."""
+    """Return which axis of several values is one of time; "" if none is.
+
+    Its kind or unit says so, or the space, whose last dimension is then time.
+    """
+    space = fields.text("space", "")
+    if space.lower().endswith("time") and sizes[-1] > 1:
+        return f"axis {len(sizes) - 1} of the space {shorten(space, 60)}"
     kinds = _kinds(fields, len(sizes))
     units = _units(fields)
     if len(units) != len(sizes):

@@ -56,7 +56,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
             header = by_itk.read_header(path, expected.name)
             note = f"read through SimpleITK: its header has {rare}"
-            header = replace(header, family=paths.ITK, notes=(note,))
+            header = replace(header, family=paths.ITK, notes=(note,), time=rare.time)
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
         for voxels in header.files[1:]:

@@ -45,6 +45,8 @@ class FileState(NamedTuple):
 class RareHeaderError(Exception):
     """A valid header that only SimpleITK reads; the message names the reason."""
 
+    time = ""  # as of `VolumeHeader`: SimpleITK does not tell it
+
 
 @dataclass(frozen=True)
 class VolumeHeader:

@@ -104,6 +104,26 @@ def test_kinds_and_units_of_nrrd(changes, tmp_path):
         np.testing.assert_array_equal(found, expected[number])
 
 
+def test_a_space_of_nrrd_that_has_time(tmp_path):
+    """SimpleITK reads it, and does not tell."""
+    header = nrrd_text(
+        dimension="4",
+        sizes="2 3 4 3",
+        space="left-posterior-superior-time",
+        kinds="domain domain domain domain",
+        **{"space directions": "(1,0,0,0) (0,1,0,0) (0,0,2,0) (0,0,0,40)"},
+    )
+    path = tmp_path / "cine.nrrd"
+    values = np.arange(72, dtype="<i2")
+    path.write_bytes(header + values.tobytes())
+    told = r"follow each other in time \(axis 3 of the space left-posterior-superior-time\)"
+    with pytest.raises(InputError, match=told):
+        read(path)
+    run_here("convert", path, tmp_path / "out", "--split", "--output-format", ".nii", status=0)
+    found = load_nifti(tmp_path / "out" / "cine_frame03.nii")
+    np.testing.assert_array_equal(found, values.reshape(2, 3, 4, 3, order="F")[..., 2])
+
+
 def test_files_that_cannot_be_split(tmp_path):
     path = save_nifti(tmp_path / "a.nii.gz", numbers(SHAPE), AFFINE)
     cine, _ = save_cine(tmp_path / "cine.nii.gz", "sec", 0.05)
