@@ -19,11 +19,11 @@ IMAGE = "{case}"
 IMAGE_IN_FOLDER = "{case}/{ct,mri}"
 STRUCTURES = ("{case}/segmentations/{label}", "{case}/{label}", "{case}/{case}_{label}")
 
-LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels")
+LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels", "gt")
 MASK_WORDS = ("mask", "brainmask")
 SCORE_WORDS = ("logits", "probabilities", "probseg", "softmax")
 # Words in names of files that are no images.
-OTHER_WORDS = (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS, "gt", "truth", "segmentations")
+OTHER_WORDS = (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS, "lab", "roi", "truth", "segmentations")
 # Names of images in folders that structures cannot have; a label map is beside them.
 IMAGE_WORDS = ("ct", "mri", "image", "imaging", "img", "volume", "t1", "t2", "flair")
 _LABELED = f"{{case}}_{{{','.join(LABEL_WORDS)}}}"

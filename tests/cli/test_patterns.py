@@ -108,13 +108,19 @@ def test_a_folder_without_a_known_layout_proposes_patterns(brats):
         labels(brats / f"odd/p{number}/truth.nii.gz")
         image(brats / f"lits/volume-{number}.nii")
         labels(brats / f"lits/segmentation-{number}.nii")
+        image(brats / f"lab/p{number}_img.nii")
+        labels(brats / f"lab/p{number}_lab.nii")
+        image(brats / f"acdc/p{number}.nii")
+        labels(brats / f"acdc/p{number}_gt.nii")
     for folder, pattern, others in (
         ("kits", "{case}/imaging.nii.gz", "{case}/segmentation.nii.gz"),
         ("odd", "{case}/scan.nii.gz", "{case}/truth.nii.gz"),
         ("lits", "volume-{case}.nii", "segmentation-{case}.nii"),
+        ("lab", "{case}_img.nii", "{case}_lab.nii"),
     ):
         shown = run_here("info", folder, status=1).stdout
         assert f"'{folder}/{pattern}', with label maps '{folder}/{others}'" in shown
+    assert "acdc: 2 cases in order" in run_here("info", "acdc", status=0).stdout
 
 
 def test_info_lists_the_cases_of_its_options(brats):

@@ -55,6 +55,7 @@ def taken(pairing, method="prediction"):
             {"Case00": ("Case00.mhd", "")},
         ),
         ("a.nii.gz", "a.nii.gz a_dseg.nii.gz", {"a": ("a_dseg.nii.gz", "")}),
+        ("a.nii.gz", "a.nii.gz a_gt.nii.gz", {"a": ("a_gt.nii.gz", "")}),
         # What `infer` and nnU-Net write.
         (
             "a.nii.gz",
