@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import io
+from crfrefine.arrays.interpolated import describe_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import find_padding
@@ -187,6 +188,9 @@ def read_case(
     for header in headers.strokes:
         values = io.read_labels(header.path, grid=first).data.T
         values, _ = map_labels(values, exchanged)
+        remark = describe_interpolated(values)
+        if remark is not None:
+            notes.append(f"{header.path.name}: {remark}")
         drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn").T
         drawn, _ = map_labels(drawn, exchanged)
         strokes.append((header.path, drawn))

@@ -126,3 +126,15 @@ def test_an_anti_aliased_mask_gets_a_warning(folders, tmp_path):
     found = infer(folders, status=1).stderr
     assert "has labels that are not declared" in found
     assert warning in found
+
+
+def test_anti_aliased_strokes_get_a_warning(folders, tmp_path):
+    """They would draw a hundred labels; strokes of many labels are no such mask."""
+    save_nifti(folders.logits / "a.nii.gz", network_labels())
+    drawn = 255.0 * (network_labels() > 0)
+    apart = np.zeros(GRID_SHAPE, np.uint8)
+    apart[::4, ::4] = np.arange(apart[::4, ::4].size).reshape(apart[::4, ::4].shape) % 30
+    warning = "labels lie only in thin layers between two others"
+    for values, count in ((np.rint(ndimage.gaussian_filter(drawn, 0.6)), 1), (apart, 0)):
+        strokes = save_nifti(tmp_path / "strokes" / "a.nii.gz", values.astype(np.uint8))
+        assert infer(folders, "--strokes", strokes.parent).stderr.count(warning) == count
