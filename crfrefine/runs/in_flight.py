@@ -166,7 +166,7 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
         self.num_bytes = 0  # of memory that the case has taken
         self.lacks_memory = False  # beside others
         self.is_alone = False  # whether it was begun again without others
-        # Set when the files of the case wait for their names, or when the case has ended.
+        # Set when the case has ended, or waits for those before: with its files, or for memory.
         self.is_ready = threading.Event()
         self._number = number
         self._places = places
@@ -222,7 +222,9 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
         if self.lacks_memory:
             self.lacks_memory = False
             self.is_alone = True
+            self.is_ready.set()
             self._places.await_others(self._number)
+            self.is_ready.clear()
 
     def end(self) -> None:
         """Let other cases have what the case has taken; show that it has ended."""
@@ -257,8 +259,11 @@ class CasesInFlight:
             pairs = list(zip(self._tasks, self._cases, strict=True))
             futures = [pool.submit(self._work_on, task, case) for task, case in pairs]
             for number, (future, (task, case)) in enumerate(zip(futures, pairs, strict=True)):
-                self._places.give_turn(number)
                 _show_stages(case, task.files.case_id, observer)
+                # Only now, so that an interrupt while a case is shown leaves no file of it.
+                self._places.give_turn(number)
+                if case.is_alone:
+                    _show_stages(case, task.files.case_id, observer)
                 record = future.result()
                 for note in case.notes:
                     observer.note(note, case_id=record.case_id)
@@ -316,7 +321,7 @@ class CasesInFlight:
 def _show_stages(
     case: CaseInFlight, case_id: str, observer: Observer[RunSummary, CaseRecord]
 ) -> None:
-    """Show the stages of a case until its files wait for their names, or it has failed."""
+    """Show the stages of a case until it waits for the cases before, or has ended."""
     shown = None
     is_ready = False
     while not is_ready:

@@ -1,6 +1,7 @@
 """Cases in flight: who runs beside whom, and that nothing differs from one case at a time."""
 
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -105,6 +106,7 @@ def test_files_records_and_messages_are_those_of_one_case_at_a_time(
             status=1,
         )
         shown = [line for line in result.stderr.splitlines() if " s" not in line]
+        shown = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in shown]
         shown = [line.replace(str(output), "OUT") for line in shown]
         entries = entries_of(summary.read_text(), output)
         results.append((content(output), records(output), shown, statuses(result), entries))
