@@ -75,9 +75,9 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
         )
 
 
-def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
+def test_a_case_is_read_once_and_at_most_one_more_is_in_memory(tmp_path, monkeypatch):
     """Reading of the second case waits for a step of the first one: a run that reads before it
-    computes would wait in vain.
+    computes would wait in vain. Headers of two cases may be read side by side, in any order.
     """
     folders = write_folders(tmp_path, *"abcdef")
     arrays = []
@@ -116,7 +116,8 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     monkeypatch.setattr(crfrefine.cases.case, "read_case", counting_read_case)
     monkeypatch.setattr(crfrefine.runs.case_work, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
-    assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))
+    assert (most_alive <= 2, max(ahead) <= 1) == (True, True)
+    assert sorted(headers) == list("abcdef")
 
 
 def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
