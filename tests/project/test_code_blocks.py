@@ -51,6 +51,9 @@ ELSEWHERE = {
     r".*--dask |.*--device cuda|dask (scheduler|worker) ": (
         "needs a cluster or a GPU; the tests of both have them made"
     ),
+    r"crfrefine .* '[^']*\{case\}": (
+        "needs data sets as they are downloaded; the tests of patterns make them"
+    ),
     r"crfrefine infer .*--network-spacing ": (
         "needs blocks in maps of more and smaller voxels; the tests of the command make them"
     ),
@@ -208,6 +211,18 @@ def write_world(root):
         crfrefine.CrfParameters.load("default").save(root / name)
 
 
+def write_to_convert(root):
+    """A label map in a box of its grid, one that lost its header, and a 4-D file of times."""
+    case = five_labels(3)
+    labels = case.labels.astype(np.uint8)
+    box = AFFINE.copy()
+    box[:3, 3] += AFFINE[:3, :3] @ [1, 2, 1]
+    save_nifti(root / "box.nii.gz", labels[1:6, 2:7, 1:4], box)
+    run_here("convert", root / "box.nii.gz", root / "box.seg.nrrd", status=0)
+    save_nifti(root / "lost.nii.gz", labels, np.eye(4))
+    save_nifti(root / "cine.nii.gz", np.stack([case.image[0]] * 3, axis=-1), AFFINE)
+
+
 def write_foreground(root):
     """The image of a case, and outputs of networks that leave the background out."""
     case = five_labels(3)
@@ -289,7 +304,7 @@ FILES = {
     "docs/guide/logits.md": (write_foreground,),
     "docs/guide/monai.md": (),
     "docs/for/nnunet.md": (write_nnunet,),
-    "docs/guide/refining.md": (write_world, write_manifest),
+    "docs/guide/refining.md": (write_world, write_manifest, write_to_convert),
     "docs/guide/evaluating.md": (write_world, write_refined),
     "docs/for/radiology.md": (write_radiology,),
     "docs/reference/summary.md": (write_summaries,),
