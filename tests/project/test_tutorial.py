@@ -32,7 +32,7 @@ def find_line(output, beginning):
 
 
 def find_mean_dice(output, method):
-    row = re.search(rf"^\W*{method}\W+(0\.\d+)\b", output, re.MULTILINE)
+    row = re.search(rf"^mean\t{method}\t(0\.\d+)\b", output, re.MULTILINE)
     return float(row[1])
 
 
