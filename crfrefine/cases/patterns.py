@@ -148,11 +148,6 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [path for path in _visible(folder, {}) if suffix_of(path) in suffixes and _is_file(path)]
 
 
-def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden ones."""
-    return [path for path in _visible(folder, {}) if path.is_dir()]
-
-
 def nearest_files(pattern: Path) -> str:
     """Return a line with what is there in place of the files of a pattern: "" for nothing."""
     root, names = _split(pattern)

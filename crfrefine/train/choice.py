@@ -51,9 +51,6 @@ class Rivals(NamedTuple):
     untrained: CrfParameters | None = None  # the preset, where it is comparable
 
 
-NO_RIVALS = Rivals()
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A way to refine, and its gains on cases that it has not seen."""
