@@ -212,8 +212,7 @@ def _fit_modality(
 
 def _without_offset(values: Array, offset: float) -> Float32:
     """Return values minus an offset, subtracted in float64."""
-    difference: Float32 = (values.astype(np.float64) - offset).astype(np.float32)
-    return difference
+    return (values.astype(np.float64) - offset).astype(np.float32)
 
 
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:

@@ -332,8 +332,7 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
         labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
     inner = share[relative(box, around)]
-    logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
-    return logits
+    return np.log(np.maximum(inner, np.float32(MIN_SHARE)))
 
 
 def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Float32:

@@ -78,8 +78,7 @@ def _at_corners(ties: Bool) -> Bool:
     smallest = math.prod(min(THICK, extent) for extent in ties.shape)
     is_padding &= sizes >= smallest
     is_padding[0] = False
-    found: Bool = is_padding[regions]
-    return found
+    return is_padding[regions]
 
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:

@@ -286,8 +286,7 @@ def sigmoid(log_odds: Array) -> Float32:
     """Return 1 / (1 + exp(-x)) without overflow, float32 in the memory layout of the log-odds."""
     from scipy.special import expit
 
-    probabilities: Float32 = expit(log_odds).astype(np.float32, copy=False)
-    return probabilities
+    return expit(log_odds).astype(np.float32, copy=False)
 
 
 def decode(channels: Array, regions: RegionScheme | None) -> Labels:

@@ -282,8 +282,7 @@ def _is_inside(positions: Float64, size: int) -> Bool:
     """Return which positions are within half a voxel of the samples of an axis."""
     is_above = positions >= -0.5 - POSITION_TOLERANCE
     is_below = positions <= size - 0.5 + POSITION_TOLERANCE
-    inside: Bool = is_above & is_below
-    return inside
+    return is_above & is_below
 
 
 def _nearest_sample(positions: Float64, last: int | NDArray[np.intp]) -> NDArray[np.intp]:

@@ -64,5 +64,4 @@ def _from_plain_generic(kind: Any, value: Any) -> Any:
 
 def _key_of(field: dataclasses.Field[Any]) -> str:
     """Return the key of a field in JSON."""
-    key: str = field.metadata.get("key", field.name)
-    return key
+    return field.metadata.get("key", field.name)

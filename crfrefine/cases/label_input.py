@@ -369,5 +369,4 @@ def read_structure(file: VolumeHeader) -> Bool:
         raise InputError(
             f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}"
         )
-    is_inside: Bool = values == 1
-    return is_inside
+    return values == 1

@@ -293,8 +293,7 @@ class Backend(ABC):
         The lowest label wins a tie. The type is the smallest unsigned type for L - 1.
         """
         dtype = np.min_scalar_type(len(logits) - 1)
-        labels: Labels = np.argmax(logits, axis=0).astype(dtype)
-        return labels
+        return np.argmax(logits, axis=0).astype(dtype)
 
     def softmax(
         self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None

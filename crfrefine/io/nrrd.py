@@ -445,8 +445,7 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
     lengths = np.array([math.sqrt(sum(part * part for part in vector)) for vector in vectors])
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    columns: NDArray[np.float64] = np.array(vectors).T * (1 / lengths) * lengths
-    return columns
+    return np.array(vectors).T * (1 / lengths) * lengths
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:

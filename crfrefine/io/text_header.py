@@ -270,8 +270,7 @@ def lines_to_write(
     """Return the lines that place a grid: those of its header if it has the same format."""
     header = like.header
     if header is not None and header.format == format_name and header.template:
-        lines: tuple[str, ...] = header.template
-        return lines
+        return header.template
     require_right_angles(path, like)
     num_axes = len(like.spacing)
     lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.

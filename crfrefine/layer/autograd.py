@@ -208,8 +208,7 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
         if torch.compiler.is_compiling():
             # This is not a decorator, which would import the compiler at once. That takes longer
             # than importing PyTorch itself.
-            result: _R = torch.compiler.disable(function)(*args, **kwargs)
-            return result
+            return torch.compiler.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
 
     return call

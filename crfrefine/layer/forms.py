@@ -42,8 +42,7 @@ class Form:
         """Return the values of raw numbers, clamped to the range; outward gradients stop there."""
         low = self.to_raw(self.low)
         high = self.to_raw(self.high)
-        inside: Tensor = _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
-        return inside
+        return _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
 
     def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
         """Return the raw numbers of `size` values, or of one value for all.

@@ -112,8 +112,7 @@ def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
             f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) "
             "and (N, D), or (V, *grid) and (D, *grid)"
         )
-    filtered: Tensor = gaussian_filter(values[None], points[None], **options)[0]
-    return filtered
+    return gaussian_filter(values[None], points[None], **options)[0]
 
 
 class GpuLattice:

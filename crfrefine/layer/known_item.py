@@ -99,5 +99,4 @@ def refine_with(kernels: Kernels, logits: Tensor, model: CrfModel) -> Tensor:
     tensors = (logits, logits.new_empty(0), *model.tensors)  # There is no image.
     runs = [(kernels, model.run)]
     results = MeanField.apply(runs, 1, *tensors)  # type: ignore[no-untyped-call]
-    refined: Tensor = results[0]
-    return refined
+    return results[0]

@@ -120,8 +120,7 @@ def crf_loss(
         copy=False,
     )
     log_q = log_q.clamp(min=_LEAST)
-    loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
-    return loss
+    return _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
 
 
 class _Energy(torch.autograd.Function):

@@ -36,10 +36,9 @@ class PointFilter:
         """Filter (V, N) values."""
         if self._built is None:
             return self._in_operations(values.T).T
-        filtered: Tensor = _Filter.apply(  # type: ignore[no-untyped-call]
+        return _Filter.apply(  # type: ignore[no-untyped-call]
             values, self._features, self._built
         )
-        return filtered
 
     def with_graph_of(self, features: Tensor) -> PointFilter:
         """Return the same kernel for features of the same values, which gradients go to."""
@@ -141,8 +140,7 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, features: Tensor, built: _BuiltOnce) -> Tensor:
         """Filter (V, N) values with (D, N) features."""
-        filtered: Tensor = to_own_tensor(built.kernel(features).apply(to_array(values)))
-        return filtered
+        return to_own_tensor(built.kernel(features).apply(to_array(values)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -227,12 +225,10 @@ class _Gradients(torch.autograd.Function):
 
         def first(by_output: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
             def filtered(sent: Tensor, points: Tensor | None = None) -> Tensor:
-                result: Tensor = ctx.built.in_tensor_operations(sent, points)
-                return result
+                return ctx.built.in_tensor_operations(sent, points)
 
             pull: Any = torch.func.vjp(filtered, *arguments)[1]
-            found: tuple[Tensor, ...] = pull(by_output)
-            return found
+            return pull(by_output)
 
         gradients, pull = torch.func.vjp(first, *leaves)[:2]
         given = []

@@ -189,8 +189,7 @@ def boundary_distances(
 def _boundary(mask: Bool) -> Bool:
     from scipy import ndimage
 
-    boundary: Bool = mask & ~ndimage.binary_erosion(mask)
-    return boundary
+    return mask & ~ndimage.binary_erosion(mask)
 
 
 def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:

@@ -184,8 +184,7 @@ class CrfRefine(Transform):
             raise InputError(
                 f"the label map has shape {channels.shape}; expected one channel, (1, *grid)"
             )
-        label_map: NDArray[Any] = channels[0]
-        return label_map
+        return channels[0]
 
     def _output_of(self, result: RefinementResult) -> NDArray[Any]:
         """Return logits, probabilities or labels, as the settings ask for, channels first."""
@@ -448,11 +447,10 @@ def _to_numpy(value: Any) -> NDArray[Any]:
     bfloat16, which numpy lacks, becomes float32.
     """
     if not isinstance(value, torch.Tensor):
-        return value  # type: ignore[no-any-return] # `refine` refuses masked arrays
+        return value  # `refine` refuses masked arrays
     if isinstance(value, MetaTensor):
         value = value.as_tensor()
     tensor = value.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    array: NDArray[Any] = tensor.numpy()
-    return array
+    return tensor.numpy()

@@ -154,8 +154,7 @@ def _rounded_differences(
     unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
     if unit == 0.0:
         return method - other
-    rounded: NDArray[np.float64] = np.round((method - other) / unit) * unit
-    return rounded
+    return np.round((method - other) / unit) * unit
 
 
 def _count(is_counted: NDArray[np.bool_]) -> int:

@@ -70,8 +70,7 @@ class VectorScaling:
         """Return recalibrated (L, *grid) logits."""
         bias = np.asarray(self.bias, dtype=logits.dtype)
         temperature = logits.dtype.type(self.temperature)
-        result: NDArray[np.floating[Any]] = logits / temperature + _as_channels(bias, logits.ndim)
-        return result
+        return logits / temperature + _as_channels(bias, logits.ndim)
 
 
 def _as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
@@ -254,8 +253,7 @@ class Guide:
 
     def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean (*grid) of the window around each voxel."""
-        result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
-        return result
+        return uniform_filter(values, self._sizes, mode="nearest")
 
     def filter(
         self, channel: NDArray[np.float32], epsilons: Sequence[float]

@@ -78,8 +78,7 @@ class Crop:
     @property
     def has_reference(self) -> NDArray[np.bool_]:
         """The voxels (*box) in the mask that have a reference."""
-        has_reference: NDArray[np.bool_] = self.mask & (self.labels < self.num_labels)
-        return has_reference
+        return self.mask & (self.labels < self.num_labels)
 
     @cached_property
     def leads(self) -> NDArray[np.float64]:
@@ -193,8 +192,7 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     # The confidence of a label map says nothing about where else a label is possible.
     threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
     in_reference = (labels > 0) & (labels < case.num_labels)
-    foreground: NDArray[np.bool_] = (log_odds > threshold) | in_reference
-    return foreground
+    return (log_odds > threshold) | in_reference
 
 
 def _surroundings(foreground: NDArray[np.bool_], spacing: Sequence[float]) -> Box:

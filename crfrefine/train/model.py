@@ -193,8 +193,7 @@ class Model:
         for now, then in zip(self.positions(), origin, strict=True):
             distances.append(((now - then.detach()) ** 2).sum())
         total = torch.stack(distances).sum()
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(total, self.moving)
-        return gradients
+        return torch.autograd.grad(total, self.moving)
 
     def gradient(
         self, batch: Sequence[Crop], loss: Loss, workers: Workers

@@ -263,8 +263,7 @@ class CupyDevice(Launcher):
 
     def download(self, array: Any) -> Array:
         """Return a copy on the host after all launches so far are done."""
-        host: Array = self.xp.asnumpy(array)
-        return host
+        return self.xp.asnumpy(array)
 
     def synchronize(self) -> None:
         """Wait until all launches on the current stream are done."""

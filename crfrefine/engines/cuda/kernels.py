@@ -102,8 +102,7 @@ class CudaKernels:
             shape = self.image_shape[1:]
             voxels = Voxels(self._device, shape, distances, image.mask, image.axes)
             kept[case] = PlacedImage(voxels, values)
-        placed: PlacedImage = kept[case]
-        return placed
+        return kept[case]
 
     def run(
         self,

@@ -167,8 +167,7 @@ class _Volume:
         change = -torch.linalg.solve(matrix, excess)
         biases = bias + change - change.mean()
         shift = biases * self._part[:, None]
-        balanced_x: Tensor = x + shift.to(x.dtype)
-        return balanced_x
+        return x + shift.to(x.dtype)
 
 
 def _masses(scores: Tensor, bias: Float64) -> tuple[Float64, Float64]:
@@ -433,8 +432,7 @@ class TorchKernels:
         """Return a copy in the type and on the device of the computation."""
         if not isinstance(values, Tensor):
             values = torch.from_numpy(np.array(values, order="C"))
-        copied: Tensor = values.detach().to(self._like, copy=True)
-        return copied
+        return values.detach().to(self._like, copy=True)
 
 
 def _slope(tensor: Tensor) -> Float64:

@@ -211,8 +211,7 @@ def read_segments(path: Path, like: Path | None = None, uid: str | None = None) 
 
 def _affine_of(volume: Any) -> NDArray[np.float64]:
     """Return the affine to RAS+ of a volume of highdicom, whose axes are slice, row, column."""
-    affine: NDArray[np.float64] = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0
-    return affine
+    return volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0
 
 
 def _placed(

@@ -107,8 +107,7 @@ def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     num_rows, num_columns = plane.shape
     columns = _voxels_of_pixels(size[0], num_columns)
     rows = _voxels_of_pixels(size[1], num_rows)
-    enlarged: Array = plane[:, columns].take(rows, axis=0)
-    return enlarged
+    return plane[:, columns].take(rows, axis=0)
 
 
 def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> NDArray[np.intp]:
@@ -149,8 +148,7 @@ def outline(labels: Array) -> Bool:
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    is_drawn: Bool = (rows + columns) // 4 % _period(labels.astype(np.int64)) == 0
-    return is_drawn
+    return (rows + columns) // 4 % _period(labels.astype(np.int64)) == 0
 
 
 def _period(label: Any) -> Any:

@@ -222,8 +222,7 @@ class Window:
         values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
         levels = (values - self.low) * (255 / (self.high - self.low))
         whole = np.clip(levels, 0, 255).round()
-        gray: NDArray[np.uint8] = whole.astype(np.uint8)
-        return gray
+        return whole.astype(np.uint8)
 
     def __str__(self) -> str:
         return f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")

@@ -59,8 +59,7 @@ def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str
         )
     damaged = source if is_dicom(source) else options.like
     request = {"source": source, "target": target, "options": asdict(options)}
-    done: str = _ask(request, damaged or source)
-    return done
+    return _ask(request, damaged or source)
 
 
 def describe_dicom(path: Path) -> list[tuple[str, str]]:

@@ -92,8 +92,7 @@ class TuneCase(Case):
         index: list[int | slice] = list(place)
         index[across] = slice(None)
         index[up] = slice(None)
-        plane: Array = self.pose.turn(array)[tuple(index)]
-        return plane
+        return self.pose.turn(array)[tuple(index)]
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""

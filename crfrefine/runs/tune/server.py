@@ -131,8 +131,7 @@ def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp
 
         def act(number: int, **values: Any) -> dict[str, Any]:
             method = getattr(worklist.session(number), name.replace("-", "_"))
-            result: dict[str, Any] = method(**values)
-            return result
+            return method(**values)
 
         return post(f"case/{{number:int}}/{name}", act, kinds)
 
