@@ -483,11 +483,3 @@ def over_output_temperature(logits: Float32, temperature: float) -> Float32:
     if temperature == 1.0:
         return logits
     return logits * np.float32(1.0 / temperature)
-
-
-def softmax(logits: Float32) -> Float32:
-    """Return exp(logits) normalized to sum to 1 over the first axis, without overflow."""
-    probabilities: Float32 = logits - logits.max(axis=0)
-    np.exp(probabilities, out=probabilities)
-    probabilities /= probabilities.sum(axis=0)
-    return probabilities

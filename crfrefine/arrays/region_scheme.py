@@ -15,9 +15,9 @@ from crfrefine.arrays.probabilities import (
     BY_HAND,
     MIN_PROBABILITY,
     SUM_TOLERANCE,
-    softmax,
     who_says,
 )
+from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -280,13 +280,6 @@ def take_log_odds(probabilities: Float32) -> None:
         others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
         np.log(np.maximum(block, MIN_PROBABILITY), out=block)
         np.subtract(block, others, out=block)
-
-
-def sigmoid(log_odds: Array) -> Float32:
-    """Return 1 / (1 + exp(-x)) without overflow, float32 in the memory layout of the log-odds."""
-    from scipy.special import expit
-
-    return expit(log_odds).astype(np.float32, copy=False)
 
 
 def decode(channels: Array, regions: RegionScheme | None) -> Labels:

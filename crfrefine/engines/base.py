@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.softmax import softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
@@ -302,10 +303,8 @@ class Backend(ABC):
 
         If `out` is given, the result is written there; `out` may be the logits.
         """
-        largest = logits.max(axis=0)
-        exponentials = np.exp(logits.astype(np.float64) - largest)
         marginals = np.empty_like(logits) if out is None else out
-        np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
+        marginals[...] = softmax(logits.astype(np.float64))
         return marginals
 
     def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.components import largest_component
+from crfrefine.arrays.softmax import log_sum_exp
 from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -112,9 +113,7 @@ def volume_part(
         inside = np.asarray(mask, dtype=np.bool_)
 
     voxels, scores = _doubtful_scores(logits, inside, spec)
-    largest = scores.max(axis=0)
-    sums = np.exp(scores - largest).sum(axis=0)
-    threshold = largest + np.log(sums) + np.log(BODY_PROBABILITY)
+    threshold = log_sum_exp(scores) + np.log(BODY_PROBABILITY)
 
     order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
     bodies = np.zeros(inside.shape, dtype=np.bool_)

@@ -22,10 +22,10 @@ from crfrefine.arrays.probabilities import (
     find_padding,
     find_ties,
     identify,
-    softmax,
     take_logarithms,
 )
-from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
+from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten

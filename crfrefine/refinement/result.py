@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
-from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend

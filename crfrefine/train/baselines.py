@@ -21,6 +21,7 @@ from torch import Tensor
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
+from crfrefine.arrays.softmax import log_sum_exp
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
@@ -471,8 +472,7 @@ def negative_log_likelihood(
         return float(np.logaddexp(0.0, -truth * scaled).mean(dtype=np.float64))
     scaled -= scaled.max(axis=0)
     of_truth = np.take_along_axis(scaled, truth[None], axis=0)[0]
-    log_sums = np.log(np.exp(scaled).sum(axis=0))
-    return float((log_sums - of_truth).mean(dtype=np.float64))
+    return float((log_sum_exp(scaled) - of_truth).mean(dtype=np.float64))
 
 
 def _refine_some(refine: Refine, material: Material, case: int, threads: int) -> Refined:

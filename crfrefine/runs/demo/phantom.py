@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import Volume
@@ -161,8 +162,7 @@ class _Maker:
         x, y, z = np.ix_(*offsets)
         distance = np.sqrt(x**2 + y**2 + z**2)
         softness = 0.25 * radius
-        exponent = np.clip((distance - radius) / softness, -30, 30)
-        return np.asarray(1 / (1 + np.exp(exponent)), np.float32)
+        return sigmoid(np.clip((radius - distance) / softness, -30, 30))
 
 
 def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> None:

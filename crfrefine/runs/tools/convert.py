@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
-from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
-from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
+from crfrefine.arrays.probabilities import identify, take_logarithms
+from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
+from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import keeping_inputs
