@@ -56,12 +56,16 @@ class CaseFiles:
 class CaseList(list[CaseFiles]):
     """The cases found, sorted by name.
 
-    `notes` says which files were ignored and why, one sentence each.
+    `notes` says which files were ignored and why, one sentence each; `found` how many cases a
+    pattern has, with an example, and is "" for folders.
     """
 
-    def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = (), found: str = ""
+    ) -> None:
         super().__init__(cases)
         self.notes = list(notes)
+        self.found = found
 
 
 _MAX_NAMED = 3

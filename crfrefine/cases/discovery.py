@@ -34,8 +34,10 @@ from crfrefine.cases.conventions import (
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.listing import Files, file_names
 from crfrefine.cases.patterns import (
+    MAX_MODALITIES,
     Match,
     check_pattern,
+    describe_found,
     find_matches,
     folder_of,
     holds_many,
@@ -58,7 +60,6 @@ from crfrefine.io.paths import (
 )
 
 _FOUR_DIGITS = re.compile(r"[0-9]{4}")
-_MAX_MODALITIES = 16  # Most modalities that a message lists.
 
 
 def discover_cases(
@@ -164,10 +165,9 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
     for case_id in sorted(by_case):
         cases.append(_case_of_images(case_id, by_case[case_id], modalities, reason, place))
     notes = []
+    found = ""
     if is_pattern(place):
-        named = f", with the modalities {_list_names(modalities)}" if modalities else ""
-        number = counted(len(cases), "case")
-        notes = [f"{number} by the pattern {place}{named}, such as {cases[0].images[0]}"]
+        found = describe_found(place, images, modalities)
     elif images[0].path.parent != place:
         notes = [
             f"{place}: a folder for each case, as in TotalSegmentator's data sets, "
@@ -178,7 +178,7 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
             f"{place}: not taken for images: {counted(len(beside), 'file')} beside them, "
             f"such as {beside[0]}"
         )
-    return CaseList(cases, notes)
+    return CaseList(cases, notes, found)
 
 
 def _find_images(
@@ -328,7 +328,7 @@ def named_modalities(place: Path, files: CaseFiles) -> tuple[str, ...]:
 
 
 def _list_names(modalities: Collection[str]) -> str:
-    return listed(modalities, _MAX_MODALITIES)
+    return listed(modalities, MAX_MODALITIES)
 
 
 def _with_imageless(
@@ -345,7 +345,9 @@ def _with_imageless(
     if is_pattern(images):
         problem = f"{lacking}; expected a file by this pattern"
     added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names]
-    return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
+    return CaseList(
+        sorted([*cases, *added], key=lambda case: case.case_id), cases.notes, cases.found
+    )
 
 
 def with_logits(
@@ -373,12 +375,12 @@ def with_logits(
             case = _with_structures(case, [(stem_of(path), path) for path in logits])
         else:
             case = replace(case, logits=tuple(logits))
-        return CaseList([case], cases.notes)
+        return CaseList([case], cases.notes, cases.found)
 
     files = Files(place, kind)
     files.require_any()
     structures = structures_in(place) if are_labels else {}
-    added = CaseList(notes=cases.notes)
+    added = CaseList(notes=cases.notes, found=cases.found)
     for case in cases:
         inside = structures.get(case.case_id)
         if are_labels and is_single and inside is None and place.is_dir():
@@ -496,9 +498,9 @@ def with_files(cases: CaseList, place: Path, kind: Kind) -> CaseList:
     if holds_many(place):
         files = Files(place, kind)
         files.require_any()
-        return CaseList([files.add_to(case) for case in cases], cases.notes)
+        return CaseList([files.add_to(case) for case in cases], cases.notes, cases.found)
     case = _only_case(cases, [place], kind)
-    return CaseList([kind.added(case, place)], cases.notes)
+    return CaseList([kind.added(case, place)], cases.notes, cases.found)
 
 
 def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
@@ -509,13 +511,13 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
     place = sources[0]
     if not holds_many(place):
         case = _only_case(cases, sources, STROKES)
-        return CaseList([replace(case, strokes=tuple(sources))], cases.notes)
+        return CaseList([replace(case, strokes=tuple(sources))], cases.notes, cases.found)
     if len(sources) > 1:
         raise InputError(f"{place}: give one folder of strokes, or the files of one case")
 
     files = Files(place, STROKES)
     files.require_any()
-    added = CaseList(notes=cases.notes)
+    added = CaseList(notes=cases.notes, found=cases.found)
     for case in cases:
         strokes = tuple(match.path for match in files.of(case.case_id))
         added.append(replace(case, strokes=strokes))

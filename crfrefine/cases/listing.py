@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from crfrefine.base.text import counted, listed
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import ALONE, OTHERS, Kind
 from crfrefine.cases.patterns import (
     Match,
     check_pattern,
+    describe_found,
     find_matches,
     is_pattern,
     list_files,
@@ -110,12 +111,10 @@ class Files:
         return strays
 
     def described(self, case_ids: Sequence[str]) -> list[str]:
-        """Return a note on the cases of a pattern; none of a folder."""
+        """Return a line on the cases of a pattern; none of a folder."""
         if not is_pattern(self.place) or not case_ids:
             return []
-        number = counted(len(case_ids), "case")
-        example = self.of(case_ids[0])[0].path
-        return [f"{number} by the pattern {self.place}, such as {example}"]
+        return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
 
     def advice(self) -> str:
         """Return a line with what there is in place of the files; "" if nothing is known."""

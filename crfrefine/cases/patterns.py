@@ -14,13 +14,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from crfrefine.base.text import listed, shorten
+from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, suffix_of
 
 PARTS = ("case", "modality", "label")
 _TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
 _MAX_NEAREST = 3
+MAX_MODALITIES = 16  # most modalities that a message lists
 _MAX_COMPARED = 1000  # most names that are compared with a pattern
 
 
@@ -141,6 +142,14 @@ def find_matches(
                 parts = {"case": "", "modality": "", "label": "", **found.groupdict()}
                 matches.append(Match(path, parts["case"], parts["modality"], parts["label"]))
     return matches
+
+
+def describe_found(pattern: Path, matches: Sequence[Match], modalities: Sequence[str] = ()) -> str:
+    """Return how many cases a pattern has, which modalities, and an example."""
+    number = counted(len({match.case for match in matches}), "case")
+    named = f", with the modalities {listed(modalities, MAX_MODALITIES)}" if modalities else ""
+    first = min(matches, key=lambda match: (match.case, match.modality))
+    return f"{number} by the pattern {pattern}{named}, such as {first.path}"
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -225,10 +225,10 @@ def _convert_folder(
     from crfrefine.cli.reporting import QUIET, FolderReporter
     from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
 
-    plan = plan_folder(source, target, suffix, options.like)
+    plan, found = plan_folder(source, target, suffix, options.like)
     reporter = FolderReporter(verbosity)
     with reporter:
-        reporter.started([file for file, _, _ in plan])
+        reporter.started([file for file, _, _ in plan], found)
         for conversion in convert_folder(plan, options):
             reporter.file_ended(conversion)
         reporter.ended()

@@ -97,10 +97,9 @@ def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
     from crfrefine.runs.run import run_inference
 
     reporter = Reporter(verbosity)
+    reporter.note_on_parameters = note
     try:
         with reporter:
-            if note:
-                reporter.note(note)
             result = run_inference(options, reporter)
     except CrfRefineError:  # A full disk takes no record; the results are known all the same.
         if reporter.summary is not None and verbosity > QUIET:

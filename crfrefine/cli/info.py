@@ -98,15 +98,20 @@ def _inspect_folder(
     else:
         report = inspect_folder(folder, resample=options["resample"], images=images)
     messages = [problem.message for problem in report.problems]
+    notes = [*report.notes]
+    if report.found:
+        notes.insert(0, report.found)
     if is_printed:
         _print_report(folder, report)
         if is_verbose:
             _print_tracebacks(report.problems)
-    return {"cases": report.cases, "notes": report.notes, "problems": messages}
+    return {"cases": report.cases, "notes": notes, "problems": messages}
 
 
 def _print_report(folder: Path, report: FolderReport) -> None:
     """Print a line about each case, and the notes and problems."""
+    if report.found:
+        print(for_terminal(report.found))
     num_cases = counted(len(report.cases), "case")
     num_problems = counted(len(report.problems), "problem")
     print(f"{printable(str(folder))}: {num_cases} in order, {num_problems}")

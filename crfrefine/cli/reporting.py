@@ -68,6 +68,10 @@ class RunReporter(AbstractContextManager[Any]):
         """Print an assumption, or a note on ignored files."""
         self._say(f"note: {text}")
 
+    def cases_found(self, text: str) -> None:
+        """Print how many cases a pattern has."""
+        self._say(text)
+
     def _clock(self) -> str:
         """Return the time of day before a line of a log; on a terminal nothing."""
         return "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
@@ -151,6 +155,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     case. VERBOSE adds filters and times.
     """
 
+    note_on_parameters: str = ""  # which ones are taken, if that needs saying
     summary: RunSummary | None = None  # of the run that is shown
     _case = ""  # the last one that entered a stage
     _case_started = 0.0
@@ -177,6 +182,8 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if device is not None:
             means.insert(0, device)
         self._say(f"{cases}; {', '.join(means)}")
+        if self.note_on_parameters:
+            self.note(self.note_on_parameters)
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
 
@@ -305,8 +312,10 @@ def _gist_of(case_id: str, text: str) -> str:
 class FolderReporter(RunReporter):
     """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
-    def started(self, files: Sequence[Path]) -> None:
-        """Print the amount of work."""
+    def started(self, files: Sequence[Path], found: str) -> None:
+        """Print the amount of work; `found` says it of a pattern."""
+        if found:
+            self.cases_found(found)
         self.num_files = len(files)
         # In several folders, files may have the same name.
         self.has_folders = len({file.parent for file in files}) > 1

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
@@ -78,7 +79,7 @@ def tune(
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.runs.tune.finding import TuneOptions
+    from crfrefine.runs.tune.finding import TuneOptions, find_cases
     from crfrefine.runs.tune.server import check_libraries, serve
     from crfrefine.runs.tune.worklist import Worklist
 
@@ -99,8 +100,11 @@ def tune(
         class_order=shared.parse_class_order(regions_class_order),
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
+    found = find_cases(tune_options)
+    if found.inputs.found:
+        print(for_terminal(found.inputs.found), file=sys.stderr)
     print("crfrefine: reading the case", file=sys.stderr)
-    worklist = Worklist(tune_options)
+    worklist = Worklist(tune_options, found)
     try:
         serve(worklist, port, partial(_tell_address, opens_browser=browser))
     finally:

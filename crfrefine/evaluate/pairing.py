@@ -86,6 +86,7 @@ class Pairing(NamedTuple):
     """All cases, sorted by name."""
 
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
+    found: tuple[str, ...]  # How many cases each pattern has.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
     left_out: Incomplete
     # Number of each structure by its name; empty without structures. Label maps are then folders of
@@ -131,6 +132,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     Duplicates become a `problem` of the case or of its method.
     Raise InputError without a complete case, or, with `strict`, for an incomplete one.
     """
+    found: list[str] = []
     notes: list[str] = []
     numbers: Mapping[str, int] = {}
     methods: dict[str, Mapping[str, MethodFiles]] = {}
@@ -140,9 +142,9 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         for name, paths in structures_of_methods.items():
             methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
     else:
-        references = _references(options.labels, notes)
+        references = _references(options.labels, found, notes)
         for name, path in options.methods.items():
-            methods[name] = _files_of_method(path, references, options.labels, notes)
+            methods[name] = _files_of_method(path, references, options.labels, found, notes)
     names = sorted({*references}.union(*methods.values()))
     left_out = _missing(options, names, references, methods)
     complete = [case_id for case_id in names if case_id not in left_out]
@@ -153,7 +155,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         gaps.append(_missing_probabilities(method, path, methods[method]))
     images: Mapping[str, tuple[Path, ...]] = {}
     if options.images is not None:
-        images = _find_images(options.images, references, options.labels)
+        images = _find_images(options.images, references, options.labels, found)
         imageless = [case_id for case_id in complete if case_id not in images]
         gaps.append((f"no image in {options.images}", imageless, "the report shows them without"))
     _require_complete(names, left_out, gaps, is_strict=options.strict)
@@ -173,12 +175,12 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     for case_id in complete:
         problem = None
         if len(references[case_id]) > 1:
-            found = file_names(references[case_id])
-            problem = f"expected one label map, found {found} in {options.labels}"
+            several = file_names(references[case_id])
+            problem = f"expected one label map, found {several} in {options.labels}"
         files = {name: files_of[case_id] for name, files_of in methods.items()}
         first = references[case_id][0]
         pairs.append(CasePair(case_id, first, files, images.get(case_id, ()), problem))
-    return Pairing(tuple(pairs), tuple(notes), left_out, numbers)
+    return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
 
 
 def _missing(
@@ -219,7 +221,7 @@ def _require_complete(
         raise too_few_complete(left_out, len(names), expected, advice)
 
 
-def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
+def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, list[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not holds_many(source):
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
@@ -238,12 +240,16 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
             f"{source}: not taken for references: {counted(len(beside), 'file')} "
             f"beside label maps, such as {beside[0].name}"
         )
-    notes += files.described([*references])
+    found += files.described([*references])
     return references
 
 
 def _files_of_method(
-    source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
+    source: Path,
+    references: Mapping[str, object],
+    labels: Path,
+    found: list[str],
+    notes: list[str],
 ) -> dict[str, MethodFiles]:
     """Return the files of a method for each case, also for cases without a reference."""
     if is_trained(source):
@@ -268,11 +274,11 @@ def _files_of_method(
             f"{source}: not measured: {counted(len(extra), 'case')} without a reference, "
             f"such as {extra[0]}"
         )
-    notes += files.described(names)
+    found += files.described(names)
     label_maps = Files(source, LABELS)
     probabilities = Files(source, CALIBRATION)
     chosen = {name: _choose(name, label_maps, probabilities) for name in sorted(names)}
-    return {name: found for name, found in chosen.items() if found.paths or found.problem}
+    return {name: files for name, files in chosen.items() if files.paths or files.problem}
 
 
 def _file_of_only_case(
@@ -342,13 +348,15 @@ def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, Met
 
 
 def _find_images(
-    source: Path, references: Mapping[str, object], labels: Path
+    source: Path, references: Mapping[str, object], labels: Path, found: list[str]
 ) -> Mapping[str, tuple[Path, ...]]:
     """Return the files of each case's image: those of a folder, or one file for the only case."""
     if holds_many(source):
         # Label maps of another pattern are no modalities.
         others = labels if is_pattern(labels) and not names_part(labels, "label") else None
         cases = discover_cases(source, None, labels=others)
+        if cases.found:
+            found.append(cases.found)
         return {case.case_id: case.images for case in cases}
     _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
     return dict.fromkeys(references, (source,))

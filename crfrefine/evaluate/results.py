@@ -53,6 +53,7 @@ class Evaluation:
     settings: Settings  # the settings that the values depend on
     pairs: Sequence[CasePair]  # the cases, sorted by name
     results: Sequence[CaseResult] = ()  # results of the processed cases, in the same order
+    found: Sequence[str] = ()  # how many cases each pattern has
     notes: Sequence[str] = ()  # notes on assumptions and ignored files, one sentence each
     num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0

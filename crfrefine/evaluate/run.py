@@ -102,7 +102,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "left_out": left_out_entries(evaluation.left_out),
         "cases": cases,
         "failures": _failure_entries(evaluation.results),
-        "notes": evaluation.notes,
+        "notes": [*evaluation.found, *evaluation.notes],
         "summary": summary_dicts(evaluation.summary),
     }
 
@@ -200,6 +200,7 @@ def _plan(options: EvaluationOptions) -> Evaluation:
         options,
         settings,
         pairing.cases,
+        found=pairing.found,
         notes=notes,
         num_processes=min(options.processes or available_threads(), len(pairing.cases)),
         left_out=pairing.left_out,
@@ -236,6 +237,8 @@ def _names_of_methods(options: EvaluationOptions) -> dict[int, str]:
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     check_writable(evaluation.options.output)
+    for text in evaluation.found:
+        observer.cases_found(text)
     observer.run_started(evaluation)
     if evaluation.left_out_text:
         observer.note(evaluation.left_out_text)

@@ -46,6 +46,9 @@ class Observer(Generic[RunT, RecordT]):
     def run_started(self, run: RunT) -> None:
         """The cases and the device are known."""
 
+    def cases_found(self, text: str) -> None:
+        """The cases of a pattern are known, before the run starts: how many, with an example."""
+
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
 

@@ -54,6 +54,7 @@ class RunInputs:
     cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
     names: Names  # of labels whose input does not name them
+    found: str  # how many cases a pattern of images has; "" for folders
     notes: tuple[str, ...]  # notes on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
     structures: Mapping[str, int]  # numbers by names, if each structure has its own file
@@ -108,7 +109,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         folder = options.output.with_name(stem_of(options.output))
         notes.append(f"--save-structures: one file per label goes into the folder {folder}")
     ordered = sorted(cases, key=lambda files: files.case_id)
-    return RunInputs(tuple(ordered), reading, names, tuple(notes), sources, structures)
+    return RunInputs(tuple(ordered), reading, names, cases.found, tuple(notes), sources, structures)
 
 
 def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:

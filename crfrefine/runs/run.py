@@ -55,6 +55,8 @@ def run_inference(
     plan = plan_run(options)
     started = time.perf_counter()
     summary = plan.summary
+    if plan.inputs.found and options.choice is None:  # A choice of parameters has told of them.
+        observer.cases_found(plan.inputs.found)
     observer.run_started(summary)
     for note in plan.notes:
         observer.note(note)

@@ -108,6 +108,7 @@ class LabeledCases(NamedTuple):
     sizes: tuple[int, int, int]
     label_names: tuple[str, ...]  # one per label, background first
     ignore_label: int | None  # marks voxels without a reference
+    found: str  # how many cases a pattern of images has; "" for folders
     notes: tuple[str, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
     reading: RegionReading  # which channels are regions, and not labels
@@ -185,6 +186,7 @@ def find_cases(
         (num_channels, num_modalities, num_axes),
         label_names=_label_names(description, num_map_labels),
         ignore_label=description.ignore_label,
+        found=cases.found,
         notes=tuple(notes),
         left_out=left_out,
         reading=reading.regions,

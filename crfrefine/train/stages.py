@@ -35,6 +35,8 @@ def train(plan: Plan, observer: TrainingObserver, started: float) -> TrainingRes
         finished = read_folds(plan.fold_files, fingerprint(plan, is_gpu=device.is_gpu))
 
     num_threads = plan.options.threads or available_threads()
+    if plan.cases.found:
+        observer.cases_found(plan.cases.found)
     observer.run_started(plan.describe(num_threads, device.name))
     if device.note:
         observer.note(device.note)

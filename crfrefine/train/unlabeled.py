@@ -442,6 +442,8 @@ def _find_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Ru
     add_volumes(options.unread)
     for path in options.files:
         check_no_input(path)
+    if inputs.found:
+        observer.cases_found(inputs.found)
     for note in inputs.notes:
         observer.note(note)
     if options.unread is not None:
@@ -476,6 +478,8 @@ def choose_for(
     With `resume`, they are those that an earlier run has chosen.
     """
     plan = plan_run(options)
+    if plan.inputs.found:
+        observer.cases_found(plan.inputs.found)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(
             "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or "

@@ -42,7 +42,7 @@ def test_a_public_layout_is_found_by_its_pattern(name, tmp_path):
     cases = discover_cases(tmp_path / images, None, labels=tmp_path / labels if labels else None)
     assert found(tmp_path, cases) == expected
     number = len(expected)
-    assert cases.notes[0].startswith(f"{number} case{'s' * (number > 1)} by the pattern {tmp_path}")
+    assert cases.found.startswith(f"{number} case{'s' * (number > 1)} by the pattern {tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["BraTS 2021", "BraTS 2023", "KiTS", "LiTS", "PROMISE12", "BIDS"])
@@ -71,7 +71,7 @@ def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_
         make(tmp_path, *files, label)
     cases = discover_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
     assert [len(case.images) for case in cases] == [3, 3]
-    assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in cases.notes[1]
+    assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in cases.notes[0]
     (first, _) = discover_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
     assert [path.name for path in first.images] == ["B_1-seg.nii.gz", "B_1-t1.nii.gz"]
 

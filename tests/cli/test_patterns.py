@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from cli_helpers import FAST, load_nifti, run_here, save_nifti
 from layouts import BESIDE, LAYOUTS
 
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.tune import server
 from crfrefine.runs.tune.finding import TuneOptions, find_cases
 
 SHAPE = (9, 7, 5)
@@ -75,7 +77,7 @@ def test_infer_by_patterns_equals_infer_by_folders(brats):
         f"4 cases by the pattern {IMAGES}, with the modalities t1n, t2w, "
         "such as brats/B-0/B-0-t1n.nii.gz"
     )
-    assert result.stderr.splitlines()[1] == told
+    assert result.stderr.splitlines()[0] == told
     assert sorted(path.name for path in (brats / "by_pattern").glob("*.*a")) == [
         f"B-{number}.mha" for number in range(4)
     ]
@@ -83,6 +85,37 @@ def test_infer_by_patterns_equals_infer_by_folders(brats):
     for number in range(4):
         name = f"B-{number}.nii.gz"
         np.testing.assert_array_equal(load_nifti(f"again/{name}"), load_nifti(f"by_folder/{name}"))
+
+
+NETWORK = ("-p", "out/{case}.nii.gz")
+QUICK = ("--folds", 2, "-c", "default", "--num-iterations", 1, "--learn", "weights")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("infer", "-i", IMAGES, *NETWORK, "-o", "r", *FAST),
+        ("infer", "-i", IMAGES, *NETWORK, "-o", "r", "-c", "auto"),
+        ("train-crf", "-i", IMAGES, *NETWORK, "-l", SEG, "-o", "p.toml", *QUICK),
+        ("train-crf", "-i", IMAGES, *NETWORK, "-o", "p.toml", "--unlabeled"),
+        ("evaluate", "pred", "pred", "-i", IMAGES, "-o", "r", "--no-report"),
+        ("evaluate", "pred/{case}.nii.gz", SEG, "-i", IMAGES, "-o", "r", "--no-report"),
+        ("tune", "-i", IMAGES, *NETWORK),
+        ("info", "-i", IMAGES, *NETWORK),
+        ("convert", IMAGES, "nrrd/{case}_{modality}.nrrd"),
+    ],
+    ids=lambda command: " ".join(map(str, command[:8:7])),
+)
+def test_the_first_line_says_how_many_cases_a_pattern_has(command, brats, monkeypatch):
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    result = run_here(*command, status=0)
+    shown = result.stdout if command[0] == "info" else result.stderr
+    first = shown.splitlines()[0]
+    assert re.fullmatch(
+        r"4 cases by the pattern \S*\{case\}\S*(, with the .*)?, such as \S+", first
+    )
+    places = [word for word in command if "{case}" in str(word)]
+    assert any(f"pattern {place}, " in first for place in places)
 
 
 def test_a_pattern_of_no_file_is_an_error_with_what_is_there(brats):
@@ -128,13 +161,13 @@ def test_info_lists_the_cases_of_its_options(brats):
     shown = run_here(
         "info", "-i", IMAGES, "-p", "out/{case}.nii.gz", "-l", SEG, "-m", MASKS, status=1
     ).stdout.splitlines()
-    assert shown[0] == f"{IMAGES}: 3 cases in order, 1 problem"
-    assert shown[1].split(maxsplit=1) == [
+    assert shown[1] == f"{IMAGES}: 3 cases in order, 1 problem"
+    assert shown[2].split(maxsplit=1) == [
         "B-0",
         "2 modalities, 9×7×5, 1.00×1.25×2.50 mm, 2 labels, mask, reference",
     ]
     assert "case 'B-3': expected the modalities t1n, t2w, as in the other cases" in shown[-1]
-    assert run_here("info", SEG, status=0).stdout.startswith(f"{SEG}: 4 cases in order")
+    assert f"\n{SEG}: 4 cases in order" in run_here("info", SEG, status=0).stdout
     assert "name the images of the cases with -i" in run_here("info", "-p", "out", status=2).stderr
 
 

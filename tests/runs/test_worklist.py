@@ -20,7 +20,7 @@ from tune_helpers import (
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_volume
 from crfrefine.runs.tune.case import CaseRefiner
-from crfrefine.runs.tune.finding import CORRECTED, SAVED, UNTOUCHED, Corrections
+from crfrefine.runs.tune.finding import CORRECTED, SAVED, UNTOUCHED, Corrections, find_cases
 from crfrefine.runs.tune.session import Session
 from crfrefine.runs.tune.worklist import Worklist
 
@@ -39,7 +39,7 @@ def options(folders, tmp_path):
 
 @pytest.fixture
 def worklist(options):
-    worklist = Worklist(options)
+    worklist = Worklist(options, find_cases(options))
     yield worklist
     worklist.end()
 
@@ -107,7 +107,7 @@ def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, mo
 
 
 def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
-    worklist = Worklist(options)
+    worklist = Worklist(options, find_cases(options))
     limited = replace(options.inputs, max_memory=1)
     worklist._options = replace(options, inputs=limited)
     try:
@@ -121,7 +121,8 @@ def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
     folders, labels = write_labeled(tmp_path, "a", "b")
     damaged = folders.images / "b_0000.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    worklist = Worklist(options_for(folders, labels))
+    options = options_for(folders, labels)
+    worklist = Worklist(options, find_cases(options))
     try:
         session = worklist.session(0)
         worklist.read_ahead(1)

@@ -14,6 +14,7 @@ from crfrefine.cases.patterns import (
     PARTS,
     Match,
     check_pattern,
+    describe_found,
     fill,
     is_pattern,
     list_files,
@@ -43,12 +44,14 @@ class Conversion:
 
 def plan_folder(
     source: Path, target: Path, suffix: str | None, like: Path | None = None
-) -> list[tuple[Path, Path, Path | None]]:
+) -> tuple[list[tuple[Path, Path, Path | None]], str]:
     """Return the volumes of a folder or pattern, sorted by name, what they become, and their image.
 
-    `like` is the image of all of them, or a pattern of images. Raises InputError if there are no
-    volumes, if two of a pattern become one file, or if the outputs have no folder or no suffix.
+    With them comes how many cases a pattern has; "" for a folder. `like` is the image of all of
+    them, or a pattern of images. Raises InputError if there are no volumes, if two of a pattern
+    become one file, or if the outputs have no folder or no suffix.
     """
+    found = ""
     if is_pattern(source):
         files = matches_of(source)
     else:
@@ -62,13 +65,14 @@ def plan_folder(
         raise InputError(f"{source}: holds no volumes{describe_others(source)}")
     if is_pattern(source):
         _require_different(files, targets, target)
+        found = describe_found(source, files)
     plan = []
     for match, becomes in zip(files, targets, strict=True):
         image = like
         if like is not None and is_pattern(like):
             image = fill(like, match)
         plan.append((match.path, becomes, image))
-    return plan
+    return plan, found
 
 
 def _targets_in_folder(

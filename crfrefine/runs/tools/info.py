@@ -55,6 +55,7 @@ class FolderReport(NamedTuple):
     cases: dict[str, str]
     notes: list[str]  # on ignored files
     problems: list[Failure]  # only the first one of each cause is in full
+    found: str = ""  # how many cases a pattern of images has
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
@@ -227,6 +228,7 @@ class _Inspection:
     """Describes the cases of a folder one by one, and compares their numbers of labels."""
 
     def __init__(self, cases: CaseList, resample: str | None, input_type: str) -> None:
+        self._found = cases.found
         self._notes = list(cases.notes)
         self._resample = resample
         self._input_type = input_type
@@ -316,7 +318,7 @@ class _Inspection:
                     f"most cases have {_logits_words(usual)}"
                 )
                 self._problems.append(describe_failure(error))
-        return FolderReport(self._lines, self._notes, self._problems)
+        return FolderReport(self._lines, self._notes, self._problems, self._found)
 
 
 def _logits_words(num_labels: int) -> str:

@@ -19,7 +19,7 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.case import CaseRefiner, open_case
-from crfrefine.runs.tune.finding import UNTOUCHED, Corrections, TuneOptions, find_cases
+from crfrefine.runs.tune.finding import UNTOUCHED, Corrections, FoundCases, TuneOptions
 from crfrefine.runs.tune.session import Session
 
 _NICENESS = 10  # of threads whose results are not waited for
@@ -39,9 +39,9 @@ class _EndedError(Exception):
 class Worklist:
     """The cases that the page goes through. Its methods may be called from any thread."""
 
-    def __init__(self, options: TuneOptions) -> None:
+    def __init__(self, options: TuneOptions, found: FoundCases) -> None:
         self._options = options
-        self._found = find_cases(options)
+        self._found = found
         self._open = self._found.first
         self._session = Session(options, self._found, self._open)
         self._lock = threading.Lock()  # of what is open and read ahead
