@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,8 +23,51 @@ MAX_CLIPPED = 0.95
 # around 0.
 RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
-# A spread whose inverse does not fit into float32 counts as zero.
-_CONSTANT = float(np.finfo(np.float32).tiny)
+# A spread whose inverse does not fit into float32 counts as zero: the modality is constant.
+CONSTANT = float(np.finfo(np.float32).tiny)
+
+
+def rules_of(
+    parameters: IntensityParameters, num_modalities: int
+) -> list[tuple[str, tuple[float, float]]]:
+    """Return how each modality is mapped: the word of the parameters, and its two numbers.
+
+    They are the intensities that a "window" maps to 0 and 1, or the percentiles that "percentile"
+    does; "zscore" and "none" need none. Arrays and tensors follow these rules. Raises ConfigError
+    for values that are not as many as modalities.
+    """
+    settings = parameters.spread({"modality": num_modalities})
+    rules = []
+    for modality, kind in enumerate(settings["normalization"]):
+        numbers = settings["percentiles"][modality]
+        if kind == "window":
+            numbers = settings["window"][modality]
+        rules.append((kind, numbers))
+    return rules
+
+
+def percentile_ranks(
+    num_values: int, percentiles: tuple[float, float]
+) -> list[tuple[int, int, float]]:
+    """Return where percentiles lie among sorted values, as those of numpy.
+
+    These are the ranks of the values below and above, and the share of the way from one to the
+    other.
+    """
+    ranks = []
+    for percent in percentiles:
+        place = (num_values - 1) * (percent / 100.0)
+        below = math.floor(place)
+        ranks.append((below, min(below + 1, num_values - 1), place - below))
+    return ranks
+
+
+def has_many_digits(dtype: Any) -> bool:
+    """Return whether a type of numpy or PyTorch has more digits than float32.
+
+    Such values keep their texture on a large offset only if it is subtracted in float64.
+    """
+    return dtype.itemsize >= 4 and not str(dtype).endswith("float32")
 
 
 def normalize_intensity(
@@ -49,9 +91,9 @@ def normalize_intensity(
         ConfigError: values that are not as many as modalities.
     """
     image = np.asarray(image)
-    settings = parameters.spread({"modality": len(image)})
+    rules = rules_of(parameters, len(image))
     part = image if box is None else image[(slice(None), *box)]
-    if set(settings["normalization"]) == {"none"}:
+    if all(kind == "none" for kind, _ in rules):
         return part.astype(np.float32, order="K", copy=False)
 
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
@@ -60,7 +102,7 @@ def normalize_intensity(
 
     def run(modality: int) -> None:
         values = order.to_storage(image[modality])
-        fitted = _fit_modality(values, settings, modality, stored_mask)
+        fitted = _fit_modality(values, *rules[modality], stored_mask)
         source = order.to_storage(part[modality])
         target = order.to_storage(result[modality])
         fitted.apply(source, target)
@@ -108,9 +150,8 @@ def fit_intensity(
 
     The image, (M, *grid), and the mask are in storage order.
     """
-    settings = parameters.spread({"modality": len(image)})
-    modalities = enumerate(image)
-    return tuple(_fit_modality(values, settings, number, mask) for number, values in modalities)
+    modalities = zip(image, rules_of(parameters, len(image)), strict=True)
+    return tuple(_fit_modality(values, *rule, mask) for values, rule in modalities)
 
 
 def window_notes(
@@ -120,92 +161,75 @@ def window_notes(
 ) -> tuple[str, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit.
 
-    An example is a window of Hounsfield units for MRI.
+    An example is a window of Hounsfield units for MRI. Such a window clips at least MAX_CLIPPED of
+    the voxels inside the mask, or begins below 0 where hardly any value is: CT has air and fat, and
+    MRI has at most ripples around 0.
     """
     notes = []
-    settings = parameters.spread({"modality": len(image)})
-    for modality, values in enumerate(image):
-        window = settings["window"][modality]
-        if settings["normalization"][modality] != "window" or window is None:
+    for modality, (kind, (low, high)) in enumerate(rules_of(parameters, len(image))):
+        if kind != "window":
             continue
-        problem = _find_misfit(values, window, mask)
-        if problem is not None:
-            low, high = window
-            lowest = float(values.min())
-            highest = float(values.max())
-            notes.append(
-                f"intensity.window does not seem to fit modality {modality}: it is [{low:g}, "
-                f"{high:g}], and the image has values from {lowest:g} to {highest:g}: {problem}. "
-                "For images other than CT, intensity.normalization = percentile is usual"
-            )
+        values = image[modality]
+        inside = values if mask is None else values[mask]
+        num_clipped = np.count_nonzero(inside < low) + np.count_nonzero(inside > high)
+        clipped = num_clipped / max(1, inside.size)
+        lowest = float(values.min())
+        highest = float(values.max())
+        num_negative = np.count_nonzero(values < min(0.0, -RIPPLE * highest))
+        if clipped >= MAX_CLIPPED:
+            problem = f"{clipped:.0%} of the voxels are outside of it"
+        elif low < 0.0 and num_negative < MIN_NEGATIVE * values.size:
+            problem = "hardly any value is below 0, where air and fat are in Hounsfield units"
+        else:
+            continue
+        notes.append(
+            f"intensity.window does not seem to fit modality {modality}: it is [{low:g}, "
+            f"{high:g}], and the image has values from {lowest:g} to {highest:g}: {problem}. "
+            "For images other than CT, intensity.normalization = percentile is usual"
+        )
     return tuple(notes)
 
 
-def _find_misfit(values: Array, window: tuple[float, float], mask: Bool | None) -> str | None:
-    """Return why a window does not fit the values of a modality, (*grid); None means that it does.
-
-    It clips at least MAX_CLIPPED of the voxels inside the mask, or begins below 0 where hardly any
-    value is: CT has air and fat, and MRI has at most ripples around 0.
-    """
-    low, high = window
-    inside = values if mask is None else values[mask]
-    num_below = np.count_nonzero(inside < low)
-    num_above = np.count_nonzero(inside > high)
-    clipped = (num_below + num_above) / max(1, inside.size)
-    if clipped >= MAX_CLIPPED:
-        return f"{clipped:.0%} of the voxels are outside of it"
-    if low < 0.0:
-        ripple = -RIPPLE * float(values.max())
-        num_negative = np.count_nonzero(values < min(0.0, ripple))
-        if num_negative < MIN_NEGATIVE * values.size:
-            return "hardly any value is below 0, where air and fat are in Hounsfield units"
-    return None
-
-
 def _fit_modality(
-    source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None
+    source: Array, kind: str, numbers: tuple[float, float], mask: Bool | None
 ) -> IntensityMap:
     """Return the map of one modality, (*grid) in storage order, by statistics inside the mask.
 
-    `settings` are the values of the parameters, by key, for each modality.
+    `kind` and `numbers` are those of `rules_of`.
     """
-    kind = settings["normalization"][modality]
     if kind == "none":
         return IntensityMap()
-    window = settings["window"][modality]
-    if kind == "window" and window is not None:
-        low, high = window
+    if kind == "window":
+        low, high = numbers
         return IntensityMap(low, 1.0 / (high - low), clip=True)
 
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
-    # Types with more digits than float32 keep their texture on a large offset only if it is
-    # subtracted first, in float64: that of a voxel inside the mask, as the outside must not matter.
+    # The offset is a voxel inside the mask, as the outside must not matter.
     offset = None
-    if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32:
+    if has_many_digits(source.dtype.newbyteorder("=")):
         offset = float(values[0])
         values = _without_offset(values, offset)
     if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all
-        # else for a small case.
-        shares = np.array(settings["percentiles"][modality]) / 100.0
-        places = (values.size - 1) * shares
-        below = np.floor(places).astype(np.intp)
-        above = np.minimum(below + 1, values.size - 1)
-        ordered = np.partition(values, [*below, *above])
-        start = ordered[below].astype(np.float64)
-        end = ordered[above].astype(np.float64)
-        low, high = (start + (end - start) * (places - below)).tolist()
+        # numpy's own function imports numpy.ma, which takes as long as all else for a small case.
+        ranks = percentile_ranks(values.size, numbers)
+        places = [place for below, above, _ in ranks for place in (below, above)]
+        ordered = np.partition(values, places)
+        ends = []
+        for below, above, share in ranks:
+            start = float(ordered[below])
+            ends.append(start + (float(ordered[above]) - start) * share)
+        low, high = ends
         if high <= low:
             low = float(values.min())
             high = float(values.max())
         shift = low
         width = high - low
     scale = 0.0  # A constant modality becomes 0.
-    if width > _CONSTANT:
+    if width > CONSTANT:
         scale = 1.0 / width
     return IntensityMap(shift, scale, offset=offset)
 

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
-from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import MAX_SCORE, padding_among
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding, look_at
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.parameters.sections import IntensityParameters
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, Kernels
@@ -313,127 +311,8 @@ def check_values(image: Tensor, logits: Tensor, masks: Sequence[Tensor | None]) 
         check_logits(logits, masks)
 
 
-# A channel is constant if its deviation, or the range of its percentiles, is at most this.
-_CONSTANT = float(torch.finfo(torch.float32).tiny)
-
-
-def normalize_batch(
-    image: Tensor,
-    parameters: IntensityParameters,
-    mask: Mask | None,
-    dtype: torch.dtype,
-    *,
-    threads: int | None = None,
-    is_checked: bool = False,
-) -> Tensor:
-    """Map the intensities of a batch (B, M, *grid) to the scale that theta_beta is measured in.
-
-    The statistics of each item are taken inside the mask, and have gradients, too. Where no
-    gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`. Raises
-    InputError if the image contains NaN or infinity; with `is_checked` the caller looks for them.
-    """
-    if not is_checked:
-        check_finite(image)
-    masks = masks_by_item(mask, len(image), image.shape[2:])
-    items = []
-    for item, inside in zip(image, masks, strict=True):
-        items.append(_normalize(item, parameters, inside, dtype, threads))
-    return stack_items(items)
-
-
 def stack_items(items: Sequence[Tensor]) -> Tensor:
     """Return the batch of items; a single item is not copied, as `torch.stack` would."""
     if len(items) == 1:
         return items[0].unsqueeze(0)
     return torch.stack(list(items))
-
-
-def _normalize(
-    image: Tensor,
-    parameters: IntensityParameters,
-    mask: Tensor | None,
-    dtype: torch.dtype,
-    threads: int | None,
-) -> Tensor:
-    """Normalize an image (M, *grid)."""
-    settings = parameters.spread({"modality": len(image)})
-    if set(settings["normalization"]) == {"none"}:
-        return image.to(dtype)
-    has_gradient = image.requires_grad and torch.is_grad_enabled()
-    if not has_gradient and dtype == torch.float32 and image.device.type == "cpu":
-        values = image.detach()
-        if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
-            values = values.float()
-        inside = None if mask is None else mask.numpy()
-        return torch.from_numpy(
-            normalize_intensity(values.numpy(), parameters, inside, threads=threads)
-        )
-
-    work = image.to(torch.promote_types(image.dtype, dtype))
-    channels = []
-    for modality, channel in enumerate(work):
-        kind = settings["normalization"][modality]
-        window = settings["window"][modality]
-        if kind == "window" and window is not None:
-            low, high = window
-            channel = ((channel - low) / (high - low)).clamp(0.0, 1.0)
-        elif kind == "zscore":
-            channel = _scaled(channel, *_mean_and_deviation(_inside(channel, mask)))
-        elif kind != "none":
-            percentiles = settings["percentiles"][modality]
-            channel = _scaled(channel, *_percentile_range(_inside(channel, mask), percentiles))
-        channels.append(channel)
-    return torch.stack(channels).to(dtype)
-
-
-def _inside(channel: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return channel.flatten()
-    return channel[mask]
-
-
-def _scaled(channel: Tensor, shift: Tensor, width: Tensor) -> Tensor:
-    """Return a channel minus a shift, over a width; zeros if the channel is constant."""
-    is_constant = width.detach() <= _CONSTANT
-    divisor = torch.where(is_constant, torch.ones_like(width), width)
-    scaled = (channel - shift) / divisor
-    return torch.where(is_constant, torch.zeros_like(scaled), scaled)
-
-
-def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and population deviation; a constant has deviation 0, without gradient."""
-    variance, mean = torch.var_mean(values, correction=0)
-    varies = variance.detach() > 0.0
-    # The gradient of the root at 0 would be infinity, and infinity times 0 is NaN.
-    root = torch.where(varies, variance, 1.0).sqrt()
-    return mean, torch.where(varies, root, 0.0)
-
-
-def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return the lower percentile, and the distance to the upper one.
-
-    If both are equal, the smallest and the largest value take their place. Percentiles are
-    interpolated between two values in sorted order, whose voxels get the gradients.
-    """
-    last = values.numel() - 1
-    positions = [last * (percent / 100.0) for percent in percentiles]
-    ranks = []
-    for position in positions:
-        below = math.floor(position)
-        ranks += [min(below, last), min(below + 1, last)]
-    fixed = values.detach()
-    if fixed.device.type == "cpu":  # A CPU partitions several times faster than it sorts.
-        places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[ranks])
-    else:
-        order = fixed.sort(stable=True).indices
-        # A list of numbers would be copied to the GPU, for which the host waits.
-        places = torch.stack([order[rank] for rank in ranks])
-
-    starts = values[places[::2]]
-    ends = values[places[1::2]]
-    low = starts[0] + (ends[0] - starts[0]) * (positions[0] % 1.0)
-    high = starts[1] + (ends[1] - starts[1]) * (positions[1] % 1.0)
-    is_equal = high.detach() <= low.detach()
-    low = torch.where(is_equal, values.amin(), low)
-    high = torch.where(is_equal, values.amax(), high)
-    return low, high - low

@@ -17,7 +17,7 @@ from crfrefine.errors import InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.crf_model import Values
 from crfrefine.layer.functional import build_kernels
-from crfrefine.layer.inputs import normalize_batch
+from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
 

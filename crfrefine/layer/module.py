@@ -15,7 +15,7 @@ from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
 from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
-from crfrefine.layer.inputs import normalize_batch
+from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
