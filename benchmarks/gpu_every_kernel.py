@@ -16,7 +16,7 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
 """Source, kernel, and its constants."""
 
-FILTERS = ("exact", "truncated", "lattice", "grid")
+FILTERS = ("exact", "truncated", "lattice")
 # the last axis is longer than a warp, no extent is a multiple of anything
 SHAPE = (9, 6, 37)
 SPACING = (1.0, 0.8, 1.5)
@@ -89,14 +89,12 @@ def run_all(device: Any) -> set[Launched]:
     _run_mean_field(engine, logits, image, mask, "lattice", 1.7, 0.4)
     _run_mean_field(engine, logits, image, mask, "lattice", 300.0, 300.0)
     _run_mean_field(engine, logits, image, mask, "lattice", 0.02, 0.001)
-    _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_points(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask, (5, 11))
-    for filter_name in FILTERS[:3]:
+    for filter_name in FILTERS:
         _run_backward(engine, logits, image, mask, filter_name)
-    _run_backward(engine, logits, image[:2], mask, "grid")
     _run_label_counts(engine, image, mask)
     device.synchronize()
     return watched.launched
@@ -144,26 +142,6 @@ def _run_label_counts(engine, image, mask):
     # One channel: of two labels with one weight, the last one is implied.
     kernels = _kernels(engine, image[:1], mask, [KernelSpec((1.2,) * 3, (0.4,))], "lattice", 2)
     kernels.run(_normal(rng, 2), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
-
-
-def _run_grids(engine, logits, image):
-    """Grids of one and two modalities, in boxes of one to four axes, with and without masks.
-
-    They have few intensity cells, and more than fit into a block.
-    """
-    rng = np.random.default_rng(10)
-    for shape in (SHAPE, (57,), (9, 20), (3, 5, 4, 6)):
-        inside = rng.random(shape) < 0.7
-        for num_modalities, theta_beta in ((1, 0.4), (1, 0.0007), (2, 0.3)):
-            if shape == SHAPE:
-                modalities = image[:num_modalities]
-                values = logits
-            else:
-                modalities = rng.random((num_modalities, *shape), dtype=np.float32)
-                values = rng.random((5, *shape), dtype=np.float32)
-            kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
-            for mask in (None, inside):
-                _message(engine, values, modalities, mask, kernel, "grid", "symmetric")
 
 
 def _run_short_axes(engine):
@@ -217,9 +195,7 @@ def _run_volumes(engine, image, mask, label_counts):
 
 def _run_backward(engine, logits, image, mask, filter_name):
     num_labels = len(logits)
-    wide = 3.0 if filter_name == "grid" else 1.0  # a narrow kernel has a grid of many cells
-    theta_alpha = (1.2 * wide, 1.7 * wide, 1.4 * wide)
-    terms = (KernelSpec(theta_alpha, (0.4 * wide,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
+    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
     kernels = _kernels(engine, image, mask, terms, filter_name, num_labels)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8

@@ -64,7 +64,8 @@ def crf_loss(
         intensity: normalization of each item, with statistics taken inside the mask: "percentile"
             (percentiles 1 and 99 become 0 and 1), "zscore", "none", or the `[intensity]` section
             of parameters.
-        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities, float32).
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities, float32,
+            on a CPU).
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:

@@ -43,7 +43,7 @@ class KernelSetSpec:
     kernels: tuple[KernelSpec, ...]  # the appearance kernels, then the spatial one if there is one
     normalization: str  # "symmetric" or "after"; "none" for messages
     # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or
-    # "grid" (one or two modalities).
+    # "grid" (one or two modalities, on a CPU).
     filter: str
     num_labels: int  # L, channels of the logits
     num_iterations: int  # number of steps that "auto" chooses a filter for

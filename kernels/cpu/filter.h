@@ -4,7 +4,6 @@
 #include "cpu/buffer.h"
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
-#include "grid_math.h"
 
 namespace crf {
 // Channels that the filters process together.

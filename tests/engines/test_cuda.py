@@ -23,7 +23,7 @@ from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
-from crfrefine.errors import CapacityError
+from crfrefine.errors import ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(
@@ -32,9 +32,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def _refined(engine, case, **changes):
-    return engine.mean_field(
-        case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes)
-    )
+    parameters = resolve(case, **{"mean_field__filter": "lattice", **changes})
+    return engine.mean_field(case.logits, case.grid, parameters)
 
 
 @pytest.mark.parametrize(
@@ -94,47 +93,10 @@ def test_tables_that_are_full_grow_and_any_division_of_the_work_gives_the_sums(
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=tolerance)
 
 
-def _grid_message(engine, case, theta_alpha, theta_beta):
-    values = np.random.default_rng(3).random((8, *case.logits.shape[1:])).astype(np.float32)
-    return engine.message(
-        values, case.grid, one_kernel((theta_alpha,) * 3, (theta_beta,), filter="grid")
-    )
-
-
-@pytest.mark.parametrize(
-    ("grid_shape", "theta_alpha", "theta_beta"),
-    [
-        (
-            (3, 5, 334),
-            0.9,
-            0.2,
-            # More cells along the last axis than a block has threads, the last block with few of
-            # its own.
-        ),
-        (
-            (5, 9, 70),
-            9.1,
-            0.0007,
-        ),  # more intensity cells than a block has threads, or than there is shared memory for
-        ((2, 67, 3), 0.31, 0.05),  # cells smaller than voxels, short rows
-    ],
-)
-def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, theta_beta):
-    """To rounding.
-
-    Wide rows need the most shared memory for the cells under the voxels of a tile.
-    """
-    case = random_case(3, 1, masked=True, grid_shape=grid_shape)
-    found, expected = (
-        _grid_message(engine, case, theta_alpha, theta_beta)
-        for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
-    )
-    np.testing.assert_allclose(found, expected, rtol=0.0, atol=3e-6 * expected.max())
-
-
-def test_cells_of_a_tile_beyond_the_shared_memory_are_refused():
-    with pytest.raises(CapacityError, match="too many cells for these bandwidths"):
-        _grid_message(cuda_shim.shim_backend(), random_case(3, 1, grid_shape=(5, 9, 70)), 0.13, 0.5)
+def test_the_grid_is_refused_with_a_way_out():
+    message = r"--device cuda has exact, truncated and lattice, not 'grid'; use 'lattice' or 'auto'"
+    with pytest.raises(ConfigError, match=message):
+        _refined(cuda_shim.shim_backend(), random_case(), mean_field__filter="grid")
 
 
 def _input(case, theta_alpha, theta_beta, device=None):
@@ -149,15 +111,12 @@ def _input(case, theta_alpha, theta_beta, device=None):
 def test_the_automatic_choice_follows_the_work():
     """Few voxels: all pairs.
 
-    Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be.
+    Many, with a fine kernel: the window; with a coarse one: the lattice.
     """
     assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
-    one, three = (
-        random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3)
-    )
-    assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
-    assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
-    assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
+    case = random_case(3, 3, grid_shape=(61, 70, 57))
+    assert choose_filter(_input(case, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
+    assert choose_filter(_input(case, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
     # Too many features for the lattice, or cells too fine to be numbered: a window is left.
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
     many = _input(
@@ -256,8 +215,6 @@ def _options():
             values = {}
             if any(one.is_rows for one in parameters):
                 values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})
-            if source.startswith("grid"):
-                values["CRF_MODALITIES"] = [1, 2]
             if source == "lattice_build":
                 values["CRF_WIDE_KEYS"] = [0, 1]
             found |= {(source, kernel, name, value) for name in values for value in values[name]}
@@ -270,9 +227,7 @@ def _options():
     reason="compiles each kernel several times: make test-gpu-emulated",
 )
 def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
-    """Forward and backward with rows of each width, one modality and two, keys of more than 64
-    bits, and volumes.
-    """
+    """Forward and backward with rows of each width, keys of more than 64 bits, and volumes."""
     watched = runs.Watched(ShimDevice(is_watched=True))
     rng = np.random.default_rng(5)
     shape = (3, 4, 17)
@@ -288,7 +243,6 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
             ("lattice", 2, 300.0),
             ("lattice", 1, 2.0),  # five directions, three and two at a time
             ("lattice", 3, 2.0),  # seven directions, the last one alone
-            ("grid", 1 + number % 2, 4.0),
         ]
         if number == 0:
             filters.append(("lattice", 4, 0.01))
@@ -325,8 +279,7 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     }
     assert sorted(_options() - asked) == []
     sizes = {
-        f"CRF_{name}"
-        for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "REACH", "ROWS")
+        f"CRF_{name}" for name in ("CHANNELS", "FEATURES", "LABELS", "OTHERS", "REACH", "ROWS")
     }
     sizes |= {f"CRF_{name}" for name in ("THREADS", "TILE", "TILE_COLUMNS", "TILE_ROWS")}
     assert {name for _, _, name, _ in asked} - sizes == {name for _, _, name, _ in _options()}
@@ -336,7 +289,7 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
 @pytest.mark.parametrize(
     ("filter_name", "num_dims", "num_labels", "masked"),
     [
-        *((filter_name, 3, 4, True) for filter_name in ("exact", "truncated", "grid", "lattice")),
+        *((filter_name, 3, 4, True) for filter_name in ("exact", "truncated", "lattice")),
         pytest.param("truncated", 2, 9, True, marks=pytest.mark.long),
         pytest.param("lattice", 1, 2, False, marks=pytest.mark.long),
     ],

@@ -48,18 +48,6 @@ HOT = {
         {"CRF_FEATURES": features, "CRF_WIDTH": width}
         for features, width in ((1, 1), (4, 4), (7, 8))
     ],
-    "grid": [
-        {"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width, modalities in ((4, 2), (8, 1))
-    ],
-    "grid_voxels": [
-        {
-            "CRF_WIDTH": width,
-            "CRF_MODALITIES": modalities,
-            "CRF_THREADS": 128,
-            "CRF_CELLS": 4096 // width,
-        }
-        for width, modalities in ((1, 1), (4, 2), (8, 2))
-    ],
     "mean_field": _LABELS,
     "products": [
         {"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128}
@@ -103,8 +91,8 @@ def test_hot_kernels_spill_nothing(name, architecture):
             assert (used.shared_bytes > 0) == (f"CRF_BLOCK_KERNEL({kernel}," in source.text)
 
 
-# In the three others some blocks have no number of a voxel.
-NUMBERED = sorted(HOT.keys() - {"grid_voxels", "products", "sums"})
+# In the two others some blocks have no number of a voxel.
+NUMBERED = sorted(HOT.keys() - {"products", "sums"})
 
 
 @needs_compiler

@@ -49,16 +49,14 @@ def _values(case):
         (4, 1, False, 4.21),
     ],
 )
-def test_the_grid_is_the_documented_one(
-    compiled_backend, num_dims, num_modalities, masked, theta_alpha
-):
+def test_the_grid_is_the_documented_one(num_dims, num_modalities, masked, theta_alpha):
     """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the
     result's size.
     """
     case = random_case(num_dims, num_modalities, masked=masked)
     values = _values(case)
     spec = one_kernel((theta_alpha,) * num_dims, (0.13,) * num_modalities, filter="grid")
-    result = compiled_backend.message(values, GridImage(case.image, case.mask, case.spacing), spec)
+    result = get_backend("cpu").message(values, case.grid, spec)
     expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
@@ -95,11 +93,6 @@ def test_the_lattice_is_the_transcribed_one(
     [
         (
             CapacityError,
-            "grid",
-            {"theta_alpha": (0.05,) * 3, "theta_beta": (1e-4, 1e-4), "filter": "grid"},
-        ),
-        (
-            CapacityError,
             "theta_alpha 1e-06 is less than a millionth .* 9 voxels 1 apart",
             {"theta_alpha": (1e-6, 2.0, 2.0)},
         ),
@@ -114,7 +107,6 @@ def test_the_lattice_is_the_transcribed_one(
             "at most 28 features .* not 29",
             {"theta_beta": (0.2,) * 26, "filter": "lattice"},
         ),
-        (InputError, "one or two modalities, not 3", {"theta_beta": (0.2,) * 3, "filter": "grid"}),
         (InputError, "the mask is empty", {"mask": np.zeros((9, 7, 8), dtype=bool)}),
     ],
 )
@@ -135,6 +127,21 @@ def test_what_an_engine_refuses_has_a_kind(compiled_backend, kind, match, change
         )
     if compiled_backend.name == "cpu":
         assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "theta_alpha", "theta_beta"),
+    [
+        (CapacityError, "too many cells for these bandwidths", 0.05, (1e-4, 1e-4)),
+        (InputError, "one or two modalities, not 3", 2.0, (0.2,) * 3),
+    ],
+)
+def test_what_the_grid_refuses_has_a_kind(kind, match, theta_alpha, theta_beta):
+    image = np.random.default_rng(6).random((len(theta_beta), 9, 7, 8), np.float32)
+    grid = GridImage(image, None, (1.0, 1.3, 2.0))
+    spec = one_kernel((theta_alpha,) * 3, theta_beta, filter="grid")
+    with pytest.raises(kind, match=match):
+        get_backend("cpu").message(image[:1], grid, spec)
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ def _gradients(filter_name, changes, device, parameters_on=""):
         ("truncated", "", {"volume.weight": 0.7}),
         *(
             pytest.param(name, "", {}, marks=pytest.mark.long)
-            for name in ("exact", "truncated", "grid", "lattice")
+            for name in ("exact", "truncated", "lattice")
         ),
     ],
 )

@@ -147,7 +147,7 @@ def test_crops_stay_on_a_device_while_they_fit():
 
 
 @needs_compiler
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice", "grid"])
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
 def test_a_crop_that_is_known_takes_no_more_than_its_share(filter_name, request):
     """What an engine keeps of it, without the kernels of a model."""
     strict = StrictDevice()

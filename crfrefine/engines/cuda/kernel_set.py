@@ -19,11 +19,10 @@ from crfrefine.engines.cuda.filters import (
     TruncatedFilter,
     window_radius,
 )
-from crfrefine.engines.cuda.grid import OPERATIONS_A_BYTE, GridFilter, GridSize
 from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, PlacedImage, Voxels
-from crfrefine.errors import CapacityError
+from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
 # Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice
 # must be clearly faster to be chosen.
 _LATTICE_HANDICAP = 1.5
-# Time of the grid in that of as much work of another filter. On an H200, S-1.5mm of the benchmarks
-# took 21 ms with the grid and 17 ms with the lattice, of which the host took 13 ms; forward
-# and backward it took 87 and 42 ms.
-_GRID_COST = 4.0
+# Arithmetic in the time in which a GPU moves a byte, estimated on paper.
+_OPERATIONS_A_BYTE = 8.0
 # With fewer operations the time is imperceptible, and the most accurate filter is chosen.
 _UNNOTICED = 1e10
 
@@ -104,20 +101,15 @@ def choose_filter(
 ) -> tuple[str, float | None]:
     """Return the filter that `auto` chooses, and the estimated number of the lattice's vertices.
 
-    The filter is a direct sum or the grid, whichever is less work, or the lattice if that is
-    clearly less. The number is None if the choice does not depend on it, or no lattice is possible.
+    The filter is the direct sum that is less work, or the lattice if that is clearly less. The
+    number is None if the choice does not depend on it, or no lattice is possible.
     """
     num_voxels = bilateral.voxels.num_voxels
     width = row_width(num_channels)
-    num_groups = num_row_groups(num_channels)
-    filterings = num_filterings * num_groups + 2
+    filterings = num_filterings * num_row_groups(num_channels) + 2
     costs = _costs_of_sums(bilateral, width, filterings)
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
-        size = GridSize(bilateral)
-        if size.is_possible:
-            values = num_filterings * num_groups * size.work(width)
-            costs["grid"] = _GRID_COST * (values + 2.0 * size.work(1))
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
             per_voxel = num_vertices / num_voxels
@@ -126,7 +118,7 @@ def choose_filter(
             per_vertex = 8.0 + 16.0 * width
             per_filtering = 2.0 * per_corner + per_voxel * per_vertex
             work = 400.0 + filterings * per_filtering
-            costs["lattice"] = _LATTICE_HANDICAP * OPERATIONS_A_BYTE * corners * work
+            costs["lattice"] = _LATTICE_HANDICAP * _OPERATIONS_A_BYTE * corners * work
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
 
 
@@ -160,7 +152,10 @@ def _appearance_filter(bilateral: BilateralInput, spec: KernelSetSpec) -> Filter
     if name == "lattice":
         return Lattice(bilateral, num_vertices)
     if name == "grid":
-        return GridFilter(bilateral)
+        raise ConfigError(
+            "mean_field.filter: --device cuda has exact, truncated and lattice, not 'grid'; use "
+            "'lattice' or 'auto', or --device cpu"
+        )
     if name == "exact":
         return ExactFilter(bilateral)
     return TruncatedFilter(bilateral)

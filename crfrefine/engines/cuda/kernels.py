@@ -256,8 +256,8 @@ def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None]
 class CudaBackend(Backend):
     """The GPU engine: float32, with the same bits on every run.
 
-    Its filters are the permutohedral lattice, the bilateral grid, truncated and exact sums, and
-    the separable spatial filter.
+    Its filters are the permutohedral lattice, truncated and exact sums, and the separable spatial
+    filter; there is no `grid`.
     """
 
     def __init__(self, device: CupyDevice) -> None:

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-WIDEST_ROW = 8
-
 
 def row_width(num_channels: int) -> int:
     """Return how many channels lie side by side and are filtered together: 1, 2, 4 or 8."""
     for width in (1, 2, 4):
         if num_channels <= width:
             return width
-    return WIDEST_ROW
+    return 8
 
 
 def num_row_groups(num_channels: int) -> int:

@@ -208,8 +208,6 @@ class BilateralInput:
         features: (modality + axis, voxel) float32 on the device, counted from the box's first
             voxel and from the lowest intensities.
         ranges: smallest and largest value of each feature.
-        highest_intensity: (modality) the largest feature of each, as the kernel rounds it; the
-            smallest is 0.
     """
 
     def __init__(
@@ -246,7 +244,6 @@ class BilateralInput:
 
         device = voxels.device
         inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)
-        self.highest_intensity: Float32 = (highest - lowest) * inverse_theta
         intensity = device.upload(np.stack([lowest, inverse_theta]))
         positions = (
             device.upload(np.array(axes, dtype=np.int64)),
