@@ -74,8 +74,7 @@ def gaussian_filter(
         >>> gaussian_filter([[0.0, 0.0, 1.0, 0.0, 0.0]], positions).round(3)
         array([[0.607, 0.882, 1.   , 0.882, 0.607]], dtype=float32)
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(values, torch.Tensor):
+    if not _is_tensor(values):
         lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
         return lattice(values, normalization=normalization)
 
@@ -96,12 +95,15 @@ def _refuse_device(device: str) -> None:
         )
 
 
+def _is_tensor(values: Any) -> bool:
+    """Return whether values are a tensor of PyTorch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
 def _is_on_gpu(features: Any) -> bool:
     """Return whether features are a tensor on a GPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(features, torch.Tensor):
-        return False
-    return bool(features.device.type != "cpu")
+    return _is_tensor(features) and features.device.type != "cpu"
 
 
 class Lattice:
@@ -141,21 +143,23 @@ class Lattice:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
         check_word("device", device, DEVICES)
-        self._gpu: Any = None
-        if _is_on_gpu(features):
-            from crfrefine.layer.gaussian import GpuLattice
-
-            _refuse_device(device)
-            self._gpu = GpuLattice(features, method=method, mask=mask)
-            self.num_points = self._gpu.num_points
-            self.description = self._gpu.description
-            return
-        points = given_array(features, "features")
+        is_on_gpu = _is_on_gpu(features)
+        points: Any = features if is_on_gpu else given_array(features, "features")
         if points.ndim < 2:
-            raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
+            shape = tuple(points.shape)
+            raise InputError(f"features have shape {shape}; expected (N, D), or (D, *grid)")
         if points.ndim == 2:
             points = points.T
-        self.shape = points.shape[1:]
+        self.shape = tuple(points.shape[1:])
+        self._on_gpu: Any = None
+        if is_on_gpu:
+            from crfrefine.layer.gaussian import PointsOnGpu
+
+            _refuse_device(device)
+            self._on_gpu = PointsOnGpu(points, method, mask)
+            self.num_points = self._on_gpu.num_points
+            self.description = self._on_gpu.description
+            return
         self._mask = None
         if mask is not None:
             self._mask = given_voxels(mask, self.shape)
@@ -177,18 +181,20 @@ class Lattice:
     def __call__(self, values: Any, *, normalization: str = "none") -> Any:
         """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
         check_word("normalization", normalization, NORMALIZATIONS)
-        if self._gpu is not None:
-            return self._gpu(values, normalization)
-        channels = given_array(values, "values")
-        if channels.ndim < 2 or channels.shape[1:] != self.shape:
+        is_tensor = self._on_gpu is not None and _is_tensor(values)
+        channels = values if is_tensor else given_array(values, "values")
+        shape = tuple(channels.shape)
+        if len(shape) < 2 or shape[1:] != self.shape:
             grid = ", ".join(str(extent) for extent in self.shape)
             raise InputError(
-                f"values have shape {channels.shape}; expected (V, {grid}), one value per point "
-                "of features (N, D) or (D, *grid)"
+                f"values have shape {shape}; expected (V, {grid}), one value per point of features "
+                "(N, D) or (D, *grid)"
             )
+        if not len(channels):
+            return values if is_tensor else np.zeros(shape, np.float32)
+        if self._on_gpu is not None:
+            return self._on_gpu.filter(channels, normalization)
         sent = self._inside(channels)
-        if not len(sent):
-            return np.zeros(channels.shape, np.float32)
         return self._everywhere(self._filter(sent, normalization))
 
     def _inside(self, channels: Array) -> Float32:

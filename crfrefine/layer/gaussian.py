@@ -12,12 +12,12 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.point_kernels import MAX_VALUE, TINY, check_word
+from crfrefine.engines.point_kernels import MAX_VALUE, check_word
 from crfrefine.engines.points import NORMALIZATIONS, choose_method
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import outside_graphs
-from crfrefine.layer.point_filter import PointFilter, normalized
+from crfrefine.layer.point_filter import PointFilter
 
 
 @outside_graphs
@@ -39,8 +39,7 @@ def gaussian_filter(
     method="exact", while with the lattice its error is that of the values. float32 runs in the C++
     engine on the CPU, and in the GPU engine on a GPU, for which CuPy must be installed; float64
     runs in plain operations of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
-    Second derivatives exist only with respect to the values, in float64 or on a GPU, and take
-    operations of PyTorch.
+    Second derivatives exist only with respect to the values, and in float64.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -90,7 +89,7 @@ def gaussian_filter(
     items = []
     for index in range(len(sent)):
         kernel = PointFilter(points[index], grid, method, threads)
-        items.append(normalized(kernel, sent[index], normalization))
+        items.append(kernel.normalized(sent[index], normalization))
     filtered = torch.stack(items)
     return _on_grid(filtered, places, values.shape).to(values.dtype)
 
@@ -115,29 +114,23 @@ def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
     return gaussian_filter(values[None], points[None], **options)[0]
 
 
-class GpuLattice:
-    """The kernel of points whose features are a tensor on a GPU; see `crfrefine.Lattice`.
+class PointsOnGpu:
+    """The points of a `crfrefine.Lattice` whose features are a tensor on a GPU.
 
     Attributes:
         num_points: N, those inside the mask.
         description: the algorithm and its size, in a line.
     """
 
-    def __init__(self, features: Tensor, *, method: str, mask: Any = None) -> None:
-        """Build the kernel of features (N, D) or (D, *grid)."""
-        if features.ndim < 2 or not features.is_floating_point():
-            raise InputError(
-                f"features are {tuple(features.shape)} of {features.dtype}; expected floating-"
-                "point numbers (N, D), or (D, *grid)"
-            )
-        if features.ndim == 2:
-            features = features.T
-        self._shape = tuple(features.shape[1:])
+    def __init__(self, features: Tensor, method: str, mask: Any = None) -> None:
+        """Build the kernel of features (D, *grid)."""
+        if not features.is_floating_point():
+            raise InputError(f"features: expected floating-point numbers, got {features.dtype}")
         self._features = features
         self._places = None
         if mask is not None:
-            self._places = _places_inside(mask, self._shape, features.device)
-        points = self._points()
+            self._places = _places_inside(mask, tuple(features.shape[1:]), features.device)
+        points = self._inside(features)
         self.num_points = points.shape[1]
         _check_finite({"features": points})
         method = choose_method(method, self.num_points, len(points))
@@ -146,35 +139,27 @@ class GpuLattice:
         self._filter = PointFilter(self._built_for, (self.num_points,), method, None)
         # The kernel is built now, so that errors come from here.
         self.description = self._filter.description
-        # Each point's factor is the inverse of its sum of weights, or the root of that.
-        self._scale_by_normalization: dict[str, Tensor] = {}
 
     @outside_graphs
-    def __call__(self, values: Any, normalization: str) -> Any:
-        """Filter (V, N) or (V, *grid) values; see `crfrefine.Lattice`."""
+    def filter(self, values: Any, normalization: str) -> Any:
+        """Filter (V, *grid) values, at least one channel; a tensor or an array, as the result."""
         is_tensor = isinstance(values, Tensor)
         if not is_tensor:
-            array = given_array(values, "values")
-            values = torch.from_numpy(np.array(array, np.float32, order="C"))
-        if values.ndim < 2 or tuple(values.shape[1:]) != self._shape:
-            grid = ", ".join(str(extent) for extent in self._shape)
-            raise InputError(
-                f"values have shape {tuple(values.shape)}; expected (V, {grid}), one value per "
-                "point of features (N, D) or (D, *grid)"
-            )
-        result = values
-        if len(values):
-            sent = self._inside(values.to(self._features.device))
-            _check_finite({"values": sent})
-            filtered = self._filtered(sent, normalization)
-            result = _on_grid(filtered, self._places, values.shape)
+            values = torch.from_numpy(np.array(values, np.float32, order="C"))
+        sent = self._inside(values.to(self._features.device))
+        _check_finite({"values": sent})
+        kernel = self._filter
+        if self._features.requires_grad and torch.is_grad_enabled():
+            # Gradients go to the caller's tensor; its values may have changed.
+            points = self._inside(self._features)
+            kernel = kernel.with_graph_of(self._built_for + (points - points.detach()))
+        elif normalization != "none":
+            kernel.keep_sums()
+        filtered = kernel.normalized(sent, normalization)
+        result = _on_grid(filtered, self._places, values.shape)
         if is_tensor:
             return result.to(values.device, values.dtype)
         return result.detach().cpu().numpy()
-
-    def _points(self) -> Tensor:
-        """Return the (D, N) features of the points."""
-        return self._inside(self._features)
 
     def _inside(self, channels: Tensor) -> Tensor:
         """Return the values of the points, (V, N), from (V, *grid)."""
@@ -182,25 +167,6 @@ class GpuLattice:
         if self._places is not None:
             values = values.index_select(1, self._places)
         return values
-
-    def _filtered(self, sent: Tensor, normalization: str) -> Tensor:
-        """Filter (V, N) values, and normalize."""
-        if self._features.requires_grad and torch.is_grad_enabled():
-            # Gradients go to the caller's tensor; its values may have changed.
-            points = self._points()
-            same = self._built_for + (points - points.detach())
-            kernel = self._filter.with_graph_of(same)
-            return normalized(kernel, sent, normalization)
-        if normalization == "none":
-            return self._filter(sent)
-        scale = self._scale_by_normalization.get(normalization)
-        if scale is None:
-            sums = self._filter(sent.new_ones(1, self.num_points)).detach().clamp(min=TINY)
-            scale = sums.rsqrt() if normalization == "symmetric" else 1.0 / sums
-            self._scale_by_normalization[normalization] = scale
-        if normalization == "symmetric":
-            sent = sent * scale
-        return self._filter(sent) * scale
 
 
 def _places_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:
