@@ -144,11 +144,9 @@ inline int num_features(const BilateralInput& input) {
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool);
-// exact: on all rows, even where the kernel is wide (spatial_halved.h). origin: nullptr for the
-// box's first voxel.
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
-                                            const std::vector<double>& theta_gamma, bool exact,
-                                            const FeatureOrigin* origin, ThreadPool& pool);
+                                            const std::vector<double>& theta_gamma,
+                                            ThreadPool& pool);
 
 // The work that "auto" expects.
 struct ExpectedCalls {

@@ -93,8 +93,7 @@ KernelSet::KernelSet(const Voxels& voxels_in, const std::vector<const float*>& i
     }
     if (!specs.theta_gamma.empty()) {
         const std::vector<double> theta_gamma = on_box_axes(voxels, specs.theta_gamma);
-        add(make_spatial_filter(voxels, theta_gamma, specs.filter == "exact", origin, pool),
-            "spatial");
+        add(make_spatial_filter(voxels, theta_gamma, pool), "spatial");
         features.emplace_back(voxels, theta_gamma, std::vector<double>(),
                               std::vector<const float*>());
     }

@@ -1,17 +1,14 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding
-// box: exact except for its tails (spatial_rows.h), or on half as many rows where it is wide
-// (spatial_halved.h). Skips sums of zeros.
+// box: exact except for its tails (spatial_rows.h). Skips sums of zeros.
 
 #include "cpu/filter.h"
-#include "cpu/spatial_halved.h"
 #include "cpu/spatial_rows.h"
 
 namespace crf {
 namespace {
 class SpatialFilter final : public Filter {
    public:
-    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
-                  const FeatureOrigin* origin, ThreadPool& pool)
+    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool)
         : voxels_(voxels), pool_(pool) {
         std::vector<double> sigma;
         for (int a = 0; a < voxels.num_axes; ++a)
@@ -29,12 +26,6 @@ class SpatialFilter final : public Filter {
         for (size_t slab = 1; slab < first_run_.size(); ++slab)
             first_run_[slab] += first_run_[slab - 1];
         for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
-        if (exact || !HalvedBox::is_wide(voxels, sigma)) return;
-        // Parts of a volume that share a feature origin halve the same rows.
-        std::vector<int64_t> first;
-        for (int a = 0; a < voxels.num_axes; ++a)
-            first.push_back(origin ? voxels.first[a] - origin->position[voxels.source_axis[a]] : 0);
-        halved_ = std::make_unique<HalvedBox>(voxels, sigma, first, taps_, pool.num_threads());
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post,
@@ -86,15 +77,6 @@ class SpatialFilter final : public Filter {
 
     void accumulate_channel(const float* values, const float* pre, const float* post, float weight,
                             float* sum, Workspace& workspace) {
-        if (halved_) {
-            halved_->filter(
-                first_run_, pool_, workspace,
-                [&](int64_t slab, float* to, int) { scatter(slab, values, pre, to); },
-                [&](const Run& run, const float* row, int) {
-                    add_run(run, row, post, weight, sum);
-                });
-            return;
-        }
         box_ = workspace.floats(voxels_.box_size);
         const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
         filter_slabs(values, pre, taps);
@@ -269,15 +251,14 @@ class SpatialFilter final : public Filter {
     int64_t slab_size_ = 0;           // voxels of the box at one place along the first axis
     std::vector<int64_t> first_run_;  // of each slab, and the end
     std::vector<std::vector<Stretch>> needed_;  // per axis but the last: rows of each panel
-    std::unique_ptr<HalvedBox> halved_;         // or nullptr
     float* box_ = nullptr;                      // in the workspace
     std::vector<Buffer<float>> scratch_;        // per thread: rows begin at cache lines
 };
 }  // namespace
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
-                                            const std::vector<double>& theta_gamma, bool exact,
-                                            const FeatureOrigin* origin, ThreadPool& pool) {
-    return std::make_unique<SpatialFilter>(voxels, theta_gamma, exact, origin, pool);
+                                            const std::vector<double>& theta_gamma,
+                                            ThreadPool& pool) {
+    return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);
 }
 }  // namespace crf
