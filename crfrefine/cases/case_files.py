@@ -32,6 +32,7 @@ class CaseFiles:
     output: Path | None = None
     # mm, one per grid axis, if given; None means the image's
     spacing: tuple[float, ...] | None = None
+    modalities: tuple[str, ...] = ()  # the names that a pattern gives the images, if any
 
     @property
     def are_structures(self) -> bool:
@@ -57,15 +58,16 @@ class CaseList(list[CaseFiles]):
     """The cases found, sorted by name.
 
     `notes` says which files were ignored and why, one sentence each; `found` how many cases a
-    pattern has, with an example, and is "" for folders.
+    pattern has, with an example, and is "" for folders. `is_single` means that the images are files
+    of one case.
     """
 
-    def __init__(
-        self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = (), found: str = ""
-    ) -> None:
+    found = ""
+    is_single = False
+
+    def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
         super().__init__(cases)
         self.notes = list(notes)
-        self.found = found
 
 
 _MAX_NAMED = 3

@@ -5,11 +5,13 @@ Whoever uses other names gives a pattern in place of the folder.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.patterns import is_pattern
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
@@ -17,7 +19,6 @@ NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"
 IMAGE = "{case}"
 # TotalSegmentator's data sets
 IMAGE_IN_FOLDER = "{case}/{ct,mri}"
-STRUCTURES = ("{case}/segmentations/{label}", "{case}/{label}", "{case}/{case}_{label}")
 
 LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels", "gt")
 MASK_WORDS = ("mask", "brainmask")
@@ -44,19 +45,30 @@ class Kind:
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
+    field: str = "logits"  # of `CaseFiles`
+    is_optional: bool = False  # whether a case may have none, or several
+    strays: str = ""  # what a note calls files of no case; "" means no note
 
     @property
     def one(self) -> str:
         """A single one, for messages."""
         return "one label map" if self is LABEL_MAP else f"one file of {self.what}"
 
-    def added(self, case: CaseFiles, path: Path) -> CaseFiles:
-        """Return a case with its file of this kind."""
-        if self is MASK:
-            return replace(case, mask=path)
-        if self is LABELS:
-            return replace(case, labels=path)
-        return replace(case, logits=(path,))
+    def patterns(self, place: Path) -> list[list[Path]]:
+        """Return the lines of the table for a folder, or the pattern that is given instead."""
+        if is_pattern(place):
+            return [[place]]
+        return [[place / name for name in line] for line in self.names]
+
+    def added(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
+        """Return a case with its files of this kind; where it has one, several are none."""
+        value: Path | tuple[Path, ...] | None = tuple(paths)
+        if self.field in ("mask", "labels"):
+            value = None
+            if len(paths) == 1:
+                value = paths[0]
+        files: dict[str, Any] = {self.field: value}
+        return replace(case, **files)
 
 
 LOGITS = Kind(
@@ -65,6 +77,7 @@ LOGITS = Kind(
     LOGITS_SUFFIXES,
     ("case", "label"),
     "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels",
+    strays="logits",
 )
 # A network's label map; labels are a reference.
 LABEL_MAP = Kind(
@@ -72,10 +85,23 @@ LABEL_MAP = Kind(
     ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
+    strays="label maps",
 )
-LABELS = Kind("labels", LABEL_MAP.names)
-MASK = Kind("mask", ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)))
-STROKES = Kind("strokes", (("{case}", "{case}_{strokes,scribbles}"),))
+# as in TotalSegmentator's data sets, or in the folder of the case
+STRUCTURES = Kind(
+    "structures",
+    (("{case}/segmentations/{label}",), ("{case}/{label}",), ("{case}/{case}_{label}",)),
+    parts=("case", "label"),
+)
+LABELS = Kind("labels", LABEL_MAP.names, field="labels")
+MASK = Kind(
+    "mask",
+    ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)),
+    field="mask",
+)
+STROKES = Kind(
+    "strokes", (("{case}", "{case}_{strokes,scribbles}"),), field="strokes", is_optional=True
+)
 # A case may have several files of probabilities with the same content, from `infer` and nnU-Net.
 # Those of `infer` belong to its label map; an .npz of the same name may be its input.
 CALIBRATION = Kind(

@@ -1,53 +1,63 @@
-"""The files of one kind in a folder, by the table of `conventions`, or those of a pattern."""
+"""The files of a kind by their case: named as in `conventions`, by a pattern, or one by one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.base.text import listed
-from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import ALONE, OTHERS, Kind
+from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.conventions import (
+    ALONE,
+    IMAGE_WORDS,
+    LABEL_MAP,
+    LABEL_WORDS,
+    MASK_WORDS,
+    OTHERS,
+    STRUCTURES,
+    Kind,
+)
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.patterns import (
     Match,
     check_pattern,
     describe_found,
     find_matches,
+    holds_many,
     is_pattern,
     list_files,
     names_part,
     nearest_files,
     of_case,
 )
-from crfrefine.cases.proposals import propose
 from crfrefine.errors import InputError
-from crfrefine.io.paths import describe_others, stem_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, file_to_read, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 
 
 class Files:
-    """The files of one kind in a folder, or those of a pattern, by their case."""
+    """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
 
-    def __init__(self, place: Path, kind: Kind) -> None:
-        self.place = place
+    def __init__(self, kind: Kind, *places: Path) -> None:
         self.kind = kind
-        self.listings: dict[Path, list[Path]] = {}
-        lines = [[place / name for name in line] for line in kind.names]
-        others = [place / name for name in OTHERS]
-        if is_pattern(place):
-            check_pattern(place, kind.parts)
-            lines = [[place]]
-            stem = stem_of(place).removesuffix(".*")
-            others = []
-            if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
-                others = [place.with_name(stem + name.removeprefix("{case}")) for name in OTHERS]
+        self.place = places[0]
         # the files of each case, for each line of the table
-        self._lines: list[dict[str, list[Match]]] = []
+        self.lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
         self._cases_of: dict[Path, list[str]] = {}
-        for line in lines:
+        self._listings: dict[Path, list[Path]] = {}
+        self.given: tuple[Path, ...] = ()  # the files of the only case
+        if len(places) > 1 or not holds_many(self.place):
+            self.given = places
+            for path in places:
+                file_to_read(path, kind.suffixes)
+            return
+
+        for line in kind.patterns(self.place):
             by_case: dict[str, list[Match]] = {}
             for pattern in line:
                 for match in self._matches(pattern):
@@ -55,23 +65,24 @@ class Files:
                     cases = self._cases_of.setdefault(match.path, [])
                     # Names with an ending say more than any others.
                     cases.insert(0 if "_" in pattern.name else len(cases), match.case)
-            self._lines.append(by_case)
-        for pattern in others:
-            for match in self._matches(pattern):
-                if match.path in self._cases_of:
-                    self._cases_of[match.path].append(match.case)
+            self.lines.append(by_case)
+        stem = "{case}"
+        if is_pattern(self.place):
+            check_pattern(self.place, kind.parts)
+            stem = stem_of(self.place).removesuffix(".*")
+        if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
+            folder = self.place.parent if is_pattern(self.place) else self.place
+            for name in OTHERS:
+                for match in self._matches(folder / (stem + name.removeprefix("{case}"))):
+                    if match.path in self._cases_of:
+                        self._cases_of[match.path].append(match.case)
 
     def _matches(self, pattern: Path) -> list[Match]:
-        matches = find_matches(pattern, self.kind.suffixes, self.listings)
+        suffixes = self.kind.suffixes
+        matches = find_matches(pattern, suffixes, self._listings)
         if pattern != self.place / ALONE:
             return matches
-        suffixes = self.kind.suffixes
         return [match for match in matches if len(list_files(match.path.parent, suffixes)) == 1]
-
-    @property
-    def is_per_label(self) -> bool:
-        """Whether a pattern says that a case has a file for each label or structure."""
-        return is_pattern(self.place) and names_part(self.place, "label")
 
     @property
     def paths(self) -> list[Path]:
@@ -85,7 +96,7 @@ class Files:
 
     def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without those in `but`."""
-        for line in self._lines:
+        for line in self.lines:
             matches = [match for match in line.get(case_id, ()) if match.path not in but]
             if matches:
                 return matches
@@ -100,6 +111,12 @@ class Files:
                 beside.add(name)
         return sorted(names - beside)
 
+    def described(self, case_ids: Sequence[str]) -> list[str]:
+        """Return a line on the cases of a pattern; none of a folder."""
+        if not is_pattern(self.place) or not case_ids:
+            return []
+        return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
+
     def strays(self, case_ids: Collection[str]) -> dict[str, list[Path]]:
         """Return the files that belong to none of these cases, by the name of theirs."""
         strays: dict[str, list[Path]] = {}
@@ -110,25 +127,49 @@ class Files:
                 strays.setdefault([*beside, cases[0]][0], []).append(path)
         return strays
 
-    def described(self, case_ids: Sequence[str]) -> list[str]:
-        """Return a line on the cases of a pattern; none of a folder."""
-        if not is_pattern(self.place) or not case_ids:
-            return []
-        return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
+    def add_to(self, cases: CaseList, first_label: int = 0) -> None:
+        """Add its files to each case, or the problem of a case that has none or too many.
 
-    def advice(self) -> str:
-        """Return a line with what there is in place of the files; "" if nothing is known."""
-        if is_pattern(self.place):
-            return nearest_files(self.place)
-        return propose(self.place, holds_images=False) or describe_others(self.place)
+        Files per label begin with `first_label`. Raises InputError for a pattern without any file,
+        and for the files of one case if there are several.
+        """
+        if self.given and len(cases) != 1:
+            raise InputError(
+                f"{self.place}: {self.kind.one} for {len(cases)} cases; "
+                "give a folder, a pattern, or the images of one case"
+            )
+        self.require_any()
+        structures: dict[str, Path] = {}
+        if self.kind is LABEL_MAP and not self.given:
+            structures = structures_in(self.place)
+            if cases.is_single and self.place.is_dir():
+                structures.setdefault(cases[0].case_id, self.place / "{label}")
+        for number, case in enumerate(cases):
+            matches = self.of(case.case_id, case.images)
+            inside = structures.get(case.case_id)
+            if inside is not None and (is_pattern(self.place) or not matches):
+                named = structure_files(inside, case.images)
+                cases[number] = _with_structures(case, named)
+            elif self.given:
+                cases[number] = self._with_given(case)
+            elif matches and matches[0].label:
+                cases[number] = _with_file_per_label(case, matches, self.place, first_label)
+            else:
+                cases[number] = self._with_files(case, [match.path for match in matches])
+        if self.kind.strays:
+            cases.notes += self._note_on_strays(cases)
 
-    def add_to(self, case: CaseFiles) -> CaseFiles:
+    def _with_given(self, case: CaseFiles) -> CaseFiles:
+        if self.kind is LABEL_MAP and len(self.given) > 1:
+            return _with_structures(case, [(stem_of(path), path) for path in self.given])
+        return self.kind.added(case, self.given)
+
+    def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""
-        matches = self.of(case.case_id, case.images)
-        if len(matches) == 1:
-            return self.kind.added(case, matches[0].path)
-        if matches:
-            found = file_names([match.path for match in matches])
+        if len(paths) == 1 or self.kind.is_optional:
+            return self.kind.added(case, paths)
+        if paths:
+            found = file_names(paths)
             return case.lacking(f"expected {self.kind.one}, found {found} in {self.place}")
         what = f"no {self.kind.what} in {self.place}"
         expected = self.kind.expected.replace("CASE", case.case_id)
@@ -137,9 +178,106 @@ class Files:
             expected = f"a file by this pattern{nearest}"
         return case.lacking(f"{what}; expected {expected}", what)
 
+    def _note_on_strays(self, cases: CaseList) -> list[str]:
+        """Return a note on files that belong to no case."""
+        taken = {path for case in cases for path in (*case.images, *case.logits)}
+        strays = self.strays({case.case_id for case in cases})
+        paths = set[Path]().union(*strays.values()) - taken
+        if not paths:
+            return []
+        number = counted(len(paths), "file")
+        first = min(path.name for path in paths)
+        return [
+            f"{self.place}: ignored {number} of {self.kind.strays} without images, such as {first}"
+        ]
+
 
 def file_names(paths: Collection[Path]) -> str:
     """Return the names of some files, for messages; with their folders if these differ."""
     if len({path.parent for path in paths}) > 1:
         return listed(sorted(paths))
     return listed([path.name for path in sorted(paths)])
+
+
+def structures_in(place: Path) -> dict[str, Path]:
+    """Return the pattern of the structures of each case, in a folder or by a pattern.
+
+    They lie in the folder of the case, or in `segmentations` in it, as in TotalSegmentator's data
+    sets. A file alone that has the name of the case is its label map.
+    """
+    found: dict[str, Path] = {}
+    if is_pattern(place) and not names_part(place, "label"):
+        return found
+    num_files: dict[str, int] = {}
+    files = Files(STRUCTURES, place)
+    for (pattern,), by_case in zip(STRUCTURES.patterns(place), files.lines, strict=True):
+        for case_id, matches in by_case.items():
+            # The best names come first, and last those that all begin with the case.
+            if num_files.setdefault(case_id, len(matches)) != len(matches):
+                continue
+            begins = matches[0].path.name.startswith(case_id)
+            if is_pattern(place) or len(matches) > 1 or not begins:
+                found[case_id] = of_case(pattern, case_id)
+    return found
+
+
+def are_clear(structures: Mapping[str, Path]) -> bool:
+    """Return whether folders of cases hold structures, and not images with their label maps."""
+    words = {*IMAGE_WORDS, *LABEL_WORDS, *MASK_WORDS}
+    for case_id, place in structures.items():
+        for label, _ in structure_files(place):
+            if label.startswith(case_id) or label.lower() in words:
+                return False
+    return bool(structures)
+
+
+def structure_files(place: Path, but: Collection[Path] = ()) -> list[tuple[str, Path]]:
+    """Return name and path of each structure of a case by its pattern, sorted by name."""
+    matches = find_matches(place, VOLUME_SUFFIXES)
+    return sorted((match.label, match.path) for match in matches if match.path not in but)
+
+
+def _with_structures(case: CaseFiles, named: Sequence[tuple[str, Path]]) -> CaseFiles:
+    """Return the case with its structures, sorted by name."""
+    names = [name for name, _ in sorted(named)]
+    paths = [path for _, path in sorted(named)]
+    case = replace(case, logits=tuple(paths), structures=tuple(names))
+    counts = Counter(names)
+    twice = [str(path) for name, path in sorted(named) if counts[name] > 1]
+    if twice:
+        return case.lacking(f"expected one file per structure, found {listed(twice)}")
+    return case
+
+
+def _with_file_per_label(
+    case: CaseFiles, matches: Sequence[Match], place: Path, first_label: int
+) -> CaseFiles:
+    """Return a case with a file for each label, or with a problem if one is missing or double.
+
+    Labels are numbers, or names in a `dataset.json`.
+    """
+    numbers: dict[str, int] = {}
+    description = read_dataset_description(place)
+    if description is not None:
+        numbers = {name: label for label, name in description.label_names.items()}
+    by_label = {}
+    for match in matches:
+        number = int(match.label) if match.label.isdecimal() else numbers.get(match.label, -1)
+        by_label[number, match.path] = match.path
+    labels = [label for label, _ in sorted(by_label)]
+    paths = tuple(by_label[key] for key in sorted(by_label))
+    if labels == [*range(first_label, first_label + len(paths))]:
+        return replace(case, logits=paths)
+
+    problem = (
+        f"expected one file for each label from {first_label}, found {file_names(paths)} in {place}"
+    )
+    if labels[0] < 0:
+        problem += "; {label} is a number, or a name in dataset.json, for structures with "
+        problem += "--input-type labels any name"
+    elif labels[0] == 1 and first_label == 0:
+        problem = (
+            f"the background seems to be missing: {problem}; --add-background computes it from "
+            "the probabilities of labels 1, 2, …"
+        )
+    return case.lacking(problem)

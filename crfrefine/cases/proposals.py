@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crfrefine.cases.conventions import OTHER_WORDS
-from crfrefine.io.paths import VOLUME_SUFFIXES, suffix_of
+from crfrefine.cases.patterns import folder_of, nearest_files
+from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others, suffix_of
 
 _MAX_FILES = 5000  # most that are looked at
 _MAX_DEPTH = 4
 _MAX_WORDS = 32  # in names of many more words, these are no modalities
+
+
+def advise(place: Path, *, holds_images: bool = True) -> str:
+    """Return lines with what there is in place of files, and with patterns that fit it."""
+    proposal = propose(folder_of(place), holds_images=holds_images)
+    if not proposal and place.is_dir():
+        proposal = describe_others(place)
+    return nearest_files(place) + proposal
 
 
 def propose(folder: Path, *, holds_images: bool = True) -> str:

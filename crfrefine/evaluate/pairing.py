@@ -22,10 +22,11 @@ from crfrefine.cases.conventions import (
     CALIBRATION,
     LABEL_WORDS,
     LABELS,
+    LOGITS,
     PREDICTION,
     without_word,
 )
-from crfrefine.cases.discovery import discover_cases, with_logits
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files, file_names
 from crfrefine.cases.nnunet import (
     is_trained,
@@ -34,6 +35,7 @@ from crfrefine.cases.nnunet import (
     validated_predictions,
 )
 from crfrefine.cases.patterns import holds_many, is_pattern, names_part
+from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures, has_structures
@@ -71,6 +73,7 @@ class CasePair(NamedTuple):
     methods: Mapping[str, MethodFiles]
     # The files of its modalities, in order; empty if no images were given, or none of this case.
     images: tuple[Path, ...] = ()
+    modalities: tuple[str, ...] = ()  # The names that a pattern gives them.
     problem: str | None = None  # Why the case cannot be measured at all.
 
     @property
@@ -153,7 +156,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     for method, path in options.probabilities:
         methods[method] = _with_probabilities(methods[method], complete, path, notes)
         gaps.append(_missing_probabilities(method, path, methods[method]))
-    images: Mapping[str, tuple[Path, ...]] = {}
+    images: Mapping[str, CaseFiles] = {}
     if options.images is not None:
         images = _find_images(options.images, references, options.labels, found)
         imageless = [case_id for case_id in complete if case_id not in images]
@@ -179,7 +182,8 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
             problem = f"expected one label map, found {several} in {options.labels}"
         files = {name: files_of[case_id] for name, files_of in methods.items()}
         first = references[case_id][0]
-        pairs.append(CasePair(case_id, first, files, images.get(case_id, ()), problem))
+        shown = images.get(case_id, CaseFiles(case_id, ()))
+        pairs.append(CasePair(case_id, first, files, shown.images, shown.modalities, problem))
     return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
 
 
@@ -226,12 +230,12 @@ def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, l
     if not holds_many(source):
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
         return {without_word(io_paths.stem_of(source), LABEL_WORDS): [source]}
-    files = Files(source, LABELS)
+    files = Files(LABELS, source)
     references = {name: [match.path for match in files.of(name)] for name in files.cases()}
     if not references:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
-            f"{files.advice()}"
+            f"{advise(source, holds_images=False)}"
         )
     taken = {*chain(*references.values())}
     beside = [path for path in files.paths if path not in taken]
@@ -262,7 +266,7 @@ def _files_of_method(
             return {case_id: MethodFiles(probabilities=(source,))}
         return {case_id: MethodFiles(source)}
 
-    files = Files(source, PREDICTION)
+    files = Files(PREDICTION, source)
     files.require_any()
     extra = sorted(files.strays(references))
     names = [name for name in references if files.of(name)]
@@ -275,8 +279,8 @@ def _files_of_method(
             f"such as {extra[0]}"
         )
     found += files.described(names)
-    label_maps = Files(source, LABELS)
-    probabilities = Files(source, CALIBRATION)
+    label_maps = Files(LABELS, source)
+    probabilities = Files(CALIBRATION, source)
     chosen = {name: _choose(name, label_maps, probabilities) for name in sorted(names)}
     return {name: files for name, files in chosen.items() if files.paths or files.problem}
 
@@ -311,8 +315,8 @@ def _with_probabilities(
     files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    empty_cases = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
-    cases = with_logits(empty_cases, [source])
+    cases = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
+    Files(LOGITS, source).add_to(cases)
     notes += cases.notes
     replaced = {}
     for case in cases:
@@ -349,7 +353,7 @@ def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, Met
 
 def _find_images(
     source: Path, references: Mapping[str, object], labels: Path, found: list[str]
-) -> Mapping[str, tuple[Path, ...]]:
+) -> Mapping[str, CaseFiles]:
     """Return the files of each case's image: those of a folder, or one file for the only case."""
     if holds_many(source):
         # Label maps of another pattern are no modalities.
@@ -357,6 +361,6 @@ def _find_images(
         cases = discover_cases(source, None, labels=others)
         if cases.found:
             found.append(cases.found)
-        return {case.case_id: case.images for case in cases}
+        return {case.case_id: case for case in cases}
     _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
-    return dict.fromkeys(references, (source,))
+    return {case_id: CaseFiles(case_id, (source,)) for case_id in references}

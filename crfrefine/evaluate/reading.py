@@ -29,9 +29,9 @@ from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
-from crfrefine.cases.discovery import structure_files
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, merge_structures
+from crfrefine.cases.listing import structure_files
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import LABEL_MAP, LABELS
+from crfrefine.cases.conventions import LABELS
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.discovery import are_clear, structure_files, structures_in
-from crfrefine.cases.listing import Files
+from crfrefine.cases.listing import Files, are_clear, structure_files, structures_in
 from crfrefine.cases.patterns import folder_of, is_pattern, list_files, names_part
+from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -84,12 +84,12 @@ def _cases_of(path: Path) -> dict[str, Path]:
     if not files and (path.is_dir() or names_part(path, "label")):
         cases = structures_in(path)
     else:
-        label_maps = Files(path, LABELS)
+        label_maps = Files(LABELS, path)
         cases = {name: label_maps.of(name)[0].path for name in label_maps.cases()}
     if not cases:
         raise InputError(
             f"{path}: no structures found; expected one binary file per structure, "
-            f"or a folder of such files per case{Files(path, LABEL_MAP).advice()}"
+            f"or a folder of such files per case{advise(path, holds_images=False)}"
         )
     return cases
 

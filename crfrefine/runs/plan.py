@@ -14,21 +14,18 @@ from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
-from crfrefine.cases.discovery import discover_cases, named_modalities, with_strokes
+from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.patterns import is_pattern, list_files
-from crfrefine.cases.proposals import propose
+from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import (
-    LOGITS_SUFFIXES,
     SCORES_SUFFIXES,
     add_volumes,
-    describe_others,
     stem_of,
     suffix_of,
 )
@@ -89,7 +86,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     add_volumes(*sources, mask, *options.strokes)
     cases = _find_cases(options, mask)
     if options.strokes:
-        cases = with_strokes(cases, options.strokes)
+        add_strokes(cases, options.strokes)
     for files in cases:
         add_volumes(*files.paths)
 
@@ -137,11 +134,7 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
             number = ""
             if len(cases) > 1:
                 number = f"none of the {len(cases)} cases has its file: "
-            hint = ""
-            if not is_pattern(place):
-                others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
-                hint = f"\n  There are {listed(others)}." if others else describe_others(place)
-            hint += propose(place, holds_images=False)
+            hint = advise(place, holds_images=False)
             raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
     except CrfRefineError as error:
         is_complete = options.images and options.logits
@@ -174,8 +167,7 @@ def _describe(
     complete = next((files for files in cases if files.images and not files.problem), None)
     if complete is not None and options.images:
         # Those of a pattern are in the order of the files.
-        modalities = named_modalities(options.images[0], complete)
-        names = replace(names, modalities=modalities or names.modalities)
+        names = replace(names, modalities=complete.modalities or names.modalities)
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(

@@ -334,9 +334,9 @@ def test_a_manifest_and_the_description_of_a_folder_take_one_channel(tmp_path):
     np.testing.assert_array_equal(
         load_nifti(output / "c.nii.gz"), load_nifti(folders.output / "c.nii.gz")
     )
-    lines, _, problems = inspect_folder(tmp_path)
-    assert problems == []
-    assert "one channel for label 1" in lines["c"]
+    report = inspect_folder(tmp_path)
+    assert report.problems == []
+    assert "one channel for label 1" in report.cases["c"]
 
 
 def test_training_and_tuning_read_the_same_two_labels(tmp_path):

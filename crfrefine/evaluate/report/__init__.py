@@ -16,9 +16,7 @@ import numpy as np
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.discovery import named_modalities
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
@@ -99,10 +97,7 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     evaluation = report.evaluation
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.settings, [], [])
-    if evaluation.options.images is not None:
-        case_files = CaseFiles(pair.case_id, pair.images)
-        modalities = named_modalities(evaluation.options.images, case_files) or modalities
-    channels, names = _read_images(pair, reference, modalities, note)
+    channels, names = _read_images(pair, reference, pair.modalities or modalities, note)
     image = np.stack(channels) if channels else None
     maps = []
     for method in report.compared:

@@ -25,8 +25,9 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.conventions import DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import are_clear, discover_cases, structure_files, structures_in
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
+from crfrefine.cases.listing import are_clear, structure_files, structures_in
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import list_files

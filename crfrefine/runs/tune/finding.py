@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +11,9 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.discovery import labels_of
+from crfrefine.cases.conventions import LABELS
 from crfrefine.cases.label_input import KIND as LABEL_MAP
+from crfrefine.cases.listing import Files
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_small_output
@@ -102,13 +103,11 @@ def find_cases(options: TuneOptions) -> FoundCases:
             "--regions-class-order: it belongs to --regions that name a network's sigmoid "
             "channels, and there are none"
         )
-    references = _find_references(options, CaseList(inputs.cases))
-    files = []
-    for case in inputs.cases:
-        labels = references.get(case.case_id)
-        files.append(replace(case, labels=labels))
-        add_volumes(labels, *case.paths)
-    return FoundCases(inputs, tuple(files), first)
+    cases = CaseList(inputs.cases)
+    _add_references(cases, options)
+    for case in cases:
+        add_volumes(*case.paths)
+    return FoundCases(inputs, tuple(cases), first)
 
 
 def _first_case(inputs: RunInputs, name: str | None) -> int:
@@ -122,24 +121,22 @@ def _first_case(inputs: RunInputs, name: str | None) -> int:
     raise InputError(f"--case {shorten(name)}: no such case; there are {listed(names)}")
 
 
-def _find_references(options: TuneOptions, cases: CaseList) -> Mapping[str, Path]:
-    """Return the reference of each case that has one."""
+def _add_references(cases: CaseList, options: TuneOptions) -> None:
+    """Add the reference of each case that has one."""
+    references = replace(LABELS, is_optional=True)
     if options.labels is not None:
-        references = labels_of(cases, options.labels)
-        if not references:
+        Files(references, options.labels).add_to(cases)
+        if not any(case.labels for case in cases):
             number = counted(len(cases), "case")
             raise InputError(f"{options.labels}: no labels of any of the {number}")
-        return references
-    if options.inputs.nnunet is None:
-        return {}
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+    elif options.inputs.nnunet is not None:
+        from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
-    # The page is of use without the labels that the network was trained on.
-    with suppress(InputError):
-        network = require_trained(options.inputs.nnunet)
-        images = locate_images(network, next(iter(options.inputs.images), None))
-        return labels_of(cases, locate_labels(network, images, None))
-    return {}
+        # The page is of use without the labels that the network was trained on.
+        with suppress(InputError):
+            network = require_trained(options.inputs.nnunet)
+            images = locate_images(network, next(iter(options.inputs.images), None))
+            Files(references, locate_labels(network, images, None)).add_to(cases)
 
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
