@@ -38,13 +38,10 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def launch(self, source, kernel, constants, num_items, *arguments, how="launch") -> None:
+    def launch(self, source, kernel, constants, num_items, /, **arguments) -> None:
         if num_items:
             self.launched.add((source, kernel, tuple(sorted(constants.items()))))
-        getattr(self._device, how)(source, kernel, constants, num_items, *arguments)
-
-    def launch_blocks(self, *arguments: Any) -> None:
-        self.launch(*arguments, how="launch_blocks")
+        self._device.launch(source, kernel, constants, num_items, **arguments)
 
 
 def not_run(launched: set[Launched]) -> list[str]:

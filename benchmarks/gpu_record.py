@@ -48,13 +48,13 @@ class RecordingDevice(ShimDevice):
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def prepare(self, call, arguments):
+    def prepare(self, source, kernel, constants, num_items, arguments):
         """Prepare a launch that is remembered when it runs."""
         # of these a kernel asks, and goes another way
-        nulls = tuple(argument is None for argument in arguments)
-        key = call.source, call.kernel, tuple(sorted(call.constants.items())), nulls
-        size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-        run = super().prepare(call, arguments)
+        nulls = tuple(sorted(name for name, value in arguments.items() if value is None))
+        key = source, kernel, tuple(sorted(constants.items())), nulls
+        size = sum(value.nbytes for value in arguments.values() if isinstance(value, np.ndarray))
+        run = super().prepare(source, kernel, constants, num_items, arguments)
 
         def launch() -> None:
             known = self._sizes.get(key, 1 << 62)
@@ -62,10 +62,8 @@ class RecordingDevice(ShimDevice):
                 run()
                 return
             self._sizes[key] = size
-            text = kernel_source(call.source, call.constants)
-            self.found[key] = _recorded(
-                text, call.kernel, call.constants, call.num_items, arguments
-            )
+            text = kernel_source(source, constants)
+            self.found[key] = _recorded(text, kernel, constants, num_items, arguments)
 
         return launch
 
@@ -75,27 +73,28 @@ def _recorded(
     kernel: str,
     constants: Mapping[str, int],
     num_items: int,
-    arguments: Sequence[Any],
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Run a launch: how to repeat it, and what it leaves."""
     launch: dict[str, Any] = {"source": source, "kernel": kernel, "constants": dict(constants)}
-    if f"CRF_BLOCK_KERNEL({kernel}," in source.text:
+    if source.has_blocks(kernel):
         launch |= {"grid": num_items, "block": constants["CRF_THREADS"]}
     else:
         launch |= {"grid": -(-num_items // BLOCK), "block": BLOCK}
-    launch["names"] = [parameter.name for parameter in source.kernels[kernel]]
-    pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
+    names = list(source.kernels[kernel])
+    launch["names"] = names
+    pieces = _pieces([value for value in arguments.values() if isinstance(value, np.ndarray)])
     launch["arguments"] = []
-    for value, packed in zip(
-        arguments, pack_arguments(source, kernel, constants, arguments), strict=True
-    ):
-        launch["arguments"].append(None if value is None else _described(packed, pieces))
+    in_order = pack_arguments(source, kernel, constants, arguments)
+    for name, packed in zip(names, in_order, strict=True):
+        described = None if arguments[name] is None else _described(packed, pieces)
+        launch["arguments"].append(described)
     before = [_content(piece) for piece in pieces]
     reverse = [piece.copy() for piece in before]
-    again = arguments_of(launch, reverse)
-    for place, value in enumerate(arguments):
+    again = dict(zip(names, arguments_of(launch, reverse), strict=True))
+    for name, value in arguments.items():
         if value is None:
-            again[place] = None
+            again[name] = None
     run_kernel(source, kernel, constants, num_items, again, order=0)
     run_kernel(source, kernel, constants, num_items, arguments)
     after = [_content(piece) for piece in pieces]

@@ -10,7 +10,7 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kPartial = 512;
 
 // A voxel that gathers its sum.
-// features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale:
+// features: (feature, voxel), scaled so that the exponent's base is 2. sent, received:
 // (voxel) or nullptr for ones.
 struct Receiver {
     Real own[CRF_FEATURES];
@@ -20,16 +20,16 @@ struct Receiver {
         CRF_UNROLL
         for (int f = 0; f < CRF_FEATURES; ++f) own[f] = features[f * num_voxels + n];
     }
-    // Adds 2^-(distance + |f_n - f_m|^2) * sent_scale[m] * values[m].
-    CRF_D void add(const Real* features, int64 num_voxels, const Channels* values,
-                   const Real* sent_scale, int64 m, Real distance) {
+    // Adds 2^-(distance + |f_n - f_m|^2) * sent[m] * values[m].
+    CRF_D void add(const Real* features, int64 num_voxels, const Channels* values, const Real* sent,
+                   int64 m, Real distance) {
         CRF_UNROLL
         for (int f = 0; f < CRF_FEATURES; ++f) {
             const Real difference = own[f] - features[f * num_voxels + m];
             distance += difference * difference;
         }
         const Real weight = power_of_two(-distance);
-        add_scaled(partial, values[m], sent_scale ? weight * sent_scale[m] : weight);
+        add_scaled(partial, values[m], sent ? weight * sent[m] : weight);
     }
     CRF_D void end_part() {
         add_scaled(total, partial, Real(1.0));
@@ -37,22 +37,21 @@ struct Receiver {
     }
 };
 
-// One thread per voxel n: sum += channel_weight * received_scale[n] * the weighted sum of all
+// One thread per voxel n: sum += channel_weight * received[n] * the weighted sum of all
 // voxels' values; see put_weighted.
 CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Channels* values,
-           const Real* sent_scale, const Real* received_scale, const Real* channel_weight,
-           Channels* sum, int adds) {
+           const Real* sent, const Real* received, const Real* channel_weight, Channels* sum,
+           int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Receiver receiver(features, num_voxels, n);
     for (int64 begin = 0; begin < num_voxels; begin += kPartial) {
         const int64 end = begin + kPartial < num_voxels ? begin + kPartial : num_voxels;
         for (int64 m = begin; m < end; ++m)
-            receiver.add(features, num_voxels, values, sent_scale, m, Real(0.0));
+            receiver.add(features, num_voxels, values, sent, m, Real(0.0));
         receiver.end_part();
     }
-    put_weighted(sum, n, receiver.total, received_scale ? received_scale[n] : Real(1.0),
-                 channel_weight, adds);
+    put_weighted(sum, n, receiver.total, received ? received[n] : Real(1.0), channel_weight, adds);
 }
 
 // The same over the voxels at the given linear distances in a padded box.
@@ -60,7 +59,7 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
 // box. distance: -log2 of the weight.
 CRF_KERNEL(filter_window, const Real* features, int64 num_voxels, const int* number,
            const int64* index, const int64* offset, const Real* distance, int64 num_offsets,
-           const Channels* values, const Real* sent_scale, const Real* received_scale,
+           const Channels* values, const Real* sent, const Real* received,
            const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
@@ -70,11 +69,10 @@ CRF_KERNEL(filter_window, const Real* features, int64 num_voxels, const int* num
         const int64 end = begin + kPartial < num_offsets ? begin + kPartial : num_offsets;
         for (int64 i = begin; i < end; ++i) {
             const int m = number[place + offset[i]];
-            if (m >= 0) receiver.add(features, num_voxels, values, sent_scale, m, distance[i]);
+            if (m >= 0) receiver.add(features, num_voxels, values, sent, m, distance[i]);
         }
         receiver.end_part();
     }
-    put_weighted(sum, n, receiver.total, received_scale ? received_scale[n] : Real(1.0),
-                 channel_weight, adds);
+    put_weighted(sum, n, receiver.total, received ? received[n] : Real(1.0), channel_weight, adds);
 }
 }  // namespace crf

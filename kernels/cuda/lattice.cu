@@ -9,11 +9,11 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kOwnEntries = 32;  // of a list, that one of the vertex's own threads adds up
 constexpr int kTogether = 64;    // entries that are summed separately: limits rounding
 
-// The entries of all lists: the voxel and its 16-bit weight. scale: (voxel) factors of the values,
+// The entries of all lists: the voxel and its 16-bit weight. sent: (voxel) factors of the values,
 // or nullptr for ones.
 struct Entries {
     const Channels* values;
-    const Real* scale;
+    const Real* sent;
     const uint32* voxel;
     const uint16* weight;
 
@@ -27,7 +27,7 @@ struct Entries {
             for (int64 entry = first; entry < stop; entry += step) {
                 const uint32 n = voxel[entry];
                 const Real factor = static_cast<Real>(weight[entry]);
-                add_scaled(partial, values[n], scale ? factor * scale[n] : factor);
+                add_scaled(partial, values[n], sent ? factor * sent[n] : factor);
             }
             add_scaled(total, partial, Real(1.0));
             first += kTogether * step;
@@ -39,12 +39,12 @@ struct Entries {
 // A power of two of a block's threads, `lanes`, share a vertex: the weighted sum of the values in
 // the vertex's list, in units of the 16-bit weights. All threads of the block share the rest of a
 // long list. entry_*: (entry) of all lists. begin: (vertex + 1) where each list begins.
-CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel,
+CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* sent, const uint32* entry_voxel,
                  const uint16* entry_weight, const int64* begin, int64 num_vertices, int lanes,
                  Channels* rows) {
     CRF_SHARED(Channels, part, CRF_THREADS);
     CRF_SHARED(Channels, rest, CRF_THREADS);
-    const Entries entries{values, scale, entry_voxel, entry_weight};
+    const Entries entries{values, sent, entry_voxel, entry_weight};
     const int64 first_vertex = block_number() * (CRF_THREADS / lanes);
     const int64 own_entries = static_cast<int64>(kOwnEntries) * lanes;
     CRF_PHASE(thread) {
@@ -133,31 +133,33 @@ CRF_D void blur_rows(const Channels* from, const Neighbors& neighbors, Channels*
     if (vertex < neighbors.num_vertices) to[vertex] = blurred<Count>(from, neighbors, vertex);
 }
 
-CRF_KERNEL(blur_1, const Channels* from, const int* before, const int* after, int64 num_vertices,
-           int first, int step, Channels* to) {
-    blur_rows<1>(from, {before, after, num_vertices, first, step}, to);
+CRF_KERNEL(blur_1, const Channels* rows, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* next_rows) {
+    blur_rows<1>(rows, {before, after, num_vertices, first, step}, next_rows);
 }
 
-CRF_KERNEL(blur_2, const Channels* from, const int* before, const int* after, int64 num_vertices,
-           int first, int step, Channels* to) {
-    blur_rows<2>(from, {before, after, num_vertices, first, step}, to);
+CRF_KERNEL(blur_2, const Channels* rows, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* next_rows) {
+    blur_rows<2>(rows, {before, after, num_vertices, first, step}, next_rows);
 }
 
-CRF_KERNEL(blur_3, const Channels* from, const int* before, const int* after, int64 num_vertices,
-           int first, int step, Channels* to) {
-    blur_rows<3>(from, {before, after, num_vertices, first, step}, to);
+CRF_KERNEL(blur_3, const Channels* rows, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* next_rows) {
+    blur_rows<3>(rows, {before, after, num_vertices, first, step}, next_rows);
 }
 
-// One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices,
+// One thread per voxel: sum += channel_weight * amplitude * received * (values of its vertices,
 // interpolated); see put_weighted. corner_vertex, corner_weight: (corner, voxel), weights in 1 /
-// 65535. scale: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
-CRF_KERNEL(slice_values, int64 num_voxels, const Channels* rows, const uint32* corner_vertex,
-           const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale,
+// 65535. received: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
+CRF_KERNEL(slice_values, int64 num_voxels, const Channels* vertex_rows, const uint32* corner_vertex,
+           const uint16* corner_weight, int num_corners, Real amplitude, const Real* received,
            const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    const Slice<CRF_WIDTH> slice{rows, corner_vertex, corner_weight, num_corners, num_voxels};
+    const Slice<CRF_WIDTH> slice{vertex_rows, corner_vertex, corner_weight, num_corners,
+                                 num_voxels};
     const Channels total = slice.at(n);
-    put_weighted(sum, n, total, scale ? amplitude * scale[n] : amplitude, channel_weight, adds);
+    put_weighted(sum, n, total, received ? amplitude * received[n] : amplitude, channel_weight,
+                 adds);
 }
 }  // namespace crf

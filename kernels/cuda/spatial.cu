@@ -10,12 +10,12 @@ using Channels = Row<CRF_WIDTH>;
 // One thread per place of the box: the Gaussian along one axis. The first pass reads the voxels'
 // values, the last one adds to their sums: sum += channel_weight * received * the Gaussian; see
 // put_weighted. number: (place) number of the voxel, -1: none; nullptr: all places are voxels, in
-// order. values: (voxel), with the factors `sent`, or nullptr: `from` is filtered, (place). stride,
+// order. values: (voxel), with the factors `sent`, or nullptr: `box` is filtered, (place). stride,
 // extent: of the axis in the box. taps: (radius + 1) weights at distance 0, 1, ... sum: (voxel), or
-// nullptr: the result goes to `to`, (place). sent, received: (voxel) or nullptr for ones.
+// nullptr: the result goes to `next_box`, (place). sent, received: (voxel) or nullptr for ones.
 CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* values, const Real* sent,
-           const Channels* from, int64 stride, int64 extent, const Real* taps, int64 radius,
-           Channels* to, const Real* received, const Real* channel_weight, Channels* sum,
+           const Channels* box, int64 stride, int64 extent, const Real* taps, int64 radius,
+           Channels* next_box, const Real* received, const Real* channel_weight, Channels* sum,
            int adds) {
     const int64 i = thread_number();
     if (i >= box_size) return;
@@ -24,21 +24,21 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
     const BoxAxis axis{stride, extent, taps, radius};
     const int64 x = axis.coordinate_of(i);
     const Channels total =
-        values ? axis.filtered_values(values, sent, number, i, x) : axis.filtered_box(from, i, x);
+        values ? axis.filtered_values(values, sent, number, i, x) : axis.filtered_box(box, i, x);
     if (sum)
         put_weighted(sum, own, total, received ? received[own] : Real(1.0), channel_weight, adds);
     else
-        to[i] = total;
+        next_box[i] = total;
 }
 
 // One block per tile of a plane of the box's last two axes: the Gaussian along both, the last axis
-// first, from the voxels' values to `to`, (place). The filtered rows of a tile, with those that the
-// other axis reads on either side, stay in the block. A plane has `height` rows of `width` places.
-// row_*: the taps along a row; column_*: those across rows, column_radius <= CRF_REACH. For the
-// others see filter_axis.
+// first, from the voxels' values to `box`, (place). The filtered rows of a tile, with those that
+// the other axis reads on either side, stay in the block. A plane has `height` rows of `width`
+// places. row_*: the taps along a row; column_*: those across rows, column_radius <= CRF_REACH. For
+// the others see filter_axis.
 CRF_BLOCK_KERNEL(filter_planes, const int* number, const Channels* values, const Real* sent,
                  int64 width, int64 height, const Real* row_taps, int64 row_radius,
-                 const Real* column_taps, int64 column_radius, Channels* to) {
+                 const Real* column_taps, int64 column_radius, Channels* box) {
     constexpr int kRowsOfThreads = CRF_THREADS / CRF_TILE_COLUMNS;
     CRF_SHARED(Channels, rows, (CRF_TILE_ROWS + 2 * CRF_REACH) * CRF_TILE_COLUMNS);
     const int64 tiles_across = (width + CRF_TILE_COLUMNS - 1) / CRF_TILE_COLUMNS;
@@ -74,7 +74,7 @@ CRF_BLOCK_KERNEL(filter_planes, const int* number, const Channels* values, const
                 const Channels row = rows[(r + reach + k) * CRF_TILE_COLUMNS + column];
                 add_scaled(total, row, along_column.tap(k));
             }
-            to[plane + y * width + x] = total;
+            box[plane + y * width + x] = total;
         }
     }
 }

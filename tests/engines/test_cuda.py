@@ -93,6 +93,29 @@ def test_tables_that_are_full_grow_and_any_division_of_the_work_gives_the_sums(
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"counts": 3}, r"sums\.add_up: missing arguments \[\], unknown \['counts'\]"),
+        ({"count": None}, r"sums\.add_up: missing arguments \['count'\], unknown \[\]"),
+        ({"sums": np.zeros(2, np.float32)}, r"sums\.add_up: sums is a float32 array"),
+        ({"partial": np.zeros((3, 2)).T}, r"sums\.add_up: partial .* \(contiguous: False\)"),
+    ],
+    ids=["another name", "no argument", "another type", "another order in memory"],
+)
+def test_arguments_that_are_not_those_of_the_kernel_are_refused(changes, message):
+    arguments = {"partial": np.ones((2, 3)), "count": 3, "sums": np.zeros(2)}
+    device = ShimDevice()
+    constants = {"CRF_THREADS": 4}
+    device.launch("sums", "add_up", constants, 2, **arguments)
+    assert arguments["sums"].tolist() == [3.0, 3.0]
+    arguments |= changes
+    if arguments["count"] is None:
+        del arguments["count"]
+    with pytest.raises(TypeError, match=message):
+        device.launch("sums", "add_up", constants, 2, **arguments)
+
+
 def test_the_grid_is_refused_with_a_way_out():
     message = r"--device cuda has exact, truncated and lattice, not 'grid'; use 'lattice' or 'auto'"
     with pytest.raises(ConfigError, match=message):
@@ -213,7 +236,7 @@ def _options():
     for source in source_names():
         for kernel, parameters in kernel_source(source, {}).kernels.items():
             values = {}
-            if any(one.is_rows for one in parameters):
+            if any(parameter.is_rows for parameter in parameters.values()):
                 values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})
             if source == "lattice_build":
                 values["CRF_WIDE_KEYS"] = [0, 1]

@@ -167,13 +167,7 @@ def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_w
     with _WATCHING if is_watched else contextlib.nullcontext():
         if is_watched:
             named = zip(source.kernels[kernel], packed, strict=True)
-            _watch_arrays(
-                {
-                    parameter.name: value
-                    for parameter, value in named
-                    if isinstance(value, np.ndarray)
-                }
-            )
+            _watch_arrays({name: value for name, value in named if isinstance(value, np.ndarray)})
         fault = run(ctypes.c_longlong(num_items), ctypes.c_int(order), pointers)
     if fault is not None:
         raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {fault.decode()}")
@@ -247,14 +241,13 @@ class ShimDevice(Launcher):
         if self._is_watched:
             self.xp = FilledXp(POISON)
 
-    def prepare(self, call, arguments):
-        source = kernel_source(call.source, call.constants)
+    def prepare(self, source, kernel, constants, num_items, arguments):
         return partial(
             run_kernel,
-            source,
-            call.kernel,
-            call.constants,
-            call.num_items,
+            kernel_source(source, constants),
+            kernel,
+            constants,
+            num_items,
             arguments,
             order=self._order,
             is_watched=self._is_watched,

@@ -114,12 +114,12 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.num_allocations = 0
         self.most = self.used
 
-    def prepare(self, call, arguments):
-        parameters = kernel_source(call.source, call.constants).kernels[call.kernel]
-        for parameter, argument in zip(parameters, arguments, strict=True):
+    def prepare(self, source, kernel, constants, num_items, arguments):
+        for name, parameter in kernel_source(source, constants).kernels[kernel].items():
+            argument = arguments[name]
             if not parameter.is_array or argument is None:
                 continue
-            where = f"{call.source}.{call.kernel}: {parameter.name}"
+            where = f"{source}.{kernel}: {name}"
             if not isinstance(argument, StrictArray):
                 raise StrictError(f"{where} is not in the device's memory")
             # numpy's memory is aligned to 16 bytes.
@@ -131,10 +131,11 @@ class StrictDevice(cuda_shim.ShimDevice):
                     f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its "
                     f"rows need {alignment}"
                 )
-        run = super().prepare(call, list(map(_plain, arguments)))
+        plain = {name: _plain(argument) for name, argument in arguments.items()}
+        run = super().prepare(source, kernel, constants, num_items, plain)
 
         def launch():
-            self.launches[f"{call.source}.{call.kernel}"] += 1
+            self.launches[f"{source}.{kernel}"] += 1
             run()
 
         return launch

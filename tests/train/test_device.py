@@ -195,11 +195,11 @@ class DeviceWithOrder(StrictDevice):
         super().__init__()
         self.events = []
 
-    def prepare(self, call, arguments):
-        run = super().prepare(call, arguments)
+    def prepare(self, source, kernel, *others):
+        run = super().prepare(source, kernel, *others)
 
         def launch():
-            self.events.append(call.kernel)
+            self.events.append(kernel)
             run()
 
         return launch

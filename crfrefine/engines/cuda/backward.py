@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.mean_field import VolumeBackward
 from crfrefine.engines.cuda.moments import Moments, Pair
 from crfrefine.engines.cuda.rows import (
@@ -150,18 +151,24 @@ class Backward:
             rows[:, : len(channels)] = channels.T
         for number in range(len(self._kernels)):
             self._kernel_back(number)
-        counts = (self._num_labels, num_channels, self._num_voxels)
-        gradients = (self._by_marginals, self._by_x, self._by_start)
-        self._launch("end_step_back", *counts, record, *gradients)
+        self._launch(
+            "end_step_back",
+            num_labels=self._num_labels,
+            num_channels=num_channels,
+            record=record,
+            by_marginals=self._by_marginals,
+            by_x=self._by_x,
+            by_start=self._by_start,
+        )
 
     def _kernel_back(self, number: int) -> None:
         """Do one kernel's part of a step backward."""
         kernel = self._kernels[number]
         moments = self._moments[number]
         unit = self._unit
-        penalty = self._penalty(number)
-        sent = (self._num_labels, self._by_x, self._num_voxels, self._by_message)
-        self._launch("send_back", *penalty, *sent)
+        self._launch(
+            "send_back", **self._penalty(number), by_x=self._by_x, by_message=self._by_message
+        )
         if moments is not None:
             sent_values = (self._marginals, kernel.sent_scale)
             received_values = (self._by_message, kernel.scale)
@@ -179,15 +186,22 @@ class Backward:
             adds=False,
         )
 
-        values = (self._marginals, self._by_message, self._filtered, self._filtered_back)
-        normalization = (kernel.scale, kernel.sent_scale, kernel.ones)
-        factors = (None, None)
-        if moments is not None:
-            factors = (moments.by_received, moments.by_sent)
-        adds = int(number > 0)
-        results = (*factors, self._by_marginals, adds, self._messages)
-        counts = (self._num_labels, self._num_voxels)
-        self._launch("take_messages", *counts, *values, *normalization, *results)
+        self._launch(
+            "take_messages",
+            num_labels=self._num_labels,
+            marginals=self._marginals,
+            by_message=self._by_message,
+            filtered=self._filtered,
+            filtered_back=self._filtered_back,
+            scale=kernel.scale,
+            back_scale=kernel.sent_scale,
+            ones=kernel.ones,
+            by_received=None if moments is None else moments.by_received,
+            by_sent=None if moments is None else moments.by_sent,
+            by_marginals=self._by_marginals,
+            adds=number > 0,
+            messages=self._messages,
+        )
         self._products.add(self._messages, self._by_x, number=number)
 
     def _finish_moments(self, number: int, moments: Moments) -> None:
@@ -195,8 +209,12 @@ class Backward:
         xp = self._device.xp
         unit = self._voxels.ones
         by_ones = xp.empty_like(unit)
-        penalty = (*self._penalty(number), self._num_labels)
-        self._launch("differentiate_ones", *penalty, self._by_start, self._num_voxels, by_ones)
+        self._launch(
+            "differentiate_ones",
+            **self._penalty(number),
+            by_start=self._by_start,
+            gradient=by_ones,
+        )
         moments.finish(unit, by_ones, xp.empty_like(unit))
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
@@ -276,11 +294,24 @@ class Backward:
             num_features += len(of_kernel)
         size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + len(thetas)
         gradient = device.xp.empty(size, dtype=np.float64)
-        sums = (num_kernels, num_labels, self._sums.add_up(), num_features)
-        model = (self._weights, self._compatibility, bias, spec.temperature)
-        of_thetas = (len(thetas), device.upload(sources), device.upload(thetas))
-        arguments = (*sums, *model, *of_thetas, gradient)
-        device.launch("mean_field_backward", "combine_sums", self._constants, size, *arguments)
+        device.launch(
+            "mean_field_backward",
+            "combine_sums",
+            self._constants,
+            size,
+            num_kernels=num_kernels,
+            num_labels=num_labels,
+            totals=self._sums.add_up(),
+            num_features=num_features,
+            weights=self._weights,
+            compatibility=self._compatibility,
+            bias=bias,
+            temperature=spec.temperature,
+            num_thetas=len(thetas),
+            sources=device.upload(sources),
+            thetas=device.upload(thetas),
+            gradient=gradient,
+        )
         return gradient
 
     def _bandwidths(self) -> tuple[NDArray[np.int32], Float64]:
@@ -309,12 +340,23 @@ class Backward:
             by_kind.append(np.concatenate([intensities.ravel(), positions.ravel()]))
         return by_kind[0], by_kind[1]
 
-    def _penalty(self, number: int) -> tuple[Any, Any, int]:
-        """Return a kernel's weights, the compatibility, and whether that is Potts."""
-        return self._weights[number], self._compatibility, int(self._spec.is_potts)
+    def _penalty(self, number: int) -> Arguments:
+        """Return the arguments that stand for a kernel's weights and the compatibility."""
+        return {
+            "weights": self._weights[number],
+            "compatibility": self._compatibility,
+            "is_potts": self._spec.is_potts,
+            "num_labels": self._num_labels,
+        }
 
-    def _launch(self, kernel: str, *arguments: Any) -> None:
+    def _launch(self, kernel: str, /, **arguments: Any) -> None:
         """Run a kernel with a thread for each voxel."""
+        num_voxels = self._num_voxels
         self._device.launch(
-            "mean_field_backward", kernel, self._constants, self._num_voxels, *arguments
+            "mean_field_backward",
+            kernel,
+            self._constants,
+            num_voxels,
+            num_voxels=num_voxels,
+            **arguments,
         )

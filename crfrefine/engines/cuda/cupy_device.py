@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, on_gpu
-from crfrefine.engines.cuda.launches import KernelCall, Launch, Launcher
+from crfrefine.engines.cuda.launches import Launch, Launcher
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError, DeviceLostError
 
@@ -155,7 +155,8 @@ class CupyDevice(Launcher):
         self._number = index
         self._process = os.getpid()
         self._loss: str | None = None  # why the GPU stopped working in this process
-        self._compiled: dict[Hashable, tuple[KernelSource, Any]] = {}  # sources, functions
+        # Of each kernel and its constants: the source, the function, and whether it has blocks.
+        self._compiled: dict[Hashable, tuple[KernelSource, Any, bool]] = {}
         self._require_usable()
         self.xp = self._import_cupy()
         cuda = self.xp.cuda
@@ -225,24 +226,31 @@ class CupyDevice(Launcher):
             "cupy": str(self.xp.__version__),
         }
 
-    def prepare(self, call: KernelCall, arguments: Sequence[Any]) -> Launch:
-        """Check and pack the arguments of a launch."""
-        key = (call.source, call.kernel, *call.constants.items())
+    def prepare(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_items: int,
+        arguments: Mapping[str, Any],
+    ) -> Launch:
+        """Check and pack the arguments of a launch; see `Launcher.launch`."""
+        key = (source, kernel, *constants.items())
         compiled = self._compiled.get(key)
         if compiled is None:
-            source = kernel_source(call.source, call.constants)
+            text = kernel_source(source, constants)
             # CuPy caches compiled kernels on disk by their text.
-            module = self.xp.RawModule(code=source.text, options=source.options, backend="nvrtc")
-            compiled = (source, module.get_function(call.kernel))
+            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+            compiled = (text, module.get_function(kernel), text.has_blocks(kernel))
             self._compiled[key] = compiled
-        source, function = compiled
-        packed = pack_arguments(source, call.kernel, call.constants, arguments)
-        if call.has_blocks:
-            block = call.constants["CRF_THREADS"]
-            grid = call.num_items
+        text, function, has_blocks = compiled
+        packed = pack_arguments(text, kernel, constants, arguments)
+        if has_blocks:
+            block = constants["CRF_THREADS"]
+            grid = num_items
         else:
             block = BLOCK
-            grid = -(-call.num_items // BLOCK)
+            grid = -(-num_items // BLOCK)
         return partial(function, (grid,), (block,), tuple(packed))
 
     def upload(self, array: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from crfrefine.base.array_types import Float64
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants, upload_float32
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
@@ -35,26 +36,19 @@ _TILE = {
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
-class Output(NamedTuple):
-    """Where a filter's result goes: the last arguments of each filter's last kernel."""
-
-    received: Any  # (voxel) factor of the results; None means ones
-    channel_weight: Any  # (width)
-    total: Any  # (voxel, width)
-    adds: int  # 1 if the results are added to the total, 0 if they replace it
-
-
 class Filter(ABC):
     """A symmetric kernel that can be applied to rows of channels at the voxels."""
 
     description: str
 
-    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...] | None:
+    def filter_until_last(
+        self, group: Any, sent: Any, received: Any, channel_weight: Any
+    ) -> Arguments | None:
         """Filter a group of channels, (voxel, width), up to a last launch that `update` can do.
 
-        Returns what this launch reads, in the order of the parameters of `update`
-        (kernels/cuda/mean_field.cu); it stays until the filter is applied again. None means that
-        `update` cannot end the filter, and nothing was launched.
+        Returns those arguments of `update` (kernels/cuda/mean_field.cu) that stand for this launch;
+        the arrays stay until the filter is applied again. None means that `update` cannot end the
+        filter, and nothing was launched.
         """
         return None
 
@@ -83,12 +77,15 @@ class Filter(ABC):
             adds: whether results are added to the total.
         """
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            output = Output(received, weight, out, int(adds))
+            output = {"received": received, "channel_weight": weight, "sum": out, "adds": adds}
             self._add(group, sent, output, transposed=transposed)
 
     @abstractmethod
-    def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        """Filter a group of channels, (voxel, width)."""
+    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+        """Filter a group of channels, (voxel, width).
+
+        The output are arguments that the last kernel of each filter has.
+        """
 
 
 class FeatureSource(Protocol):
@@ -109,11 +106,19 @@ class ExactFilter(Filter):
         self._features = source.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {source.num_points} x N pairs)"
 
-    def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
+    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
         num_voxels = len(group)
-        constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
-        arguments = (self._features, num_voxels, group, sent, *output)
-        self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
+        self._device.launch(
+            "direct",
+            "filter_all_pairs",
+            {"CRF_FEATURES": len(self._features), **row_constants(group)},
+            num_voxels,
+            features=self._features,
+            num_voxels=num_voxels,
+            values=group,
+            sent=sent,
+            **output,
+        )
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
@@ -154,24 +159,36 @@ class TruncatedFilter(Filter):
         self._device = voxels.device
         xp = voxels.device.xp
         intensities = bilateral.features[: len(bilateral.theta_intensity)]
-        self._features = intensities * math.sqrt(_HALF_LOG2E)
-        self._index = voxels.linear_index(padded) + padding_before
+        index = voxels.linear_index(padded) + padding_before
         num_places = math.prod(padded) + 2 * padding_before
-        self._number = xp.full(num_places, -1, dtype=np.int32)
-        self._number[self._index] = xp.arange(voxels.num_voxels, dtype=np.int32)
+        number = xp.full(num_places, -1, dtype=np.int32)
+        number[index] = xp.arange(voxels.num_voxels, dtype=np.int32)
 
         offsets, squared = _window(bilateral, radius, strides)
         exponents = (_HALF_LOG2E * squared).astype(np.float32)  # minus log2 of the weights
-        window = (self._device.upload(offsets), self._device.upload(exponents))
-        self._neighbors = (*window, len(offsets))
+        self._num_features = len(intensities)
+        self._window: Arguments = {
+            "features": intensities * math.sqrt(_HALF_LOG2E),
+            "num_voxels": voxels.num_voxels,
+            "number": number,
+            "index": index,
+            "offset": self._device.upload(offsets),
+            "distance": self._device.upload(exponents),
+            "num_offsets": len(offsets),
+        }
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
-    def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        num_voxels = len(group)
-        constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
-        window = (self._features, num_voxels, self._number, self._index, *self._neighbors)
-        arguments = (*window, group, sent, *output)
-        self._device.launch("direct", "filter_window", constants, num_voxels, *arguments)
+    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+        self._device.launch(
+            "direct",
+            "filter_window",
+            {"CRF_FEATURES": self._num_features, **row_constants(group)},
+            len(group),
+            values=group,
+            sent=sent,
+            **self._window,
+            **output,
+        )
 
 
 def _window(
@@ -229,23 +246,25 @@ def _filtered(values: Float64, weights: Float64) -> Float64:
     return np.fft.irfft(spectrum, size)[len(weights) - 1 :][: len(values)]
 
 
+# Arguments of a launch of `filter_axis` that neither reads nor writes anything.
+_NO_ENDS: Arguments = {
+    "values": None,
+    "sent": None,
+    "box": None,
+    "next_box": None,
+    "received": None,
+    "channel_weight": None,
+    "sum": None,
+    "adds": False,
+}
+
+
 class _SpatialAxis(NamedTuple):
-    """An axis of the box, as `filter_axis` takes it."""
+    """An axis of the box, by the names of the parameters of `filter_axis` and `update`."""
 
     stride: int
     extent: int
     taps: Any  # (distance) weights on the device
-    radius: int
-
-
-class BoxPass(NamedTuple):
-    """What the last pass of a spatial kernel reads, as the parameters of `update` are in order."""
-
-    box: Any  # (place, width) filtered along all axes but the first
-    places: Any  # (voxel) those in the box; None means the voxels' numbers
-    stride: int
-    extent: int
-    taps: Any
     radius: int
 
 
@@ -305,27 +324,45 @@ class SpatialFilter(Filter):
         results = self._device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
         scale = results[0]
         ones = results[1] if is_symmetric else None
-        products = (extents, len(extents), uploaded, uploaded.shape[1])
-        arguments = (*products, voxels.box_size, scale, ones)
-        constants = self._constants(1)
-        self._device.launch("spatial", "multiply_axes", constants, voxels.box_size, *arguments)
+        self._device.launch(
+            "spatial",
+            "multiply_axes",
+            self._constants(1),
+            voxels.box_size,
+            extent=extents,
+            num_axes=len(extents),
+            factors=uploaded,
+            num_factors=uploaded.shape[1],
+            box_size=voxels.box_size,
+            first=scale,
+            second=ones,
+        )
         return scale, ones
 
-    def filter_until_last(self, group: Any, sent: Any) -> BoxPass | None:
+    def filter_until_last(
+        self, group: Any, sent: Any, received: Any, channel_weight: Any
+    ) -> Arguments | None:
         """Filter along all axes of the box but the first; see `Filter.filter_until_last`.
 
         Nothing is filtered if there is no other axis.
         """
         if len(self._axes) == 1:
             return None
-        box = self._filter_all_but_one(group, sent)
-        return BoxPass(box, self._voxels.places, *self._axes[0])
+        return {
+            "box": self._filter_all_but_one(group, sent),
+            "places": self._voxels.places,
+            **self._axes[0]._asdict(),
+            "axis_scale": received,
+            "axis_weight": channel_weight,
+        }
 
-    def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        source = (group, sent, None)
-        if len(self._axes) > 1:
-            source = (None, None, self._filter_all_but_one(group, sent))
-        self._filter_axis(0, group.shape[1], source, (None, *output))
+    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+        width = group.shape[1]
+        if len(self._axes) == 1:
+            self._filter_axis(0, width, values=group, sent=sent, **output)
+            return
+        box = self._filter_all_but_one(group, sent)
+        self._filter_axis(0, width, box=box, **output)
 
     def _filter_all_but_one(self, group: Any, sent: Any) -> Any:
         """Filter the voxels' values along all axes but the first; return the box, (place, width).
@@ -339,10 +376,10 @@ class SpatialFilter(Filter):
             self._filter_planes(group, sent, box)
             remaining = range(last - 2, 0, -1)
         else:
-            self._filter_axis(last, width, (group, sent, None), (box, None, None, None, 0))
+            self._filter_axis(last, width, values=group, sent=sent, next_box=box)
             remaining = range(last - 1, 0, -1)
         for number in remaining:
-            self._filter_axis(number, width, (None, None, box), (next_box, None, None, None, 0))
+            self._filter_axis(number, width, box=box, next_box=next_box)
             box, next_box = next_box, box
         return box
 
@@ -361,19 +398,39 @@ class SpatialFilter(Filter):
         across, along = self._axes[-2:]
         tiles = ceil_divide(along.extent, _TILE_COLUMNS) * ceil_divide(across.extent, _TILE_ROWS)
         num_blocks = voxels.box_size // (along.extent * across.extent) * tiles
-        taps = (along.taps, along.radius, across.taps, across.radius)
-        arguments = (voxels.number, group, sent, along.extent, across.extent, *taps, box)
-        constants = self._constants(group.shape[1])
-        self._device.launch_blocks("spatial", "filter_planes", constants, num_blocks, *arguments)
+        self._device.launch(
+            "spatial",
+            "filter_planes",
+            self._constants(group.shape[1]),
+            num_blocks,
+            number=voxels.number,
+            values=group,
+            sent=sent,
+            width=along.extent,
+            height=across.extent,
+            row_taps=along.taps,
+            row_radius=along.radius,
+            column_taps=across.taps,
+            column_radius=across.radius,
+            box=box,
+        )
 
-    def _filter_axis(
-        self, number: int, width: int, source: tuple[Any, ...], target: tuple[Any, ...]
-    ) -> None:
-        """Filter along one axis; see kernels/cuda/spatial.cu for source and target."""
+    def _filter_axis(self, number: int, width: int, **ends: Any) -> None:
+        """Filter along one axis.
+
+        The ends are what `filter_axis` reads and writes, of the arguments in `_NO_ENDS`.
+        """
         voxels = self._voxels
-        arguments = (voxels.number, voxels.box_size, *source, *self._axes[number], *target)
-        constants = self._constants(width)
-        self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
+        arguments = {**_NO_ENDS, **self._axes[number]._asdict(), **ends}
+        self._device.launch(
+            "spatial",
+            "filter_axis",
+            self._constants(width),
+            voxels.box_size,
+            number=voxels.number,
+            box_size=voxels.box_size,
+            **arguments,
+        )
 
     def _constants(self, width: int) -> dict[str, int]:
         return {"CRF_WIDTH": width, **_TILE}

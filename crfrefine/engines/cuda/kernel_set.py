@@ -54,16 +54,6 @@ class Kernel:
             values, self.sent_scale, self.scale, channel_weight, total, adds=adds
         )
 
-    def filter_until_last(self, values: Any, channel_weight: Any) -> tuple[Any, ...] | None:
-        """Launch the same for one group of values but for the last launch.
-
-        Returns that launch's arguments, or None; see `Filter.filter_until_last`.
-        """
-        read = self.filter.filter_until_last(values[0], self.sent_scale)
-        if read is None:
-            return None
-        return (*read, self.scale, channel_weight[0])
-
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     """Compute the normalization of a kernel, "symmetric", "after" or "none"."""
@@ -87,8 +77,16 @@ def _normalization(plain: Filter, voxels: Voxels, *, is_symmetric: bool) -> tupl
     scale = device.xp.empty_like(voxels.ones)
     plain.accumulate(voxels.ones, None, None, unit, scale, adds=False)
     scale = scale.reshape(-1)
-    arguments = (scale, num_voxels, int(is_symmetric), scale)
-    device.launch("voxels", "find_scale", CONSTANTS, num_voxels, *arguments)
+    device.launch(
+        "voxels",
+        "find_scale",
+        CONSTANTS,
+        num_voxels,
+        row_sum=scale,
+        num_voxels=num_voxels,
+        is_symmetric=is_symmetric,
+        scale=scale,
+    )
     if not is_symmetric:
         return scale, None
     message = device.xp.empty_like(voxels.ones)

@@ -7,12 +7,12 @@ their keys, so that every run has the same bits; then values are splatted, blurr
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.engines.cuda.filters import FeatureSource, Filter, Output
+from crfrefine.engines.cuda.filters import FeatureSource, Filter
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants
 from crfrefine.errors import CapacityError
 
@@ -94,12 +94,23 @@ class Simplices:
         low = xp.empty(num_corners, dtype=np.uint64)
         high = xp.empty(num_corners, dtype=np.uint64) if self.is_wide else None
         weight = xp.empty((self.num_features + 1, num_voxels), dtype=np.uint16)
-        layout = (self._padding, self._scale, self.shift)
-        bias = (self._bias % 2**64, self._bias >> 64)
-        voxels = (features, features.shape[1], run_length, num_voxels)
-        arguments = (*voxels, *layout, *bias, low, high, weight)
         self._device.launch(
-            "lattice_build", "find_simplices", self.constants, num_voxels, *arguments
+            "lattice_build",
+            "find_simplices",
+            self.constants,
+            num_voxels,
+            features=features,
+            all_voxels=features.shape[1],
+            run_length=run_length,
+            num_voxels=num_voxels,
+            num_padding=self._padding,
+            scale=self._scale,
+            shift=self.shift,
+            bias_low=self._bias % 2**64,
+            bias_high=self._bias >> 64,
+            key_low=low,
+            key_high=high,
+            corner_weight=weight,
         )
         return VertexKeys(low, high), weight
 
@@ -177,8 +188,16 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
     in_order = device.xp.sort(key_hash)
     num_blocks = ceil_divide(in_order.size, _SLOTS_OF_BLOCK)
     counts = device.xp.empty((3, num_blocks), dtype=np.uint64)
-    arguments = (in_order, in_order.size, num_blocks, counts)
-    device.launch_blocks("lattice_build", "count_runs", simplices.constants, num_blocks, *arguments)
+    device.launch(
+        "lattice_build",
+        "count_runs",
+        simplices.constants,
+        num_blocks,
+        keys=in_order,
+        num_keys=in_order.size,
+        num_blocks=num_blocks,
+        counts=counts,
+    )
     distinct, once, twice = device.download(counts).sum(axis=1).tolist()
     if run_length == 1:
         return float(distinct)
@@ -212,16 +231,6 @@ class _HashTable(NamedTuple):
     num_vertices: int
     corner_slot: Any  # (corner)
     bits: int  # there are 2^bits slots
-
-
-class Slice(NamedTuple):
-    """What slicing reads, as the parameters of `update` and `slice_values` are in order."""
-
-    rows: Any  # (vertex, width)
-    corner_vertex: Any
-    corner_weight: Any
-    num_corners: int
-    amplitude: float
 
 
 class Lattice(Filter):
@@ -272,11 +281,9 @@ class Lattice(Filter):
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
         self._rows = Room(self.device.xp)
 
-    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
-
-    def _launch_blocks(self, kernel: str, num_blocks: int, *arguments: Any) -> None:
-        self.device.launch_blocks("lattice_build", kernel, self._constants, num_blocks, *arguments)
+    def _launch(self, kernel: str, num_items: int, /, **arguments: Any) -> None:
+        """Run a kernel of the build."""
+        self.device.launch("lattice_build", kernel, self._constants, num_items, **arguments)
 
     def _find_vertices(self, source: FeatureSource, simplices: Simplices, table_bits: int) -> None:
         """Find the vertices of all corners, their keys and their neighbors."""
@@ -293,13 +300,25 @@ class Lattice(Filter):
         self.before = xp.full(shape, -1, dtype=np.int32)
         self.corner_vertex = xp.empty(self.corner_weight.shape, dtype=np.uint32)
         num_corners = int(self.corner_vertex.size)
-        vertices = (self.vertex_low, self.vertex_high, self.num_vertices)
-        lookup = (keys.low, keys.high, table.slots, table.bits, slot_vertex)
-        layout = (simplices.shift, simplices.remainder_bits)
-        neighbors = (self.after, self.before)
-        corners = (table.corner_slot, num_corners, self.corner_vertex)
-        arguments = (*vertices, *lookup, *layout, *neighbors, *corners)
-        self._launch("link_vertices", num_corners, *arguments)
+        self._launch(
+            "link_vertices",
+            num_corners,
+            vertex_low=self.vertex_low,
+            vertex_high=self.vertex_high,
+            num_vertices=self.num_vertices,
+            key_low=keys.low,
+            key_high=keys.high,
+            table=table.slots,
+            table_bits=table.bits,
+            slot_vertex=slot_vertex,
+            shift=simplices.shift,
+            remainder_bits=simplices.remainder_bits,
+            after=self.after,
+            before=self.before,
+            corner_slot=table.corner_slot,
+            num_corners=num_corners,
+            corner_vertex=self.corner_vertex,
+        )
 
     def _fill_table(self, keys: VertexKeys, bits: int) -> _HashTable:
         """Put every key into a table that ends up at most half full."""
@@ -312,9 +331,20 @@ class Lattice(Filter):
             slots = xp.full(num_slots, _EMPTY, dtype=np.uint64)
             # Used slots of each block; the last number is not 0 if the table was too full.
             counts = xp.zeros(num_blocks + 1, dtype=np.uint64)
-            arguments = (*keys, num_corners, slots, bits, corner_slot, counts[num_blocks:])
-            self._launch("insert_vertices", num_corners, *arguments)
-            self._launch_blocks("count_vertices", num_blocks, slots, num_slots, counts)
+            self._launch(
+                "insert_vertices",
+                num_corners,
+                key_low=keys.low,
+                key_high=keys.high,
+                num_corners=num_corners,
+                table=slots,
+                table_bits=bits,
+                corner_slot=corner_slot,
+                overflow=counts[num_blocks:],
+            )
+            self._launch(
+                "count_vertices", num_blocks, table=slots, num_slots=num_slots, counts=counts
+            )
             ends = xp.cumsum(counts, dtype=np.uint64)
             num_vertices, with_overflow = self.device.download(ends[-2:]).tolist()
             if with_overflow > num_vertices:
@@ -323,7 +353,7 @@ class Lattice(Filter):
                 return _HashTable(slots, ends, num_vertices, corner_slot, bits)
             else:
                 bits = (2 * num_vertices - 1).bit_length()
-            del slots, arguments  # freed before a larger table is made
+            del slots  # freed before a larger table is made
         raise CapacityError(
             "the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask"
         )
@@ -336,16 +366,36 @@ class Lattice(Filter):
         used_slot = xp.empty(num_vertices, dtype=np.uint32)
         used = self._empty_keys(keys)
         vertices = self._empty_keys(keys)
-        arguments = (table.slots, num_slots, table.ends, *keys, used_slot, *used)
-        self._launch_blocks("list_vertices", ceil_divide(num_slots, _SLOTS_OF_BLOCK), *arguments)
+        self._launch(
+            "list_vertices",
+            ceil_divide(num_slots, _SLOTS_OF_BLOCK),
+            table=table.slots,
+            num_slots=num_slots,
+            ends=table.ends,
+            key_low=keys.low,
+            key_high=keys.high,
+            used_slot=used_slot,
+            used_low=used.low,
+            used_high=used.high,
+        )
 
         order = xp.argsort(used.low, kind="stable")
         if used.high is not None:
             order = order[xp.argsort(used.high[order], kind="stable")]
         order = order.astype(np.int64, copy=False)
         slot_vertex = xp.empty(num_slots, dtype=np.uint32)
-        listed = (order, used_slot, *used, num_vertices)
-        self._launch("number_slots", num_vertices, *listed, slot_vertex, *vertices)
+        self._launch(
+            "number_slots",
+            num_vertices,
+            order=order,
+            used_slot=used_slot,
+            used_low=used.low,
+            used_high=used.high,
+            num_vertices=num_vertices,
+            slot_vertex=slot_vertex,
+            vertex_low=vertices.low,
+            vertex_high=vertices.high,
+        )
         self.vertex_low, self.vertex_high = vertices
         return slot_vertex
 
@@ -368,51 +418,88 @@ class Lattice(Filter):
         self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
         self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
         self.begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
-        corners = (order, vertex, num_corners, num_voxels, self.corner_weight)
-        entries = (self.entry_voxel, self.entry_weight, self.begin)
-        self._launch("list_entries", num_corners, *corners, *entries)
+        self._launch(
+            "list_entries",
+            num_corners,
+            order=order,
+            corner_vertex=vertex,
+            num_corners=num_corners,
+            num_voxels=num_voxels,
+            corner_weight=self.corner_weight,
+            entry_voxel=self.entry_voxel,
+            entry_weight=self.entry_weight,
+            vertex_begin=self.begin,
+        )
 
-    def filter_until_last(self, group: Any, sent: Any) -> Slice:
+    def filter_until_last(
+        self, group: Any, sent: Any, received: Any, channel_weight: Any
+    ) -> Arguments:
         """Splat and blur; see `Filter.filter_until_last`."""
-        return self._slice_of(self._blurred(group, sent, transposed=False))
+        to_slice = self._blurred(group, sent, transposed=False)
+        return {**to_slice, "slice_scale": received, "slice_weight": channel_weight}
 
-    def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        rows = self._blurred(group, sent, transposed=transposed)
+    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
         num_voxels = len(group)
-        arguments = (num_voxels, *self._slice_of(rows), *output)
-        constants = self._row_constants(group)
-        self.device.launch("lattice", "slice_values", constants, num_voxels, *arguments)
+        self.device.launch(
+            "lattice",
+            "slice_values",
+            self._row_constants(group),
+            num_voxels,
+            num_voxels=num_voxels,
+            **self._blurred(group, sent, transposed=transposed),
+            **output,
+        )
 
-    def _slice_of(self, rows: Any) -> Slice:
-        """Return what slicing reads, for the rows of the vertices."""
-        amplitude = _amplitude(self.num_features)
-        corners = (self.corner_vertex, self.corner_weight, self.num_features + 1)
-        return Slice(rows, *corners, amplitude)
-
-    def _blurred(self, group: Any, sent: Any, *, transposed: bool) -> Any:
-        """Return the rows of the vertices after splatting and all blurs, (vertex, width)."""
+    def _blurred(self, group: Any, sent: Any, *, transposed: bool) -> Arguments:
+        """Splat and blur; return what slicing reads, arguments of `slice_values` and `update`."""
         width = group.shape[1]
         num_vertices = self.num_vertices
         rows, blurred = self._rows.array(2, num_vertices, width)
         constants = self._row_constants(group)
 
         lanes = _lanes_for(self.entry_voxel.size / num_vertices)
-        entries = (self.entry_voxel, self.entry_weight, self.begin, num_vertices, lanes)
-        num_blocks = ceil_divide(num_vertices * lanes, _THREADS)
-        arguments = (group, sent, *entries, rows)
-        self.device.launch_blocks("lattice", "splat", constants, num_blocks, *arguments)
+        self.device.launch(
+            "lattice",
+            "splat",
+            constants,
+            ceil_divide(num_vertices * lanes, _THREADS),
+            values=group,
+            sent=sent,
+            entry_voxel=self.entry_voxel,
+            entry_weight=self.entry_weight,
+            begin=self.begin,
+            num_vertices=num_vertices,
+            lanes=lanes,
+            rows=rows,
+        )
 
-        launch = partial(self.device.launch, "lattice")
         num_directions = self.num_features + 1
         at_once = _directions_at_once(rows.nbytes)
         step = -1 if transposed else 1
         for number in range(0, num_directions, at_once):
             together = min(at_once, num_directions - number)
             first = num_directions - 1 - number if transposed else number
-            neighbors = (self.before, self.after, num_vertices, first, step)
-            launch(f"blur_{together}", constants, num_vertices, rows, *neighbors, blurred)
+            self.device.launch(
+                "lattice",
+                f"blur_{together}",
+                constants,
+                num_vertices,
+                rows=rows,
+                before=self.before,
+                after=self.after,
+                num_vertices=num_vertices,
+                first=first,
+                step=step,
+                next_rows=blurred,
+            )
             rows, blurred = blurred, rows
-        return rows
+        return {
+            "vertex_rows": rows,
+            "corner_vertex": self.corner_vertex,
+            "corner_weight": self.corner_weight,
+            "num_corners": num_directions,
+            "amplitude": _amplitude(self.num_features),
+        }
 
     def _row_constants(self, group: Any) -> dict[str, int]:
         return {**row_constants(group), "CRF_THREADS": _THREADS}

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
+Arguments = dict[str, Any]  # of a kernel, by the names of its parameters
 Launch = Callable[[], None]  # runs a kernel with the arguments that it was prepared with
-
-
-class KernelCall(NamedTuple):
-    """A kernel, and how often it runs."""
-
-    source: str  # kernels/cuda/<source>.cu
-    kernel: str
-    constants: Mapping[str, int]
-    num_items: int  # threads; blocks, for a kernel whose threads share memory
-    has_blocks: bool  # its blocks have constants["CRF_THREADS"] threads each
 
 
 class Launcher(ABC):
@@ -38,33 +29,20 @@ class Launcher(ABC):
         source: str,
         kernel: str,
         constants: Mapping[str, int],
-        num_threads: int,
-        *arguments: Any,
+        num_items: int,
+        /,
+        **arguments: Any,
     ) -> None:
-        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
+        """Run a kernel of kernels/cuda/<source>.cu with its arguments by their names.
 
-        An argument that is None becomes a null pointer.
+        The items are threads, of which at least so many run. For a kernel whose threads share
+        memory they are blocks, of constants["CRF_THREADS"] threads each. An argument that is None
+        becomes a null pointer. Raises TypeError if one is missing, or if the kernel has none of
+        that name, or another type.
         """
-        self._launch(KernelCall(source, kernel, constants, num_threads, False), arguments)
-
-    def launch_blocks(
-        self,
-        source: str,
-        kernel: str,
-        constants: Mapping[str, int],
-        num_blocks: int,
-        *arguments: Any,
-    ) -> None:
-        """Run a kernel whose threads share memory by block.
-
-        There are `num_blocks` blocks of constants["CRF_THREADS"] threads each.
-        """
-        self._launch(KernelCall(source, kernel, constants, num_blocks, True), arguments)
-
-    def _launch(self, call: KernelCall, arguments: Sequence[Any]) -> None:
-        if call.num_items == 0:
+        if num_items == 0:
             return
-        launch = self.prepare(call, arguments)
+        launch = self.prepare(source, kernel, constants, num_items, arguments)
         recorded = getattr(self._thread, "recorded", None)
         if recorded is None:
             launch()
@@ -86,5 +64,12 @@ class Launcher(ABC):
             self._thread.recorded = None
 
     @abstractmethod
-    def prepare(self, call: KernelCall, arguments: Sequence[Any]) -> Launch:
-        """Check and pack the arguments of a launch."""
+    def prepare(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_items: int,
+        arguments: Mapping[str, Any],
+    ) -> Launch:
+        """Check and pack the arguments of a launch; see `launch`."""

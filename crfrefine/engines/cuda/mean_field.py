@@ -13,9 +13,8 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
-from crfrefine.engines.cuda.filters import BoxPass, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.lattice import Lattice, Slice
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import (
     Products,
     Sums,
@@ -93,10 +92,19 @@ class MassSums:
         """Return softmax(logits + bias), (label, voxel), until the next call."""
         voxels = self._voxels
         num_voxels = voxels.num_voxels
-        geometry = (voxels.grid_size, voxels.grid_index, num_voxels, self._num_labels)
-        uploaded = upload_float32(voxels.device, bias)
-        arguments = (logits, *geometry, uploaded, self._marginals)
-        voxels.device.launch("volume", "find_marginals", {}, num_voxels, *arguments)
+        voxels.device.launch(
+            "volume",
+            "find_marginals",
+            {},
+            num_voxels,
+            logits=logits,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=num_voxels,
+            num_labels=self._num_labels,
+            bias=upload_float32(voxels.device, bias),
+            marginals=self._marginals,
+        )
         return self._marginals
 
 
@@ -133,10 +141,19 @@ class VolumeSteps:
 
         voxels = self._voxels
         num_voxels = voxels.num_voxels
-        geometry = (voxels.grid_size, voxels.grid_index, num_voxels, num_labels)
-        uploaded = upload_float32(voxels.device, bias)
-        arguments = (self._out, *geometry, self._sums.part, uploaded)
-        voxels.device.launch("volume", "add_biases", {}, num_voxels, *arguments)
+        voxels.device.launch(
+            "volume",
+            "add_biases",
+            {},
+            num_voxels,
+            logits=self._out,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=num_voxels,
+            num_labels=num_labels,
+            part=self._sums.part,
+            bias=upload_float32(voxels.device, bias),
+        )
         if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self._sums.masses(self._out)
         return energy
@@ -178,9 +195,18 @@ class VolumeBackward:
         self.by_slack += by_slack
 
         num_voxels = self._voxels.num_voxels
-        by_mass = upload_float32(self._voxels.device, -pull)
-        arguments = (marginals, num_voxels, self._num_labels, self._sums.part, by_mass, by_x)
-        self._voxels.device.launch("volume", "pull_masses", {}, num_voxels, *arguments)
+        self._voxels.device.launch(
+            "volume",
+            "pull_masses",
+            {},
+            num_voxels,
+            marginals=marginals,
+            num_voxels=num_voxels,
+            num_labels=self._num_labels,
+            part=self._sums.part,
+            by_mass=upload_float32(self._voxels.device, -pull),
+            gradient=by_x,
+        )
 
 
 # Fields of a spec that this engine takes into account; a spec with other ones is refused.
@@ -198,10 +224,25 @@ _FIELDS = (
 _QUADRATIC, _UNARY, _LARGEST, _DIVERGENCE, _FLIPS = range(5)
 _NUM_SUMS = 5
 _FLIPS_AT_CONVERGENCE = 1e-4  # voxels whose label may change in the last step, as a share of all
-# Arguments of an update that does not do a filter's last pass: those after `messages`, in their
-# order. With the first one None, the others are not read.
-_NO_SLICE = (*Slice(None, None, None, 0, 0.0), None, None)
-_NO_AXIS = (*BoxPass(None, None, 1, 1, None, 0), None, None)
+# Arguments of an update that does no filter's last pass: without rows and a box the others are not
+# read.
+_NO_ENDINGS: Arguments = {
+    "vertex_rows": None,
+    "corner_vertex": None,
+    "corner_weight": None,
+    "num_corners": 0,
+    "amplitude": 0.0,
+    "slice_scale": None,
+    "slice_weight": None,
+    "box": None,
+    "places": None,
+    "stride": 1,
+    "extent": 1,
+    "taps": None,
+    "radius": 0,
+    "axis_scale": None,
+    "axis_weight": None,
+}
 _MAX_THREADS = 1 << 17  # of an update: an H200 holds about as many at a time
 _UPDATES_TOGETHER = 8  # whose sums wait in memory until they are added up
 
@@ -345,7 +386,7 @@ class MeanFieldRun:
         shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
         self._messages: Any = None  # the sum of those that kernels have added
-        self._endings: dict[type, tuple[Any, ...]] = {}  # by the filters that `update` ends
+        self._endings = _NO_ENDINGS  # of the filters whose last pass `update` does
         self._num_threads = min(num_voxels, _MAX_THREADS)
         num_updates = self._spec.num_iterations + 1
         self._sums = _StepSums(self._voxels.device, num_updates, self._num_threads)
@@ -400,12 +441,16 @@ class MeanFieldRun:
 
         It does one of each kind, if there is one group of channels.
         """
+        ended = set()
         for kernel, weight in self._kernels:
             kind = type(kernel.filter)
-            if kind not in self._endings and len(self._marginals) == 1:
-                ending = kernel.filter_until_last(self._marginals, weight)
+            if kind not in ended and len(self._marginals) == 1:
+                ending = kernel.filter.filter_until_last(
+                    self._marginals[0], kernel.sent_scale, kernel.scale, weight[0]
+                )
                 if ending is not None:
-                    self._endings[kind] = ending
+                    self._endings = {**self._endings, **ending}
+                    ended.add(kind)
                     continue
             # The first message is not added: it overwrites the rows.
             adds = self._messages is not None
@@ -463,22 +508,34 @@ class MeanFieldRun:
     ) -> None:
         """Compute the marginals, and leave sums in `part`; see kernels/cuda/mean_field.cu."""
         voxels = self._voxels
-        geometry = (voxels.grid_size, voxels.grid_index, voxels.num_voxels)
-        inputs = (self._logits, self._bias, *geometry, self._inverse_temperature)
-        model = (self._weighted_ones, self._compatibility, int(self._spec.is_potts))
-        received = (int(has_messages), None, *_NO_SLICE, *_NO_AXIS)
-        if has_messages:
-            of_lattice = self._endings.get(Lattice, _NO_SLICE)
-            of_box = self._endings.get(SpatialFilter, _NO_AXIS)
-            received = (1, self._messages, *of_lattice, *of_box)
-        results = (int(wants_divergence), refined, out, self._num_threads, part)
-        arguments = (*inputs, old, self._marginals, *received, *model, *results)
-        self._launch("update", self._num_threads, *arguments)
+        endings = self._endings if has_messages else _NO_ENDINGS
+        voxels.device.launch(
+            "mean_field",
+            "update",
+            self._constants,
+            self._num_threads,
+            logits=self._logits,
+            bias=self._bias,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=voxels.num_voxels,
+            inverse_temperature=self._inverse_temperature,
+            old_marginals=old,
+            marginals=self._marginals,
+            has_messages=has_messages,
+            messages=self._messages if has_messages else None,
+            **endings,
+            weighted_ones=self._weighted_ones,
+            compatibility=self._compatibility,
+            is_potts=self._spec.is_potts,
+            wants_divergence=wants_divergence,
+            refined=refined,
+            out=out,
+            num_threads=self._num_threads,
+            partial=part,
+        )
 
     def _store_marginals(self) -> None:
         """Add the marginals to the record, if there is one."""
         if self._record is not None:
             self._record.store(self._marginals)
-
-    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._voxels.device.launch("mean_field", kernel, self._constants, num_threads, *arguments)

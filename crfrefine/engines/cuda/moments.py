@@ -12,6 +12,7 @@ import numpy as np
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, Sums, row_constants, row_width, sum_threads
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSpec
@@ -93,19 +94,43 @@ class FeatureProducts:
         width = _products_width(num_channels, num_voxels)
         rows, filtered = self._room.array(2, 1, num_voxels, width)
         constants = row_constants(rows)
-        of_columns = (self._columns, num_features, num_voxels)
         num_threads = sum_threads(num_voxels)
-        num_wanted = 0 if by_feature is None else len(by_feature)
         for first in range(0, num_channels, width):
-            sent = (pair.values, pair.values.shape[2], pair.num_values, pair.sent, *of_columns)
+            columns: Arguments = {
+                "num_values": pair.num_values,
+                "columns": self._columns,
+                "num_features": num_features,
+                "num_voxels": num_voxels,
+                "first": first,
+            }
             self._device.launch(
-                "moments", "multiply_columns", constants, num_voxels, *sent, first, rows
+                "moments",
+                "multiply_columns",
+                constants,
+                num_voxels,
+                values=pair.values,
+                width=pair.values.shape[2],
+                factor=pair.sent,
+                rows=rows,
+                **columns,
             )
             self.filter(rows, None, filtered, transposed=transposed)
-            received = (filtered, pair.other, pair.other.shape[2], pair.num_values, pair.received)
-            results = (num_threads, sums, self.inverse_theta, num_wanted, by_feature)
-            arguments = (*received, *of_columns, first, *results)
-            self._device.launch("moments", "add_columns", constants, num_threads, *arguments)
+            self._device.launch(
+                "moments",
+                "add_columns",
+                constants,
+                num_threads,
+                filtered=filtered,
+                other=pair.other,
+                width=pair.other.shape[2],
+                factor=pair.received,
+                num_threads=num_threads,
+                partial=sums,
+                inverse_theta=self.inverse_theta,
+                num_modalities=0 if by_feature is None else len(by_feature),
+                by_image=by_feature,
+                **columns,
+            )
 
 
 class Moments:
@@ -216,10 +241,22 @@ class Moments:
 
         by_degree = None if scale is None else by_ones
         squares = None if self._columns is None else self.by_received  # overwrites it
-        normalization = (scale, int(kernel.sent_scale is not None), kernel.ones)
-        gradients = (by_ones, filtered_back, self.by_received, self.by_sent)
-        results = (num_voxels, by_degree, squares)
-        self._launch("differentiate_scale", num_voxels, *normalization, *gradients, *results)
+        self._device.launch(
+            "moments",
+            "differentiate_scale",
+            {"CRF_WIDTH": 1},
+            num_voxels,
+            scale=scale,
+            scales_sent=kernel.sent_scale is not None,
+            ones=kernel.ones,
+            by_ones=by_ones,
+            filtered_back=filtered_back,
+            by_received=self.by_received,
+            by_sent=self.by_sent,
+            num_voxels=num_voxels,
+            by_degree=by_degree,
+            squares=squares,
+        )
         if by_degree is not None:
             self.add_pair(Pair(unit, None, by_degree, None, 1))
         if squares is None:
@@ -230,21 +267,41 @@ class Moments:
             self._products.filter(by_degree, None, filtered_back, transposed=True)
             also_squares = filtered_back
         num_features = len(self.thetas)
-        columns = (self._columns, num_voxels, num_features)
-        partial = (self._num_threads, self._partial)
-        by_image = (self._num_modalities, self._products.inverse_theta, self._by_image)
-        arguments = (squares, also_squares, *columns, *partial, *by_image)
-        self._launch("add_squares", num_features * self._num_threads, *arguments)
+        self._device.launch(
+            "moments",
+            "add_squares",
+            {"CRF_WIDTH": 1},
+            num_features * self._num_threads,
+            squares=squares,
+            also_squares=also_squares,
+            columns=self._columns,
+            num_voxels=num_voxels,
+            num_features=num_features,
+            num_threads=self._num_threads,
+            partial=self._partial,
+            num_modalities=self._num_modalities,
+            inverse_theta=self._products.inverse_theta,
+            by_image=self._by_image,
+        )
 
     def add_pair(self, pair: Pair) -> None:
         """Add a pair: filterings of its products with the features, or of each slope."""
         for axis, slope in enumerate(self._slopes):
             rows = self._room.array(*pair.values.shape)
             self._products.filter(pair.values, pair.sent, rows, kernel_filter=slope)
-            counts = (self._num_voxels, self._num_threads)
-            arguments = (rows, pair.other, len(rows), pair.received, *counts, self._partial[axis])
-            constants = row_constants(rows)
-            self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
+            self._device.launch(
+                "moments",
+                "add_moments",
+                row_constants(rows),
+                self._num_threads,
+                filtered=rows,
+                other=pair.other,
+                num_groups=len(rows),
+                factor=pair.received,
+                num_voxels=self._num_voxels,
+                num_threads=self._num_threads,
+                partial=self._partial[axis],
+            )
         if self._columns is None:
             return
         by_image = None
@@ -258,9 +315,6 @@ class Moments:
         if by_image is not None:
             back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
             self._products.add(back, self._num_modalities, by_feature=by_image, transposed=True)
-
-    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("moments", kernel, {"CRF_WIDTH": 1}, num_threads, *arguments)
 
 
 def _products_width(num_channels: int, num_voxels: int) -> int:

@@ -187,9 +187,17 @@ class Products:
         They are added to the set of this number. Only voxels where `part`, (voxel) uint8, is 1
         count; None means all.
         """
-        arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts[number])
-        self._device.launch_blocks(
-            "products", "add_products", self._constants, self._num_blocks, *arguments
+        self._device.launch(
+            "products",
+            "add_products",
+            self._constants,
+            self._num_blocks,
+            rows=rows,
+            others=others,
+            part=part,
+            num_voxels=self._num_voxels,
+            num_blocks=self._num_blocks,
+            sums=self.parts[number],
         )
 
 
@@ -197,4 +205,4 @@ def add_up(device: CupyDevice, parts: Any, totals: Any) -> None:
     """Add up (num_sums, count) numbers in float64, in a fixed order, into (num_sums) totals."""
     num_sums, count = parts.shape
     constants = {"CRF_THREADS": _THREADS}
-    device.launch_blocks("sums", "add_up", constants, num_sums, parts, count, totals)
+    device.launch("sums", "add_up", constants, num_sums, partial=parts, count=count, sums=totals)

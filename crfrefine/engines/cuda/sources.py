@@ -1,12 +1,13 @@
 """The kernels' source text, with its headers inlined, as CuPy caches modules by their text.
 
-Each kernel's arguments are found in its text, and checked at each launch.
+Each kernel's parameters are found in its text, by which the arguments of a launch are checked and
+put in order.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +38,8 @@ UNCONTRACTED = frozenset({"lattice_build"})
 
 
 class Parameter(NamedTuple):
-    """A parameter of a kernel."""
+    """The type of a kernel's parameter."""
 
-    name: str
     dtype: np.dtype[Any]
     is_array: bool
     is_rows: bool  # an array of rows of CRF_WIDTH channels
@@ -50,8 +50,12 @@ class KernelSource(NamedTuple):
 
     name: str  # file name without suffix
     text: str  # source with headers and constants
-    kernels: dict[str, tuple[Parameter, ...]]  # the parameters of each kernel
+    kernels: dict[str, dict[str, Parameter]]  # the parameters of each kernel by name, in order
     options: tuple[str, ...]  # options for NVRTC
+
+    def has_blocks(self, kernel: str) -> bool:
+        """Return whether a kernel's threads share memory by block."""
+        return f"CRF_BLOCK_KERNEL({kernel}," in self.text
 
 
 def kernels_dir() -> Path:
@@ -99,8 +103,13 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
     text = _inlined(name)
     kernels = {}
     for match in _KERNEL.finditer(text):
-        declarations = match[2].split(",")
-        kernels[match[1]] = tuple(_parameter(declaration) for declaration in declarations)
+        parameters = {}
+        for declaration in match[2].split(","):  # such as "const Real* scale"
+            kind, _, own_name = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
+            base = kind.rstrip("*")
+            dtype = np.dtype(_TYPES[base])
+            parameters[own_name] = Parameter(dtype, kind.endswith("*"), base == "Channels")
+        kernels[match[1]] = parameters
 
     options = ["-std=c++17"]
     if name in UNCONTRACTED:
@@ -111,28 +120,21 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
     return KernelSource(name, "".join(lines) + text, kernels, tuple(options))
 
 
-def _parameter(declaration: str) -> Parameter:
-    """Read a declaration such as "const Real* scale"."""
-    kind, _, name = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
-    base = kind.rstrip("*")
-    dtype = np.dtype(_TYPES[base])
-    return Parameter(name, dtype, is_array=kind.endswith("*"), is_rows=base == "Channels")
-
-
 def pack_arguments(
-    source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]
+    source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Mapping[str, Any]
 ) -> list[Any]:
-    """Return the arguments of a launch in the driver's form.
+    """Return the arguments of a launch in the driver's form, in the order of the parameters.
 
-    Raises TypeError if one does not fit, which a GPU would not notice.
+    Raises TypeError if one is missing, unknown or does not fit, which a GPU would not notice.
     """
     parameters = source.kernels[kernel]
-    found = len(arguments)
-    expected = len(parameters)
-    if found != expected:
-        raise TypeError(f"{source.name}.{kernel}: {found} arguments for {expected} parameters")
+    if arguments.keys() != parameters.keys():
+        missing = sorted(parameters.keys() - arguments.keys())
+        unknown = sorted(arguments.keys() - parameters.keys())
+        raise TypeError(f"{source.name}.{kernel}: missing arguments {missing}, unknown {unknown}")
     packed = []
-    for parameter, value in zip(parameters, arguments, strict=True):
+    for name, parameter in parameters.items():
+        value = arguments[name]
         if not parameter.is_array:
             packed.append(parameter.dtype.type(value))
         elif value is None:
@@ -140,7 +142,7 @@ def pack_arguments(
         else:
             problem = _misfit(parameter, value, constants)
             if problem:
-                raise TypeError(f"{source.name}.{kernel}: {parameter.name} {problem}")
+                raise TypeError(f"{source.name}.{kernel}: {name} {problem}")
             packed.append(value)
     return packed
 

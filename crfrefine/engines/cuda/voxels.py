@@ -157,11 +157,22 @@ def _box_of(
     num_axes = len(grid_shape)
     num_voxels = int(grid_index.size)
     strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(num_axes)]
-    axes = device.upload(np.array([strides, grid_shape], dtype=np.int64))
+    strides_and_extents = device.upload(np.array([strides, grid_shape], dtype=np.int64))
     num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
     ends = device.xp.empty((2, num_axes, num_blocks), dtype=np.int64)
-    arguments = (grid_index, num_voxels, *axes, num_blocks, *ends)
-    device.launch_blocks("voxels", "find_box", CONSTANTS, num_axes * num_blocks, *arguments)
+    device.launch(
+        "voxels",
+        "find_box",
+        CONSTANTS,
+        num_axes * num_blocks,
+        grid_index=grid_index,
+        num_voxels=num_voxels,
+        strides=strides_and_extents[0],
+        extents=strides_and_extents[1],
+        num_blocks=num_blocks,
+        lowest=ends[0],
+        highest=ends[1],
+    )
     lowest, highest = device.download(ends)
     return list(zip(lowest.min(axis=1).tolist(), highest.max(axis=1).tolist(), strict=True))
 
@@ -175,8 +186,19 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     num_voxels = row_size if places is None else int(places.size)
     num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
     ends = device.xp.empty((2, num_rows, num_blocks), dtype=np.float32)
-    arguments = (rows, row_size, places, num_voxels, num_blocks, *ends)
-    device.launch_blocks("voxels", "find_ranges", CONSTANTS, num_rows * num_blocks, *arguments)
+    device.launch(
+        "voxels",
+        "find_ranges",
+        CONSTANTS,
+        num_rows * num_blocks,
+        image=rows,
+        grid_size=row_size,
+        grid_index=places,
+        num_voxels=num_voxels,
+        num_blocks=num_blocks,
+        lowest=ends[0],
+        highest=ends[1],
+    )
     lowest, highest = device.download(ends)
     return lowest.min(axis=1), highest.max(axis=1)
 
@@ -245,16 +267,25 @@ class BilateralInput:
         device = voxels.device
         inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)
         intensity = device.upload(np.stack([lowest, inverse_theta]))
-        positions = (
-            device.upload(np.array(axes, dtype=np.int64)),
-            device.upload(np.array(steps, dtype=np.float64)),
-        )
         shape = (self.num_features, voxels.num_voxels)
         self.features = device.xp.empty(shape, dtype=np.float32)
-        of_image = (image.values, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
-        scales = (num_modalities, *intensity, voxels.num_axes, *positions)
-        arguments = (*of_image, *scales, self.features)
-        device.launch("voxels", "find_features", CONSTANTS, voxels.num_voxels, *arguments)
+        device.launch(
+            "voxels",
+            "find_features",
+            CONSTANTS,
+            voxels.num_voxels,
+            image=image.values,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=voxels.num_voxels,
+            num_modalities=num_modalities,
+            lowest=intensity[0],
+            inverse_theta=intensity[1],
+            num_axes=voxels.num_axes,
+            axes=device.upload(np.array(axes, dtype=np.int64)),
+            step=device.upload(np.array(steps, dtype=np.float64)),
+            features=self.features,
+        )
 
     def _require_wide_positions(self) -> None:
         """Raise CapacityError if a bandwidth is too small for the extent of the box."""
