@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.base.array_types import Bool
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, own_fields
@@ -61,8 +62,11 @@ class SomeLabels(NamedTuple):
     on_device: Tensor  # the same, on the device of the logits
 
     @classmethod
-    def of(cls, numbers: NDArray[np.int64], device: torch.device) -> SomeLabels:
-        """Send the numbers of labels to a device."""
+    def of(cls, present: Bool | None, device: torch.device) -> SomeLabels | None:
+        """Send the numbers of the labels that are present, (L,), to a device; None means all."""
+        if present is None:
+            return None
+        numbers = np.flatnonzero(present)
         return cls(numbers, torch.from_numpy(numbers).to(device))
 
     def near(self, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The image must be normalized already; `CrfRnn` does that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,91 +126,71 @@ def refine_batch(
     engine = inputs.check_pair(logits, image)
     check_threads(threads)
     dtype = model.dtype
-    image_shape = tuple(image.shape[1:])
-    # Given kernels were built from the image: it matters now only if its gradient is needed.
-    if kernels is None or image.requires_grad:
-        image = image.to(dtype)
-    else:
-        image = logits.new_empty(len(logits), 0)
-
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[SomeLabels | None] = [None] * len(logits)
     if kernels is None:
+        image = image.to(dtype)
         if not is_checked:
             inputs.check_values(image.detach(), logits, masks)
-        labels = labels_taking_part(logits, masks, model)
-    models = [model.among(of_item) for of_item in labels]
+        for index, inside in enumerate(masks):
+            present = labels_taking_part(logits[index], inside, model)
+            labels[index] = SomeLabels.of(present, logits.device)
+    else:
+        _check_kernels(kernels, logits, image, model)
+        # Without masks, only the number of their voxels tells which logits count.
+        grid_size = logits[0, 0].numel()
+        are_masks_known = all(
+            inside is not None or item.num_voxels == grid_size
+            for item, inside in zip(kernels, masks, strict=True)
+        )
+        if not is_checked and are_masks_known:
+            inputs.check_logits(logits, masks)
+        # The kernels were built from the image: it matters now only if its gradient is needed.
+        image = image.to(dtype) if image.requires_grad else logits.new_empty(len(logits), 0)
+    models = [model.among(some) for some in labels]
     if kernels is None:
         specs = [of_item.kernels for of_item in models]
         kernels = _build(engine, image, specs, spacing, masks, threads, copy=False)
-    else:
-        precision = str(dtype).removeprefix("torch.")
-        call = _BuiltFor(len(model.run.weights), image_shape, precision, logits.shape[1])
-        _check_kernels(kernels, len(logits), call)
-        if not is_checked and _masks_are_known(kernels, masks, logits[0, 0].numel()):
-            inputs.check_logits(logits, masks)
 
     values = logits.to(dtype)
     runs = []
     tensors: list[Tensor | None] = []
-    for item, of_item, present, item_logits, item_image in zip(
+    for item, of_item, some, item_logits, item_image in zip(
         kernels, models, labels, values, image, strict=True
     ):
         channels = item_logits
-        if present is not None:
-            channels = item_logits[present.on_device]
+        if some is not None:
+            channels = item_logits[some.on_device]
         runs.append((item, of_item.run))
         tensors += [channels, item_image, *of_item.tensors]
     num_at_once = _num_at_once(engine, kernels)
     results = MeanField.apply(runs, num_at_once, *tensors)  # type: ignore[no-untyped-call]
 
     items = []
-    for result, item_logits, present, inside in zip(results, values, labels, masks, strict=True):
-        items.append(with_absent_labels(result, item_logits, model, present, inside))
+    for result, item_logits, some, inside in zip(results, values, labels, masks, strict=True):
+        items.append(with_absent_labels(result, item_logits, model, some, inside))
     refined = inputs.stack_items(items)
     if torch.is_autocast_enabled(logits.device.type):
         return refined
     return refined.to(logits.dtype)
 
 
-class _BuiltFor(NamedTuple):
-    """The properties of kernels that a call can compare with its own arguments."""
-
-    num_terms: int
-    image_shape: tuple[int, ...]
-    precision: str  # "float32" or "float64"
-    num_labels: int
-
-
-def _check_kernels(kernels: Sequence[Kernels], num_items: int, call: _BuiltFor) -> None:
+def _check_kernels(
+    kernels: Sequence[Kernels], logits: Tensor, image: Tensor, model: CrfModel
+) -> None:
     """Raise InputError if kernels were built for another batch, model or image."""
-    if len(kernels) != num_items:
-        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
+    if len(kernels) != len(logits):
+        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}")
+    precision = str(model.dtype).removeprefix("torch.")
+    call = (len(model.run.weights), tuple(image.shape[1:]), precision, logits.shape[1])
     for item in kernels:
-        built = _BuiltFor(
-            len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
-        )
+        built = (len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels)
         if built != call:
+            what = "{} terms, an image of shape {} in {}, and {} labels"
             raise InputError(
-                f"the kernels were built for {built.num_terms} terms, an image of shape "
-                f"{built.image_shape} in {built.precision}, and {built.num_labels} labels; the "
-                f"call has {call.num_terms} terms, {call.image_shape} in {call.precision}, and "
-                f"{call.num_labels} labels; build them anew (`dtype=torch.float64` for float64 "
-                "logits)"
+                f"the kernels were built for {what.format(*built)}; the call has "
+                f"{what.format(*call)}; build them anew (`dtype=torch.float64` for float64 logits)"
             )
-
-
-def _masks_are_known(
-    kernels: Sequence[Kernels], masks: Sequence[Tensor | None], grid_size: int
-) -> bool:
-    """Return whether a call with given kernels tells which logits count.
-
-    Kernels tell only how many voxels their mask has.
-    """
-    for item, inside in zip(kernels, masks, strict=True):
-        if inside is None and item.num_voxels != grid_size:
-            return False
-    return True
 
 
 def _num_at_once(engine: Backend, items: Sequence[object]) -> int:

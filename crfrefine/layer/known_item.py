@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +16,7 @@ from crfrefine.engines.base import GridImage, Kernels, RunContext
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.crf_model import CrfModel, SomeLabels
-from crfrefine.layer.taking_part import (
-    present_by_leads,
-    present_labels,
-    thresholds_of,
-    with_absent_labels,
-)
+from crfrefine.layer.taking_part import labels_taking_part, with_absent_labels
 
 # Bytes of each place of the grid that an engine keeps on a GPU, at most, beside the image: numbers
 # and coordinates of voxels.
@@ -45,7 +39,7 @@ class KnownItem:
         self._inside = torch.from_numpy(mask).to(image.device)
         self._leads = leads
         self._kept: dict[Hashable, Any] = {}  # by engines
-        self._some_labels: dict[bytes, SomeLabels] = {}
+        self._some_labels: dict[bytes, SomeLabels | None] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +61,11 @@ class KnownItem:
         The function does what `functional.refine_batch` does. It does not wait for a GPU, except
         with a volume term; kernels wait for the number of a lattice's vertices.
         """
-        labels = self._taking_part(logits, model)
+        present = labels_taking_part(logits, self._inside, model, self._leads)
+        case = b"" if present is None else present.tobytes()
+        if case not in self._some_labels:
+            self._some_labels[case] = SomeLabels.of(present, logits.device)
+        labels = self._some_labels[case]
         part = model.among(labels)
         kernels = self.kernels(part, spacing, threads)
 
@@ -77,21 +75,6 @@ class KnownItem:
             return with_absent_labels(refined, logits, model, labels, self._inside)
 
         return refine
-
-    def _taking_part(self, logits: Tensor, model: CrfModel) -> SomeLabels | None:
-        """Return the labels that take part; None means all."""
-        thresholds = thresholds_of(model, len(logits))
-        if thresholds is None:
-            return None
-        present = present_by_leads(self._leads(), model.run, thresholds)
-        if present is None:
-            present = present_labels(logits, self._inside, model.run, thresholds)
-        if present is None or present.all():
-            return None
-        case = present.tobytes()
-        if case not in self._some_labels:
-            self._some_labels[case] = SomeLabels.of(np.flatnonzero(present), logits.device)
-        return self._some_labels[case]
 
 
 def refine_with(kernels: Kernels, logits: Tensor, model: CrfModel) -> Tensor:

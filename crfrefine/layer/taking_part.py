@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base.array_types import Bool, Float64
+from crfrefine.engines.torch.engine import divided
 from crfrefine.layer.crf_model import CrfModel, SomeLabels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.survey import find_thresholds
@@ -22,55 +23,44 @@ _ROUNDING = 0.01
 
 
 def labels_taking_part(
-    logits: Tensor, masks: Sequence[Tensor | None], model: CrfModel
-) -> list[SomeLabels | None]:
-    """Return the labels of each batch item that take part; None means all.
+    logits: Tensor,
+    inside: Tensor | None,
+    model: CrfModel,
+    leads: Callable[[], Float64] | None = None,
+) -> Bool | None:
+    """Return which labels (L,) of a batch item's logits (L, *grid) take part; None means all.
 
-    The masks may be on another device than the logits (B, L, *grid).
-    """
-    thresholds = thresholds_of(model, logits.shape[1])
-    if thresholds is None:
-        return [None] * len(logits)
-    labels = []
-    for item, inside in zip(logits, masks, strict=True):
-        if inside is not None:
-            inside = inside.to(item.device)
-        present = present_labels(item, inside, model.run, thresholds)
-        some = None
-        if present is not None:
-            some = SomeLabels.of(np.flatnonzero(present), item.device)
-        labels.append(some)
-    return labels
-
-
-def thresholds_of(model: CrfModel, num_labels: int) -> Float64 | None:
-    """Return the log-probability (L,) that a label must exceed somewhere to take part.
-
-    None means that all labels take part, whatever the logits.
+    The host waits for a GPU, unless the leads tell: `leads` returns those of `find_leads`.
     """
     # Of two labels, both take part always.
-    if model.label_threshold == 0.0 or model.run.volume_weight > 0.0 or num_labels == 2:
+    if model.label_threshold == 0.0 or model.run.volume_weight > 0.0 or len(logits) == 2:
         return None
     thresholds = find_thresholds(model.label_threshold, ModelSpec(model.kernels, model.run))
-    return None if thresholds.leave_out_nothing else thresholds.present
+    if thresholds.leave_out_nothing:
+        return None
+    present = None
+    if leads is not None:
+        present = present_by_leads(leads(), model.run, thresholds.present)
+    if present is None:
+        present = present_labels(logits, inside, model.run, thresholds.present)
+    return None if present.all() else present
 
 
 def present_labels(
     logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: Float64
-) -> Bool | None:
+) -> Bool:
     """Return which labels (L,) exceed their threshold somewhere inside the mask.
 
-    If fewer than two labels do, the two likeliest ones are present. None means all labels. The
-    host waits for a GPU.
+    The thresholds (L,) are logarithms of probabilities. If fewer than two labels exceed theirs, the
+    two likeliest ones are present. The mask may be on another device than the logits (L, *grid).
     """
     values = logits.detach().float()
     if run.bias is not None:
         bias = torch.as_tensor(run.bias, dtype=values.dtype, device=values.device)
         values = values + _per_label(bias, values.ndim)
     values = values / run.temperature
-    # A label that is the likeliest one somewhere has a log-probability of -log(L) or more there.
-    if thresholds.max() < -math.log(len(values)) and _are_likeliest(values, inside):
-        return None
+    if inside is not None:
+        inside = inside.to(values.device)
     log_sums = values.logsumexp(0)
     # This takes one label at a time, to avoid another array of all labels.
     maxima = []
@@ -81,24 +71,10 @@ def present_labels(
         maxima.append(log_probability.amax())
     largest = torch.stack(maxima).cpu().numpy()
 
-    takes_part: Bool = ~(largest <= thresholds)  # True for NaN
-    if np.count_nonzero(takes_part) < 2:
-        takes_part[np.argsort(largest)[-2:]] = True
-    return None if takes_part.all() else takes_part
-
-
-def _are_likeliest(logits: Tensor, inside: Tensor | None) -> bool:
-    """Return whether each label has the largest logit of a voxel inside the mask."""
-    largest = logits[0]
-    for channel in logits[1:]:
-        largest = torch.maximum(largest, channel)
-    somewhere = []
-    for channel in logits:
-        is_largest = channel >= largest
-        if inside is not None:
-            is_largest = is_largest & inside
-        somewhere.append(is_largest.any())
-    return bool(torch.stack(somewhere).all())
+    is_present: Bool = ~(largest <= thresholds)  # True for NaN
+    if np.count_nonzero(is_present) < 2:
+        is_present[np.argsort(largest)[-2:]] = True
+    return is_present
 
 
 def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
@@ -165,8 +141,10 @@ def with_absent_labels(
     shift = _per_label(model.tensors.bias.to(logits), logits.ndim)
     if inside is not None:
         shift = shift * inside.to(shift.device)
-    unrefined = (logits + shift) / model.tensors.temperature.to(logits)
-    penalty = (refined - unrefined[places]).detach().amin(0)
+    unrefined = divided(logits + shift, model.tensors.temperature.to(logits))
+    changes = (refined - unrefined[places]).detach()
+    # A label that is forbidden at a voxel is at -infinity there, before and after.
+    penalty = changes.masked_fill(changes.isnan(), math.inf).amin(0)
     return (unrefined + penalty).index_copy(0, places, refined)
 
 

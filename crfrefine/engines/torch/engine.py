@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +59,7 @@ class Inputs(NamedTuple):
 class Trace(NamedTuple):
     """Result of a run."""
 
-    logits: Tensor  # x of the last step, (N, L)
+    logits: Tensor  # x of the last step, (N, L), or (L, *grid) with those outside the mask
     converged: bool
     energy: list[float]  # free energy of the marginals at the start of each step
     biases: list[Float64]  # (L,), bias of the volume term in each step; empty without the term
@@ -79,15 +78,22 @@ def mean_field(
     applies in `part`, (N,) bool; None means nowhere.
     """
     x = scores = divided(inputs.logits + inputs.bias, inputs.temperature)
-    log_marginals = torch.log_softmax(x, dim=1)
     volume = None
     if part is not None:
-        volume = _Volume(log_marginals.exp(), inputs.slack, part)
-
-    trace = Trace(x, converged=False, energy=[], biases=[])
-    while len(trace.energy) < spec.num_iterations and not trace.converged:
+        volume = _Volume(x, inputs.slack, part)
+    energies: list[float] = []
+    biases: list[Float64] = []
+    previous = None
+    while True:
+        log_marginals = torch.log_softmax(x, dim=1)
+        converged = False
+        if previous is not None and spec.tolerance > 0.0:
+            converged = _are_close(log_marginals, previous, spec.tolerance)
+        if converged or len(energies) == spec.num_iterations:
+            return Trace(x, converged, energies, biases)
         if progress is not None:
-            progress("mean field", len(trace.energy), spec.num_iterations)
+            progress("mean field", len(energies), spec.num_iterations)
+
         marginals = log_marginals.exp()
         messages = torch.zeros_like(x)
         for kernel, weight in zip(kernels, inputs.weights, strict=True):
@@ -95,19 +101,13 @@ def mean_field(
         pairwise = messages @ inputs.compatibility
         potential = log_marginals - scores + 0.5 * pairwise
         energy = (marginals * potential).sum().item()
-
         x = scores - pairwise
         if volume is not None:
             energy += volume.energy(marginals)
             x = volume.balanced(x)
-            trace.biases.append(volume.bias)
-        trace.energy.append(energy)
-
+            biases.append(volume.bias)
+        energies.append(energy)
         previous = log_marginals
-        log_marginals = torch.log_softmax(x, dim=1)
-        converged = spec.tolerance > 0.0 and _are_close(log_marginals, previous, spec.tolerance)
-        trace = trace._replace(logits=x, converged=converged)
-    return trace
 
 
 def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
@@ -131,9 +131,10 @@ def divided(scores: Tensor, temperature: Tensor) -> Tensor:
 class _Volume:
     """The volume term of a run: the masses to keep, and the newest bias, where searches start."""
 
-    def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor) -> None:
-        num_labels = marginals.shape[1]
-        labels = marginals[part].argmax(1)
+    def __init__(self, x: Tensor, slack: Tensor, part: Tensor) -> None:
+        """Keep the masses of the likeliest labels of x before the first step, (N, L)."""
+        num_labels = x.shape[1]
+        labels = x[part].argmax(1)
         self._part = part
         self._slack = slack.double()
         self._target = torch.bincount(labels, minlength=num_labels).double()
@@ -147,16 +148,21 @@ class _Volume:
 
     def balanced(self, x: Tensor) -> Tensor:
         """Return x with the bias that balances the masses, where the term applies."""
+        scores = x[self._part].double()
+
+        def masses_of(bias: Float64) -> tuple[Float64, Float64]:
+            """Return masses (L,) and their covariance (L, L) for a bias."""
+            biases = torch.as_tensor(bias, device=x.device)
+            marginals = torch.softmax(scores.detach() + biases, 1)
+            masses = marginals.sum(0)
+            covariance = torch.diag(masses) - marginals.T @ marginals
+            return masses.cpu().numpy(), covariance.cpu().numpy()
+
+        self.bias = self._term.search(masses_of, self.bias, _LAST_CHANGE[x.dtype])
         # Autograd does not see the search. One more Newton step, with a constant curvature, has
         # the gradient of its solution.
-        scores = x[self._part].double()
-        fixed = scores.detach()
-        masses_of = partial(_masses, fixed)
-        last_change = _LAST_CHANGE[x.dtype]
-        self.bias = self._term.search(masses_of, self.bias, last_change)
-
         bias = torch.as_tensor(self.bias, device=x.device)
-        masses, covariance = _masses(fixed, self.bias)
+        masses, covariance = masses_of(self.bias)
         curvature = self._term.curvature(covariance, masses + PSEUDO_VOXELS)
         matrix = torch.as_tensor(curvature, device=x.device)
         target = self._target + PSEUDO_VOXELS
@@ -168,15 +174,6 @@ class _Volume:
         biases = bias + change - change.mean()
         shift = biases * self._part[:, None]
         return x + shift.to(x.dtype)
-
-
-def _masses(scores: Tensor, bias: Float64) -> tuple[Float64, Float64]:
-    """Return masses (L,) and covariance (L, L) of softmax(scores + bias)."""
-    biases = torch.as_tensor(bias, device=scores.device)
-    marginals = torch.softmax(scores + biases, 1)
-    masses = marginals.sum(0)
-    covariance = torch.diag(masses) - marginals.T @ marginals
-    return masses.cpu().numpy(), covariance.cpu().numpy()
 
 
 EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes the lattice for more
@@ -270,22 +267,22 @@ class TorchKernels:
         started = time.perf_counter()
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            refined, trace = self._refine(inputs, self.built, spec, progress)
+            trace = self._refine(inputs, self.built, spec, progress)
         energy = tuple(trace.energy)
         report = MeanFieldReport(len(energy), trace.converged, energy, self.filters)
         timings = {"build": self._seconds, "steps": time.perf_counter() - started}
-        return MeanFieldResult(refined.cpu().numpy(), report, timings)
+        return MeanFieldResult(trace.logits.cpu().numpy(), report, timings)
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field for a later `backward`; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0)
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            refined, trace = self._refine(inputs, self.built, spec)
+            trace = self._refine(inputs, self.built, spec)
         # The record is empty, since `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
         biases = np.stack(trace.biases) if trace.biases else None
-        return Tape(refined.cpu().numpy(), record, spec, volume_biases=biases)
+        return Tape(trace.logits.cpu().numpy(), record, spec, volume_biases=biases)
 
     def backward(
         self,
@@ -305,8 +302,8 @@ class TorchKernels:
         thetas = [self.tensor(theta).requires_grad_(wants_theta) for theta in self._thetas]
         with _limits(self._threads, self._device), torch.enable_grad():
             kernels, _ = self._build(thetas, image)
-            refined, _ = self._refine(inputs, kernels, tape.spec)
-            refined.backward(self.tensor(gradient))
+            trace = self._refine(inputs, kernels, tape.spec)
+            trace.logits.backward(self.tensor(gradient))
 
         num_modalities = self.image_shape[0]
         num_bilateral = len(self.spec.bilateral)
@@ -339,34 +336,28 @@ class TorchKernels:
         kernels: list[Filter],
         spec: MeanFieldSpec,
         progress: Progress | None = None,
-    ) -> tuple[Tensor, Trace]:
-        """Return (L, *grid) logits of the last step, and the steps.
-
-        Outside the mask the logits are the input divided by the temperature.
-        """
+    ) -> Trace:
+        """Run the mean field inside the mask; outside it logits are divided by the temperature."""
         logits = inputs.logits
         inside = self.inside
-        has_volume = None
+        part = None
         if spec.volume_weight > 0.0:
             on_host = logits.detach().cpu().numpy()
-            part = volume_part(on_host, self.mask, spec, self._grid.axes)
-            has_volume = torch.as_tensor(part, device=inside.device)
+            voxels = volume_part(on_host, self.mask, spec, self._grid.axes)
+            part = torch.as_tensor(voxels, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
-        trace = mean_field(inputs_inside, kernels, spec, has_volume, progress)
+        trace = mean_field(inputs_inside, kernels, spec, part, progress)
 
         refined = torch.empty_like(logits)
         refined[:, inside] = trace.logits.T
-        outside = ~inside
-        unrefined = logits[:, outside]
-        refined[:, outside] = divided(unrefined, inputs.temperature)
-        return refined, trace
+        refined[:, ~inside] = divided(logits[:, ~inside], inputs.temperature)
+        return trace._replace(logits=refined)
 
     def _build(
         self, thetas: list[Tensor], image: Tensor, progress: Progress | None = None
     ) -> tuple[list[Filter], list[str]]:
         """Return the normalized kernels, and a line per kernel that says how it is computed."""
         intensities = image[:, self.inside].T
-        ones = intensities.new_ones((self.num_voxels, 1))
         distances = self.spec.distances(self._grid.spacing)
         kernels = []
         texts = []
@@ -378,7 +369,7 @@ class TorchKernels:
                 text = "exact"
             else:
                 plain, text = self._appearance_filter(theta, intensities)
-            kernels.append(normalized(plain, ones, self.spec.normalization))
+            kernels.append(normalized(plain, intensities, self.spec.normalization))
             texts.append(text)
         return kernels, texts
 

@@ -72,17 +72,17 @@ def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Fil
     return apply
 
 
-def normalized(kernel: Filter, ones: Tensor, normalization: str) -> Filter:
+def normalized(kernel: Filter, like: Tensor, normalization: str) -> Filter:
     """Return D^-1/2 K D^-1/2 (symmetric), D^-1 K (after) or K (none), with D = diag(K 1).
 
-    `ones` is (N, 1).
+    `like` has N rows, in the type and on the device of values.
     """
     if normalization == "none":
-        return lambda values: ones * kernel(ones * values)
-    row_sum = kernel(ones)
+        return kernel
+    row_sum = kernel(like.new_ones((len(like), 1)))
     if normalization == "after":
         inverse = 1.0 / row_sum
-        return lambda values: inverse * kernel(ones * values)
+        return lambda values: inverse * kernel(values)
     root = row_sum.rsqrt()
     return lambda values: root * kernel(root * values)
 
