@@ -136,7 +136,10 @@ class CrfModel:
         return replace(self, tensors=ModelTensors._make(leaves))
 
     def among(self, labels: SomeLabels | None) -> CrfModel:
-        """Return the model of only some of the labels; None means all."""
+        """Return the model of only some of the labels; None means all.
+
+        Its kernels stay those of all labels: "auto" chooses their filters as `refine` does.
+        """
         if labels is None:
             return self
         numbers = labels.numbers
@@ -147,8 +150,7 @@ class CrfModel:
             compatibility=run.compatibility[np.ix_(numbers, numbers)],
             bias=None if run.bias is None else run.bias[numbers],
         )
-        kernels = replace(self.kernels, num_labels=len(numbers))
-        return replace(self, tensors=self.tensors.among(labels), run=part_of_run, kernels=kernels)
+        return replace(self, tensors=self.tensors.among(labels), run=part_of_run)
 
 
 def make_model(

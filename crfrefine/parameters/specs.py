@@ -45,8 +45,10 @@ class KernelSetSpec:
     # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or
     # "grid" (one or two modalities, on a CPU).
     filter: str
-    num_labels: int  # L, channels of the logits
-    num_iterations: int  # number of steps that "auto" chooses a filter for
+    # Numbers of labels and of steps that "auto" chooses a filter for: those of the whole model. A
+    # run may have fewer labels.
+    num_labels: int
+    num_iterations: int
     # Unit of the bandwidths: "mm", "voxels" of the grid, or "network": voxels of the network.
     positions: str = "mm"
     # mm between voxels of the network along each grid axis; None means unknown.

@@ -12,6 +12,7 @@ class Kernels {
     // its rows need not follow one another, but the voxels of a row do
     using PartOfArray = nb::ndarray<const float, nb::device::cpu>;
 
+    // num_labels, num_iterations: those that "auto" chooses filters for. A run may have others.
     Kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
             const std::vector<double>& spacing, const Bandwidths& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization,
@@ -20,8 +21,7 @@ class Kernels {
             const nb::object& progress)
         : image_(image),
           grid_shape_(grid_shape(image)),
-          num_modalities_(static_cast<int64_t>(image.shape(0))),
-          num_labels_(num_labels) {
+          num_modalities_(static_cast<int64_t>(image.shape(0))) {
         const ExpectedCalls calls{num_labels - 1, num_iterations};
         const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
                                              normalization, filter, calls, origin);
@@ -57,7 +57,7 @@ class Kernels {
                  const FloatOut& out) {
         MeanFieldOptions options = options_of(model, part);
         options.is_last_run = is_last_run;
-        const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
+        const bool reads_box = is_on_box(logits, options), writes_box = is_on_box(out, options);
         require(writes_box || !reads_box,
                 "expected room for the whole grid only where there are logits on it");
         const GridView<const float> from = view_of(logits, reads_box);
@@ -80,7 +80,7 @@ class Kernels {
         nb::dict result = as_dict(outcome);
         result["marginals"] = nb::none();
         if (*marginals) {
-            std::vector<size_t> shape{static_cast<size_t>(num_labels_)};
+            std::vector<size_t> shape{static_cast<size_t>(options.num_labels)};
             shape.insert(shape.end(), grid_shape_.begin(), grid_shape_.end());
             Buffer<float>* const kept = marginals.release();
             const nb::capsule owner(
@@ -100,7 +100,7 @@ class Kernels {
                                              const FloatOut& out, const FloatOut& record) {
         const MeanFieldOptions options = options_of_record(model, part, record);
         for (const auto& shape : {shape_of(logits), shape_of(out)})
-            require_whole(shape, num_labels_);
+            require_whole(shape, options.num_labels);
         EngineCall call(mutex_, *pool_);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
@@ -115,13 +115,14 @@ class Kernels {
                       const std::optional<MaskArray>& part, bool wants_theta,
                       const FloatOut& grad_logits, const std::optional<FloatOut>& grad_image) {
         const MeanFieldOptions options = options_of_record(model, part, record);
+        const size_t num_labels = static_cast<size_t>(options.num_labels);
         require(!options.keeps_volumes() ||
                     (static_cast<int>(volume_bias.size()) == options.num_iterations &&
                      std::all_of(volume_bias.begin(), volume_bias.end(),
-                                 [&](const auto& b) { return b.size() == size_t(num_labels_); })),
+                                 [&](const auto& b) { return b.size() == num_labels; })),
                 "expected one volume bias per step and label");
         for (const auto& shape : {shape_of(logits), shape_of(gradient), shape_of(grad_logits)})
-            require_whole(shape, num_labels_);
+            require_whole(shape, options.num_labels);
         if (grad_image) require_whole(shape_of(*grad_image), num_modalities_);
         MeanFieldGradients gradients;
         {
@@ -150,10 +151,10 @@ class Kernels {
    private:
     // Channels of all labels on the box of the mask; else they are on the whole grid.
     template <class Channels>
-    bool is_on_box(const Channels& channels) const {
+    bool is_on_box(const Channels& channels, const MeanFieldOptions& options) const {
         const std::vector<int64_t> shape = grid_shape(channels);
-        require(static_cast<int64_t>(channels.shape(0)) == num_labels_,
-                "expected the labels that the kernels were built for");
+        require(static_cast<int64_t>(channels.shape(0)) == options.num_labels,
+                "expected a channel per label of the model");
         if (shape == grid_shape_) return false;
         std::vector<int64_t> box(grid_shape_.size(), 1);
         for (int a = 0; a < voxels_->num_axes; ++a)
@@ -182,8 +183,6 @@ class Kernels {
                                 const std::optional<MaskArray>& part) const {
         require(!is_spent_, "these kernels have had their last run; build them anew");
         require_model(model, set_->kernels.size());
-        require(model.num_labels == num_labels_,
-                "expected the labels that the kernels were built for");
         MeanFieldOptions options = model;
         if (part) {
             require_size(*part, num_voxels(),
@@ -223,7 +222,6 @@ class Kernels {
     const std::vector<int64_t> grid_shape_;
     const int64_t num_modalities_;
     bool is_spent_ = false;
-    const int num_labels_;
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet> set_;

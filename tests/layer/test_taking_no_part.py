@@ -12,7 +12,9 @@ import torch
 from oracles import random_case
 from training_helpers import as_case, phantom
 
-from crfrefine import CrfParameters, CrfRnn, InputError
+from crfrefine import CrfParameters, CrfRnn, InputError, refine
+from crfrefine.engines.base import GridImage
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.layer import functional, taking_part
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -259,6 +261,31 @@ def test_a_crop_of_one_label_keeps_a_second_one(counts):
     refined = layer(logits, image, SPACING)
     assert counts == [2]
     assert (refined.argmax(1) == 0).all()
+
+
+def test_auto_counts_all_labels_as_refine_does(counts):
+    """With the five labels that take part in the layer, the filter of this size would be exact."""
+    shape = (11, 15, 18)
+    generator = torch.Generator().manual_seed(4)
+    logits = 2.0 * torch.randn(1, NUM_LABELS, *shape, generator=generator)
+    logits[0, 1] -= 40.0
+    image = torch.rand(1, 1, *shape, generator=generator)
+    layer = layer_of(1e-5, {"mean_field.filter": "auto"})
+    marginals = torch.softmax(layer(logits, image, SPACING), dim=1)[0].detach()
+    assert counts == [NUM_LABELS - 1]
+
+    case = (logits[0].numpy(), image[0].numpy())
+    refined = refine(*case, spacing=SPACING, parameters=layer.to_parameters())
+    np.testing.assert_allclose(marginals.numpy(), refined.marginals, rtol=0, atol=5e-5)
+
+    filters = []
+    for num_labels in (NUM_LABELS - 1, NUM_LABELS):
+        model = layer.to_parameters().resolve(num_labels, 1, 3)
+        grid = GridImage(image[0].numpy(), None, SPACING)
+        filters += CpuBackend().plan_filters(grid, model.kernels)
+    assert filters[0] == "exact"
+    assert refined.filters[0].startswith(f"bilateral.0: {filters[1]}")
+    assert filters[1] != "exact"
 
 
 def test_all_labels_take_part_where_penalties_or_the_volume_ask_for_it(counts):
