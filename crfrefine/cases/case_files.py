@@ -22,8 +22,7 @@ class CaseFiles:
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
     strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
-    # the error of the case that its names show; reading the case raises it
-    problem: str | None = None
+    lack: str = ""  # what its names show to be wrong; reading the case raises it
     # the missing files of the case, such as "no logits in study/logits"
     missing: tuple[str, ...] = ()
     # the names of structures, if the logits are binary masks, one file for each
@@ -33,6 +32,13 @@ class CaseFiles:
     # mm, one per grid axis, if given; None means the image's
     spacing: tuple[float, ...] | None = None
     modalities: tuple[str, ...] = ()  # the names that a pattern gives the images, if any
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, with the name of the case."""
+        if not self.lack:
+            return None
+        return f"case {self.case_id!r}: {self.lack}"
 
     @property
     def are_structures(self) -> bool:
@@ -45,25 +51,21 @@ class CaseFiles:
         paths = (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
         return tuple(path for path in paths if path is not None)
 
-    def lacking(self, problem: str, *missing: str) -> CaseFiles:
+    def lacking(self, lack: str, *missing: str) -> CaseFiles:
         """Return the case with more missing files, and a problem unless it has one already."""
-        return replace(
-            self,
-            problem=self.problem or f"case {self.case_id!r}: {problem}",
-            missing=self.missing + missing,
-        )
+        return replace(self, lack=self.lack or lack, missing=self.missing + missing)
 
 
 class CaseList(list[CaseFiles]):
     """The cases found, sorted by name.
 
-    `notes` says which files were ignored and why, one sentence each; `found` how many cases a
-    pattern has, with an example, and is "" for folders. `is_single` means that the images are files
-    of one case.
+    `notes` says which files were ignored and why, one sentence each.
     """
 
-    found = ""
-    is_single = False
+    found = ""  # how many cases a pattern has, with an example; "" for folders
+    is_single = False  # whether the images are files of one case
+    # one sentence per fold of a network that lacks something, with the command that makes it
+    advice: tuple[str, ...] = ()
 
     def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
         super().__init__(cases)

@@ -16,6 +16,7 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
 NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"
+VALIDATED = "fold_{label}/validation/{case}"  # in the folder of its trained network
 IMAGE = "{case}"
 # TotalSegmentator's data sets
 IMAGE_IN_FOLDER = "{case}/{ct,mri}"
@@ -40,19 +41,15 @@ class Kind:
     """A kind of files of a case, and their names in a folder."""
 
     what: str  # for messages: "no logits in study/logits"
+    one: str  # a single file, for messages
     # The best names first; the first line with a file of the case counts.
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
     field: str = "logits"  # of `CaseFiles`
-    is_optional: bool = False  # whether a case may have none, or several
+    is_optional: bool = False  # whether a case may have none
     strays: str = ""  # what a note calls files of no case; "" means no note
-
-    @property
-    def one(self) -> str:
-        """A single one, for messages."""
-        return "one label map" if self is LABEL_MAP else f"one file of {self.what}"
 
     def patterns(self, place: Path) -> list[list[Path]]:
         """Return the lines of the table for a folder, or the pattern that is given instead."""
@@ -61,18 +58,17 @@ class Kind:
         return [[place / name for name in line] for line in self.names]
 
     def added(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
-        """Return a case with its files of this kind; where it has one, several are none."""
-        value: Path | tuple[Path, ...] | None = tuple(paths)
+        """Return a case with its files of this kind."""
         if self.field in ("mask", "labels"):
-            value = None
-            if len(paths) == 1:
-                value = paths[0]
-        files: dict[str, Any] = {self.field: value}
+            files: dict[str, Any] = {self.field: next(iter(paths), None)}
+        else:
+            files = {self.field: tuple(paths)}
         return replace(case, **files)
 
 
 LOGITS = Kind(
     "logits",
+    "one file of logits",
     ((SCORED, "{case}.npz", "{case}.npy"), ("{case}",), (_PER_LABEL,), (ALONE,)),
     LOGITS_SUFFIXES,
     ("case", "label"),
@@ -82,6 +78,7 @@ LOGITS = Kind(
 # A network's label map; labels are a reference.
 LABEL_MAP = Kind(
     "label map",
+    "one label map",
     ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
@@ -90,22 +87,30 @@ LABEL_MAP = Kind(
 # as in TotalSegmentator's data sets, or in the folder of the case
 STRUCTURES = Kind(
     "structures",
+    "one file of a structure",
     (("{case}/segmentations/{label}",), ("{case}/{label}",), ("{case}/{case}_{label}",)),
     parts=("case", "label"),
 )
-LABELS = Kind("labels", LABEL_MAP.names, field="labels")
+LABELS = Kind("labels", "one label map", LABEL_MAP.names, field="labels")
+OPTIONAL_LABELS = replace(LABELS, is_optional=True)
 MASK = Kind(
     "mask",
+    "one file of mask",
     ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)),
     field="mask",
 )
 STROKES = Kind(
-    "strokes", (("{case}", "{case}_{strokes,scribbles}"),), field="strokes", is_optional=True
+    "strokes",
+    "one file of strokes",
+    (("{case}", "{case}_{strokes,scribbles}"),),
+    field="strokes",
+    is_optional=True,
 )
 # A case may have several files of probabilities with the same content, from `infer` and nnU-Net.
 # Those of `infer` belong to its label map; an .npz of the same name may be its input.
 CALIBRATION = Kind(
     "probabilities",
+    "one file of probabilities",
     (
         ("{case}_probabilities",),
         ("{case}.npz", "{case}.npy"),
@@ -114,9 +119,12 @@ CALIBRATION = Kind(
         ("{case}_logits",),
     ),
     LOGITS_SUFFIXES,
+    is_optional=True,
 )
 # A method's label maps or probabilities, to tell its cases.
-PREDICTION = Kind("prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES)
+PREDICTION = Kind(
+    "prediction", "one file of a prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES
+)
 # Names of files that belong to a case, though they are of another kind.
 OTHERS = (NUMBERED, SCORED, _PER_LABEL, _LABELED)
 

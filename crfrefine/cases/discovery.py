@@ -304,6 +304,7 @@ def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
     if len(sources) > 1 and holds_many(place):
         raise InputError(f"{place}: give one folder of strokes, or the files of one case")
     files = Files(STROKES, *sources)
+    files.require_any()
     files.add_to(cases)
     names = [case.case_id for case in cases]
     strays = [path for paths in files.strays(names).values() for path in paths]

@@ -17,6 +17,7 @@ from crfrefine.cases.conventions import (
     LABEL_WORDS,
     MASK_WORDS,
     OTHERS,
+    STROKES,
     STRUCTURES,
     Kind,
 )
@@ -130,15 +131,16 @@ class Files:
     def add_to(self, cases: CaseList, first_label: int = 0) -> None:
         """Add its files to each case, or the problem of a case that has none or too many.
 
-        Files per label begin with `first_label`. Raises InputError for a pattern without any file,
-        and for the files of one case if there are several.
+        Files per label begin with `first_label`. Raises InputError for the files of one case if
+        there are several, and for a pattern without any file, unless these are optional.
         """
         if self.given and len(cases) != 1:
             raise InputError(
                 f"{self.place}: {self.kind.one} for {len(cases)} cases; "
                 "give a folder, a pattern, or the images of one case"
             )
-        self.require_any()
+        if not self.kind.is_optional:
+            self.require_any()
         structures: dict[str, Path] = {}
         if self.kind is LABEL_MAP and not self.given:
             structures = structures_in(self.place)
@@ -166,7 +168,8 @@ class Files:
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""
-        if len(paths) == 1 or self.kind.is_optional:
+        takes_all = self.kind is STROKES or (self.kind.is_optional and not paths)
+        if len(paths) == 1 or takes_all:
             return self.kind.added(case, paths)
         if paths:
             found = file_names(paths)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
+from crfrefine.cases.conventions import VALIDATED
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import is_pattern, list_files
+from crfrefine.cases.patterns import find_matches, is_pattern, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
@@ -72,14 +73,6 @@ class TrainedNetwork:
         )
 
 
-class TrainedCases(NamedTuple):
-    """The cases of a trained network."""
-
-    cases: CaseList  # all; those without probabilities have them in `missing`
-    # one sentence per fold that lacks something, with the command that makes it
-    advice: tuple[str, ...]
-
-
 def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
     # The names are as the user wrote them: links are not followed.
@@ -113,18 +106,19 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
 
 def _validated_cases(network: TrainedNetwork, images: Path | None, masks: Path | None) -> CaseList:
     """Return the cases of a trained network with probabilities; InputError without one."""
-    found = find_trained_cases(network, images=images, masks=masks, with_labels=False)
-    complete = [case for case in found.cases if case.logits]
-    left_out = {case.case_id: case.missing for case in found.cases if not case.logits}
-    if not complete:
-        what_to_do = "\n  ".join(found.advice)
+    cases = find_trained_cases(network, images=images, masks=masks, with_labels=False)
+    num_found = len(cases)
+    left_out = {case.case_id: case.missing for case in cases if not case.logits}
+    cases[:] = [case for case in cases if case.logits]
+    if not cases:
+        what_to_do = "\n  ".join(cases.advice)
         if not what_to_do:
             what_to_do = "Name the folder of the images of this network with --images."
-        raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)
-    notes = [*found.advice, *found.cases.notes]
+        raise too_few_complete(left_out, num_found, "cases with probabilities", what_to_do)
+    cases.notes = [*cases.advice, *cases.notes]
     if left_out:
-        notes.insert(0, describe_left_out(left_out, len(found.cases)))
-    return CaseList(complete, notes)
+        cases.notes.insert(0, describe_left_out(left_out, num_found))
+    return cases
 
 
 def find_trained_cases(
@@ -134,48 +128,43 @@ def find_trained_cases(
     labels: Path | None = None,
     masks: Path | None = None,
     with_labels: bool = True,
-) -> TrainedCases:
+) -> CaseList:
     """Find the cases that a network was trained and validated on.
 
-    Folders of `images` and `labels` are where nnU-Net has them unless they are named; labels are
-    needed only `with_labels`. Raises InputError if images or labels are not found, or the only fold
-    was trained on all cases.
+    Those without probabilities have them in `missing`. Folders of `images` and `labels` are where
+    nnU-Net has them unless they are named; labels are needed only `with_labels`. Raises InputError
+    if images or labels are not found, or the only fold was trained on all cases.
     """
     folds = _require_held_out(network)
     image_folder = locate_images(network, images)
     label_folder = None
     if with_labels:
         label_folder = locate_labels(network, image_folder, labels)
-    all_cases = discover_cases(
-        image_folder, None, masks, label_folder, include_imageless=with_labels
-    )
-
-    validation = _Validation(_splits(network), _files_of_folds(folds, SCORES_SUFFIXES))
+    cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
+    splits = _splits(network)
+    archives = _held_out_files(network, splits, SCORES_SUFFIXES)
     reorients = _reorients(network.folder)
-    cases = []
     advice: dict[str, str] = {}  # by the fold
-    for case in all_cases:
-        path = validation.file_of(case.case_id)
+    for number, case in enumerate(cases):
+        path = archives.pop(case.case_id, None)
         if path is not None:
-            cases.append(_with_archive(case, path, reorients=reorients))
+            cases[number] = _with_archive(case, path, reorients=reorients)
             continue
         reason = "no fold that held it out has validated it"
-        fold = validation.fold_of(case.case_id)
+        fold = _fold_of(splits, case.case_id)
         if fold is not None:
             reason, advice[fold] = _explain_lack(network, fold)
-        cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
+        cases[number] = case.lacking(f"no probabilities in {network.folder}: {reason}", reason)
 
-    notes = [*all_cases.notes]
     if ALL in folds:
-        notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
-    stray = validation.all_cases().difference(case.case_id for case in all_cases)
-    if stray:
-        notes.append(
+        cases.notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
+    if archives:
+        cases.notes.append(
             f"{network.folder}: validated cases without an image in {image_folder} are ignored "
-            f"({len(stray)}), such as {min(stray)}"
+            f"({len(archives)}), such as {min(archives)}"
         )
-    ordered = [advice[fold] for fold in sorted(advice)]
-    return TrainedCases(CaseList(cases, notes), tuple(ordered))
+    cases.advice = tuple(advice[fold] for fold in sorted(advice))
+    return cases
 
 
 def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
@@ -208,54 +197,28 @@ class _Split(NamedTuple):
     held_out: frozenset[str]
 
 
-@dataclass(frozen=True)
-class _Validation:
-    """The files that the folds of a network have of cases they held out."""
-
-    splits: dict[str, _Split]  # by the fold; empty if no file tells
-    files: Mapping[str, Mapping[str, Path]]  # of the validated cases of each fold
-
-    def fold_of(self, case_id: str) -> str | None:
-        """Return the fold that held a case out, by the splits."""
-        for fold in reversed(self.splits):
-            if case_id in self.splits[fold].held_out:
-                return fold
-        return None
-
-    def file_of(self, case_id: str) -> Path | None:
-        """Return the file of a case by the fold that held it out.
-
-        If no split says which fold that was: by the first one that was not trained on the case.
-        """
-        fold = self.fold_of(case_id)
-        if fold is not None:
-            return self.files.get(fold, {}).get(case_id)
-        for name, files in self.files.items():
-            is_trained = name in self.splits and case_id in self.splits[name].trained
-            if case_id in files and not is_trained:
-                return files[case_id]
-        return None
-
-    def all_cases(self) -> set[str]:
-        """Return the names of all cases with a file."""
-        return set[str]().union(*self.files.values())
+def _fold_of(splits: dict[str, _Split], case_id: str) -> str | None:
+    """Return the fold that held a case out, by the splits."""
+    for fold in reversed(splits):
+        if case_id in splits[fold].held_out:
+            return fold
+    return None
 
 
-def _files_of_folds(
-    folds: Mapping[str, Path], suffixes: tuple[str, ...]
-) -> dict[str, dict[str, Path]]:
-    """Return the files of the validated cases of each fold, without that of all cases."""
-    files = {}
-    for fold, folder in folds.items():
-        validation = folder / "validation"
-        if fold != ALL and validation.is_dir():
-            files[fold] = _files_in(validation, suffixes)
+def _held_out_files(
+    network: TrainedNetwork, splits: dict[str, _Split], suffixes: tuple[str, ...]
+) -> dict[str, Path]:
+    """Return the file of each validated case by the fold that held it out.
+
+    If no split says which fold that was: by the first one that was not trained on the case.
+    """
+    files: dict[str, Path] = {}
+    for match in find_matches(network.folder / VALIDATED, suffixes):
+        split = splits.get(match.label, _Split(frozenset(), frozenset()))
+        is_held_out = _fold_of(splits, match.case) in (None, match.label)
+        if match.label != ALL and is_held_out and match.case not in split.trained:
+            files.setdefault(match.case, match.path)
     return files
-
-
-def _files_in(folder: Path, suffixes: tuple[str, ...] = SCORES_SUFFIXES) -> dict[str, Path]:
-    """Return the files in a folder by their case, probabilities or others."""
-    return {stem_of(path): path for path in list_files(folder, suffixes)}
 
 
 def validated_predictions(
@@ -265,18 +228,16 @@ def validated_predictions(
 
     There are none whose voxel axes nnU-Net has turned. Raises InputError without such a fold.
     """
-    folds = _require_held_out(network)
+    _require_held_out(network)
     splits = _splits(network)
-    label_maps = _Validation(splits, _files_of_folds(folds, VOLUME_SUFFIXES))
-    archives = _Validation(splits, {})
+    label_maps = _held_out_files(network, splits, VOLUME_SUFFIXES)
+    archives = {}
     if not _reorients(network.folder):
-        archives = _Validation(splits, _files_of_folds(folds, SCORES_SUFFIXES))
+        archives = _held_out_files(network, splits, SCORES_SUFFIXES)
     predictions: dict[str, tuple[Path | None, tuple[Path, ...]]] = {}
-    for case_id in sorted(label_maps.all_cases() | archives.all_cases()):
-        label_map = label_maps.file_of(case_id)
-        archive = archives.file_of(case_id)
-        if label_map is not None or archive is not None:
-            predictions[case_id] = (label_map, () if archive is None else (archive,))
+    for case_id in sorted({*label_maps, *archives}):
+        scores = (archives[case_id],) if case_id in archives else ()
+        predictions[case_id] = (label_maps.get(case_id), scores)
     if not predictions:
         raise InputError(
             f"{network.folder}: no fold has validated a case that it held out; run "
@@ -385,31 +346,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
-    archives = _require_archives(folder)
-    found = discover_cases(images or _images_of_prediction(folder), None, masks)
-    reorients = _reorients(folder)
-    cases = []
-    for case in found:
-        path = archives.pop(case.case_id, None)
-        if path is not None:
-            cases.append(_with_archive(case, path, reorients=reorients))
-            continue
-        lacking = f"no {case.case_id}.npz in {folder}"
-        advice = "Predict again with nnUNetv2_predict ... --save_probabilities."
-        cases.append(case.lacking(f"{lacking}\n  {advice}", lacking))
-
-    notes = list(found.notes)
-    stray = sorted(path.name for path in archives.values())
-    if stray:
-        notes.append(
-            f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"
-        )
-    return CaseList(cases, notes)
-
-
-def _require_archives(folder: Path) -> dict[str, Path]:
-    """Return the probabilities of predictions by their case; InputError if there are none."""
-    archives = _files_in(folder)
+    archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
     if not archives:
         raise InputError(
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
@@ -417,7 +354,22 @@ def _require_archives(folder: Path) -> dict[str, Path]:
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
             "--input-type labels -o OUTPUT"
         )
-    return archives
+    cases = discover_cases(images or _images_of_prediction(folder), None, masks)
+    reorients = _reorients(folder)
+    for number, case in enumerate(cases):
+        path = archives.pop(case.case_id, None)
+        if path is not None:
+            cases[number] = _with_archive(case, path, reorients=reorients)
+            continue
+        lacking = f"no {case.case_id}.npz in {folder}"
+        advice = "Predict again with nnUNetv2_predict ... --save_probabilities."
+        cases[number] = case.lacking(f"{lacking}\n  {advice}", lacking)
+    if archives:
+        first = min(path.name for path in archives.values())
+        cases.notes.append(
+            f"{folder}: predictions without images are ignored ({len(archives)}), such as {first}"
+        )
+    return cases
 
 
 def _images_of_prediction(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.paths import LOGITS_SUFFIXES, suffix_of
+from crfrefine.io.paths import suffix_of
 
 PARTS = ("case", "modality", "label")
 _TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
@@ -102,15 +102,6 @@ def fill(pattern: Path, match: Match) -> Path:
     if _TOKEN.search(text):
         raise InputError(f"{pattern}: the path of an output has {{case}} and the like, and no *")
     return Path(text)
-
-
-def matches_of(pattern: Path) -> list[Match]:
-    """Return the volumes of a pattern of any parts; raise InputError if there are none."""
-    check_pattern(pattern, PARTS)
-    matches = find_matches(pattern, LOGITS_SUFFIXES)
-    if not matches:
-        raise InputError(f"{pattern}: no file by this pattern{nearest_files(pattern)}")
-    return matches
 
 
 def find_matches(

@@ -81,22 +81,11 @@ def _inspect_folder(
     folder: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
     """Return the cases of a folder for programs, and print them if wanted."""
-    from crfrefine.cases.patterns import is_pattern
-    from crfrefine.runs.tools.info import inspect_cases, inspect_folder
+    from crfrefine.runs.tools.info import inspect_folder
 
-    images = options["images"]
-    masks = options["masks"]
-    if is_pattern(folder) or (images and images[0] == folder):
-        report = inspect_cases(
-            images or (folder,),
-            options["logits"],
-            None if masks == "nonzero" else masks,
-            options["labels"],
-            input_type=options["input_type"],
-            resample=options["resample"],
-        )
-    else:
-        report = inspect_folder(folder, resample=options["resample"], images=images)
+    if options["masks"] == "nonzero":
+        options = {**options, "masks": None}
+    report = inspect_folder(folder, **options)
     messages = [problem.message for problem in report.problems]
     notes = [*report.notes]
     if report.found:

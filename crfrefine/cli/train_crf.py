@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,6 @@ from crfrefine.train.options import (
     UnlabeledOptions,
     locate,
     locate_folders,
-    locate_nnunet,
 )
 
 # Parameters that mean nothing where nothing is trained.
@@ -120,48 +119,32 @@ def train_crf(
     if options["network_spacing"] is not None:
         shared.take_label_maps(options)
     nnunet = options.pop("nnunet")
-    data = _Data(nnunet, folder, images, labels, logits, masks)
-    _check_data(data, options["input_type"])
-    _check_output(output, data)
+    named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
+    if not any((nnunet, folder, images, labels, logits)):
+        raise typer.BadParameter(
+            "name the folder of the data, or --images, --labels and --logits, or --nnunet",
+            param_hint="DATA_DIR",
+        )
+    if nnunet is not None:
+        _refuse_beside_nnunet(folder, logits, options["input_type"])
+    elif output is None:
+        raise typer.BadParameter(
+            "name the file to write, such as -o params.toml", param_hint="--output"
+        )
 
     verbosity = 1 + verbose - quiet
     if unlabeled and output is not None:
         common = {name: value for name, value in options.items() if name not in _WITH_LABELS}
-        _choose(data, output, common, verbosity)
+        _choose(folder, named, output, common, verbosity)
         return
     options["learn"] = _names_in(learn)
-    _train(data, output, config, overrides, options, verbosity)
+    folders = locate_folders(folder, nnunet, **named)
+    _train(folders, output, config, overrides, options, verbosity)
 
 
 def _names_in(text: str) -> tuple[str, ...]:
     """Return the names in a list such as "weights, theta"."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Where the command line says that the cases are."""
-
-    nnunet: Path | None
-    folder: Path | None  # with a folder for each of the following that is not named
-    images: Path | None
-    labels: Path | None
-    logits: Path | None
-    masks: Path | None
-
-    def locate(self) -> DataFolders:
-        """Return the folders of the cases; raise InputError if one is missing."""
-        if self.nnunet is not None:
-            return locate_nnunet(
-                self.nnunet, images=self.images, labels=self.labels, masks=self.masks
-            )
-        return locate_folders(
-            self.folder,
-            images=self.images,
-            labels=self.labels,
-            logits=self.logits,
-            masks=self.masks,
-        )
 
 
 def _refuse_options_of_training(ctx: typer.Context) -> None:
@@ -176,16 +159,9 @@ def _refuse_options_of_training(ctx: typer.Context) -> None:
         )
 
 
-def _check_data(data: _Data, input_type: str) -> None:
-    """Raise BadParameter unless the command line names cases, and in one way."""
-    if not any((data.nnunet, data.folder, data.images, data.labels, data.logits)):
-        raise typer.BadParameter(
-            "name the folder of the data, or --images, --labels and --logits, or --nnunet",
-            param_hint="DATA_DIR",
-        )
-    if data.nnunet is None:
-        return
-    for path, name in ((data.folder, "DATA_DIR"), (data.logits, "--logits")):
+def _refuse_beside_nnunet(folder: Path | None, logits: Path | None, input_type: str) -> None:
+    """Raise BadParameter if the command line names what a trained network has."""
+    for path, name in ((folder, "DATA_DIR"), (logits, "--logits")):
         if path is not None:
             raise typer.BadParameter(
                 f"--nnunet finds the cases and their probabilities; leave {name} out",
@@ -195,21 +171,19 @@ def _check_data(data: _Data, input_type: str) -> None:
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
 
 
-def _check_output(output: Path | None, data: _Data) -> None:
-    """Raise BadParameter if the command line names no output, and the data give none."""
-    if output is None and data.nnunet is None:
-        raise typer.BadParameter(
-            "name the file to write, such as -o params.toml", param_hint="--output"
-        )
-
-
-def _choose(data: _Data, output: Path, options: dict[str, Any], verbosity: int) -> None:
+def _choose(
+    folder: Path | None,
+    named: Mapping[str, Path | None],
+    output: Path,
+    options: dict[str, Any],
+    verbosity: int,
+) -> None:
     """Choose parameters without labels, and print the choice."""
     from crfrefine.cli.training_reporting import TrainingReporter, print_choice
     from crfrefine.train.unlabeled import run_unlabeled
 
-    named = {"images": data.images, "logits": data.logits, "masks": data.masks}
-    places = locate(data.folder, ("images", "logits"), named, takes_files=True)
+    named = {name: path for name, path in named.items() if name != "labels"}
+    places = locate(folder, ("images", "logits"), named, takes_files=True)
     unlabeled_options = UnlabeledOptions(
         images=places["images"],
         logits=places["logits"],
@@ -224,7 +198,7 @@ def _choose(data: _Data, output: Path, options: dict[str, Any], verbosity: int) 
 
 
 def _train(
-    data: _Data,
+    folders: DataFolders,
     output: Path | None,
     config: str | None,
     overrides: list[str] | None,
@@ -237,7 +211,6 @@ def _train(
     from crfrefine.parameters.presets import find_config
     from crfrefine.train.run import default_output, run_training
 
-    folders = data.locate()
     if output is None:
         output = default_output(folders.logits)
     if config is not None or overrides:

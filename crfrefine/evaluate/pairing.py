@@ -6,6 +6,7 @@ Cases that lack a file are found here, too, and left out of all results.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from crfrefine.cases.conventions import (
     LABEL_WORDS,
     LABELS,
     LOGITS,
+    OPTIONAL_LABELS,
     PREDICTION,
     without_word,
 )
@@ -99,8 +101,6 @@ class Pairing(NamedTuple):
 
 # A reason, the complete cases whose masks are measured without a file for it, and what follows.
 _Gap: TypeAlias = tuple[str, Sequence[str], str]
-
-
 NETWORK = "network"  # the name of the baseline of `--nnunet`
 _Methods = tuple[Path, Path, tuple[tuple[str, Path], ...]]
 
@@ -148,8 +148,8 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         references = _references(options.labels, found, notes)
         for name, path in options.methods.items():
             methods[name] = _files_of_method(path, references, options.labels, found, notes)
+    left_out = _missing(options, references, methods)
     names = sorted({*references}.union(*methods.values()))
-    left_out = _missing(options, names, references, methods)
     complete = [case_id for case_id in names if case_id not in left_out]
 
     gaps: list[_Gap] = []
@@ -187,42 +187,37 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
 
 
-def _missing(
-    options: EvaluationOptions,
-    names: Sequence[str],
-    references: Collection[str],
-    methods: Mapping[str, Collection[str]],
-) -> dict[str, list[str]]:
-    """Return the missing files of each case that lacks a reference or a prediction."""
-    missing: dict[str, list[str]] = {}
-    for case_id in names:
-        reasons = []
-        if case_id not in references:
-            reasons.append(f"no label map in {options.labels}")
-        for method, path in options.methods.items():
-            if case_id not in methods[method]:
-                reasons.append(f"no prediction in {path}")
-        if reasons:
-            missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
-    return missing
-
-
 def _require_complete(
     names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap], *, is_strict: bool
 ) -> None:
     """Raise InputError without a complete case, or for one that lacks anything if `is_strict`."""
     if is_strict:
-        incomplete = {}
-        for case_id in names:
-            reasons = [*left_out.get(case_id, ())]
-            reasons += [reason for reason, case_ids, _ in gaps if case_id in case_ids]
-            if reasons:
-                incomplete[case_id] = reasons
-        require_all_complete(incomplete, len(names))
+        incomplete = {case_id: [*reasons] for case_id, reasons in left_out.items()}
+        for reason, case_ids, _ in gaps:
+            for case_id in case_ids:
+                incomplete.setdefault(case_id, []).append(reason)
+        require_all_complete(dict(sorted(incomplete.items())), len(names))
     if len(left_out) == len(names):
         expected = "cases with one name in the labels and in every method"
         advice = "Name other folders, or leave out a method that has no file yet."
         raise too_few_complete(left_out, len(names), expected, advice)
+
+
+def _missing(
+    options: EvaluationOptions,
+    references: Collection[str],
+    methods: Mapping[str, Collection[str]],
+) -> dict[str, list[str]]:
+    """Return the missing files of each case that lacks a reference or a prediction."""
+    missing: dict[str, list[str]] = {}
+    sources = [(f"no label map in {options.labels}", references)]
+    for method, path in options.methods.items():
+        sources.append((f"no prediction in {path}", methods[method]))
+    for case_id in sorted({*references}.union(*methods.values())):
+        reasons = [reason for reason, case_ids in sources if case_id not in case_ids]
+        if reasons:
+            missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
+    return missing
 
 
 def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, list[Path]]:
@@ -279,10 +274,17 @@ def _files_of_method(
             f"such as {extra[0]}"
         )
     found += files.described(names)
-    label_maps = Files(LABELS, source)
-    probabilities = Files(CALIBRATION, source)
-    chosen = {name: _choose(name, label_maps, probabilities) for name in sorted(names)}
-    return {name: files for name, files in chosen.items() if files.paths or files.problem}
+    cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
+    probabilities = CALIBRATION
+    if is_pattern(source):  # What else its files hold, their headers say.
+        probabilities = replace(CALIBRATION, suffixes=io_paths.SCORES_SUFFIXES)
+    for kind in (OPTIONAL_LABELS, probabilities):
+        Files(kind, source).add_to(cases)
+    chosen = {}
+    for case in cases:
+        if case.labels or case.logits or case.lack:
+            chosen[case.case_id] = MethodFiles(case.labels, case.logits, problem=case.lack or None)
+    return chosen
 
 
 def _file_of_only_case(
@@ -295,20 +297,6 @@ def _file_of_only_case(
             "one case's reference, or --structures for one binary file per structure"
         )
     return path
-
-
-def _choose(case_id: str, label_maps: Files, probabilities: Files) -> MethodFiles:
-    """Return the label map of a case, and its probabilities; of a pattern, what the file is."""
-    maps = [match.path for match in label_maps.of(case_id)]
-    scores = [match.path for match in probabilities.of(case_id)]
-    if is_pattern(label_maps.place):
-        scores = [path for path in scores if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES]
-    for kind, paths in (("label map", maps), ("file of probabilities", scores)):
-        if len(paths) > 1:
-            names = file_names(paths)
-            place = label_maps.place
-            return MethodFiles(problem=f"expected one {kind}, found {names} in {place}")
-    return MethodFiles(next(iter(maps), None), tuple(scores))
 
 
 def _with_probabilities(
@@ -324,8 +312,8 @@ def _with_probabilities(
         # The masks still come from the method's own file, even if that holds probabilities.
         label_map = next(iter(files.paths), None)
         problem = None
-        if case.problem is not None and not case.missing:
-            problem = case.problem.removeprefix(f"case {case.case_id!r}: ")
+        if not case.missing:
+            problem = case.lack or None
         replaced[case.case_id] = MethodFiles(
             label_map,
             case.logits,

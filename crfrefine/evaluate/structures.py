@@ -10,7 +10,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import LABELS
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.listing import Files, are_clear, structure_files, structures_in
-from crfrefine.cases.patterns import folder_of, is_pattern, list_files, names_part
+from crfrefine.cases.patterns import folder_of, holds_many, is_pattern, list_files, names_part
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
@@ -75,15 +75,14 @@ def find_structures(options: EvaluationOptions) -> Structures:
 
 def _cases_of(path: Path) -> dict[str, Path]:
     """Return the pattern of the structures, or the label map, of each case."""
-    if not path.is_dir() and not is_pattern(path):
+    if not holds_many(path):
         io_paths.require_file(path)
         return {_UNNAMED: path}
     files = list_files(path, io_paths.VOLUME_SUFFIXES) if path.is_dir() else []
     if files and not (path / "dataset.json").exists():
         return {_UNNAMED: path / "{label}"}
-    if not files and (path.is_dir() or names_part(path, "label")):
-        cases = structures_in(path)
-    else:
+    cases = {} if files else structures_in(path)
+    if not cases:
         label_maps = Files(LABELS, path)
         cases = {name: label_maps.of(name)[0].path for name in label_maps.cases()}
     if not cases:

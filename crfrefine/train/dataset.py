@@ -143,10 +143,10 @@ def find_cases(
     Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
     cases.
     """
-    cases, advice = _discover(data, input_type, add_background=add_background)
+    cases = _discover(data, input_type, add_background=add_background)
     folders = [data.nnunet or data.images, data.images]
     description = next(read_descriptions(folders), DatasetDescription(data.images))
-    files, left_out = _require_complete(cases, advice, strict=strict)
+    files, left_out = _require_complete(cases, strict=strict)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(
         input_type,
@@ -160,7 +160,7 @@ def find_cases(
     num_channels, num_modalities, num_axes = _common_sizes(headers)
     regions = None
     declared = None
-    notes = [*advice, *cases.notes]
+    notes = [*cases.advice, *cases.notes]
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels)
         if declared is None:
@@ -196,13 +196,10 @@ def find_cases(
     )
 
 
-def _discover(
-    data: DataFolders, input_type: str, *, add_background: bool
-) -> tuple[CaseList, tuple[str, ...]]:
-    """Return the cases in the folders, also incomplete ones, and advice on what is missing."""
-    advice: tuple[str, ...] = ()
+def _discover(data: DataFolders, input_type: str, *, add_background: bool) -> CaseList:
+    """Return the cases in the folders, also incomplete ones."""
     if data.nnunet is not None:
-        cases, advice = find_trained_cases(
+        cases = find_trained_cases(
             require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks
         )
     else:
@@ -219,12 +216,10 @@ def _discover(
     for case in cases:
         paths += case.paths
     add_volumes(*paths)
-    return cases, advice
+    return cases
 
 
-def _require_complete(
-    cases: CaseList, advice: Sequence[str], *, strict: bool
-) -> tuple[list[CaseFiles], Incomplete]:
+def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles], Incomplete]:
     """Return the complete cases, and what the others lack; raise InputError for fewer than two."""
     files = []
     left_out = {}
@@ -234,15 +229,15 @@ def _require_complete(
         else:
             files.append(case)
     if strict:
-        require_all_complete(left_out, len(cases), advice)
+        require_all_complete(left_out, len(cases), cases.advice)
     if len(files) >= 2:
         return files, left_out
 
     expected = (
         "at least two cases with image, labels and logits: training holds cases out to measure on"
     )
-    help_text = "\n  ".join(advice)
-    if not advice:
+    help_text = "\n  ".join(cases.advice)
+    if not cases.advice:
         help_text = (
             "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz "
             f"({see('docs/reference/formats.md')})."

@@ -186,12 +186,24 @@ class UnlabeledOptions(CommonOptions):
     unread: Path | None = None  # a folder of labels, which are not read
 
 
-def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
+def locate_folders(
+    folder: Path | None, nnunet: Path | None = None, **named: Path | None
+) -> DataFolders:
     """Return the folders of images, labels, logits and masks: those in `folder`, unless named.
 
-    Raise InputError if one is missing.
+    With the folder of a trained nnU-Net, they are where it has them, unless named. Raise InputError
+    if one is missing.
     """
-    return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
+    if nnunet is None:
+        return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+
+    network = require_trained(nnunet)
+    masks = named.get("masks")
+    locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
+    images = locate_images(network, named.get("images"))
+    labels = locate_labels(network, images, named.get("labels"))
+    return DataFolders(images, labels, network.folder, masks, network.folder)
 
 
 def locate(
@@ -224,24 +236,3 @@ def locate(
             f"name the folder that holds all, or {options}{propose(folder) if folder else ''}"
         )
     return places
-
-
-def locate_nnunet(
-    folder: Path,
-    *,
-    images: Path | None = None,
-    labels: Path | None = None,
-    masks: Path | None = None,
-) -> DataFolders:
-    """Return where nnU-Net has the images, labels and probabilities of a trained network.
-
-    A folder that is named takes the place of nnU-Net's.
-    """
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
-
-    network = require_trained(folder)
-    locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
-    images = locate_images(network, images)
-    return DataFolders(
-        images, locate_labels(network, images, labels), network.folder, masks, network.folder
-    )

@@ -54,13 +54,13 @@ def of_both_folds(tree):
 
 def test_each_case_comes_from_the_fold_that_held_it_out(tree):
     found = trained_cases(tree)
-    assert case_ids(found.cases) == ["case0", "case1", "case2", "case3"]
-    assert logits_of(found.cases) == of_both_folds(tree)
-    assert found.cases[0].images == tuple(
+    assert case_ids(found) == ["case0", "case1", "case2", "case3"]
+    assert logits_of(found) == of_both_folds(tree)
+    assert found[0].images == tuple(
         tree.raw / "imagesTr" / f"case0_000{modality}.nii.gz" for modality in range(2)
     )
-    assert found.cases[0].labels == tree.raw / "labelsTr" / "case0.nii.gz"
-    assert not any(case.problem or case.missing for case in found.cases)
+    assert found[0].labels == tree.raw / "labelsTr" / "case0.nii.gz"
+    assert not any(case.problem or case.missing for case in found)
     assert found.advice == ()
     assert not tree.trap.exists()
 
@@ -69,7 +69,7 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     place = tmp_path / "elsewhere" / DATASET
     shutil.move(tree.raw.parent, tmp_path / "elsewhere")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "elsewhere"))
-    case = trained_cases(tree).cases[1]
+    case = trained_cases(tree)[1]
     assert (case.images[0], case.labels) == (
         place / "imagesTr" / "case1_0000.nii.gz",
         place / "labelsTr" / "case1.nii.gz",
@@ -77,7 +77,7 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     # Without it, images are given, and labels are those that nnU-Net copied.
     monkeypatch.delenv("nnUNet_raw")
     shutil.move(place / "labelsTr", tree.preprocessed / "gt_segmentations")
-    case = trained_cases(tree, images=place / "imagesTr").cases[2]
+    case = trained_cases(tree, images=place / "imagesTr")[2]
     assert case.images[0] == place / "imagesTr" / "case2_0000.nii.gz"
     assert case.labels == tree.preprocessed / "gt_segmentations" / "case2.nii.gz"
 
@@ -87,25 +87,25 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
         path.unlink()
     found = trained_cases(tree)
     missing = [(), ("no probabilities in fold_1/validation",)] * 2
-    assert missing_of(found.cases) == missing
+    assert missing_of(found) == missing
     assert found.advice == (f"fold 1 was not validated with --npz: {TRAIN} 1 --val --npz {NAMES}",)
     shutil.rmtree(tree.validation(1).parent)
     found = trained_cases(tree)
-    assert missing_of(found.cases) == [(), ("fold 1 is not trained",)] * 2
+    assert missing_of(found) == [(), ("fold 1 is not trained",)] * 2
     assert found.advice == (f"fold 1 is not trained: {TRAIN} 1 --npz {NAMES}",)
     (tree.preprocessed / "splits_final.json").unlink()
-    assert trained_cases(tree).cases[1].missing == ("no fold that held it out has validated it",)
+    assert trained_cases(tree)[1].missing == ("no fold that held it out has validated it",)
 
 
 def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree):
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
-    assert logits_of(found.cases) == of_both_folds(tree)
-    assert any("fold_all" in note for note in found.cases.notes)
+    assert logits_of(found) == of_both_folds(tree)
+    assert any("fold_all" in note for note in found.notes)
     # Also where nothing else is known about a case.
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
-    assert logits_of(trained_cases(tree).cases) == [
+    assert logits_of(trained_cases(tree)) == [
         (tree.archive(0, 0),),
         (),
         (tree.archive(0, 2),),
@@ -121,7 +121,7 @@ def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
     write_fold(tree, 0, [1])
     shutil.rmtree(tree.network / "fold_1")
     found = trained_cases(tree)
-    assert logits_of(found.cases) == [
+    assert logits_of(found) == [
         (tree.archive(0, 0),),
         (),
         (tree.archive(0, 2),),
@@ -130,18 +130,18 @@ def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
     # By shortened splits, no fold holds the case out.
     splits = json.loads((tree.preprocessed / "splits_final.json").read_text())
     write_json(tree.preprocessed / "splits_final.json", splits[:1])
-    assert trained_cases(tree).cases[1].missing == ("no fold that held it out has validated it",)
+    assert trained_cases(tree)[1].missing == ("no fold that held it out has validated it",)
 
 
 def test_probabilities_that_were_not_turned_back_are_refused(tree):
     """The one reader of nnU-Net that turns images to RAS+; these images are toward LPS."""
     write_json(tree.network / "plans.json", plans(image_reader_writer="NibabelIOWithReorient"))
     assert nib.aff2axcodes(AFFINE) == ("L", "P", "S")
-    cases = trained_cases(tree).cases
+    cases = trained_cases(tree)
     assert all("toward RAS" in case.problem and "toward LPS" in case.problem for case in cases)
     for path in (tree.raw / "imagesTr").glob("case0_*"):
         nib.save(nib.as_closest_canonical(nib.load(path)), path)
-    assert have_problem(trained_cases(tree).cases) == [False, True, True, True]
+    assert have_problem(trained_cases(tree)) == [False, True, True, True]
 
 
 def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):

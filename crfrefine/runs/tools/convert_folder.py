@@ -10,22 +10,22 @@ from crfrefine import io
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import shorten
+from crfrefine.cases.conventions import IMAGE
 from crfrefine.cases.patterns import (
     PARTS,
     Match,
     check_pattern,
     describe_found,
     fill,
+    find_matches,
     is_pattern,
-    list_files,
-    matches_of,
 )
+from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.atomic import check_writable
 from crfrefine.io.paths import (
     SCORES_SUFFIXES,
     add_volumes,
-    describe_others,
     require_suffix,
     suffix_of,
 )
@@ -51,34 +51,38 @@ def plan_folder(
     them, or a pattern of images. Raises InputError if there are no volumes, if two of a pattern
     become one file, or if the outputs have no folder or no suffix.
     """
+    pattern = source / IMAGE
     found = ""
     if is_pattern(source):
-        files = matches_of(source)
-    else:
-        paths = list_files(source, io.LOGITS_SUFFIXES)
-        files = [Match(path, io.stem_of(path), "", "") for path in paths]
+        check_pattern(source, PARTS)
+        pattern = source
+    files = find_matches(pattern, io.LOGITS_SUFFIXES)
     if is_pattern(target):
-        targets = _targets_of_pattern(files, target, suffix)
+        check_pattern(target, PARTS)
+        if suffix is not None:
+            target = target.with_name(f"{io.stem_of(target)}{suffix}")
+        require_suffix(target)
     else:
-        targets = _targets_in_folder(source, files, target, suffix)
+        _require_folder(source, target, suffix)
     if not files:
-        raise InputError(f"{source}: holds no volumes{describe_others(source)}")
-    if is_pattern(source):
-        _require_different(files, targets, target)
-        found = describe_found(source, files)
+        raise InputError(f"{source}: holds no volumes{advise(source)}")
     plan = []
-    for match, becomes in zip(files, targets, strict=True):
+    for match in files:
+        becomes = target / f"{io.stem_of(match.path)}{suffix}"
+        if is_pattern(target):
+            becomes = fill(target, match)
         image = like
         if like is not None and is_pattern(like):
             image = fill(like, match)
         plan.append((match.path, becomes, image))
+    if is_pattern(source):
+        found = describe_found(source, files)
+        _require_different(files, [becomes for _, becomes, _ in plan], target)
     return plan, found
 
 
-def _targets_in_folder(
-    source: Path, files: Sequence[Match], target: Path, suffix: str | None
-) -> list[Path]:
-    """Return the files in a folder that some volumes become."""
+def _require_folder(source: Path, target: Path, suffix: str | None) -> None:
+    """Raise InputError unless the outputs have a folder and a format."""
     suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
     if suffix_of(target) and not target.is_dir():
         what = "a pattern" if is_pattern(source) else "a folder"
@@ -95,16 +99,6 @@ def _targets_in_folder(
         raise InputError(
             f"--output-format {shorten(suffix)}: expected one of {', '.join(suffixes)}"
         )
-    return [target / f"{io.stem_of(match.path)}{suffix}" for match in files]
-
-
-def _targets_of_pattern(files: Sequence[Match], target: Path, suffix: str | None) -> list[Path]:
-    """Return the files that some volumes become by a pattern."""
-    check_pattern(target, PARTS)
-    if suffix is not None:
-        target = target.with_name(f"{io.stem_of(target)}{suffix}")
-    require_suffix(target)
-    return [fill(target, match) for match in files]
 
 
 def _require_different(files: Sequence[Match], targets: Sequence[Path], target: Path) -> None:
@@ -132,7 +126,6 @@ def convert_folder(
             check_writable(target.parent)
         for file, target, like in plan:
             first = sources.setdefault(target, file)
-            failure: Failure | None = None
             failures: list[Failure] = []
             sentence = ""
             with failing_alone(failures.append, file):
@@ -141,8 +134,7 @@ def convert_folder(
                         f"{file}: would become {target}, as {first.name} does; rename one"
                     )
                 sentence = convert_file(file, target, replace(options, like=like))
-            if failures:
-                failure = failures[0]
+            failure = next(iter(failures), None)
             yield Conversion(file, target, sentence, failure)
             if failure is not None and failure.kind == StorageError.__name__:
                 return

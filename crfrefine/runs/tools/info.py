@@ -30,7 +30,7 @@ from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.listing import are_clear, structure_files, structures_in
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import list_files
+from crfrefine.cases.patterns import is_pattern, list_files
 from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
@@ -142,11 +142,18 @@ def _describe_range(values: Float32) -> str:
 
 
 def inspect_folder(
-    folder: Path, *, resample: str | None = None, images: tuple[Path, ...] = ()
+    folder: Path,
+    images: tuple[Path, ...] = (),
+    logits: tuple[Path, ...] = (),
+    masks: Path | None = None,
+    labels: Path | None = None,
+    *,
+    input_type: str = "auto",
+    resample: str | None = None,
 ) -> FolderReport:
-    """Describe the cases of a folder.
+    """Describe the cases of a folder; of a pattern or `images`, as other commands find them.
 
-    It has images in nnU-Net's naming, with logits or labels; or folders `images` (`imagesTr`,
+    A folder has images in nnU-Net's naming, with logits or labels; or folders `images` (`imagesTr`,
     `imagesTs`), and beside them `logits`, `masks` and `labels` (`labelsTr`, `labelsTs`). A folder
     of nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would
     refine, of `images` if these are named. A folder may also hold nothing but logits without
@@ -154,7 +161,14 @@ def inspect_folder(
     """
     report = FolderReport({}, [], [])
     with failing_alone(report.problems.append):
-        report = _inspect_content(folder, resample, images)
+        if is_pattern(folder) or folder in images[:1]:
+            images = images or (folder,)
+            cases = discover_cases(
+                images, logits, masks, labels, input_type=input_type, include_imageless=True
+            )
+            report = _inspect(cases, (), _places_of(cases, folder), resample, input_type)
+        else:
+            report = _inspect_content(folder, resample, images)
     return report
 
 
@@ -169,7 +183,7 @@ def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...
                 raise
             note = str(error).partition("\n")[0]
             return _inspect(CaseList(notes=[note]), archives, [folder], resample)
-        return _inspect(cases, [], [folder], resample)
+        return _inspect(cases, (), [folder], resample)
     if images:
         raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
     if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
@@ -179,27 +193,7 @@ def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...
         if archives:
             return _inspect(CaseList(), archives, [folder], resample)
     cases = _discover(folder)
-    return _inspect(cases, [], _places_of(cases, folder), resample)
-
-
-def inspect_cases(
-    images: tuple[Path, ...],
-    logits: tuple[Path, ...],
-    masks: Path | None,
-    labels: Path | None,
-    *,
-    input_type: str = "auto",
-    resample: str | None = None,
-) -> FolderReport:
-    """Describe the cases of folders, patterns or files, as other commands find them."""
-    report = FolderReport({}, [], [])
-    with failing_alone(report.problems.append):
-        cases = discover_cases(
-            images, logits, masks, labels, input_type=input_type, include_imageless=True
-        )
-        places = _places_of(cases, images[0])
-        report = _inspect(cases, [], places, resample, input_type)
-    return report
+    return _inspect(cases, (), _places_of(cases, folder), resample)
 
 
 def _places_of(cases: CaseList, place: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.conventions import LABELS
+from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.listing import Files
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
@@ -123,9 +123,10 @@ def _first_case(inputs: RunInputs, name: str | None) -> int:
 
 def _add_references(cases: CaseList, options: TuneOptions) -> None:
     """Add the reference of each case that has one."""
-    references = replace(LABELS, is_optional=True)
     if options.labels is not None:
-        Files(references, options.labels).add_to(cases)
+        files = Files(OPTIONAL_LABELS, options.labels)
+        files.require_any()
+        files.add_to(cases)
         if not any(case.labels for case in cases):
             number = counted(len(cases), "case")
             raise InputError(f"{options.labels}: no labels of any of the {number}")
@@ -136,7 +137,7 @@ def _add_references(cases: CaseList, options: TuneOptions) -> None:
         with suppress(InputError):
             network = require_trained(options.inputs.nnunet)
             images = locate_images(network, next(iter(options.inputs.images), None))
-            Files(references, locate_labels(network, images, None)).add_to(cases)
+            Files(OPTIONAL_LABELS, locate_labels(network, images, None)).add_to(cases)
 
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
