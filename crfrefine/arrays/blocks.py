@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,18 +31,11 @@ def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
     It is 1 along an axis without blocks, and None if no axis has them. Along an axis from a coarser
     grid labels change only between blocks. (*grid) has up to three axes.
     """
-    pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
-    if max(pitch) > 1:
-        return pitch
-    return None
-
-
-def _count_changes(label_map: Labels) -> list[Integers]:
-    """Return per axis how many voxels change their label between neighboring planes."""
     num_dims = label_map.ndim
     order = sorted(range(num_dims), key=lambda axis: -abs(label_map.strides[axis]))
     volume = label_map.transpose(order)[(np.newaxis,) * (3 - num_dims)]
     depth, height, width = volume.shape
+    # How many voxels change their label between neighboring planes along each axis.
     along_z = np.zeros(max(depth - 1, 0), np.int64)
     along_y = np.zeros(max(height - 1, 0), np.int64)
     along_x = np.zeros(max(width - 1, 0), np.int64)
@@ -59,15 +51,10 @@ def _count_changes(label_map: Labels) -> list[Integers]:
         along_y += rows.sum(axis=1, dtype=np.int64)
         along_x += columns.sum(axis=0, dtype=np.int64)
     in_memory_order = [along_z, along_y, along_x][3 - num_dims :]
-    return [in_memory_order[order.index(axis)] for axis in range(num_dims)]
-
-
-class _Fit(NamedTuple):
-    """A pitch, at the phase at which it fits best."""
-
-    pitch: float
-    divergence: float  # from chance, in nats
-    predicted: Integers  # indices into the planes
+    pitch = tuple(_pitch(in_memory_order[order.index(axis)]) for axis in range(num_dims))
+    if max(pitch) > 1:
+        return pitch
+    return None
 
 
 def _pitch(changes: Integers) -> float:
@@ -91,33 +78,34 @@ def _pitch(changes: Integers) -> float:
     # At both ends of the planes, neighboring pitches differ by a quarter voxel.
     num_steps = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH))
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_steps + 1)
-    fits = [_fit(planes, weights, pitch) for pitch in pitches]
-    coarse = max(fits, key=lambda fit: fit.divergence)
+    divergences, predictions = _fits(planes, weights, pitches)
+    coarse = int(np.argmax(divergences))
 
     # Now planes count, and not their voxels: else pitches that miss small tips would win. Planes
     # are changed by more than unpredicted ones, where labels were edited, are.
-    others = np.delete(weights, coarse.predicted)
+    others = np.delete(weights, predictions[coarse])
     usual = np.median(others) if others.size else 1.0
     is_changed: Bool = weights > 3 * usual
     num_changed = np.count_nonzero(is_changed)
     if num_changed < _MIN_PREDICTED:
         return 1.0
-    span = 2 * coarse.pitch / length  # two blocks more or less
-    pitches = coarse.pitch * np.linspace(1 - span, 1 + span, 513)
+    span = 2 * pitches[coarse] / length  # two blocks more or less
+    pitches = pitches[coarse] * np.linspace(1 - span, 1 + span, 513)
     pitches = np.clip(pitches, _MIN_PITCH, _MAX_PITCH)
-    fits = [_fit(planes, is_changed / num_changed, pitch) for pitch in pitches]
-    best = max(fits, key=lambda fit: fit.divergence)
-    is_found = weights[best.predicted].sum() >= _MIN_SHARE
-    if not is_found or _is_chance(is_changed, best, length):
+    divergences, predictions = _fits(planes, is_changed / num_changed, pitches)
+    best = int(np.argmax(divergences))
+    predicted = predictions[best]
+    is_found = weights[predicted].sum() >= _MIN_SHARE
+    if not is_found or _is_chance(is_changed, predicted, length):
         return 1.0
-    equal_pitches = [fit.pitch for fit in fits if fit.divergence > best.divergence - 1e-9]
-    return float(min(equal_pitches) + max(equal_pitches)) / 2
+    equal_pitches = pitches[divergences > divergences[best] - 1e-9]
+    return float(equal_pitches.min() + equal_pitches.max()) / 2
 
 
-def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
+def _is_chance(is_changed: Bool, predicted: Integers, length: int) -> bool:
     """Return whether chance explains that changes lie on the predicted planes."""
-    inside = is_changed[fit.predicted]
-    outside = np.delete(is_changed, fit.predicted)
+    inside = is_changed[predicted]
+    outside = np.delete(is_changed, predicted)
     if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED:
         return True
     mean = float(is_changed.mean())
@@ -128,24 +116,31 @@ def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
     return evidence <= 3 * math.log(length)
 
 
-def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
-    """Return the fit of a pitch, at the phase that predicts many changes on few planes."""
-    # A block begins where the position modulo the pitch falls into a window of one voxel.
-    remainders = planes % pitch
-    order = np.argsort(remainders)
-    remainders = remainders[order]
-    starts = np.arange(planes.size)
-    two_rounds = np.concatenate([remainders, remainders + pitch])
-    ends = np.searchsorted(two_rounds, remainders + 1 - 1e-9)
-    ordered = weights[order]
-    sums = np.cumsum(np.concatenate([[0.0], ordered, ordered]))
-    shares = sums[ends] - sums[starts]
-    expected = (ends - starts) / planes.size
+def _fits(planes: Integers, weights: Float64, pitches: Float64) -> tuple[Float64, list[Integers]]:
+    """Return how far the fit of each pitch is from chance, in nats, and the planes it predicts.
 
-    best = np.argmax(shares - expected)
-    predicted = order[np.arange(best, ends[best]) % planes.size]
-    divergence = _divergence(float(shares[best]), float(expected[best]))
-    return _Fit(pitch, divergence, predicted)
+    Each has the phase that predicts many changes on few planes. Predictions are indices into the
+    planes.
+    """
+    divergences = []
+    predictions = []
+    for pitch in pitches:
+        # A block begins where the position modulo the pitch falls into a window of one voxel.
+        remainders = planes % pitch
+        order = np.argsort(remainders)
+        remainders = remainders[order]
+        starts = np.arange(planes.size)
+        two_rounds = np.concatenate([remainders, remainders + pitch])
+        ends = np.searchsorted(two_rounds, remainders + 1 - 1e-9)
+        ordered = weights[order]
+        sums = np.cumsum(np.concatenate([[0.0], ordered, ordered]))
+        shares = sums[ends] - sums[starts]
+        expected = (ends - starts) / planes.size
+        best = np.argmax(shares - expected)
+        predictions.append(order[np.arange(best, ends[best]) % planes.size])
+        divergences.append(_divergence(float(shares[best]), float(expected[best])))
+
+    return np.array(divergences), predictions
 
 
 def _divergence(share: float, expected: float) -> float:

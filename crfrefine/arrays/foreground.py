@@ -35,8 +35,21 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
     highest = float(values.max())
     is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
     said = kind if input_type == "auto" else input_type
+    if said == "logits" and is_inside:
+        raise InputError(
+            f"{name}: one channel, expected log-odds of label 1, found values that all lie in "
+            "[0, 1], as probabilities do\n"
+            f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
+        )
     if said == "logits":
-        _require_log_odds(values, name, is_inside=is_inside, is_requested=input_type == "logits")
+        is_whole = not np.mod(values, 1).any()
+        if lowest >= 0 and (is_whole or input_type != "logits"):
+            raise InputError(
+                f"{name}: logits of one label only, none of them negative, which would put every "
+                "voxel into label 1\n"
+                f"  For a label map, give {BY_HAND.format('labels')}; divide\n"
+                "  probabilities in percent or from 0 to 255 by 100 or 255."
+            )
         return "logits"
     if not is_inside:
         raise InputError(
@@ -47,24 +60,6 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
             "  by 100 or 255; if interpolation overshot, clip them to [0, 1]."
         )
     return "probabilities"
-
-
-def _require_log_odds(values: Array, name: str, *, is_inside: bool, is_requested: bool) -> None:
-    """Raise InputError if the values of a channel are probabilities or labels, not log-odds."""
-    if is_inside:
-        raise InputError(
-            f"{name}: one channel, expected log-odds of label 1, found values that all lie in "
-            "[0, 1], as probabilities do\n"
-            f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
-        )
-    is_whole = not np.mod(values, 1).any()
-    if values.min() >= 0 and (is_whole or not is_requested):
-        raise InputError(
-            f"{name}: logits of one label only, none of them negative, which would put every voxel "
-            "into label 1\n"
-            f"  For a label map, give {BY_HAND.format('labels')}; divide\n"
-            "  probabilities in percent or from 0 to 255 by 100 or 255."
-        )
 
 
 def describe_channel(kind: str) -> str:

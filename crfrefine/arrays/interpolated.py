@@ -24,26 +24,11 @@ def describe_interpolated(labels: Labels) -> str | None:
 
     `labels` is ([z,] y, x).
     """
-    num_labels, num_between = _count_between(labels)
-    if num_between <= _SHARE_OF_LABELS * num_labels:
-        return None
-    return (
-        f"{num_between} of {num_labels} labels lie only in thin layers between two others, as "
-        "where the border of a mask from 0 to 255 was smoothed or interpolated: cut such a mask at "
-        "half of its range, or resample label maps with nearest neighbor"
-    )
-
-
-def _count_between(labels: Labels) -> tuple[int, int]:
-    """Return the number of labels in some planes, and of those that lie only between two others.
-
-    Both are 0 if there are few labels.
-    """
     planes = np.atleast_3d(labels.T).T
     step = -(-len(planes) // _MAX_PLANES)
     size = int(labels.max(initial=0)) + 1
     if size <= _MIN_LABELS:
-        return 0, 0
+        return None
     count = np.zeros(size, np.int64)
     alike = np.zeros(size, np.int64)
     between = np.zeros(size, np.int64)
@@ -59,11 +44,18 @@ def _count_between(labels: Labels) -> tuple[int, int]:
             between += _count(inner[is_between], size)
     occurring = np.flatnonzero(count[1:]) + 1
     if occurring.size < _MIN_LABELS:
-        return 0, 0
+        return None
     number = count[occurring]
     is_at_border = alike[occurring] < _SHARE_ALIKE * number
     is_at_border &= between[occurring] > _SHARE_BETWEEN * number
-    return occurring.size, int(np.count_nonzero(is_at_border))
+    num_between = int(np.count_nonzero(is_at_border))
+    if num_between <= _SHARE_OF_LABELS * occurring.size:
+        return None
+    return (
+        f"{num_between} of {occurring.size} labels lie only in thin layers between two others, as "
+        "where the border of a mask from 0 to 255 was smoothed or interpolated: cut such a mask at "
+        "half of its range, or resample label maps with nearest neighbor"
+    )
 
 
 def _count(values: Array, size: int) -> Array:

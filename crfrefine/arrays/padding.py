@@ -93,7 +93,14 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
     fill &= ~padding
     voxels = _places(fill)
     values = logits[voxels]
-    touches = _touching(voxels, values, padding, logits)
+    touches = np.zeros(len(values), np.bool_)  # Shares a face with padding of its value.
+    for axis, extent in enumerate(padding.shape):
+        for step in (-1, 1):
+            neighbors = list(voxels)
+            # A voxel at the border of the grid is its own neighbor, and thus no padding.
+            neighbors[axis] = (voxels[axis] + step).clip(0, extent - 1)
+            is_padding = padding[tuple(neighbors)]
+            touches |= is_padding & (logits[tuple(neighbors)] == values)
     for value in np.unique(values[touches]):
         same = np.zeros(fill.shape, np.bool_)
         same[voxels] = values == value
@@ -104,25 +111,9 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
         padding |= is_padding[regions]
 
 
-Places = tuple[NDArray[np.intp], ...]  # the indices of some voxels, along each axis
-
-
-def _places(mask: Bool) -> Places:
+def _places(mask: Bool) -> tuple[NDArray[np.intp], ...]:
     """Return where a mask is True: for few voxels several times faster than `np.nonzero`."""
     return np.unravel_index(np.flatnonzero(mask), mask.shape)
-
-
-def _touching(voxels: Places, values: Array, padding: Bool, logits: Array) -> Bool:
-    """Return which of the voxels share a face with padding of their value."""
-    touches = np.zeros(len(values), np.bool_)
-    for axis, extent in enumerate(padding.shape):
-        for step in (-1, 1):
-            neighbors = list(voxels)
-            # A voxel at the border of the grid is its own neighbor, and thus no padding.
-            neighbors[axis] = (voxels[axis] + step).clip(0, extent - 1)
-            is_padding = padding[tuple(neighbors)]
-            touches |= is_padding & (logits[tuple(neighbors)] == values)
-    return touches
 
 
 def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:

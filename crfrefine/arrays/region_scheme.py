@@ -88,9 +88,9 @@ class RegionScheme:
         """
         if isinstance(regions, RegionScheme):
             return regions
-        pairs = _pairs_of(regions)
-        names = tuple(name for name, _ in pairs)
-        labels = tuple(_labels_of_region(name, value) for name, value in pairs)
+        labels_by_name = _labels_by_name(regions)
+        names = tuple(name for name, _ in labels_by_name)
+        labels = tuple(labels for _, labels in labels_by_name)
         if class_order is None:
             class_order = _find_class_order(names, labels)
         return cls(names, labels, tuple(int(label) for label in class_order))
@@ -174,14 +174,18 @@ def _check_labels(name: str, labels: tuple[int, ...], written: int) -> None:
         )
 
 
-def _pairs_of(regions: Any) -> list[tuple[str, Any]]:
-    """Return names and labels of regions as a caller gives them; raise ConfigError otherwise."""
+def _labels_by_name(regions: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Return names and ascending labels of regions as a caller gives them.
+
+    Raises ConfigError for anything but names and numbers of labels.
+    """
     if isinstance(regions, Mapping):
         pairs = list(regions.items())
     elif isinstance(regions, Iterable):
         pairs = list(regions)
     else:
         pairs = [regions]
+    found = []
     for pair in pairs:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], str):
@@ -190,18 +194,15 @@ def _pairs_of(regions: Any) -> list[tuple[str, Any]]:
                 'RegionScheme, such as RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], '
                 f'"enhancing": 3}}); got {shorten_value(regions)}'
             )
-    return pairs
-
-
-def _labels_of_region(name: str, value: Any) -> tuple[int, ...]:
-    """Return the labels of a region, ascending; raise ConfigError for other values than labels."""
-    values = value if isinstance(value, list | tuple) else [value]
-    for label in values:
-        if isinstance(label, bool) or not isinstance(label, int | np.integer):
-            raise ConfigError(
-                f"{_region(name)}: {shorten_value(label)} is not the number of a label"
-            )
-    return tuple(sorted({int(label) for label in values}))
+        name, value = pair
+        values = value if isinstance(value, list | tuple) else [value]
+        for label in values:
+            if isinstance(label, bool) or not isinstance(label, int | np.integer):
+                raise ConfigError(
+                    f"{_region(name)}: {shorten_value(label)} is not the number of a label"
+                )
+        found.append((name, tuple(sorted({int(label) for label in values}))))
+    return found
 
 
 def _find_class_order(names: Sequence[str], labels: Sequence[tuple[int, ...]]) -> list[int]:
