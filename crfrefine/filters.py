@@ -194,22 +194,12 @@ class Lattice:
             return values if is_tensor else np.zeros(shape, np.float32)
         if self._on_gpu is not None:
             return self._on_gpu.filter(channels, normalization)
-        sent = self._inside(channels)
-        return self._everywhere(self._filter(sent, normalization))
-
-    def _inside(self, channels: Array) -> Float32:
-        """Return the values of the points, (V, N), from (V, *grid)."""
         if self._mask is None:
-            return finite(channels.reshape(len(channels), self.num_points), "values")
-        return finite(channels[:, self._mask], "values")
-
-    def _everywhere(self, filtered: Float32) -> Float32:
-        """Return (V, *grid) from the values of the points, (V, N)."""
-        shape = (len(filtered), *self.shape)
-        if self._mask is None:
-            return filtered.reshape(shape)
+            sent = finite(channels.reshape(len(channels), self.num_points), "values")
+            return self._filter(sent, normalization).reshape(shape)
         result = np.zeros(shape, np.float32)
-        result[:, self._mask] = filtered
+        sent = finite(channels[:, self._mask], "values")
+        result[:, self._mask] = self._filter(sent, normalization)
         return result
 
     def _filter(self, sent: Float32, normalization: str) -> Float32:

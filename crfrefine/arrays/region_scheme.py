@@ -70,7 +70,22 @@ class RegionScheme:
         for number, name in enumerate(self.names):
             if name in self.names[:number]:
                 raise ConfigError(f"{_region(name)} appears twice")
-            _check_labels(name, self.labels[number], self.class_order[number])
+            region = _region(name)
+            labels = self.labels[number]
+            if not labels or min(labels) < 1:
+                found = "it has label 0, the background" if labels else "it has no labels"
+                raise ConfigError(f"{region}: {found}; expected labels from 1 on")
+            if max(labels) > MAX_LABEL:
+                raise ConfigError(
+                    f"{region}: label {shorten(max(labels), 20)}: label maps hold labels up to "
+                    f"{MAX_LABEL}"
+                )
+            written = self.class_order[number]
+            if written not in labels:
+                raise ConfigError(
+                    f"the class order has label {written} for {region}, which has "
+                    f"{_joined(labels)}; expected one of these"
+                )
 
     @classmethod
     def of(cls, regions: GivenRegions, class_order: Sequence[int] | None = None) -> RegionScheme:
@@ -153,25 +168,6 @@ def _region(name: str) -> str:
 
 def _joined(labels: Sequence[int]) -> str:
     return "+".join(map(str, labels))
-
-
-def _check_labels(name: str, labels: tuple[int, ...], written: int) -> None:
-    """Raise ConfigError unless a region has labels of a label map, and writes one of them."""
-    region = _region(name)
-    if not labels:
-        raise ConfigError(f"{region}: it has no labels; expected labels from 1 on")
-    if min(labels) < 1:
-        raise ConfigError(f"{region}: it has label 0, the background; expected labels from 1 on")
-    largest = max(labels)
-    if largest > MAX_LABEL:
-        raise ConfigError(
-            f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}"
-        )
-    if written not in labels:
-        raise ConfigError(
-            f"the class order has label {written} for {region}, which has {_joined(labels)}; "
-            "expected one of these"
-        )
 
 
 def _labels_by_name(regions: Any) -> list[tuple[str, tuple[int, ...]]]:

@@ -81,7 +81,9 @@ class MeanField(torch.autograd.Function):
         ctx.num_at_once = num_at_once
         ctx.kernels = [kernels for kernels, _ in items]
         # A gradient has the type and the device of its tensor.
-        ctx.kinds = [_kind(tensor) for tensor in tensors]
+        ctx.kinds = []
+        for tensor in tensors:
+            ctx.kinds.append(None if tensor is None else (tensor.dtype, tensor.device))
         # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
         # changed in place. All but logits and record are saved only for this check.
         saved: list[Tensor | None] = []
@@ -109,13 +111,19 @@ class MeanField(torch.autograd.Function):
             logits = saved[number * num_saved]
             record = saved[number * num_saved + 1]
             wants = needed_by_item[number]
+            # Gradients of parameters that are on the CPU go there.
+            kinds = kinds_by_item[number]
+            goes_to_cpu = False
+            for is_wanted, kind in zip(wants[2:], kinds[2:], strict=True):
+                if is_wanted and kind[1].type == "cpu":
+                    goes_to_cpu = True
             return kernels[number].backward(
                 replace(ctx.tapes[number], record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
                 wants_theta=any(getattr(wants, name) for name in _THETAS),
                 wants_image=wants.image,
-                stays=not _has_parameter_on_cpu(kinds_by_item[number], wants),
+                stays=not goes_to_cpu,
             )
 
         gradients = of_each(run, len(grads), ctx.num_at_once)
@@ -136,19 +144,6 @@ def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
     """Divide the tensors of a batch, or one property of each, among its items."""
     size = len(GRADIENTS)
     return [ItemInputs(*values[start : start + size]) for start in range(0, len(values), size)]
-
-
-def _has_parameter_on_cpu(kinds: ItemInputs, wants: ItemInputs) -> bool:
-    """Return whether a gradient is wanted of a parameter that is on the CPU."""
-    for name in GRADIENTS[2:]:
-        kind = getattr(kinds, name)
-        if getattr(wants, name) and kind[1].type == "cpu":
-            return True
-    return False
-
-
-def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.device] | None:
-    return None if tensor is None else (tensor.dtype, tensor.device)
 
 
 def of_each(function: Callable[[int], _R], num_items: int, num_at_once: int) -> list[_R]:
@@ -202,9 +197,14 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        exporter = _exporter()
-        if exporter is not None:
-            raise cannot_export(exporter)
+        is_exporting = _is_exporting()
+        is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if (is_exporting or is_tracing) and torch.onnx.is_in_onnx_export():
+            raise cannot_export("torch.onnx.export")
+        if is_exporting:
+            raise cannot_export("torch.export.export")
+        if is_tracing:
+            raise cannot_export("torch.jit.trace")
         if torch.compiler.is_compiling():
             # This is not a decorator, which would import the compiler at once. That takes longer
             # than importing PyTorch itself.
@@ -212,17 +212,6 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*args, **kwargs)
 
     return call
-
-
-def _exporter() -> str | None:
-    """Return the exporter that is making a graph of this call, if any."""
-    is_exporting = _is_exporting()
-    is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if not is_exporting and not is_tracing:
-        return None
-    if torch.onnx.is_in_onnx_export():
-        return "torch.onnx.export"
-    return "torch.export.export" if is_exporting else "torch.jit.trace"
 
 
 def cannot_export(exporter: str) -> ExportError:

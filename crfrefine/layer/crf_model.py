@@ -24,37 +24,6 @@ HOST = torch.device("cpu")
 _MIN_LEARNED = 1e-6
 
 
-class Sizes(NamedTuple):
-    """The sizes of the cases that a model is for."""
-
-    num_labels: int
-    num_modalities: int
-    num_axes: int
-
-    @classmethod
-    def of(cls, image: Tensor, num_labels: int) -> Sizes:
-        """Return the sizes of a batch of images (B, M, *grid)."""
-        return cls(num_labels, image.shape[1], image.ndim - 2)
-
-
-class Bandwidths(NamedTuple):
-    """Bandwidths in float64, on the CPU: rounded ones would give a lattice other vertices."""
-
-    position: Tensor  # (bilateral kernels, axes)
-    intensity: Tensor  # (bilateral kernels, M)
-    spatial: Tensor | None  # (axes,); None without a spatial kernel
-
-    def kernel_set(self, num_labels: int, settings: MeanFieldParameters) -> KernelSetSpec:
-        """Return the kernels as engines take them."""
-        kernels = []
-        for alpha, beta in zip(self.position, self.intensity, strict=True):
-            kernels.append(KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())))
-        if self.spatial is not None:
-            kernels.append(KernelSpec(tuple(self.spatial.tolist())))
-        fields = own_fields(KernelSetSpec, vars(settings))
-        return KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
-
-
 class SomeLabels(NamedTuple):
     """The labels that take part, where some do not."""
 
@@ -154,7 +123,9 @@ class CrfModel:
 
 
 def make_model(
-    sizes: Sizes,
+    num_labels: int,
+    num_modalities: int,
+    num_axes: int,
     dtype: torch.dtype,
     *,
     bilateral: Sequence[tuple[Values, Values, Values]],
@@ -171,41 +142,58 @@ def make_model(
     Raises ConfigError if a setting is out of range, InputError if values do not fit the sizes.
     """
     checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
-    num_labels = sizes.num_labels
     thetas = [(alpha, beta) for _, alpha, beta in bilateral]
     _, gamma = spatial or (None, None)
-    bandwidths = make_bandwidths(thetas, gamma, sizes)
+    kernels, bandwidths = make_kernel_set(
+        thetas, gamma, num_labels, num_modalities, num_axes, checked
+    )
     weights = _weights(bilateral, spatial, num_labels, dtype)
     divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
     shift = _spread(bias, num_labels, "bias", dtype)
     penalties = _compatibility(compatibility, num_labels, dtype)
-    volume_weight = None if volume is None else _volume_weight(volume)
+    volume_weight = None
+    if volume is not None:
+        volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
+        VolumeParameters(weight=float(volume_weight.detach()))  # raises if it is out of range
     tensors = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
     run = _run_of(tensors, checked.num_iterations)
-    kernels = bandwidths.kernel_set(num_labels, checked)
     return CrfModel(tensors, run, kernels, label_threshold)
 
 
-def make_bandwidths(
-    bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, sizes: Sizes
-) -> Bandwidths:
-    """Return theta_alpha and theta_beta of the appearance kernels, and theta_gamma, checked."""
+def make_kernel_set(
+    bilateral: Sequence[tuple[Values, Values]],
+    gamma: Values | None,
+    num_labels: int,
+    num_modalities: int,
+    num_axes: int,
+    settings: MeanFieldParameters,
+) -> tuple[KernelSetSpec, tuple[Tensor, Tensor, Tensor | None]]:
+    """Return the kernels as engines take them, and their bandwidths.
+
+    The bandwidths are theta_alpha (bilateral kernels, axes), theta_beta (bilateral kernels, M) and
+    theta_gamma (axes,), None without a spatial kernel. They are float64 on the CPU: rounded ones
+    would give a lattice other vertices. Raises InputError if values do not fit.
+    """
     dtype = torch.float64
-    num_modalities = sizes.num_modalities
-    num_axes = sizes.num_axes
+    kernels = []
     positions = []
     intensities = []
-    for m, (alpha, beta) in enumerate(bilateral):
-        name = f"bilateral.{m}.theta_alpha"
-        positions.append(_spread(alpha, num_axes, name, dtype, is_positive=True))
-        name = f"bilateral.{m}.theta_beta"
-        intensities.append(_spread(beta, num_modalities, name, dtype, is_positive=True))
+    for number, (alpha, beta) in enumerate(bilateral):
+        name = f"bilateral.{number}"
+        position = _spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True)
+        intensity = _spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True)
+        kernels.append(KernelSpec(tuple(position.tolist()), tuple(intensity.tolist())))
+        positions.append(position)
+        intensities.append(intensity)
     spatial = None
     if gamma is not None:
         spatial = _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
+        kernels.append(KernelSpec(tuple(spatial.tolist())))
+    fields = own_fields(KernelSetSpec, vars(settings))
+    spec = KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
     position = _stack(positions, num_axes, dtype)
     intensity = _stack(intensities, num_modalities, dtype)
-    return Bandwidths(position, intensity, spatial)
+    return spec, (position, intensity, spatial)
 
 
 def _weights(
@@ -237,14 +225,8 @@ def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -
     return penalties
 
 
-def _volume_weight(volume: Tensor | float) -> Tensor:
-    """Return the weight of the volume term; raise ConfigError if it is out of range."""
-    weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
-    VolumeParameters(weight=float(weight.detach()))  # raises if it is out of range
-    return weight
-
-
 def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
+    """Return the numbers of a model's tensors."""
     volume_weight = 0.0
     if model.volume_weight is not None:
         volume_weight = float(model.volume_weight.detach())

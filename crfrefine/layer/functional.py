@@ -22,10 +22,9 @@ from crfrefine.layer.autograd import MeanField, of_each, outside_graphs, to_arra
 from crfrefine.layer.crf_model import (
     HOST,
     CrfModel,
-    Sizes,
     SomeLabels,
     Values,
-    make_bandwidths,
+    make_kernel_set,
     make_model,
 )
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
@@ -88,7 +87,9 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     model = make_model(
-        Sizes.of(image, logits.shape[1]),
+        logits.shape[1],
+        image.shape[1],
+        image.ndim - 2,
         inputs.compute_dtype(logits),
         bilateral=bilateral,
         spatial=spatial,
@@ -221,8 +222,9 @@ def build_kernels(
     """
     inputs.check_image(image)
     checked = MeanFieldParameters(**settings)
-    bandwidths = make_bandwidths(bilateral, theta_gamma, Sizes.of(image, num_labels))
-    spec = bandwidths.kernel_set(num_labels, checked)
+    spec, _ = make_kernel_set(
+        bilateral, theta_gamma, num_labels, image.shape[1], image.ndim - 2, checked
+    )
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())

@@ -67,7 +67,12 @@ def gaussian_filter(
     _check_kind("features", features)
     if features.ndim == 3:
         features = features.transpose(1, 2)
-    _check_fit(values, features)
+    are_alike = len(values) == len(features) and values.shape[2:] == features.shape[2:]
+    if not are_alike or values.device != features.device:
+        raise InputError(
+            f"values {tuple(values.shape)} on {values.device} and features (batch, feature, "
+            f"*grid) {tuple(features.shape)} on {features.device} do not fit each other"
+        )
     if not len(values):
         return values.clone()
 
@@ -198,16 +203,6 @@ def _check_kind(name: str, tensor: Any) -> None:
     )
 
 
-def _check_fit(values: Tensor, features: Tensor) -> None:
-    """Raise InputError unless batch, grid and device are the same."""
-    are_alike = len(values) == len(features) and values.shape[2:] == features.shape[2:]
-    if not are_alike or values.device != features.device:
-        raise InputError(
-            f"values {tuple(values.shape)} on {values.device} and features (batch, feature, "
-            f"*grid) {tuple(features.shape)} on {features.device} do not fit each other"
-        )
-
-
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise InputError if a number is not finite, or too large for the engine.
 
@@ -229,7 +224,8 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
         are_finite = torch.stack(tests).tolist() if tests else []
     except RuntimeError as error:
         # An error of a GPU, perhaps of earlier work; tensors under vmap hold no numbers to read.
-        if tensors[name].device.type == "cuda" and not _is_under_vmap(tensors[name]):
+        is_under_vmap = torch._C._functorch.is_batchedtensor(tensors[name])
+        if tensors[name].device.type == "cuda" and not is_under_vmap:
             raise
         raise InputError(
             f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
@@ -240,8 +236,3 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
                 f"{name}: expected finite numbers up to {limit:.0e}, found NaN, infinity or "
                 "larger; has the training diverged?"
             )
-
-
-def _is_under_vmap(tensor: Tensor) -> bool:
-    """Return whether a tensor is a batch of `torch.func.vmap`."""
-    return bool(torch._C._functorch.is_batchedtensor(tensor))

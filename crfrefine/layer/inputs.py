@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -179,16 +179,13 @@ def masks_by_item(
     return masks
 
 
-class BatchLook(NamedTuple):
-    """A look at all values of a batch, for which the host waits once for a GPU."""
+def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> tuple[bool, bool, Tensor]:
+    """Look at logits (B, L, *grid) and images (B, M, *grid); the host waits once for a GPU.
 
-    are_usable: bool  # whether images are finite, and logits neither NaN nor +infinity
-    has_ties: bool
-    ties: Tensor  # (B, *grid), where all labels have the same logit
-
-
-def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> BatchLook:
-    """Look at logits (B, L, *grid) and images (B, M, *grid)."""
+    Returns:
+        Whether images are finite, and logits neither NaN nor +infinity; whether there are ties;
+        and where all labels have the same logit, (B, *grid).
+    """
     values = logits.detach()
     ties = values[:, 1] == values[:, 0]
     # This takes one channel at a time, to avoid (B, L, *grid) booleans.
@@ -196,7 +193,7 @@ def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> BatchLook:
         ties &= values[:, label] == values[:, 0]
     answers = [ties.any(), _are_usable(logits), *map(_is_finite, images)]
     has_ties, *are_usable = torch.stack(answers).tolist()
-    return BatchLook(all(are_usable), has_ties, ties)
+    return all(are_usable), has_ties, ties
 
 
 def without_padding(

@@ -14,7 +14,7 @@ from torch import Tensor
 from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
-from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
+from crfrefine.layer.crf_model import CrfModel, make_model
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -105,14 +105,14 @@ class CrfRnn(CrfValues):
             normalized = self._normalized(image, mask, dtype, is_checked=not looks_first)
             images = [normalized] if looks_first else [image, normalized]
             image = normalized
-        look = inputs.look_at_batch(logits, images)
-        if not look.are_usable:
+        are_usable, has_ties, ties = inputs.look_at_batch(logits, images)
+        if not are_usable:
             for values in images:
                 inputs.check_finite(values)
-        if look.has_ties:
-            logits, mask = inputs.without_padding(logits, look.ties, mask, kernels)
+        if has_ties:
+            logits, mask = inputs.without_padding(logits, ties, mask, kernels)
         return self.refine_normalized(
-            logits, image, spacing, mask, kernels=kernels, is_checked=look.are_usable
+            logits, image, spacing, mask, kernels=kernels, is_checked=are_usable
         )
 
     if TYPE_CHECKING:
@@ -165,7 +165,9 @@ class CrfRnn(CrfValues):
             spatial = (weight, gamma)
         settings = self.settings() | {"temperature": self.temperature, "bias": self.bias}
         return make_model(
-            Sizes(self.num_labels, self.num_modalities, self.spatial_dims),
+            self.num_labels,
+            self.num_modalities,
+            self.spatial_dims,
             dtype,
             bilateral=list(bilateral),
             spatial=spatial,

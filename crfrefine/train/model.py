@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
+from crfrefine.layer.crf_model import CrfModel, make_model
 from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
@@ -337,7 +337,9 @@ def _model_of_region(layer: CrfRnn, region: int) -> CrfModel:
         "bias": with_background(layer.bias[region]),
     }
     return make_model(
-        Sizes(2, layer.num_modalities, layer.spatial_dims),
+        2,
+        layer.num_modalities,
+        layer.spatial_dims,
         torch.float32,
         bilateral=bilateral,
         spatial=spatial,
