@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeAlias
-from zlib import crc32
 
 from crfrefine.base.text import shorten_value
 from crfrefine.cases.case_files import CaseFiles
@@ -28,6 +27,9 @@ def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str,
 
     Files that cannot be read count as missing.
     """
+    # It is fifteen times as fast as that of zlib, and not needed where nothing is read.
+    from isal.isal_zlib import crc32
+
     files = []
     states = []
     for path in paths:
