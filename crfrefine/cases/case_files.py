@@ -89,31 +89,32 @@ def describe_left_out(incomplete: Incomplete, num_found: int) -> str:
     return f"{_some_are(incomplete, num_found)} left out: {reasons}"
 
 
-def require_all_complete(
-    incomplete: Incomplete, num_found: int, advice: Sequence[str] = ()
+def require_complete(
+    incomplete: Incomplete,
+    num_found: int,
+    expected: str,
+    advice: Sequence[str],
+    *,
+    at_least: int = 1,
+    is_strict: bool = False,
 ) -> None:
-    """Raise InputError that names every incomplete case, if there is one: `--strict`."""
-    if not incomplete:
-        return
-    first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
-    last = "Add the missing files, or run without --strict to continue with the other cases."
-    reasons = _by_reason(incomplete, len(incomplete))
-    raise InputError("\n  ".join([first, *reasons, *advice, last]))
+    """Raise InputError for too few complete cases, or, with `--strict`, for any incomplete one.
 
-
-def too_few_complete(
-    incomplete: Incomplete, num_found: int, expected: str, what_to_do: str
-) -> InputError:
-    """Return the error for a run with too few complete cases.
-
-    `expected` is a clause, `what_to_do` a sentence.
+    `expected` is a clause, `advice` are sentences on what to do.
     """
     num_complete = num_found - len(incomplete)
-    there = f"only {num_complete} of {counted(num_found, 'case')} is complete"
-    if num_complete == 0:
+    if is_strict and incomplete:
+        lines = [f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"]
+        lines += _by_reason(incomplete, len(incomplete))
+        advice = [*advice, "Add the missing files, or run without --strict."]
+    elif num_complete < at_least:
         there = "no case is complete"
-    reasons = _by_reason(incomplete, _MAX_NAMED)
-    return InputError("\n  ".join([f"{there}; expected {expected}", *reasons, what_to_do]))
+        if num_complete:
+            there = f"only {num_complete} of {counted(num_found, 'case')} is complete"
+        lines = [f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED)]
+    else:
+        return
+    raise InputError("\n  ".join([*lines, *advice]))
 
 
 def _some_are(incomplete: Incomplete, num_found: int) -> str:

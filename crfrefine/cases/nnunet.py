@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
+from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, require_complete
 from crfrefine.cases.conventions import VALIDATED
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.patterns import find_matches, is_pattern, list_files
@@ -110,11 +110,8 @@ def _validated_cases(network: TrainedNetwork, images: Path | None, masks: Path |
     num_found = len(cases)
     left_out = {case.case_id: case.missing for case in cases if not case.logits}
     cases[:] = [case for case in cases if case.logits]
-    if not cases:
-        what_to_do = "\n  ".join(cases.advice)
-        if not what_to_do:
-            what_to_do = "Name the folder of the images of this network with --images."
-        raise too_few_complete(left_out, num_found, "cases with probabilities", what_to_do)
+    advice = cases.advice or ("Name the folder of the images of this network with --images.",)
+    require_complete(left_out, num_found, "cases with probabilities", advice)
     cases.notes = [*cases.advice, *cases.notes]
     if left_out:
         cases.notes.insert(0, describe_left_out(left_out, num_found))

@@ -16,8 +16,7 @@ from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
     Incomplete,
-    require_all_complete,
-    too_few_complete,
+    require_complete,
 )
 from crfrefine.cases.conventions import (
     CALIBRATION,
@@ -161,7 +160,18 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         images = _find_images(options.images, references, options.labels, found)
         imageless = [case_id for case_id in complete if case_id not in images]
         gaps.append((f"no image in {options.images}", imageless, "the report shows them without"))
-    _require_complete(names, left_out, gaps, is_strict=options.strict)
+    incomplete = {case_id: [*reasons] for case_id, reasons in left_out.items()}
+    if options.strict:
+        for reason, case_ids, _ in gaps:
+            for case_id in case_ids:
+                incomplete.setdefault(case_id, []).append(reason)
+    require_complete(
+        dict(sorted(incomplete.items())),
+        len(names),
+        "cases with one name in the labels and in every method",
+        ["Name other folders, or leave out a method that has no file yet."],
+        is_strict=options.strict,
+    )
     for reason, case_ids, consequence in gaps:
         if case_ids:
             notes.append(
@@ -185,22 +195,6 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         shown = images.get(case_id, CaseFiles(case_id, ()))
         pairs.append(CasePair(case_id, first, files, shown.images, shown.modalities, problem))
     return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
-
-
-def _require_complete(
-    names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap], *, is_strict: bool
-) -> None:
-    """Raise InputError without a complete case, or for one that lacks anything if `is_strict`."""
-    if is_strict:
-        incomplete = {case_id: [*reasons] for case_id, reasons in left_out.items()}
-        for reason, case_ids, _ in gaps:
-            for case_id in case_ids:
-                incomplete.setdefault(case_id, []).append(reason)
-        require_all_complete(dict(sorted(incomplete.items())), len(names))
-    if len(left_out) == len(names):
-        expected = "cases with one name in the labels and in every method"
-        advice = "Name other folders, or leave out a method that has no file yet."
-        raise too_few_complete(left_out, len(names), expected, advice)
 
 
 def _missing(

@@ -24,8 +24,7 @@ from crfrefine.cases.case_files import (
     CaseList,
     Incomplete,
     describe_left_out,
-    require_all_complete,
-    too_few_complete,
+    require_complete,
 )
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
@@ -221,28 +220,17 @@ def _discover(data: DataFolders, input_type: str, *, add_background: bool) -> Ca
 
 def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles], Incomplete]:
     """Return the complete cases, and what the others lack; raise InputError for fewer than two."""
-    files = []
-    left_out = {}
-    for case in cases:
-        if case.missing:
-            left_out[case.case_id] = case.missing
-        else:
-            files.append(case)
-    if strict:
-        require_all_complete(left_out, len(cases), cases.advice)
-    if len(files) >= 2:
-        return files, left_out
-
-    expected = (
-        "at least two cases with image, labels and logits: training holds cases out to measure on"
+    left_out = {case.case_id: case.missing for case in cases if case.missing}
+    names = f"CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')})"
+    require_complete(
+        left_out,
+        len(cases),
+        "at least two cases with image, labels and logits: training holds cases out to measure on",
+        cases.advice or (f"Names must agree, such as {names}.",),
+        at_least=2,
+        is_strict=strict,
     )
-    help_text = "\n  ".join(cases.advice)
-    if not cases.advice:
-        help_text = (
-            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz "
-            f"({see('docs/reference/formats.md')})."
-        )
-    raise too_few_complete(left_out, len(cases), expected, help_text)
+    return [case for case in cases if not case.missing], left_out
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
