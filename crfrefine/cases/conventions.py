@@ -12,7 +12,7 @@ from typing import Any
 
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.patterns import is_pattern
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
 NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"
@@ -74,6 +74,15 @@ LOGITS = Kind(
     ("case", "label"),
     "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels",
     strays="logits",
+)
+# as `nnUNetv2_predict --save_probabilities` writes them
+ARCHIVES = Kind(
+    "probabilities",
+    "one file of probabilities",
+    (("{case}",),),
+    SCORES_SUFFIXES,
+    expected="CASE.npz\n  Predict again with nnUNetv2_predict ... --save_probabilities.",
+    strays="probabilities",
 )
 # A network's label map; labels are a reference.
 LABEL_MAP = Kind(

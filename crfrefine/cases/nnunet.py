@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, require_complete
-from crfrefine.cases.conventions import VALIDATED
+from crfrefine.cases.conventions import ARCHIVES, VALIDATED
 from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import find_matches, is_pattern, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES, stem_of
+from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES
 
 PLANS = "plans.json"
 # Written by `nnUNetv2_predict` beside its results.
@@ -140,12 +141,11 @@ def find_trained_cases(
     cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
     splits = _splits(network)
     archives = _held_out_files(network, splits, SCORES_SUFFIXES)
-    reorients = _reorients(network.folder)
     advice: dict[str, str] = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
         if path is not None:
-            cases[number] = _with_archive(case, path, reorients=reorients)
+            cases[number] = replace(case, logits=(path,))
             continue
         reason = "no fold that held it out has validated it"
         fold = _fold_of(splits, case.case_id)
@@ -160,6 +160,8 @@ def find_trained_cases(
             f"{network.folder}: validated cases without an image in {image_folder} are ignored "
             f"({len(archives)}), such as {min(archives)}"
         )
+    if _reorients(network.folder):
+        cases[:] = [_require_ras(case) for case in cases]
     cases.advice = tuple(advice[fold] for fold in sorted(advice))
     return cases
 
@@ -343,8 +345,8 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
-    archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
-    if not archives:
+    files = Files(ARCHIVES, folder)
+    if not files.paths:
         raise InputError(
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
             f"{_EXPECTED}\n"
@@ -352,20 +354,9 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             "--input-type labels -o OUTPUT"
         )
     cases = discover_cases(images or _images_of_prediction(folder), None, masks)
-    reorients = _reorients(folder)
-    for number, case in enumerate(cases):
-        path = archives.pop(case.case_id, None)
-        if path is not None:
-            cases[number] = _with_archive(case, path, reorients=reorients)
-            continue
-        lacking = f"no {case.case_id}.npz in {folder}"
-        advice = "Predict again with nnUNetv2_predict ... --save_probabilities."
-        cases[number] = case.lacking(f"{lacking}\n  {advice}", lacking)
-    if archives:
-        first = min(path.name for path in archives.values())
-        cases.notes.append(
-            f"{folder}: predictions without images are ignored ({len(archives)}), such as {first}"
-        )
+    files.add_to(cases)
+    if _reorients(folder):
+        cases[:] = [_require_ras(case) for case in cases]
     return cases
 
 
@@ -402,13 +393,9 @@ def _read_table(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
-    """Return the case with its probabilities.
-
-    With a `problem` if they have other voxel axes, which nnU-Net does not turn back.
-    """
-    case = replace(case, logits=(path,))
-    if not reorients or case.problem or not case.images:
+def _require_ras(case: CaseFiles) -> CaseFiles:
+    """Return the case with a `problem` if its image has other voxel axes than its probabilities."""
+    if case.problem or not case.images or not case.logits:
         return case
     try:
         orientation = read_header(case.images[0]).orientation
@@ -417,7 +404,7 @@ def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
     if orientation == "RAS":
         return case
     return case.lacking(
-        f"{path} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans "
-        f"use {_REORIENTING}, which turns images and does not turn probabilities back\n"
+        f"{case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: "
+        f"the plans use {_REORIENTING}, which turns images and does not turn probabilities back\n"
         "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
     )

@@ -119,20 +119,11 @@ def _joined(templates: Sequence[str]) -> str:
     if len(templates) < 2:
         return "".join(templates)
     words = [re.split(r"([^A-Za-z0-9]+)", template) for template in templates]
-    start = _num_alike(words)
-    end = _num_alike([pieces[::-1] for pieces in words])
+    # Of lists, it compares words.
+    start = len(os.path.commonprefix(words))  # noqa: RUF071
+    end = len(os.path.commonprefix([pieces[::-1] for pieces in words]))  # noqa: RUF071
     middles = {"".join(pieces[start : len(pieces) - end]) for pieces in words}
     if any(re.fullmatch(r"[^/{}]+", middle) is None for middle in middles):
         return templates[0]
     first = words[0]
     return f"{''.join(first[:start])}{{modality}}{''.join(first[len(first) - end :])}"
-
-
-def _num_alike(lists: Sequence[Sequence[str]]) -> int:
-    """Return how many items of some lists are the same in all of them, from the first on."""
-    number = 0
-    for items in zip(*lists, strict=False):
-        if len(set(items)) > 1:
-            break
-        number += 1
-    return number

@@ -207,7 +207,7 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
     assert have_problem(found) == [False, True, True]
     assert "--save_probabilities" in found[1].problem
     assert any(
-        "predictions without images are ignored (1), such as stray.npz" in note
+        "ignored 1 file of probabilities without images, such as stray.npz" in note
         for note in found.notes
     )
 
