@@ -19,6 +19,12 @@ from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
+TRUNCATION_RADIUS = 3.0  # radius of the window of the truncated sum, in standard deviations
+# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
+# relative margin they count, however their distance is rounded.
+RADIUS_MARGIN = 1e-6
+FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
+
 
 @dataclass(frozen=True)
 class FeatureOrigin:

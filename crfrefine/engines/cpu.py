@@ -211,9 +211,7 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
-            part = None
-            if spec.volume_weight > 0.0:
-                part = volume_part(logits, self._mask, spec, self._axes)
+            part = volume_part(logits, self._mask, spec, self._axes)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -227,15 +225,11 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
-        part = None
-        num_recorded = spec.num_iterations
-        if spec.volume_weight > 0.0:
-            part = volume_part(logits, self._mask, spec, self._axes)
-            num_recorded += 1
-
+        part = volume_part(logits, self._mask, spec, self._axes)
         with engine_errors(self._engine, logits.shape):
             out = np.empty_like(logits)
-            record = np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
+            shape = (spec.num_recorded, spec.num_channels, self.num_voxels)
+            record = np.empty(shape, np.float32)
             biases = self.built.forward(logits, spec, part, out, record)
         volume_biases = np.array(biases) if biases else None
         return Tape(out, record, spec, volume_biases, part)

@@ -166,6 +166,11 @@ class MeanFieldSpec:
             return self.num_labels - 1
         return self.num_labels
 
+    @property
+    def num_recorded(self) -> int:
+        """Sets of marginals on a tape: one per step, and with a volume term those at the end."""
+        return self.num_iterations + int(self.volume_weight > 0.0)
+
     def require_known(self, known: Collection[str], device: str) -> None:
         """Raise ConfigError if a field has another value than its default, unless it is `known`.
 

@@ -17,11 +17,11 @@ from crfrefine import RegionScheme, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda import lattice
-from crfrefine.engines.cuda.filters import SpatialFilter
-from crfrefine.engines.cuda.kernel_set import choose_filter, normalized
+from crfrefine.engines.cuda.kernel_set import Kernel, choose_filter
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
@@ -384,7 +384,7 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
     voxels = Voxels(device, shape, (1.2, 0.7, 0.9, 1.5)[: len(shape)], None)
     spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma))
     device.reset()
-    kernel = normalized(spatial, voxels, normalization)
+    kernel = Kernel(spatial, voxels, normalization)
     assert device.launches == {"spatial.multiply_axes": 1}
 
     def filtered(values):

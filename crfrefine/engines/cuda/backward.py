@@ -16,16 +16,17 @@ from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.mean_field import VolumeBackward
 from crfrefine.engines.cuda.moments import Moments, Pair
 from crfrefine.engines.cuda.rows import (
     Products,
     Room,
     Sums,
+    fill_rows,
     num_row_groups,
     row_width,
     upload_float32,
 )
+from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -123,43 +124,42 @@ class Backward:
             logits: (label, *grid), the input of the forward pass.
             volume: the gradients of the volume term; None without the term.
         """
+        num_labels = self._num_labels
         self._voxels.gather(by_out, self._by_x)
         self._by_start[...] = 0.0
         for step in reversed(range(self._spec.num_iterations)):
             if volume is not None:
                 volume.step_back(step, self._by_x)
-            self._step_back(record[step])
+            fill_rows(record[step, : num_labels - 1], self._marginals)
+            for number in range(len(self._kernels)):
+                self._kernel_back(number)
+            self._launch(
+                "end_step_back",
+                num_labels=num_labels,
+                num_channels=record.shape[1],
+                record=record[step],
+                by_marginals=self._by_marginals,
+                by_x=self._by_x,
+                by_start=self._by_start,
+            )
         del self._marginals, self._by_message, self._by_marginals
         del self._filtered_back, self._messages
 
         for number, moments in enumerate(self._moments):
             if moments is not None:
-                self._finish_moments(number, moments)
+                by_ones = self._device.xp.empty_like(self._voxels.ones)
+                self._launch(
+                    "differentiate_ones",
+                    **self._penalty(number),
+                    by_start=self._by_start,
+                    gradient=by_ones,
+                )
+                moments.finish(by_ones)
         del self._moments, self._filtered
         if self._by_image is not None:
             self._voxels.scatter(self._by_intensity, self._by_image)
         by_logits = self._logits_back(by_out, logits)
         return self._gradients(by_logits, volume)
-
-    def _step_back(self, record: Any) -> None:
-        """Go back one step; `record` has the (channel, voxel) marginals at its start."""
-        num_channels = record.shape[0]
-        width = self._marginals.shape[2]
-        sent = record[: self._num_labels - 1]  # those of all labels but the last
-        for group, rows in enumerate(self._marginals):
-            channels = sent[group * width : (group + 1) * width]
-            rows[:, : len(channels)] = channels.T
-        for number in range(len(self._kernels)):
-            self._kernel_back(number)
-        self._launch(
-            "end_step_back",
-            num_labels=self._num_labels,
-            num_channels=num_channels,
-            record=record,
-            by_marginals=self._by_marginals,
-            by_x=self._by_x,
-            by_start=self._by_start,
-        )
 
     def _kernel_back(self, number: int) -> None:
         """Do one kernel's part of a step backward."""
@@ -203,19 +203,6 @@ class Backward:
             messages=self._messages,
         )
         self._products.add(self._messages, self._by_x, number=number)
-
-    def _finish_moments(self, number: int, moments: Moments) -> None:
-        """Add the gradient through the normalization of a kernel."""
-        xp = self._device.xp
-        unit = self._voxels.ones
-        by_ones = xp.empty_like(unit)
-        self._launch(
-            "differentiate_ones",
-            **self._penalty(number),
-            by_start=self._by_start,
-            gradient=by_ones,
-        )
-        moments.finish(unit, by_ones, xp.empty_like(unit))
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits; add its sums for bias and temperature."""

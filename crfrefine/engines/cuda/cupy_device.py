@@ -158,7 +158,13 @@ class CupyDevice(Launcher):
         # Of each kernel and its constants: the source, the function, and whether it has blocks.
         self._compiled: dict[Hashable, tuple[KernelSource, Any, bool]] = {}
         self._require_usable()
-        self.xp = self._import_cupy()
+        try:
+            self.xp = importlib.import_module("cupy")
+        except (ImportError, OSError) as error:
+            # An OSError comes if CuPy cannot create its folder for compiled kernels.
+            raise BackendUnavailableError(
+                f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
+            ) from error
         cuda = self.xp.cuda
         self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
         failures = (
@@ -200,15 +206,6 @@ class CupyDevice(Launcher):
                 f"{_STREAM_PER_THREAD}={streams}; unset it before CuPy is imported, or use "
                 "--device cpu"
             )
-
-    def _import_cupy(self) -> Any:
-        try:
-            return importlib.import_module("cupy")
-        except (ImportError, OSError) as error:
-            # An OSError comes if CuPy cannot create its folder for compiled kernels.
-            raise BackendUnavailableError(
-                f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
-            ) from error
 
     def properties(self) -> dict[str, Any]:
         """Return what `crfrefine info` shows of the GPU and its software.
@@ -299,26 +296,21 @@ class CupyDevice(Launcher):
                 f"--device {self.name}: the GPU stopped working earlier in this process "
                 f"({self._loss}); start again once nvidia-smi shows it, or use --device cpu"
             )
+        runtime = self.xp.cuda.runtime
         try:
-            with on_gpu(self.xp.cuda.runtime, self._number):
+            with on_gpu(runtime, self._number):
                 yield
         except self._errors as error:
             if error.status == OUT_OF_MEMORY:
                 raise MemoryError(str(error)) from error
-            if self._answers():
+            try:
+                with on_gpu(runtime, self._number):
+                    runtime.deviceSynchronize()
+            except self._errors:
+                self._loss = shorten(error, MAX_OF_A_REASON)
+            if self._loss is None:  # The GPU still works.
                 raise
-            self._loss = shorten(error, MAX_OF_A_REASON)
             raise DeviceLostError(
                 f"--device {self.name}: the GPU stopped working in this case ({self._loss}); "
                 "nvidia-smi and the system's log may say why; start again, or use --device cpu"
             ) from error
-
-    def _answers(self) -> bool:
-        """Return whether the GPU still works after an error."""
-        runtime = self.xp.cuda.runtime
-        try:
-            with on_gpu(runtime, self._number):
-                runtime.deviceSynchronize()
-        except self._errors:
-            return False
-        return True

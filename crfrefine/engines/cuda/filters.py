@@ -1,38 +1,24 @@
-"""The common part of the GPU engine's filters; its direct sums, and its spatial kernel."""
+"""The common part of the GPU engine's filters, and its direct sums."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.engines.base import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants, upload_float32
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.cuda.rows import row_constants
+from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
-SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, in the same unit
-ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
-# A tile of `filter_planes`: its places, and how far its rows may reach. With rows of 8 channels a
-# block shares 48 KiB, as much as it can.
-_TILE_COLUMNS = 32
-_TILE_ROWS = 32
-_REACH = 8
-_TILE = {
-    "CRF_THREADS": 256,
-    "CRF_TILE_COLUMNS": _TILE_COLUMNS,
-    "CRF_TILE_ROWS": _TILE_ROWS,
-    "CRF_REACH": _REACH,
-}
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
@@ -78,10 +64,37 @@ class Filter(ABC):
         """
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             output = {"received": received, "channel_weight": weight, "sum": out, "adds": adds}
-            self._add(group, sent, output, transposed=transposed)
+            self.filter_group(group, sent, output, transposed=transposed)
+
+    def normalization(self, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
+        """Return the factors of received values, and the message of all ones if it is symmetric.
+
+        Both are (voxel). The factors are D^-1/2, or else D^-1, of the row sums D.
+        """
+        device = voxels.device
+        num_voxels = voxels.num_voxels
+        unit = device.xp.ones((1, 1), dtype=np.float32)
+        scale = device.xp.empty_like(voxels.ones)
+        self.accumulate(voxels.ones, None, None, unit, scale, adds=False)
+        scale = scale.reshape(-1)
+        device.launch(
+            "voxels",
+            "find_scale",
+            CONSTANTS,
+            num_voxels,
+            row_sum=scale,
+            num_voxels=num_voxels,
+            is_symmetric=is_symmetric,
+            scale=scale,
+        )
+        if not is_symmetric:
+            return scale, None
+        message = device.xp.empty_like(voxels.ones)
+        self.accumulate(voxels.ones, scale, scale, unit, message, adds=False)
+        return scale, message.reshape(-1)
 
     @abstractmethod
-    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
         """Filter a group of channels, (voxel, width).
 
         The output are arguments that the last kernel of each filter has.
@@ -106,12 +119,13 @@ class ExactFilter(Filter):
         self._features = source.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {source.num_points} x N pairs)"
 
-    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+        """Sum over all pairs."""
         num_voxels = len(group)
         self._device.launch(
             "direct",
             "filter_all_pairs",
-            {"CRF_FEATURES": len(self._features), **row_constants(group)},
+            row_constants(group, CRF_FEATURES=len(self._features)),
             num_voxels,
             features=self._features,
             num_voxels=num_voxels,
@@ -128,7 +142,7 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     axes = zip(bilateral.theta_position, voxels.spacing, voxels.box_shape, strict=True)
     for theta, step, extent in axes:
         # Compared as floating point, since a huge bandwidth overflows any integer.
-        reach = TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING)
+        reach = TRUNCATION_RADIUS * theta / step * (1.0 + RADIUS_MARGIN)
         radius.append(int(min(reach, extent - 1)))
     return radius
 
@@ -178,11 +192,12 @@ class TruncatedFilter(Filter):
         }
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
-    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+        """Sum over the window of each voxel."""
         self._device.launch(
             "direct",
             "filter_window",
-            {"CRF_FEATURES": self._num_features, **row_constants(group)},
+            row_constants(group, CRF_FEATURES=self._num_features),
             len(group),
             values=group,
             sent=sent,
@@ -206,231 +221,5 @@ def _window(
         in_bandwidths = distance * (step / theta)
         squared = squared[..., None] + in_bandwidths**2
         offsets = offsets[..., None] + distance * stride
-    inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
+    inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + RADIUS_MARGIN)
     return offsets[inside], squared[inside]
-
-
-def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
-    """Return the spatial kernel's weights at distance 0, 1, ... along an axis, and their slopes.
-
-    A slope is theta_gamma times the derivative with respect to it. Within one voxel beyond
-    `SPATIAL_RADIUS` the Gaussian fades to zero, so that no weight jumps when another voxel comes
-    within reach.
-    """
-    reach = min(SPATIAL_RADIUS * sigma, 1e18)
-    last = int(min(math.ceil(reach), extent - 1))
-    distance = np.arange(last + 1)
-    squared = (distance / sigma) ** 2
-    gaussian = np.exp(-0.5 * squared)
-    x = np.clip(reach + 1.0 - distance, 0.0, 1.0)
-    fade = x * x * (3.0 - 2.0 * x)
-    slope_of_fade = 6.0 * x * (1.0 - x) * reach
-    return gaussian * fade, gaussian * (squared * fade + slope_of_fade)
-
-
-def axis_factors(weights: Float64, extent: int, exponent: float) -> tuple[Float64, Float64]:
-    """Return the factors of an axis, (coordinate), of the spatial kernel's scale and of its ones.
-
-    With sums D of the weights around each coordinate, these are D^exponent, and D^exponent times
-    the weighted sums of D^exponent. The weights are those at distance 0, 1, ...
-    """
-    scale = _filtered(np.ones(extent), weights) ** exponent
-    return scale, scale * _filtered(scale, weights)
-
-
-def _filtered(values: Float64, weights: Float64) -> Float64:
-    """Return the weighted sums around each value; the weights are those at distance 0, 1, ..."""
-    size = len(values) + 2 * len(weights)
-    both_sides = np.concatenate([weights[:0:-1], weights])
-    spectrum = np.fft.rfft(values, size) * np.fft.rfft(both_sides, size)
-    return np.fft.irfft(spectrum, size)[len(weights) - 1 :][: len(values)]
-
-
-# Arguments of a launch of `filter_axis` that neither reads nor writes anything.
-_NO_ENDS: Arguments = {
-    "values": None,
-    "sent": None,
-    "box": None,
-    "next_box": None,
-    "received": None,
-    "channel_weight": None,
-    "sum": None,
-    "adds": False,
-}
-
-
-class _SpatialAxis(NamedTuple):
-    """An axis of the box, by the names of the parameters of `filter_axis` and `update`."""
-
-    stride: int
-    extent: int
-    taps: Any  # (distance) weights on the device
-    radius: int
-
-
-class SpatialFilter(Filter):
-    """The spatial kernel, axis by axis; see `Filter`."""
-
-    def __init__(
-        self,
-        voxels: Voxels,
-        theta_gamma: Sequence[float],
-        *,
-        slope_of: int | None = None,
-        boxes: Room | None = None,
-    ) -> None:
-        """Compute the taps for one theta_gamma per box axis.
-
-        Along the axis `slope_of` the slopes of the weights take their place, see `spatial_taps`.
-        """
-        self._voxels = voxels
-        self._device = voxels.device
-        self._theta_gamma = theta_gamma
-        self._axes: list[_SpatialAxis] = []
-        axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
-        for number, (theta, step, extent) in enumerate(axes):
-            weights, slopes = spatial_taps(theta / step, extent)
-            taps = (slopes if number == slope_of else weights).astype(np.float32)
-            stride = math.prod(voxels.box_shape[number + 1 :])
-            uploaded = self._device.upload(taps)
-            self._axes.append(_SpatialAxis(stride, extent, uploaded, len(taps) - 1))
-        self._boxes = Room(self._device.xp) if boxes is None else boxes
-        self.description = "separable"
-
-    def slopes(self) -> list[SpatialFilter]:
-        """Return the filters of the derivatives with respect to theta_gamma of each axis."""
-        filters = []
-        for number in range(len(self._axes)):
-            slope = SpatialFilter(
-                self._voxels, self._theta_gamma, slope_of=number, boxes=self._boxes
-            )
-            filters.append(slope)
-        return filters
-
-    def normalization(self, *, is_symmetric: bool) -> tuple[Any, Any]:
-        """Return the factors of received values, and the message of all ones if it is symmetric.
-
-        Both are (voxel). Each place of the box must be a voxel: they are products over the axes.
-        """
-        voxels = self._voxels
-        exponent = -0.5 if is_symmetric else -1.0
-        factors = []
-        axes = zip(self._theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
-        for theta, step, extent in axes:
-            weights, _ = spatial_taps(theta / step, extent)
-            factors.append(axis_factors(weights, extent, exponent))
-        uploaded = upload_float32(self._device, np.concatenate(factors, axis=1))
-        extents = self._device.upload(np.array(voxels.box_shape, dtype=np.int64))
-        results = self._device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
-        scale = results[0]
-        ones = results[1] if is_symmetric else None
-        self._device.launch(
-            "spatial",
-            "multiply_axes",
-            self._constants(1),
-            voxels.box_size,
-            extent=extents,
-            num_axes=len(extents),
-            factors=uploaded,
-            num_factors=uploaded.shape[1],
-            box_size=voxels.box_size,
-            first=scale,
-            second=ones,
-        )
-        return scale, ones
-
-    def filter_until_last(
-        self, group: Any, sent: Any, received: Any, channel_weight: Any
-    ) -> Arguments | None:
-        """Filter along all axes of the box but the first; see `Filter.filter_until_last`.
-
-        Nothing is filtered if there is no other axis.
-        """
-        if len(self._axes) == 1:
-            return None
-        return {
-            "box": self._filter_all_but_one(group, sent),
-            "places": self._voxels.places,
-            **self._axes[0]._asdict(),
-            "axis_scale": received,
-            "axis_weight": channel_weight,
-        }
-
-    def _add(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
-        width = group.shape[1]
-        if len(self._axes) == 1:
-            self._filter_axis(0, width, values=group, sent=sent, **output)
-            return
-        box = self._filter_all_but_one(group, sent)
-        self._filter_axis(0, width, box=box, **output)
-
-    def _filter_all_but_one(self, group: Any, sent: Any) -> Any:
-        """Filter the voxels' values along all axes but the first; return the box, (place, width).
-
-        The first axis is the last one that is filtered.
-        """
-        width = group.shape[1]
-        box, next_box = self._boxes.array(2, self._voxels.box_size, width)
-        last = len(self._axes) - 1
-        if self._has_planes():
-            self._filter_planes(group, sent, box)
-            remaining = range(last - 2, 0, -1)
-        else:
-            self._filter_axis(last, width, values=group, sent=sent, next_box=box)
-            remaining = range(last - 1, 0, -1)
-        for number in remaining:
-            self._filter_axis(number, width, box=box, next_box=next_box)
-            box, next_box = next_box, box
-        return box
-
-    def _has_planes(self) -> bool:
-        """Return whether `filter_planes` takes the last two axes: a third one is left for later."""
-        if len(self._axes) < 3:
-            return False
-        across, along = self._axes[-2:]
-        # In narrower planes most threads of a block would have nothing to do.
-        is_wide = 2 * along.extent >= _TILE_COLUMNS
-        return is_wide and across.radius <= _REACH
-
-    def _filter_planes(self, group: Any, sent: Any, box: Any) -> None:
-        """Filter the voxels' values along the last two axes, into a box."""
-        voxels = self._voxels
-        across, along = self._axes[-2:]
-        tiles = ceil_divide(along.extent, _TILE_COLUMNS) * ceil_divide(across.extent, _TILE_ROWS)
-        num_blocks = voxels.box_size // (along.extent * across.extent) * tiles
-        self._device.launch(
-            "spatial",
-            "filter_planes",
-            self._constants(group.shape[1]),
-            num_blocks,
-            number=voxels.number,
-            values=group,
-            sent=sent,
-            width=along.extent,
-            height=across.extent,
-            row_taps=along.taps,
-            row_radius=along.radius,
-            column_taps=across.taps,
-            column_radius=across.radius,
-            box=box,
-        )
-
-    def _filter_axis(self, number: int, width: int, **ends: Any) -> None:
-        """Filter along one axis.
-
-        The ends are what `filter_axis` reads and writes, of the arguments in `_NO_ENDS`.
-        """
-        voxels = self._voxels
-        arguments = {**_NO_ENDS, **self._axes[number]._asdict(), **ends}
-        self._device.launch(
-            "spatial",
-            "filter_axis",
-            self._constants(width),
-            voxels.box_size,
-            number=voxels.number,
-            box_size=voxels.box_size,
-            **arguments,
-        )
-
-    def _constants(self, width: int) -> dict[str, int]:
-        return {"CRF_WIDTH": width, **_TILE}

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from crfrefine.engines.cuda.filters import (
-    ExactFilter,
-    Filter,
-    SpatialFilter,
-    TruncatedFilter,
-    window_radius,
-)
-from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
+from crfrefine.engines.cuda.filters import ExactFilter, Filter, TruncatedFilter, window_radius
+from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
-from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, PlacedImage, Voxels
+from crfrefine.engines.cuda.simplices import Simplices, estimated_vertices
+from crfrefine.engines.cuda.spatial import SpatialFilter
+from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
 from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
@@ -36,15 +29,29 @@ _OPERATIONS_A_BYTE = 8.0
 _UNNOTICED = 1e10
 
 
-@dataclass
 class Kernel:
-    """A filter with its normalization."""
+    """A filter with its normalization.
 
-    filter: Filter  # the plain kernel
-    scale: Any  # (voxel) factor of received values; None means ones
-    # (voxel) factor of sent values: equal to `scale` if the normalization is symmetric, else None.
-    sent_scale: Any
-    ones: Any  # (voxel) normalized message of all ones
+    Attributes:
+        filter: the plain kernel.
+        scale: (voxel) factor of received values; None means ones.
+        sent_scale: (voxel) factor of sent values: equal to `scale` if the normalization is
+            symmetric, else None.
+        ones: (voxel) normalized message of all ones; None without a normalization.
+    """
+
+    def __init__(self, plain: Filter, voxels: Voxels, normalization: str) -> None:
+        """Compute the normalization, "symmetric", "after" or "none"."""
+        self.filter = plain
+        self.scale: Any = None
+        self.sent_scale: Any = None
+        self.ones: Any = None
+        if normalization == "symmetric":
+            self.scale, self.ones = plain.normalization(voxels, is_symmetric=True)
+            self.sent_scale = self.scale
+        elif normalization == "after":
+            self.scale, _ = plain.normalization(voxels, is_symmetric=False)
+            self.ones = voxels.ones.reshape(-1)  # D^-1 K 1 = 1
 
     def accumulate(
         self, values: Any, channel_weight: Any, total: Any, *, adds: bool = True
@@ -53,45 +60,6 @@ class Kernel:
         self.filter.accumulate(
             values, self.sent_scale, self.scale, channel_weight, total, adds=adds
         )
-
-
-def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
-    """Compute the normalization of a kernel, "symmetric", "after" or "none"."""
-    if normalization == "none":
-        return Kernel(plain, None, None, None)
-    is_symmetric = normalization == "symmetric"
-    if isinstance(plain, SpatialFilter) and voxels.number is None:
-        scale, ones = plain.normalization(is_symmetric=is_symmetric)
-    else:
-        scale, ones = _normalization(plain, voxels, is_symmetric=is_symmetric)
-    if is_symmetric:
-        return Kernel(plain, scale, scale, ones)
-    return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
-
-
-def _normalization(plain: Filter, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
-    """Return the same as `SpatialFilter.normalization` for any kernel, by filtering ones."""
-    device = voxels.device
-    num_voxels = voxels.num_voxels
-    unit = device.xp.ones((1, 1), dtype=np.float32)
-    scale = device.xp.empty_like(voxels.ones)
-    plain.accumulate(voxels.ones, None, None, unit, scale, adds=False)
-    scale = scale.reshape(-1)
-    device.launch(
-        "voxels",
-        "find_scale",
-        CONSTANTS,
-        num_voxels,
-        row_sum=scale,
-        num_voxels=num_voxels,
-        is_symmetric=is_symmetric,
-        scale=scale,
-    )
-    if not is_symmetric:
-        return scale, None
-    message = device.xp.empty_like(voxels.ones)
-    plain.accumulate(voxels.ones, scale, scale, unit, message, adds=False)
-    return scale, message.reshape(-1)
 
 
 def choose_filter(
@@ -105,7 +73,13 @@ def choose_filter(
     num_voxels = bilateral.voxels.num_voxels
     width = row_width(num_channels)
     filterings = num_filterings * num_row_groups(num_channels) + 2
-    costs = _costs_of_sums(bilateral, width, filterings)
+    window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
+    per_pair = 6.0 + 3.0 * bilateral.num_features + 2.0 * width
+    per_neighbor = 6.0 + 3.0 * len(bilateral.theta_intensity) + 2.0 * width
+    costs = {  # the most accurate filter first
+        "exact": filterings * num_voxels * float(num_voxels) * per_pair,
+        "truncated": filterings * num_voxels * window * per_neighbor,
+    }
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
         with suppress(CapacityError):
@@ -120,40 +94,31 @@ def choose_filter(
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
 
 
-def _costs_of_sums(bilateral: BilateralInput, width: int, filterings: int) -> dict[str, float]:
-    """Return the operations of the direct sums; the exact sum, the most accurate, comes first."""
-    num_voxels = bilateral.voxels.num_voxels
-    window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
-    per_pair = 6.0 + 3.0 * bilateral.num_features + 2.0 * width
-    per_neighbor = 6.0 + 3.0 * len(bilateral.theta_intensity) + 2.0 * width
-    return {
-        "exact": filterings * num_voxels * float(num_voxels) * per_pair,
-        "truncated": filterings * num_voxels * window * per_neighbor,
-    }
-
-
 def build_kernel(image: PlacedImage, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
-    """Build and normalize a kernel of a model for an image."""
+    """Build and normalize a kernel of a model for an image.
+
+    Raises ConfigError for the filter "grid", which this engine does not have.
+    """
     voxels = image.voxels
     theta = voxels.of_box_axes(kernel.theta_position)
     if kernel.theta_intensity is None:
-        return normalized(SpatialFilter(voxels, theta), voxels, spec.normalization)
+        return Kernel(SpatialFilter(voxels, theta), voxels, spec.normalization)
+
     bilateral = BilateralInput(image, theta, kernel.theta_intensity)
-    return normalized(_appearance_filter(bilateral, spec), voxels, spec.normalization)
-
-
-def _appearance_filter(bilateral: BilateralInput, spec: KernelSetSpec) -> Filter:
     name = spec.filter
     num_vertices = None
     if name == "auto":
         name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
+    plain: Filter
     if name == "lattice":
-        return Lattice(bilateral, num_vertices)
-    if name == "grid":
+        plain = Lattice(bilateral, num_vertices)
+    elif name == "truncated":
+        plain = TruncatedFilter(bilateral)
+    elif name == "exact":
+        plain = ExactFilter(bilateral)
+    else:
         raise ConfigError(
-            "mean_field.filter: --device cuda has exact, truncated and lattice, not 'grid'; use "
+            f"mean_field.filter: --device cuda has exact, truncated and lattice, not {name!r}; use "
             "'lattice' or 'auto', or --device cpu"
         )
-    if name == "exact":
-        return ExactFilter(bilateral)
-    return TruncatedFilter(bilateral)
+    return Kernel(plain, voxels, spec.normalization)

@@ -27,10 +27,11 @@ from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import build_kernel
-from crfrefine.engines.cuda.mean_field import MeanFieldRun, VolumeBackward
+from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
+from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
@@ -121,14 +122,11 @@ class CudaKernels:
             uploaded_at = time.perf_counter()
             part = self._volume_part(uploaded, logits, spec)
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
-            outcome = run.take_steps(_staged(progress, "mean field"))
-            del run
-            # The steps are done, since their energies are on the host.
+            run.take_steps(_staged(progress, "mean field"))
+            energy = run.energy()
             stepped_at = time.perf_counter()
-            refined = self._stream.like(outcome.logits, logits)
-        report = MeanFieldReport(
-            len(outcome.energy), outcome.converged, outcome.energy, self.filters
-        )
+            refined = self._stream.like(run.out, logits)
+        report = MeanFieldReport(run.num_steps, run.converged, energy, self.filters)
         timings = {
             "upload": self._upload_seconds + uploaded_at - started,
             "build": self._build_seconds,
@@ -144,11 +142,13 @@ class CudaKernels:
             uploaded = self._array(logits)
             part = self._volume_part(uploaded, logits, spec)
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
-            outcome = run.take_steps(wants_energy=False)
-            del run
-            refined = self._stream.like(outcome.logits, logits)
-            record = self._stream.like(outcome.record, logits)
-        return Tape(refined, record, spec, outcome.volume_biases, part)
+            run.take_steps()
+            refined = self._stream.like(run.out, logits)
+            record = self._stream.like(run.record, logits)
+        biases = None
+        if run.volume is not None:
+            biases = np.array(run.volume.biases).reshape(-1, spec.num_labels)
+        return Tape(refined, record, spec, biases, part)
 
     def backward(
         self,
@@ -198,7 +198,9 @@ class CudaKernels:
             total = xp.empty_like(rows)
             self._kernels[0].accumulate(rows, weight, total, adds=False)
             out = xp.zeros_like(channels)
-            out[:, index] = from_rows(xp, total, num_channels)
+            filtered = xp.empty((num_channels, len(index)), dtype=np.float32)
+            from_rows(total, filtered)
+            out[:, index] = filtered
             return self._device.download(out.reshape(values.shape))
 
     @contextmanager

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crfrefine.engines.cuda.cupy_device import CupyDevice
-from crfrefine.engines.cuda.filters import Filter, SpatialFilter
+from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, Sums, row_constants, row_width, sum_threads
+from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSpec
 
@@ -91,7 +92,9 @@ class FeatureProducts:
         """
         num_voxels = self._columns.shape[1]
         num_channels = num_features * pair.num_values
-        width = _products_width(num_channels, num_voxels)
+        width = row_width(num_channels)
+        while width > 1 and 2 * width * num_voxels > _PRODUCTS:
+            width //= 2  # narrow rows take less memory
         rows, filtered = self._room.array(2, 1, num_voxels, width)
         constants = row_constants(rows)
         num_threads = sum_threads(num_voxels)
@@ -221,18 +224,17 @@ class Moments:
             columns[number] = (coordinate - middle) * step
         return columns
 
-    def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
+    def finish(self, by_ones: Any) -> None:
         """Add the gradient through the row sums D.
 
         They normalize the messages, and depend on bandwidths and image, too. This adds two sums of
         the form <u, K v>: one with the gradient for the message of all ones, one with the gradient
         for D, which replaces the former in its memory.
 
-        Args:
-            unit: ones, (1, voxel, 1).
-            by_ones: the gradient for the message of all ones, (1, voxel, 1), summed over the steps.
-            filtered_back: memory for filtered values, (1, voxel, 1).
+        `by_ones` is the gradient for the message of all ones, (1, voxel, 1), summed over the steps.
         """
+        unit = self._voxels.ones
+        filtered_back = self._device.xp.empty_like(unit)
         kernel = self._kernel
         scale = kernel.scale
         num_voxels = self._num_voxels
@@ -315,11 +317,3 @@ class Moments:
         if by_image is not None:
             back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
             self._products.add(back, self._num_modalities, by_feature=by_image, transposed=True)
-
-
-def _products_width(num_channels: int, num_voxels: int) -> int:
-    """Return how many products are filtered together: narrow rows take less memory."""
-    width = row_width(num_channels)
-    while width > 1 and 2 * width * num_voxels > _PRODUCTS:
-        width //= 2
-    return width

@@ -86,7 +86,9 @@ class CudaPoints:
             unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
             out = xp.empty_like(rows)
             self._filter.accumulate(rows, None, None, unit, out, transposed=transposed, adds=False)
-            return self._stream.like(from_rows(xp, out, len(channels)), values)
+            filtered = xp.empty_like(channels)
+            from_rows(out, filtered)
+            return self._stream.like(filtered, values)
 
     def feature_gradient(self, left: Any, right: Any) -> Any:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N).

@@ -33,9 +33,9 @@ def ceil_divide(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def row_constants(rows: Any) -> dict[str, int]:
-    """Return the constants of kernels for (group, voxel, width) values."""
-    return {"CRF_WIDTH": rows.shape[-1]}
+def row_constants(rows: Any, **others: int) -> dict[str, int]:
+    """Return the constants of kernels for (group, voxel, width) values, with others by name."""
+    return {"CRF_WIDTH": rows.shape[-1], **others}
 
 
 def upload_float32(device: CupyDevice, values: Any) -> Any:
@@ -56,20 +56,24 @@ def to_rows(xp: Any, channels: Any) -> Any:
     num_channels, num_voxels = channels.shape
     width = row_width(num_channels)
     rows = xp.zeros((num_row_groups(num_channels), num_voxels, width), dtype=np.float32)
-    for number, group in enumerate(rows):
-        own = channels[number * width : (number + 1) * width]
-        group[:, : len(own)] = own.T
+    fill_rows(channels, rows)
     return rows
 
 
-def from_rows(xp: Any, rows: Any, num_channels: int) -> Any:
-    """Return the (channel, voxel) values of rows, (group, voxel, width)."""
+def fill_rows(channels: Any, rows: Any) -> None:
+    """Copy (channel, voxel) values into rows, (group, voxel, width)."""
     width = rows.shape[2]
-    channels = xp.empty((num_channels, rows.shape[1]), dtype=np.float32)
+    for number, group in enumerate(rows):
+        own = channels[number * width : (number + 1) * width]
+        group[:, : len(own)] = own.T
+
+
+def from_rows(rows: Any, channels: Any) -> None:
+    """Copy rows, (group, voxel, width), into (channel, voxel) values."""
+    width = rows.shape[2]
     for number, group in enumerate(rows):
         own = channels[number * width : (number + 1) * width]
         own[...] = group[:, : len(own)].T
-    return channels
 
 
 class Room:

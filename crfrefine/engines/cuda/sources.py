@@ -137,21 +137,20 @@ def pack_arguments(
         value = arguments[name]
         if not parameter.is_array:
             packed.append(parameter.dtype.type(value))
-        elif value is None:
+            continue
+        if value is None:
             packed.append(np.uint64(0))
-        else:
-            problem = _misfit(parameter, value, constants)
-            if problem:
-                raise TypeError(f"{source.name}.{kernel}: {name} {problem}")
-            packed.append(value)
+            continue
+        is_contiguous = value.flags.c_contiguous
+        if value.dtype != parameter.dtype or not is_contiguous:
+            raise TypeError(
+                f"{source.name}.{kernel}: {name} is a {value.dtype} array (contiguous: "
+                f"{is_contiguous}); expected {parameter.dtype}"
+            )
+        if parameter.is_rows and value.shape[-1] != constants["CRF_WIDTH"]:
+            raise TypeError(
+                f"{source.name}.{kernel}: {name} has rows of {value.shape[-1]}; expected "
+                f"{constants['CRF_WIDTH']}"
+            )
+        packed.append(value)
     return packed
-
-
-def _misfit(parameter: Parameter, array: Any, constants: Mapping[str, int]) -> str:
-    """Return why an array does not fit a parameter; "" if it does."""
-    is_contiguous = array.flags.c_contiguous
-    if array.dtype != parameter.dtype or not is_contiguous:
-        return f"is a {array.dtype} array (contiguous: {is_contiguous}); expected {parameter.dtype}"
-    if parameter.is_rows and array.shape[-1] != constants["CRF_WIDTH"]:
-        return f"has rows of {array.shape[-1]}; expected {constants['CRF_WIDTH']}"
-    return ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Bool, Float32, Float64
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
 
@@ -87,10 +87,11 @@ class Voxels:
     @cached_property
     def coordinates(self) -> list[Any]:
         """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
-        of_grid = _coordinates(self.grid_index, self.grid_shape)
         coordinates = []
         for axis, first in zip(self.source_axis, self.first, strict=True):
-            coordinates.append((of_grid[axis] - first).astype(np.int32))
+            stride = math.prod(self.grid_shape[axis + 1 :])
+            of_grid = self.grid_index // stride % self.grid_shape[axis]
+            coordinates.append((of_grid - first).astype(np.int32))
         return coordinates
 
     @cached_property
@@ -138,16 +139,6 @@ class Voxels:
         """Put (channel, voxel) values at their places in (channel, *grid) ones."""
         for of_grid, of_voxels in zip(grids.reshape(len(values), -1), values, strict=True):
             of_grid[self.grid_index] = of_voxels
-
-
-def _coordinates(grid_index: Any, grid_shape: Sequence[int]) -> list[Any]:
-    """Return the position along each grid axis of linear indices."""
-    coordinates: list[Any] = []
-    index = grid_index
-    for extent in reversed(grid_shape):
-        coordinates.insert(0, index % extent)
-        index = index // extent
-    return coordinates
 
 
 def _box_of(
@@ -245,10 +236,11 @@ class BilateralInput:
         self.num_points = voxels.num_voxels
         self.theta_position = list(theta_position)
         self.theta_intensity = list(theta_intensity)
-        self._require_wide_positions()
         num_modalities = len(self.theta_intensity)
         lowest, highest = [ends[:num_modalities] for ends in image.intensity_ranges]
-        intensity_ranges = self._intensity_ranges(lowest, highest)
+        spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
+        self._require_wide(spans)
+        intensity_ranges = [(0.0, span) for span in spans.tolist()]
         position_ranges = [(0.0, 0.0)] * voxels.num_axes
         axes = []
         steps = []
@@ -287,8 +279,11 @@ class BilateralInput:
             features=self.features,
         )
 
-    def _require_wide_positions(self) -> None:
-        """Raise CapacityError if a bandwidth is too small for the extent of the box."""
+    def _require_wide(self, spans: Float64) -> None:
+        """Raise CapacityError if a bandwidth is too small for the box or for the intensities.
+
+        The spans are those of the modalities, in bandwidths.
+        """
         voxels = self.voxels
         axes = zip(self.theta_position, voxels.box_shape, voxels.spacing, strict=True)
         for theta, extent, step in axes:
@@ -296,18 +291,11 @@ class BilateralInput:
                 raise _too_narrow(
                     f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart"
                 )
-
-    def _intensity_ranges(self, lowest: Float32, highest: Float32) -> list[tuple[float, float]]:
-        """Return the ranges of the features of intensity; CapacityError if one is too large."""
-        ranges = []
         for number, theta in enumerate(self.theta_intensity):
-            span = (float(highest[number]) - float(lowest[number])) / theta
-            if span > MAX_FEATURE:
+            if spans[number] > MAX_FEATURE:
                 raise _too_narrow(
                     f"theta_beta {theta:g} of modality {number}", "its range of intensities"
                 )
-            ranges.append((0.0, span))
-        return ranges
 
 
 def _too_narrow(bandwidth: str, span: str) -> CapacityError:

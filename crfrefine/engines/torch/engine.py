@@ -18,7 +18,9 @@ from torch import Tensor
 
 from crfrefine.base.array_types import Array, Float32, Float64
 from crfrefine.engines.base import (
+    FLIPPED_SHARE,
     NO_CONTEXT,
+    TRUNCATION_RADIUS,
     Backend,
     GridImage,
     MeanFieldGradients,
@@ -29,7 +31,6 @@ from crfrefine.engines.base import (
     Tape,
 )
 from crfrefine.engines.torch.filters import (
-    TRUNCATION_RADIUS,
     Filter,
     Lattice,
     dense_filter,
@@ -40,7 +41,6 @@ from crfrefine.engines.volume import PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
-FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
 # Nats; a Newton step of the volume term below this size is the last one.
 _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
 

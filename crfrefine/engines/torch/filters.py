@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from crfrefine.engines.base import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.errors import CapacityError
 
 Filter = Callable[[Tensor], Tensor]
 
-TRUNCATION_RADIUS = 3.0  # of the `truncated` filter, in bandwidths of position
 MAX_POINTS = 20_000  # the matrix of so many points takes gigabytes
-# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
-# margin they count, however their distance is rounded.
-_BALL_MARGIN = 1e-6
 
 
 def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
@@ -38,7 +35,7 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
     squares = _distances(features).square()
     kernel = torch.exp(-0.5 * squares)
     if positions is not None:
-        radius = TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN)
+        radius = TRUNCATION_RADIUS * (1.0 + RADIUS_MARGIN)
         kernel = kernel * (_distances(positions) <= radius)
     return kernel.matmul
 

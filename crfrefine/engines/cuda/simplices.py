@@ -1,0 +1,203 @@
+"""The simplices of the permutohedral lattice around points, and how many vertices they have.
+
+A vertex is packed into a number of up to 128 bits, its key. kernels/cuda/lattice_build.cu has the
+kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crfrefine.engines.cuda.filters import FeatureSource
+from crfrefine.engines.cuda.rows import ceil_divide
+from crfrefine.errors import CapacityError
+
+# Dimensions that the CPU's lattice is compiled for; features are padded with zeros.
+COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
+THREADS = 128  # threads of a block
+SLOTS_OF_BLOCK = 16 * THREADS  # of the hash table, or keys; as in kernels/cuda/lattice_build.cu
+
+_SAMPLED = 100  # one voxel of so many is looked at for the estimate of the number of vertices
+_MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
+_MAX_KEY_BITS = 128
+_MAX_RANGE = 1e9  # largest range of an elevated coordinate
+# The fraction of the golden ratio in 64 bits.
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+
+
+class VertexKeys(NamedTuple):
+    """Packed vertices: an array of the low words, and one of the high words."""
+
+    low: Any  # uint64
+    high: Any  # uint64; None if 64 bits are enough
+
+
+def empty_keys(xp: Any, count: int, *, is_wide: bool) -> VertexKeys:
+    """Return memory for so many keys."""
+    low = xp.empty(count, dtype=np.uint64)
+    high = xp.empty(count, dtype=np.uint64) if is_wide else None
+    return VertexKeys(low, high)
+
+
+class Simplices:
+    """How the vertices around an image's voxels are computed, and packed into numbers.
+
+    The fields of a number, from the highest bits to the lowest, are q_D .. q_1, each counted from
+    its smallest value, and the remainder.
+
+    Attributes:
+        num_features: D of the lattice, at least that of the image.
+        widths: bits of each field, the remainder's first.
+        is_wide: whether numbers have more than 64 bits.
+        remainder_bits: width of the remainder's field.
+        shift: (D + 1) on the device, the lowest bit of each field.
+    """
+
+    def __init__(self, source: FeatureSource) -> None:
+        """Lay out the fields; CapacityError if there are too many features, or too many bits."""
+        self.device = source.device
+        sizes = [size for size in COMPILED_FEATURES if size >= source.num_features]
+        if not sizes:
+            raise CapacityError(
+                f"the lattice holds at most {COMPILED_FEATURES[-1]} features (axes + modalities), "
+                f"not {source.num_features}"
+            )
+        self.num_features = sizes[0]
+        self._padding = self.num_features - source.num_features
+        scale = _elevation_scale(self.num_features)
+        ranges = [(0.0, 0.0)] * self._padding + source.ranges
+        lowest, widths = _field_ranges(ranges, scale)
+        self.widths = tuple(widths)
+        total_bits = sum(widths)
+        if total_bits > _MAX_KEY_BITS:
+            raise CapacityError(
+                f"the lattice's cells need {total_bits}-bit numbers, and {_MAX_KEY_BITS} is the "
+                "most; use larger bandwidths"
+            )
+        # The bias is minus the smallest value of each field: it shifts them to 0, modulo 2^128.
+        shift = []
+        bias = 0
+        next_bit = 0
+        for value, width in zip(lowest, widths, strict=True):
+            shift.append(next_bit)
+            bias -= value << next_bit
+            next_bit += width
+        self._bias = bias % 2**_MAX_KEY_BITS
+        self.is_wide = total_bits > 64
+        self.remainder_bits = widths[0]
+        self._constants = {
+            "CRF_FEATURES": self.num_features,
+            "CRF_WIDE_KEYS": int(self.is_wide),
+            "CRF_THREADS": THREADS,
+        }
+        self.shift = self.device.upload(np.array(shift, dtype=np.int32))
+        self._scale = self.device.upload(np.array(scale, dtype=np.float32))
+
+    def find(self, features: Any, run_length: int = 1) -> tuple[VertexKeys, Any]:
+        """Return the keys of the vertices around each voxel, (corner), and their weights.
+
+        With a `run_length`, one voxel of each run of so many is looked at.
+        """
+        xp = self.device.xp
+        num_voxels = features.shape[1] // run_length
+        num_corners = num_voxels * (self.num_features + 1)
+        keys = empty_keys(xp, num_corners, is_wide=self.is_wide)
+        weight = xp.empty((self.num_features + 1, num_voxels), dtype=np.uint16)
+        self.launch(
+            "find_simplices",
+            num_voxels,
+            features=features,
+            all_voxels=features.shape[1],
+            run_length=run_length,
+            num_voxels=num_voxels,
+            num_padding=self._padding,
+            scale=self._scale,
+            shift=self.shift,
+            bias_low=self._bias % 2**64,
+            bias_high=self._bias >> 64,
+            key_low=keys.low,
+            key_high=keys.high,
+            corner_weight=weight,
+        )
+        return keys, weight
+
+    def launch(self, kernel: str, num_items: int, /, **arguments: Any) -> None:
+        """Run a kernel of kernels/cuda/lattice_build.cu on such keys; see `Launcher.launch`."""
+        self.device.launch("lattice_build", kernel, self._constants, num_items, **arguments)
+
+
+def _elevation_scale(size: int) -> list[float]:
+    """Return the factors of the features before elevation, rounded to single precision.
+
+    Source: docs/reference/math.md, section 6.1.
+    """
+    scale = []
+    for i in range(size):
+        root = math.sqrt((i + 1.0) * (i + 2.0))
+        factor = (size + 1) * math.sqrt(2.0 / 3.0) / root
+        scale.append(float(np.float32(factor)))
+    return scale
+
+
+def _field_ranges(
+    ranges: list[tuple[float, float]], scale: list[float]
+) -> tuple[list[int], list[int]]:
+    """Return the smallest value of each field of a key, and its bits: the remainder, q_1 .. q_D.
+
+    Raises CapacityError if a feature spans too many bandwidths.
+    """
+    size = len(ranges)
+    lowest = [0] * (size + 1)
+    widths = [size.bit_length()] + [0] * size
+    sum_low = 0.0
+    sum_high = 0.0
+    for i in range(size, 0, -1):
+        low, high = ranges[i - 1]
+        low *= scale[i - 1]
+        high *= scale[i - 1]
+        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). The margins of 4 are for the
+        # rounding, the wrap, a vertex below, and a step either way.
+        smallest = sum_low - i * high
+        largest = sum_high - i * low
+        if largest - smallest > _MAX_RANGE:
+            raise CapacityError("a bandwidth is too small for the range of its feature")
+        highest = math.ceil(largest / (size + 1)) + 4
+        lowest[i] = math.floor(smallest / (size + 1)) - 4
+        widths[i] = (highest - lowest[i]).bit_length()
+        sum_low += low
+        sum_high += high
+    return lowest, widths
+
+
+def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
+    """Estimate how many vertices the lattice would have, from one percent of the voxels.
+
+    Source: Chao 1984, Nonparametric estimation of the number of classes in a population.
+    """
+    device = source.device
+    run_length = max(1, min(_SAMPLED, source.num_points // _MIN_SAMPLE))
+    keys, _ = simplices.find(source.features, run_length)
+    key_hash = keys.low
+    if keys.high is not None:
+        # Two different keys have the same hash with a probability of 1 in 2^64.
+        key_hash = keys.low * _GOLDEN_RATIO + keys.high
+    in_order = device.xp.sort(key_hash)
+    num_blocks = ceil_divide(in_order.size, SLOTS_OF_BLOCK)
+    counts = device.xp.empty((3, num_blocks), dtype=np.uint64)
+    simplices.launch(
+        "count_runs",
+        num_blocks,
+        keys=in_order,
+        num_keys=in_order.size,
+        num_blocks=num_blocks,
+        counts=counts,
+    )
+    distinct, once, twice = device.download(counts).sum(axis=1).tolist()
+    if run_length == 1:
+        return float(distinct)
+    unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
+    num_corners = source.num_points * (simplices.num_features + 1)
+    return float(min(distinct + unmet, num_corners))

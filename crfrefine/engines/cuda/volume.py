@@ -1,0 +1,196 @@
+"""The volume term on the device (docs/reference/math.md, section 11), forward and backward.
+
+The host searches the biases; kernels/cuda/volume.cu and products.cu have the sums.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from crfrefine.base.array_types import Bool, Float64
+from crfrefine.engines.cuda.rows import Products, Sums, upload_float32
+from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.volume import VolumeTerm
+from crfrefine.parameters.specs import MeanFieldSpec
+
+LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
+
+
+class MassSums:
+    """Masses and covariances of the marginals of all labels.
+
+    Only the voxels where `part`, (voxel) on the host, is True count; None means all.
+    """
+
+    def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
+        device = voxels.device
+        num_voxels = voxels.num_voxels
+        self.part = None
+        if part is not None:
+            self.part = device.upload(np.asarray(part, dtype=np.uint8))
+        self._voxels = voxels
+        self._num_labels = num_labels
+        self._pair_sums = Sums(device)
+        self._label_sums = Sums(device)
+        self._pairs = Products(self._pair_sums, num_labels, num_labels, num_voxels)
+        self._labels = Products(self._label_sums, num_labels, 1, num_voxels)
+        self._marginals = device.xp.empty((num_labels, num_voxels), dtype=np.float32)
+
+    def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
+        """Return masses and covariance of softmax(logits + bias), for logits (label, *grid)."""
+        return self.of_marginals(self._with_bias(logits, bias))
+
+    def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
+        """Return masses (L,) and covariance (L, L) of (label, voxel) marginals."""
+        self._pairs.parts[...] = 0.0
+        self._pairs.add(marginals, marginals, part=self.part)
+        (products,) = self._pair_sums.totals()
+        products = products.reshape(self._num_labels, self._num_labels)
+        masses = products.sum(axis=1)  # marginals sum to 1
+        np.fill_diagonal(products, 0.0)
+        # Such a sum for a label's variance loses no digits: nothing in it cancels.
+        return masses, np.diag(products.sum(axis=1)) - products
+
+    def masses(self, logits: Any) -> Float64:
+        """Return the masses of softmax(logits), (L,); logits are (label, *grid)."""
+        return self.total(self._with_bias(logits, np.zeros(self._num_labels)))
+
+    def total(self, values: Any) -> Float64:
+        """Return the sums of (label, voxel) values, (L,)."""
+        self._labels.parts[...] = 0.0
+        self._labels.add(values, None, part=self.part)
+        (totals,) = self._label_sums.totals()
+        return totals
+
+    def counts(self, logits: Any) -> Float64:
+        """Return the voxels where each label has the largest of (label, *grid) logits, (L,)."""
+        device = self._voxels.device
+        index = self._voxels.grid_index
+        if self.part is not None:
+            index = index[self.part != 0]
+        scores = logits.reshape(self._num_labels, -1)[:, index]
+        labels = scores.argmax(axis=0)
+        counts = device.xp.bincount(labels, minlength=self._num_labels)
+        return np.asarray(device.download(counts), dtype=np.float64)
+
+    def _with_bias(self, logits: Any, bias: Float64) -> Any:
+        """Return softmax(logits + bias), (label, voxel), until the next call."""
+        voxels = self._voxels
+        num_voxels = voxels.num_voxels
+        voxels.device.launch(
+            "volume",
+            "find_marginals",
+            {},
+            num_voxels,
+            logits=logits,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=num_voxels,
+            num_labels=self._num_labels,
+            bias=upload_float32(voxels.device, bias),
+            marginals=self._marginals,
+        )
+        return self._marginals
+
+
+class VolumeSteps:
+    """The volume term of a run: after each `update` of mean_field.cu, biases that keep the masses.
+
+    Attributes:
+        biases: those of the steps so far, (L,).
+        energies: the term's energy at the start of each of them.
+    """
+
+    def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Bool | None) -> None:
+        """Take a run's (label, *grid) calibrated logits, and the `part` of `MassSums`.
+
+        Each step replaces these logits by those after it.
+        """
+        self._voxels = voxels
+        self._spec = spec
+        self._out = out
+        self._sums = MassSums(voxels, spec.num_labels, part)
+        self._masses = self._sums.masses(out)
+        self._term = VolumeTerm(self._sums.counts(out), spec.volume_slack)
+        self.biases: list[Float64] = []
+        self.energies: list[float] = []
+
+    def end_step(self) -> None:
+        """Add the biases to the logits that `update` has stored."""
+        self.energies.append(self._term.energy(self._masses))
+        num_labels = self._spec.num_labels
+        start = self.biases[-1] if self.biases else np.zeros(num_labels)
+        masses_of = partial(self._sums.of_logits, self._out)
+        bias = self._term.search(masses_of, start, LAST_CHANGE)
+        self.biases.append(bias)
+
+        voxels = self._voxels
+        num_voxels = voxels.num_voxels
+        voxels.device.launch(
+            "volume",
+            "add_biases",
+            {},
+            num_voxels,
+            logits=self._out,
+            grid_size=voxels.grid_size,
+            grid_index=voxels.grid_index,
+            num_voxels=num_voxels,
+            num_labels=num_labels,
+            part=self._sums.part,
+            bias=upload_float32(voxels.device, bias),
+        )
+        if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
+            self._masses = self._sums.masses(self._out)
+
+
+class VolumeBackward:
+    """The gradients of the logits through the biases of the steps.
+
+    `by_slack` is the gradient with respect to the slack, summed over the steps so far.
+    """
+
+    def __init__(
+        self, voxels: Voxels, spec: MeanFieldSpec, record: Any, biases: Float64, part: Bool | None
+    ) -> None:
+        """Take a run's (step + 1, channel, voxel) marginals on the device, and (step, L) biases."""
+        self._voxels = voxels
+        self._num_labels = spec.num_labels
+        self._record = record
+        self._biases = biases
+        self._sums = MassSums(voxels, spec.num_labels, part)
+        # No gradient depends on the masses to keep, so these are zeros.
+        self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
+        self.by_slack = 0.0
+
+    def step_back(self, step: int, by_x: Any) -> None:
+        """Add the gradient through a step's biases to that for the logits after the step.
+
+        Before, `by_x`, (label, voxel), is the gradient as if the biases were constant.
+        """
+        xp = self._voxels.device.xp
+        marginals = self._record[step + 1]
+        if len(marginals) < self._num_labels:  # Those of the last label follow from the others.
+            last = xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
+            marginals = xp.concatenate([marginals, last[None]])
+        masses, covariance = self._sums.of_marginals(marginals)
+        by_masses = self._sums.total(by_x)
+        bias = self._biases[step]
+        pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
+        self.by_slack += by_slack
+
+        num_voxels = self._voxels.num_voxels
+        self._voxels.device.launch(
+            "volume",
+            "pull_masses",
+            {},
+            num_voxels,
+            marginals=marginals,
+            num_voxels=num_voxels,
+            num_labels=self._num_labels,
+            part=self._sums.part,
+            by_mass=upload_float32(self._voxels.device, -pull),
+            gradient=by_x,
+        )
