@@ -136,34 +136,32 @@ def refine_batch(
         for index, inside in enumerate(masks):
             present = labels_taking_part(logits[index], inside, model)
             labels[index] = SomeLabels.of(present, logits.device)
+        kernels = _build(engine, image, model.kernels, spacing, masks, threads, copy=False)
     else:
         _check_kernels(kernels, logits, image, model)
-        # Without masks, only the number of their voxels tells which logits count.
-        grid_size = logits[0, 0].numel()
-        are_masks_known = all(
-            inside is not None or item.num_voxels == grid_size
-            for item, inside in zip(kernels, masks, strict=True)
-        )
-        if not is_checked and are_masks_known:
+        # Of masks that are not given, kernels know only the number of voxels.
+        is_unknown = False
+        for item, inside in zip(kernels, masks, strict=True):
+            if inside is None and item.num_voxels != logits[0, 0].numel():
+                is_unknown = True
+        if not is_checked and not is_unknown:
             inputs.check_logits(logits, masks)
         # The kernels were built from the image: it matters now only if its gradient is needed.
-        image = image.to(dtype) if image.requires_grad else logits.new_empty(len(logits), 0)
-    models = [model.among(some) for some in labels]
-    if kernels is None:
-        specs = [of_item.kernels for of_item in models]
-        kernels = _build(engine, image, specs, spacing, masks, threads, copy=False)
+        if image.requires_grad:
+            image = image.to(dtype)
+        else:
+            image = logits.new_empty(len(logits), 0)
 
     values = logits.to(dtype)
     runs = []
     tensors: list[Tensor | None] = []
-    for item, of_item, some, item_logits, item_image in zip(
-        kernels, models, labels, values, image, strict=True
-    ):
+    for item, some, item_logits, item_image in zip(kernels, labels, values, image, strict=True):
         channels = item_logits
         if some is not None:
             channels = item_logits[some.on_device]
-        runs.append((item, of_item.run))
-        tensors += [channels, item_image, *of_item.tensors]
+        part = model.among(some)
+        runs.append((item, part.run))
+        tensors += [channels, item_image, *part.tensors]
     num_at_once = _num_at_once(engine, kernels)
     results = MeanField.apply(runs, num_at_once, *tensors)  # type: ignore[no-untyped-call]
 
@@ -229,13 +227,13 @@ def build_kernels(
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())
     engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
-    return _build(engine, image, [spec] * len(image), spacing, masks, threads, copy=copy)
+    return _build(engine, image, spec, spacing, masks, threads, copy=copy)
 
 
 def _build(
     engine: Backend,
     image: Tensor,
-    specs: Sequence[KernelSetSpec],
+    spec: KernelSetSpec,
     spacing: inputs.Spacing | None,
     masks: Sequence[Tensor | None],
     threads: int | None,
@@ -243,7 +241,7 @@ def _build(
     copy: bool,
 ) -> list[Kernels]:
     if spacing is None:
-        is_used = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
+        is_used = spec.positions != "voxels" and len(spec.kernels) > 0
         spacing = notices.assumed_spacing(matters=is_used)
     distances: Any = spacing
     if isinstance(spacing, Tensor):
@@ -264,6 +262,6 @@ def _build(
         inside = masks[index]
         mask = None if inside is None else inside.cpu().numpy()
         grid = GridImage(values, mask, distances[index])
-        return engine.kernels(grid, specs[index], context)
+        return engine.kernels(grid, spec, context)
 
     return of_each(build, len(image), num_at_once)

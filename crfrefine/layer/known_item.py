@@ -67,7 +67,7 @@ class KnownItem:
             self._some_labels[case] = SomeLabels.of(present, logits.device)
         labels = self._some_labels[case]
         part = model.among(labels)
-        kernels = self.kernels(part, spacing, threads)
+        kernels = self.kernels(model, spacing, threads)
 
         def refine() -> Tensor:
             channels = logits if labels is None else logits[labels.on_device]
