@@ -6,7 +6,7 @@ The note names the structures that the rules removed entirely or mostly.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,32 +33,6 @@ class Cleaned:
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """The rules of each label; entry 0 is about all foreground labels together."""
-
-    keeps_largest: tuple[bool, ...]  # whether only the largest component stays
-    min_component_ml: tuple[float, ...]  # smaller components become background
-    fills_holes: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, parameters: PostprocessParameters, num_labels: int) -> _Rules:
-        keeps_largest = _by_label(parameters.keep_largest, num_labels)
-        sizes = parameters.min_component_ml
-        # A single size is about the components that keep_largest is about.
-        if not isinstance(sizes, tuple):
-            num_others = num_labels - 1
-            if any(keeps_largest[1:]):
-                sizes = (0.0, *(sizes,) * num_others)
-            else:
-                sizes = (sizes, *(0.0,) * num_others)
-        return cls(keeps_largest, sizes, _by_label(parameters.fill_holes, num_labels))
-
-    def may_remove(self, label: int) -> bool:
-        """Return whether components of the label may become background."""
-        return self.keeps_largest[label] or self.min_component_ml[label] > 0.0
-
-
 def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned:
     """Apply the rules for small objects to an integer label map, (*grid), and return the result.
 
@@ -70,19 +44,27 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
     lengths = [len(values) for values in parameters.label_lists.values()]
     num_labels = max([int(label_map.max(initial=0)) + 1, *lengths])
     parameters.spread({"label": num_labels})  # checks the lengths
-    rules = _Rules.of(parameters, num_labels)
-    removes_any = any(rules.may_remove(label) for label in range(num_labels))
-    if not removes_any and not any(rules.fills_holes):
+    # Entry 0 of these is about all foreground labels together.
+    keeps_largest = _by_label(parameters.keep_largest, num_labels)
+    fills_holes = _by_label(parameters.fill_holes, num_labels)
+    sizes = parameters.min_component_ml
+    # A single size is about the components that keep_largest is about.
+    if not isinstance(sizes, tuple):
+        num_others = num_labels - 1
+        if any(keeps_largest[1:]):
+            sizes = (0.0, *(sizes,) * num_others)
+        else:
+            sizes = (sizes, *(0.0,) * num_others)
+    min_voxels = [size / voxel_volume_ml for size in sizes]
+    if not any(keeps_largest) and not any(sizes) and not any(fills_holes):
         return Cleaned(label_map)
 
     result = label_map.copy(order="K")
-    removed = 0
-    if removes_any:
-        removed = _remove_components(result, rules, voxel_volume_ml)
+    removed = _remove_components(result, keeps_largest, min_voxels)
     filled = 0
-    if any(rules.fills_holes):
-        labels = [label for label in range(1, num_labels) if rules.fills_holes[label]]
-        filled = fill_holes(result, labels, any_hole=rules.fills_holes[0])
+    if any(fills_holes):
+        labels = [label for label in range(1, num_labels) if fills_holes[label]]
+        filled = fill_holes(result, labels, any_hole=fills_holes[0])
     lost = {}
     if removed:
         losses = np.bincount(label_map[label_map != result])
@@ -100,17 +82,25 @@ def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]
     return tuple(word != "none" for word in words)
 
 
-def _remove_components(label_map: Labels, rules: _Rules, voxel_volume_ml: float) -> int:
-    """Remove the components that the rules name, in place; return the number of their voxels."""
+def _remove_components(
+    label_map: Labels, keeps_largest: Sequence[bool], min_voxels: Sequence[float]
+) -> int:
+    """Remove components in place, and return the number of their voxels.
+
+    Those are all but the largest one of a label, where only that is kept, and those of less than
+    the smallest number of voxels. Entry 0 is about all foreground labels together.
+    """
     removed = 0
-    if rules.may_remove(0):
+    if keeps_largest[0] or min_voxels[0] > 0.0:
         box = bounding_box(label_map != 0)
         if box is not None:
             part = label_map[box]
-            min_voxels = rules.min_component_ml[0] / voxel_volume_ml
-            removed += _remove(part, part != 0, rules.keeps_largest[0], min_voxels)
+            removed += _remove(part, part != 0, keeps_largest[0], min_voxels[0])
 
-    labels = [label for label in range(1, len(rules.fills_holes)) if rules.may_remove(label)]
+    labels = []
+    for label in range(1, len(min_voxels)):
+        if keeps_largest[label] or min_voxels[label] > 0.0:
+            labels.append(label)
     if labels:
         from scipy import ndimage
 
@@ -119,8 +109,7 @@ def _remove_components(label_map: Labels, rules: _Rules, voxel_volume_ml: float)
             box = boxes[label - 1]
             if box is not None:
                 part = label_map[box]
-                min_voxels = rules.min_component_ml[label] / voxel_volume_ml
-                removed += _remove(part, part == label, rules.keeps_largest[label], min_voxels)
+                removed += _remove(part, part == label, keeps_largest[label], min_voxels[label])
     return removed
 
 
