@@ -220,9 +220,7 @@ def _held_out_files(
     return files
 
 
-def validated_predictions(
-    network: TrainedNetwork,
-) -> dict[str, tuple[Path | None, tuple[Path, ...]]]:
+def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     """Return label map and probabilities of each validated case, by the fold that held it out.
 
     There are none whose voxel axes nnU-Net has turned. Raises InputError without such a fold.
@@ -233,10 +231,10 @@ def validated_predictions(
     archives = {}
     if not _reorients(network.folder):
         archives = _held_out_files(network, splits, SCORES_SUFFIXES)
-    predictions: dict[str, tuple[Path | None, tuple[Path, ...]]] = {}
+    predictions = {}
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
-        predictions[case_id] = (label_maps.get(case_id), scores)
+        predictions[case_id] = CaseFiles(case_id, (), scores, labels=label_maps.get(case_id))
     if not predictions:
         raise InputError(
             f"{network.folder}: no fold has validated a case that it held out; run "

@@ -15,9 +15,10 @@ import numpy as np
 from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
-from crfrefine.evaluate.pairing import CasePair, MethodFiles
+from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import (
     Reference,
     SoftLabels,
@@ -65,9 +66,9 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
-    with failing_alone(result.fail, pair.reference):
-        if pair.problem:
-            raise InputError(pair.problem)
+    with failing_alone(result.fail, pair.reference.labels):
+        if pair.reference.lack:
+            raise InputError(pair.reference.lack)
         warnings: list[str] = []
         notes: list[str] = []
         reference = read_reference(pair, settings, warnings, notes)
@@ -76,8 +77,9 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         result.mapped_in_reference = reference.mapped
         result.names_in_reference = reference.names
         for method, files in pair.methods.items():
-            with failing_alone(partial(_fail_method, result, method), *files.paths):
-                _measure_method(method, files, replace(reference, notes=[]), result)
+            with failing_alone(partial(_fail_method, result, method), *pair.files_of(method)):
+                own = replace(reference, notes=[])
+                _measure_method(method, files, pair.named.get(method), own, result)
     result.times["measure"] = time.perf_counter() - started
     return result
 
@@ -92,9 +94,12 @@ def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
 
 
 def _measure_method(
-    method: str, files: MethodFiles, reference: Reference, result: CaseResult
+    method: str, files: CaseFiles, named: CaseFiles | None, reference: Reference, result: CaseResult
 ) -> None:
-    """Add the values of a method to the result, with its warnings and notes."""
+    """Add the values of a method to the result, with its warnings and notes.
+
+    `named` has the probabilities that the user named.
+    """
     warnings: list[str] = []
     masks = read_masks(method, files, reference, warnings)
     result.warnings += _named(method, warnings)
@@ -110,12 +115,14 @@ def _measure_method(
     del masks  # The probabilities need the memory of the label map.
 
     fail = partial(_fail_method, result, method)
-    if files.asked_for_probabilities:  # The calibration uses other files than the masks.
-        with failing_alone(fail, *files.probabilities):
-            soft = _read_scores(method, files, reference)
+    if named is not None:  # The calibration uses other files than the masks.
+        with failing_alone(fail, *named.logits):
+            if named.lack and not named.missing:
+                raise InputError(named.lack)
+            soft = _read_scores(method, named, reference)
     elif soft is None:
         failures: list[Failure] = []
-        with failing_alone(failures.append, *files.probabilities):
+        with failing_alone(failures.append, *files.logits):
             soft = _read_scores(method, files, reference)
         for failure in failures:
             # A calibration that nobody asked for may be missing, unless that is a bug.
@@ -124,7 +131,7 @@ def _measure_method(
             else:
                 result.warnings.append(f"{method}: no calibration: {failure.message}")
     if soft is not None:
-        with failing_alone(fail, *files.probabilities):
+        with failing_alone(fail, *(named or files).logits):
             _add_calibration(values, soft, reference)
             result.notes.append(f"{method}: {soft.note}")
     result.notes += _named(method, dict.fromkeys(reference.notes))
@@ -163,20 +170,18 @@ def _count_pairs(label_map: Labels, reference: Reference) -> dict[tuple[int, int
     return {pair: count for pair, count in pairs.items() if pair[1] != ignored}
 
 
-def _read_scores(method: str, files: MethodFiles, reference: Reference) -> SoftLabels | None:
+def _read_scores(method: str, files: CaseFiles, reference: Reference) -> SoftLabels | None:
     """Read the logits or probabilities of a method that are not in its label map's file."""
     settings = reference.settings
-    if files.probabilities_problem:
-        raise InputError(files.probabilities_problem)
-    if not files.probabilities:
+    if not files.logits:
         return None
     if settings.mappings.get(method):
         raise InputError(
-            f"{files.probabilities[0]}: --map gives the label map new labels, not the channels of "
+            f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
     channels = settings.channels.get(method, NO_REGIONS)
-    return read_probabilities(files.probabilities, reference, channels)
+    return read_probabilities(files.logits, reference, channels)
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:

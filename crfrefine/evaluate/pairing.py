@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -28,7 +27,7 @@ from crfrefine.cases.conventions import (
     without_word,
 )
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.listing import Files, file_names
+from crfrefine.cases.listing import Files
 from crfrefine.cases.nnunet import (
     is_trained,
     locate_labels,
@@ -43,47 +42,36 @@ from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io import paths as io_paths
 
 
-class MethodFiles(NamedTuple):
-    """The files of a method for a case."""
-
-    # A label map, or probabilities of all labels, as its header says. None means that the labels
-    # come from `probabilities`.
-    label_map: Path | None = None
-    # Logits or probabilities of all labels: one file, or one per label; empty without any.
-    probabilities: tuple[Path, ...] = ()
-    # True if the user named them; otherwise they were found beside the label map.
-    asked_for_probabilities: bool = False
-    # Why the method cannot be measured in this case, judged by file names.
-    problem: str | None = None
-    # Why the calibration is missing, although probabilities were requested.
-    probabilities_problem: str | None = None
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files of the method."""
-        if self.label_map is None:
-            return self.probabilities
-        return (self.label_map, *self.probabilities)
-
-
 class CasePair(NamedTuple):
-    """A case: its reference, and the files of each method."""
+    """A case: its reference with the files of its image, and the files of each method."""
 
-    case_id: str
-    reference: Path  # Label map.
-    methods: Mapping[str, MethodFiles]
-    # The files of its modalities, in order; empty if no images were given, or none of this case.
-    images: tuple[Path, ...] = ()
-    modalities: tuple[str, ...] = ()  # The names that a pattern gives them.
-    problem: str | None = None  # Why the case cannot be measured at all.
+    reference: CaseFiles  # `labels` is the label map, or a pattern of structures.
+    # Those of a method are a label map, or probabilities of all labels as its header says, in
+    # `labels`; and logits or probabilities beside it, or alone, in `logits`.
+    methods: Mapping[str, CaseFiles]
+    # Logits or probabilities that the user named, of the methods that have some.
+    named: Mapping[str, CaseFiles]
+
+    @property
+    def case_id(self) -> str:
+        """Its name."""
+        return self.reference.case_id
+
+    def files_of(self, method: str) -> tuple[Path, ...]:
+        """Return the files that are read of a method."""
+        files = self.methods[method]
+        masks = files.logits[:1]
+        if files.labels is not None:
+            masks = (files.labels,)
+        return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files of the method."""
-        paths = [self.reference]
-        for files in self.methods.values():
-            paths += files.paths
-        return (*paths, *self.images)
+        """All files."""
+        paths = [*self.reference.paths]
+        for method in self.methods:
+            paths += self.files_of(method)
+        return tuple(paths)
 
 
 class Pairing(NamedTuple):
@@ -137,14 +125,11 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     found: list[str] = []
     notes: list[str] = []
     numbers: Mapping[str, int] = {}
-    methods: dict[str, Mapping[str, MethodFiles]] = {}
     if has_structures(options):
-        numbers, structures, structures_of_methods = find_structures(options)
-        references = {case_id: [path] for case_id, path in structures.items()}
-        for name, paths in structures_of_methods.items():
-            methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
+        numbers, references, methods = find_structures(options)
     else:
         references = _references(options.labels, found, notes)
+        methods = {}
         for name, path in options.methods.items():
             methods[name] = _files_of_method(path, references, options.labels, found, notes)
     left_out = _missing(options, references, methods)
@@ -152,9 +137,12 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     complete = [case_id for case_id in names if case_id not in left_out]
 
     gaps: list[_Gap] = []
+    named: dict[str, CaseList] = {}
     for method, path in options.probabilities:
-        methods[method] = _with_probabilities(methods[method], complete, path, notes)
-        gaps.append(_missing_probabilities(method, path, methods[method]))
+        named[method] = CaseList(CaseFiles(case_id, ()) for case_id in complete)
+        Files(LOGITS, path).add_to(named[method])
+        notes += named[method].notes
+        gaps.append(_missing_probabilities(method, path, named[method]))
     images: Mapping[str, CaseFiles] = {}
     if options.images is not None:
         images = _find_images(options.images, references, options.labels, found)
@@ -185,15 +173,12 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
             "numbered in the order of names; --no-structures takes each file for a case"
         )
     pairs = []
-    for case_id in complete:
-        problem = None
-        if len(references[case_id]) > 1:
-            several = file_names(references[case_id])
-            problem = f"expected one label map, found {several} in {options.labels}"
-        files = {name: files_of[case_id] for name, files_of in methods.items()}
-        first = references[case_id][0]
+    for number, case_id in enumerate(complete):
         shown = images.get(case_id, CaseFiles(case_id, ()))
-        pairs.append(CasePair(case_id, first, files, shown.images, shown.modalities, problem))
+        reference = replace(references[case_id], images=shown.images, modalities=shown.modalities)
+        of_methods = {name: cases[case_id] for name, cases in methods.items()}
+        of_named = {method: cases[number] for method, cases in named.items()}
+        pairs.append(CasePair(reference, of_methods, of_named))
     return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
 
 
@@ -214,46 +199,47 @@ def _missing(
     return missing
 
 
-def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, list[Path]]:
-    """Return the label maps of each case: one, unless there are several candidates."""
+def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, CaseFiles]:
+    """Return each case with its label map, or with a problem if there are several candidates."""
     if not holds_many(source):
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
-        return {without_word(io_paths.stem_of(source), LABEL_WORDS): [source]}
+        case_id = without_word(io_paths.stem_of(source), LABEL_WORDS)
+        return {case_id: CaseFiles(case_id, (), labels=source)}
     files = Files(LABELS, source)
-    references = {name: [match.path for match in files.of(name)] for name in files.cases()}
+    references = CaseList(CaseFiles(case_id, ()) for case_id in files.cases())
     if not references:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
             f"{advise(source, holds_images=False)}"
         )
-    taken = {*chain(*references.values())}
+    files.add_to(references)
+    taken = {match.path for case in references for match in files.of(case.case_id)}
     beside = [path for path in files.paths if path not in taken]
     if beside:
         notes.append(
             f"{source}: not taken for references: {counted(len(beside), 'file')} "
             f"beside label maps, such as {beside[0].name}"
         )
-    found += files.described([*references])
-    return references
+    found += files.described([case.case_id for case in references])
+    return {case.case_id: case for case in references}
 
 
 def _files_of_method(
     source: Path,
-    references: Mapping[str, object],
+    references: Mapping[str, CaseFiles],
     labels: Path,
     found: list[str],
     notes: list[str],
-) -> dict[str, MethodFiles]:
+) -> dict[str, CaseFiles]:
     """Return the files of a method for each case, also for cases without a reference."""
     if is_trained(source):
-        validated = validated_predictions(require_trained(source))
-        return {case_id: MethodFiles(*files) for case_id, files in validated.items()}
+        return validated_predictions(require_trained(source))
     if not holds_many(source):
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references
         if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES:
-            return {case_id: MethodFiles(probabilities=(source,))}
-        return {case_id: MethodFiles(source)}
+            return {case_id: CaseFiles(case_id, (), (source,))}
+        return {case_id: CaseFiles(case_id, (), labels=source)}
 
     files = Files(PREDICTION, source)
     files.require_any()
@@ -274,16 +260,13 @@ def _files_of_method(
         probabilities = replace(CALIBRATION, suffixes=io_paths.SCORES_SUFFIXES)
     for kind in (OPTIONAL_LABELS, probabilities):
         Files(kind, source).add_to(cases)
-    chosen = {}
-    for case in cases:
-        if case.labels or case.logits or case.lack:
-            chosen[case.case_id] = MethodFiles(case.labels, case.logits, problem=case.lack or None)
-    return chosen
+    return {case.case_id: case for case in cases if case.paths or case.lack}
 
 
 def _file_of_only_case(
     source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]
 ) -> Path:
+    """Return the file to read; raise InputError unless there is one case that it can be of."""
     path, _ = io_paths.file_to_read(source, suffixes)
     if len(references) != 1:
         raise InputError(
@@ -293,38 +276,10 @@ def _file_of_only_case(
     return path
 
 
-def _with_probabilities(
-    files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
-) -> dict[str, MethodFiles]:
-    """Replace the probabilities of a method with those of another folder."""
-    cases = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
-    Files(LOGITS, source).add_to(cases)
-    notes += cases.notes
-    replaced = {}
-    for case in cases:
-        files = files_of[case.case_id]
-        # The masks still come from the method's own file, even if that holds probabilities.
-        label_map = next(iter(files.paths), None)
-        problem = None
-        if not case.missing:
-            problem = case.lack or None
-        replaced[case.case_id] = MethodFiles(
-            label_map,
-            case.logits,
-            asked_for_probabilities=True,
-            problem=files.problem,
-            probabilities_problem=problem,
-        )
-    return replaced
-
-
-def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, MethodFiles]) -> _Gap:
+def _missing_probabilities(method: str, source: Path, cases: CaseList) -> _Gap:
     """Return the cases without probabilities; raise InputError if no case has any."""
-    missing = []
-    for case_id, files in files_of.items():
-        if not files.probabilities and files.probabilities_problem is None:
-            missing.append(case_id)
-    if files_of and len(missing) == len(files_of):
+    missing = [case.case_id for case in cases if case.missing]
+    if cases and len(missing) == len(cases):
         raise InputError(
             f"{source}: has no logits or probabilities of any case; expected names such as "
             f"{missing[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"

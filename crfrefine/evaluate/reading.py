@@ -29,6 +29,7 @@ from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, merge_structures
 from crfrefine.cases.listing import structure_files
@@ -36,7 +37,7 @@ from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
-from crfrefine.evaluate.pairing import CasePair, MethodFiles
+from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import names_of
 from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
@@ -133,7 +134,8 @@ def read_reference(
 
     `warnings` gets a sentence about covered structures, `notes` about the grids.
     """
-    path = pair.reference
+    path = pair.reference.labels
+    assert path is not None
     mapped: tuple[int, ...] = ()
     if settings.structures:
         volume = read_structures(path, settings.structures, warnings)
@@ -189,8 +191,8 @@ def _other_grids(
 
     Those that cannot be are left out: reading them says why.
     """
-    for files in pair.methods.values():
-        for path in files.paths:
+    for method in pair.methods:
+        for path in pair.files_of(method):
             with suppress(CrfRefineError, OSError):
                 if is_pattern(path):
                     members = [io.read_header(file) for _, file in structure_files(path)]
@@ -243,11 +245,11 @@ def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volum
     return replace(volume, data=table[volume.data])
 
 
-def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: list[str]) -> Masks:
+def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: list[str]) -> Masks:
     """Read the label map of a method, with its probabilities if the file holds them."""
-    if files.problem:
-        raise InputError(files.problem)
-    path = files.label_map
+    if files.lack:
+        raise InputError(files.lack)
+    path = files.labels
     grid = reference.header
     settings = reference.settings
     regions = settings.channels.get(method, NO_REGIONS)
@@ -261,7 +263,7 @@ def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: 
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Masks(label_map, mapped=mapped, names=names)
-    paths = files.probabilities if path is None else (path,)
+    paths = files.logits if path is None else (path,)
     if mapping:
         raise InputError(
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "

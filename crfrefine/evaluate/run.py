@@ -302,9 +302,9 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
     learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
-            if files.label_map is None:
+            if files.labels is None:
                 continue
-            path = folder_of(files.label_map).resolve()
+            path = folder_of(files.labels).resolve()
             if path.parent not in learned_maps:
                 learned_maps[path.parent] = _maps_learned_on(path.parent, notes)
             name = path.name if path.is_dir() else stem_of(path)

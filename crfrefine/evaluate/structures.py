@@ -23,12 +23,13 @@ _UNNAMED = ""  # The name of a case whose path does not tell it.
 class Structures(NamedTuple):
     """The structures of all cases.
 
-    A case is a pattern of binary files, or a label map whose labels have the structures' names.
+    The labels of a case are a pattern of binary files, or a label map whose labels have the
+    structures' names.
     """
 
     numbers: Mapping[str, int]  # Number of each structure by its name.
-    references: Mapping[str, Path]  # Pattern or label map by case.
-    methods: Mapping[str, Mapping[str, Path]]  # Pattern or label map by method and case.
+    references: dict[str, CaseFiles]  # By case.
+    methods: dict[str, dict[str, CaseFiles]]  # By method and case.
 
 
 def has_structures(options: EvaluationOptions) -> bool:
@@ -69,8 +70,10 @@ def find_structures(options: EvaluationOptions) -> Structures:
     for cases in sources:
         if _UNNAMED in cases:
             cases[only_case] = cases.pop(_UNNAMED)
-    references, *methods = sources
-    return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
+    sides = []
+    for cases in sources:
+        sides.append({name: CaseFiles(name, (), labels=path) for name, path in cases.items()})
+    return Structures(numbers, sides[0], dict(zip(options.methods, sides[1:], strict=True)))
 
 
 def _cases_of(path: Path) -> dict[str, Path]:

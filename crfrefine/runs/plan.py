@@ -128,9 +128,8 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
             input_type=options.input_type,
             add_background=options.add_background,
         )
-        place = options.logits[0]
-        lacking = {f"no logits in {place}", f"no label map in {place}"}
-        if cases and not any(lacking.isdisjoint(files.missing) for files in cases):
+        if all(files.missing and not files.logits for files in cases):
+            place = options.logits[0]
             number = ""
             if len(cases) > 1:
                 number = f"none of the {len(cases)} cases has its file: "

@@ -39,8 +39,8 @@ def taken(pairing, method="prediction"):
     for case in pairing.cases:
         files = case.methods[method]
         found[case.case_id] = (
-            files.label_map and files.label_map.name,
-            " ".join(path.name for path in files.probabilities),
+            files.labels and files.labels.name,
+            " ".join(path.name for path in case.named.get(method, files).logits),
         )
     return found
 
@@ -86,7 +86,7 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     pairing = pair(tmp_path, labels, predictions)
     assert taken(pairing) == expected
     for case in pairing.cases:
-        assert not case.problem
+        assert not case.reference.problem
         assert not case.methods["prediction"].problem
     for note in pairing.notes:
         assert "without a reference" not in note
@@ -95,7 +95,7 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
 def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
     (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").cases
     assert (
-        case.problem
+        case.reference.lack
         == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
     )
 
@@ -142,8 +142,8 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others"
         in pairing.notes[0]
     )
-    method = pairing.cases[2].methods["prediction"]
-    assert (method.probabilities, method.probabilities_problem, method.problem) == ((), None, None)
+    last = pairing.cases[2]
+    assert (last.named["prediction"].logits, last.methods["prediction"].lack) == ((), "")
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
     with pytest.raises(

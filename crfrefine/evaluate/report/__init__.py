@@ -97,7 +97,7 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     evaluation = report.evaluation
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.settings, [], [])
-    channels, names = _read_images(pair, reference, pair.modalities or modalities, note)
+    channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, note)
     image = np.stack(channels) if channels else None
     maps = []
     for method in report.compared:
@@ -150,11 +150,11 @@ def _read_images(
     """Return the modalities of a case, each (x, y, z), and their names."""
     channels: list[Float32] = []
     names: list[str] = []
-    for number, path in enumerate(pair.images):
+    for number, path in enumerate(pair.reference.images):
         try:
             image = read_image(path, reference)
         except (CrfRefineError, OSError) as error:
-            missing = "its image" if len(pair.images) == 1 else path.name
+            missing = "its image" if len(pair.reference.images) == 1 else path.name
             note(f"case {pair.case_id!r}: shown without {missing}: {error}")
             continue
         # A single file may hold all modalities.
