@@ -94,6 +94,7 @@ LABEL_MAP = Kind(
     strays="label maps",
 )
 # as in TotalSegmentator's data sets, or in the folder of the case
+STRUCTURE = "{label}"  # in a folder of one case
 STRUCTURES = Kind(
     "structures",
     "one file of a structure",

@@ -18,6 +18,7 @@ from crfrefine.cases.conventions import (
     MASK_WORDS,
     OTHERS,
     STROKES,
+    STRUCTURE,
     STRUCTURES,
     Kind,
 )
@@ -35,7 +36,7 @@ from crfrefine.cases.patterns import (
     of_case,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, file_to_read, stem_of
+from crfrefine.io.paths import file_to_read, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 
@@ -141,17 +142,16 @@ class Files:
             )
         if not self.kind.is_optional:
             self.require_any()
-        structures: dict[str, Path] = {}
+        structures: dict[str, list[Match]] = {}
         if self.kind is LABEL_MAP and not self.given:
             structures = structures_in(self.place)
             if cases.is_single and self.place.is_dir():
-                structures.setdefault(cases[0].case_id, self.place / "{label}")
+                inside = find_matches(self.place / STRUCTURE, self.kind.suffixes)
+                structures.setdefault(cases[0].case_id, inside)
         for number, case in enumerate(cases):
             matches = self.of(case.case_id, case.images)
-            inside = structures.get(case.case_id)
-            if inside is not None and (is_pattern(self.place) or not matches):
-                named = structure_files(inside, case.images)
-                cases[number] = _with_structures(case, named)
+            if case.case_id in structures and (is_pattern(self.place) or not matches):
+                cases[number] = with_structures(case, structures[case.case_id])
             elif self.given:
                 cases[number] = self._with_given(case)
             elif matches and matches[0].label:
@@ -163,7 +163,9 @@ class Files:
 
     def _with_given(self, case: CaseFiles) -> CaseFiles:
         if self.kind is LABEL_MAP and len(self.given) > 1:
-            return _with_structures(case, [(stem_of(path), path) for path in self.given])
+            return with_structures(
+                case, [Match(path, "", "", stem_of(path)) for path in self.given]
+            )
         return self.kind.added(case, self.given)
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
@@ -202,51 +204,44 @@ def file_names(paths: Collection[Path]) -> str:
     return listed([path.name for path in sorted(paths)])
 
 
-def structures_in(place: Path) -> dict[str, Path]:
-    """Return the pattern of the structures of each case, in a folder or by a pattern.
+def structures_in(place: Path) -> dict[str, list[Match]]:
+    """Return the files of the structures of each case, in a folder or by a pattern.
 
     They lie in the folder of the case, or in `segmentations` in it, as in TotalSegmentator's data
     sets. A file alone that has the name of the case is its label map.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Match]] = {}
     if is_pattern(place) and not names_part(place, "label"):
         return found
     num_files: dict[str, int] = {}
-    files = Files(STRUCTURES, place)
-    for (pattern,), by_case in zip(STRUCTURES.patterns(place), files.lines, strict=True):
+    for by_case in Files(STRUCTURES, place).lines:
         for case_id, matches in by_case.items():
             # The best names come first, and last those that all begin with the case.
             if num_files.setdefault(case_id, len(matches)) != len(matches):
                 continue
             begins = matches[0].path.name.startswith(case_id)
             if is_pattern(place) or len(matches) > 1 or not begins:
-                found[case_id] = of_case(pattern, case_id)
+                found[case_id] = matches
     return found
 
 
-def are_clear(structures: Mapping[str, Path]) -> bool:
+def are_clear(structures: Mapping[str, Sequence[Match]]) -> bool:
     """Return whether folders of cases hold structures, and not images with their label maps."""
     words = {*IMAGE_WORDS, *LABEL_WORDS, *MASK_WORDS}
-    for case_id, place in structures.items():
-        for label, _ in structure_files(place):
-            if label.startswith(case_id) or label.lower() in words:
+    for case_id, matches in structures.items():
+        for match in matches:
+            if match.label.startswith(case_id) or match.label.lower() in words:
                 return False
     return bool(structures)
 
 
-def structure_files(place: Path, but: Collection[Path] = ()) -> list[tuple[str, Path]]:
-    """Return name and path of each structure of a case by its pattern, sorted by name."""
-    matches = find_matches(place, VOLUME_SUFFIXES)
-    return sorted((match.label, match.path) for match in matches if match.path not in but)
-
-
-def _with_structures(case: CaseFiles, named: Sequence[tuple[str, Path]]) -> CaseFiles:
+def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
     """Return the case with its structures, sorted by name."""
-    names = [name for name, _ in sorted(named)]
-    paths = [path for _, path in sorted(named)]
-    case = replace(case, logits=tuple(paths), structures=tuple(names))
+    named = sorted((match.label, match.path) for match in matches if match.path not in case.images)
+    names = tuple(name for name, _ in named)
+    case = replace(case, logits=tuple(path for _, path in named), structures=names)
     counts = Counter(names)
-    twice = [str(path) for name, path in sorted(named) if counts[name] > 1]
+    twice = [str(path) for name, path in named if counts[name] > 1]
     if twice:
         return case.lacking(f"expected one file per structure, found {listed(twice)}")
     return case

@@ -66,7 +66,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
-    with failing_alone(result.fail, pair.reference.labels):
+    with failing_alone(result.fail, pair.reference.labels, *pair.reference.logits):
         if pair.reference.lack:
             raise InputError(pair.reference.lack)
         warnings: list[str] = []
@@ -173,7 +173,7 @@ def _count_pairs(label_map: Labels, reference: Reference) -> dict[tuple[int, int
 def _read_scores(method: str, files: CaseFiles, reference: Reference) -> SoftLabels | None:
     """Read the logits or probabilities of a method that are not in its label map's file."""
     settings = reference.settings
-    if not files.logits:
+    if not files.logits or files.are_structures:
         return None
     if settings.mappings.get(method):
         raise InputError(

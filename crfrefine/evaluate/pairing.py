@@ -45,7 +45,7 @@ from crfrefine.io import paths as io_paths
 class CasePair(NamedTuple):
     """A case: its reference with the files of its image, and the files of each method."""
 
-    reference: CaseFiles  # `labels` is the label map, or a pattern of structures.
+    reference: CaseFiles  # `labels` is the label map, unless there are structures.
     # Those of a method are a label map, or probabilities of all labels as its header says, in
     # `labels`; and logits or probabilities beside it, or alone, in `logits`.
     methods: Mapping[str, CaseFiles]

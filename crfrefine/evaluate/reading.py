@@ -32,9 +32,7 @@ from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, merge_structures
-from crfrefine.cases.listing import structure_files
 from crfrefine.cases.other_grid import WorkGrid, union_of
-from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair
@@ -134,13 +132,12 @@ def read_reference(
 
     `warnings` gets a sentence about covered structures, `notes` about the grids.
     """
-    path = pair.reference.labels
-    assert path is not None
     mapped: tuple[int, ...] = ()
     if settings.structures:
-        volume = read_structures(path, settings.structures, warnings)
+        volume = read_structures(pair.reference, settings.structures, warnings)
     else:
-        volume, mapped = _read_labels(path, settings.reference_mapping, warnings)
+        assert pair.reference.labels is not None
+        volume, mapped = _read_labels(pair.reference.labels, settings.reference_mapping, warnings)
     stored = volume.header
     assert stored is not None
     ignored = None
@@ -148,7 +145,7 @@ def read_reference(
         ignored = volume.data == settings.ignore_label
         if ignored.all():
             raise InputError(
-                f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
+                f"{volume.path}: every voxel has the label {settings.ignore_label}, to be ignored"
             )
     union = union_of(stored, _other_grids(pair, stored, settings))
     if union is stored:
@@ -191,36 +188,40 @@ def _other_grids(
 
     Those that cannot be are left out: reading them says why.
     """
-    for method in pair.methods:
-        for path in pair.files_of(method):
+    for method, files in pair.methods.items():
+        groups = [files.logits]
+        if not files.are_structures:
+            groups = [(path,) for path in pair.files_of(method)]
+        for group in groups:
             with suppress(CrfRefineError, OSError):
-                if is_pattern(path):
-                    members = [io.read_header(file) for _, file in structure_files(path)]
+                members = [io.read_header(path) for path in group]
+                header = with_channel_axis(members[0], reference)
+                if files.are_structures:
                     header = grid_of_structures(members)
-                else:
-                    header = with_channel_axis(io.read_header(path), reference)
                 if header.affine is not None and not reference.on_same_grid(header):
                     _require_comparable(reference, header, "label map", settings)
                     yield header
 
 
 def read_structures(
-    path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None
+    files: CaseFiles,
+    numbers: Mapping[str, int],
+    warnings: list[str],
+    *,
+    grid: VolumeHeader | None = None,
 ) -> Volume:
-    """Read the structures of a pattern, or a label map with their names, with a run's numbers.
+    """Read the structures of a case, or a label map with their names, with a run's numbers.
 
     `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
     """
-    if not is_pattern(path):
-        return _renumbered(io.read_labels(path, grid=grid), path, numbers)
-    files = structure_files(path)
-    names = [name for name, _ in files]
-    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for _, file in files]
+    if files.labels is not None:
+        return _renumbered(io.read_labels(files.labels, grid=grid), files.labels, numbers)
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files.logits]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
     file = grid_of_structures(headers)
-    merged = merge_structures(headers, names, file, numbers)
+    merged = merge_structures(headers, files.structures, file, numbers)
     if merged.lost:
         warnings.append(
             f"{merged.lost}; to measure a union of others, leave its file out and give its parts "
@@ -253,8 +254,8 @@ def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: li
     grid = reference.header
     settings = reference.settings
     regions = settings.channels.get(method, NO_REGIONS)
-    if settings.structures and path is not None:
-        volume = read_structures(path, settings.structures, warnings, grid=grid)
+    if settings.structures:
+        volume = read_structures(files, settings.structures, warnings, grid=grid)
         return Masks(_labels_on_grid(reference, volume, "structures"))
     mapping = settings.mappings.get(method, {})
     if path is not None and _is_label_map(path, grid, regions):

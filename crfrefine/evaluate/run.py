@@ -20,7 +20,6 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.patterns import folder_of
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
@@ -177,7 +176,7 @@ def _plan(options: EvaluationOptions) -> Evaluation:
     pairing = pair_cases(options)
     add_volumes(*options.inputs)
     for pair in pairing.cases:
-        add_volumes(*map(folder_of, pair.paths))
+        add_volumes(*pair.paths)
     check_replaceable(options.output / METRICS_NAME)
     check_replaceable(options.output / SUMMARY_NAME)
     if options.report:
@@ -302,9 +301,12 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
     learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
-            if files.labels is None:
+            path = files.labels
+            if files.are_structures:
+                path = files.logits[0].parent
+            if path is None:
                 continue
-            path = folder_of(files.labels).resolve()
+            path = path.resolve()
             if path.parent not in learned_maps:
                 learned_maps[path.parent] = _maps_learned_on(path.parent, notes)
             name = path.name if path.is_dir() else stem_of(path)

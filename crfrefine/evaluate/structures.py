@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import LABELS
+from crfrefine.cases.conventions import LABELS, STRUCTURE
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.listing import Files, are_clear, structure_files, structures_in
-from crfrefine.cases.patterns import folder_of, holds_many, is_pattern, list_files, names_part
+from crfrefine.cases.listing import Files, are_clear, structures_in, with_structures
+from crfrefine.cases.patterns import (
+    find_matches,
+    folder_of,
+    holds_many,
+    is_pattern,
+    list_files,
+    names_part,
+)
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
@@ -21,11 +29,7 @@ _UNNAMED = ""  # The name of a case whose path does not tell it.
 
 
 class Structures(NamedTuple):
-    """The structures of all cases.
-
-    The labels of a case are a pattern of binary files, or a label map whose labels have the
-    structures' names.
-    """
+    """The structures of all cases, each with binary files or a label map with names of labels."""
 
     numbers: Mapping[str, int]  # Number of each structure by its name.
     references: dict[str, CaseFiles]  # By case.
@@ -69,25 +73,29 @@ def find_structures(options: EvaluationOptions) -> Structures:
     only_case = _name_of_only_case(options, sources)
     for cases in sources:
         if _UNNAMED in cases:
-            cases[only_case] = cases.pop(_UNNAMED)
-    sides = []
-    for cases in sources:
-        sides.append({name: CaseFiles(name, (), labels=path) for name, path in cases.items()})
-    return Structures(numbers, sides[0], dict(zip(options.methods, sides[1:], strict=True)))
+            cases[only_case] = replace(cases.pop(_UNNAMED), case_id=only_case)
+    references, *methods = sources
+    return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
 
 
-def _cases_of(path: Path) -> dict[str, Path]:
-    """Return the pattern of the structures, or the label map, of each case."""
+def _cases_of(path: Path) -> dict[str, CaseFiles]:
+    """Return each case with its structures, or with its label map."""
+    only_case = CaseFiles(_UNNAMED, ())
     if not holds_many(path):
         io_paths.require_file(path)
-        return {_UNNAMED: path}
+        return {_UNNAMED: replace(only_case, labels=path)}
     files = list_files(path, io_paths.VOLUME_SUFFIXES) if path.is_dir() else []
     if files and not (path / "dataset.json").exists():
-        return {_UNNAMED: path / "{label}"}
-    cases = {} if files else structures_in(path)
+        inside = find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
+        return {_UNNAMED: with_structures(only_case, inside)}
+    cases = {}
+    if not files:
+        for name, matches in structures_in(path).items():
+            cases[name] = with_structures(CaseFiles(name, ()), matches)
     if not cases:
         label_maps = Files(LABELS, path)
-        cases = {name: label_maps.of(name)[0].path for name in label_maps.cases()}
+        for name in label_maps.cases():
+            cases[name] = CaseFiles(name, (), labels=label_maps.of(name)[0].path)
     if not cases:
         raise InputError(
             f"{path}: no structures found; expected one binary file per structure, "
@@ -96,20 +104,12 @@ def _cases_of(path: Path) -> dict[str, Path]:
     return cases
 
 
-def _number_structures(sources: Sequence[Mapping[str, Path]]) -> dict[str, int]:
+def _number_structures(sources: Sequence[Mapping[str, CaseFiles]]) -> dict[str, int]:
     """Return the number of each structure, as of structures without label maps."""
-    folders = []
-    described: dict[Path, None] = {}  # Folders of label maps.
-    for cases in sources:
-        for case_id, path in cases.items():
-            if is_pattern(path):
-                named = structure_files(path)
-                names = tuple(name for name, _ in named)
-                paths = tuple(file for _, file in named)
-                folders.append(CaseFiles(case_id, (), paths, structures=names))
-            else:
-                described[path.parent] = None
-    numbers = number_structures(folders).structures
+    files = [case for cases in sources for case in cases.values()]
+    numbers = number_structures([case for case in files if case.structures]).structures
+    # the folders of label maps
+    described = dict.fromkeys(case.labels.parent for case in files if case.labels is not None)
     if not described:
         return dict(numbers)
     names_of_all = set(numbers)
@@ -118,13 +118,15 @@ def _number_structures(sources: Sequence[Mapping[str, Path]]) -> dict[str, int]:
     return {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
 
 
-def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str, Path]]) -> str:
+def _name_of_only_case(
+    options: EvaluationOptions, sources: Sequence[Mapping[str, CaseFiles]]
+) -> str:
     """Return the name in another source, or that of image or labels; InputError for several."""
     names = sorted(set().union(*sources) - {_UNNAMED})
     nameless = [cases[_UNNAMED] for cases in sources if _UNNAMED in cases]
     if nameless and len(names) > 1:
         raise InputError(
-            f"{nameless[0]}: taken for the structures of one case, "
+            f"{nameless[0].paths[0]}: taken for the structures of one case, "
             f"but there are {len(names)} cases; give a folder with a folder per case, "
             "or label maps beside a dataset.json that names their labels"
         )

@@ -27,10 +27,10 @@ from crfrefine.cases.conventions import DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
-from crfrefine.cases.listing import are_clear, structure_files, structures_in
+from crfrefine.cases.listing import are_clear, structures_in
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import is_pattern, list_files
+from crfrefine.cases.patterns import Match, is_pattern, list_files
 from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
@@ -335,18 +335,18 @@ def _channels(number: int, regions: RegionReading) -> str:
     return counted(number, "region" if is_regions else "label")
 
 
-def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
+def _inspect_structures(folder: Path, structures: Mapping[str, Sequence[Match]]) -> FolderReport:
     """Describe cases that have a folder with one binary file per structure."""
     images = ""
-    if any(path.parent != folder / case_id for case_id, path in structures.items()):
+    if any(found[0].path.parent != folder / name for name, found in structures.items()):
         images = f" and -i {folder}"
     report = FolderReport({}, [], [])
     report.notes.append(
         f"{folder}: one binary file per structure; "
         f"refine them with -p {folder}{images} and --input-type labels"
     )
-    for number, (case_id, path) in enumerate(structures.items()):
-        files = [file for _, file in structure_files(path)]
+    for number, (case_id, matches) in enumerate(structures.items()):
+        files = [match.path for match in matches]
         with failing_alone(report.problems.append, *files):
             header = io.read_header(files[0])
             if number == 0:
