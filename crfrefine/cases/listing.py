@@ -59,6 +59,10 @@ class Files:
                 file_to_read(path, kind.suffixes)
             return
 
+        stem = "{case}"
+        if is_pattern(self.place):
+            check_pattern(self.place, kind.parts)
+            stem = stem_of(self.place).removesuffix(".*")
         for line in kind.patterns(self.place):
             by_case: dict[str, list[Match]] = {}
             for pattern in line:
@@ -68,10 +72,6 @@ class Files:
                     # Names with an ending say more than any others.
                     cases.insert(0 if "_" in pattern.name else len(cases), match.case)
             self.lines.append(by_case)
-        stem = "{case}"
-        if is_pattern(self.place):
-            check_pattern(self.place, kind.parts)
-            stem = stem_of(self.place).removesuffix(".*")
         if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
             folder = self.place.parent if is_pattern(self.place) else self.place
             for name in OTHERS:
