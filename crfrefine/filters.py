@@ -14,8 +14,16 @@ from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
-from crfrefine.engines.point_kernels import TINY, CompiledPoints, PointKernel, check_word
-from crfrefine.engines.points import NORMALIZATIONS, as_float32, choose_method, finite
+from crfrefine.engines.points import (
+    NORMALIZATIONS,
+    TINY,
+    CompiledPoints,
+    PointKernel,
+    as_float32,
+    check_word,
+    choose_method,
+    finite,
+)
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import FILTERS, BilateralParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec

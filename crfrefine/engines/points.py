@@ -1,19 +1,126 @@
-"""Checks of the values of points, and the choice of how they are filtered."""
+"""The Gaussian kernel of points: its interface, its limits, its checks, and its compiled form.
+
+The form in tensor operations is in engines/torch/points.py.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.point_kernels import MAX_VALUE, check_word
-from crfrefine.errors import InputError
+from crfrefine.engines.cpu import engine_errors
+from crfrefine.errors import ConfigError, InputError
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
 
 MAX_EXACT = 8192
 """Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
+
+MAX_VALUE = 1e20
+"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's
+integer weights, too."""
+
+MAX_SPAN = 1e6
+"""Largest extent of a feature, in bandwidths, here and in the C++ engine."""
+
+MAX_AXES = 8
+"""Largest number of axes of a grid in the C++ engine, which gets other grids as lists of points."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""Smallest divisor: sums of weights below it are replaced by it."""
+
+
+class PointKernel(Protocol):
+    """The kernel exp(-|f_i - f_j|² / 2) of N points, built once for any number of values."""
+
+    description: str  # the algorithm and its size, in a line
+
+    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
+        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
+
+    def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
+        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,).
+
+        None means that both would take two filterings: one of the values, one of ones.
+        """
+
+
+class DifferentiablePoints(Protocol):
+    """A kernel of points with what gradients need, on arrays or on tensors of a GPU."""
+
+    description: str  # the algorithm and its size, in a line
+
+    def apply(self, values: Any, *, transposed: bool = False) -> Any:
+        """Filter (V, N) values with the kernel or its transpose."""
+
+    def feature_gradient(self, left: Any, right: Any) -> Any:
+        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
+
+
+class CompiledPoints:
+    """The kernel of points in the C++ engine; see `PointKernel`."""
+
+    def __init__(self, points: Float32, method: str, threads: int | None) -> None:
+        """Build the kernel of features (D, *grid), where near points share a tile of the sums.
+
+        `method` is "exact" or "lattice".
+        """
+        rows = points.reshape(len(points), -1)
+        if points.ndim > MAX_AXES + 1:
+            points = rows
+        self._shape = points.shape
+        self._engine = load_engine()
+        with engine_errors(self._engine, points.shape):
+            self._points = self._engine.Points(points, method, threads or available_threads())
+        self.description = str(self._points.description())
+
+        if method == "lattice":  # "lattice (VERTICES vertices, ...)"
+            num_vertices = int(self.description.split()[1].strip("("))
+            num_features, num_points = rows.shape
+            require_shared(num_vertices, num_points, num_features)
+
+    def __reduce__(self) -> Any:
+        """Refuse: the engine holds the kernel."""
+        raise TypeError(
+            "a Lattice cannot be pickled or copied: pass its features to the other process, and "
+            "build the Lattice there"
+        )
+
+    def apply(
+        self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False
+    ) -> Float32:
+        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+        with engine_errors(self._engine, values.shape):
+            out = np.zeros(values.shape, np.float32)
+            self._points.apply(values, scale, transposed, out)
+        return out
+
+    def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
+        """Return means and inverse sums; see `PointKernel.mean`."""
+        with engine_errors(self._engine, values.shape):
+            out = np.zeros(values.shape, np.float32)
+            scale = np.empty(values.shape[1], np.float32)
+            was_possible = self._points.mean(values, scale, out)
+        return (out, scale) if was_possible else None
+
+    def feature_gradient(self, left: Float32, right: Float32) -> Float32:
+        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
+        with engine_errors(self._engine, self._shape):
+            out = np.empty(self._shape, np.float32)
+            self._points.feature_gradient(left, right, out)
+            return out.reshape(len(out), -1)
+
+
+def check_word(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ConfigError if a word is not among the known ones."""
+    if value not in known:
+        raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
 
 def choose_method(method: str, num_points: int, num_features: int) -> str:
@@ -45,3 +152,17 @@ def finite(values: Array, name: str) -> Float32:
             "ones"
         )
     return result
+
+
+def require_shared(num_vertices: int, num_points: int, num_features: int) -> None:
+    """Raise InputError if no two points share a vertex of the lattice.
+
+    No point would then receive anything from another one.
+    """
+    if num_points > 1 and num_vertices == num_points * (num_features + 1):
+        raise InputError(
+            f"each of the {num_points} points has a simplex of the lattice for itself, so that "
+            "none receives anything from another one: the bandwidths are too small, or there are "
+            "too many features; divide the features by larger bandwidths, or take "
+            "method='exact'"
+        )

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.point_kernels import MAX_VALUE, check_word
-from crfrefine.engines.points import NORMALIZATIONS, choose_method
+from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, check_word, choose_method
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import outside_graphs

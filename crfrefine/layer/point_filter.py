@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.base import notices
-from crfrefine.engines.point_kernels import TINY, CompiledPoints, DifferentiablePoints
+from crfrefine.engines.points import TINY, CompiledPoints, DifferentiablePoints
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from crfrefine import Lattice, bilateral_filter, gaussian_filter
 from crfrefine.engines import points
-from crfrefine.engines.point_kernels import CompiledPoints
+from crfrefine.engines.points import CompiledPoints
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
 MAX_ERROR = {1: 0.03, 2: 0.05, 3: 0.06, 4: 0.08, 6: 0.2}

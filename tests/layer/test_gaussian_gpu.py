@@ -13,7 +13,7 @@ from torch_gpu import gpu_tensors  # noqa: E402
 
 import crfrefine.filters  # noqa: E402
 from crfrefine.engines.cuda.points import CudaPoints  # noqa: E402
-from crfrefine.engines.point_kernels import CompiledPoints  # noqa: E402
+from crfrefine.engines.points import CompiledPoints  # noqa: E402
 from crfrefine.errors import (  # noqa: E402
     BackendUnavailableError,
     CapacityError,

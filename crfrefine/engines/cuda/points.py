@@ -15,7 +15,7 @@ from crfrefine.engines.cuda.moments import FeatureProducts, Pair
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.rows import Room, from_rows, to_rows
 from crfrefine.engines.cuda.voxels import row_ranges
-from crfrefine.engines.point_kernels import MAX_SPAN, require_shared
+from crfrefine.engines.points import MAX_SPAN, require_shared
 from crfrefine.errors import CapacityError, DeviceMemoryError
 
 
