@@ -77,11 +77,11 @@ LOGITS = Kind(
 )
 # as `nnUNetv2_predict --save_probabilities` writes them
 ARCHIVES = Kind(
-    "probabilities",
+    "CASE.npz",
     "one file of probabilities",
     (("{case}",),),
     SCORES_SUFFIXES,
-    expected="CASE.npz\n  Predict again with nnUNetv2_predict ... --save_probabilities.",
+    expected="the output of nnUNetv2_predict ... --save_probabilities",
     strays="probabilities",
 )
 # A network's label map; labels are a reference.

@@ -176,7 +176,7 @@ class Files:
         if paths:
             found = file_names(paths)
             return case.lacking(f"expected {self.kind.one}, found {found} in {self.place}")
-        what = f"no {self.kind.what} in {self.place}"
+        what = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
             nearest = nearest_files(of_case(self.place, case.case_id))
