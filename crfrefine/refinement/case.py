@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +34,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
@@ -170,29 +170,34 @@ def refine(
         has_rules = parameters.postprocess.min_component_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
+    notes: tuple[str, ...] = ()
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
                 "regions: they are those of the channels of logits, and a label map has none; "
                 "leave regions out"
             )
-        form = _form_of_label_map(values, image, parameters, network_spacing)
+        network: Network = _label_map_network(values, image, parameters, network_spacing)
+        num_labels = parameters.num_labels or MAX_LABELS
     else:
-        form = _form_of_channels(values, image, input_type, regions)
+        network, notes = _array_network(values, image, input_type, regions)
+        num_labels = network.shape[0]
+        if network.regions is not None:
+            num_labels = network.regions.num_labels
 
     drawn = None
     if strokes is not None:
         drawn = Strokes.of_array(
             np.asarray(arrays["strokes"]),
-            form.network.shape[1:],
-            form.num_labels,
+            network.shape[1:],
+            num_labels,
             background=strokes_background,
             ignore=strokes_ignore,
         )
     result = refine_network(
-        form.network,
+        network,
         image,
-        spacing=given_spacing(spacing, len(form.network.shape) - 1),
+        spacing=given_spacing(spacing, len(network.shape) - 1),
         parameters=parameters,
         mask=arrays["mask"],
         backend=backend,
@@ -201,46 +206,37 @@ def refine(
         strokes=drawn,
     )
     result.channels.watch(values)
-    return replace(result, notes=(*form.notes, *result.notes))
+    return replace(result, notes=(*notes, *result.notes))
 
 
-class _Form(NamedTuple):
-    """A network's output, and the number of labels that strokes may have."""
-
-    network: ArrayNetwork | LabelMapNetwork
-    num_labels: int
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-
-
-def _form_of_label_map(
+def _label_map_network(
     values: Array, image: Array, parameters: CrfParameters, network_spacing: ArrayLike | str | None
-) -> _Form:
+) -> LabelMapNetwork:
     """Return a label map, (*grid), which may have as many labels as the parameters."""
     labels = given_label_map(values, image)
     channels = channels_of(present_labels(labels))
     num_labels = parameters.num_labels
     if num_labels is None:
-        network = LabelMapNetwork(labels, channels, channels[-1] + 1, network_spacing)
-        return _Form(network, MAX_LABELS)
-    if channels[-1] >= num_labels:
+        num_labels = channels[-1] + 1
+    elif channels[-1] >= num_labels:
         raise InputError(
             f"the label map holds labels up to {channels[-1]}, but the parameters have values for "
             f"{num_labels} labels; give parameters for all labels, or merge labels"
         )
-    return _Form(LabelMapNetwork(labels, channels, num_labels, network_spacing), num_labels)
+    return LabelMapNetwork(labels, channels, num_labels, network_spacing)
 
 
-def _form_of_channels(
+def _array_network(
     values: Array, image: Array, input_type: str, regions: GivenRegions | None
-) -> _Form:
-    """Return the channels of labels, or of regions, (channels, *grid)."""
+) -> tuple[ArrayNetwork, tuple[str, ...]]:
+    """Return the channels of labels, or of regions, (channels, *grid), and notes on them."""
     if regions is not None:
         scheme = RegionScheme.of(regions)
         check_logits(values, image, input_type, min_channels=1)
-        return _Form(ArrayNetwork(values, input_type, scheme), scheme.num_labels)
+        return ArrayNetwork(values, input_type, scheme), ()
     check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
     if len(values) > 1:
-        return _Form(ArrayNetwork(values, input_type), len(values))
+        return ArrayNetwork(values, input_type), ()
 
     # Log-odds or probabilities of label 1.
     if not np.isfinite(values).all():
@@ -254,7 +250,7 @@ def _form_of_channels(
         channels[1] = stored
     fill_background_of_channel(channels, kind)
     network = ArrayNetwork(order.to_user(channels), kind)
-    return _Form(network, 2, (f"logits: {describe_channel(kind)}",))
+    return network, (f"logits: {describe_channel(kind)}",)
 
 
 class RunOptions(TypedDict, total=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,23 +23,16 @@ from crfrefine.engines.base import (
 )
 from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.given import Case
 from crfrefine.refinement.preparing import Prepared
 from crfrefine.refinement.refined import RefinedChannels
-from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.tiles.running import RefinedTiles, solve
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A mean field that was computed."""
-
-    refined: RefinedChannels
-    backend: Backend  # that was used
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-
-
-def run(prepared: Prepared, case: StoredCase) -> Run:
+def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple[str, ...]]:
     """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
+
+    Return the refined channels, the backend that was used, and notes for the user.
 
     Raises CapacityError, and InputError if refined logits or their energy are not finite.
     """
@@ -71,12 +64,10 @@ def run(prepared: Prepared, case: StoredCase) -> Run:
             "range; expected logits, weights and a compatibility of a few orders of magnitude "
             "around 1"
         )
-    return Run(refined, backend, notes)
+    return refined, backend, notes
 
 
-def _run_on(
-    backend: Backend, prepared: Prepared, case: StoredCase
-) -> MeanFieldResult | RefinedTiles:
+def _run_on(backend: Backend, prepared: Prepared, case: Case) -> MeanFieldResult | RefinedTiles:
     """Run the mean field on tiles, or in the mask's box for all labels, or regions."""
     context = case.context
     plan = prepared.plan

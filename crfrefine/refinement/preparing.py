@@ -24,8 +24,8 @@ from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.given import Case
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
@@ -62,7 +62,7 @@ class Prepared:
     gained: NDArray[np.int64] | None = None
 
 
-def prepare(network: Network, case: StoredCase) -> Prepared:
+def prepare(network: Network, case: Case) -> Prepared:
     """Prepare a network's output in any form."""
     if isinstance(network, ArrayNetwork):
         if network.regions is None:
@@ -79,7 +79,7 @@ def prepare(network: Network, case: StoredCase) -> Prepared:
     return _prepare_tiles(plan, case, is_label_map=False)
 
 
-def _prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
+def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     """Prepare a label map; unless it has few labels, it has tiles."""
     model = case.model
     labels = np.ascontiguousarray(case.order.to_storage(network.labels))
@@ -98,7 +98,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     return _prepare_channels(channels, case, numbers)
 
 
-def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> Prepared:
+def _prepare_tiles(plan: TilePlan, case: Case, *, is_label_map: bool) -> Prepared:
     """Prepare channels that are not in memory."""
     labels = plan.labels
     assert labels is not None
@@ -140,7 +140,7 @@ def _takes_part_nearby(numbers: Labels, network: LabelMapNetwork) -> bool:
     return label_maps.take_part_nearby(num_of_network, numbers.size)
 
 
-def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: StoredCase) -> bool:
+def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: Case) -> bool:
     """Return whether the logits of a label map are made tile by tile.
 
     Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
@@ -172,7 +172,7 @@ class _Channels:
 
 
 def _channels_of_label_map(
-    numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: StoredCase
+    numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: Case
 ) -> _Channels:
     """Return the logits of the labels of a map, shares of them for a coarser network."""
     if sigma is not None:
@@ -190,7 +190,7 @@ def _channels_of_label_map(
     return _Channels(logits, largest, case.image.mask)
 
 
-def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
+def _channels_of_labels(network: ArrayNetwork, case: Case) -> _Channels:
     """Return the channels of labels, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
@@ -215,7 +215,7 @@ def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     return channels
 
 
-def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
+def _channels_of_regions(network: ArrayNetwork, case: Case) -> _Channels:
     """Return the log-odds of regions, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
@@ -238,7 +238,7 @@ def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
     return channels
 
 
-def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> None:
+def _leave_out_padding(channels: _Channels, ties: Bool, case: Case) -> None:
     """Take the padding among the voxels with ties out of the mask."""
     are_regions = case.regions is not None
     padding = probabilities.padding_of(
@@ -281,7 +281,7 @@ class _Normalized(NamedTuple):
         return values[np.ix_(*inner)]
 
 
-def _normalize(case: StoredCase, mask: Bool | None, *, is_whole: bool) -> _Normalized:
+def _normalize(case: Case, mask: Bool | None, *, is_whole: bool) -> _Normalized:
     """Normalize the image, in the box of a mask without padding if that is worth it.
 
     With `is_whole` the mask's box does not matter.
@@ -311,7 +311,7 @@ def _normalize(case: StoredCase, mask: Bool | None, *, is_whole: bool) -> _Norma
     return _Normalized(image, box, mask_box, in_mask_box)
 
 
-def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
+def _prepare_channels(channels: _Channels, case: Case, numbers: Labels | None) -> Prepared:
     """Prepare channels in memory; `numbers`, (*grid), are those of a label map's channels."""
     # Energies and marginals are sums of a few logits over the temperature.
     largest_bias = 0.0
@@ -368,7 +368,7 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
 
 def _draw_strokes(
     channels: _Channels,
-    case: StoredCase,
+    case: Case,
     strokes: Strokes,
     normalized: _Normalized,
     numbers: Labels | None,
@@ -409,7 +409,7 @@ def _draw_strokes(
     return labels, _count_voxels(channels.values, case) - before
 
 
-def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
+def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
     labels = case.backend.label_map(logits, threads=case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))

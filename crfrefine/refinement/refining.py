@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,18 +21,18 @@ from crfrefine.arrays.label_maps import (
     renumber,
 )
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
+from crfrefine.refinement.given import Case
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.preparing import Prepared, prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
@@ -45,23 +43,6 @@ NARROW = "kernels are narrower than the voxels"
 # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
 NARROW_WIDTH = 0.6
 USUAL_WIDTH = 1.5  # voxels, as of the preset `default` on voxels of 1 mm
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """A case besides the network's output, in the user's order of axes."""
-
-    image: GridImage  # raw intensities, and the user's mask
-    parameters: CrfParameters
-    backend: Backend
-    context: RunContext
-    strokes: Strokes | None
-    voxel_ml: float  # the volume of a voxel
-    order: StorageOrder  # that the axes of the network's output are stored in
-    # The regions of the channels; None means that they are labels.
-    regions: RegionScheme | None = None
-    # mm between voxels of the network; None means that they are the image's
-    network_spacing: tuple[float, ...] | None = None
 
 
 def refine_network(
@@ -90,7 +71,6 @@ def refine_network(
         mask = given_voxels(mask, grid_shape)
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
-    voxel_ml = math.prod(spacing) / 1000.0
     order = StorageOrder(tuple(reversed(range(num_dims))))  # as in files
     regions = None
     if isinstance(network, ArrayNetwork):
@@ -99,7 +79,7 @@ def refine_network(
     elif isinstance(network, LabelMapNetwork):
         order = StorageOrder.of_memory(network.labels)
     grid_image = GridImage(image, mask, spacing)
-    case = _Case(grid_image, parameters, backend, context, strokes, voxel_ml, order, regions)
+    case = Case(grid_image, parameters, backend, context, strokes, order, regions)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
@@ -117,7 +97,7 @@ def refine_network(
     if strokes is not None:
         notes += (_describe_strokes(strokes),)
     if result.lost_to_rules:
-        volume_ml = voxel_ml if num_dims == 3 else None
+        volume_ml = case.voxel_ml if num_dims == 3 else None
         rules = parameters.postprocess
         notes += describe_losses(
             result.lost_to_rules, rules, names or {}, volume_ml, allowed=allow_vanishing
@@ -128,7 +108,7 @@ def refine_network(
 # ---- Label maps
 
 
-def _refine_label_map(network: LabelMapNetwork, case: _Case) -> RefinementResult:
+def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
     labels = _labels_of(network, case.strokes)
     num_labels = max(network.num_labels, labels[-1] + 1)
@@ -194,13 +174,12 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
 # ---- Networks in any form
 
 
-def _refine(network: Network, case: _Case) -> RefinementResult:
+def _refine(network: Network, case: Case) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
     stored = _store(network, case)
     prepared = prepare(network, stored)
-    run = mean_field.run(prepared, stored)
-    notes = stored.notes + prepared.notes + run.notes
-    refined = run.refined
+    refined, backend, notes = mean_field.run(prepared, stored)
+    notes = stored.notes + prepared.notes + notes
 
     started = time.perf_counter()
     network_labels, labels = _label_maps(prepared, refined, stored)
@@ -223,7 +202,7 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         order=stored.order,
         report=refined.report,
         timings=timings,
-        device=run.backend.name,
+        device=backend.name,
         threads=case.context.threads,
         num_padding_voxels=prepared.num_padding,
         voxels_removed=cleaned.voxels_removed,
@@ -238,7 +217,7 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
     )
 
 
-def _store(network: Network, case: _Case) -> StoredCase:
+def _store(network: Network, case: Case) -> Case:
     """Return a case in storage order without the voxels that are NaN.
 
     The model does not depend on the order of axes, so the engine gets them in storage order: a
@@ -250,10 +229,8 @@ def _store(network: Network, case: _Case) -> StoredCase:
     values = order.to_storage(case.image.values)
     if case.regions is not None:
         models = _models_of_regions(network, case, case.regions)
-        decode: Callable[[Float32], Labels] = case.regions.decode
     else:
         models = [case.parameters.resolve(network.shape[0], len(values), len(axes))]
-        decode = partial(case.backend.label_map, threads=threads)
     kernels = []
     for kernel in models[0].kernels.kernels:  # Those of all models are the same.
         theta_position = tuple(kernel.theta_position[axis] for axis in axes)
@@ -276,22 +253,10 @@ def _store(network: Network, case: _Case) -> StoredCase:
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[axes])
-    return StoredCase(
-        image,
-        case.parameters,
-        models,
-        models[0],
-        case.backend,
-        case.context,
-        strokes,
-        case.regions,
-        order,
-        decode,
-        notes,
-    )
+    return replace(case, image=image, models=models, strokes=strokes, notes=notes)
 
 
-def _models_of_regions(network: Network, case: _Case, regions: RegionScheme) -> Sequence[ModelSpec]:
+def _models_of_regions(network: Network, case: Case, regions: RegionScheme) -> Sequence[ModelSpec]:
     """Return the model of each region; raise InputError unless each has a channel."""
     num_channels = network.shape[0]
     if num_channels != regions.num_regions:
@@ -304,9 +269,7 @@ def _models_of_regions(network: Network, case: _Case, regions: RegionScheme) -> 
     return resolve_regions(case.parameters, num_channels, num_modalities, len(case.image.spacing))
 
 
-def _label_maps(
-    prepared: Prepared, refined: RefinedChannels, case: StoredCase
-) -> tuple[Labels, Labels]:
+def _label_maps(prepared: Prepared, refined: RefinedChannels, case: Case) -> tuple[Labels, Labels]:
     """Return the network's label map and the refined one, whose volumes may have to be kept."""
     network_labels = prepared.labels
     if network_labels is None:
@@ -339,7 +302,7 @@ def _describe_strokes(strokes: Strokes) -> str:
     return f"strokes: {', '.join(drawn)}"
 
 
-def _notes_on_image(case: StoredCase) -> tuple[str, ...]:
+def _notes_on_image(case: Case) -> tuple[str, ...]:
     """Return notes on parameters that do not fit the image."""
     notes: tuple[str, ...] = ()
     image = case.image

@@ -33,7 +33,7 @@ from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork
 from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.stored_case import StoredCase
+    from crfrefine.refinement.given import Case
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
 # once more: interpolation needs a label's logits at all neighbors of where it may matter.
@@ -193,7 +193,7 @@ def _largest_in(
     return values
 
 
-def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
+def plan_coarse(network: CoarseNetwork, case: Case) -> TilePlan:
     """Return the labels that are present in each tile of the image.
 
     The channels stream by on the network's grid; voxels outside that grid are background. Errors

@@ -40,7 +40,7 @@ from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import GridImage
-    from crfrefine.refinement.stored_case import StoredCase
+    from crfrefine.refinement.given import Case
 
 
 def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
@@ -54,7 +54,7 @@ def plan_array(
     source: DenseChannels,
     box: Box | None,
     image: GridImage,
-    case: StoredCase,
+    case: Case,
     *,
     is_interpolated: bool = False,
 ) -> tuple[TilePlan | None, Labels | None]:
@@ -172,7 +172,7 @@ def _is_crowded(
     return num_entries * TILE_VOXELS >= CROWDED * work_everywhere
 
 
-def plan_stream(network: StreamedNetwork, case: StoredCase) -> TilePlan:
+def plan_stream(network: StreamedNetwork, case: Case) -> TilePlan:
     """Return the labels that are present in each tile of channels that stream by.
 
     Their tiles are kept.
@@ -212,7 +212,7 @@ def plan_stream(network: StreamedNetwork, case: StoredCase) -> TilePlan:
 
 
 def lazy_problem(
-    case: StoredCase,
+    case: Case,
     grid: TileGrid,
     source: ChannelSource,
     presence: Presence,
@@ -251,7 +251,7 @@ MAX_PAIRS = 1000
 MAX_SHARED_VOXELS = 40_000_000
 
 
-def plan_label_map(numbers: Labels, case: StoredCase) -> TilePlan:
+def plan_label_map(numbers: Labels, case: Case) -> TilePlan:
     """Return where the labels of a label map take part.
 
     Labels take part within the kernels' reach of where they occur, with the logit 0. The numbers
@@ -272,7 +272,7 @@ def plan_label_map(numbers: Labels, case: StoredCase) -> TilePlan:
     return TilePlan(problem, sets, best, is_direct, labels=labels.reshape(numbers.shape))
 
 
-def plan_shares(numbers: Labels, sigma: Sequence[float], case: StoredCase) -> TilePlan:
+def plan_shares(numbers: Labels, sigma: Sequence[float], case: Case) -> TilePlan:
     """Return where the labels of a coarser network's map take part: where they have a share.
 
     `sigma` is the result of `share_sigma`; the numbers are those of `plan_label_map`.
@@ -307,7 +307,7 @@ def _is_plain(spec: ModelSpec) -> bool:
 
 
 def _nearby_problem(
-    case: StoredCase,
+    case: Case,
     grid: TileGrid,
     source: LabelMapChannels | ShareChannels,
     near: Extents,
