@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,38 +37,54 @@ WORTH_IT = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Prepared:
-    """The inputs of a refinement, in storage order."""
+    """The inputs of a refinement, in storage order. Copies take the place of a user's arrays."""
 
     # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
     logits: Float32
-    image: GridImage  # of the box, normalized; without logits in memory that of the tiles counts
-    plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
+    image: GridImage  # raw, then normalized, of the box; with tiles that of their problem counts
     # (*grid), True inside the mask and outside the padding; None means everywhere
-    mask: Bool | None = None
-    # The part of the grid that is refined without tiles; None means all of it.
-    box: Box | None = None
-    # (*grid) the network's label map; None means that it is still to be made from the logits
-    labels: Labels | None = None
-    num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    mask: Bool | None
+    largest: float = 0.0  # the largest magnitude of a logit
     # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
     is_probability: bool = False
-    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+    # (*grid) the network's label map; None means that it is still to be made from the logits
+    labels: Labels | None = None
+    # The part of the grid that is refined without tiles; None means all of it.
+    box: Box | None = None
+    plan: TilePlan | None = None  # the labels of the tiles; None means all labels everywhere
     # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
     # no volumes are kept
     gained: NDArray[np.int64] | None = None
+    num_padding: int = 0  # voxels in the mask that are padding
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+
+    def image_in(self, box: Box) -> Float32:
+        """Return the normalized image in a box of the grid, (M, *box)."""
+        values = self.image.values
+        if self.box is None:
+            return values[(slice(None), *box)]
+        # Values outside the image's box are those at its faces: they do not matter outside the
+        # mask.
+        inner = [np.arange(len(values))]
+        for along, of_image in zip(box, self.box, strict=True):
+            first = of_image.start
+            places = np.arange(along.start, along.stop)
+            inner.append(places.clip(first, of_image.stop - 1) - first)
+        return values[np.ix_(*inner)]
 
 
 def prepare(network: Network, case: Case) -> Prepared:
     """Prepare a network's output in any form."""
     if isinstance(network, ArrayNetwork):
         if network.regions is None:
-            channels = _channels_of_labels(network, case)
+            prepared = _channels_of_labels(network, case)
         else:
-            channels = _channels_of_regions(network, case)
-        return _prepare_channels(channels, case, None)
+            prepared = _channels_of_regions(network, case)
+        _plan_channels(prepared, case, is_label_map=False)
+        return prepared
     if isinstance(network, LabelMapNetwork):
         return _prepare_label_map(network, case)
     if isinstance(network, StreamedNetwork):
@@ -94,8 +109,9 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
         else:
             plan = plan_shares(numbers, sigma, case)
         return _prepare_tiles(plan, case, is_label_map=True)
-    channels = _channels_of_label_map(numbers, network, sigma, case)
-    return _prepare_channels(channels, case, numbers)
+    prepared = _channels_of_label_map(numbers, network, sigma, case)
+    _plan_channels(prepared, case, is_label_map=True)
+    return prepared
 
 
 def _prepare_tiles(plan: TilePlan, case: Case, *, is_label_map: bool) -> Prepared:
@@ -124,12 +140,12 @@ def _prepare_tiles(plan: TilePlan, case: Case, *, is_label_map: bool) -> Prepare
     return Prepared(
         no_channel,
         case.image,
-        plan,
         problem.image.mask,
         labels=labels,
+        plan=plan,
+        gained=gained,
         num_padding=plan.num_padding,
         notes=plan.notes,
-        gained=gained,
     )
 
 
@@ -159,21 +175,9 @@ def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: Case) -> 
     return False
 
 
-@dataclass(eq=False)
-class _Channels:
-    """Channels in memory on their way to the mean field; copies take the place of the values."""
-
-    values: Float32  # (L, *grid) logits or probabilities, or (R, *grid) log-odds
-    largest: float  # the largest magnitude of a logit
-    mask: Bool | None  # (*grid), without padding
-    is_probability: bool = False  # whether the values are probabilities of labels
-    num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-
-
 def _channels_of_label_map(
     numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: Case
-) -> _Channels:
+) -> Prepared:
     """Return the logits of the labels of a map, shares of them for a coarser network."""
     if sigma is not None:
         logits = label_maps.share_logits(numbers, len(network.channels), sigma)
@@ -187,35 +191,35 @@ def _channels_of_label_map(
                 near = label_maps.widen(channel == CONFIDENCE, reach)
                 np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
     _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
-    return _Channels(logits, largest, case.image.mask)
+    return Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
 
 
-def _channels_of_labels(network: ArrayNetwork, case: Case) -> _Channels:
+def _channels_of_labels(network: ArrayNetwork, case: Case) -> Prepared:
     """Return the channels of labels, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
-    channels = _Channels(values, largest, case.image.mask)
+    prepared = Prepared(values, case.image, case.image.mask, largest)
     del values  # Another array may take their place.
-    ties = probabilities.find_ties(channels.values, are_regions=False)
+    ties = probabilities.find_ties(prepared.logits, are_regions=False)
     input_type = network.input_type
     # Without ties, a value far below 0 belongs to logits.
     are_surely_logits = input_type == "logits"
     if input_type == "auto" and ties is None:
         are_surely_logits = lowest < -MAX_OVERSHOOT
     if not are_surely_logits:
-        kind = probabilities.identify_array(channels.values, input_type)
-        channels.is_probability = kind == "probabilities"
+        kind = probabilities.identify_array(prepared.logits, input_type)
+        prepared.is_probability = kind == "probabilities"
     if ties is not None:
-        _leave_out_padding(channels, ties, case)
-    if channels.is_probability:
-        if max(-lowest, channels.largest - 1) > SUM_TOLERANCE:
-            channels.notes += probabilities.notes_on_overshoot(channels.values)
-        channels.largest = -math.log(MIN_PROBABILITY)
-    return channels
+        _leave_out_padding(prepared, ties, case)
+    if prepared.is_probability:
+        if max(-lowest, prepared.largest - 1) > SUM_TOLERANCE:
+            prepared.notes += probabilities.notes_on_overshoot(prepared.logits)
+        prepared.largest = -math.log(MIN_PROBABILITY)
+    return prepared
 
 
-def _channels_of_regions(network: ArrayNetwork, case: Case) -> _Channels:
+def _channels_of_regions(network: ArrayNetwork, case: Case) -> Prepared:
     """Return the log-odds of regions, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
@@ -231,70 +235,47 @@ def _channels_of_regions(network: ArrayNetwork, case: Case) -> _Channels:
     elif largest > MAX_LOG_ODDS:
         values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
         largest = MAX_LOG_ODDS
-    channels = _Channels(values, largest, case.image.mask)
+    prepared = Prepared(values, case.image, case.image.mask, largest)
     ties = probabilities.find_ties(values, are_regions=True)
     if ties is not None:
-        _leave_out_padding(channels, ties, case)
-    return channels
+        _leave_out_padding(prepared, ties, case)
+    return prepared
 
 
-def _leave_out_padding(channels: _Channels, ties: Bool, case: Case) -> None:
+def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
     """Take the padding among the voxels with ties out of the mask."""
     are_regions = case.regions is not None
     padding = probabilities.padding_of(
-        channels.values, ties, are_regions=are_regions, is_probability=channels.is_probability
+        prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
     )
     if padding is None:
         return
-    left = probabilities.leave_out(padding, channels.mask, "logits", are_regions=are_regions)
-    channels.mask, channels.num_padding, channels.notes = left
-    if channels.largest / case.model.mean_field.temperature > MAX_LOGIT:
+    left = probabilities.leave_out(padding, prepared.mask, "logits", are_regions=are_regions)
+    prepared.mask, prepared.num_padding, prepared.notes = left
+    if prepared.largest / case.model.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
-        values = np.where(padding, np.float32(0.0), channels.values)
-        channels.values = values
-        _, channels.largest = _finite_range(
-            case.backend, channels.values, "logits", case.context.threads
+        prepared.logits = np.where(padding, np.float32(0.0), prepared.logits)
+        _, prepared.largest = _finite_range(
+            case.backend, prepared.logits, "logits", case.context.threads
         )
 
 
-class _Normalized(NamedTuple):
-    """The normalized image of a case."""
-
-    image: GridImage  # of the box
-    box: Box | None  # the part of the grid that is refined; None means all of it
-    mask_box: Box | None  # the bounding box of the mask, if there is one
-    in_mask_box: GridImage  # the image of that box
-
-    def part(self, box: Box) -> Float32:
-        """Return a part of the image, (M, *box)."""
-        values = self.image.values
-        if self.box is None:
-            return values[(slice(None), *box)]
-        # Values outside the image's box are those at its faces: they do not matter outside the
-        # mask.
-        inner = [np.arange(len(values))]
-        for along, of_image in zip(box, self.box, strict=True):
-            first = of_image.start
-            places = np.arange(along.start, along.stop)
-            inner.append(places.clip(first, of_image.stop - 1) - first)
-        return values[np.ix_(*inner)]
-
-
-def _normalize(case: Case, mask: Bool | None, *, is_whole: bool) -> _Normalized:
+def _normalize(prepared: Prepared, case: Case, *, is_whole: bool) -> Box | None:
     """Normalize the image, in the box of a mask without padding if that is worth it.
 
-    With `is_whole` the mask's box does not matter.
+    With `is_whole` the mask's box does not matter. Return it, or None.
     """
+    mask = prepared.mask
     mask_box = None
     if mask is not None and not is_whole:
         mask_box = label_maps.bounding_box(mask)
-    box = None
     raw = case.image
     if mask_box is not None:
         num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
         if num_inside < WORTH_IT * raw.values[0].size:
-            box = mask_box
+            prepared.box = mask_box
+    box = prepared.box
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
     intensity = case.parameters.intensity
@@ -303,23 +284,19 @@ def _normalize(case: Case, mask: Bool | None, *, is_whole: bool) -> _Normalized:
     )
     if mask is not None and box is not None:
         mask = mask[box]
-    image = replace(raw, values=values, mask=mask)
-    in_mask_box = image
-    if box is None and mask is not None and mask_box is not None:
-        part = values[(slice(None), *mask_box)]
-        in_mask_box = replace(image, values=part, mask=mask[mask_box])
-    return _Normalized(image, box, mask_box, in_mask_box)
+    prepared.image = replace(raw, values=values, mask=mask)
+    return mask_box
 
 
-def _prepare_channels(channels: _Channels, case: Case, numbers: Labels | None) -> Prepared:
-    """Prepare channels in memory; `numbers`, (*grid), are those of a label map's channels."""
+def _plan_channels(prepared: Prepared, case: Case, *, is_label_map: bool) -> None:
+    """Normalize the image, edit the channels in memory by strokes, and plan their tiles."""
     # Energies and marginals are sums of a few logits over the temperature.
     largest_bias = 0.0
     for model in case.models:
         bias = model.mean_field.bias
         if bias is not None:
             largest_bias = max(largest_bias, float(np.abs(bias).max()))
-    largest = channels.largest + largest_bias
+    largest = prepared.largest + largest_bias
     temperature = case.model.mean_field.temperature
     if largest / temperature > MAX_LOGIT:
         raise ConfigError(
@@ -327,86 +304,61 @@ def _prepare_channels(channels: _Channels, case: Case, numbers: Labels | None) -
             f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
         )
 
-    has_tiles = case.backend.name == "cpu" and channels.values.ndim <= MAX_DIMS + 1
+    has_tiles = case.backend.name == "cpu" and prepared.logits.ndim <= MAX_DIMS + 1
     has_tiles = has_tiles and case.regions is None
-    is_coarser = numbers is None and case.model.kernels.network_spacing is not None
+    is_coarser = not is_label_map and case.model.kernels.network_spacing is not None
     is_interpolated = has_tiles and is_coarser  # as logits that stream, which have no box
     started = time.perf_counter()
-    normalized = _normalize(case, channels.mask, is_whole=is_interpolated)
-    timings = {"normalize": time.perf_counter() - started}
+    mask_box = _normalize(prepared, case, is_whole=is_interpolated)
+    prepared.timings["normalize"] = time.perf_counter() - started
 
-    labels = numbers
-    gained = None
     if case.strokes is not None:
-        labels, gained = _draw_strokes(channels, case, case.strokes, normalized, numbers)
-    plan = None
-    if has_tiles:
-        source = DenseChannels(channels.values, channels.is_probability)
-        plan, surveyed = plan_array(
-            source,
-            normalized.mask_box,
-            normalized.in_mask_box,
-            case,
-            is_interpolated=is_interpolated,
-        )
-        if labels is None:
-            labels = surveyed
-    return Prepared(
-        channels.values,
-        normalized.image,
-        plan,
-        channels.mask,
-        normalized.box,
-        labels,
-        channels.num_padding,
-        channels.notes,
-        channels.is_probability,
-        timings,
-        gained,
-    )
+        _draw_strokes(prepared, case, case.strokes, is_label_map=is_label_map)
+    if not has_tiles:
+        return
+    image = prepared.image
+    if prepared.box is None and mask_box is not None and image.mask is not None:
+        part = image.values[(slice(None), *mask_box)]
+        image = replace(image, values=part, mask=image.mask[mask_box])
+    source = DenseChannels(prepared.logits, prepared.is_probability)
+    plan, surveyed = plan_array(source, mask_box, image, case, is_interpolated=is_interpolated)
+    prepared.plan = plan
+    if prepared.labels is None:
+        prepared.labels = surveyed
 
 
-def _draw_strokes(
-    channels: _Channels,
-    case: Case,
-    strokes: Strokes,
-    normalized: _Normalized,
-    numbers: Labels | None,
-) -> tuple[Labels, NDArray[np.int64] | None]:
-    """Edit the channels; `numbers` are those of a label map's channels.
-
-    Return the network's label map, and the voxels that labels gain, (L,), if volumes are kept.
-    """
-    is_label_map = numbers is not None
-    labels = case.decode(channels.values) if numbers is None else numbers
-    channels.values = np.array(channels.values, order="C")
-    if channels.is_probability:
-        probabilities.take_logarithms(channels.values)
-        channels.is_probability = False
+def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes, *, is_label_map: bool) -> None:
+    """Edit the channels, and count the voxels that labels gain if volumes are kept."""
+    labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
+    prepared.labels = labels
+    prepared.logits = np.array(prepared.logits, order="C")
+    if prepared.is_probability:
+        probabilities.take_logarithms(prepared.logits)
+        prepared.is_probability = False
     are_regions = case.regions is not None
-    network: Array = channels.values if are_regions else labels
+    network: Array = prepared.logits if are_regions else labels
     edits = plan_edits(
         strokes,
         case.parameters.strokes,
         case.model,
         case.image.spacing,
-        channels.mask,
-        normalized.part,
+        prepared.mask,
+        prepared.image_in,
         network,
         case.regions,
         is_label_map=is_label_map,
     )
     if not is_label_map:
         temperature = case.model.mean_field.temperature
-        channels.notes += edits.find_ruled_out(
-            channels.values, temperature, are_regions=are_regions
+        prepared.notes += edits.find_ruled_out(
+            prepared.logits, temperature, are_regions=are_regions
         )
     if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
-        edits.apply(channels.values)
-        return labels, None
-    before = _count_voxels(channels.values, case)
-    edits.apply(channels.values)
-    return labels, _count_voxels(channels.values, case) - before
+        edits.apply(prepared.logits)
+        return
+    before = _count_voxels(prepared.logits, case)
+    edits.apply(prepared.logits)
+    prepared.gained = _count_voxels(prepared.logits, case) - before
 
 
 def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
