@@ -25,7 +25,7 @@ from crfrefine.engines.base import (
     Tape,
 )
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.volume import volume_part
+from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 

@@ -17,11 +17,11 @@ from crfrefine.arrays.probabilities import over_output_temperature, take_logarit
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
+from crfrefine.engines.volumes import Integers, Member, matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_rows
 from crfrefine.refinement.tiles.running import RefinedTiles
-from crfrefine.refinement.volumes import Integers, Member, matching_bias
 
 if TYPE_CHECKING:
     from crfrefine.refinement.preparing import Prepared

@@ -22,10 +22,10 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.arrays.softmax import log_sum_exp
+from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
-from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.adam import Adam
 from crfrefine.train.choice import FitResult
 from crfrefine.train.crops import Crop

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.crf_model import CrfModel, make_model
 from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import with_background

@@ -33,7 +33,7 @@ from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
-from crfrefine.engines.volume import volume_part
+from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 

@@ -37,7 +37,7 @@ from crfrefine.engines.torch.filters import (
     normalized,
     spatial_filter,
 )
-from crfrefine.engines.volume import PSEUDO_VOXELS, VolumeTerm, volume_part
+from crfrefine.engines.volumes import PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 

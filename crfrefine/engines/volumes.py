@@ -1,0 +1,345 @@
+"""What keeps volumes: a term of the mean field, and a bias after it.
+
+The term keeps the mass of each label in every step (docs/reference/math.md, section 11): here are
+the voxels where it acts, the biases that keep the masses, and its gradients. The bias after a label
+map's mean field gives each label a number of voxels
+(docs/reference/math.md#label-maps-of-a-coarser-network).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.components import largest_component
+from crfrefine.arrays.softmax import log_sum_exp
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.base.geometry import StorageOrder
+from crfrefine.parameters.specs import MeanFieldSpec
+
+# ---- The term
+
+# A label's voxels above this probability form its body. It is below 1/2, so that a body may grow,
+# and not so far below that doubtful voxels connect a body with islands.
+BODY_PROBABILITY = 0.3
+PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
+MAX_PASSES = 100  # Newton steps; more than any problem needs in which no label must vanish
+RIDGE = 1e-9  # relative; keeps the equations regular if no voxel is uncertain of a label
+
+
+@dataclass(frozen=True)
+class VolumeTerm:
+    """The masses to keep, and how closely."""
+
+    target: Float64  # (L,), V in math.md; sums to the number of voxels
+    slack: float  # inverse of the term's strength; 0: masses are kept exactly
+
+    def energy(self, masses: Float64) -> float:
+        """Return the divergence of the masses, (L,), from those to keep, divided by the slack.
+
+        It is 0 if masses are kept exactly.
+        """
+        if self.slack == 0.0:
+            return 0.0
+        masses = masses + PSEUDO_VOXELS
+        target = self.target + PSEUDO_VOXELS
+        divergence = (masses * np.log(masses / target)).sum()
+        return float(divergence) / self.slack
+
+    def search(
+        self,
+        masses_of: Callable[[Float64], tuple[Float64, Float64]],
+        start: Float64,
+        last_change: float,
+    ) -> Float64:
+        """Return the bias per label that balances the masses, (L,), with mean 0.
+
+        Args:
+            masses_of: masses (L,) and their covariance (L, L) for a bias.
+            start: the bias to begin with, (L,).
+            last_change: nats; a Newton step below this size is the last one.
+        """
+        bias = start
+        target = self.target + PSEUDO_VOXELS
+        for _ in range(MAX_PASSES):
+            masses, covariance = masses_of(bias)
+            # Masses for which the bias would be right: proportional to (V + 1) e^(-slack bias).
+            scaled = target * np.exp(-self.slack * bias)
+            balanced = scaled * (target.sum() / scaled.sum())
+            curvature = self.curvature(covariance, balanced)
+            change = -np.linalg.solve(curvature, masses + PSEUDO_VOXELS - balanced)
+
+            # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from
+            # wherever it starts.
+            size = max(1.0, self.slack) * float(np.ptp(change))
+            length = np.log1p(size) / size if size > 0.0 else 1.0
+            bias = bias + change * length
+            bias = bias - bias.mean()
+            if size < last_change:
+                break
+        return bias
+
+    def pull(
+        self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64
+    ) -> tuple[Float64, float]:
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient of the slack."""
+        masses = masses + PSEUDO_VOXELS
+        centered = gradient - gradient.mean()
+        pull = np.linalg.solve(self.curvature(covariance, masses), centered)
+        by_slack = -float((pull * masses * bias).sum())
+        return pull, by_slack
+
+    def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
+        """Return the (L, L) second derivative of the dual problem with respect to the bias.
+
+        A number added to all biases changes no mass; a term keeps the matrix regular for that.
+        """
+        total = np.outer(balanced, balanced) / balanced.sum()
+        diagonal = np.diag(balanced)
+        slack_part = self.slack * (diagonal - total)
+        return np.asarray(covariance + slack_part + total + RIDGE * diagonal)
+
+
+def volume_part(
+    logits: Array, mask: Bool | None, spec: MeanFieldSpec, axes: Sequence[int] | None
+) -> Bool | None:
+    """Return the voxels inside the mask on which a run's volume term acts, (N,) in C order.
+
+    For each foreground label, these are the largest component of the voxels with a probability
+    above `BODY_PROBABILITY`. `axes` are those of `GridImage`: of equally large components the first
+    one in the user's order counts. None means that the run has no such term.
+    """
+    if spec.volume_weight == 0.0:
+        return None
+    if mask is None:
+        inside = np.ones(logits.shape[1:], dtype=np.bool_)
+    else:
+        inside = np.asarray(mask, dtype=np.bool_)
+
+    voxels, scores = _doubtful_scores(logits, inside, spec)
+    threshold = log_sum_exp(scores) + np.log(BODY_PROBABILITY)
+
+    order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
+    bodies = np.zeros(inside.shape, dtype=np.bool_)
+    for label_scores in scores[1:]:
+        candidates = np.zeros(inside.shape, dtype=np.bool_)
+        candidates.flat[voxels[label_scores > threshold]] = True
+        bodies |= order.to_storage(largest_component(order.to_user(candidates)))
+    return bodies[inside]
+
+
+def _doubtful_scores(
+    logits: Array, inside: Bool, spec: MeanFieldSpec
+) -> tuple[NDArray[np.intp], Float64]:
+    """Return the voxels that are not certain background, and their first x, (L, N).
+
+    Most of a volume is certain background, where the softmax need not be computed.
+    """
+    log_probability = np.log(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
+    places = []
+    columns = []
+    for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache
+        plane = logits[:, number].reshape(len(logits), -1)
+        # Without a bias, the logits are compared before the temperature divides them.
+        if spec.bias is None:
+            scores = plane
+            threshold = log_probability * spec.temperature
+        else:
+            scores = _first_scores(plane, spec)
+            threshold = log_probability
+        # The difference of two infinities is not a number, and not below the threshold.
+        with np.errstate(invalid="ignore"):
+            are_below = [of_label - scores[0] < threshold for of_label in scores[1:]]
+        is_certain = np.logical_and.reduce(are_below)
+        doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
+        places.append(doubtful + number * plane.shape[1])
+        columns.append(plane[:, doubtful])
+    return np.concatenate(places), _first_scores(np.concatenate(columns, axis=1), spec)
+
+
+def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
+    """Return x before the first step, whose softmax are the first marginals: (L, N) float64."""
+    scores = logits.astype(np.float64)
+    if spec.bias is not None:
+        bias = np.asarray(spec.bias, np.float64)
+        scores = scores + bias[:, None]
+    return np.asarray(scores / spec.temperature)
+
+
+# ---- The bias
+
+# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the
+# nearer the balance is.
+STAGES = ((6.0, 2), (2.0, 8))
+
+Integers = NDArray[np.int64]
+
+
+class Member(NamedTuple):
+    """Where a label takes part, and its logits there."""
+
+    rows: slice | NDArray[np.integer[Any]]  # of an array of voxels
+    logits: Float32  # (m, voxels of a row), or (m,) if a row is a voxel
+
+
+class _OpenMember(NamedTuple):
+    """The open voxels where a label takes part, see `_open`."""
+
+    voxels: NDArray[np.int32]  # (m,), their numbers, or places in another order
+    logits: Float32  # (m,), the label's logits there
+
+
+def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> Float64:
+    """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
+
+    There is an entry for each label; `inside`, (rows, voxels of a row), has the voxels that count.
+    Where no bias can close a margin, voxels keep their label.
+    """
+    bias = np.zeros(len(entries))
+    for limit, num_rounds in STAGES:
+        members, num_open, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
+        change = _balance(members, num_open, wanted, limit, num_rounds)
+        entries = []
+        for (voxels, logits), rise in zip(members, change, strict=True):
+            entries.append(Member(voxels, logits + np.float32(rise)))
+        inside = np.ones(num_open, np.bool_)
+        bias += change
+    return bias
+
+
+def volume_bias(logits: Float32, label_map: Labels) -> Float64:
+    """Return (L,) biases after which labels have about as many voxels as in a label map, (…).
+
+    The logits are (L, …).
+    """
+    channels = logits.reshape(len(logits), 1, -1)
+    entries = [Member(slice(None), channel) for channel in channels]
+    inside = np.ones((1, label_map.size), np.bool_)
+    wanted = np.bincount(label_map.ravel(), minlength=len(logits))
+    return matching_bias(entries, inside, wanted)
+
+
+def _open(
+    entries: Sequence[Member], inside: Bool, wanted: Integers, window: np.float32
+) -> tuple[list[_OpenMember], int, Integers]:
+    """Return the voxels whose two best logits differ by less than a window.
+
+    The results are where labels take part among these *open* voxels, the number of open voxels, and
+    the numbers of voxels that are wanted among them.
+    """
+    num_labels = len(entries)
+    best = np.full(inside.shape, -np.inf, np.float32)
+    second = best.copy()
+    best_label = np.zeros(inside.shape, np.min_scalar_type(num_labels))
+    for label, (rows, logits) in enumerate(entries):
+        before = best[rows]
+        is_best = logits > before
+        second_so_far = np.maximum(second[rows], logits)
+        second[rows] = np.where(is_best, before, second_so_far)
+        best[rows] = np.maximum(before, logits)
+        number_of_label = best_label.dtype.type(label)
+        best_label[rows] = np.where(is_best, number_of_label, best_label[rows])
+
+    is_open = inside & (best - second < window)
+    fixed = best_label[inside & ~is_open]
+    wanted = wanted - np.bincount(fixed, minlength=num_labels)
+    num_open = int(np.count_nonzero(is_open))
+    number = np.full(inside.shape, -1, np.int32)
+    number[is_open] = np.arange(num_open)
+    members = []
+    for rows, logits in entries:
+        takes_part = is_open[rows] & (logits > best[rows] - window)
+        voxels = number[rows]
+        members.append(_OpenMember(voxels[takes_part], logits[takes_part]))
+    return members, num_open, wanted
+
+
+def _balance(
+    members: Sequence[_OpenMember], num_voxels: int, wanted: Integers, limit: float, num_rounds: int
+) -> Float64:
+    """Return the biases of labels, (L,)."""
+    members, layers = _sort_into_layers(members, num_voxels)
+    bias = np.zeros(len(members), np.float32)
+    for _ in range(num_rounds):
+        for label, (places, logits) in enumerate(members):
+            if label == 0 or not len(places):  # The background gets the rest.
+                continue
+            others = _best_others(label, places, layers, bias)
+            distances = others - logits
+            bias[label] = _threshold(distances, int(wanted[label]), limit)
+    return bias.astype(np.float64)
+
+
+# The labels, and their logits, of the first voxels, one of each voxel.
+_Layer = tuple[NDArray[np.int16], Float32]
+
+
+def _sort_into_layers(
+    members: Sequence[_OpenMember], num_voxels: int
+) -> tuple[list[_OpenMember], list[_Layer]]:
+    """Return the members with voxels in a new order, and layers of one label per voxel."""
+    counts = np.zeros(num_voxels, np.int32)
+    for voxels, _ in members:
+        counts[voxels] += 1
+    # Voxels where many labels meet come first, so that each further layer of labels is shorter.
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty(num_voxels, np.int32)
+    place[order] = np.arange(num_voxels, dtype=np.int32)
+    layers = []
+    for number in range(counts.max(initial=0)):
+        length = int(np.count_nonzero(counts > number))
+        labels = np.zeros(length, np.int16)
+        layers.append((labels, np.empty(length, np.float32)))
+
+    sorted_members = []
+    counts[:] = 0
+    for label, (voxels, logits) in enumerate(members):
+        places = place[voxels]
+        order = np.argsort(places)
+        sorted_members.append(_OpenMember(places[order], logits[order]))
+        for number, (layer_labels, layer_logits) in enumerate(layers):
+            is_free = counts[places] == number
+            layer_labels[places[is_free]] = label
+            layer_logits[places[is_free]] = logits[is_free]
+        counts[places] += 1
+    return sorted_members, layers
+
+
+def _best_others(
+    label: int, places: NDArray[np.int32], layers: Sequence[_Layer], bias: Float32
+) -> Float32:
+    """Return the best logit, bias included, of the other labels at some ascending places."""
+    others = np.full(len(places), -np.inf, np.float32)
+    for layer_labels, layer_logits in layers:
+        in_layer = places[: np.searchsorted(places, len(layer_labels))]
+        labels = layer_labels[in_layer]
+        biased = layer_logits[in_layer] + bias[labels]
+        biased[labels == label] = -np.inf
+        best = others[: len(in_layer)]
+        np.maximum(best, biased, out=best)
+    return others
+
+
+def _threshold(distances: Float32, wanted: int, limit: float) -> float:
+    """Return the bias with which a label wins about the wanted voxels; at most twice the limit."""
+    if wanted <= 0:
+        return -limit
+    if wanted >= len(distances):
+        return limit
+    last = np.partition(distances, wanted - 1)[wanted - 1]
+    below = distances < last
+    above = distances > last
+    num_below = np.count_nonzero(below)
+    num_with = len(distances) - np.count_nonzero(above)
+    if num_below and wanted - num_below < num_with - wanted:
+        bias = 0.5 * (last + distances[below].max())
+    elif num_with < len(distances):
+        bias = 0.5 * (last + distances[above].min())
+    else:
+        bias = last + limit
+    highest = limit if distances.min() < limit else 2 * limit
+    return float(np.clip(bias, -limit, highest))
