@@ -23,6 +23,9 @@ TRUNCATION_RADIUS = 3.0  # radius of the window of the truncated sum, in standar
 # Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
 # relative margin they count, however their distance is rounded.
 RADIUS_MARGIN = 1e-6
+# Largest extent of a feature, in bandwidths, here and in the C++ engine: up to it, single precision
+# resolves a difference of one bandwidth.
+MAX_SPAN = 1e6
 FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
 
 

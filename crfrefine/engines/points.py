@@ -26,9 +26,6 @@ MAX_VALUE = 1e20
 """Largest magnitude of a value in float32: sums over many points stay finite with the lattice's
 integer weights, too."""
 
-MAX_SPAN = 1e6
-"""Largest extent of a feature, in bandwidths, here and in the C++ engine."""
-
 MAX_AXES = 8
 """Largest number of axes of a grid in the C++ engine, which gets other grids as lists of points."""
 

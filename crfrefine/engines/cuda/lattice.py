@@ -45,8 +45,8 @@ class VertexTable:
     """The hash table of the keys of all corners, each at its slot.
 
     Attributes:
-        slots: (slot) number of a corner with the key, or `_EMPTY`. There are 2^bits slots, at most
-            half of which are used.
+        bits: there are 2^bits slots, at most half of which are used.
+        slots: (slot) number of a corner with the key, or `_EMPTY`.
         corner_slot: (corner) the slot of its key.
         num_vertices: the number of different keys.
     """
@@ -186,12 +186,13 @@ class Lattice(Filter):
         self.device.num_vertices[case] = self.num_vertices
         per_voxel = self.num_vertices / source.num_points
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
-        # The factor that gives the kernel the mass of exp(-d^2 / 2) (math.md, section 6). It also
-        # makes up for the blur's missing factors of 1/2, and for the unit of the weights.
-        mass = math.pow(4.0 * math.pi / 3.0, self.num_features / 2.0)
-        halves = math.pow(0.5, self.num_features + 1)
-        unit = 65535.0**2
-        self._amplitude = math.sqrt(self.num_features + 1.0) * mass * halves / unit
+        # What slicing reads: arguments of `slice_values` and `update`.
+        self._corners: Arguments = {
+            "corner_vertex": self.corner_vertex,
+            "corner_weight": self.corner_weight,
+            "num_corners": self.num_features + 1,
+            "amplitude": simplices.amplitude,
+        }
         self._rows = Room(self.device.xp)
 
     def _find_vertices(self, source: FeatureSource, simplices: Simplices, table_bits: int) -> None:
@@ -313,13 +314,7 @@ class Lattice(Filter):
                 next_rows=blurred,
             )
             rows, blurred = blurred, rows
-        return {
-            "vertex_rows": rows,
-            "corner_vertex": self.corner_vertex,
-            "corner_weight": self.corner_weight,
-            "num_corners": num_directions,
-            "amplitude": self._amplitude,
-        }
+        return {"vertex_rows": rows, **self._corners}
 
     def _row_constants(self, group: Any) -> dict[str, int]:
         return {**row_constants(group), "CRFTHREADS": THREADS}

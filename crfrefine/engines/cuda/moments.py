@@ -30,13 +30,31 @@ class Pair(NamedTuple):
     received: Any  # (voxel); None means ones
     num_values: int  # channels of either
 
+    def exchanged(self) -> Pair:
+        """Return the pair whose values are sent the other way."""
+        return Pair(self.other, self.received, self.values, self.sent, self.num_values)
+
+    def sending(self) -> Arguments:
+        """Return the arguments of `multiply_columns` for the values that are sent."""
+        return {
+            "values": self.values,
+            "width": self.values.shape[2],
+            "num_values": self.num_values,
+            "factor": self.sent,
+        }
+
+    def receiving(self) -> Arguments:
+        """Return the arguments of `add_columns` for the values that receive."""
+        return {
+            "other": self.other,
+            "width": self.other.shape[2],
+            "num_values": self.num_values,
+            "factor": self.received,
+        }
+
 
 class FeatureProducts:
-    """A filter, and the products of values with features that it filters.
-
-    Attributes:
-        inverse_theta: (feature) on the device, in float64.
-    """
+    """A filter, and the products of values with features that it filters."""
 
     def __init__(
         self, device: CupyDevice, kernel_filter: Filter, columns: Any, thetas: Any, room: Room
@@ -48,7 +66,7 @@ class FeatureProducts:
         self._device = device
         self._kernel_filter = kernel_filter
         self._columns = columns
-        self.inverse_theta = device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
+        self._inverse_theta = device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
         self._room = room
         self._units: dict[tuple[int, int], Any] = {}  # ones, (group, width)
 
@@ -100,7 +118,6 @@ class FeatureProducts:
         num_threads = sum_threads(num_voxels)
         for first in range(0, num_channels, width):
             columns: Arguments = {
-                "num_values": pair.num_values,
                 "columns": self._columns,
                 "num_features": num_features,
                 "num_voxels": num_voxels,
@@ -111,11 +128,9 @@ class FeatureProducts:
                 "multiply_columns",
                 constants,
                 num_voxels,
-                values=pair.values,
-                width=pair.values.shape[2],
-                factor=pair.sent,
-                rows=rows,
+                **pair.sending(),
                 **columns,
+                rows=rows,
             )
             self.filter(rows, None, filtered, transposed=transposed)
             self._device.launch(
@@ -124,16 +139,42 @@ class FeatureProducts:
                 constants,
                 num_threads,
                 filtered=filtered,
-                other=pair.other,
-                width=pair.other.shape[2],
-                factor=pair.received,
+                **pair.receiving(),
+                **columns,
                 num_threads=num_threads,
                 partial=sums,
-                inverse_theta=self.inverse_theta,
+                inverse_theta=self._inverse_theta,
                 num_modalities=0 if by_feature is None else len(by_feature),
                 by_image=by_feature,
-                **columns,
             )
+
+    def add_squares(self, squares: Any, also_squares: Any, sums: Any, by_feature: Any) -> None:
+        """Add the part of the results that has the squares of the features.
+
+        Args:
+            squares: (voxel) their factors.
+            also_squares: (voxel), added to these; None means zeros.
+            sums: (feature, thread), added to.
+            by_feature: as in `add`.
+        """
+        num_features, num_voxels = self._columns.shape
+        num_threads = sum_threads(num_voxels)
+        self._device.launch(
+            "moments",
+            "add_squares",
+            {"CRF_WIDTH": 1},
+            num_features * num_threads,
+            squares=squares,
+            also_squares=also_squares,
+            columns=self._columns,
+            num_voxels=num_voxels,
+            num_features=num_features,
+            num_threads=num_threads,
+            partial=sums,
+            num_modalities=0 if by_feature is None else len(by_feature),
+            inverse_theta=self._inverse_theta,
+            by_image=by_feature,
+        )
 
 
 class Moments:
@@ -182,7 +223,9 @@ class Moments:
         self._num_modalities = len(intensity)
         self._wants_theta = wants_theta
         self._room = room
-        self._by_image = by_image if intensity else None
+        self._by_image = None
+        if by_image is not None and intensity:
+            self._by_image = by_image[: len(intensity)]
         self._num_threads = sum_threads(voxels.num_voxels)
         self._partial = sums.reserve(len(self.thetas), self._num_threads)
 
@@ -268,23 +311,7 @@ class Moments:
         if by_degree is not None:
             self._products.filter(by_degree, None, filtered_back, transposed=True)
             also_squares = filtered_back
-        num_features = len(self.thetas)
-        self._device.launch(
-            "moments",
-            "add_squares",
-            {"CRF_WIDTH": 1},
-            num_features * self._num_threads,
-            squares=squares,
-            also_squares=also_squares,
-            columns=self._columns,
-            num_voxels=num_voxels,
-            num_features=num_features,
-            num_threads=self._num_threads,
-            partial=self._partial,
-            num_modalities=self._num_modalities,
-            inverse_theta=self._products.inverse_theta,
-            by_image=self._by_image,
-        )
+        self._products.add_squares(squares, also_squares, self._partial, self._by_image)
 
     def add_pair(self, pair: Pair) -> None:
         """Add a pair: filterings of its products with the features, or of each slope."""
@@ -306,14 +333,13 @@ class Moments:
             )
         if self._columns is None:
             return
-        by_image = None
-        if self._by_image is not None:
-            by_image = self._by_image[: self._num_modalities]
+        by_image = self._by_image
         if self._wants_theta:
             num_features = len(self.thetas)
             self._products.add(pair, num_features, sums=self._partial, by_feature=by_image)
         elif by_image is not None:
             self._products.add(pair, self._num_modalities, by_feature=by_image)
         if by_image is not None:
-            back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
-            self._products.add(back, self._num_modalities, by_feature=by_image, transposed=True)
+            self._products.add(
+                pair.exchanged(), self._num_modalities, by_feature=by_image, transposed=True
+            )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.engines.base import MAX_SPAN
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import ExactFilter, Filter
 from crfrefine.engines.cuda.lattice import Lattice
@@ -15,7 +16,7 @@ from crfrefine.engines.cuda.moments import FeatureProducts, Pair
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.rows import Room, from_rows, to_rows
 from crfrefine.engines.cuda.voxels import row_ranges
-from crfrefine.engines.points import MAX_SPAN, require_shared
+from crfrefine.engines.points import require_shared
 from crfrefine.errors import CapacityError, DeviceMemoryError
 
 

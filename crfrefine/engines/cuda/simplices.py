@@ -54,6 +54,8 @@ class Simplices:
         is_wide: whether numbers have more than 64 bits.
         remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
+        amplitude: the factor that gives the kernel the mass of exp(-d^2 / 2) (math.md, section 6).
+            It also makes up for the blur's missing factors of 1/2, and for the unit of the weights.
     """
 
     def __init__(self, source: FeatureSource) -> None:
@@ -93,6 +95,11 @@ class Simplices:
             "CRF_WIDE_KEYS": int(self.is_wide),
             "CRF_THREADS": THREADS,
         }
+        # The mass is that of exp(-d^2 / 2) over a vertex's volume.
+        mass = math.pow(4.0 * math.pi / 3.0, self.num_features / 2.0)
+        halves = math.pow(0.5, self.num_features + 1)
+        unit = 65535.0**2
+        self.amplitude = math.sqrt(self.num_features + 1.0) * mass * halves / unit
         self.shift = self.device.upload(np.array(shift, dtype=np.int32))
         self._scale = self.device.upload(np.array(scale, dtype=np.float32))
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float32, Float64
+from crfrefine.engines.base import MAX_SPAN
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-# In bandwidths: up to this extent, single precision resolves a difference of one bandwidth.
-MAX_FEATURE = 1e6
 _THREADS = 256  # threads of a block
 _BLOCKS_OF_ROW = 256  # blocks that share a row, such as a modality or an axis
 CONSTANTS = {"CRF_THREADS": _THREADS}  # those of the kernels in voxels.cu
@@ -93,6 +92,19 @@ class Voxels:
             of_grid = self.grid_index // stride % self.grid_shape[axis]
             coordinates.append((of_grid - first).astype(np.int32))
         return coordinates
+
+    @cached_property
+    def axis_layout(self) -> Any:
+        """What `find_features` reads of each axis of the box, (axis, 4) int64 on the device.
+
+        These are stride and extent in the grid, first coordinate, and number of the feature.
+        """
+        layout = []
+        for axis, source in enumerate(self.source_axis):
+            stride = math.prod(self.grid_shape[source + 1 :])
+            extent = self.grid_shape[source]
+            layout.append((stride, extent, self.first[axis], self.feature[axis]))
+        return self.device.upload(np.array(layout, dtype=np.int64))
 
     @cached_property
     def ones(self) -> Any:
@@ -242,17 +254,9 @@ class BilateralInput:
         self._require_wide(spans)
         intensity_ranges = [(0.0, span) for span in spans.tolist()]
         position_ranges = [(0.0, 0.0)] * voxels.num_axes
-        axes = []
-        steps = []
-        for axis, source in enumerate(voxels.source_axis):
-            stride = math.prod(voxels.grid_shape[source + 1 :])
-            extent = voxels.grid_shape[source]
-            feature = voxels.feature[axis]
-            step = voxels.spacing[axis] / self.theta_position[axis]
-            axes.append((stride, extent, voxels.first[axis], feature))
-            steps.append(step)
-            last = voxels.box_shape[axis] - 1
-            position_ranges[feature] = (0.0, last * step)
+        steps = np.divide(voxels.spacing, self.theta_position)
+        for feature, extent, step in zip(voxels.feature, voxels.box_shape, steps, strict=True):
+            position_ranges[feature] = (0.0, float((extent - 1) * step))
         self.ranges = intensity_ranges + position_ranges
         self.num_features = len(self.ranges)
 
@@ -274,8 +278,8 @@ class BilateralInput:
             lowest=intensity[0],
             inverse_theta=intensity[1],
             num_axes=voxels.num_axes,
-            axes=device.upload(np.array(axes, dtype=np.int64)),
-            step=device.upload(np.array(steps, dtype=np.float64)),
+            axes=voxels.axis_layout,
+            step=device.upload(steps),
             features=self.features,
         )
 
@@ -287,12 +291,12 @@ class BilateralInput:
         voxels = self.voxels
         axes = zip(self.theta_position, voxels.box_shape, voxels.spacing, strict=True)
         for theta, extent, step in axes:
-            if extent * step / theta > MAX_FEATURE:
+            if extent * step / theta > MAX_SPAN:
                 raise _too_narrow(
                     f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart"
                 )
         for number, theta in enumerate(self.theta_intensity):
-            if spans[number] > MAX_FEATURE:
+            if spans[number] > MAX_SPAN:
                 raise _too_narrow(
                     f"theta_beta {theta:g} of modality {number}", "its range of intensities"
                 )
