@@ -95,7 +95,10 @@ def refine_network(
 
     notes = result.notes
     if strokes is not None:
-        notes += (_describe_strokes(strokes),)
+        drawn = []
+        for label, count in zip(*np.unique(strokes.labels, return_counts=True), strict=True):
+            drawn.append(f"{counted(count, 'voxel')} of label {label}")
+        notes += (f"strokes: {', '.join(drawn)}",)
     if result.lost_to_rules:
         volume_ml = case.voxel_ml if num_dims == 3 else None
         rules = parameters.postprocess
@@ -110,7 +113,10 @@ def refine_network(
 
 def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
-    labels = _labels_of(network, case.strokes)
+    occurring_or_drawn = set(network.channels)
+    if case.strokes is not None:
+        occurring_or_drawn.update(case.strokes.labels.tolist())
+    labels = tuple(sorted(occurring_or_drawn))
     num_labels = max(network.num_labels, labels[-1] + 1)
     parameters = case.parameters.select_labels(labels, num_labels)
     network_spacing, note = find_network_spacing(
@@ -148,14 +154,6 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
         channel_labels=labels,
         num_labels=num_labels,
     )
-
-
-def _labels_of(network: LabelMapNetwork, strokes: Strokes | None) -> tuple[int, ...]:
-    """Return the labels that occur in a map or are drawn, ascending."""
-    labels = set(network.channels)
-    if strokes is not None:
-        labels.update(strokes.labels.tolist())
-    return tuple(sorted(labels))
 
 
 Losses = Mapping[int, tuple[int, int]]  # voxels of a label before and after the rules
@@ -291,15 +289,6 @@ def _label_maps(prepared: Prepared, refined: RefinedChannels, case: Case) -> tup
 
 
 # ---- Notes
-
-
-def _describe_strokes(strokes: Strokes) -> str:
-    """Return a note on how many voxels were drawn."""
-    labels, counts = np.unique(strokes.labels, return_counts=True)
-    drawn = []
-    for label, count in zip(labels, counts, strict=True):
-        drawn.append(f"{counted(count, 'voxel')} of label {label}")
-    return f"strokes: {', '.join(drawn)}"
 
 
 def _notes_on_image(case: Case) -> tuple[str, ...]:

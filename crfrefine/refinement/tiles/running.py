@@ -72,30 +72,18 @@ class Method:
     has_room: bool  # whether direct sums may copy the whole volume before the first step
 
 
-class Channels(NamedTuple):
-    """Channels of the filters of a whole volume, some of them shared by several labels."""
-
-    num_channels: int
-    of_entry: NDArray[np.int32]  # (entries), the channel of each entry
-    # (*tiles), the channel of the label of each settled tile; -1 means that a tile is not settled
-    of_settled: NDArray[np.int32]
+_NONE = np.zeros(0, np.int32)
 
 
 class Filters(NamedTuple):
-    """How the messages of a run on tiles are computed."""
+    """The filters of a whole volume, whose channels some labels share, or direct sums."""
 
-    kernels: CpuKernels | None  # those of the whole volume; None means direct sums
-    channels: Channels  # of these kernels
     names: tuple[str, ...]  # a line for each kernel
-
-    @property
-    def built(self) -> Any:
-        """The engine's own kernels of the whole volume; None means direct sums."""
-        return None if self.kernels is None else self.kernels.built
-
-
-_NONE = np.zeros(0, np.int32)
-NO_CHANNELS = Channels(0, _NONE, _NONE)
+    built: Any = None  # the engine's own kernels; None means direct sums
+    num_channels: int = 0
+    of_entry: NDArray[np.int32] = _NONE  # (entries), the channel of each entry
+    # (*tiles), the channel of the label of each settled tile; -1 means that a tile is not settled
+    of_settled: NDArray[np.int32] = _NONE
 
 
 def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedTiles:
@@ -104,12 +92,17 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     kernels = problem.spec.kernels
     run = problem.spec.mean_field
     engine = sets.engine(problem.mask, context.threads)
-    logits = _biased_logits(problem, sets, context.threads)
+    logits = problem.source.of_entries(sets, context.threads)
+    if run.bias is not None:
+        bias = np.asarray(run.bias, np.float32)
+        logits += bias[sets.labels][:, None]
     if not kernels.kernels:  # No message changes the logits.
         logits /= np.float32(run.temperature)
         return RefinedTiles.without_steps(sets, logits)
 
-    is_open = _open_voxels(problem, sets, engine, logits, method)
+    # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled
+    is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
+    engine.open_voxels(logits, run.temperature, problem.settled, not method.is_direct, is_open)
     started = time.perf_counter()
     image = problem.normalized()
     filters = _choose_filters(problem, sets, image, is_open, method)
@@ -119,12 +112,11 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
 
-    channels = filters.channels
     outcome = engine.run(
         kernels=filters.built,
-        num_channels=channels.num_channels,
-        of_entry=channels.of_entry,
-        of_settled=channels.of_settled,
+        num_channels=filters.num_channels,
+        of_entry=filters.of_entry,
+        of_settled=filters.of_settled,
         image=image,
         bilateral=bilateral,
         spatial=spatial,
@@ -143,34 +135,9 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
         has_room=method.has_room,
     )
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
-    return RefinedTiles(sets, out, exceeds, _report(outcome, filters), timings)
-
-
-def _biased_logits(problem: TileProblem, sets: LabelSets, threads: int | None) -> Float32:
-    """Return the network's logits with the bias of labels, (entries, voxels of a tile)."""
-    logits = problem.source.of_entries(sets, threads)
-    run = problem.spec.mean_field
-    if run.bias is not None:
-        bias = np.asarray(run.bias, np.float32)
-        logits += bias[sets.labels][:, None]
-    return logits
-
-
-def _report(outcome: dict[str, Any], filters: Filters) -> MeanFieldReport:
-    """Return the report of a run of the engine."""
     energy = tuple(outcome["energy"])
-    return MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters.names)
-
-
-def _open_voxels(
-    problem: TileProblem, sets: LabelSets, engine: Any, logits: Float32, method: Method
-) -> NDArray[np.uint16]:
-    """Return (active tiles, rows), a bit for each voxel, or filtered row, that is not settled."""
-    num_rows = math.prod(TILE[:2])
-    is_open = np.empty((len(sets.tiles), num_rows), np.uint16)
-    temperature = problem.spec.mean_field.temperature
-    engine.open_voxels(logits, temperature, problem.settled, not method.is_direct, is_open)
-    return is_open
+    report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters.names)
+    return RefinedTiles(sets, out, exceeds, report, timings)
 
 
 def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
@@ -211,9 +178,9 @@ def _choose_filters(
         names = []
         for name in kernel_set.names:
             names.append(f"{name}: direct in {tiles}, {labels}")
-        return Filters(None, NO_CHANNELS, tuple(names))
+        return Filters(tuple(names))
 
-    channels = share_channels(sets, num_rings(problem.reach))
+    num_channels, of_entry, of_settled = share_channels(sets, num_rings(problem.reach))
     near = rows_near(problem, sets, is_open)
     if problem.mask is not None:
         near &= problem.mask
@@ -223,10 +190,10 @@ def _choose_filters(
     origin = guide.origin or default_origin(guide)
     guide = replace(guide, mask=near.reshape(shape), origin=origin)
     # The last channel is for what takes part in no other.
-    spec = replace(kernel_set, num_labels=channels.num_channels + 1)
+    spec = replace(kernel_set, num_labels=num_channels + 1)
     kernels = method.backend.kernels(guide, spec, method.context)
     assert isinstance(kernels, CpuKernels)
-    return Filters(kernels, channels, kernels.filters)
+    return Filters(kernels.filters, kernels.built, num_channels, of_entry, of_settled)
 
 
 def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
@@ -258,8 +225,13 @@ class _Part(NamedTuple):
     num_tiles: int
 
 
-def share_channels(sets: LabelSets, rings: Extents) -> Channels:
+def share_channels(
+    sets: LabelSets, rings: Extents
+) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds.
+
+    Return the number of channels, the channel of each entry, and that of the label of each settled
+    tile, (*tiles), or -1.
 
     Labels share a channel where no message of one can reach the other's domain. Parts of a domain
     that messages can cross between, over so many rings of tiles, stay together. The parts of all
@@ -268,8 +240,11 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
     channels: list[NDArray[np.int32]] = []
     counts = sets.grid.counts
     for part in sorted(_parts_of_domains(sets, rings), key=lambda part: -part.num_tiles):
-        channel = _free_channel(channels, part)
-        if channel is None:
+        for channel in channels:
+            labels = channel[part.box][part.around]
+            if ((labels < 0) | (labels == part.label)).all():
+                break
+        else:
             channel = np.full(counts, -1, np.int32)
             channels.append(channel)
         channel[part.box][part.inside] = part.label
@@ -284,7 +259,7 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
             tiles, entries = sets.entries[label]
             is_here = channel.flat[tiles] == label
             of_entry[entries[is_here]] = number
-    return Channels(len(channels), of_entry, of_settled)
+    return len(channels), of_entry, of_settled
 
 
 def _parts_of_domains(sets: LabelSets, rings: Extents) -> list[_Part]:
@@ -302,15 +277,6 @@ def _parts_of_domains(sets: LabelSets, rings: Extents) -> list[_Part]:
             num_tiles = int(np.count_nonzero(inside))
             parts.append(_Part(label, box, around, inside, num_tiles))
     return parts
-
-
-def _free_channel(channels: list[NDArray[np.int32]], part: _Part) -> NDArray[np.int32] | None:
-    """Return the first channel with no other label around a part, or None."""
-    for channel in channels:
-        labels = channel[part.box][part.around]
-        if ((labels < 0) | (labels == part.label)).all():
-            return channel
-    return None
 
 
 def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
@@ -381,7 +347,10 @@ def solve(
         if problem.threshold is None or not refined.exceeds.any():
             return refined
 
-        exceeding = _exceeding(refined)
+        exceeding = np.zeros_like(sets.domains)
+        for label, (tiles, entries) in enumerate(sets.entries):
+            exceeds = refined.exceeds[entries] != 0
+            exceeding[label].flat[tiles[exceeds]] = True
         del refined  # The next run needs its memory.
         repeats += 1
         if repeats >= MAX_REPEATS:
@@ -389,15 +358,6 @@ def solve(
         present, may_matter = problem.presence
         problem = replace(problem, presence=Presence(present | exceeding, may_matter))
         sets = problem.label_sets()
-
-
-def _exceeding(refined: RefinedTiles) -> Bool:
-    """Return (L, *tiles), where labels exceeded the threshold near the borders of their domains."""
-    exceeding = np.zeros_like(refined.sets.domains)
-    for label, (tiles, entries) in enumerate(refined.sets.entries):
-        exceeds = refined.exceeds[entries] != 0
-        exceeding[label].flat[tiles[exceeds]] = True
-    return exceeding
 
 
 def run_slabs(
