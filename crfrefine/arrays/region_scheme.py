@@ -303,10 +303,11 @@ def resolve_regions(
 
     Raises ConfigError if values are not as many as regions or modalities, or if there is a matrix.
     """
-    if parameters.compatibility.matrix is not None:
+    if parameters.compatibility.kind != "potts":
         raise ConfigError(
-            "compatibility.matrix: it cannot be used with overlapping regions, each of which is a "
-            'problem of two labels; set compatibility.kind = "potts" and leave the matrix out'
+            f"compatibility.kind: {parameters.compatibility.kind!r} cannot be used with "
+            "overlapping regions, each of which is a problem of two labels; set "
+            'compatibility.kind = "potts" and leave the other keys of [compatibility] out'
         )
     # The small-object rules are about the labels of the map, not about regions.
     without_rules = dataclasses.replace(parameters, postprocess=PostprocessParameters())
@@ -316,7 +317,7 @@ def resolve_regions(
         raise ConfigError(str(error).replace("label", "region")) from None
 
     kernels = dataclasses.replace(together.kernels, num_labels=2)
-    potts = (1.0 - np.eye(2)).astype(np.float32)
+    potts = parameters.compatibility.penalties(2, np.float32)
     models = []
     for region in range(num_regions):
         weights = together.mean_field.weights[:, [region, region]]

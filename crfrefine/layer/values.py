@@ -192,12 +192,10 @@ class CrfValues(nn.Module):
     def _make_compatibility(
         self, start: CompatibilityParameters, kind: str, symmetric: bool | None
     ) -> None:
-        if start.matrix is None:
-            matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
-            kinds = ["full", "potts"]
-        else:
-            matrix = torch.tensor(start.matrix, dtype=torch.float64)
-            kinds = ["full"]  # Potts has no place for a matrix.
+        matrix = torch.from_numpy(start.penalties(self.num_labels))
+        kinds = ["full"]
+        if start.kind == "potts":  # Potts has no place for other penalties.
+            kinds.append("potts")
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
             raise ConfigError(

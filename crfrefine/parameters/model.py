@@ -87,11 +87,6 @@ class CrfParameters:
             section = getattr(self, name)
             if name != "bilateral" and not isinstance(section, kind):
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
-        if self.compatibility.kind == "potts" and self.compatibility.matrix is not None:
-            raise ConfigError(
-                "compatibility.matrix: not used by compatibility.kind = 'potts'; "
-                "set compatibility.kind = 'matrix' too"
-            )
         cases = self.trained_on
         if not isinstance(cases, list | tuple) or not all(isinstance(case, str) for case in cases):
             raise ConfigError(
@@ -228,8 +223,11 @@ class CrfParameters:
         for key, value in changes.items():
             if key not in sections:
                 _set_entry(table, key, value)
-        if changes.get("compatibility.kind") == "potts" and "compatibility.matrix" not in changes:
-            table["compatibility"].pop("matrix", None)
+        if "compatibility.kind" in changes:
+            kind = changes["compatibility.kind"]
+            for key in CompatibilityParameters.keys_of_other_kinds(kind):
+                if f"compatibility.{key}" not in changes:
+                    table["compatibility"].pop(key, None)
         return self.from_dict(table)
 
     def _tables(self) -> Iterator[tuple[str, str, Section]]:
@@ -318,9 +316,6 @@ class CrfParameters:
                 kernels.append(kernel)
                 weights.append(values["weight"])
 
-        penalties: Any = self.compatibility.matrix
-        if penalties is None:
-            penalties = 1 - np.eye(num_labels, dtype=np.float32)
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
         mean_field = self.mean_field
         return ModelSpec(
@@ -334,7 +329,7 @@ class CrfParameters:
             ),
             MeanFieldSpec(
                 np.array(weights, np.float32).reshape(len(kernels), num_labels),
-                np.asarray(penalties, np.float32),
+                self.compatibility.penalties(num_labels, np.float32),
                 mean_field.num_iterations,
                 mean_field.temperature,
                 mean_field.tolerance,

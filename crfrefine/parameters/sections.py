@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 # Far above any temperature that preserves the logits; the smallest usable one depends on these.
 MAX_TEMPERATURE = 1e6
@@ -188,15 +191,44 @@ class CompatibilityParameters(Section):
         needed_by=("kind", "matrix"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, kind in self.keys_of_other_kinds(self.kind).items():
+            if getattr(self, key) is not None:
+                raise ConfigError(
+                    f"compatibility.{key}: not used by compatibility.kind = {self.kind!r}; "
+                    f"set compatibility.kind = {kind!r} too"
+                )
+
+    @classmethod
+    def keys_of_other_kinds(cls, kind: str) -> dict[str, str]:
+        """Return the keys that a kind does not use, each with the kind that does."""
+        keys = {}
+        for entry in dataclasses.fields(cls):
+            needed_by = entry.metadata["needed_by"]
+            if needed_by is not None and needed_by[1] != kind:
+                keys[entry.name] = needed_by[1]
+        return keys
+
+    def penalties(self, num_labels: int, dtype: DTypeLike = float) -> NDArray[Any]:
+        """Return the penalties (L, L); row: label of the neighbor, column: own label."""
+        import numpy as np
+
+        if self.matrix is not None:
+            return np.array(self.matrix, dtype)
+        return 1 - np.eye(num_labels, dtype=dtype)
+
     def select_labels(self, labels: Sequence[int]) -> CompatibilityParameters:
-        """Return the section with the rows and columns of these labels, in this order."""
-        if self.matrix is None:
+        """Return the penalties among these labels, in this order."""
+        if self.kind == "potts":
             return self
-        matrix = []
-        for row_label in labels:
-            row = self.matrix[row_label]
-            matrix.append(tuple(row[label] for label in labels))
-        return dataclasses.replace(self, matrix=tuple(matrix))
+        rows = self.penalties(max(labels) + 1)[list(labels)]
+        return matrix_of(rows[:, list(labels)])
+
+
+def matrix_of(penalties: NDArray[Any]) -> CompatibilityParameters:
+    """Return the section of penalties (L, L)."""
+    return CompatibilityParameters("matrix", penalties.tolist())
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ class Model:
         self._is_coarse = parameters.counts_network_voxels
         if self._is_coarse:
             parameters = parameters.replace(**{"mean_field.positions": "mm"})
-        has_matrix = parameters.compatibility.matrix is not None
-        compatibility: Literal["full", "potts"] = "full" if has_matrix else "potts"
+        is_potts = parameters.compatibility.kind == "potts"
+        compatibility: Literal["full", "potts"] = "potts" if is_potts else "full"
         # None means that the layer has a volume term if the parameters have one.
         volume = True if "volume" in learn else None
         self.layer = CrfRnn(

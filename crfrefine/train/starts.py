@@ -16,7 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters
+from crfrefine.parameters.sections import (
+    CompatibilityParameters,
+    PostprocessParameters,
+    matrix_of,
+)
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -140,10 +144,8 @@ def prepare(
         kernels.append(kernel)
 
     compatibility = parameters.compatibility
-    if "compatibility" in learn and "weights" not in learn and compatibility.matrix is None:
-        potts = 1.0 - np.eye(num_labels)
-        matrix = tuple(tuple(row) for row in potts.tolist())
-        compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)
+    if "compatibility" in learn and "weights" not in learn and compatibility.kind == "potts":
+        compatibility = matrix_of(compatibility.penalties(num_labels))
 
     mean_field = replace(parameters.mean_field, num_iterations=NUM_ITERATIONS, tolerance=0.0)
     return replace(

@@ -360,7 +360,7 @@ def test_probabilities_of_zero_are_background_and_not_padding():
         (
             np.copy,
             {"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}},
-            "compatibility.matrix: it cannot be used",
+            "compatibility.kind: 'matrix' cannot be used",
         ),
         (
             np.copy,
