@@ -14,6 +14,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, parse_override
 from crfrefine.parameters.presets import CONFIGS, list_presets
 from crfrefine.parameters.sections import (
+    SECTIONS,
     BilateralParameters,
     CompatibilityParameters,
     IntensityParameters,
@@ -37,6 +38,8 @@ def test_the_presets_are_there_and_the_first_is_the_default():
     assert {*PRESETS} >= {"default", "brats", "hippocampus", "body-ct", "body-mr"}
     assert ["default", *sorted({*PRESETS} - {"default"})] == PRESETS
     assert CrfParameters.load("default") == CrfParameters()
+    text = (CONFIGS / "default.toml").read_text(encoding="utf-8")
+    assert text.endswith(f"\n\n{CrfParameters().to_toml()}"), "with the comment of every key"
     with pytest.raises(
         ConfigError, match="hipocampus: no such file or preset; presets: default, body-ct, "
     ):
@@ -45,26 +48,17 @@ def test_the_presets_are_there_and_the_first_is_the_default():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_what_it_is_for(name):
-    """It loads, begins with a comment, has every table, and names the words that a key takes.
+    """It loads, begins with a comment, has every table, and says where its values are from.
 
-    It also says where its values are from.
+    The comments of its keys are in default.toml, which it names.
     """
     parameters = CrfParameters.load(name)
     text = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ")
+    assert name == "default" or "in default.toml" in text
     table = tomllib.loads(text)
-    assert table.keys() == {
-        "schema",
-        "intensity",
-        "bilateral",
-        "spatial",
-        "compatibility",
-        "volume",
-        "mean_field",
-        "postprocess",
-    }
+    assert table.keys() | {"strokes"} == {"schema", *SECTIONS}
     assert CrfParameters.from_dict(table) == parameters
-    assert re.findall(r"#.* \| .*", text) == re.findall(r"#.* \| .*", parameters.to_toml())
     assert not parameters.postprocess.removing, "no preset may remove an organ"
     assert re.search(
         "[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text
