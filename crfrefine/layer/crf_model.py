@@ -156,7 +156,7 @@ def make_model(
         volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
         VolumeParameters(weight=float(volume_weight.detach()))  # raises if it is out of range
     tensors = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
-    run = _run_of(tensors, checked.num_iterations)
+    run = _run_of(tensors, checked)
     return CrfModel(tensors, run, kernels, label_threshold)
 
 
@@ -225,8 +225,8 @@ def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -
     return penalties
 
 
-def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
-    """Return the numbers of a model's tensors."""
+def _run_of(model: ModelTensors, settings: MeanFieldParameters) -> MeanFieldSpec:
+    """Return a run of all steps with the numbers of a model's tensors."""
     volume_weight = 0.0
     if model.volume_weight is not None:
         volume_weight = float(model.volume_weight.detach())
@@ -235,13 +235,15 @@ def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
     bias = None
     if model.bias.detach().any():
         bias = _double(model.bias)
+    fields = own_fields(MeanFieldSpec, vars(settings))
+    fields["tolerance"] = 0.0
+    fields["temperature"] = float(model.temperature.detach())
+    fields["bias"] = bias
     return MeanFieldSpec(
         _double(model.weights),
         _double(model.compatibility),
-        num_iterations,
-        temperature=float(model.temperature.detach()),
-        bias=bias,
         volume_weight=volume_weight,
+        **fields,
     )
 
 

@@ -157,21 +157,59 @@ class CrfRnn(CrfValues):
 
     def crf_model(self, dtype: torch.dtype = torch.float32) -> CrfModel:
         """Return the present model, computed in `dtype`: it serves until the parameters change."""
-        bilateral = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-        spatial = None
-        weight = self.spatial_weight
-        gamma = self.theta_gamma
-        if weight is not None and gamma is not None:
-            spatial = (weight, gamma)
-        settings = self.settings() | {"temperature": self.temperature, "bias": self.bias}
-        return make_model(
+        return self._model(
             self.num_labels,
+            dtype,
+            bilateral_weight=self.bilateral_weight,
+            spatial_weight=self.spatial_weight,
+            compatibility=self.compatibility,
+            bias=self.bias,
+        )
+
+    def region_model(self, region: int) -> CrfModel:
+        """Return the present model of a region: its two labels are outside (0) and inside.
+
+        It has the weights and the bias of the region's label, or those of all labels.
+        """
+        spatial_weight = self.spatial_weight
+        if spatial_weight is not None:
+            spatial_weight = spatial_weight[region % len(spatial_weight)]
+        weights = self.bilateral_weight
+        bias = self.bias[region]
+        return self._model(
+            2,
+            torch.float32,
+            bilateral_weight=weights[:, region % weights.shape[1]],
+            spatial_weight=spatial_weight,
+            compatibility=None,
+            bias=torch.stack([torch.zeros_like(bias), bias]),
+        )
+
+    def _model(
+        self,
+        num_labels: int,
+        dtype: torch.dtype,
+        *,
+        bilateral_weight: Tensor,
+        spatial_weight: Tensor | None,
+        compatibility: Tensor | None,
+        bias: Tensor,
+    ) -> CrfModel:
+        """Return the present model with the values that depend on its labels."""
+        bilateral = zip(bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+        spatial = None
+        gamma = self.theta_gamma
+        if spatial_weight is not None and gamma is not None:
+            spatial = (spatial_weight, gamma)
+        settings = self.settings() | {"temperature": self.temperature, "bias": bias}
+        return make_model(
+            num_labels,
             self.num_modalities,
             self.spatial_dims,
             dtype,
             bilateral=list(bilateral),
             spatial=spatial,
-            compatibility=self.compatibility,
+            compatibility=compatibility,
             volume=self.volume_weight,
             **settings,
         )

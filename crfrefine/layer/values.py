@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
-from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.parameters.model import CrfParameters, as_parameters, kernel_prefixes
 from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
@@ -164,9 +164,7 @@ class CrfValues(nn.Module):
         return forms.POSITION.hold(theta, size, key)
 
     def _make_bilateral(self, kernels: Sequence[BilateralParameters]) -> None:
-        keys = [f"bilateral.{number}" for number in range(len(kernels))]
-        if len(kernels) == 1:
-            keys = ["bilateral"]
+        keys = kernel_prefixes(len(kernels))
         weights = []
         alphas = []
         betas = []

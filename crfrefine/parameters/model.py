@@ -32,7 +32,13 @@ from crfrefine.parameters.sections import (
     section_of,
     values_of,
 )
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import (
+    KernelSetSpec,
+    KernelSpec,
+    MeanFieldSpec,
+    ModelSpec,
+    own_fields,
+)
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
@@ -144,7 +150,7 @@ class CrfParameters:
             if name == "bilateral":
                 tables = values_of(value)
                 kernels = []
-                for kernel, prefix in zip(tables, _kernel_prefixes(len(tables)), strict=True):
+                for kernel, prefix in zip(tables, kernel_prefixes(len(tables)), strict=True):
                     kernels.append(section_of(BilateralParameters, kernel, prefix))
                 sections[name] = tuple(kernels)
             elif name in SECTIONS:
@@ -234,7 +240,7 @@ class CrfParameters:
         """Yield the tables of the file in their order: name, prefix of its keys, content."""
         for name in SECTIONS:
             if name == "bilateral":
-                prefixes = _kernel_prefixes(len(self.bilateral))
+                prefixes = kernel_prefixes(len(self.bilateral))
                 for prefix, kernel in zip(prefixes, self.bilateral, strict=True):
                     yield name, prefix, kernel
             else:
@@ -257,6 +263,17 @@ class CrfParameters:
         for kernel in self.bilateral:
             weights += values_of(kernel.weight)
         return any(weights)
+
+    @property
+    def bandwidths(self) -> dict[str, Any]:
+        """The bandwidths by key: of all appearance kernels, and of others that have a weight."""
+        bandwidths = {}
+        for name, prefix, section in self._tables():
+            values = vars(section)
+            for key, value in values.items():
+                if key.startswith("theta_") and (name == "bilateral" or values["weight"]):
+                    bandwidths[f"{prefix}.{key}"] = value
+        return bandwidths
 
     @property
     def counts_network_voxels(self) -> bool:
@@ -317,24 +334,16 @@ class CrfParameters:
                 weights.append(values["weight"])
 
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
-        mean_field = self.mean_field
+        kernel_fields = own_fields(KernelSetSpec, vars(self.mean_field))
+        run_fields = own_fields(MeanFieldSpec, vars(self.mean_field))
+        run_fields["bias"] = bias if bias.any() else None
         return ModelSpec(
-            KernelSetSpec(
-                tuple(kernels),
-                mean_field.normalization,
-                mean_field.filter,
-                num_labels,
-                mean_field.num_iterations,
-                mean_field.positions,
-            ),
+            KernelSetSpec(tuple(kernels), num_labels=num_labels, **kernel_fields),
             MeanFieldSpec(
                 np.array(weights, np.float32).reshape(len(kernels), num_labels),
                 self.compatibility.penalties(num_labels, np.float32),
-                mean_field.num_iterations,
-                mean_field.temperature,
-                mean_field.tolerance,
-                bias if bias.any() else None,
-                self.volume.weight,
+                volume_weight=self.volume.weight,
+                **run_fields,
             ),
         )
 
@@ -356,7 +365,7 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
     )
 
 
-def _kernel_prefixes(num_kernels: int) -> list[str]:
+def kernel_prefixes(num_kernels: int) -> list[str]:
     """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
     if num_kernels == 1:
         return ["bilateral"]
@@ -377,7 +386,7 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
 
     kernels = table[name]
     if number is None and len(kernels) > 1:
-        keys = [f"{prefix}.{entry}" for prefix in _kernel_prefixes(len(kernels))]
+        keys = [f"{prefix}.{entry}" for prefix in kernel_prefixes(len(kernels))]
         raise ConfigError(
             f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
         )

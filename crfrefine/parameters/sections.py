@@ -157,9 +157,6 @@ class BilateralParameters(Section):
     )
 
 
-BANDWIDTHS = ("theta_alpha", "theta_beta")  # of an appearance kernel: of position and of intensity
-
-
 @dataclass(frozen=True)
 class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""

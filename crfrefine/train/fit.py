@@ -15,7 +15,6 @@ from torch import Tensor
 
 from crfrefine.base.plain import to_plain
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train import starts as setup
 from crfrefine.train.adam import Adam
 from crfrefine.train.crops import Crop
@@ -151,15 +150,8 @@ class Trajectory:
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""
-        parameters = self.model.to_parameters()
-        values: dict[str, Any] = {}
-        for number, kernel in enumerate(parameters.bilateral):
-            prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
-            for name in BANDWIDTHS:
-                values[prefix + name] = to_plain(getattr(kernel, name))
-        if parameters.spatial.weight:
-            values["spatial.theta_gamma"] = to_plain(parameters.spatial.theta_gamma)
-        return values
+        bandwidths = self.model.to_parameters().bandwidths
+        return {key: to_plain(value) for key, value in bandwidths.items()}
 
     def describe_thetas(self) -> str:
         """Return the bandwidths after the last step, as people read them."""

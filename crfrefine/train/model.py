@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.engines.volumes import volume_bias
-from crfrefine.layer.crf_model import CrfModel, make_model
+from crfrefine.layer.crf_model import CrfModel
 from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
@@ -260,7 +260,7 @@ class Model:
         if crop.regions is None:
             return [self.layer.crf_model()]
         num_regions = len(crop.logits)
-        return [_model_of_region(self.layer, region) for region in range(num_regions)]
+        return [self.layer.region_model(region) for region in range(num_regions)]
 
     def _spacing_of(self, crop: Crop) -> tuple[float, ...]:
         """Return the spacing in the unit of the bandwidths: mm, or voxels of a coarser network."""
@@ -321,33 +321,6 @@ def _prepare_regions(
     return refine
 
 
-def _model_of_region(layer: CrfRnn, region: int) -> CrfModel:
-    """Return the model of a region: its two labels are outside (0) and inside."""
-    bandwidths = zip(layer.theta_alpha, layer.theta_beta, strict=True)
-    bilateral = []
-    for weights, (alpha, beta) in zip(layer.bilateral_weight, bandwidths, strict=True):
-        bilateral.append((_weight_of(weights, region), alpha, beta))
-    spatial = None
-    spatial_weights = layer.spatial_weight
-    gamma = layer.theta_gamma
-    if spatial_weights is not None and gamma is not None:
-        spatial = (_weight_of(spatial_weights, region), gamma)
-    settings = layer.settings() | {
-        "temperature": layer.temperature,
-        "bias": with_background(layer.bias[region]),
-    }
-    return make_model(
-        2,
-        layer.num_modalities,
-        layer.spatial_dims,
-        torch.float32,
-        bilateral=bilateral,
-        spatial=spatial,
-        volume=layer.volume_weight,
-        **settings,
-    )
-
-
 def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors on the CPU; the host waits once for a GPU, not for each tensor."""
     if tensors[0].device.type == "cpu":
@@ -366,11 +339,6 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     for model in models:
         moving += model.tensors.moving
     return moving
-
-
-def _weight_of(weights: Tensor, region: int) -> Tensor:
-    """Return the weight of a region; a single weight is that of all regions."""
-    return weights[region % len(weights)]
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
