@@ -109,7 +109,19 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
         else:
             plan = plan_shares(numbers, sigma, case)
         return _prepare_tiles(plan, case, is_label_map=True)
-    prepared = _channels_of_label_map(numbers, network, sigma, case)
+    if sigma is not None:
+        logits = label_maps.share_logits(numbers, len(network.channels), sigma)
+        logits[list(network.absent)] = ABSENT_LOGIT
+    else:
+        of_network = [number for number in network.channels if number not in network.absent]
+        logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
+        if _takes_part_nearby(numbers, network):
+            reach = model.kernels.reach(case.image.spacing, numbers.shape)
+            for channel in logits:
+                near = label_maps.widen(channel == CONFIDENCE, reach)
+                np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
+    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
+    prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
     _plan_channels(prepared, case, is_label_map=True)
     return prepared
 
@@ -173,25 +185,6 @@ def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: Case) -> 
     what = f"the logits of {num_channels} labels, which only {where} can do without, take"
     require_memory(4 * num_channels * numbers.size, what, memory_limit())
     return False
-
-
-def _channels_of_label_map(
-    numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: Case
-) -> Prepared:
-    """Return the logits of the labels of a map, shares of them for a coarser network."""
-    if sigma is not None:
-        logits = label_maps.share_logits(numbers, len(network.channels), sigma)
-        logits[list(network.absent)] = ABSENT_LOGIT
-    else:
-        of_network = [number for number in network.channels if number not in network.absent]
-        logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
-        if _takes_part_nearby(numbers, network):
-            reach = case.model.kernels.reach(case.image.spacing, numbers.shape)
-            for channel in logits:
-                near = label_maps.widen(channel == CONFIDENCE, reach)
-                np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
-    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
-    return Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
 
 
 def _channels_of_labels(network: ArrayNetwork, case: Case) -> Prepared:

@@ -202,11 +202,9 @@ def plan_edits(
     if regions is None:
         members = labels == np.arange(model.mean_field.num_labels)[:, None]
         fixed = np.where(members, 0.0, ABSENT_LOGIT)
-        targets = _targets_of_labels(members, network)
     else:
         members = np.stack([np.isin(labels, region) for region in regions.labels])
         fixed = np.where(members, MAX_LOG_ODDS, -MAX_LOG_ODDS)
-        targets = _targets_of_regions(members, network)
 
     strength_of_map = STRENGTH_OF_LABELS
     lifted: float | None = 0.0
@@ -217,7 +215,7 @@ def plan_edits(
         lifted = None
     strength = model.mean_field.temperature * (strength_of_map if is_label_map else STRENGTH)
     rises = []
-    for target in targets:
+    for target in _targets(members, network, are_regions=regions is not None):
         # Where the network has the label already, there is no error to follow.
         is_right = target.has_label[tuple(positions)]
         is_wrong = target.is_drawn & ~is_right
@@ -246,20 +244,17 @@ class _Target(NamedTuple):
     has_label: Bool  # (*grid), where the network agrees with them already
 
 
-def _targets_of_labels(members: Bool, network: Labels) -> Iterator[_Target]:
-    """Yield the channels to raise: those of labels that are drawn."""
-    for channel, is_drawn in enumerate(members):
-        if is_drawn.any():
-            yield _Target(channel, 1, is_drawn, network == channel)
+def _targets(members: Bool, network: Array, *, are_regions: bool) -> Iterator[_Target]:
+    """Yield the channels to raise: those of labels that are drawn.
 
-
-def _targets_of_regions(members: Bool, log_odds: Float32) -> Iterator[_Target]:
-    """Yield the channels to raise, where a region is drawn, and to lower, where others are."""
+    Of regions, also those to lower, where others are drawn. The network is that of `plan_edits`.
+    """
     for channel, is_drawn in enumerate(members):
+        has_label = network[channel] > 0 if are_regions else network == channel
         if is_drawn.any():
-            yield _Target(channel, 1, is_drawn, log_odds[channel] > 0)
-        if not is_drawn.all():
-            yield _Target(channel, -1, ~is_drawn, ~(log_odds[channel] > 0))
+            yield _Target(channel, 1, is_drawn, has_label)
+        if are_regions and not is_drawn.all():
+            yield _Target(channel, -1, ~is_drawn, ~has_label)
 
 
 def _closeness(
