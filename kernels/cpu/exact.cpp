@@ -5,8 +5,8 @@
 
 namespace crf {
 namespace {
-// sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
-constexpr float kSqrtHalfLog2e = 0.849321800f;
+// exp(-d^2 / 2) = 2^-(d * this)^2
+constexpr float kFeatureScale = static_cast<float>(kSqrtHalfLog2e);
 // senders that are summed in a register before the total: limits rounding
 constexpr int64_t kPartial = 1024;
 
@@ -23,7 +23,7 @@ class ExactFilter final : public Filter {
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);
         gather_features(input, 0, num_voxels_, features_.get(), padded_);
-        for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kSqrtHalfLog2e;
+        for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kFeatureScale;
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post,
@@ -38,7 +38,7 @@ class ExactFilter final : public Filter {
                         float* pull, Workspace&) override {
         if (num_features_ > kMostFeatures) return false;
         // Features are scaled to give exponents of 2.
-        constexpr float kUnscale = 1.0f / kSqrtHalfLog2e;
+        constexpr float kUnscale = 1.0f / kFeatureScale;
         const int64_t num_items = padded_ / kLanes;
         std::vector<double> sums(num_items * num_features_);
         Buffer<float> sent(2 * num_voxels_ *
@@ -146,7 +146,7 @@ class ExactFilter final : public Filter {
     int64_t num_voxels_, padded_;
     int num_features_, num_modalities_;
     std::vector<int> axis_feature_;  // the position feature of each box axis
-    Buffer<float> features_;         // (feature, padded voxel), scaled by kSqrtHalfLog2e
+    Buffer<float> features_;         // (feature, padded voxel), scaled by kFeatureScale
 };
 }  // namespace
 

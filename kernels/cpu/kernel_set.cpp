@@ -19,8 +19,6 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
                       ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
     const float unit = 1;
-    // The smallest normal number keeps the factor of a vanished row sum finite.
-    const float tiny = std::numeric_limits<float>::min();
     const bool symmetric = normalization == Normalization::kSymmetric;
     if (normalization == Normalization::kNone) return;
     kernel.scale = Buffer<float>(num_voxels);
@@ -37,7 +35,7 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
         float* d = degree.get() + block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
-        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > tiny ? d[i] : tiny;
+        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny ? d[i] : kTiny;
         if (symmetric)
             for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
         for (int64_t i = 0; i < count; ++i) d[i] = 1 / d[i];

@@ -476,8 +476,7 @@ class LatticeFilter final : public Filter {
                 deinterleave<C>(from, channel);
                 vfloat scale = splat_lanes(1.0f);
                 if (inverse) {
-                    scale = 1.0f / vmax(channel[group] * amplitude_,
-                                        splat_lanes(std::numeric_limits<float>::min()));
+                    scale = 1.0f / vmax(channel[group] * amplitude_, splat_lanes(kTiny));
                     store_some(inverse + n, scale, count);
                 } else if (post) {
                     scale = load_some(post + n, count);

@@ -135,6 +135,13 @@ inline V exp2_of_fraction(V f) {
     return 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
 }
 
+constexpr double kLog2e = 1.4426950408889634;          // exp(x) = 2^(x kLog2e)
+constexpr double kSqrtHalfLog2e = 0.8493218002880191;  // exp(-d^2 / 2) = 2^-(d kSqrtHalfLog2e)^2
+
+// Smallest normal number: keeps the logarithm of a vanished marginal, and the inverse of a vanished
+// row sum, finite.
+inline constexpr float kTiny = std::numeric_limits<float>::min();
+
 // 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
 template <class V>
 inline V exp2_nonpositive(V t) {

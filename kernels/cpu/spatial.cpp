@@ -73,8 +73,6 @@ class SpatialFilter final : public Filter {
     std::string description() const override { return "separable"; }
 
    private:
-    static constexpr int64_t kRunBlock = 256;
-
     void accumulate_channel(const float* values, const float* pre, const float* post, float weight,
                             float* sum, Workspace& workspace) {
         box_ = workspace.floats(voxels_.box_size);

@@ -1,15 +1,10 @@
 // Filters rows with the taps of one axis: along the rows, or across them, in panels of columns.
 #pragma once
 
-#include "cpu/buffer.h"
+#include "cpu/filter.h"
 #include "cpu/simd.h"
-#include "cpu/voxels.h"
 
 namespace crf {
-// Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 there,
-// with 6e-5 of its mass beyond.
-inline constexpr double kSpatialRadius = 4.0;
-
 // The taps along one box axis, at distance 0, 1, ... voxels.
 struct SpatialTaps {
     std::vector<double> weight;

@@ -213,7 +213,7 @@ class TruncatedFilter final : public Filter {
             std::fill(to, to + plan_.total_size, 0.0f);
             const float* from = input.intensity[m];
             const float zero = from[origin];
-            const float scale = static_cast<float>(std::sqrt(0.5 * kLog2e) / input.theta_beta[m]);
+            const float scale = static_cast<float>(kSqrtHalfLog2e / input.theta_beta[m]);
             for (size_t r = 0; r < voxels_.runs.size(); ++r) {
                 const Run& run = voxels_.runs[r];
                 float* row = to + plan_.padded_run[r];
@@ -246,7 +246,7 @@ class TruncatedFilter final : public Filter {
 
     // From the padded box and the scale of the intensities to the compact features.
     void add_pulls(const float* padded, float* pull) const {
-        const float unscale = static_cast<float>(1 / std::sqrt(0.5 * kLog2e));
+        const float unscale = static_cast<float>(1 / kSqrtHalfLog2e);
         pool_.run(num_modalities_, [&](int64_t m, int) {
             for (size_t r = 0; r < voxels_.runs.size(); ++r) {
                 const Run& run = voxels_.runs[r];
@@ -259,7 +259,6 @@ class TruncatedFilter final : public Filter {
 
     void gather(int group, const float* post, const float* channel_weight, float* sum,
                 const WindowOccupancy& occupancy) {
-        constexpr int64_t kRunBlock = 256;
         const int64_t num_runs = static_cast<int64_t>(voxels_.runs.size());
         pool_.run((num_runs + kRunBlock - 1) / kRunBlock, [&](int64_t block, int) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs);

@@ -141,9 +141,6 @@ inline void copy_outside(const Voxels& voxels, const GridView<const float>& from
 // Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one
 // per label. L: number of labels, 0 = any; loops of known length stay in registers.
 
-// Smallest normal number: keeps logarithms of vanished marginals finite.
-inline constexpr float kTiny = std::numeric_limits<float>::min();
-
 // Largest rounding error of a marginal that is implied as 1 minus the others.
 constexpr float rounding_of_implied(int num_labels) {
     return static_cast<float>(num_labels) * std::numeric_limits<float>::epsilon();

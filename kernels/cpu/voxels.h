@@ -15,6 +15,8 @@ struct Run {
     int32_t length;
 };
 
+constexpr int64_t kRunBlock = 256;  // runs that a thread takes at a time
+
 struct Voxels {
     int num_axes = 0;  // axes of the box that are longer than one voxel (at least one axis is kept)
     int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest

@@ -4,10 +4,6 @@
 #include "cpu/filter.h"
 
 namespace crf {
-constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
-
-constexpr double kTruncationRadius = 3.0;  // standard deviations of the spatial part of the kernel
-
 // A pair of voxels of the window: their offset along each box axis, in voxels, and their squared
 // distance in standard deviations.
 struct WindowOffset {
