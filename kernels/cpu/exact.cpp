@@ -1,6 +1,6 @@
 // The bilateral kernel summed over all pairs of voxels: O(N^2), exact to single precision.
 
-#include "cpu/filter.h"
+#include "cpu/filter_moments.h"
 #include "cpu/simd.h"
 
 namespace crf {
@@ -34,9 +34,24 @@ class ExactFilter final : public Filter {
     }
 
     // Pair by pair, like the weights.
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared,
-                        float* pull, Workspace&) override {
-        if (num_features_ > kMostFeatures) return false;
+    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+                     float* image, MomentSums& sums) override {
+        if (num_features_ > kMostFeatures)
+            return Filter::add_moments(pair, features, squared, image, sums);
+        float* const pull = sums.cleared_pull(features, image);
+        add_pairs(pair.u, pair.v, pair.num_channels, squared, pull);
+        sums.add_pull(features, image);
+    }
+
+    std::string description() const override {
+        return "exact (all " + std::to_string(num_voxels_) + " x N pairs)";
+    }
+
+   private:
+    static constexpr int kMostFeatures = 12;
+
+    // The sums of `add_moments`. pull: (modality, voxel), added to, or nullptr.
+    void add_pairs(const float* u, const float* v, int num_channels, double* squared, float* pull) {
         // Features are scaled to give exponents of 2.
         constexpr float kUnscale = 1.0f / kFeatureScale;
         const int64_t num_items = padded_ / kLanes;
@@ -96,15 +111,7 @@ class ExactFilter final : public Filter {
             for (size_t a = 0; a < axis_feature_.size(); ++a)
                 squared[num_modalities_ + a] += of_item[num_modalities_ + axis_feature_[a]];
         }
-        return true;
     }
-
-    std::string description() const override {
-        return "exact (all " + std::to_string(num_voxels_) + " x N pairs)";
-    }
-
-   private:
-    static constexpr int kMostFeatures = 12;
 
     void accumulate_group(const float* values, int num_channels, const float* pre,
                           const float* post, const float* channel_weight, float* sum) {

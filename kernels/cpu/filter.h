@@ -2,12 +2,14 @@
 #pragma once
 
 #include "cpu/buffer.h"
-#include "cpu/thread_pool.h"
-#include "cpu/voxels.h"
+#include "cpu/features.h"
 
 namespace crf {
 // Channels that the filters process together.
 constexpr int kChannelGroup = 4;
+
+// Columns of features whose products with a channel are filtered side by side.
+constexpr int kFeatureGroup = 4;
 
 // Where kernels end, in standard deviations: engines/base.py has the same for Python.
 // The truncated sum leaves out voxels farther apart, whose Gaussian is below 0.011: a radius of 4
@@ -22,9 +24,31 @@ constexpr double kSpatialRadius = 4.0;
 // memory for them would show.
 constexpr int64_t kFewVoxels = int64_t{1} << 18;
 
+// What a caller may know of a filter before it filters, to make the calls that are cheap.
+struct FilterTraits {
+    bool is_symmetric = true;  // transposed, it is the same operator
+    bool keeps_image = false;  // it reads the image that it was built on whenever it filters
+    // A further channel of a group takes little more time: most of it goes into weights of pairs.
+    bool shares_weights = false;
+    // Channels whose moments take little more time than those of one, and need no filtered values.
+    int num_moment_channels = 1;
+};
+
+// Sums S = sum_c <u_c, K v_c> of (channel, voxel) that are differentiated; kv = K v and ktu =
+// transpose(K) u, so that they are not filtered again.
+struct FilteredPair {
+    const float *u, *v, *kv, *ktu;
+    int num_channels;
+};
+
+class MomentSums;
+
 class Filter {
    public:
+    explicit Filter(const FilterTraits& traits = FilterTraits()) : traits(traits) {}
     virtual ~Filter() = default;
+
+    const FilterTraits traits;
 
     // The voxels whose sums matter: (voxel) 1, others 0; nullptr: all. At others, `accumulate` may
     // leave out what it adds.
@@ -48,111 +72,25 @@ class Filter {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
     }
 
-    // sum[c][n] += scale[n] * sum_m K(n, m) * values[c][m], scale[n] = 1 / sum_m K(n, m), in one
-    // go; false if the filter cannot.
-    virtual bool accumulate_mean(const float* /*values*/, int /*num_channels*/, float* /*scale*/,
-                                 float* /*sum*/, Workspace&) {
-        return false;
-    }
-
-    virtual bool is_symmetric() const { return true; }
-
-    // Computes the normalization without filtering, if the filter can: scale[n] = (K 1)^-1/2 and
-    // ones[n] = the message of all ones if `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is
-    // nullptr). False: it cannot.
-    virtual bool normalize(bool /*symmetric*/, float* /*scale*/, float* /*ones*/) { return false; }
-
-    // Moments of the kernel (moments.h), if a filter has a better way than filtering products with
-    // the features x; false: it has none. squared[f] += theta_f d/dtheta_f sum_c <u_c, K v_c>,
-    // intensities first, box axes last; and for the intensities, unless `pull` is nullptr,
-    // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)).
-    virtual bool second_moments(const float* /*u*/, const float* /*v*/, int /*num_channels*/,
-                                double* /*squared*/, float* /*pull*/, Workspace&) {
-        return false;
-    }
-
-    // Channels that `second_moments`, which then is there, takes together in little more time than
-    // one of them; 1: that saves nothing.
-    virtual int num_moment_channels() const { return 1; }
-
-    // Whether the filter processes several columns of features faster together than one by one, and
-    // the function for it: cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns
-    // x_f.
-    static constexpr int kMostColumns = 4;
-    virtual bool has_cross_moments() const { return false; }
-    virtual void cross_moments(const float* const* /*columns*/, int /*num_columns*/,
-                               const float* /*u*/, const float* /*v*/, int /*num_channels*/,
-                               double* /*cross*/, Workspace&) {}
-
-    // Whether filtering reads the image that the filter was built on.
-    virtual bool keeps_image() const { return false; }
-
-    // Whether a further channel of a group takes little more time, because most of it goes into the
-    // weights of pairs.
-    virtual bool shares_weights() const { return false; }
+    // Derivatives of a sum S (filter_moments.h): squared[f] += theta_f dS/dtheta_f of each feature,
+    // intensities first, box axes last; and image += dS/dimage, (modality, voxel), unless it is
+    // nullptr. By default products with each feature are filtered.
+    virtual void add_moments(const FilteredPair& pair, const FeatureColumns& features,
+                             double* squared, float* image, MomentSums& sums);
 
     // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;
 };
 
-// The point that features count from: parts of a volume that share an origin share the points of a
-// lattice and the cells of a grid.
-struct FeatureOrigin {
-    std::vector<int64_t> position;  // a voxel, one index per grid axis; may lie outside the grid
-    std::vector<double> intensity;  // one per modality
-};
-
-// The bilateral kernel's inputs, not divided by bandwidths.
-struct BilateralInput {
-    const Voxels* voxels = nullptr;
-    // mm, one per box axis; empty for points, whose features are the intensities alone
-    std::vector<double> theta_position;
-    std::vector<double> theta_beta;       // one per modality
-    std::vector<const float*> intensity;  // whole grid, one array per modality
-    std::vector<float> lowest, highest;   // of each modality, inside the mask
-    int64_t first[kMaxAxes]{};  // the box's first voxel along each axis, from the feature origin
-    std::vector<float> zero;    // the feature origin's intensity of each modality
-
-    // Largest range, in bandwidths, at which single precision resolves a difference of one
-    // bandwidth.
-    static constexpr double kLargestFeature = 1e6;
-
-    // Computes the ranges of the intensities. Throws InputError if one is not finite, CapacityError
-    // if one spans too many bandwidths. origin: nullptr for the box's first voxel and the lowest
-    // intensities.
-    BilateralInput(const Voxels& voxels, std::vector<double> theta_position,
-                   std::vector<double> theta_beta, std::vector<const float*> intensity,
-                   ThreadPool& pool, const FeatureOrigin* origin = nullptr);
-
-    // So many voxels along an axis, in bandwidths.
-    double in_bandwidths(int axis, int64_t num_voxels) const {
-        return num_voxels * voxels->spacing[axis] / theta_position[axis];
-    }
-    // The standard deviation along an axis, in voxels.
-    double sigma(int axis) const { return theta_position[axis] / voxels->spacing[axis]; }
-
-   private:
-    void check_span() const;
-};
-
-// Features of `count` compact voxels from `first` on, as num_modalities + num_axes arrays of
-// `stride` floats, from the feature origin on: by default the box's corner and the lowest
-// intensities, so that large offsets cost no precision.
-void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features,
-                     int64_t stride);
-
-// The same for `length` voxels that follow one another in a row, from a place in the whole grid and
-// coordinates in the box.
-void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate,
-                    int64_t length, float* features, int64_t stride);
-
-inline int num_features(const BilateralInput& input) {
-    return static_cast<int>(input.intensity.size() + input.theta_position.size());
-}
-
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool);
+
+// sum[c][n] += scale[n] * sum_m K(n, m) * values[c][m], scale[n] = 1 / sum_m K(n, m), in one go;
+// false if the filter is no lattice.
+bool accumulate_mean(Filter& filter, const float* values, int num_channels, float* scale,
+                     float* sum, Workspace& workspace);
+
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
                                             const std::vector<double>& theta_gamma,
                                             ThreadPool& pool);
@@ -192,6 +130,12 @@ struct Kernel {
 // filtering.
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization,
                       ThreadPool& pool, Workspace& workspace);
+
+// The same of a spatial kernel, without filtering where there is no mask. theta_gamma: mm, one per
+// box axis.
+void normalize_spatial_kernel(Kernel& kernel, const Voxels& voxels,
+                              const std::vector<double>& theta_gamma, Normalization normalization,
+                              ThreadPool& pool, Workspace& workspace);
 
 // Computes `ones` of a normalized kernel unless it is known. Not all users of a kernel need it.
 void find_ones(Kernel& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace);

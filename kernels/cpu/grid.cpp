@@ -4,7 +4,7 @@
 // splatted into cells along x and intensity only; rows are added to planes, and these to the grid.
 // A voxel costs 4 (or 16) short vectors.
 
-#include "cpu/filter.h"
+#include "cpu/filter_moments.h"
 #include "cpu/grid_bands.h"
 #include "cpu/grid_voxels.h"
 
@@ -16,7 +16,8 @@ constexpr int64_t kBatchFloats = int64_t{1} << 20;
 class GridFilter final : public Filter {
    public:
     GridFilter(const BilateralInput& input, const GridSize& size, ThreadPool& pool)
-        : voxels_(*input.voxels),
+        : Filter({.keeps_image = true}),
+          voxels_(*input.voxels),
           pool_(pool),
           size_(size),
           num_modalities_(static_cast<int>(input.intensity.size())),
@@ -46,19 +47,32 @@ class GridFilter final : public Filter {
         }
     }
 
-    bool has_cross_moments() const override { return true; }
+    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+                     float* image, MomentSums& sums) override {
+        if (image) return Filter::add_moments(pair, features, squared, image, sums);
+        sums.add_together(pair, features, squared,
+                          [&](const float* const* columns, int num_columns, double* cross) {
+                              add_cross_moments(columns, num_columns, pair, cross,
+                                                sums.workspace());
+                          });
+    }
 
+    std::string description() const override {
+        return "grid (" + std::to_string(num_cells_) + " cells)";
+    }
+
+   private:
     // Filters the products of v with all columns side by side. The result is summed, never stored.
-    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v,
-                       int num_channels, double* cross, Workspace& workspace) override {
-        use_width(kMostColumns);
+    void add_cross_moments(const float* const* columns, int num_columns, const FilteredPair& pair,
+                           double* cross, Workspace& workspace) {
+        use_width(kFeatureGroup);
         grid_ = workspace.floats(level_[0] + batch_floats());
         planes_ = grid_ + level_[0];
         std::vector<vfloat> of_plane(num_planes_);
-        for (int c = 0; c < num_channels; ++c) {
-            splat({v + c * voxels_.num_voxels, nullptr, columns, num_columns});
+        for (int c = 0; c < pair.num_channels; ++c) {
+            splat({pair.v + c * voxels_.num_voxels, nullptr, columns, num_columns});
             blur();
-            const Sent own{u + c * voxels_.num_voxels, nullptr, columns, num_columns};
+            const Sent own{pair.u + c * voxels_.num_voxels, nullptr, columns, num_columns};
             std::fill(of_plane.begin(), of_plane.end(), vfloat{});
             slice(
                 [&](int64_t plane, int64_t row, const float* from, const Stretch&, float* memory) {
@@ -69,18 +83,11 @@ class GridFilter final : public Filter {
                 store(lanes, total);
                 for (int i = 0; i < kSpan * num_columns; ++i)
                     cross[i % num_columns] += static_cast<double>(
-                        lanes[i / num_columns * kMostColumns + i % num_columns]);
+                        lanes[i / num_columns * kFeatureGroup + i % num_columns]);
             }
         }
     }
 
-    bool keeps_image() const override { return true; }
-
-    std::string description() const override {
-        return "grid (" + std::to_string(num_cells_) + " cells)";
-    }
-
-   private:
     static std::array<std::vector<Place>, kMaxAxes> places(const BilateralInput& input,
                                                            const GridSize& size) {
         const Voxels& voxels = *input.voxels;

@@ -21,7 +21,7 @@ struct Sent {
 
 class GridVoxels {
    public:
-    static constexpr int kColumns = Filter::kMostColumns;
+    static constexpr int kColumns = kFeatureGroup;
 
     // places: the places of the voxels along the last axis.
     GridVoxels(const BilateralInput& input, const GridSize& size, const std::vector<Place>& places)

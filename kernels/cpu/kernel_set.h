@@ -2,7 +2,7 @@
 // step of the forward and backward pass.
 #pragma once
 
-#include "cpu/moments.h"
+#include "cpu/filter.h"
 
 namespace crf {
 Normalization parse_normalization(const std::string& name);
@@ -36,7 +36,7 @@ struct KernelSet {
     // Whether a filter reads the image when it filters.
     bool keeps_image() const {
         return std::any_of(kernels.begin(), kernels.end(),
-                           [](const Kernel& kernel) { return kernel.filter->keeps_image(); });
+                           [](const Kernel& kernel) { return kernel.filter->traits.keeps_image; });
     }
 
     KernelSet(const Voxels& voxels, const std::vector<const float*>& image,

@@ -1,6 +1,7 @@
 // Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every
 // direction, slice.
 
+#include "cpu/filter_moments.h"
 #include "cpu/lattice_build.h"
 #include "cpu/simd.h"
 
@@ -101,7 +102,8 @@ struct RowOf<1> {
 class LatticeFilter final : public Filter {
    public:
     LatticeFilter(const BilateralInput& input, ThreadPool& pool)
-        : num_voxels_(input.voxels->num_voxels),
+        : Filter({.is_symmetric = false}),
+          num_voxels_(input.voxels->num_voxels),
           pool_(pool),
           lattice_(build_lattice(input, pool)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
@@ -124,17 +126,16 @@ class LatticeFilter final : public Filter {
                     const float* channel_weight, float* sum, Workspace& workspace) override {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
     }
-    bool accumulate_mean(const float* values, int num_channels, float* scale, float* sum,
-                         Workspace& workspace) override {
+
+    void accumulate_mean(const float* values, int num_channels, float* scale, float* sum,
+                         Workspace& workspace) {
         const std::vector<float> unit(num_channels, 1.0f);
         filter_groups(values, num_channels, nullptr, nullptr, unit.data(), sum, workspace, false,
                       scale);
-        return true;
     }
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute
     // where vertices are missing.
-    bool is_symmetric() const override { return false; }
     void accumulate_transposed(const float* values, int num_channels, const float* pre,
                                const float* post, const float* channel_weight, float* sum,
                                Workspace& workspace) override {
@@ -143,20 +144,39 @@ class LatticeFilter final : public Filter {
 
     // Rows of sixteen are a cache line and cost little more than rows of four. With more vertices
     // than voxels they would use most memory.
-    bool has_cross_moments() const override { return lattice_.num_vertices <= num_voxels_; }
+    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+                     float* image, MomentSums& sums) override {
+        if (image || lattice_.num_vertices > num_voxels_)
+            return Filter::add_moments(pair, features, squared, image, sums);
+        sums.add_together(pair, features, squared,
+                          [&](const float* const* columns, int num_columns, double* cross) {
+                              add_cross_moments(columns, num_columns, pair, cross,
+                                                sums.workspace());
+                          });
+    }
 
-    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v,
-                       int num_channels, double* cross, Workspace& workspace) override {
+    std::string description() const override {
+        const double per_voxel =
+            static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_);
+        return "lattice (" + std::to_string(lattice_.num_vertices) + " vertices, " +
+               printed(per_voxel, 2) + " per voxel)";
+    }
+
+   private:
+    static constexpr int64_t kSharedBlock = 4096;
+
+    void add_cross_moments(const float* const* columns, int num_columns, const FilteredPair& pair,
+                           double* cross, Workspace& workspace) {
         const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
         auto* const rows = reinterpret_cast<vfloat*>(workspace.floats(lattice_.slot.size * kLanes));
         std::vector<vfloat> of_tile(num_tiles);
         grow_scratch(kLanes);
-        for (int c = 0; c < num_channels; c += 4) {
-            const int group = std::min(4, num_channels - c);
+        for (int c = 0; c < pair.num_channels; c += 4) {
+            const int group = std::min(4, pair.num_channels - c);
             pool_.run(num_tiles, [&](int64_t t, int thread) {
                 vfloat* const sent = reinterpret_cast<vfloat*>(scratch_[thread].get());
-                load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group,
-                              sent);
+                load_products(lattice_.tiles[t], columns, num_columns, pair.v + c * num_voxels_,
+                              group, sent);
                 splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows);
             });
             sum_shares(rows);
@@ -170,8 +190,8 @@ class LatticeFilter final : public Filter {
                            [](int64_t, int64_t) { return true; });
                 // The tile's vertices are no longer needed: their memory serves the products with
                 // u.
-                load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group,
-                              buffer);
+                load_products(lattice_.tiles[t], columns, num_columns, pair.u + c * num_voxels_,
+                              group, buffer);
                 vfloat total{};
                 for (int64_t i = 0; i < lattice_.tiles[t].num_voxels; ++i)
                     total += received[i] * buffer[i];
@@ -183,16 +203,6 @@ class LatticeFilter final : public Filter {
                         static_cast<double>(total[lane]) * static_cast<double>(amplitude_);
         }
     }
-
-    std::string description() const override {
-        const double per_voxel =
-            static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_);
-        return "lattice (" + std::to_string(lattice_.num_vertices) + " vertices, " +
-               printed(per_voxel, 2) + " per voxel)";
-    }
-
-   private:
-    static constexpr int64_t kSharedBlock = 4096;
 
     // scale: nullptr, or room for the `post` of all channels, which then comes with the first
     // group: the inverse of the ones' sums.
@@ -233,7 +243,7 @@ class LatticeFilter final : public Filter {
     }
 
     // Buffers for a tile's voxels and for its vertices, in rows of `width`, or for blurring;
-    // cross_moments needs two for voxels.
+    // add_cross_moments needs two for voxels.
     void grow_scratch(int64_t width) {
         const int64_t of_tile = std::max(lattice_.largest_tile, sent_rows_) + sent_rows_;
         const int64_t size = std::max(of_tile, blur_scratch(lattice_)) * width;
@@ -504,5 +514,12 @@ class LatticeFilter final : public Filter {
 
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<LatticeFilter>(input, pool);
+}
+
+bool accumulate_mean(Filter& filter, const float* values, int num_channels, float* scale,
+                     float* sum, Workspace& workspace) {
+    auto* const lattice = dynamic_cast<LatticeFilter*>(&filter);
+    if (lattice) lattice->accumulate_mean(values, num_channels, scale, sum, workspace);
+    return lattice != nullptr;
 }
 }  // namespace crf

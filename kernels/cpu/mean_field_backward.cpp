@@ -1,4 +1,4 @@
-#include "cpu/moments.h"
+#include "cpu/mean_field_backward.h"
 
 #include "cpu/message_backward.h"
 #include "cpu/volume.h"

@@ -69,7 +69,7 @@ class Messages {
     // Whether a kernel's message of all ones can come with the first step's messages, for little
     // more time.
     bool can_join_ones(const Kernel& k) const {
-        return k.scales_sent && !k.ones && k.filter->shares_weights() && !is_recorded_ &&
+        return k.scales_sent && !k.ones && k.filter->traits.shares_weights && !is_recorded_ &&
                num_channels_ % kChannelGroup > 0;
     }
 

@@ -1,7 +1,8 @@
 // The backward pass through the messages of the kernels (docs/reference/math.md, section 9).
 #pragma once
 
-#include "cpu/moments.h"
+#include "cpu/filter_moments.h"
+#include "cpu/mean_field_backward.h"
 #include "cpu/simd.h"
 #include "cpu/voxel_rows.h"
 
@@ -59,7 +60,7 @@ class MessageBackward {
                 grad_ones_.emplace_back(num_voxels_);
                 clear_rows(grad_degree_.back().get(), num_voxels_, 1, pool_);
                 clear_rows(grad_ones_.back().get(), num_voxels_, 1, pool_);
-                const int room = kernels[m].filter->num_moment_channels();
+                const int room = kernels[m].filter->traits.num_moment_channels;
                 waiting_.push_back({room > num_sent_ ? room : 0, 0, {}, {}});
                 waiting_.back().u = Buffer<float>(waiting_.back().room * num_voxels_);
                 waiting_.back().v = Buffer<float>(waiting_.back().room * num_voxels_);
@@ -85,7 +86,7 @@ class MessageBackward {
         clear_rows(returned_.get(), num_voxels_, 2 * num_sent_, pool_);
         if (moments_wanted_) {
             for_blocks([&](int64_t block, int) { scale_both(kernel, step.marginals, block); });
-            if (kernel.filter->is_symmetric() &&
+            if (kernel.filter->traits.is_symmetric &&
                 num_voxels_ <= kFewVoxels) {  // Together: each weight is computed once.
                 kernel.filter->accumulate(given_.get(), 2 * num_sent_, nullptr, nullptr,
                                           unit_.data(), returned_.get(), workspace_);
@@ -325,7 +326,8 @@ class MessageBackward {
 
     void add_moments(size_t m, const FilteredPair& pair) {
         float* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
-        moments_.add(*kernels_[m].filter, features_[m], pair, gradients_.theta[m].data(), image);
+        kernels_[m].filter->add_moments(pair, features_[m], gradients_.theta[m].data(), image,
+                                        moments_);
     }
 
     const Voxels& voxels_;
@@ -357,7 +359,7 @@ class MessageBackward {
     };
     std::vector<WaitingMoments> waiting_;  // (kernel)
     Buffer<float> image_;                  // (modality, voxel)
-    Moments moments_;
+    MomentSums moments_;
     std::vector<float> unit_;
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
     std::vector<Buffer<float>> scratch_;

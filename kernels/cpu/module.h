@@ -18,6 +18,7 @@
 #include <mutex>
 
 #include "cpu/kernel_set.h"
+#include "cpu/mean_field_backward.h"
 #include "cpu/tiles.h"
 
 namespace crf {

@@ -1,6 +1,6 @@
 // The Python class of the Gaussian filter on points of any features.
+#include "cpu/filter_moments.h"
 #include "cpu/module.h"
-#include "cpu/moments.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -59,8 +59,8 @@ class Points {
         require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(),
                 "expected room for a scale per point");
         EngineCall call(mutex_, *pool_);
-        return filter_->accumulate_mean(values.data(), static_cast<int>(values.shape(0)),
-                                        scale.data(), out.data(), call.workspace);
+        return accumulate_mean(*filter_, values.data(), static_cast<int>(values.shape(0)),
+                               scale.data(), out.data(), call.workspace);
     }
 
     // gradient = the derivative of sum(u * K v) with respect to the features, in their shape, of
@@ -81,9 +81,9 @@ class Points {
         const FeatureColumns columns(*voxels_, {}, std::vector<double>(features_.shape(0), 1.0),
                                      pointers());
         std::vector<double> squared(features_.shape(0));
-        Moments moments(num_points(), *pool_, call.workspace);
-        moments.add(*filter_, columns, {u.data(), v.data(), kv.get(), ktu.get(), num_channels},
-                    squared.data(), gradient.data());
+        MomentSums sums(num_points(), *pool_, call.workspace);
+        filter_->add_moments({u.data(), v.data(), kv.get(), ktu.get(), num_channels}, columns,
+                             squared.data(), gradient.data(), sums);
     }
 
    private:

@@ -1,20 +1,22 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding
 // box: exact except for its tails (spatial_rows.h). Skips sums of zeros.
 
-#include "cpu/filter.h"
+#include "cpu/filter_moments.h"
 #include "cpu/spatial_rows.h"
 
 namespace crf {
 namespace {
+std::vector<SpatialTaps> taps_of(const Voxels& voxels, const std::vector<double>& theta_gamma) {
+    std::vector<double> sigma;
+    for (int a = 0; a < voxels.num_axes; ++a) sigma.push_back(theta_gamma[a] / voxels.spacing[a]);
+    return spatial_taps(sigma, {voxels.box_shape, voxels.box_shape + voxels.num_axes});
+}
+
 class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool)
         : voxels_(voxels), pool_(pool) {
-        std::vector<double> sigma;
-        for (int a = 0; a < voxels.num_axes; ++a)
-            sigma.push_back(theta_gamma[a] / voxels.spacing[a]);
-        for (const SpatialTaps& taps :
-             spatial_taps(sigma, {voxels.box_shape, voxels.box_shape + voxels.num_axes})) {
+        for (const SpatialTaps& taps : taps_of(voxels, theta_gamma)) {
             taps_.emplace_back(taps.weight.begin(), taps.weight.end());
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }
@@ -37,37 +39,20 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    // Without a mask K 1 is a product over the axes, and so is everything computed from it.
-    bool normalize(bool symmetric, float* scale, float* ones) override {
-        if (voxels_.num_voxels != voxels_.box_size) return false;
-        std::vector<std::vector<float>> scales, messages;
-        for (int a = 0; a < voxels_.num_axes; ++a) {
-            scales.push_back(filter_profile(a, std::vector<float>(voxels_.box_shape[a], 1.0f)));
-            for (float& s : scales.back()) s = symmetric ? 1.0f / std::sqrt(s) : 1.0f / s;
-            messages.push_back(filter_profile(a, scales.back()));
-            for (size_t i = 0; i < messages.back().size(); ++i)
-                messages.back()[i] *= scales.back()[i];
-        }
-        fill_product(scales, scale);
-        if (ones) fill_product(messages, ones);
-        return true;
-    }
-
     // The derivative with respect to one axis's bandwidth is the same filter with that axis's
     // slopes instead of its weights.
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared,
-                        float* /*pull*/, Workspace& workspace) override {
-        box_ = workspace.floats(voxels_.box_size);
-        for (int c = 0; c < num_channels; ++c)
+    void add_moments(const FilteredPair& pair, const FeatureColumns&, double* squared,
+                     float* /*image*/, MomentSums& sums) override {
+        box_ = sums.workspace().floats(voxels_.box_size);
+        for (int c = 0; c < pair.num_channels; ++c)
             for (int differentiated = 0; differentiated < voxels_.num_axes; ++differentiated) {
                 const auto taps = [&](int axis) -> const std::vector<float>& {
                     return axis == differentiated ? slopes_[axis] : taps_[axis];
                 };
-                filter_slabs(v + c * voxels_.num_voxels, nullptr, taps);
+                filter_slabs(pair.v + c * voxels_.num_voxels, nullptr, taps);
                 filter_first_axis(taps);
-                squared[differentiated] += dot_with_box(u + c * voxels_.num_voxels);
+                squared[differentiated] += dot_with_box(pair.u + c * voxels_.num_voxels);
             }
-        return true;
     }
 
     std::string description() const override { return "separable"; }
@@ -120,36 +105,6 @@ class SpatialFilter final : public Filter {
 
     int64_t num_run_blocks() const {
         return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock;
-    }
-
-    // Applies the one-dimensional filter of an axis to a profile along it.
-    std::vector<float> filter_profile(int axis, const std::vector<float>& profile) const {
-        const int64_t length = static_cast<int64_t>(profile.size());
-        const int64_t radius = static_cast<int64_t>(taps_[axis].size()) - 1;
-        std::vector<float> filtered(length);
-        for (int64_t i = 0; i < length; ++i) {
-            double total = 0;
-            for (int64_t j = std::max<int64_t>(0, i - radius);
-                 j <= std::min(length - 1, i + radius); ++j)
-                total += static_cast<double>(taps_[axis][std::abs(i - j)]) * profile[j];
-            filtered[i] = static_cast<float>(total);
-        }
-        return filtered;
-    }
-
-    void fill_product(const std::vector<std::vector<float>>& profiles, float* out) {
-        const int last = voxels_.num_axes - 1;
-        const int64_t length = voxels_.box_shape[last];
-        pool_.run(voxels_.box_size / length,
-                  [&](int64_t row, int) { fill_row(profiles, row, out + row * length); });
-    }
-
-    void fill_row(const std::vector<std::vector<float>>& profiles, int64_t row, float* out) const {
-        const int last = voxels_.num_axes - 1;
-        float factor = 1.0f;
-        for (int64_t a = last - 1, rest = row; a >= 0; rest /= voxels_.box_shape[a], --a)
-            factor *= profiles[a][rest % voxels_.box_shape[a]];
-        for (int64_t i = 0; i < voxels_.box_shape[last]; ++i) out[i] = factor * profiles[last][i];
     }
 
     // Fills the box with one channel and filters it along all axes except the first. taps(axis):
@@ -252,11 +207,65 @@ class SpatialFilter final : public Filter {
     float* box_ = nullptr;                      // in the workspace
     std::vector<Buffer<float>> scratch_;        // per thread: rows begin at cache lines
 };
+
+// The one-dimensional filter of an axis, applied to a profile along it.
+std::vector<float> filter_profile(const std::vector<float>& taps,
+                                  const std::vector<float>& profile) {
+    const int64_t length = static_cast<int64_t>(profile.size());
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+    std::vector<float> filtered(length);
+    for (int64_t i = 0; i < length; ++i) {
+        double total = 0;
+        for (int64_t j = std::max<int64_t>(0, i - radius); j <= std::min(length - 1, i + radius);
+             ++j)
+            total += static_cast<double>(taps[std::abs(i - j)]) * profile[j];
+        filtered[i] = static_cast<float>(total);
+    }
+    return filtered;
+}
+
+// The product of one profile per axis, at all places of the box.
+void fill_product(const Voxels& voxels, const std::vector<std::vector<float>>& profiles, float* out,
+                  ThreadPool& pool) {
+    const int last = voxels.num_axes - 1;
+    const int64_t length = voxels.box_shape[last];
+    pool.run(voxels.box_size / length, [&](int64_t row, int) {
+        float factor = 1.0f;
+        for (int64_t a = last - 1, rest = row; a >= 0; rest /= voxels.box_shape[a], --a)
+            factor *= profiles[a][rest % voxels.box_shape[a]];
+        float* const to = out + row * length;
+        for (int64_t i = 0; i < length; ++i) to[i] = factor * profiles[last][i];
+    });
+}
 }  // namespace
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
                                             const std::vector<double>& theta_gamma,
                                             ThreadPool& pool) {
     return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);
+}
+
+// Without a mask K 1 is a product over the axes, and so is everything computed from it.
+void normalize_spatial_kernel(Kernel& kernel, const Voxels& voxels,
+                              const std::vector<double>& theta_gamma, Normalization normalization,
+                              ThreadPool& pool, Workspace& workspace) {
+    const bool has_mask = voxels.num_voxels != voxels.box_size;
+    if (has_mask || normalization == Normalization::kNone)
+        return normalize_kernel(kernel, voxels, normalization, pool, workspace);
+    kernel.scales_sent = normalization == Normalization::kSymmetric;
+    std::vector<std::vector<float>> scales, messages;
+    for (const SpatialTaps& of_axis : taps_of(voxels, theta_gamma)) {
+        const std::vector<float> taps(of_axis.weight.begin(), of_axis.weight.end());
+        const size_t length = voxels.box_shape[scales.size()];
+        scales.push_back(filter_profile(taps, std::vector<float>(length, 1.0f)));
+        for (float& s : scales.back()) s = kernel.scales_sent ? 1.0f / std::sqrt(s) : 1.0f / s;
+        messages.push_back(filter_profile(taps, scales.back()));
+        for (size_t i = 0; i < length; ++i) messages.back()[i] *= scales.back()[i];
+    }
+    kernel.scale = Buffer<float>(voxels.num_voxels);
+    fill_product(voxels, scales, kernel.scale.get(), pool);
+    if (!kernel.scales_sent) return;
+    kernel.ones = Buffer<float>(voxels.num_voxels);
+    fill_product(voxels, messages, kernel.ones.get(), pool);
 }
 }  // namespace crf

@@ -2,14 +2,15 @@
 // standard deviations in space are left out. Each unordered pair is visited once and its weight
 // used in both directions; two rows of voxels share their loaded neighbors.
 
+#include "cpu/filter_moments.h"
 #include "cpu/simd.h"
 #include "cpu/window_plan.h"
 
 namespace crf {
 namespace {
-// Moments of the truncated sum for gradients with respect to bandwidths and the image (moments.h),
-// pair by pair like its weights: squares of features far from their center, which cancel in the
-// moment form, are never formed.
+// Moments of the truncated sum for gradients with respect to bandwidths and the image
+// (filter_moments.h), pair by pair like its weights: squares of features far from their center,
+// which cancel in the moment form, are never formed.
 
 // Room for channels, modalities and axes; more modalities or axes than that need the moment form. A
 // pair's weight takes longer than a channel, so that with few voxels the channels of several steps
@@ -131,9 +132,11 @@ void WindowMoments::add(ThreadPool& pool) const {
 class TruncatedFilter final : public Filter {
    public:
     TruncatedFilter(const BilateralInput& input, ThreadPool& pool)
-        : voxels_(*input.voxels),
+        : Filter(traits_of(input)),
+          voxels_(*input.voxels),
           pool_(pool),
           num_modalities_(static_cast<int>(input.intensity.size())),
+          has_moments_(has_moments(input)),
           plan_(plan_window(input)) {
         load_intensity(input);
     }
@@ -151,9 +154,34 @@ class TruncatedFilter final : public Filter {
         }
     }
 
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared,
-                        float* pull, Workspace& workspace) override {
-        if (!has_moments()) return false;
+    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+                     float* image, MomentSums& sums) override {
+        if (!has_moments_) return Filter::add_moments(pair, features, squared, image, sums);
+        float* const pull = sums.cleared_pull(features, image);
+        add_pairs(pair.u, pair.v, pair.num_channels, squared, pull, sums.workspace());
+        sums.add_pull(features, image);
+    }
+
+    std::string description() const override {
+        return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)";
+    }
+
+   private:
+    static FilterTraits traits_of(const BilateralInput& input) {
+        FilterTraits traits{.shares_weights = true};
+        if (has_moments(input) && input.voxels->num_voxels <= kFewVoxels)
+            traits.num_moment_channels = kMomentChannels;
+        return traits;
+    }
+
+    static bool has_moments(const BilateralInput& input) {
+        return static_cast<int>(input.intensity.size()) <= kMomentModalities &&
+               input.voxels->num_axes <= kMomentAxes;
+    }
+
+    // The sums of `add_moments`. pull: (modality, voxel), added to, or nullptr.
+    void add_pairs(const float* u, const float* v, int num_channels, double* squared, float* pull,
+                   Workspace& workspace) {
         const int num_features = num_modalities_ + voxels_.num_axes;
         const int room =
             voxels_.num_voxels <= kFewVoxels ? kMomentChannels : kMomentChannelsOfManyVoxels;
@@ -187,22 +215,6 @@ class TruncatedFilter final : public Filter {
                 squared[f] +=
                     sums[slab * num_features + f] * (f < num_modalities_ ? 2 / kLog2e : 1.0);
         if (pull) add_pulls(pulls, pull);
-        return true;
-    }
-
-    int num_moment_channels() const override {
-        return has_moments() && voxels_.num_voxels <= kFewVoxels ? kMomentChannels : 1;
-    }
-
-    bool shares_weights() const override { return true; }
-
-    std::string description() const override {
-        return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)";
-    }
-
-   private:
-    bool has_moments() const {
-        return num_modalities_ <= kMomentModalities && voxels_.num_axes <= kMomentAxes;
     }
 
     void load_intensity(const BilateralInput& input) {
@@ -422,6 +434,7 @@ class TruncatedFilter final : public Filter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     int num_modalities_;
+    const bool has_moments_;  // there is room for its modalities and axes
     const WindowPlan plan_;
     // (modality, padded voxel), scaled so that squared differences are exponents of 2
     Buffer<float> intensity_;
