@@ -1,5 +1,4 @@
-
-
+// Chooses the filter of `auto`: an estimate of the time that each takes for a run.
 #include "cpu/filter.h"
 #include "cpu/lattice_build.h"
 #include "cpu/window.h"

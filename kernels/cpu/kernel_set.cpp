@@ -1,3 +1,4 @@
+// Builds the kernels of a model on an image, and normalizes them.
 #include "cpu/kernel_set.h"
 
 #include "cpu/filter.h"

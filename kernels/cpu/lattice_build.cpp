@@ -1,3 +1,4 @@
+// Builds a lattice, and links its vertices to their neighbors along each direction.
 #include "cpu/lattice_build.h"
 
 #include "cpu/filter.h"

@@ -1,3 +1,4 @@
+// Computes the simplices of voxels, and how wide the fields of a key are for an image.
 #include "cpu/lattice_keys.h"
 
 #include "lattice_math.h"

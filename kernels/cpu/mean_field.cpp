@@ -1,3 +1,4 @@
+// The iteration of the mean field, equation by equation, and then its loops and memory.
 #include "cpu/mean_field.h"
 
 #include "cpu/mean_field_messages.h"

@@ -1,3 +1,4 @@
+// Takes the gradient of a loss back through the steps of the mean field.
 #include "cpu/mean_field_backward.h"
 
 #include "cpu/message_backward.h"

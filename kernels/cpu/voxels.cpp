@@ -1,3 +1,4 @@
+// Finds the runs of a mask's voxels and its box; argmax, softmax and ranges of whole grids.
 #include "cpu/voxels.h"
 
 #include "cpu/simd.h"
