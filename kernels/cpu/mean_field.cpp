@@ -3,6 +3,7 @@
 
 #include "cpu/mean_field_messages.h"
 #include "cpu/simd.h"
+#include "cpu/update.h"
 #include "cpu/volume.h"
 #include "cpu/voxel_rows.h"
 
@@ -143,6 +144,15 @@ class MeanField {
         }
     }
 
+    // The largest x_0 of each voxel.
+    template <int L>
+    [[gnu::always_inline]] vfloat largest_logit(const LabelLanes& x) const {
+        const int num_labels = L > 0 ? L : num_labels_;
+        vfloat largest = x[0];
+        for (int l = 1; l < num_labels; ++l) largest = vmax(x[l], largest);
+        return largest;
+    }
+
     // The most probable label of the marginals before the step; of equal ones the lowest.
     template <int L>
     [[gnu::always_inline]] vint old_label(const BlockRows& rows, int64_t i) const {
@@ -166,7 +176,7 @@ class MeanField {
 
     // ---- Blocks of voxels.
 
-    // Q_0 = softmax(x_0), and its part of the energy. The received messages become zero.
+    // Q_0, the update of x_0, and its part of the energy. The received messages become zero.
     void start(int64_t block, float* memory) {
         load_logits(block, memory);
         const int64_t count = num_in_block(block);
@@ -175,8 +185,9 @@ class MeanField {
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
             const vint valid = first_lanes(lanes);
-            largest += select(valid, largest_row<0>(memory + i, num_labels_), vfloat{});
-            const SoftmaxLanes lanes_start = softmax_rows<0>(memory + i, num_labels_);
+            const LabelLanes rows{memory + i};
+            largest += select(valid, largest_logit<0>(rows), vfloat{});
+            const UpdateLanes lanes_start = update_marginals<0>(rows, rows, num_labels_);
             log_sum += select(valid, lanes_start.log_sum, vfloat{});
             for (int lane = 0; counts_labels && lane < lanes; ++lane) {
                 const int label = static_cast<int>(lanes_start.label[lane]);
@@ -202,7 +213,7 @@ class MeanField {
         for (int64_t i = 0; i < count; i += kLanes) {
             const int64_t left = count - i;
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
-            const vfloat largest = largest_row<L>(rows.logits + i, num_labels_);
+            const vfloat largest = largest_logit<L>({rows.logits + i});
             const vfloat all = load_messages(rows, block * kVoxelBlock, i, left, is_final);
             subtract_pairwise<L>(rows, i, all, largest, valid, quadratic);
         }
@@ -226,11 +237,12 @@ class MeanField {
         vint flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            const SoftmaxLanes now = softmax_rows<L>(rows.logits + i, num_labels_);  // (5)
+            const LabelLanes lanes{rows.logits + i};
+            const UpdateLanes now = update_marginals<L>(lanes, lanes, num_labels_);  // (5)
             add_unary<L>(rows, i, valid, now.negative_entropy, linear);
             if (options_.tolerance > 0) {
                 const vfloat change =
-                    kl_divergence<L>(rows.logits + i, rows.marginals + i, num_labels_, implied_);
+                    kl_divergence<L>(lanes, {rows.marginals + i}, num_labels_, implied_);
                 divergence += select(valid, change, vfloat{});
                 flips += select(valid, now.label != old_label<L>(rows, i), vint{});  // -1 if true
             }
@@ -261,7 +273,10 @@ class MeanField {
         const BlockRows rows(memory, L > 0 ? L : num_labels_, options_.is_potts);
         new_logits<L>(block, rows, false);
         const int64_t count = num_in_block(block);
-        for (int64_t i = 0; i < count; i += kLanes) softmax_rows<L>(rows.logits + i, num_labels_);
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const LabelLanes lanes{rows.logits + i};
+            update_marginals<L>(lanes, lanes, num_labels_);
+        }
     }
 
     void write_start(const GridView<float>& out) {

@@ -2,6 +2,7 @@
 #include "cpu/mean_field_backward.h"
 
 #include "cpu/message_backward.h"
+#include "cpu/update.h"
 #include "cpu/volume.h"
 #include "cpu/voxel_rows.h"
 
@@ -63,7 +64,7 @@ class Backward {
     }
 
    private:
-    static constexpr int kScratchRows = 4;  // per label: those of softmax_back
+    static constexpr int kScratchRows = 4;  // per label: those of add_update_back
 
     MeanFieldGradients empty_gradients() const {
         MeanFieldGradients gradients;
@@ -119,8 +120,8 @@ class Backward {
                     grad_x_.get());
     }
 
-    // Passes the gradient with respect to the masses (label) of the softmax of the logits on to the
-    // logits' gradient.
+    // Passes the gradient with respect to the masses (label) of the marginals on to the logits'
+    // gradient.
     void pull_masses(const float* record, const std::vector<double>& grad_mass, float* grad) {
         for_blocks([&](int64_t block, int thread) {
             float *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
@@ -128,14 +129,12 @@ class Backward {
             multiply_rows(options_.volume_part, block, num_labels_, q);
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-                vfloat mean{};
-                for (int l = 0; l < num_labels_; ++l)
-                    mean += load(q + l * kBlockRow + i) * static_cast<float>(grad_mass[l]);
-                for (int l = 0; l < num_labels_; ++l) {
-                    const int64_t at = l * kBlockRow + i;
-                    store(x + at,
-                          load(x + at) + load(q + at) * (static_cast<float>(grad_mass[l]) - mean));
-                }
+                const LabelLanes to{x + i};
+                const auto gradient = [&](int l) {
+                    return splat_lanes(static_cast<float>(grad_mass[l]));
+                };
+                update_back({q + i}, num_labels_, num_labels_, gradient,
+                            [&](int l, const vfloat& by_x) { to.set(l, to[l] + by_x); });
             }
             store_rows(x, num_voxels_, block, num_labels_, grad);
         });
@@ -152,7 +151,7 @@ class Backward {
         const StepGradients gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
         for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_step(m, gradients);
         for_blocks([&](int64_t block, int thread) {
-            softmax_back(record, block, scratch_[thread].get());
+            add_update_back(record, block, scratch_[thread].get());
         });
     }
 
@@ -172,9 +171,9 @@ class Backward {
         }
     }
 
-    // Turns the gradient with respect to the marginals, a softmax of logits, into the gradient with
-    // respect to the logits.
-    void softmax_back(const float* record, int64_t block, float* scratch) {
+    // Turns the gradient with respect to the marginals into the gradient with respect to the logits
+    // that they are the update of.
+    void add_update_back(const float* record, int64_t block, float* scratch) {
         const int rows = num_labels_ * kBlockRow;
         float* grad = scratch;
         float* start = scratch + rows;
@@ -185,15 +184,14 @@ class Backward {
         load_marginals(record, block, q);
         load_rows(grad_marginals_.get(), num_voxels_, block, num_sent_, back);
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-            vfloat mean{};
-            for (int l = 0; l < num_sent_; ++l)
-                mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
-            for (int l = 0; l < num_labels_; ++l) {
+            const LabelLanes marginals_back{back + i};
+            const auto take = [&](int l, const vfloat& by_x) {
                 const int64_t at = l * kBlockRow + i;
-                const vfloat own = l < num_sent_ ? load(back + at) : vfloat{};
                 store(start + at, load(start + at) + load(grad + at));
-                store(grad + at, load(q + at) * (own - mean));
-            }
+                store(grad + at, by_x);
+            };
+            update_back(
+                {q + i}, num_labels_, num_sent_, [&](int l) { return marginals_back[l]; }, take);
         }
         store_rows(grad, num_voxels_, block, num_labels_, grad_x_.get());
         store_rows(start, num_voxels_, block, num_labels_, grad_start_.get());

@@ -1,6 +1,7 @@
 #include "cpu/tile_filter.h"
 
 #include "cpu/mean_field.h"
+#include "cpu/update.h"
 #include "cpu/voxel_rows.h"
 
 namespace crf {

@@ -2,6 +2,7 @@
 #include "cpu/voxels.h"
 
 #include "cpu/simd.h"
+#include "cpu/update.h"
 
 namespace crf {
 namespace {
@@ -149,24 +150,17 @@ void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_
     }
 }
 
-void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count,
-                   float* out) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const int64_t left = count - i;
-        vfloat largest = load_some(logits + i, left), total{};
-        for (int l = 1; l < num_labels; ++l)
-            largest = vmax(load_some(logits + l * grid_size + i, left), largest);
-        for (int l = 0; l < num_labels; ++l) {
-            const vfloat part =
-                exp_nonpositive(load_some(logits + l * grid_size + i, left) - largest);
-            store_some(out + l * grid_size + i, part, left);
-            total += part;
-        }
-        for (int l = 0; l < num_labels; ++l)
-            store_some(out + l * grid_size + i,
-                       load_some(out + l * grid_size + i, left) * (1.0f / total), left);
+// Voxels of channels on the grid; of the last ones, fewer than sixteen are `left`.
+template <class Value>
+struct GridLanes {
+    Value* first;  // of the first label
+    int64_t stride, left;
+
+    vfloat operator[](int label) const { return load_some(first + label * stride, left); }
+    void set(int label, const vfloat& value) const {
+        store_some(first + label * stride, value, left);
     }
-}
+};
 }  // namespace
 
 template <class Label>
@@ -179,7 +173,11 @@ void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPoo
 
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out) {
     for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
-        softmax_piece(logits + first, num_labels, grid_size, count, out + first);
+        for (int64_t i = first; i < first + count; i += kLanes) {
+            const int64_t left = first + count - i;
+            update_marginals<0>(GridLanes<const float>{logits + i, grid_size, left},
+                                GridLanes<float>{out + i, grid_size, left}, num_labels);
+        }
     });
 }
 
