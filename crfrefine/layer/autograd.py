@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import run_all
 from crfrefine.errors import ExportError
+from crfrefine.layer.crf_model import ModelTensors
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels, MeanFieldGradients, Tape
@@ -28,8 +29,6 @@ _R = TypeVar("_R")
 
 _NOTHING: Array = np.empty(0)
 
-_THETAS = ("theta_position", "theta_intensity", "theta_gamma")
-
 
 class ItemInputs(NamedTuple):
     """The tensors of a batch item that may have a gradient, or one property of each tensor.
@@ -39,17 +38,16 @@ class ItemInputs(NamedTuple):
 
     logits: Any
     image: Any
-    weights: Any
-    theta_position: Any
-    theta_intensity: Any
-    theta_gamma: Any
-    compatibility: Any
-    temperature: Any
-    bias: Any
-    volume_weight: Any
+    model: ModelTensors
+
+    @property
+    def thetas(self) -> list[Any]:
+        """Those of the bandwidths."""
+        fields = self.model._asdict().items()
+        return [value for name, value in fields if name.startswith("theta_")]
 
 
-GRADIENTS = ItemInputs._fields
+GRADIENTS = ("logits", "image", *ModelTensors._fields)
 
 
 class MeanField(torch.autograd.Function):
@@ -89,8 +87,9 @@ class MeanField(torch.autograd.Function):
         saved: list[Tensor | None] = []
         refined = []
         for item, tape in zip(groups, tapes, strict=True):
-            saved += [item.logits, to_tensor(tape.record), item.weights, item.compatibility]
-            saved += [item.temperature, item.bias, item.image]
+            model = item.model
+            saved += [item.logits, to_tensor(tape.record), model.weights, model.compatibility]
+            saved += [model.temperature, model.bias, item.image]
             refined.append(to_own_tensor(tape.logits).to(item.logits.device))
         ctx.save_for_backward(*saved)
         ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
@@ -112,16 +111,16 @@ class MeanField(torch.autograd.Function):
             record = saved[number * num_saved + 1]
             wants = needed_by_item[number]
             # Gradients of parameters that are on the CPU go there.
-            kinds = kinds_by_item[number]
+            kinds: Sequence[Any] = kinds_by_item[number].model
             goes_to_cpu = False
-            for is_wanted, kind in zip(wants[2:], kinds[2:], strict=True):
+            for is_wanted, kind in zip(wants.model, kinds, strict=True):
                 if is_wanted and kind[1].type == "cpu":
                     goes_to_cpu = True
             return kernels[number].backward(
                 replace(ctx.tapes[number], record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
-                wants_theta=any(getattr(wants, name) for name in _THETAS),
+                wants_theta=any(wants.thetas),
                 wants_image=wants.image,
                 stays=not goes_to_cpu,
             )
@@ -143,7 +142,11 @@ class MeanField(torch.autograd.Function):
 def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
     """Divide the tensors of a batch, or one property of each, among its items."""
     size = len(GRADIENTS)
-    return [ItemInputs(*values[start : start + size]) for start in range(0, len(values), size)]
+    items = []
+    for start in range(0, len(values), size):
+        logits, image, *of_model = values[start : start + size]
+        items.append(ItemInputs(logits, image, ModelTensors._make(of_model)))
+    return items
 
 
 def of_each(function: Callable[[int], _R], num_items: int, num_at_once: int) -> list[_R]:

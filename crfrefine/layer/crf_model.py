@@ -46,7 +46,7 @@ class SomeLabels(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
-    """The learnable tensors of the CRF, with the names and the order of `GRADIENTS`.
+    """The learnable tensors of the CRF, with the names of `MeanFieldGradients`.
 
     Those of `make_model` are on the CPU: the host reads these few numbers, and on a GPU it would
     have to wait for each.
