@@ -50,6 +50,7 @@ from crfrefine.train.fit import MAX_DECIDING, Fit, Trajectory
 from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.preparing import Prepared
+from crfrefine.train.screening import best_on_crops
 from crfrefine.train.starts import Start
 from crfrefine.version import __version__
 
@@ -73,7 +74,7 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Fold
         material, workers, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps
     )
     trajectories = training.run()
-    winner = trajectories[0]
+    winner = best_on_crops(trajectories, split.deciding, prepared)
 
     scaling = fit_scaling(material, split.seen, workers)
     calibrated = calibrate(material, split.seen, first.parameters, workers, scaling)

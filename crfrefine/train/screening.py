@@ -1,10 +1,12 @@
-"""Which starts a training begins with: they are tried first, without any training.
+"""Which starts a training begins with, and with which of them it ends.
 
-At a bandwidth ten times too large, the gradient says nothing.
+Starts are tried first, without any training: at a bandwidth ten times too large, the gradient says
+nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,9 +16,9 @@ from numpy.typing import NDArray
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Scores
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import score_cases
+from crfrefine.train.fit import MAX_DECIDING, Trajectory, score_cases
 from crfrefine.train.material import NUM_SAMPLED, Sample
-from crfrefine.train.model import Model
+from crfrefine.train.model import Model, mean_defined
 from crfrefine.train.preparing import Prepared
 from crfrefine.train.starts import Start
 
@@ -87,6 +89,31 @@ def _ranked_by_crops(
         best = finalists[fold]
         by_crops[fold] = [start for start in _ranked(tried, rows) if start in best]
     return by_crops
+
+
+def best_on_crops(
+    trajectories: Sequence[Trajectory], deciding: Sequence[int], prepared: Prepared
+) -> Trajectory:
+    """Return the trajectory whose best values have the highest Dice on the deciding cases.
+
+    The trajectories are the best first by samples of these cases; whole crops decide if there are
+    larger ones.
+    """
+    material = prepared.material
+    crops = [material.crops[case] for case in deciding]
+    crops = crops[:: math.ceil(len(crops) / MAX_DECIDING)]
+    if all(len(crop.tiles) <= NUM_SAMPLED for crop in crops):
+        return trajectories[0]
+    best = trajectories[0]
+    highest = -math.inf
+    for trajectory in trajectories:
+        if trajectory.best is not None:
+            refine = Model(trajectory.best.parameters, (), material.sizes, material.device).refine
+            dice = mean_defined(score_cases(refine, crops, material, prepared.workers).dice)
+            if dice > highest:
+                best = trajectory
+                highest = dice
+    return best
 
 
 def _try(

@@ -162,3 +162,27 @@ def test_whole_crops_decide_among_the_best_on_tiles(monkeypatch):
             monkeypatch, DICE, of_crops, is_whole=False, folds=[fold], num_finalists=3
         )
         assert alone == {fold: chosen[fold]}
+
+
+def test_whole_crops_decide_which_start_was_trained_best(monkeypatch):
+    """Samples of large crops cut off what is around them; of small ones they are all there is."""
+    trajectories = []
+    for theta_alpha, of_samples in ((4.0, 0.7), (6.0, 0.6), (8.0, 0.5)):
+        trajectory = Trajectory(start(theta_alpha), material(crops(1)), num_optimizer_steps=40)
+        trajectory.scored(of_samples, 0.5)
+        trajectories.append(trajectory)
+    trajectories.append(Trajectory(start(5.0), material(crops(1)), num_optimizer_steps=40))
+
+    def score_cases(refine, sources, *_):
+        assert [len(source.tiles) for source in sources] == [9, 9]
+        (kernel,) = refine.__self__.to_parameters().bilateral
+        return CaseScores(np.array([kernel.theta_alpha == 6.0, np.nan]), [])
+
+    monkeypatch.setattr(screening, "score_cases", score_cases)
+    small = crops(3)
+    large = [replace(crop, tiles=9 * crop.tiles, tile_weights=(1 / 9,) * 9) for crop in small]
+    chosen = []
+    for cases in (small, large):
+        prepared = SimpleNamespace(material=material(cases), workers=None)
+        chosen.append(screening.best_on_crops(trajectories, (0, 2), prepared))
+    assert chosen == trajectories[:2]
