@@ -19,10 +19,6 @@ from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-TRUNCATION_RADIUS = 3.0  # radius of the window of the truncated sum, in standard deviations
-# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
-# relative margin they count, however their distance is rounded.
-RADIUS_MARGIN = 1e-6
 # Largest extent of a feature, in bandwidths, here and in the C++ engine: up to it, single precision
 # resolves a difference of one bandwidth.
 MAX_SPAN = 1e6

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Appearance and spatial kernels end at so many bandwidths, as in the C++ engine.
-REACH = 3.0
-SPATIAL_REACH = 4.0
-_ROUNDING = 1e-6  # of a reach, relative, as in the engines
+# Standard deviations at which kernels end, as in the C++ engine: the window of the truncated sum,
+# and the taps of the spatial kernel that count in full.
+TRUNCATION_RADIUS = 3.0
+SPATIAL_RADIUS = 4.0
+# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
+# relative margin they count, however their distance is rounded.
+RADIUS_MARGIN = 1e-6
 # Strength of the volume term at the weight 1/2. Masses react weakly, as most voxels are certain.
 VOLUME_STRENGTH = 10.0
 
@@ -102,10 +105,11 @@ class KernelSetSpec:
         for axis, (step, extent) in enumerate(zip(steps, extents, strict=True)):
             widest = 0.0
             for kernel in self.kernels:
-                num_bandwidths = SPATIAL_REACH if kernel.theta_intensity is None else REACH
+                is_spatial = kernel.theta_intensity is None
+                num_bandwidths = SPATIAL_RADIUS if is_spatial else TRUNCATION_RADIUS
                 widest = max(widest, num_bandwidths * kernel.theta_position[axis] / step)
             # A kernel that ends at a voxel does not reach the next one, however that was rounded.
-            reach.append(math.ceil(min(widest * (1.0 - _ROUNDING), extent - 1)))
+            reach.append(math.ceil(min(widest * (1.0 - RADIUS_MARGIN), extent - 1)))
         return tuple(reach)
 
 

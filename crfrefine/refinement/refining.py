@@ -234,6 +234,7 @@ def _store(network: Network, case: Case) -> Case:
         theta_position = tuple(kernel.theta_position[axis] for axis in axes)
         kernels.append(replace(kernel, theta_position=theta_position))
     kernel_set = replace(models[0].kernels, kernels=tuple(kernels))
+    network_spacing = None
     if case.network_spacing is not None:
         network_spacing = tuple(case.network_spacing[axis] for axis in axes)
         kernel_set = replace(kernel_set, network_spacing=network_spacing)
@@ -251,7 +252,14 @@ def _store(network: Network, case: Case) -> Case:
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[axes])
-    return replace(case, image=image, models=models, strokes=strokes, notes=notes)
+    return replace(
+        case,
+        image=image,
+        strokes=strokes,
+        network_spacing=network_spacing,
+        models=models,
+        notes=notes,
+    )
 
 
 def _models_of_regions(network: Network, case: Case, regions: RegionScheme) -> Sequence[ModelSpec]:

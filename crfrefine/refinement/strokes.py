@@ -250,6 +250,8 @@ def _targets(members: Bool, network: Array, *, are_regions: bool) -> Iterator[_T
     Of regions, also those to lower, where others are drawn. The network is that of `plan_edits`.
     """
     for channel, is_drawn in enumerate(members):
+        if not (are_regions or is_drawn.any()):
+            continue
         has_label = network[channel] > 0 if are_regions else network == channel
         if is_drawn.any():
             yield _Target(channel, 1, is_drawn, has_label)

@@ -32,6 +32,11 @@ MAX_GRADIENT = 10.0
 MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
 
 
+def deciding_ones(cases: Sequence[int]) -> Sequence[int]:
+    """Return at most MAX_DECIDING of some cases, evenly spread."""
+    return cases[:: max(1, math.ceil(len(cases) / MAX_DECIDING))]
+
+
 class Evaluation(NamedTuple):
     """How good the values of a trajectory were on the deciding cases, after an optimizer step."""
 
@@ -225,8 +230,8 @@ class Fit:
 
     def _evaluate(self, trajectory: Trajectory) -> float:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
-        step = max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))
-        samples = [self.material.samples[case] for case in self.split.deciding[::step]]
+        cases = deciding_ones(self.split.deciding)
+        samples = [self.material.samples[case] for case in cases]
         scores = score_cases(trajectory.model.refine, samples, self.material, self.workers)
         mean = mean_defined(scores.dice)
         trajectory.scored(mean, mean_defined(scores.losses))

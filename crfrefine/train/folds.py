@@ -46,7 +46,7 @@ from crfrefine.train.choice import (
 )
 from crfrefine.train.comparison import FoldResult, MethodValues, measure_methods
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import MAX_DECIDING, Fit, Trajectory
+from crfrefine.train.fit import Fit, Trajectory, deciding_ones
 from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.preparing import Prepared
@@ -124,8 +124,7 @@ def _try(
     `models` has kind and parameters of each candidate, simpler ones first.
     """
     material = prepared.material
-    crops = [material.crops[case] for case in held_out]
-    crops = crops[:: math.ceil(len(crops) / MAX_DECIDING)]
+    crops = [material.crops[case] for case in deciding_ones(held_out)]
     dice = [_dice(network_refiner(material.device), crops, prepared)]
     for kind, parameters in models:
         dice.append(_dice(refiner_of(kind, parameters, material), crops, prepared))

@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Scores
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import MAX_DECIDING, Trajectory, score_cases
+from crfrefine.train.fit import Trajectory, deciding_ones, score_cases
 from crfrefine.train.material import NUM_SAMPLED, Sample
 from crfrefine.train.model import Model, mean_defined
 from crfrefine.train.preparing import Prepared
@@ -53,7 +54,7 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
         seen = prepared.plan.folds[fold].seen
         rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
 
-    are_whole = all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
+    are_whole = _are_whole(crops)
     tried = _try(starts, samples, prepared, share=1.0 if are_whole else 0.5)
     ranked = {}
     for fold, rows in rows_of_folds.items():
@@ -99,21 +100,31 @@ def best_on_crops(
     The trajectories are the best first by samples of these cases; whole crops decide if there are
     larger ones.
     """
-    material = prepared.material
-    crops = [material.crops[case] for case in deciding]
-    crops = crops[:: math.ceil(len(crops) / MAX_DECIDING)]
-    if all(len(crop.tiles) <= NUM_SAMPLED for crop in crops):
+    crops = [prepared.material.crops[case] for case in deciding_ones(deciding)]
+    if len(trajectories) == 1 or _are_whole(crops):
         return trajectories[0]
-    best = trajectories[0]
-    highest = -math.inf
-    for trajectory in trajectories:
-        if trajectory.best is not None:
-            refine = Model(trajectory.best.parameters, (), material.sizes, material.device).refine
-            dice = mean_defined(score_cases(refine, crops, material, prepared.workers).dice)
-            if dice > highest:
-                best = trajectory
-                highest = dice
-    return best
+
+    def mean_dice(trajectory: Trajectory) -> float:
+        if trajectory.best is None:
+            return -math.inf
+        mean = mean_defined(_dice_of(trajectory.best.parameters, crops, prepared))
+        return -math.inf if math.isnan(mean) else mean
+
+    return max(trajectories, key=mean_dice)
+
+
+def _are_whole(crops: Sequence[Crop]) -> bool:
+    """Return whether the samples of crops are all of their voxels that count."""
+    return all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
+
+
+def _dice_of(
+    parameters: CrfParameters, sources: Sequence[Crop | Sample], prepared: Prepared
+) -> NDArray[np.float64]:
+    """Return the mean Dice of each case with some parameters."""
+    material = prepared.material
+    refine = Model(parameters, (), material.sizes, material.device).refine
+    return score_cases(refine, sources, material, prepared.workers).dice
 
 
 def _try(
@@ -124,11 +135,9 @@ def _try(
     share: float,
 ) -> Scores[Start]:
     """Return the Dice of each start on some cases: such a share of the trying of starts."""
-    material = prepared.material
 
     def dice_of(start: Start) -> NDArray[np.float64]:
-        refine = Model(start.parameters, (), material.sizes, material.device).refine
-        dice = score_cases(refine, sources, material, prepared.workers).dice
+        dice = _dice_of(start.parameters, sources, prepared)
         prepared.progress.start_tried(share / len(starts))
         return dice
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from crfrefine.engines.base import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import row_constants
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
+from crfrefine.parameters.specs import RADIUS_MARGIN, TRUNCATION_RADIUS
 
 if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice

@@ -20,7 +20,6 @@ from crfrefine.base.array_types import Array, Float32, Float64
 from crfrefine.engines.base import (
     FLIPPED_SHARE,
     NO_CONTEXT,
-    TRUNCATION_RADIUS,
     Backend,
     GridImage,
     MeanFieldGradients,
@@ -39,7 +38,7 @@ from crfrefine.engines.torch.filters import (
 )
 from crfrefine.engines.volumes import PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
+from crfrefine.parameters.specs import TRUNCATION_RADIUS, KernelSetSpec, MeanFieldSpec
 
 # Nats; a Newton step of the volume term below this size is the last one.
 _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}

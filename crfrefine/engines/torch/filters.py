@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from crfrefine.engines.base import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.errors import CapacityError
+from crfrefine.parameters.specs import RADIUS_MARGIN, TRUNCATION_RADIUS
 
 Filter = Callable[[Tensor], Tensor]
 

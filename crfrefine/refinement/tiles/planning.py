@@ -18,7 +18,7 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_rea
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.parameters.specs import REACH, ModelSpec
+from crfrefine.parameters.specs import TRUNCATION_RADIUS, ModelSpec
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
     TILE_VOXELS,
@@ -393,7 +393,7 @@ def _pairs(problem: TileProblem) -> float:
     voxel = math.prod(kernels.distances(problem.image.spacing))
     windows = 0.0
     for kernel in kernels.bilateral:
-        reach = [REACH * theta for theta in kernel.theta_position]
+        reach = [TRUNCATION_RADIUS * theta for theta in kernel.theta_position]
         windows += math.prod(reach)
     return BALL * windows / voxel
 
