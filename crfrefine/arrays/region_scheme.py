@@ -212,7 +212,7 @@ def _find_class_order(names: Sequence[str], labels: Sequence[tuple[int, ...]]) -
                 "expected exactly one label that belongs to no later region, it has "
                 f"{_joined(remaining) or 'none'}\n"
                 "  Give the label of each region, in the order of the regions: "
-                "--regions-class-order 1,2,3, or class_order=(1, 2, 3)."
+                "regions_class_order of a dataset.json, or class_order=(1, 2, 3) in Python."
             )
         class_order.append(remaining[0])
     return class_order

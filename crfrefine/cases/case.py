@@ -182,17 +182,13 @@ def read_case(
         values = io.read_labels(headers.labels.path, grid=first).data.T
         values, _ = map_labels(values, options.reference_mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
-    # A grid is filled with 0, and nothing is drawn there: the two values are exchanged meanwhile.
-    exchanged = {options.strokes_ignore: 0, 0: options.strokes_ignore}
     strokes = []
     for header in headers.strokes:
         values = io.read_labels(header.path, grid=first).data.T
-        values, _ = map_labels(values, exchanged)
         remark = describe_interpolated(values)
         if remark is not None:
             notes.append(f"{header.path.name}: {remark}")
         drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn").T
-        drawn, _ = map_labels(drawn, exchanged)
         strokes.append((header.path, drawn))
     image = reverse_grid(arrays.image)
     return Case(

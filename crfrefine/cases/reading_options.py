@@ -280,7 +280,6 @@ class ReadingOptions:
     max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
     add_background: bool = False
-    strokes_ignore: int = 0  # the value of strokes where nothing is drawn
 
     @property
     def num_declared(self) -> int:

@@ -24,7 +24,6 @@ def infer(
     ] = "default",
     overrides: shared.OverridesOption = None,
     regions: shared.RegionsOption = None,
-    regions_class_order: shared.ClassOrderOption = None,
     verbose: shared.VerboseOption = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
@@ -65,7 +64,7 @@ def infer(
         **options,
         parameters=parameters,
         held_out=held_out,
-        regions=shared.parse_scheme(regions, regions_class_order),
+        regions=shared.parse_scheme(regions),
         command=tuple(ctx.obj or ()),
     )
 

@@ -70,9 +70,8 @@ PANELS = {
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --jobs --processes --max-memory",
     "Cluster": "--dask",
-    "Rarely needed": "--regions-class-order --strokes-background --strokes-ignore "
-    "--ceiling --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
-    "--strict --num-iterations --seed --port --browser",
+    "Rarely needed": "--ceiling --tolerance --ignore-label --structures --num-parts --part-id "
+    "--fail-fast --strict --num-iterations --seed --port --browser",
     _MORE: "",
     "Messages": "--verbose --quiet --help",
 }

@@ -19,7 +19,7 @@ import typer
 
 from crfrefine.base.option import Option, parse_path, path_text
 from crfrefine.base.text import shorten_value
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -30,6 +30,10 @@ NNUNET_HAS_PROBABILITIES = (
     "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 )
 
+_NUMBERS_OF_STROKES = (
+    "strokes have 0 where nothing is drawn, and 255 for background; "
+    "`crfrefine convert --map OLD=NEW` gives a file these numbers"
+)
 # Name of a command or option that is gone, to the sentence that its user gets.
 GONE = {
     "--allow-mismatched-dicom": (
@@ -57,6 +61,12 @@ GONE = {
     ),
     "--workers": (
         "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask"
+    ),
+    "--strokes-background": f"`--strokes-background` is gone: {_NUMBERS_OF_STROKES}",
+    "--strokes-ignore": f"`--strokes-ignore` is gone: {_NUMBERS_OF_STROKES}",
+    "--regions-class-order": (
+        "`--regions-class-order` is gone: regions_class_order in a dataset.json beside the logits "
+        "says which label each region writes"
     ),
     "--summary FILE.jsonl": (
         "a summary of JSON lines is gone: "
@@ -248,15 +258,6 @@ RegionsOption = Annotated[
         "Default: as in dataset.json.",
     ),
 ]
-ClassOrderOption = Annotated[
-    str | None,
-    option(
-        "--regions-class-order",
-        metavar="1,2,3",
-        help="The label that each of --regions writes; later ones overwrite earlier ones. "
-        "Default: the one that no later region has.",
-    ),
-]
 
 
 def check_inputs(ctx: typer.Context, options: dict[str, Any], config: str) -> str:
@@ -345,34 +346,11 @@ def parameters_of(
     return parameters, entries
 
 
-def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:
-    """Return the regions that the options name, in the order of the network's channels.
-
-    None means that they name none; raise ConfigError for an order of none.
-    """
-    if not regions and not class_order:
+def parse_scheme(regions: Sequence[str] | None) -> RegionScheme | None:
+    """Return the regions of the options, in the order of the network's channels; None for none."""
+    if not regions:
         return None
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 
-    if not regions:
-        raise ConfigError("--regions-class-order: needs --regions, which is not given")
-    pairs = [(region.name, region.labels) for region in map(parse_region, regions)]
-    return RegionScheme.of(pairs, parse_class_order(class_order))
-
-
-def parse_class_order(text: str | None) -> tuple[int, ...] | None:
-    """Return the labels of a text such as "1,2,3"; raise ConfigError for another text."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(_is_label(part) for part in parts):
-        raise ConfigError(
-            f"--regions-class-order {shorten_value(text)}: expected one label per region, "
-            "separated by commas, such as 1,2,3"
-        )
-    return tuple(map(int, parts))
-
-
-def _is_label(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
+    return RegionScheme.of([(region.name, region.labels) for region in map(parse_region, regions)])

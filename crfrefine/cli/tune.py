@@ -54,7 +54,6 @@ def tune(
     ] = "default",
     overrides: shared.OverridesOption = None,
     regions: shared.RegionsOption = None,
-    regions_class_order: shared.ClassOrderOption = None,
     case: Annotated[
         str | None,
         shared.option(
@@ -97,7 +96,6 @@ def tune(
         corrections=corrections,
         first=case,
         regions=tuple(map(parse_region, regions or ())),
-        class_order=shared.parse_class_order(regions_class_order),
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     found = find_cases(tune_options)

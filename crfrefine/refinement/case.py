@@ -57,8 +57,6 @@ def refine(
     progress: Progress | None = None,
     allow_vanishing: bool = False,
     strokes: ArrayOrImage | None = None,
-    strokes_background: int | None = None,
-    strokes_ignore: int = 0,
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
 
@@ -107,9 +105,6 @@ def refine(
         strokes: (*grid) whole numbers, voxels that somebody drew to correct the network: 0 where
             nothing is drawn, a label, or 255 for background. Drawn voxels are fixed, and like
             voxels near them follow. None means no stroke.
-        strokes_background: the value of drawn background. None means 255, or 0 with another
-            `strokes_ignore`.
-        strokes_ignore: the value of voxels where nothing is drawn.
 
     Returns:
         The refined case. Its arrays have the same memory order as `logits`.
@@ -187,13 +182,7 @@ def refine(
 
     drawn = None
     if strokes is not None:
-        drawn = Strokes.of_array(
-            np.asarray(arrays["strokes"]),
-            network.shape[1:],
-            num_labels,
-            background=strokes_background,
-            ignore=strokes_ignore,
-        )
+        drawn = Strokes.of_array(np.asarray(arrays["strokes"]), network.shape[1:], num_labels)
     result = refine_network(
         network,
         image,
@@ -262,8 +251,6 @@ class RunOptions(TypedDict, total=False):
     progress: Progress | None
     allow_vanishing: bool
     strokes: ArrayOrImage | None
-    strokes_background: int | None
-    strokes_ignore: int
 
 
 class Plan:

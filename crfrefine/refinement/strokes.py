@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Integers = NDArray[np.int64]
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
+OTHER_NUMBERS = "`crfrefine convert --map OLD=NEW` gives strokes with other numbers these"
 # Rise of the logit at a drawn voxel over the temperature; labels of maps are 2, or at most 7,
 # apart.
 STRENGTH = 7.5
@@ -72,52 +73,41 @@ class Strokes:
         shape: Sequence[int],
         num_labels: int,
         *,
-        background: int | None = None,
-        ignore: int = 0,
         name: str = "strokes",
     ) -> Strokes | None:
         """Return the drawn voxels of an array, (*grid) whole numbers; None if nothing is drawn.
 
-        A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None
-        means 255, or 0 with another `ignore`. Raises InputError for other shapes or values, or if
-        half is drawn.
+        A value is 0 where nothing was drawn, a label, or 255 for background. Raises InputError for
+        other shapes or values, or if half is drawn.
         """
         if values.shape != tuple(shape):
             expected = f"expected that of the image, {tuple(shape)}, without a label axis"
             raise InputError(f"{name}: shape {values.shape}; {expected}")
-        values = _whole_numbers(values, ignore, name)
-        if background is None:
-            background = BACKGROUND if ignore == 0 else 0
-        if background == ignore:
-            both = "both that nothing is drawn and that background is"
-            raise InputError(f"{name}: {ignore} cannot mean {both}")
+        values = _whole_numbers(values, name)
         order = StorageOrder.of_memory(values)
-        drawn = order.to_storage(values != ignore)
+        drawn = order.to_storage(values != 0)
         # np.nonzero is slow
         voxels = np.flatnonzero(drawn)
         stored = np.stack(np.unravel_index(voxels, drawn.shape))
         positions = stored[np.argsort(order.axes)]
         labels = values[tuple(positions)].astype(np.int64)
-        lowest = 0 if ignore else 1
-        is_label = (labels >= lowest) & (labels < num_labels)
-        is_label |= labels == background
+        is_label = (labels >= 1) & (labels < num_labels)
+        is_label |= labels == BACKGROUND
         unknown = np.unique(labels[~is_label])
         if len(unknown):
             numbers = ", ".join(str(number) for number in unknown[:5].tolist())
             raise InputError(
-                f"{name}: has the values {numbers}; expected {ignore} where nothing is drawn, "
-                f"{background} for background, and labels below {num_labels}. Files of another "
-                "convention: --strokes-background VALUE, --strokes-ignore VALUE"
+                f"{name}: has the values {numbers}; expected 0 where nothing is drawn, "
+                f"{BACKGROUND} for background, and labels below {num_labels}. {OTHER_NUMBERS}"
             )
         if 2 * len(labels) > values.size:
             raise InputError(
                 f"{name}: {len(labels)} of {values.size} voxels are drawn; expected a few strokes. "
-                f"Is it a label map? If {ignore} is a label there, --strokes-ignore is the value "
-                "of voxels where nothing is drawn"
+                f"Is it a label map? {OTHER_NUMBERS}"
             )
         if not len(labels):
             return None
-        labels[labels == background] = 0
+        labels[labels == BACKGROUND] = 0
         return cls(positions, labels)
 
     def draw(self, label_map: Labels) -> Labels:
@@ -128,14 +118,14 @@ class Strokes:
         return label_map
 
 
-def _whole_numbers(values: Array, ignore: int, name: str) -> Array:
+def _whole_numbers(values: Array, name: str) -> Array:
     """Return the values in a type of whole numbers; InputError if they are others."""
     if values.dtype.kind in "iub":
         return values
     is_float = values.dtype.kind == "f"
     if is_float and ((values == np.rint(values)) & (abs(values) < 2**53)).all():
         return values.astype(np.int64)
-    expected = f"{ignore} where nothing is drawn, the label elsewhere"
+    expected = "0 where nothing is drawn, the label elsewhere"
     raise InputError(f"{name}: expected whole numbers: {expected}")
 
 

@@ -378,14 +378,7 @@ def read_strokes(
     names = []
     for path, values in case.strokes:
         names.append(str(path))
-        strokes = Strokes.of_array(
-            values,
-            values.shape,
-            num_labels,
-            name=str(path),
-            background=options.strokes_background,
-            ignore=options.strokes_ignore,
-        )
+        strokes = Strokes.of_array(values, values.shape, num_labels, name=str(path))
         if strokes is not None:
             drawn.append(strokes)
     return combine(drawn, names)

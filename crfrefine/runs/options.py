@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
-from crfrefine.base.limits import MAX_LABEL, MAX_THREADS, parse_size
+from crfrefine.base.limits import MAX_THREADS, parse_size
 from crfrefine.base.option import (
     ADD_BACKGROUND,
     INTERPOLATIONS,
@@ -282,25 +282,6 @@ class InferenceOptions:
             "PATH",
         ),
     ] = ()
-    strokes_background: Annotated[
-        int | None,
-        Option(
-            "--strokes-background",
-            "Value of drawn background. Default: 255.",
-            "VALUE",
-            limits=(0, MAX_LABEL),
-        ),
-    ] = None
-    strokes_ignore: Annotated[
-        int,
-        Option(
-            "--strokes-ignore",
-            "Value of voxels where nothing is drawn. Default: 0; with another value, 0 is drawn "
-            "background.",
-            "VALUE",
-            limits=(0, MAX_LABEL),
-        ),
-    ] = 0
     # how `-c auto` chose the parameters, for the record; None means that they were given
     choice: Mapping[str, Any] | None = None
     nnunet: Annotated[

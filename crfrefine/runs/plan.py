@@ -187,7 +187,6 @@ def _describe(
         mapping=options.mapping,
         max_memory=options.max_memory,
         add_background=options.add_background,
-        strokes_ignore=options.strokes_ignore,
     )
     return reading, names
 

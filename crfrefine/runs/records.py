@@ -37,8 +37,6 @@ RECORD_FOLDER = ".crfrefine"
 READING = (
     "network_spacing",
     "mapping",
-    "strokes_background",
-    "strokes_ignore",
     "input_type",
     "add_background",
     "resample",
@@ -202,8 +200,6 @@ class RunSummary:
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
     network_spacing: float | tuple[float, ...] | str | None = None
     mapping: dict[int, int] = field(default_factory=dict)  # the label of each value by --map
-    strokes_background: int | None = None
-    strokes_ignore: int = 0
     input_type: str = "auto"
     add_background: bool = False
     resample: str | None = None

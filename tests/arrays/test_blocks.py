@@ -131,7 +131,7 @@ CORE = {"core": [1, 3, 4], "enhancing": 4}
             CORE,
             None,
             r"region 'core' = 1\+3\+4: the label that it writes is not clear.*it has 1\+3.*"
-            "--regions-class-order 1,2,3",
+            "regions_class_order of a dataset.json",
         ),
         (
             {"enhancing": 3, "whole": [1, 3]},

@@ -55,18 +55,6 @@ def test_every_label_map_of_a_case_is_filled_with_background(turn, resample, ima
     assert case.network_spacing is None
 
 
-def test_nothing_is_drawn_outside_of_strokes_of_another_convention(image, tmp_path):
-    swapped = np.array([9, 1, 2] + [3] * 6 + [0], np.uint8)[LABELS]
-    box = (slice(3, 11), slice(4, 11), slice(2, 9))
-    moved = AFFINE.copy()
-    moved[:3, 3] += AFFINE[:3, :3] @ (3, 4, 2)
-    stored = save_nifti(tmp_path / "drawn.nii.gz", swapped[box], moved)
-    logits = save_nifti(tmp_path / "a.nii.gz", LABELS, AFFINE)
-    files = CaseFiles("a", (image,), (logits,), strokes=(stored,))
-    case = load_case(files, replace(OPTIONS, strokes_ignore=9))
-    np.testing.assert_array_equal(case.strokes[0][1], swapped)
-
-
 def test_structures_in_boxes_of_their_own(image, tmp_path):
     paths = []
     for number, name in ((1, "liver"), (2, "spleen")):

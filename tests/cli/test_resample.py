@@ -275,14 +275,7 @@ def test_regions_of_the_command_line(tmp_path):
     np.testing.assert_array_equal(
         load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz")
     )
-    infer(folders, *ON_THE_LINE, "--regions-class-order", "2,3,3", status=0)
-    assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
     for options, told in (
-        (("--regions-class-order", "1,2"), "needs --regions, which is not given"),
-        (
-            (*ON_THE_LINE, "--regions-class-order", "1;2;3"),
-            "expected one label per region, separated by commas",
-        ),
         (("--regions", "a=1", "--regions", "a=2"), "region 'a' appears twice"),
         # They would be passed over; or, of a single region, the labels would be taken for log-odds.
         ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),

@@ -166,15 +166,17 @@ def test_strokes_need_a_network_and_a_case(folders, tmp_path):
     assert "--logits" in run_here("infer", *images, "--strokes", path.parent, status=2).stderr
 
 
-def test_a_convention_of_its_own(folders, tmp_path):
+def test_convert_makes_strokes_of_another_convention(folders, tmp_path):
     scribbles = np.where(draw() == 0, 4, draw())
     scribbles[OTHER > 0] = 0
     path = save_nifti(tmp_path / "drawn.nii.gz", scribbles)
-    refine_a(folders, path, options=("--strokes-ignore", 4))
+    assert "crfrefine convert --map OLD=NEW" in refine_a(folders, path, status=1).stderr
+    converted = tmp_path / "strokes.nii.gz"
+    run_here("convert", path, converted, "--map", "0=255", "--map", "4=0", status=0)
+    refine_a(folders, converted)
     np.testing.assert_array_equal(
         load_nifti(tmp_path / "a.nii.gz"), refined(folders, "a", strokes=draw() + OTHER)
     )
-    assert "--strokes-ignore" in refine_a(folders, path, status=1).stderr
 
 
 @pytest.fixture

@@ -341,15 +341,8 @@ def test_bad_strokes_are_refused(ball, strokes, change, message):
         refined(logits, image, change(strokes))
 
 
-def test_files_of_another_convention(ball, strokes):
+def test_an_array_without_strokes_changes_nothing(ball, strokes):
     image, logits, _ = ball
-    expected = refined(logits, image, strokes)
-    scribbles = np.where(strokes == 0, 4, np.where(strokes == 255, 0, strokes))
-    assert refined(logits, image, scribbles, strokes_ignore=4) == expected
-    nine = np.where(strokes == 255, 9, strokes)
-    assert refined(logits, image, nine, strokes_background=9) == expected
-    with pytest.raises(InputError, match="both"):
-        refined(logits, image, nine, strokes_background=0)
     assert refined(logits, image, np.zeros_like(strokes)) == refined(logits, image)
 
 

@@ -372,10 +372,6 @@ def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_pa
             ((*images, "-l", "nowhere"), "nowhere"),
             ((*images, *labels, "-o", "/proc/params.toml"), "cannot be written: "),
             ((*images, "--device", "cuda:77"), "--device cuda:77"),
-            (
-                (*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"),
-                "sigmoid channels",
-            ),
             ((*images, "--max-memory", "9KiB"), "Crop the volume, or raise it"),
             ((*images, "--no-browser", "--port", taken.getsockname()[1]), "any free port is taken"),
             (("-i", other, "-p", labeled_folders[0].logits / "first.nii.gz"), "different grids"),

@@ -15,7 +15,7 @@ from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.listing import Files
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_small_output
 from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.regions import Region
@@ -43,8 +43,6 @@ class TuneOptions:
     first: str | None = None  # the case to show first; None means the first one
     # sigmoid channels of the network, if it has one for each; else labels that count together
     regions: tuple[Region, ...] = ()
-    # the label that each region writes, if they are channels
-    class_order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,8 @@ def find_cases(options: TuneOptions) -> FoundCases:
     first = _first_case(inputs, options.first)
     if options.regions and _are_channels(options.regions, inputs, inputs.cases[first]):
         pairs = [(region.name, region.labels) for region in options.regions]
-        scheme = RegionScheme.of(pairs, options.class_order)
+        scheme = RegionScheme.of(pairs)
         inputs = find_inputs(replace(options.inputs, regions=scheme))
-    elif options.class_order is not None:
-        raise ConfigError(
-            "--regions-class-order: it belongs to --regions that name a network's sigmoid "
-            "channels, and there are none"
-        )
     cases = CaseList(inputs.cases)
     _add_references(cases, options)
     for case in cases:
