@@ -11,10 +11,11 @@ from dataclasses import replace
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
-from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
+from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.options import Observer
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.task import CaseSettings, Task
 
 GPU_IS_LOST = (
     "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"

@@ -29,7 +29,6 @@ from crfrefine.io.paths import (
     stem_of,
     suffix_of,
 )
-from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.device import device_of_auto
 from crfrefine.runs.label_statistics import statistics_path
 from crfrefine.runs.options import InferenceOptions
@@ -42,6 +41,7 @@ from crfrefine.runs.outputs import (
 )
 from crfrefine.runs.records import READING, RunSummary, record_path
 from crfrefine.runs.states import files_before, take_up
+from crfrefine.runs.task import CaseSettings, Task
 
 
 @dataclass(frozen=True)

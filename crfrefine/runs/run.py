@@ -28,12 +28,13 @@ from crfrefine.errors import (
 )
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
-from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
+from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv, statistics_path
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.task import CaseSettings, Task
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package

@@ -24,7 +24,7 @@ from strict_device import use
 import crfrefine.engines
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
-from crfrefine.runs import case_work, in_flight, run
+from crfrefine.runs import case_work, case_writing, in_flight, run
 from crfrefine.runs import device as devices
 from crfrefine.runs.in_flight import BeginAgainError, Places, RunIsOverError
 
@@ -127,7 +127,7 @@ def test_a_run_goes_on_where_another_one_ended(folders):
 def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeypatch):
     """The disk is full at the second case, when the later ones are written but for their names."""
     written = []
-    write = case_work.write_label_map
+    write = case_writing.write_label_map
     are_others_whole = threading.Event()
 
     def write_label_map(path, *arguments, **options):
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeyp
             are_others_whole.set()
         write(path, *arguments, **options)
 
-    monkeypatch.setattr(case_work, "write_label_map", write_label_map)
+    monkeypatch.setattr(case_writing, "write_label_map", write_label_map)
     result = infer(folders, "--jobs", 6, "--threads", 6, status=1)
     assert statuses(result) == [("a", "done"), ("b", "failed")]
     assert len(written) >= 3

@@ -1,0 +1,75 @@
+"""A case to refine: its files, the settings of the work on it, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from crfrefine.cases.case import Case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import Names
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.runs.contents import Content
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.outputs import OutputFiles
+from crfrefine.runs.records import CaseRecord
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to refine."""
+
+    files: CaseFiles
+    outputs: OutputFiles
+    # The record of existing outputs, with --continue; None means that the case is refined.
+    earlier: CaseRecord | None = None
+    # Files that earlier runs wrote for the case, each with its checksum, and the contents of the
+    # inputs that it is of if the settings were those of this run; and files of unknown origin
+    # under names of its outputs.
+    before: Mapping[Path, tuple[str, Mapping[str, Content]]] = field(default_factory=dict)
+    unknown: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseSettings:
+    """The settings of the work on each case; they can be sent to other machines."""
+
+    options: InferenceOptions
+    reading: ReadingOptions
+    names: Names
+    device: str  # as `get_backend` takes it
+
+    def of_case(self, case_id: str) -> CaseSettings:
+        """Return the settings of a case, with parameters that were not learned on it."""
+        held_out = self.options.held_out.get(case_id)
+        if held_out is None:
+            return self
+        return replace(self, options=replace(self.options, parameters=held_out.parameters))
+
+
+@dataclass
+class CaseInWork:
+    """A case that was read."""
+
+    task: Task
+    record: CaseRecord
+    case: Case | None = None  # None means that nothing is left to do, or that it failed
+    input_bytes: int = 0  # that its input takes in memory, by an estimate
+
+
+class Turns(Protocol):
+    """What a case waits for while others are in work."""
+
+    def take_memory(self, num_bytes: int) -> None:
+        """Wait until the case, whose voxels will now be read, may take so much memory."""
+
+    def take_more(self, num_bytes: int) -> None:
+        """Take so much memory in all; an error begins the case again if there is less."""
+
+    def end_computing(self) -> None:
+        """The case is refined, and only has to be written."""
+
+    def wait_to_name(self) -> None:
+        """Wait until the files of the case, which are whole, may get their names."""
