@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
 
 from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, ConfigError, InputError
@@ -22,8 +20,6 @@ MAX_THREADS = 1024
 
 ROOT = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
-
-T = TypeVar("T")
 
 
 def require_few_labels(num_labels: int, owner: str) -> None:
@@ -90,43 +86,6 @@ def group_numbers(name: str) -> list[list[int]]:
             if numbers:
                 numbers_by_group.append(numbers)
     return numbers_by_group
-
-
-def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run the jobs on at most `threads` threads, started in their order.
-
-    Raises the error of the first job that failed; jobs that have not begun by then do not run.
-    """
-    if threads <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            job()
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
-
-
-def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator that runs one item ahead in a thread, and raise its error."""
-    # At most two items exist, a third one only while the caller asks for the next and still holds
-    # the last one. The thread ends, and the generator is closed, when the items end, when one
-    # raises, and when the returned generator is closed or forgotten.
-    from concurrent.futures import ThreadPoolExecutor
-
-    end: Any = object()
-    pool = ThreadPoolExecutor(1, "crfrefine-ahead")
-    next_item: Any = None
-    try:
-        next_item = pool.submit(next, items, end)
-        while (item := next_item.result()) is not end:
-            next_item = pool.submit(next, items, end)
-            yield item
-    finally:
-        next_item = None  # The traceback of an error in it would keep an item alive.
-        pool.shutdown()
-        items.close()
 
 
 # ---- Memory

@@ -31,9 +31,9 @@ from crfrefine.base.limits import (
     available_threads,
     memory_limit,
     require_memory,
-    run_all,
 )
 from crfrefine.base.text import TIMES, shorten
+from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.label_input import KIND, LabelMap, read_label_map

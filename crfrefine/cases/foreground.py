@@ -19,7 +19,7 @@ from crfrefine.arrays.foreground import (
 )
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
-from crfrefine.base.limits import run_all
+from crfrefine.base.workers import run_all
 from crfrefine.cases.label_input import KIND
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs

@@ -24,8 +24,8 @@ from crfrefine.arrays.probabilities import Look, decide, look_at, take_logarithm
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import run_all
 from crfrefine.base.option import CUBIC
+from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import (
     StreamedBackground,
     complete,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import webbrowser
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.base.text import for_terminal
+from crfrefine.base.workers import run_beside
 from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
@@ -118,4 +118,4 @@ def _tell_address(address: str, *, opens_browser: bool) -> None:
     has_screen = "SSH_CONNECTION" not in os.environ
     has_screen = has_screen and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if opens_browser and has_screen:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        run_beside(partial(webbrowser.open, address))

@@ -1,4 +1,4 @@
-"""Run a function on many items in separate processes; if a process dies, only its item is lost.
+"""Run a function on many items in separate processes; if a process dies, its item is tried again.
 
 The standard library's pools lose all items when a process dies, outlive a killed parent, and run
 the user's script again.
@@ -12,13 +12,13 @@ import pickle
 import select
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
 from crfrefine.base.failures import Failure, describe_failure
+from crfrefine.base.workers import run_beside
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +35,9 @@ def map_in_processes(
 ) -> Generator[tuple[Item, Result | Failure]]:
     """Yield each item with its result or failure, as they complete.
 
-    The function must be importable and write no files. Closing the generator ends the processes.
+    An item whose process died is tried once more, after those that wait: memory may have run out
+    beside others. The function must be importable and write no files. Closing the generator ends
+    the processes.
     """
     # One process or one item needs no worker process.
     if min(num_processes, len(items)) <= 1:
@@ -43,25 +45,29 @@ def map_in_processes(
             yield item, _attempt(function, item)
         return
     pickled_function = pickle.dumps(function)
-    pending = deque(items)
-    busy: dict[_Process, Item] = {}
+    pending = deque((item, True) for item in items)  # with whether it may be tried again
+    busy: dict[_Process, tuple[Item, bool]] = {}
     idle: list[_Process] = []
     try:
         while pending or busy:
             while pending and len(busy) < num_processes:
                 process = idle.pop() if idle else _Process(pickled_function)
-                process.send(pickle.dumps(pending[0]))
                 busy[process] = pending.popleft()
+                process.send(pickle.dumps(busy[process][0]))
             ready = wait([process.connection for process in busy])
             for process in list(busy):
                 if process.connection not in ready:
                     continue
-                item = busy.pop(process)
-                outcome = process.take()
-                if process.is_running():
+                item, may_try_again = busy.pop(process)
+                try:
+                    outcome = process.take()
                     idle.append(process)
-                else:
+                except (EOFError, OSError):
+                    outcome = process.describe_death()
                     process.end()
+                    if may_try_again:
+                        pending.append((item, False))
+                        continue
                 yield item, outcome
     finally:
         for process in (*busy, *idle):
@@ -98,17 +104,17 @@ class _Process:
             self.connection.send_bytes(message)
 
     def take(self) -> Any:
-        """Return the result of the worker's item, or its failure."""
-        try:
-            return pickle.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):
-            code = self._process.wait()
+        """Return the result of the worker's item, or its failure.
+
+        Raise EOFError or OSError if the worker has died.
+        """
+        return pickle.loads(self.connection.recv_bytes())
+
+    def describe_death(self) -> Failure:
+        """Return the failure of the item at which the worker died."""
+        code = self._process.wait()
         why = "below 0: by this signal, as if memory runs out: try fewer --processes"
         return Failure(f"its process ended with status {code} ({why})", "InputError")
-
-    def is_running(self) -> bool:
-        """Return whether the process may get another item."""
-        return self._process.poll() is None
 
     def end(self) -> None:
         """Stop the process, also in the middle of its work."""
@@ -127,7 +133,7 @@ def serve(handle: int) -> None:
         waiting.poll()
         os._exit(0)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    run_beside(end_with_parent)
     with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
         function = connection.recv()
         while True:

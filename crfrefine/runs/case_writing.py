@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import available_threads, run_all
+from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
+from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
 from crfrefine.cases.dataset_description import Names
 from crfrefine.io import write_label_map, write_pieces

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.base.workers import thread_pool
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import finish_case, read_case
@@ -234,6 +234,19 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
         self.is_ready.set()
 
 
+def num_cases_in_flight(plan: RunPlan) -> int:
+    """Return how many cases are in work at a time if there is memory for them.
+
+    The GPU engine takes one case at a time, much more quickly than a thread reads and writes it:
+    only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a machine.
+    """
+    options = plan.settings.options
+    if plan.summary.device.startswith("torch"):
+        return 1
+    num_jobs = options.num_jobs or options.threads or available_threads()
+    return max(1, min(num_jobs, len(plan.tasks)))
+
+
 class CasesInFlight:
     """The cases of a run, several of them in work at a time.
 
@@ -242,20 +255,20 @@ class CasesInFlight:
     without others in flight. A case that lacks memory beside others is begun again alone.
     """
 
-    def __init__(self, plan: RunPlan, num_jobs: int) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         options = plan.settings.options
         self._settings = plan.settings
         self._tasks = plan.tasks
-        self._num_jobs = num_jobs
+        self._num_jobs = num_cases_in_flight(plan)
         self._num_threads = options.threads or available_threads()
-        self._places = Places(num_jobs, memory_left(memory_limit(options.max_memory)))
+        self._places = Places(self._num_jobs, memory_left(memory_limit(options.max_memory)))
         self._cases = [CaseInFlight(number, self._places) for number in range(len(plan.tasks))]
         self._num_unfinished = len(plan.tasks)
         self._lock = threading.Lock()
 
     def records(self, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
         """Yield the record of each case in the order of the tasks, after its notes."""
-        pool = ThreadPoolExecutor(2 * self._num_jobs, "case")
+        pool = thread_pool(2 * self._num_jobs, "case")
         try:
             pairs = list(zip(self._tasks, self._cases, strict=True))
             futures = [pool.submit(self._work_on, task, case) for task, case in pairs]

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from threading import Thread
 
 import torch
 
 from crfrefine.base.limits import available_threads
+from crfrefine.base.workers import run_beside
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import calibrate_output, fit_scaling
 from crfrefine.train.comparison import FoldResult, TrainingResult, compare
@@ -52,7 +52,7 @@ def train(plan: Plan, observer: TrainingObserver, started: float) -> TrainingRes
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
             prepared = prepare(plan, device, workers, progress)
             # All cores but one would wait for this import at the end.
-            Thread(target=_import_statistics).start()
+            run_beside(_import_statistics)
             folds = _run_folds(prepared, finished)
             everything = range(len(plan.cases.files))
             scaling = fit_scaling(prepared.material, everything, workers)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import Self, TypeVar
+
+from crfrefine.base.workers import thread_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,7 +25,7 @@ class Workers:
         self.threads = threads
         self._one_by_one = one_by_one
         self._max_items = threads  # items that run at a time, at most
-        self._pool = ThreadPoolExecutor(threads, "case")
+        self._pool = thread_pool(threads, "case")
         self._lock = threading.Lock()
         self._num_unfinished = 0  # items that wait or run
         self._is_alone = threading.RLock()  # held by the item that gets all threads
@@ -40,7 +42,7 @@ class Workers:
         """Let at most so many items run at a time, as memory may ask for; none may run now."""
         self._max_items = max(1, min(num_items, self.threads))
         self._pool.shutdown()
-        self._pool = ThreadPoolExecutor(self._max_items, "case")
+        self._pool = thread_pool(self._max_items, "case")
 
     def run_on_device(
         self, function: Callable[[Item, int], Result], items: Sequence[Item]
@@ -122,7 +124,7 @@ class Workers:
         """
         if self._one_by_one or self.threads == 1 or len(parts) < 2:
             return [function(part) for part in parts]
-        with ThreadPoolExecutor(min(len(parts), self.threads), "part") as drivers:
+        with thread_pool(min(len(parts), self.threads), "part") as drivers:
             futures = [drivers.submit(function, part) for part in parts]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)

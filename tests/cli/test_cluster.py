@@ -13,7 +13,7 @@ from cli_helpers import FAST, command, files_in, run_here, wait_for, write_folde
 from distributed import Client, LocalCluster
 
 from crfrefine.errors import InputError
-from crfrefine.runs.run import refine_on_worker
+from crfrefine.runs.cluster import refine_on_worker
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = (

@@ -76,6 +76,13 @@ def test_what_goes_wrong_costs_its_item_alone(how, num_processes, message):
         assert "in go_wrong_at_two" in failure.traceback
 
 
+def test_an_item_whose_process_died_is_tried_again(tmp_path):
+    """As memory may have run out beside the others; with its outcome it is there once."""
+    work = functools.partial(pool_functions.die_once, tmp_path)
+    outcomes = list(map_in_processes(work, range(6), 2))
+    assert sorted(outcomes) == [(number, number) for number in range(6)]
+
+
 def test_whoever_stops_early_leaves_no_process_behind():
     before = set(children(os.getpid()))
     with contextlib.closing(map_in_processes(pool_functions.sleep, [0, 3600], 2)) as outcomes:

@@ -26,6 +26,14 @@ def go_wrong_at_two(how, number):
     return (lambda: number) if how == "lambda" and number == 2 else number
 
 
+def die_once(folder, number):
+    """The number; at two, die at the first try, of which a file in the folder tells."""
+    if number == 2 and not (folder / "tried").exists():
+        (folder / "tried").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 def fail_from_the_end(number):
     time.sleep(0.05 * (2 - number))
     raise ValueError(f"no {number}")

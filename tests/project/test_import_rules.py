@@ -44,7 +44,7 @@ HOMES = {
     "cupy": {"engines.cuda"},
     "jinja2": {"evaluate.report"},
     "matplotlib": {"evaluate.report"},
-    "distributed": {"runs.run"},
+    "distributed": {"runs.cluster"},
     "PIL": {"runs.pictures"},
     "monai": {"monai"},
     "starlette": {"runs.tune.server"},

@@ -24,7 +24,7 @@ from strict_device import use
 import crfrefine.engines
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
-from crfrefine.runs import case_work, case_writing, in_flight, run
+from crfrefine.runs import case_work, case_writing, in_flight
 from crfrefine.runs import device as devices
 from crfrefine.runs.in_flight import BeginAgainError, Places, RunIsOverError
 
@@ -342,7 +342,7 @@ def test_a_gpu_computes_one_case_while_others_are_read_and_written(device, jobs,
         summary=SimpleNamespace(device=device),
         tasks=range(40),
     )
-    assert run.num_cases_in_flight(plan) == expected
+    assert in_flight.num_cases_in_flight(plan) == expected
 
 
 class LostGpu(cuda_shim.ShimDevice):

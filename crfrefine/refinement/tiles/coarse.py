@@ -17,7 +17,8 @@ from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
-from crfrefine.base.limits import available_threads, run_all
+from crfrefine.base.limits import available_threads
+from crfrefine.base.workers import run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import (
     TILE,

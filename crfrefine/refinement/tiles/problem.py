@@ -26,7 +26,7 @@ from crfrefine.arrays.label_maps import (
     widen,
 )
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.limits import run_all
+from crfrefine.base.workers import run_all
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import (

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.base.workers import thread_pool
 from crfrefine.cases.case import bytes_to_refine
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
@@ -22,14 +21,7 @@ from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.finding import UNTOUCHED, Corrections, FoundCases, TuneOptions
 from crfrefine.runs.tune.session import Session
 
-_NICENESS = 10  # of threads whose results are not waited for
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
-
-
-def _let_others_go_first() -> None:
-    """Give this thread, and those that it starts, the time that the page leaves."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _EndedError(Exception):
@@ -45,9 +37,9 @@ class Worklist:
         self._open = self._found.first
         self._session = Session(options, self._found, self._open)
         self._lock = threading.Lock()  # of what is open and read ahead
-        self._reader = ThreadPoolExecutor(1, "read ahead", _let_others_go_first)
+        self._reader = thread_pool(1, "read ahead", gives_way=True)
         self._ahead: tuple[int, Future[Session | None]] | None = None
-        self._counter = ThreadPoolExecutor(1, "count changes", _let_others_go_first)
+        self._counter = thread_pool(1, "count changes", gives_way=True)
         self._counting: Future[None] | None = None
         # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
         self._num_changed: dict[int, int | None] = {}

@@ -1,0 +1,131 @@
+"""Cases of a run on the workers of a Dask cluster; only here Dask is imported."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Generator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.failures import describe_failure
+from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
+from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.runs.case_work import finish_case, read_case
+from crfrefine.runs.options import Observer
+from crfrefine.runs.plan import RunPlan
+from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.task import CaseSettings, Task
+from crfrefine.version import __version__
+
+# of a case whose task raises an error: another worker may have the right version of the package
+RETRIES = 1
+
+
+def records_of_cluster(
+    plan: RunPlan, observer: Observer[RunSummary, CaseRecord]
+) -> Generator[CaseRecord]:
+    """Yield the record of each case, which a worker of a running Dask cluster has done.
+
+    Closing it cancels the cases not begun.
+    """
+    address = plan.settings.options.dask
+    assert address is not None
+    client = _connect(address)
+    from distributed import as_completed
+
+    tasks: dict[Any, Task] = {}
+    try:
+        if not client.nthreads():
+            warnings.warn(
+                f"the scheduler {address} has no workers: waiting for them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        work = partial(refine_on_worker, __version__, plan.settings)
+        futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
+        tasks = dict(zip(futures, plan.tasks, strict=True))
+        for future in as_completed(futures):
+            record = _record_from(future, tasks[future], address)
+            if record.status != "skipped":
+                for note in record.notes:
+                    observer.note(note, case_id=record.case_id)
+            yield record
+    finally:
+        with suppress(Exception):  # The scheduler may be gone.
+            client.cancel(list(tasks), force=True)
+        with suppress(Exception):
+            client.close(timeout=5)
+
+
+def _connect(address: str) -> Any:
+    """Return a client of a Dask scheduler, which has an address or a file.
+
+    Raise BackendUnavailableError without Dask, InputError if the scheduler cannot be reached.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "--dask needs Dask's package `distributed`: "
+            f"pip install 'crfrefine[distributed]' ({error})"
+        ) from error
+    # Dask's own log would be on standard error: what matters becomes a message of the run.
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        if "://" in address:
+            place = {"address": address}
+        elif Path(address).is_file():
+            place = {"scheduler_file": address}
+        else:  # Dask would wait for the file.
+            raise FileNotFoundError("no such file")
+        return Client(**place)
+    # Dask raises many kinds for a wrong address, no answer, or missing certificates.
+    except Exception as error:
+        expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
+        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
+        raise InputError(
+            f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})"
+        ) from error
+
+
+def _record_from(future: Any, task: Task, address: str) -> CaseRecord:
+    """Return the record of a case that a worker has ended, or one with the reason why it has none.
+
+    Raise InputError if the scheduler is gone.
+    """
+    from distributed import KilledWorker
+
+    failure: Exception
+    try:
+        record: CaseRecord = future.result()
+    except CancelledError as error:
+        hint = "What is finished is kept; run again with --continue for the rest."
+        raise InputError(f"the scheduler {address} is gone, or was restarted\n  {hint}") from error
+    except KilledWorker as error:
+        failure = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
+    except Exception as error:
+        failure = error
+    else:
+        return record
+    record = CaseRecord(task.files.case_id)
+    record.fail(describe_failure(failure, *task.files.paths))
+    return record
+
+
+def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRecord:
+    """Read, refine and write a case.
+
+    Refuse to on a worker with another version of this package, whose results may differ.
+    """
+    if version != __version__:
+        raise InputError(
+            f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
+            "install the same version on all machines"
+        )
+    return finish_case(settings, read_case(settings, task), Observer())
