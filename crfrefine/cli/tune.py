@@ -46,7 +46,7 @@ def tune(
         shared.path_option(
             "--corrections",
             metavar="FOLDER",
-            help="Where the page saves strokes and the refined case; strokes there are shown.",
+            help="Where the page keeps strokes, and saves refined cases.",
         ),
     ] = None,
     config: Annotated[
@@ -105,6 +105,11 @@ def tune(
     worklist = Worklist(tune_options, found)
     try:
         serve(worklist, port, partial(_tell_address, opens_browser=browser))
+    except KeyboardInterrupt:
+        folder = worklist.keep_lost()
+        if folder:
+            print(for_terminal(f"crfrefine: strokes are kept in {folder}"), file=sys.stderr)
+        raise
     finally:
         worklist.end()
 

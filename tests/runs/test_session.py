@@ -176,25 +176,31 @@ def test_windows_begin_with_the_chosen_one_and_ct_has_its_usual_ones(session):
 STROKE = {"plane": 1, "place": PLACE, "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3], "value": 3}
 
 
-def strokes_with(drawn, *, can_undo=True, can_redo=False, state="corrected"):
-    return {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "state": state}
+def strokes_with(drawn, *, can_undo=True, can_redo=False):
+    return {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "problem": ""}
+
+
+def state_of(session, preset="", changes=()):
+    return session.state(session.parameters(preset, dict(changes)))
 
 
 def test_strokes_are_undone_to_the_first_one_and_drawn_again(session):
     """A new stroke takes what was undone out of reach, and without any stroke a case is
     untouched.
     """
-    values = [session.strokes]
+    values = [session.drawing.values]
     for value in (3, 1, 255):
         session.draw(**STROKE | {"value": value})
-        values.append(session.strokes)
+        values.append(session.drawing.values)
+        assert state_of(session) == "corrected"
     for number in (2, 1, 0):
         session.undo()
-        np.testing.assert_array_equal(session.strokes, values[number])
-    assert session.undo() == strokes_with(0, can_undo=False, can_redo=True, state="untouched")
+        np.testing.assert_array_equal(session.drawing.values, values[number])
+    assert session.undo() == strokes_with(0, can_undo=False, can_redo=True)
+    assert state_of(session) == "untouched"
     for number in (1, 2):
         session.redo()
-        np.testing.assert_array_equal(session.strokes, values[number])
+        np.testing.assert_array_equal(session.drawing.values, values[number])
     assert session.draw(**STROKE | {"value": 2}) == strokes_with(3)
     assert session.redo() == strokes_with(3), "nothing is left to redo"
 
@@ -247,16 +253,17 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         assert session.undo() == strokes_with(4, can_redo=True)
         whole_result(session)
         shown = session.shown[0]
-        drawn = session.strokes
+        drawn = session.drawing.values
         assert (shown != before).any()
         assert sorted(drawn[drawn > 0]) == [3, 3, 3, 255]
         np.testing.assert_array_equal(
             session.case.plane(shown, 1, PLACE)[[5, 6, 6, 7], [2, 2, 3, 3]], [3, 3, 3, 0]
         )
-        assert session.state == "corrected"
-        assert session.save_case("", {})["strokes"]["state"] == session.state == "saved"
+        assert state_of(session) == "corrected"
+        session.save_case("", {})
+        assert state_of(session) == "saved"
+        assert state_of(session, changes={"bilateral.weight": 3.0}) == "outdated"
     np.testing.assert_array_equal(read_volume(folder / "refined" / "first.nii.gz").data, shown)
-    (tmp_path / "saved.toml").write_text(options.inputs.parameters.to_toml())
     inputs = (
         "-i",
         cases.images,
@@ -265,15 +272,20 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         "--input-type",
         input_type,
         "-c",
-        tmp_path / "saved.toml",
+        folder / "parameters" / "first.toml",
         "--strokes",
         folder / "strokes",
     )
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "first.nii.gz").data, shown)
     with open_session(options) as session:
-        np.testing.assert_array_equal(session.strokes, drawn)
-        assert session.undo() == strokes_with(4, can_undo=False, state="saved")
+        np.testing.assert_array_equal(session.drawing.values, drawn)
+        assert state_of(session) == "saved"
+        assert session.redo() == strokes_with(1), "what was undone is kept, too"
+        for _ in range(3):
+            session.undo()
+        assert session.undo() == strokes_with(0, can_undo=False, can_redo=True)
+        assert state_of(session) == "corrected"
 
 
 def test_strokes_that_make_no_sense_change_nothing(session):
@@ -287,7 +299,7 @@ def test_strokes_that_make_no_sense_change_nothing(session):
     ):
         with pytest.raises(InputError, match="no such"):
             session.draw(**STROKE | changes)
-    assert not session.strokes.any()
+    assert not session.drawing.values.any()
     with pytest.raises(ConfigError, match="--corrections FOLDER"):
         session.save_case("", {})
 

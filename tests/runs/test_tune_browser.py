@@ -2,64 +2,36 @@
 and nothing is asked of elsewhere.
 """
 
-import importlib.util
 import json
-import shutil
 
 import numpy as np
 import pytest
 from cli_helpers import run_here
-from tune_helpers import missing_server, open_page, open_session, options_for
+from tune_browser import (
+    case_states,
+    drag,
+    drawn,
+    needs_browser,
+    number,
+    open_browser,
+    picture,
+    places_of,
+    press,
+    wait,
+    wait_until_done,
+)
+from tune_helpers import open_page, open_session, options_for
 
 from crfrefine.io import read_volume
 from crfrefine.runs.pictures.planes import PLANES
 
-BROWSER = next(
-    filter(
-        None,
-        map(
-            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        ),
-    ),
-    None,
-)
-# Nothing of it is to reach out for the network, and a container's root has no sandbox.
-OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
-    "--disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb "
-    "--window-size=1200,900"
-)
-pytestmark = [
-    pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server"),
-    pytest.mark.skipif(
-        not (BROWSER and shutil.which("chromedriver") and importlib.util.find_spec("selenium")),
-        reason="needs selenium and Chromium: as root, `apt-get install chromium chromium-driver`",
-    ),
-]
+pytestmark = needs_browser
 
 
 @pytest.fixture
 def page(running, tmp_path):
-    """The page, freshly opened; whatever it complains about on the console fails the test."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
-    )
-    driver.page = running
-    try:
-        driver.get(running.address)
-        wait_until_done(driver)
+    with open_browser(running, tmp_path / "profile") as driver:
         yield driver
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
 
 
 def requested(driver):
@@ -71,15 +43,6 @@ def requested(driver):
         if message["method"] == "Network.requestWillBeSent"
     ]
     return [params["request"]["url"] for params in sent if params["documentURL"].startswith("http")]
-
-
-def wait(driver, condition):
-    """Until a condition in the page's own language holds."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 60, poll_frequency=0.02).until(
-        lambda driver: driver.execute_script(f"return Boolean({condition})"), condition
-    )
 
 
 @pytest.fixture
@@ -95,45 +58,6 @@ def running(labeled_folders, saved):
         "-i", cases.images, "-p", cases.logits, "-l", labels, *outputs, "-c", "default"
     ) as page:
         yield page
-
-
-def wait_until_done(driver, after=0):
-    wait(
-        driver,
-        f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}",
-    )
-
-
-def number(driver):
-    return int(driver.execute_script("return document.body.dataset.number"))
-
-
-def picture(driver, number=0):
-    """The pixels of a plane, once it is drawn."""
-    wait(driver, "!document.querySelector('.plane canvas[aria-busy=true]')")
-    return driver.execute_async_script(
-        "const [number, done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => "
-        "done(document.querySelectorAll('.plane canvas')[number].toDataURL())))",
-        number,
-    )
-
-
-# Where voxels of a plane, (across, up), lie in the window, unless the plane is enlarged.
-PLACES = """
-    const [number, { size, steps }, voxels] = arguments;
-    const box = document.querySelectorAll('.plane canvas')[number].getBoundingClientRect();
-    const scale = Math.min(box.width / (size[0] * steps[0]), box.height / (size[1] * steps[1]));
-    const left = box.left + (box.width - size[0] * steps[0] * scale) / 2;
-    const bottom = box.bottom - (box.height - size[1] * steps[1] * scale) / 2;
-    return voxels.map(([x, y]) => [left + (x + 0.5) * steps[0] * scale,
-        bottom - (y + 0.5) * steps[1] * scale]);
-"""
-
-
-def places_of(driver, number, voxels):
-    case = driver.page.json("cases")["open"]
-    spec = driver.page.json(f"case/{case}/describe")["planes"][number]
-    return driver.execute_script(PLACES, number, spec, voxels)
 
 
 def dice(driver):
@@ -225,38 +149,6 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 UPRIGHT = (15, 18, 11)  # voxels of the phantom, upright
 
 
-def drag(driver, number, start, end, kind):
-    """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
-
-    Return the picture of the plane just before the pointer goes.
-    """
-    from selenium.webdriver.common.actions.action_builder import ActionBuilder
-    from selenium.webdriver.common.actions.pointer_input import PointerInput
-
-    places = places_of(driver, number, [start, end])
-    driver.execute_script(
-        "const [number] = arguments; document.addEventListener('pointerup', () => { window.inked ="
-        " document.querySelectorAll('.plane canvas')[number].toDataURL(); },"
-        " { once: true, capture: true })",
-        number,
-    )
-    actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
-    actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
-    actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.2).pointer_up()
-    actions.perform()
-    return driver.execute_script("return window.inked")
-
-
-def drawn(driver):
-    return int(
-        driver.execute_script("return document.querySelector('#saved-case').textContent").split()[0]
-    )
-
-
-def press(driver, key):
-    driver.find_element("tag name", "body").send_keys(key)
-
-
 def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     page, running, saved, labeled_folders, tmp_path
 ):
@@ -339,18 +231,8 @@ ZOOM = """
 """
 
 
-def open_case(driver):
-    return driver.execute_script("return document.querySelector('#case').textContent")
-
-
-def case_states(driver):
-    return driver.execute_script(
-        "return [...document.querySelectorAll('#case-list .state')].map((node) => node.textContent)"
-    )
-
-
 def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folders, tmp_path):
-    """Zoom, strokes in two planes, the question before the next case, saving and reopening."""
+    """Zoom, strokes in two planes, the next case, saving and reopening."""
     press(page, "[[2")
     voxel = (7, 5)
     before = picture(page)
@@ -381,14 +263,9 @@ def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folder
     wait_until_done(page, last)
     assert drawn(page) == 4
 
-    # The next case: the page asks first.
+    page.find_element("id", "save-case").click()
+    wait(page, "document.querySelector('#saved-case').textContent.startsWith('saved')")
     press(page, ".")
-    wait(page, "document.querySelector('#unsaved').open")
-    page.find_element("css selector", "#unsaved [value=stay]").click()
-    assert open_case(page) == "first"
-    press(page, ".")
-    wait(page, "document.querySelector('#unsaved').open")
-    page.find_element("id", "save-and-open").click()
     wait(page, "document.querySelector('#case').textContent === 'second'")
     wait_until_done(page)
     assert case_states(page) == ["saved", "untouched"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 from dataclasses import replace
 
@@ -17,10 +18,19 @@ from tune_helpers import (
     write_labeled,
 )
 
-from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io import read_volume
+from crfrefine.errors import CrfRefineError, InputError, StorageError
+from crfrefine.io import read_volume, write_label_map
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.tune import drawing
 from crfrefine.runs.tune.case import CaseRefiner
-from crfrefine.runs.tune.finding import CORRECTED, SAVED, UNTOUCHED, Corrections, find_cases
+from crfrefine.runs.tune.corrections import (
+    CORRECTED,
+    OUTDATED,
+    SAVED,
+    UNTOUCHED,
+    Corrections,
+)
+from crfrefine.runs.tune.finding import find_cases
 from crfrefine.runs.tune.session import Session
 from crfrefine.runs.tune.worklist import Worklist
 
@@ -59,17 +69,17 @@ def test_cases_have_a_state_and_reopened_ones_their_strokes(worklist, options):
     session.draw(**STROKE)
     assert states(worklist) == [CORRECTED, UNTOUCHED, UNTOUCHED]
     session.save_case("", {})
-    drawn = session.strokes
+    drawn = session.drawing.values
     whole_result(session)
     assert worklist.open(2)["open"] == 2
     assert states(worklist) == [SAVED, UNTOUCHED, UNTOUCHED]
     worklist.session(2).draw(**STROKE)
     assert states(worklist)[2] == CORRECTED
-    worklist.open(0)  # What was not saved of the other case is gone.
-    assert states(worklist) == [SAVED, UNTOUCHED, UNTOUCHED]
+    worklist.open(0)  # What was not saved of the other case is kept.
+    assert states(worklist) == [SAVED, UNTOUCHED, CORRECTED]
     reopened = worklist.session(0)
     assert reopened is not session
-    np.testing.assert_array_equal(reopened.strokes, drawn)
+    np.testing.assert_array_equal(reopened.drawing.values, drawn)
     whole_result(reopened)
     refined = read_volume(Corrections.of_case("a", options.corrections).refined).data
     np.testing.assert_array_equal(reopened.shown[0], refined)
@@ -83,11 +93,51 @@ def test_a_result_older_than_the_strokes_is_not_saved(options, worklist):
     session.draw(**STROKE)
     session.save_case("", {})
     files = Corrections.of_case("a", options.corrections)
-    assert files.state == SAVED
+    parameters = options.inputs.parameters
+    assert files.state(parameters) == SAVED
     os.utime(files.refined, ns=(0, files.strokes.stat().st_mtime_ns - 1))
-    assert files.state == CORRECTED
+    assert files.state(parameters) == CORRECTED
     files.refined.unlink()
-    assert files.state == CORRECTED
+    assert files.state(parameters) == CORRECTED
+
+
+def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, options):
+    for number in (0, 1):
+        worklist.open(number)
+        worklist.session(number).draw(**STROKE)
+        worklist.session(number).save_case("", {})
+    changes = {"bilateral.weight": 3.0}
+    described = worklist.describe("", changes)
+    assert [case["state"] for case in described["cases"]] == [OUTDATED, OUTDATED, UNTOUCHED]
+    worklist.save_all("", changes)
+    worklist._saving.result(60)
+    described = worklist.describe("", changes)
+    assert [case["state"] for case in described["cases"]] == [SAVED, SAVED, UNTOUCHED]
+    files = Corrections.of_case("a", options.corrections)
+    assert "weight = 3.0" in files.parameters.read_text()
+
+
+def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_undo(
+    worklist, options
+):
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    session.save_case("", {})
+    session.draw(**STROKE | {"voxels": [0], "value": 1})
+    drawn = session.drawing.values
+    worklist.end()
+    files = Corrections.of_case("a", options.corrections)
+    strokes = read_volume(files.strokes)
+    edited = strokes.data.astype(np.uint8)
+    edited[7, 8, 9] = 2
+    write_label_map(files.strokes, edited, replace(strokes, data=edited))
+    reopened = Session(options)
+    np.testing.assert_array_equal(reopened.drawing.values, edited)
+    assert "changed elsewhere" in reopened.describe()["notes"][-1]
+    while reopened.drawing.values[7, 8, 9]:
+        reopened.undo()
+    reopened.undo()
+    np.testing.assert_array_equal(reopened.drawing.values, drawn)
 
 
 def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
@@ -178,7 +228,7 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
         first_voxels = range(0, 15 * 11, 11)
 
         def draw(voxel):
-            page.json("case/0/draw", {**STROKE, "voxels": [voxel]})
+            page.json("case/0/draw", {**STROKE, "voxels": [voxel], "mark": ""})
             page.json("case/0/save-case", {"preset": "", "changes": {}})
 
         threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]
@@ -186,7 +236,7 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert page.json("case/0/undo", {})["drawn"] == len(first_voxels) - 1
+        assert page.json("case/0/undo", {"mark": ""})["drawn"] == len(first_voxels) - 1
     strokes = read_volume(tmp_path / "strokes" / "a.nii.gz").data
     assert 0 < np.count_nonzero(strokes) <= len(first_voxels)
     inputs = ("-c", "default", "--strokes", tmp_path / "strokes", "-o", tmp_path / "out")
@@ -200,7 +250,7 @@ def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
     arguments = ("-i", folders[0].images, "-p", folders[0].logits)
     for delay in (0.0, 0.01, 0.03):
         with open_page(*arguments, "--corrections", tmp_path) as page:
-            page.json("case/0/draw", STROKE)
+            page.json("case/0/draw", {**STROKE, "mark": ""})
             saving = threading.Thread(target=_save, args=(page,))
             saving.start()
             threading.Event().wait(delay)
@@ -208,8 +258,8 @@ def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
             saving.join(60)
         for path in tmp_path.rglob("*.nii.gz"):
             assert read_volume(path).data.any()
-        state = Corrections.of_case("a", tmp_path).state
-        assert state in (UNTOUCHED, CORRECTED, SAVED)
+        state = Corrections.of_case("a", tmp_path).state(CrfParameters.load("default"))
+        assert state in (CORRECTED, SAVED)
         with open_page(*arguments, "--corrections", tmp_path) as page:
             assert page.json("cases")["cases"][0]["state"] == state
 
@@ -225,3 +275,72 @@ def test_a_session_of_one_case_needs_no_list(options):
     session = Session(options)
     assert session.case.case_id == "a"
     session.end()
+
+
+# ---- Nothing that was drawn is lost
+
+
+def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, options):
+    worklist.open(1)
+    assert worklist.draw(0, **STROKE)["state"] == CORRECTED
+    assert worklist.describe()["open"] == 1
+    assert Session(options).drawing.values.any()
+    worklist.open(0)
+    assert worklist.session(0).drawing.values.any()
+
+
+def test_a_stroke_that_is_sent_twice_is_drawn_once(worklist):
+    for mark in ("one", "one", "two"):
+        worklist.draw(0, **STROKE, mark=mark)
+    for mark in ("three", "three", "four"):
+        described = worklist.undo(0, mark)
+    assert described["can_undo"] is False
+
+
+def test_a_full_disk_is_told_and_strokes_are_written_once_there_is_room(
+    worklist, options, monkeypatch
+):
+    def fails(path, content):
+        raise StorageError(f"{path}: cannot be written: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drawing, "write_small_file", fails)
+        assert "the disk is full" in worklist.draw(0, **STROKE)["problem"]
+        assert worklist.describe()["folder"]["num_lost"] == 1
+    assert not Session(options).drawing.values.any()
+    assert worklist.keep()["folder"]["num_lost"] == 0
+    assert Session(options).drawing.values.any()
+
+
+def test_without_a_folder_one_is_offered_and_takes_all_strokes(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corrections").mkdir()
+    options = options_for(*folders)
+    worklist = Worklist(options, find_cases(options))
+    for number in (0, 1):
+        worklist.open(number)
+        worklist.draw(number, **STROKE)
+    folder = worklist.describe()["folder"]
+    path = str(tmp_path / "corrections-2")
+    assert folder == {"path": path, "is_used": False, "num_lost": 2}
+    assert worklist.keep_lost() == path
+    worklist.session(1).save_case("", {})
+    assert states(worklist) == [CORRECTED, SAVED, UNTOUCHED]
+    assert sorted(file.name for file in (tmp_path / "corrections-2" / "drawing").iterdir()) == [
+        "a.json",
+        "b.json",
+    ]
+    worklist.end()
+
+
+def test_a_second_program_is_refused_until_the_first_has_ended(worklist, options):
+    with pytest.raises(InputError, match=f"another crfrefine tune .*{os.getpid()}"):
+        Worklist(options, find_cases(options))
+    worklist.end()
+    lock = options.corrections / ".crfrefine-tune.lock"
+    assert not lock.exists()
+    lock.write_text(json.dumps({"process": 1, "host": "another.machine"}))
+    with pytest.raises(InputError, match=r"another\.machine.*\n.*remove"):
+        Worklist(options, find_cases(options))
+    lock.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+    Worklist(options, find_cases(options)).end()

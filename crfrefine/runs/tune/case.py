@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import AUTO, find_network_spacing
 from crfrefine.arrays.intensity import normalize_intensity
@@ -35,6 +36,8 @@ from crfrefine.runs.pictures.planes import (
     choose_window,
     planes_of,
 )
+
+Integers = NDArray[np.int64]
 
 # Logits of a box, voxels times labels: refined in about 0.03 s of processor time
 # (docs/guide/tuning.md).
@@ -93,6 +96,27 @@ class TuneCase(Case):
         index[across] = slice(None)
         index[up] = slice(None)
         return self.pose.turn(array)[tuple(index)]
+
+    def voxels_of_plane(
+        self, number: int, place: Sequence[int], across: Integers, up: Integers
+    ) -> Integers:
+        """Return the sorted places in the flattened arrays of voxels of a plane."""
+        _, axis_across, axis_up, _ = PLANES[number]
+        upright = [np.full_like(across, at) for at in place]
+        upright[axis_across] = across
+        upright[axis_up] = up
+        return self.stored_places(upright)
+
+    def stored_places(self, upright: Sequence[Integers]) -> Integers:
+        """Return the sorted places in the flattened arrays of voxels of the upright grid."""
+        stored = list(upright)
+        for places, axis, is_flipped, size in zip(
+            upright, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
+            stored[axis] = places
+            if is_flipped:
+                stored[axis] = size - 1 - places
+        return np.sort(np.ravel_multi_index(tuple(stored), self.network_labels.shape))
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""

@@ -1,4 +1,4 @@
-"""The options of the page, the cases that they name, and the files of a corrected case."""
+"""The options of the page, and the cases that they name."""
 
 from __future__ import annotations
 
@@ -16,16 +16,10 @@ from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.listing import Files
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import check_small_output
 from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.regions import Region
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs
-
-# States of a case.
-UNTOUCHED = "untouched"
-CORRECTED = "corrected"  # it has strokes that are not saved with their result
-SAVED = "saved"
 
 
 @dataclass(frozen=True)
@@ -38,45 +32,11 @@ class TuneOptions:
     labels: Path | None = None
     # the TOML file to save to; None means that the page only shows the text
     output: Path | None = None
-    # the folder where strokes are read from, and saved to with the refined case; None means nowhere
+    # the folder where strokes are kept, and saved to with the refined case; None means nowhere
     corrections: Path | None = None
     first: str | None = None  # the case to show first; None means the first one
     # sigmoid channels of the network, if it has one for each; else labels that count together
     regions: tuple[Region, ...] = ()
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """The files of a case that the page saves for a new training."""
-
-    strokes: Path
-    refined: Path
-
-    @classmethod
-    def of_case(cls, case_id: str, folder: Path) -> Corrections:
-        """Return the files of a case in a folder."""
-        name = f"{case_id}.nii.gz"
-        return cls(folder / "strokes" / name, folder / "refined" / name)
-
-    def check(self) -> None:
-        """Raise InputError if a file cannot be written."""
-        check_small_output(self.strokes)
-        check_small_output(self.refined)
-
-    @property
-    def state(self) -> str:
-        """UNTOUCHED, SAVED, or CORRECTED: there are strokes, and no result that has them.
-
-        The result is written after the strokes. A program that was ended between the two leaves
-        strokes that are newer.
-        """
-        if not self.strokes.exists():
-            return UNTOUCHED
-        if not self.refined.exists():
-            return CORRECTED
-        if self.refined.stat().st_mtime_ns < self.strokes.stat().st_mtime_ns:
-            return CORRECTED
-        return SAVED
 
 
 @dataclass(frozen=True)

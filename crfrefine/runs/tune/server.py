@@ -33,7 +33,8 @@ HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
-_STROKE: dict[str, type] = {"plane": int, "place": list, "voxels": list, "value": int}
+_MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
+_STROKE: dict[str, type] = {"plane": int, "place": list, "voxels": list, "value": int, **_MARK}
 _VIEW: dict[str, type] = {
     "plane": int,
     "place": list,
@@ -144,17 +145,20 @@ def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp
     assets = StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)
     routes = [
         Route("/cases", lambda request: _as_json(worklist.describe())),
+        post("cases", worklist.describe, _PARAMETERS),
         Route("/case/{number:int}/describe", describe),
         Route("/case/{number:int}/plane/{version}", plane),
         post_to_case("refine", state),
-        post_to_case("draw", _STROKE),
-        post_to_case("undo", {}),
-        post_to_case("redo", {}),
+        post("case/{number:int}/draw", worklist.draw, _STROKE),
+        post("case/{number:int}/undo", worklist.undo, _MARK),
+        post("case/{number:int}/redo", worklist.redo, _MARK),
         post_to_case("save", _PARAMETERS),
         post_to_case("save-case", _PARAMETERS),
         post("open", worklist.open, {"number": int}),
         post("read-ahead", worklist.read_ahead, {"number": int}),
         post("count-changes", worklist.count_changes, _PARAMETERS),
+        post("keep", worklist.keep, {}),
+        post("save-all", worklist.save_all, _PARAMETERS),
         post("end", close, {}),
         Mount("/", assets),
     ]
@@ -201,7 +205,7 @@ def _guard(token: str) -> Callable[..., Awaitable[Response]]:
 def _is_own_origin(request: Request) -> bool:
     """Return whether a request comes from this page, or from no page at all."""
     origin = request.headers.get("origin")
-    return origin is None or origin == f"http://{request.headers['host']}"
+    return origin is None or origin == f"http://{request.headers.get('host')}"
 
 
 async def _body(request: Request) -> bytes:

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,14 +32,9 @@ from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.pictures.planes import BONE, LOWEST_WITHOUT_AIR, LUNG, SOFT_TISSUE, Window
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.controls import describe_controls
-from crfrefine.runs.tune.finding import (
-    CORRECTED,
-    UNTOUCHED,
-    Corrections,
-    FoundCases,
-    TuneOptions,
-    find_cases,
-)
+from crfrefine.runs.tune.corrections import CORRECTED, UNTOUCHED, Corrections
+from crfrefine.runs.tune.drawing import Drawing, Edit
+from crfrefine.runs.tune.finding import FoundCases, TuneOptions, find_cases
 from crfrefine.runs.tune.scores import score_labels
 from crfrefine.runs.tune.slices import View, describe_planes, pack_plane
 
@@ -52,16 +48,6 @@ class Shown(NamedTuple):
 
     labels: Array | None = None
     box: Box | None = None
-
-
-@dataclass(frozen=True)
-class _Change:
-    """Values of strokes in a plane."""
-
-    plane: int
-    place: Sequence[int]
-    indices: tuple[Array, ...]  # in the plane
-    values: Array | int
 
 
 class _Kept(NamedTuple):
@@ -84,9 +70,16 @@ class Session:
     """
 
     def __init__(
-        self, options: TuneOptions, found: FoundCases | None = None, number: int | None = None
+        self,
+        options: TuneOptions,
+        found: FoundCases | None = None,
+        number: int | None = None,
+        drawing: Drawing | None = None,
     ) -> None:
-        """Read a case: that of a number, or the one to show first."""
+        """Read a case: that of a number, or the one to show first.
+
+        Its drawing is taken from an earlier session, or else from its files.
+        """
         if found is None:
             found = find_cases(options)
         if number is None:
@@ -106,37 +99,49 @@ class Session:
         inputs = options.inputs
         self.case = open_case(files, self._inputs.reading, inputs.threads, inputs.network_spacing)
         self._refiner = CaseRefiner(self.case, inputs.threads, inputs.device)
-        drawn = read_strokes(inputs, self.case, self._inputs.reading.declared)
-        self._num_labels = self.case.num_labels
-        if drawn is not None:
-            self._num_labels = max(self._num_labels, int(drawn.labels.max()) + 1)
+        self._notes: list[str] = []
+        self.drawing = drawing or self._open_drawing()
+        self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = self._titles_of_labels()
         self._regions = self._scored_regions()
-
-        # (*grid), as in a file of strokes; the array of an older state stays as it is.
-        self.strokes = self._array_of(drawn)
-        self._undoing: list[_Change] = []
-        self._redoing: list[_Change] = []
-        self._strokes_lock = threading.Lock()
         self._saving_lock = threading.Lock()
         self.shown = Shown()
         # The newest labels of the whole case, and those before the last stroke.
         self._whole: Array | None = None
         self._former: Array | None = None
-        self._saved_strokes = self.strokes
         self._kept: _Kept | None = None
         self._newest: float = 0  # the highest counter
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
 
-    def _array_of(self, drawn: Strokes | None) -> Array:
-        """Return the values of strokes at all voxels."""
-        largest = max(BACKGROUND, self._num_labels - 1)
-        strokes = np.zeros_like(self.case.network_labels, np.min_scalar_type(largest))
-        if drawn is not None:
-            values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
-            strokes[tuple(drawn.positions)] = values
-        return strokes
+    def _open_drawing(self) -> Drawing:
+        """Return the strokes that were drawn before, or else those of files."""
+        grid = self.case.network_labels.shape
+        corrections = self._corrections
+        if corrections is None or not corrections.drawing.exists():
+            drawing = Drawing(grid, self._read_strokes())
+        else:
+            drawing = Drawing.read(corrections.drawing, grid)
+            values = self._saved_values(corrections)
+            if values is not None and not drawing.has_had(values):
+                drawing.follow(values)
+                self._notes.append(
+                    f"{corrections.strokes}: was changed elsewhere, and its strokes are shown; "
+                    "Undo takes back what differs from those drawn here"
+                )
+        if corrections is not None:
+            drawing.keep_in(corrections.drawing)
+        return drawing
+
+    def _read_strokes(self) -> Strokes | None:
+        return read_strokes(self._options.inputs, self.case, self._inputs.reading.declared)
+
+    def _saved_values(self, corrections: Corrections) -> Array | None:
+        """Return the values of the saved strokes; None if there are none."""
+        for path, values in self.case.strokes:
+            if path == corrections.strokes:
+                return values.astype(np.uint16)
+        return None
 
     def _scored_regions(self) -> tuple[Region, ...]:
         """Return the regions that have a row in the table: those of the options, or channels."""
@@ -150,14 +155,13 @@ class Session:
         others = range(1, self._num_labels)
         return ["background", *(titles.get(label, f"label {label}") for label in others)]
 
-    @property
-    def state(self) -> str:
-        """The state of the case: UNTOUCHED, CORRECTED or SAVED."""
-        if not np.array_equal(self.strokes, self._saved_strokes):
+    def state(self, parameters: CrfParameters) -> str:
+        """Return the state of the case with these parameters, one of those of `corrections`."""
+        if self.drawing.is_unsaved:
             return CORRECTED
         if self._corrections is None:
             return UNTOUCHED
-        return self._corrections.state
+        return self._corrections.state(parameters)
 
     @property
     def is_computing(self) -> bool:
@@ -190,11 +194,10 @@ class Session:
             "windows": [self._describe_windows(number) for number in range(len(case.image))],
             "labels": labels,
             "has_reference": case.labels is not None,
-            "notes": [*self._inputs.notes, *case.notes],
+            "notes": [*self._inputs.notes, *case.notes, *self._notes],
             "presets": [AS_GIVEN, *list_presets()],
-            "strokes": self._describe_strokes(),
+            "strokes": self.drawing.describe(),
             "output": None if output is None else str(output),
-            "saves_cases": self._corrections is not None,
             **self._describe_parameters(self._options.inputs.parameters),
         }
 
@@ -255,40 +258,46 @@ class Session:
         return {"saved": str(self._options.output), **described}
 
     def draw(
-        self, plane: int, place: Sequence[int], voxels: Sequence[int], value: int
+        self, plane: int, place: Sequence[int], voxels: Sequence[int], value: int, mark: str = ""
     ) -> dict[str, Any]:
         """Draw a label, 255 for background or 0 for nothing, at voxels of a plane.
 
-        The number of a voxel is its place across + width * its place up.
+        The number of a voxel is its place across + width * its place up. A stroke with the mark of
+        an earlier one is the same one, sent again.
         """
+        case = self.case
         shape: tuple[int, ...] = (0, 0)
-        if self.case.has_plane(plane, place):
-            shape = self.case.plane(self.strokes, plane, place).shape
+        if case.has_plane(plane, place):
+            shape = case.plane(case.network_labels, plane, place).shape
         if not voxels or not all(0 <= voxel < math.prod(shape) for voxel in voxels):
             raise InputError("no such voxels")
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
-        indices = np.unravel_index(np.array(voxels), shape, order="F")
-        with self._strokes_lock:
-            former = self._replace_strokes(_Change(plane, place, indices, value))
-            self._undoing.append(former)
-            self._redoing.clear()
-        return self._describe_strokes()
+        across, up = np.unravel_index(np.unique(np.array(voxels)), shape, order="F")
+        self.drawing.draw(Edit(case.voxels_of_plane(plane, place, across, up), value), mark)
+        return self._drawn()
 
-    def undo(self) -> dict[str, Any]:
+    def undo(self, mark: str = "") -> dict[str, Any]:
         """Take the last stroke back, if any."""
-        return self._step_strokes(self._undoing, self._redoing)
+        self.drawing.undo(mark)
+        return self._drawn()
 
-    def redo(self) -> dict[str, Any]:
+    def redo(self, mark: str = "") -> dict[str, Any]:
         """Draw the stroke again that was taken back last, if any."""
-        return self._step_strokes(self._redoing, self._undoing)
+        self.drawing.redo(mark)
+        return self._drawn()
 
-    def _step_strokes(self, taken: list[_Change], kept: list[_Change]) -> dict[str, Any]:
-        """Apply the last change of a list; keep in the other one what takes it back."""
-        with self._strokes_lock:
-            if taken:
-                kept.append(self._replace_strokes(taken.pop()))
-        return self._describe_strokes()
+    def _drawn(self) -> dict[str, Any]:
+        """Return the strokes after one was drawn; the labels before it are kept."""
+        self._former = self._whole
+        return self.drawing.describe()
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the strokes in a folder of corrections from now on."""
+        corrections = Corrections.of_case(self.case.case_id, folder)
+        corrections.check()
+        self._corrections = corrections
+        self.drawing.keep_in(corrections.drawing)
 
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the strokes, and the whole case refined with them and these parameters.
@@ -299,7 +308,7 @@ class Session:
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
-        with self._saving_lock:  # The two files belong together.
+        with self._saving_lock:  # The files belong together.
             return self._save_case(corrections, parameters)
 
     def _save_case(self, corrections: Corrections, parameters: CrfParameters) -> dict[str, Any]:
@@ -312,13 +321,15 @@ class Session:
         segments = named_segments(self._inputs.names.labels)
         if label_map is not None and label_map.segments:
             segments = label_map.segments
+        described = self._describe_parameters(parameters)
         write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
+        write_small_file(corrections.parameters, described["toml"].encode())
         write_label_map(corrections.refined, labels, replace(like, data=labels), segments=segments)
-        self._saved_strokes = strokes
+        self.drawing.mark_saved(strokes)
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
-            "strokes": self._describe_strokes(),
-            **self._describe_parameters(parameters),
+            "strokes": self.drawing.describe(),
+            **described,
         }
 
     def plane(self, view: View) -> bytes:
@@ -326,30 +337,12 @@ class Session:
         others = {
             "former": self._former,
             "reference": self.case.labels,
-            "strokes": self.strokes,
+            "strokes": self.drawing.values,
         }
         return pack_plane(self.case, view, *self.shown, others)
 
-    def _replace_strokes(self, change: _Change) -> _Change:
-        """Replace strokes in a plane; return the change that takes it back."""
-        strokes = self.strokes.copy(order="K")
-        target = self.case.plane(strokes, change.plane, change.place)
-        former = replace(change, values=target[change.indices])
-        target[change.indices] = change.values
-        self.strokes = strokes
-        self._former = self._whole
-        return former
-
     def _strokes_of(self, values: Array) -> Strokes | None:
         return Strokes.of_array(values, values.shape, self._num_labels)
-
-    def _describe_strokes(self) -> dict[str, Any]:
-        return {
-            "drawn": int(np.count_nonzero(self.strokes)),
-            "can_undo": bool(self._undoing),
-            "can_redo": bool(self._redoing),
-            "state": self.state,
-        }
 
     def _describe_windows(self, modality: int) -> list[dict[str, Any]]:
         """Return the windows that the page offers for an image, the first one to begin with."""
@@ -373,7 +366,7 @@ class Session:
         """
         started = time.perf_counter()
         case = self.case
-        drawn = self.strokes
+        drawn = self.drawing.values
         kept = self._kept
         is_known = kept is not None and kept.strokes is drawn and kept.parameters == parameters
         if box is None and kept is not None and is_known:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,16 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.case import CaseRefiner, open_case
-from crfrefine.runs.tune.finding import UNTOUCHED, Corrections, FoundCases, TuneOptions
-from crfrefine.runs.tune.session import Session
+from crfrefine.runs.tune.corrections import (
+    CORRECTED,
+    OUTDATED,
+    UNTOUCHED,
+    Corrections,
+    FolderLock,
+)
+from crfrefine.runs.tune.drawing import Drawing
+from crfrefine.runs.tune.finding import FoundCases, TuneOptions
+from crfrefine.runs.tune.session import AS_GIVEN, Session
 
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
 
@@ -34,13 +44,23 @@ class Worklist:
     def __init__(self, options: TuneOptions, found: FoundCases) -> None:
         self._options = options
         self._found = found
+        self._folder_lock: FolderLock | None = None
+        if options.corrections is not None:
+            self._folder_lock = FolderLock(options.corrections)
+        # The strokes of each case that was open. They outlive its arrays, and are never read twice.
+        self._drawings: dict[int, Drawing] = {}
+        self._drawings_lock = threading.Lock()
         self._open = self._found.first
-        self._session = Session(options, self._found, self._open)
+        self._session = self._read(self._open)
         self._lock = threading.Lock()  # of what is open and read ahead
         self._reader = thread_pool(1, "read ahead", gives_way=True)
         self._ahead: tuple[int, Future[Session | None]] | None = None
         self._counter = thread_pool(1, "count changes", gives_way=True)
         self._counting: Future[None] | None = None
+        self._saver = thread_pool(1, "save all", gives_way=True)
+        self._saving: Future[None] | None = None
+        self._refused = ""  # why cases could not be saved
+        self._parameters = options.inputs.parameters  # those that the page has
         # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
         self._num_changed: dict[int, int | None] = {}
         self._has_ended = False
@@ -53,8 +73,48 @@ class Worklist:
         name = self._found.files[self._open].case_id
         raise InputError(f"another case is open now, {name}: reload the page to see it")
 
-    def describe(self) -> dict[str, Any]:
-        """Return the cases with their states, the open one, and whether changes are counted."""
+    def _read(self, number: int) -> Session:
+        """Read a case; its strokes are those of an earlier time that it was open, if any."""
+        with self._drawings_lock:  # Two readers of a case would keep its strokes twice.
+            known = self._drawings.get(number)
+            session = Session(self._options, self._found, number, known)
+            self._drawings[number] = session.drawing
+        return session
+
+    def draw(self, number: int, **stroke: Any) -> dict[str, Any]:
+        """Draw a stroke in a case, as of `Session.draw`."""
+        return self._edit(number, lambda session: session.draw(**stroke))
+
+    def undo(self, number: int, mark: str) -> dict[str, Any]:
+        """Take the last stroke of a case back, if any."""
+        return self._edit(number, lambda session: session.undo(mark))
+
+    def redo(self, number: int, mark: str) -> dict[str, Any]:
+        """Draw the stroke of a case again that was taken back last, if any."""
+        return self._edit(number, lambda session: session.redo(mark))
+
+    def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
+        """Edit the strokes of a case.
+
+        It need not be the open one: a tab may show a case while another tab has opened one.
+        """
+        self._require_case(number)
+        session = self._session
+        if number != self._open:
+            session = self._read(number)
+        described = edit(session)
+        if session is not self._session:
+            session.drawing.forget()
+        return {**described, "state": session.state(self._parameters)}
+
+    def describe(
+        self, preset: str = AS_GIVEN, changes: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the cases with their states, the open one, and what is being done.
+
+        A case is saved if its result is that with these parameters.
+        """
+        self._parameters = self._session.parameters(preset, changes or {})
         with self._lock:
             is_counting = self._counting is not None and not self._counting.done()
             cases = []
@@ -66,18 +126,101 @@ class Worklist:
                     "changed": self._num_changed.get(number),
                 }
                 cases.append(entry)
-            return {"open": self._open, "is_counting": is_counting, "cases": cases}
+            return {
+                "open": self._open,
+                "is_counting": is_counting,
+                "cases": cases,
+                "is_saving": self._saving is not None and not self._saving.done(),
+                "refused": self._refused,
+                "folder": self._describe_folder(),
+            }
+
+    def _describe_folder(self) -> dict[str, Any]:
+        """Return where strokes are kept, or where they could be."""
+        folder = self._options.corrections
+        num_lost = 0
+        for drawing in self._drawings.values():
+            if drawing.is_unsaved and (folder is None or drawing.problem):
+                num_lost += 1
+        return {
+            "path": str(folder or _offered_folder().resolve()),
+            "is_used": folder is not None,
+            "num_lost": num_lost,  # cases whose strokes are gone when the program ends
+        }
 
     def _state_of(self, number: int) -> str:
         if number == self._open:
-            return self._session.state
+            return self._session.state(self._parameters)
+        drawing = self._drawings.get(number)
+        if drawing is not None and drawing.is_unsaved:
+            return CORRECTED
         if self._options.corrections is None:
             return UNTOUCHED
         case_id = self._found.files[number].case_id
-        return Corrections.of_case(case_id, self._options.corrections).state
+        return Corrections.of_case(case_id, self._options.corrections).state(self._parameters)
+
+    def keep(self) -> dict[str, Any]:
+        """Keep all strokes in files from now on: those of `--corrections`, or the offered folder.
+
+        Strokes that a disk did not take are written again. Return the cases.
+        """
+        with self._lock:
+            if self._options.corrections is None:
+                folder = _offered_folder().resolve()
+                self._folder_lock = FolderLock(folder)
+                self._options = replace(self._options, corrections=folder)
+                for number, drawing in self._drawings.items():
+                    files = Corrections.of_case(self._found.files[number].case_id, folder)
+                    files.check()
+                    drawing.keep_in(files.drawing)
+                self._session.keep_in(folder)
+                self._ahead = None  # It would keep none.
+            for drawing in self._drawings.values():
+                drawing.keep()
+        return self.describe()
+
+    def keep_lost(self) -> str:
+        """Keep strokes that would be gone with the program; return the folder, "" if none were."""
+        if not self._describe_folder()["num_lost"]:
+            return ""
+        folder: str = self.keep()["folder"]["path"]
+        return folder
+
+    def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin to save each case whose strokes, or whose parameters, are not those of its result.
+
+        Return the cases.
+        """
+        parameters = self._session.parameters(preset, changes)
+
+        def save() -> None:
+            for number in range(len(self._found.files)):
+                if self._has_ended:
+                    return
+                if self._state_of(number) in (CORRECTED, OUTDATED):
+                    self._save(number, preset, changes)
+
+        with self._lock:
+            self._parameters = parameters
+            if self._saving is None or self._saving.done():
+                self._refused = ""
+                self._saving = self._saver.submit(save)
+        return self.describe(preset, changes)
+
+    def _save(self, number: int, preset: str, changes: Mapping[str, Any]) -> None:
+        session = self._session
+        try:
+            if number != self._open:
+                session = self._read(number)
+            session.save_case(preset, changes)
+        except CrfRefineError as error:
+            self._refused += f"{self._found.files[number].case_id}: {error}\n"
+        finally:
+            if session is not self._session:
+                session.drawing.forget()
 
     def open(self, number: int) -> dict[str, Any]:
-        """Open a case in place of the one that is open, whose unsaved strokes are gone.
+        """Open a case in place of the one that is open, whose strokes are kept.
 
         Return the cases. The case that is open stays open if the other one cannot be read.
         """
@@ -86,6 +229,7 @@ class Worklist:
             if number != self._open:
                 session = self._take(number)
                 self._session.end()
+                self._session.drawing.forget()
                 self._session = session
                 self._open = number
         return self.describe()
@@ -106,7 +250,7 @@ class Worklist:
                     return session
             else:
                 future.cancel()
-        return Session(self._options, self._found, number)
+        return self._read(number)
 
     def read_ahead(self, number: int) -> dict[str, Any]:
         """Begin to read the case that is probably opened next, if there is memory for two."""
@@ -114,10 +258,10 @@ class Worklist:
         with self._lock:
             is_known = self._ahead is not None and self._ahead[0] == number
             if number != self._open and not is_known and not self._has_ended:
-                self._ahead = number, self._reader.submit(self._read, number)
+                self._ahead = number, self._reader.submit(self._read_next, number)
         return {}
 
-    def _read(self, number: int) -> Session | None:
+    def _read_next(self, number: int) -> Session | None:
         """Return a case with its result; None if there is no memory for it beside the open one."""
         files = self._found.files[number]
         inputs = self._options.inputs
@@ -125,7 +269,7 @@ class Worklist:
         needed, _ = bytes_to_refine(headers, self._found.inputs.reading, may_stream=False)
         if needed > memory_left(memory_limit(inputs.max_memory)):
             return None
-        session = Session(self._options, self._found, number)
+        session = self._read(number)
         session.prepare(self._give_way)
         return session
 
@@ -173,5 +317,16 @@ class Worklist:
         """Stop all work at its next step."""
         self._has_ended = True
         self._session.end()
-        for pool in (self._reader, self._counter):
+        for pool in (self._reader, self._counter, self._saver):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+
+
+def _offered_folder() -> Path:
+    """Return the first folder for corrections that does not exist yet."""
+    for number in itertools.count(1):
+        folder = Path("corrections" if number == 1 else f"corrections-{number}")
+        if not folder.exists():
+            return folder
+    raise AssertionError

@@ -35,8 +35,23 @@ export function showEnd() {
   find("planes").inert = true;
 }
 
-const request = (address, options) =>
-  fetch(address, options).catch((error) => { showEnd(); throw error; });
+const RETRY = 700; // milliseconds until a request that did not arrive is sent again
+const sleep = (time) => new Promise((done) => setTimeout(done, time));
+
+// Send a request until the program answers it; what it asks for may be done twice.
+async function request(address, options) {
+  for (;;) {
+    try {
+      const answer = await fetch(address, options);
+      find("connection").hidden = true;
+      return answer;
+    } catch (error) {
+      if (hasEnded()) throw error;
+      find("connection").hidden = false;
+      await sleep(RETRY);
+    }
+  }
+}
 
 // Ask the program; the answer is JSON. An Error has what the program says is wrong.
 export async function ask(address, sent) {

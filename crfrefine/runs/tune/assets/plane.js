@@ -9,7 +9,7 @@ const LINE = 1.6; // width of contours in pixels
 export class Plane {
   // `page` is the state of the page (see tune.js); `spec` describes the plane.
   constructor(spec, page) {
-    Object.assign(this, { spec, page, data: null, key: "", layers: {}, stroke: null, sent: null });
+    Object.assign(this, { spec, page, data: null, key: "", layers: {}, stroke: null, sent: [] });
     Object.assign(this, { isLoading: false, pointer: null, drag: null, touches: new Map() });
     this.extent = spec.size.map((size, axis) => size * spec.steps[axis]); // mm
     this.canvas = make("canvas", { tabIndex: 0, role: "application" });
@@ -43,12 +43,11 @@ export class Plane {
     return { width, height, left, top, stepX, stepY, scale };
   }
 
-  // The voxel under a place of the screen: across, and up.
+  // The voxel under a place of the screen: across, and up. It may lie outside of the image.
   voxelAt({ x, y }) {
     const { left, top, stepX, stepY } = this.geometry();
-    const [columns, rows] = this.spec.size;
-    const row = rows - 1 - Math.floor((y - top) / stepY);
-    return [clamp(Math.floor((x - left) / stepX), 0, columns - 1), clamp(row, 0, rows - 1)];
+    const row = this.spec.size[1] - 1 - Math.floor((y - top) / stepY);
+    return [Math.floor((x - left) / stepX), row];
   }
 
   placeOf(event) {
@@ -111,8 +110,14 @@ export class Plane {
   aim(place) {
     const { page, spec } = this;
     const [x, y] = this.voxelAt(place);
-    if (this.stroke) this.draw(x, y);
-    else page.move(page.place.with(spec.across, x).with(spec.up, y));
+    if (this.stroke) {
+      this.draw(x, y);
+      return;
+    }
+    const inside = (at, size) => clamp(at, 0, size - 1);
+    const [columns, rows] = spec.size;
+    const moved = page.place.with(spec.across, inside(x, columns)).with(spec.up, inside(y, rows));
+    page.move(moved);
   }
 
   turnWheel(event) {
@@ -230,12 +235,23 @@ export class Plane {
     const { stroke, page, spec } = this;
     this.stroke = null;
     if (!stroke?.voxels.size) return;
-    this.sent = stroke; // It is shown until a plane with it has come.
+    this.sent.push(stroke); // It is shown until a plane with it has come.
     const { place, value } = stroke;
-    page.place = place.with(spec.across, stroke.last[0]).with(spec.up, stroke.last[1]);
+    const end = [...stroke.voxels].at(-1);
+    const [columns] = spec.size;
+    const ended = place.with(spec.across, end % columns);
+    page.place = ended.with(spec.up, Math.floor(end / columns));
     page.drawnOn = this;
-    await page.draw({ plane: spec.number, place, voxels: [...stroke.voxels], value });
-    stroke.version = page.version;
+    const isDrawn =
+      await page.draw({ plane: spec.number, place, voxels: [...stroke.voxels], value });
+    stroke.version = isDrawn ? page.version : 0;
+    if (!isDrawn) this.forgetSent(0);
+  }
+
+  // Show no longer strokes that a plane of this version has, or that were refused.
+  forgetSent(version) {
+    this.sent = this.sent.filter((stroke) => !(stroke.version <= version));
+    this.paint();
   }
 
   // ---- Drawing
@@ -268,7 +284,7 @@ export class Plane {
           const data = await askPlane(address);
           const layers = image === this.shownImage ? { gray: this.layers.gray } : {};
           Object.assign(this, { data, key, layers, shownImage: image });
-          if (this.sent?.version <= version) this.sent = null;
+          this.forgetSent(version);
         }
         this.paintNow();
       } catch { /* Another case may be open: its planes come. */ }
@@ -309,7 +325,7 @@ export class Plane {
     pen.drawImage(gray, ...box);
     pen.imageSmoothingEnabled = false;
     this.paintLabels(pen, view, box);
-    for (const ink of [this.sent, this.stroke]) if (ink) this.paintInk(pen, view, ink);
+    for (const ink of [...this.sent, this.stroke]) if (ink) this.paintInk(pen, view, ink);
     const x = view.left + (page.place[spec.across] + 0.5) * view.stepX;
     const y = view.top + (spec.size[1] - 0.5 - page.place[spec.up]) * view.stepY;
     drawing.drawCrosshair(pen, x, y, view);

@@ -1,7 +1,7 @@
 // The page: asks for a case, sends its parameters when they change, and shows the answers.
 import { CHANGED, ask, attempt, fill, find, hasEnded, make, showEnd, swatch, tell }
   from "./page.js";
-import { readAhead, refreshCases, startCases } from "./cases.js";
+import { keep, mayEnd, readAhead, refreshCases, showState, startCases } from "./cases.js";
 import { BACKGROUND } from "./drawing.js";
 import { Plane } from "./plane.js";
 import { buildControls } from "./sliders.js";
@@ -19,9 +19,8 @@ const page = {
   move: (place) => { page.place = place; showPlanes(); },
   draw: (stroke) => edit("draw", stroke),
   edited: () => edits,
-  isUnsaved: () => about?.strokes.state === "corrected",
   parameters: () => ({ preset, changes }),
-  openCase, saveCase, changeWindow, enlarge,
+  openCase, cover, uncover, changeWindow, enlarge,
 };
 let planes = [];
 let about = null;
@@ -51,7 +50,6 @@ async function openCase(number) {
   for (const node of document.querySelectorAll(".dice")) node.hidden = !about.has_reference;
   find("reference-choice").hidden = !about.has_reference;
   Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
-  find("save-case").hidden = !about.saves_cases;
   showNotes(about.notes);
   showBrushes();
   showStrokes(about.strokes);
@@ -61,6 +59,19 @@ async function openCase(number) {
   chooseWindows();
   showPlanes();
   await refine();
+}
+
+// Cover the planes while another case opens; a stroke that is being drawn ends.
+function cover(name) {
+  for (const plane of planes) plane.finish();
+  find("planes").inert = true;
+  find("opening").textContent = `Opening ${name} …`;
+  find("opening").hidden = false;
+}
+
+function uncover() {
+  find("planes").inert = false;
+  find("opening").hidden = true;
 }
 
 function enlarge(plane) {
@@ -122,6 +133,8 @@ let counter = 0;
 let running = null;
 let wholeSeconds = Infinity;
 let edits = Promise.resolve();
+let saving = Promise.resolve();
+let numUnsent = 0; // of edits that the program has not confirmed
 
 // Refine the newest state, first in a box; promise "", or why it was refused.
 function refine() {
@@ -178,7 +191,10 @@ async function showAnswer(answer) {
   performance.mark(isWhole ? "whole" : "provisional");
   if (result) showResult();
   if (!first || isWhole || wholeSeconds > 2) showPlanes();
-  if (isWhole) wholeSeconds = result.seconds;
+  if (isWhole) {
+    wholeSeconds = result.seconds;
+    refreshCases(); // Saved cases may be older than the parameters now.
+  }
   showStatus("", isWhole);
 }
 
@@ -197,14 +213,20 @@ async function change(key, value) {
 
 // ---- Strokes
 
-// Draw, undo or redo after the edits before, then refine.
+// Draw, undo or redo after the edits before, then refine; promise whether it is done.
 function edit(name, sent) {
   performance.mark("edit");
-  edits = attempt(edits.then(() => askCase(name, sent)).then((strokes) => {
+  const { number } = page;
+  const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
+  numUnsent += 1;
+  const done = edits.then(() => ask(`case/${number}/${name}`, { ...sent, mark }));
+  edits = attempt(done.then((strokes) => {
+    showState(number, strokes.state);
+    if (number !== page.number) return;
     showStrokes(strokes);
     page.version += 1;
     refine();
-  }));
+  })).finally(() => { numUnsent -= 1; });
   return edits;
 }
 
@@ -214,16 +236,38 @@ function showStrokes(strokes) {
   find("saved-case").textContent = `${count(strokes.drawn)} ${voxels} drawn`;
   find("undo").disabled = !strokes.can_undo;
   find("redo").disabled = !strokes.can_redo;
+  find("problem").hidden = !strokes.problem;
+  find("problem-text").textContent = strokes.problem;
 }
 
-// Save the case; promise whether it is saved.
+// Save the case, then what was asked for meanwhile.
 async function saveCase() {
   await edits;
-  return attempt(askCase("save-case", page.parameters()).then(({ strokes, saved }) => {
-    showStrokes(strokes);
-    find("saved-case").textContent = `saved to ${saved}`;
+  find("saved-case").textContent = "saving …";
+  const { number } = page;
+  saving = attempt(askCase("save-case", page.parameters()).then(({ strokes, saved }) => {
+    tell("");
+    if (number === page.number) {
+      showStrokes(strokes);
+      find("saved-case").textContent = `saved to ${saved}`;
+    }
     return refreshCases();
   }));
+  if (!(await saving)) showStrokes(about.strokes);
+}
+
+// Write strokes again that a full disk did not take.
+async function keepAgain() {
+  await keep();
+  showStrokes((await askCase("describe")).strokes);
+}
+
+// End the program. The page ends before the server goes, so that nothing more is asked of it.
+async function end() {
+  await saving;
+  if (!(await mayEnd())) return;
+  showEnd();
+  ask("end", {}).catch(() => {});
 }
 
 // ---- Results
@@ -309,8 +353,7 @@ const actions = {
     exchange: () => enlarge(planes[(planes.indexOf(largePlane()) + 1) % planes.length]),
     closer: () => largePlane().zoomByKey(true), farther: () => largePlane().zoomByKey(false),
     fit: () => largePlane().fit(),
-    // The page ends before the server goes, so that nothing more is asked of it.
-    end: () => { showEnd(); ask("end", {}).catch(() => {}); },
+    end: () => attempt(end()), "keep-again": () => attempt(keepAgain()),
   },
   change: {
     modality: ({ value }) => { page.modality = Number(value); chooseWindows(); showPlanes(); },
@@ -346,11 +389,12 @@ document.addEventListener("keydown", (event) => {
   if (node && !node.disabled && node.checkVisibility()) node.click();
 });
 window.addEventListener("beforeunload", (event) => {
-  if (about?.saves_cases && page.isUnsaved() && !hasEnded()) event.preventDefault();
+  if ((numUnsent || about?.strokes.problem) && !hasEnded()) event.preventDefault();
 });
 
 attempt(ask("cases").then(async (list) => {
   startCases(page, list);
   await openCase(list.open);
+  refreshCases();
   readAhead();
 }));

@@ -1,0 +1,140 @@
+"""The folder of corrections: the files of each case, and the lock of the program that has it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.atomic import cannot_write, check_small_output, check_writable
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.tune.drawing import has_unsaved
+
+# States of a case.
+UNTOUCHED = "untouched"
+CORRECTED = "corrected"  # it has strokes that are not saved with their result
+SAVED = "saved"
+OUTDATED = "outdated"  # its result was saved with other parameters
+
+_LOCK = ".crfrefine-tune.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of storage without locks
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The files of a case."""
+
+    drawing: Path  # all its strokes, from the first one on
+    strokes: Path
+    parameters: Path  # those that made the result
+    refined: Path
+
+    @classmethod
+    def of_case(cls, case_id: str, folder: Path) -> Corrections:
+        """Return the files of a case in a folder."""
+        name = f"{case_id}.nii.gz"
+        return cls(
+            folder / "drawing" / f"{case_id}.json",
+            folder / "strokes" / name,
+            folder / "parameters" / f"{case_id}.toml",
+            folder / "refined" / name,
+        )
+
+    def check(self) -> None:
+        """Raise CrfRefineError if a file cannot be written."""
+        for path in vars(self).values():
+            check_small_output(path)
+
+    def state(self, parameters: CrfParameters) -> str:
+        """Return the state of the case in the files: UNTOUCHED, CORRECTED, SAVED or OUTDATED.
+
+        The result is written after the strokes. A program that was ended between the two leaves
+        strokes that are newer.
+        """
+        if self.drawing.exists() and has_unsaved(self.drawing):
+            return CORRECTED
+        if not self.strokes.exists():
+            return UNTOUCHED
+        if not self.refined.exists():
+            return CORRECTED
+        if self.refined.stat().st_mtime_ns < self.strokes.stat().st_mtime_ns:
+            return CORRECTED
+        if not self.parameters.exists():
+            return OUTDATED
+        made_with = _load(self.parameters, self.parameters.stat().st_mtime_ns)
+        return SAVED if made_with == parameters else OUTDATED
+
+
+@lru_cache(maxsize=1000)
+def _load(path: Path, _mtime_ns: int) -> CrfParameters | None:
+    """Return the parameters of a file; None if it has none any more."""
+    with suppress(CrfRefineError, OSError, ValueError):
+        return CrfParameters.from_toml(path.read_text())
+    return None
+
+
+class FolderLock:
+    """Keeps other programs out of a folder of corrections, since the later one would win."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock; raise InputError if another program has it."""
+        check_writable(folder)
+        self._path = folder / _LOCK
+        try:
+            self._file = self._open()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        owner = os.pread(self._file, 1000, 0).decode(errors="replace")
+        if not self._is_locked() or self._is_elsewhere(owner):
+            os.close(self._file)
+            raise InputError(
+                f"{folder}: another crfrefine tune corrects cases in this folder: {owner}\n"
+                "  End it, or name another folder with --corrections. If it does not run any more, "
+                f"remove {self._path}"
+            )
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, _this_program().encode(), 0)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _is_locked(self) -> bool:
+        """Lock the file, and return whether nobody else has it or has removed it meanwhile."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        return self._path.exists() and os.fstat(self._file).st_ino == self._path.stat().st_ino
+
+    @staticmethod
+    def _is_elsewhere(owner: str) -> bool:
+        """Return whether a program of another machine may have the file, on shared storage.
+
+        The lock of a program that was killed on this machine is gone.
+        """
+        with suppress(ValueError, KeyError, TypeError):
+            return bool(json.loads(owner)["host"] != socket.gethostname())
+        return False
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._file < 0:
+            return
+        with suppress(OSError):
+            self._path.unlink()
+        os.close(self._file)
+        self._file = -1
+
+
+def _this_program() -> str:
+    return json.dumps({"process": os.getpid(), "host": socket.gethostname()})

@@ -1,0 +1,244 @@
+"""The strokes of a case, from the first one on: drawn, taken back, drawn again, and kept in a file.
+
+The file is written whole at the end of each stroke. It has those that were taken back, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Array
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
+
+_MAX_MARKS = 1000  # edits that are known again if they are sent twice
+
+Places = NDArray[np.int64]
+
+
+class Edit(NamedTuple):
+    """A stroke."""
+
+    voxels: Places  # sorted places in the grid, the last axis the fastest
+    value: int  # a label, BACKGROUND, or 0 for nothing
+
+
+class Drawing:
+    """The strokes of a case. Its methods may be called from any thread."""
+
+    def __init__(self, grid: Sequence[int], given: Strokes | None = None) -> None:
+        """Begin with strokes from elsewhere, which cannot be taken back."""
+        self._grid = tuple(grid)
+        self._path: Path | None = None
+        self._edits: list[Edit] = []
+        if given is not None:
+            voxels = np.ravel_multi_index(tuple(given.positions), self._grid)
+            values = np.where(given.labels == 0, BACKGROUND, given.labels)
+            self._edits = _edits_of(voxels, values)
+        self._num_given = len(self._edits)
+        self._num_done = len(self._edits)
+        self._marks: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self._values: Array | None = None
+        self._saved = digest(self.values)  # of the values that are saved with their result
+        self.problem = ""  # why the file cannot be written
+
+    @classmethod
+    def read(cls, path: Path, grid: Sequence[int]) -> Drawing:
+        """Read what `keep_in` has written; raise InputError if it is of another grid."""
+        try:
+            content = json.loads(path.read_bytes())
+            edits = [Edit(_voxels_of(*edit["runs"]), edit["value"]) for edit in content["edits"]]
+            stored_grid = content["grid"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read: {error}; move it away to begin anew"
+            ) from error
+        if stored_grid != list(grid):
+            raise InputError(
+                f"{path}: has strokes on a grid of {stored_grid} voxels, and the case has "
+                f"{list(grid)}; move it away, or name another folder with --corrections"
+            )
+        drawing = cls(grid)
+        drawing._edits = edits
+        drawing._num_given = content["given"]
+        drawing._num_done = content["done"]
+        drawing._saved = content["saved"]
+        drawing.forget()
+        return drawing
+
+    @property
+    def values(self) -> Array:
+        """(*grid), as in a file of strokes; the array of an older state stays as it is."""
+        if self._values is None:
+            largest = max([BACKGROUND, *(edit.value for edit in self._edits)])
+            values = np.zeros(self._grid, np.min_scalar_type(largest), order="F")
+            for voxels, value in self._edits[: self._num_done]:
+                values[np.unravel_index(voxels, self._grid)] = value
+            self._values = values
+        return self._values
+
+    @property
+    def largest(self) -> int:
+        """The largest label that is drawn."""
+        labels = [edit.value for edit in self._edits if edit.value != BACKGROUND]
+        return max(labels, default=0)
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether there are strokes that are not saved with their result."""
+        return digest(self.values) != self._saved
+
+    def has_had(self, values: Array) -> bool:
+        """Return whether these values are those of now, or those that were saved last."""
+        return digest(values) in (self._saved, digest(self.values))
+
+    def forget(self) -> None:
+        """Free the array, which is made again when it is needed."""
+        self._values = None
+
+    def draw(self, edit: Edit, mark: str = "") -> None:
+        """Draw a stroke. One with the mark of an earlier call is the same one, sent again."""
+        with self._lock:
+            if self._is_new(mark):
+                del self._edits[self._num_done :]
+                self._edits.append(edit)
+                self._step(1)
+
+    def undo(self, mark: str = "") -> None:
+        """Take the last stroke back, if any."""
+        with self._lock:
+            if self._is_new(mark) and self._num_done > self._num_given:
+                self._step(-1)
+
+    def redo(self, mark: str = "") -> None:
+        """Draw the stroke again that was taken back last, if any."""
+        with self._lock:
+            if self._is_new(mark) and self._num_done < len(self._edits):
+                self._step(1)
+
+    def follow(self, values: Array) -> None:
+        """Take strokes that were changed elsewhere, as one would draw them."""
+        changed = np.flatnonzero(values != self.values)
+        with self._lock:
+            added = _edits_of(changed, values.ravel()[changed])
+            self._edits[self._num_done :] = added
+            self._step(len(added))
+            self._saved = digest(self.values)
+
+    def _is_new(self, mark: str) -> bool:
+        is_new = not mark or mark not in self._marks
+        self._marks[mark] = None
+        if len(self._marks) > _MAX_MARKS:
+            del self._marks[next(iter(self._marks))]
+        return is_new
+
+    def _step(self, by: int) -> None:
+        self._num_done += by
+        self._values = None
+        self._write()
+
+    # ---- The file
+
+    def keep_in(self, path: Path) -> None:
+        """Keep the strokes in a file from now on."""
+        with self._lock:
+            self._path = path
+            if self._num_given < len(self._edits):
+                self._write()
+
+    def keep(self) -> None:
+        """Write the file again if that failed."""
+        with self._lock:
+            if self.problem:
+                self._write()
+
+    def mark_saved(self, values: Array) -> None:
+        """Note that these values are saved with their result."""
+        with self._lock:
+            self._saved = digest(values)
+            self._write()
+
+    def _write(self) -> None:
+        """Write the file; on a full disk, strokes stay in memory until it can be written."""
+        if self._path is None:
+            return
+        edits = [{"value": edit.value, "runs": _runs_of(edit.voxels)} for edit in self._edits]
+        content = {
+            "grid": self._grid,
+            "given": self._num_given,
+            "done": self._num_done,
+            "saved": self._saved,
+            "digest": digest(self.values),
+            "edits": edits,
+        }
+        self.problem = ""
+        try:
+            write_small_file(self._path, json.dumps(content).encode())
+        except CrfRefineError as error:
+            self.problem = str(error)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page shows of the strokes."""
+        return {
+            "drawn": int(np.count_nonzero(self.values)),
+            "can_undo": self._num_done > self._num_given,
+            "can_redo": self._num_done < len(self._edits),
+            "problem": self.problem,
+        }
+
+
+def has_unsaved(path: Path) -> bool:
+    """Return whether a file of a drawing has strokes that are not saved with their result."""
+    saved, present = _digests_of(path, path.stat().st_mtime_ns)
+    return saved != present
+
+
+@lru_cache(maxsize=1000)
+def _digests_of(path: Path, _mtime_ns: int) -> tuple[str, str]:
+    try:
+        content = json.loads(path.read_bytes())
+        return content["saved"], content["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", "unknown"  # Whoever opens the case is told why.
+
+
+def digest(values: Array) -> str:
+    """Return a text that is that of equal values alone; "" if nothing is drawn."""
+    stored = values.ravel(order="F")
+    drawn = np.flatnonzero(stored)
+    if not len(drawn):
+        return ""
+    content = drawn.astype("<i8").tobytes() + stored[drawn].astype("<u2").tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _edits_of(voxels: Places, values: Array) -> list[Edit]:
+    """Return an edit for each value."""
+    edits = []
+    for value in np.unique(values).tolist():
+        edits.append(Edit(np.sort(voxels[values == value]), value))
+    return edits
+
+
+def _runs_of(voxels: Places) -> tuple[list[int], list[int]]:
+    """Return the first place and the length of each run of sorted places."""
+    starts = np.flatnonzero(np.diff(voxels, prepend=-2) != 1)
+    lengths = np.diff(np.append(starts, len(voxels)))
+    return voxels[starts].tolist(), lengths.tolist()
+
+
+def _voxels_of(firsts: list[int], lengths: list[int]) -> Places:
+    """Return the places of runs."""
+    offsets = np.arange(sum(lengths)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    return np.repeat(np.array(firsts, np.int64), lengths) + offsets

@@ -1,0 +1,145 @@
+"""A headless Chromium on the page of `tune`, driven as a person would."""
+
+import importlib.util
+import shutil
+from contextlib import contextmanager
+
+import pytest
+from tune_helpers import missing_server
+
+BROWSER = next(
+    filter(
+        None,
+        map(
+            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        ),
+    ),
+    None,
+)
+# Nothing of it is to reach out for the network, and a container's root has no sandbox.
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
+    "--disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb "
+    "--window-size=1200,900"
+)
+needs_browser = [
+    pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server"),
+    pytest.mark.skipif(
+        not (BROWSER and shutil.which("chromedriver") and importlib.util.find_spec("selenium")),
+        reason="needs selenium and Chromium: as root, `apt-get install chromium chromium-driver`",
+    ),
+]
+
+
+@contextmanager
+def open_browser(page, profile):
+    """A browser on a running page; whatever it complains about on the console fails the test."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
+    driver.page = page
+    try:
+        driver.get(page.address)
+        wait_until_done(driver)
+        yield driver
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
+
+
+def wait(driver, condition):
+    """Until a condition in the page's own language holds."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(
+        lambda driver: driver.execute_script(f"return Boolean({condition})"), condition
+    )
+
+
+def wait_until_done(driver, after=0):
+    wait(
+        driver,
+        f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}",
+    )
+
+
+def number(driver):
+    return int(driver.execute_script("return document.body.dataset.number"))
+
+
+def picture(driver, number=0):
+    """The pixels of a plane, once it is drawn."""
+    wait(driver, "!document.querySelector('.plane canvas[aria-busy=true]')")
+    return driver.execute_async_script(
+        "const [number, done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => "
+        "done(document.querySelectorAll('.plane canvas')[number].toDataURL())))",
+        number,
+    )
+
+
+# Where voxels of a plane, (across, up), lie in the window, unless the plane is enlarged.
+PLACES = """
+    const [number, { size, steps }, voxels] = arguments;
+    const box = document.querySelectorAll('.plane canvas')[number].getBoundingClientRect();
+    const scale = Math.min(box.width / (size[0] * steps[0]), box.height / (size[1] * steps[1]));
+    const left = box.left + (box.width - size[0] * steps[0] * scale) / 2;
+    const bottom = box.bottom - (box.height - size[1] * steps[1] * scale) / 2;
+    return voxels.map(([x, y]) => [left + (x + 0.5) * steps[0] * scale,
+        bottom - (y + 0.5) * steps[1] * scale]);
+"""
+
+
+def places_of(driver, number, voxels):
+    case = driver.page.json("cases")["open"]
+    spec = driver.page.json(f"case/{case}/describe")["planes"][number]
+    return driver.execute_script(PLACES, number, spec, voxels)
+
+
+def drag(driver, number, start, end, kind):
+    """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
+
+    Return the picture of the plane just before the pointer goes.
+    """
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    places = places_of(driver, number, [start, end])
+    driver.execute_script(
+        "const [number] = arguments; document.addEventListener('pointerup', () => { window.inked ="
+        " document.querySelectorAll('.plane canvas')[number].toDataURL(); },"
+        " { once: true, capture: true })",
+        number,
+    )
+    actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
+    actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
+    actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.2).pointer_up()
+    actions.perform()
+    return driver.execute_script("return window.inked")
+
+
+def drawn(driver):
+    return int(
+        driver.execute_script("return document.querySelector('#saved-case').textContent").split()[0]
+    )
+
+
+def press(driver, key):
+    driver.find_element("tag name", "body").send_keys(key)
+
+
+def open_case(driver):
+    return driver.execute_script("return document.querySelector('#case').textContent")
+
+
+def case_states(driver):
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#case-list .state')].map((node) => node.textContent)"
+    )

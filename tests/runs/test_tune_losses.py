@@ -1,0 +1,270 @@
+"""Nothing that is drawn on the page of `tune` is lost: drawn in a browser, broken, compared."""
+
+import json
+import resource
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from cli_helpers import run_here
+from tune_browser import (
+    case_states,
+    drag,
+    drawn,
+    needs_browser,
+    number,
+    open_browser,
+    open_case,
+    picture,
+    places_of,
+    press,
+    wait,
+    wait_until_done,
+)
+from tune_helpers import open_page
+
+from crfrefine.io import read_volume
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def arguments(labeled_folders):
+    cases, _ = labeled_folders
+    return ("-i", cases.images, "-p", cases.logits, "-c", "default")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "corrections"
+
+
+@contextmanager
+def correcting(arguments, folder, profile):
+    """The page on a folder of corrections, in a browser."""
+    with (
+        open_page(*arguments, "--corrections", folder) as running,
+        open_browser(running, folder.with_name(profile)) as page,
+    ):
+        yield running, page
+
+
+def stroke(driver, start, end, key="2"):
+    """Draw with a brush of one voxel in the first plane, and wait for the result."""
+    last = number(driver)
+    driver.execute_script("document.querySelector('#size').value = 1")
+    press(driver, key)
+    drag(driver, 0, start, end, "mouse")
+    wait_until_done(driver, last)
+
+
+def click(driver, name):
+    driver.find_element("id", name).click()
+
+
+def is_shown(name):
+    return f"document.querySelector('#{name}').checkVisibility()"
+
+
+def wait_for_case(driver, name):
+    wait(driver, f"document.querySelector('#case').textContent === '{name}'")
+    wait(driver, "!document.querySelector('#planes').inert")
+
+
+def pointer(driver, *steps):
+    """Move the pointer to places of the window, press it ("down") or let it go ("up")."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+
+    actions = ActionBuilder(driver)
+    for step in steps:
+        if step == "down":
+            actions.pointer_action.pointer_down()
+        elif step == "up":
+            actions.pointer_action.pointer_up()
+        else:
+            actions.pointer_action.move_to_location(*map(round, step))
+    actions.perform()
+
+
+def check_infer_gives_what_is_saved(arguments, folder, out):
+    inputs = ("-c", folder / "parameters" / "first.toml", "--strokes", folder / "strokes")
+    run_here("infer", *arguments[:4], *inputs, "-o", out, "--threads", 1, status=0)
+    saved = read_volume(folder / "refined" / "first.nii.gz").data
+    np.testing.assert_array_equal(saved, read_volume(out / "first.nii.gz").data)
+
+
+@pytest.mark.parametrize("ending", ["button", "interrupt", "kill"])
+def test_strokes_and_undone_ones_come_back_however_the_program_ends(
+    arguments, folder, tmp_path, ending
+):
+    with correcting(arguments, folder, "profile") as (running, page):
+        stroke(page, (2, 3), (6, 3))
+        stroke(page, (2, 5), (4, 5), "3")
+        last = number(page)
+        press(page, "z")
+        wait_until_done(page, last)
+        assert drawn(page) == 5
+        if ending == "button":
+            click(page, "end")
+            wait(page, "document.body.dataset.state === 'ended'")
+        else:
+            page.get("about:blank")
+            kind = {"interrupt": signal.SIGINT, "kill": signal.SIGKILL}[ending]
+            running.process.send_signal(kind)
+        running.process.wait(30)
+    with correcting(arguments, folder, "again") as (_, page):
+        assert drawn(page) == 5
+        assert case_states(page) == ["corrected", "untouched"]
+        last = number(page)
+        press(page, "y")
+        wait_until_done(page, last)
+        assert drawn(page) == 8
+        click(page, "save-case")
+        wait(page, "document.querySelector('#saved-case').textContent.startsWith('saved')")
+    values = read_volume(folder / "strokes" / "first.nii.gz").data
+    assert sorted(values[values > 0]) == [2] * 5 + [3] * 3
+    check_infer_gives_what_is_saved(arguments, folder, tmp_path / "out")
+
+
+def connect(driver, *, is_offline):
+    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd(
+        "Network.emulateNetworkConditions", {**conditions, "offline": is_offline}
+    )
+
+
+def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, folder):
+    with correcting(arguments, folder, "profile") as (_, page):
+        stroke(page, (2, 3), (6, 3))
+        before = picture(page)
+        places = places_of(page, 0, [(2, 5), (2, 7)])
+        connect(page, is_offline=True)
+        for place in places:
+            pointer(page, place, "down", "up")
+        wait(page, is_shown("connection"))
+        assert picture(page) != before, "what is not sent yet stays in sight"
+        last = number(page)
+        connect(page, is_offline=False)
+        wait(page, f"!{is_shown('connection')}")
+        wait(page, "document.querySelector('#saved-case').textContent.startsWith('7 ')")
+        wait_until_done(page, last)
+        assert all("DISCONNECTED" in entry["message"] for entry in page.get_log("browser"))
+    assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
+
+
+def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with open_page(*arguments) as running, open_browser(running, tmp_path / "profile") as page:
+        told = page.execute_script("return document.querySelector('#folder').textContent")
+        assert "kept nowhere" in told
+        assert not page.execute_script(f"return {is_shown('save-case')}")
+        stroke(page, (2, 3), (6, 3))
+        press(page, ".")
+        wait_for_case(page, "second")
+        press(page, ",")
+        wait_for_case(page, "first")
+        assert drawn(page) == 5, "another case was open meanwhile"
+        click(page, "end")
+        wait(page, "document.querySelector('#lost').open")
+        page.find_element("css selector", "#lost [value=stay]").click()
+        assert running.process.poll() is None
+        click(page, "end")
+        wait(page, "document.querySelector('#lost').open")
+        assert page.switch_to.active_element.get_attribute("value") == "keep"
+        page.switch_to.active_element.click()
+        assert running.process.wait(30) == 0
+        wait(page, "document.body.dataset.state === 'ended'")
+    with open_page(*arguments, "--corrections", folder) as running:
+        assert running.json("case/0/describe")["strokes"]["drawn"] == 5
+        refused = run_here("tune", *arguments, "--no-browser", "--corrections", folder, status=1)
+        owner = f'this folder: {{"process": {running.process.pid},'
+        assert f"another crfrefine tune corrects cases in {owner}" in refused.stderr
+
+
+def test_results_of_other_parameters_are_told_and_saved_again(arguments, folder, tmp_path):
+    with correcting(arguments, folder, "profile") as (_, page):
+        stroke(page, (2, 3), (6, 3))
+        click(page, "save-case")
+        wait(page, "document.querySelector('#saved-case').textContent.startsWith('saved')")
+        wait(page, f"!{is_shown('save-all')}")
+        last = number(page)
+        page.execute_script(
+            "const field = document.querySelector('[name=\"bilateral.weight\"]')"
+            ".closest('.slider').querySelector('[type=number]');"
+            "field.value = 3; field.dispatchEvent(new Event('change'))"
+        )
+        wait_until_done(page, last)
+        wait(page, is_shown("save-all"))
+        assert case_states(page) == ["older than the parameters", "untouched"]
+        click(page, "save-all")
+        wait(page, f"!{is_shown('save-all')}")
+        assert case_states(page) == ["saved", "untouched"]
+        last = number(page)
+        press(page, "z")
+        wait_until_done(page, last)
+        wait(page, is_shown("save-all"))
+        assert case_states(page) == ["corrected", "untouched"]
+    check_infer_gives_what_is_saved(arguments, folder, tmp_path / "out")
+
+
+def test_nothing_is_drawn_outside_of_the_image_or_in_a_case_that_is_not_there_yet(
+    arguments, folder
+):
+    with correcting(arguments, folder, "profile") as (_, page):
+        press(page, "2")
+        ((left, top), (right, _)) = places_of(page, 0, [(0, 12), (14, 12)])
+        for across in (left - 40, right + 40):
+            pointer(page, (across, top), "down", (across, top + 30), "up")
+        assert drawn(page) == 0
+
+        # A stroke that is being drawn belongs to its case.
+        start, end = places_of(page, 0, [(2, 3), (6, 3)])
+        pointer(page, start, "down", end)
+        press(page, ".")
+        wait_for_case(page, "second")
+        pointer(page, "up")
+        wait_until_done(page)
+        wait(page, "document.querySelector('#case-list .state').textContent === 'corrected'")
+        assert case_states(page) == ["corrected", "untouched"]
+        assert drawn(page) == 0
+        press(page, ",")
+        wait_for_case(page, "first")
+        assert open_case(page) == "first"
+        assert drawn(page) > 0
+
+
+def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later(arguments, folder):
+    with correcting(arguments, folder, "profile") as (running, page):
+        stroke(page, (2, 3), (6, 3))
+        first = page.current_window_handle
+        page.switch_to.new_window("tab")
+        page.get(running.address)
+        wait_until_done(page)
+        assert drawn(page) == 5
+        stroke(page, (2, 5), (4, 5))
+        assert drawn(page) == 8
+        press(page, ".")
+        wait_for_case(page, "second")
+        second = page.current_window_handle
+        page.switch_to.window(first)
+        spec = running.json("case/1/describe")["planes"][0]
+        assert spec["size"] == [15, 18]
+        drag(page, 0, (2, 7), (3, 7), "mouse")
+        wait(page, "document.querySelector('#saved-case').textContent.startsWith('10 ')")
+        assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
+        wait(page, "!document.querySelector('#error').hidden")
+        page.get_log("browser")  # Another case is open, and the result is that of its tab.
+        page.close()
+        page.switch_to.window(second)
+
+        limits = resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (8, -1))
+        stroke(page, (2, 3), (3, 3))
+        assert page.execute_script(f"return {is_shown('problem')}")
+        assert drawn(page) == 2
+        assert not (folder / "drawing" / "second.json").exists()
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, limits)
+        click(page, "keep-again")
+        wait(page, f"!{is_shown('problem')}")
+    assert json.loads((folder / "drawing" / "second.json").read_text())["done"] == 1
