@@ -226,12 +226,15 @@ def _convert_folder(
     from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
 
     plan, found = plan_folder(source, target, suffix, options.like)
+    files = [file for file, _, _ in plan]
     reporter = FolderReporter(verbosity)
     with reporter:
-        reporter.started([file for file, _, _ in plan], found)
+        if found:
+            reporter.cases_found(found)
+        reporter.run_started(files)
         for conversion in convert_folder(plan, options):
-            reporter.file_ended(conversion)
-        reporter.ended()
+            reporter.case_ended(conversion)
+        reporter.run_ended(files)
     if verbosity > QUIET:
         for path in reporter.written:
             print(printable(str(path)))

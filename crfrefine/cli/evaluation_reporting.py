@@ -19,7 +19,6 @@ from crfrefine.cli.reporting import (
     sentences_of,
 )
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
-from crfrefine.evaluate.results import EvaluationObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,27 +45,24 @@ _COLUMNS_OF_COMPARISON = (
 )
 
 
-class EvaluationReporter(RunReporter, EvaluationObserver):
+class EvaluationReporter(RunReporter):
     """Shows a run: a live bar on a terminal, else one plain line per case.
 
     VERBOSE adds the assumptions about each case.
     """
 
-    _num_cases = 0
-
     def run_started(self, evaluation: Evaluation) -> None:
         """Print the amount of work."""
         self._rest = "nothing is written"
-        self._num_cases = len(evaluation.pairs)
         processes = f"{evaluation.num_processes} processes"
         if evaluation.num_processes == 1:
             processes = "1 process"
-        self._say(f"{counted(self._num_cases, 'case')}; {processes}")
-        self._start(self._num_cases, counts=True)
+        num_cases = len(evaluation.pairs)
+        self._begin(f"{counted(num_cases, 'case')}; {processes}", num_cases)
 
     def case_ended(self, result: CaseResult) -> None:
         """Print the outcome of a case."""
-        self._ended += 1
+        head = self._end_case(result.case_id)
         for failure in result.failures:
             message = failure.message
             if failure.part is not None:
@@ -74,12 +70,11 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
             text = f"case {result.case_id!r}: {message}"
             self._say_failure(result.case_id, text, failure.traceback)
         if self._bar is None and not result.failures:
-            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {result.seconds:.2f} s")
+            self._say(f"{head} {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
             self._say_warning(result.case_id, warning)
         for note in result.notes:
             self._say(f"    {note}", at_least=VERBOSE)
-        self._update(completed=self._ended, text=result.case_id)
 
     def _say_warning(self, case_id: str, warning: str) -> None:
         """Print a warning: of those that are alike for a method the first, or all if VERBOSE."""
@@ -87,13 +82,6 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         if self.verbosity >= VERBOSE or gist not in self._known:
             self._say(f"note: case {case_id!r}: {warning}")
         self._known.add(gist)
-
-    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Show the stage after the cases, and the case being drawn."""
-        text = stage
-        if case_id:
-            text = f"{stage}: {case_id} {step}/{num_steps}"
-        self._update(text=text)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:

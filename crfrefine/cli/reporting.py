@@ -10,16 +10,17 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.arrays.components import REMOVED
 from crfrefine.base.failures import Causes, without_names
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.main import indented
 from crfrefine.engines import unexpected_device
 from crfrefine.io.paths import LOGITS_SUFFIXES
-from crfrefine.runs.options import Observer
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 
 if TYPE_CHECKING:
@@ -38,17 +39,27 @@ NORMAL = 1
 VERBOSE = 2
 
 MAX_LISTED = 20
-SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 
 
 @dataclass(eq=False)
-class RunReporter(AbstractContextManager[Any]):
-    """Display of a command that runs cases: messages, and on a terminal a line that is redrawn."""
+class RunReporter(Observer, AbstractContextManager[Any]):
+    """Shows the events of a run: messages, and on a terminal a line that is redrawn.
+
+    Without that line, a stage is told of where nothing was said for some time.
+    """
+
+    silent_seconds = 30.0  # after which a stage is told of
 
     # QUIET: no line, and only errors; VERBOSE: further details of the command
     verbosity: int = NORMAL
     _bar: Progress | None = None  # Its content need not be printed.
-    _ended: int = 0
+    _total: int = 0  # cases of the run
+    _ended: int = 0  # cases that have ended
+    _began: float = 0.0
+    _said: float = 0.0  # when the last line was printed
+    _name: str = ""  # the case or training that was last in a stage
+    _name_began: float = 0.0
+    _left: float | None = None  # seconds that the run takes from now on, if that is known
     # Messages about one case that probably apply to all.
     _known: set[str] = field(default_factory=set)
     _causes: Causes | None = None  # of the failures so far, if there are any
@@ -72,9 +83,69 @@ class RunReporter(AbstractContextManager[Any]):
         """Print how many cases a pattern has."""
         self._say(text)
 
+    def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Show the stage.
+
+        Steps are parts of a case, so that even the first one has a remaining time.
+        """
+        completed = None
+        if num_steps > 1:
+            completed = min(self._total, self._ended + 0.9 * step / num_steps)
+            stage += f" {step}/{num_steps}"
+        if not name:
+            self._update(completed=completed, text=stage, detail=" ")
+            return
+        self._update(completed=completed, text=name, detail=stage)
+        if name != self._name:
+            self._name = name
+            self._name_began = time.monotonic()
+        self._say_if_due(f"{name}: {stage}")
+
+    def progressed(self, fraction: float, done: str = "") -> None:
+        """Move the bar."""
+        self._left = None
+        if fraction:
+            self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction
+        self._update(completed=fraction)
+        if done:
+            self._say_if_due(done)
+
+    def _say_if_due(self, text: str) -> None:
+        """Print what is in work, with a time, if it is due."""
+        if not self._is_due():
+            return
+        clock = f"{time.monotonic() - self._name_began:.0f} s so far"
+        if self._left is not None:
+            clock = f"about {timedelta(seconds=round(self._left))} left"
+        self._say(f"{self._clock()}{text}, {clock}")
+
+    def _is_due(self) -> bool:
+        """Return whether nothing has shown for some time that the run goes on."""
+        silent_seconds = time.monotonic() - self._said
+        return self._bar is None and silent_seconds >= self.silent_seconds
+
+    def stage_ended(self, text: str) -> None:
+        """Print the outcome of a part of the run."""
+        self._say(text)
+
     def _clock(self) -> str:
         """Return the time of day before a line of a log; on a terminal nothing."""
         return "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
+
+    def _begin(self, amount: str, num_cases: int = 0, detail: str = "") -> None:
+        """Print the amount of work, and show how many of the cases are done."""
+        self._began = time.monotonic()
+        self._name_began = self._began
+        self._total = num_cases
+        self._say(amount)
+        if num_cases:
+            self._start(num_cases, counts=True, detail=detail)
+
+    def _end_case(self, name: str) -> str:
+        """Count a case that has ended; return the begin of the line about it, without its name."""
+        self._ended += 1
+        self._update(completed=self._ended, text=name)
+        return f"{self._clock()}[{self._ended}/{self._total}]"
 
     def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
         """Show the bar, on a terminal and unless QUIET.
@@ -118,6 +189,7 @@ class RunReporter(AbstractContextManager[Any]):
         """Print a message if the verbosity is high enough."""
         if self.verbosity < at_least:
             return
+        self._said = time.monotonic()
         text = for_terminal(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, soft_wrap=True)
@@ -148,7 +220,7 @@ class RunReporter(AbstractContextManager[Any]):
         self._causes = None
 
 
-class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
+class Reporter(RunReporter):
     """Shows a run of `infer`.
 
     On a terminal, a live bar has case, stage and remaining time; else there is one plain line per
@@ -157,15 +229,10 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
 
     note_on_parameters: str = ""  # which ones are taken, if that needs saying
     summary: RunSummary | None = None  # of the run that is shown
-    _case = ""  # the last one that entered a stage
-    _case_started = 0.0
-    _told = 0.0  # when the last line about a stage was printed
 
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device unless it goes without saying."""
         self.summary = summary
-        self._case_started = time.monotonic()
-        self._told = self._case_started
         cases = counted(summary.num_cases, "case")
         if summary.num_parts > 1:
             others = counted(len(summary.all_cases) - summary.num_cases, "case")
@@ -181,37 +248,9 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
                 device += " (auto)"
         if device is not None:
             means.insert(0, device)
-        self._say(f"{cases}; {', '.join(means)}")
+        self._begin(f"{cases}; {', '.join(means)}", summary.num_cases, "reading")
         if self.note_on_parameters:
             self.note(self.note_on_parameters)
-        if summary.num_cases:
-            self._start(summary.num_cases, counts=True, detail="reading")
-
-    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Show the stage.
-
-        Steps are parts of a case, so that even the first one has a remaining time. Without a bar,
-        print them seldom.
-        """
-        detail = stage
-        completed = None
-        if num_steps > 1:
-            detail = f"{stage} {step}/{num_steps}"
-            completed = self._ended + 0.9 * step / num_steps
-        self._update(completed=completed, text=case_id, detail=detail)
-        if not case_id:
-            return
-
-        now = time.monotonic()
-        if case_id != self._case:
-            self._case = case_id
-            self._case_started = now
-        silent_seconds = now - max(self._told, self._case_started)
-        if self._bar is None and silent_seconds >= SILENT_SECONDS:
-            self._say(
-                f"{self._clock()}{case_id}: {detail}, {now - self._case_started:.0f} s so far"
-            )
-            self._told = now
 
     def note(self, text: str, *, case_id: str = "") -> None:
         """Print an assumption.
@@ -231,9 +270,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
 
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""
-        self._ended += 1
-        total = self.summary.num_cases if self.summary is not None else 0
-        head = f"{self._clock()}[{self._ended}/{total}] {record.case_id}"
+        head = f"{self._end_case(record.case_id)} {record.case_id}"
         if record.status == "failed":
             self._say_case_failed(record)
         elif record.status == "skipped":
@@ -250,7 +287,6 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
             for line in (*record.filters, ", ".join(times)):
                 self._say(f"    {line}")
-        self._update(completed=self._ended, text=record.case_id)
 
     def _say_case_failed(self, record: CaseRecord) -> None:
         """Print the failure of a case, with its name unless the message names it."""
@@ -312,22 +348,18 @@ def _gist_of(case_id: str, text: str) -> str:
 class FolderReporter(RunReporter):
     """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
-    def started(self, files: Sequence[Path], found: str) -> None:
-        """Print the amount of work; `found` says it of a pattern."""
-        if found:
-            self.cases_found(found)
-        self.num_files = len(files)
+    def run_started(self, files: Sequence[Path]) -> None:
+        """Print the amount of work."""
         # In several folders, files may have the same name.
         self.has_folders = len({file.parent for file in files}) > 1
         self.written: list[Path] = []
         self.failed: list[str] = []
-        self._say(counted(len(files), "file"))
-        self._start(len(files), counts=True, detail="converting")
+        self._begin(counted(len(files), "file"), len(files), "converting")
 
-    def file_ended(self, conversion: Conversion) -> None:
+    def case_ended(self, conversion: Conversion) -> None:
         """Print the outcome of a file."""
-        self._ended += 1
         name = str(conversion.source) if self.has_folders else conversion.source.name
+        head = self._end_case(name)
         if conversion.failure is not None:
             self.failed.append(name)
             failure = conversion.failure
@@ -335,17 +367,16 @@ class FolderReporter(RunReporter):
         else:
             self.written.append(conversion.target)
             sentence = conversion.sentence.replace("\n", "\n  ")
-            self._say(f"[{self._ended}/{self.num_files}] {sentence}")
-        self._update(completed=self._ended, text=name)
+            self._say(f"{head} {sentence}")
 
-    def ended(self) -> None:
+    def run_ended(self, files: Sequence[Path]) -> None:
         """Remove the bar, and list all failures again."""
         self._stop()
         counts = [f"{len(self.written)} done"]
         if self.failed:
             counts.append(f"{len(self.failed)} failed")
-        if self._ended < self.num_files:
-            counts.append(f"{self.num_files - self._ended} not started")
+        if self._ended < len(files):
+            counts.append(f"{len(files) - self._ended} not started")
         self._say(", ".join(counts))
         if self.failed:
             self._say(f"failed: {listed(self.failed, most=MAX_LISTED)}", at_least=QUIET)

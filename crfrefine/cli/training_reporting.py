@@ -6,14 +6,11 @@ Progress goes to standard error, the comparison and the verdict to standard outp
 from __future__ import annotations
 
 import sys
-import time
-from datetime import timedelta
 from itertools import product
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
 from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table, sentences_of
-from crfrefine.train.observer import TrainingObserver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +21,13 @@ if TYPE_CHECKING:
     from crfrefine.train.options import UnlabeledOptions
     from crfrefine.train.unlabeled import Choice
 
-_SECONDS_BETWEEN_LINES = 10.0
 _MAX_SETS = 5
 
 
-class TrainingReporter(RunReporter, TrainingObserver):
-    """Shows a run: a live bar on a terminal, else an occasional plain line.
+class TrainingReporter(RunReporter):
+    """Shows a training, or a choice of parameters: a bar, or lines; VERBOSE shows every step."""
 
-    VERBOSE shows every step.
-    """
-
-    _shown = 0.0
-    _left: float | None = None  # seconds
-    _began = 0.0
+    silent_seconds = 10.0
 
     def __enter__(self) -> Self:
         self._start(1.0, counts=False)
@@ -44,45 +35,16 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
     def run_started(self, text: str) -> None:
         """Print the amount of work."""
-        self._say(text)
-        self._began = time.monotonic()
+        self._begin(text)
 
-    def stage_started(self, stage: str) -> None:
-        """Show the part of the run."""
-        self._update(text=stage)
-        if self._bar is None:
+    def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Show the stage; without a bar, print those of the whole run."""
+        super().stage_changed(name, stage, step, num_steps)
+        if not name and self._bar is None:
             self._say(stage)
-        self._shown = time.monotonic()
 
-    def stepped(self, stage: str, start: str, state: str) -> None:
-        """Print the progress of the optimizer occasionally."""
-        self._update(text=f"{stage} {state}")
-        self._say_if_due(f"  {stage} [{start}] {state}", is_wanted=self.verbosity >= VERBOSE)
-
-    def progressed(self, fraction: float, done: str = "") -> None:
-        """Move the bar; without one, print the progress occasionally."""
-        if fraction:
-            self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction
-        else:
-            self._left = None
-        self._update(completed=fraction)
-        if done:
-            self._say_if_due(f"  {done}")
-
-    def stage_ended(self, text: str) -> None:
-        """Print the result of a part."""
-        self._say(text)
-
-    def _say_if_due(self, text: str, *, is_wanted: bool = False) -> None:
-        """Print a line with the time that is left, without a bar now and then."""
-        seconds = time.monotonic() - self._shown
-        is_due = self._bar is None and seconds >= _SECONDS_BETWEEN_LINES
-        if not is_wanted and not is_due:
-            return
-        if self._left is not None:
-            text += f"; about {timedelta(seconds=round(self._left))} left"
-        self._say(text)
-        self._shown = time.monotonic()
+    def _is_due(self) -> bool:
+        return self.verbosity >= VERBOSE or super()._is_due()
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:

@@ -27,7 +27,6 @@ from crfrefine.metrics.registry import (
     RegionValues,
     metric_named,
 )
-from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import (
     ResultTable,
     SummaryRow,
@@ -385,8 +384,6 @@ def _subject(method: str) -> str:
         return "the refinement"
     return method
 
-
-EvaluationObserver = Observer[Evaluation, CaseResult]
 
 # The values of two empty masks by convention.
 _VALUES_OF_EMPTY = measure_case(np.zeros(1, bool), np.zeros(1, bool), {"": (1,)}, (1.0,))[""]

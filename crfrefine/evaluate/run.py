@@ -17,6 +17,7 @@ from typing import Any
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.cases.dataset_description import read_descriptions
@@ -34,7 +35,7 @@ from crfrefine.evaluate.options import (
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
-from crfrefine.evaluate.results import Evaluation, EvaluationObserver
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.settings import make_settings
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
@@ -146,15 +147,13 @@ def _failure_entries(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
 
 
 @keeping_inputs()
-def run_evaluation(
-    options: EvaluationOptions, observer: EvaluationObserver | None = None
-) -> Evaluation:
+def run_evaluation(options: EvaluationOptions, observer: Observer | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results.
 
     Raise CrfRefineError if the cases cannot be measured or the results cannot be written.
     """
     started = time.perf_counter()
-    observer = observer or EvaluationObserver()
+    observer = observer or Observer()
     check_options(options)
     evaluation = _plan(options)
     _measure(evaluation, observer)
@@ -234,7 +233,7 @@ def _names_of_methods(options: EvaluationOptions) -> dict[int, str]:
     return names
 
 
-def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+def _measure(evaluation: Evaluation, observer: Observer) -> None:
     check_writable(evaluation.options.output)
     for text in evaluation.found:
         observer.cases_found(text)
@@ -269,7 +268,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     evaluation.notes = [*evaluation.notes, *late_notes]
 
 
-def _write_results(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+def _write_results(evaluation: Evaluation, observer: Observer) -> None:
     """Write the table, the summary, and the report if it is wanted and a case was measured."""
     options = evaluation.options
     table = metrics_csv(evaluation.full_table)

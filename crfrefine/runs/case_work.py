@@ -13,6 +13,7 @@ from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
+from crfrefine.base.observer import Observer
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
 from crfrefine.cases import case as cases
@@ -35,9 +36,9 @@ from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
 from crfrefine.runs.case_writing import write_case
 from crfrefine.runs.contents import changed_inputs, contents_of_inputs
 from crfrefine.runs.label_statistics import measure
-from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
-from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, times_of_strokes
+from crfrefine.runs.records import VANISHED, CaseRecord, times_of_strokes
 from crfrefine.runs.task import CaseInWork, CaseSettings, Task, Turns
 
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
@@ -104,7 +105,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
 def finish_case(
     settings: CaseSettings,
     work: CaseInWork,
-    observer: Observer[RunSummary, CaseRecord],
+    observer: Observer,
     turns: Turns | None = None,
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
@@ -171,7 +172,7 @@ def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
 def _refine(
     settings: CaseSettings,
     work: CaseInWork,
-    observer: Observer[RunSummary, CaseRecord],
+    observer: Observer,
     turns: Turns | None,
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names and segments of labels."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.failures import describe_failure
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.runs.case_work import finish_case, read_case
-from crfrefine.runs.options import Observer
 from crfrefine.runs.plan import RunPlan
-from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.records import CaseRecord
 from crfrefine.runs.task import CaseSettings, Task
 from crfrefine.version import __version__
 
@@ -25,9 +25,7 @@ from crfrefine.version import __version__
 RETRIES = 1
 
 
-def records_of_cluster(
-    plan: RunPlan, observer: Observer[RunSummary, CaseRecord]
-) -> Generator[CaseRecord]:
+def records_of_cluster(plan: RunPlan, observer: Observer) -> Generator[CaseRecord]:
     """Yield the record of each case, which a worker of a running Dask cluster has done.
 
     Closing it cancels the cases not begun.

@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import finish_case, read_case
-from crfrefine.runs.options import Observer
 from crfrefine.runs.plan import RunPlan
-from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.records import CaseRecord
 from crfrefine.runs.task import CaseSettings, Task
 
 GPU_IS_LOST = (
@@ -155,7 +155,7 @@ class Places:
             self._changed.notify_all()
 
 
-class CaseInFlight(Observer[RunSummary, CaseRecord]):
+class CaseInFlight(Observer):
     """A case in flight: its notes and its stage until they are shown, and what it waits for.
 
     It ends at its next stage if the run is over, or another case needs its memory.
@@ -266,7 +266,7 @@ class CasesInFlight:
         self._num_unfinished = len(plan.tasks)
         self._lock = threading.Lock()
 
-    def records(self, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
+    def records(self, observer: Observer) -> Generator[CaseRecord]:
         """Yield the record of each case in the order of the tasks, after its notes."""
         pool = thread_pool(2 * self._num_jobs, "case")
         try:
@@ -332,9 +332,7 @@ class CasesInFlight:
         return replace(self._settings, options=options)
 
 
-def _show_stages(
-    case: CaseInFlight, case_id: str, observer: Observer[RunSummary, CaseRecord]
-) -> None:
+def _show_stages(case: CaseInFlight, case_id: str, observer: Observer) -> None:
     """Show the stages of a case until it waits for the cases before, or has ended."""
     shown = None
     is_ready = False

@@ -1,4 +1,4 @@
-"""The options of `crfrefine infer`, and observers of runs: nothing is printed below `cli/`."""
+"""The options of `crfrefine infer`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.limits import MAX_THREADS, parse_size
 from crfrefine.base.option import (
@@ -28,38 +28,8 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.runs.held_out import HeldOut
-    from crfrefine.runs.records import Record
 
 INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
-
-
-RunT = TypeVar("RunT")
-RecordT = TypeVar("RecordT", bound="Record")
-
-
-class Observer(Generic[RunT, RecordT]):
-    """Receives the events of a run.
-
-    Methods may be called from any thread, one call at a time; overriding them is optional.
-    """
-
-    def run_started(self, run: RunT) -> None:
-        """The cases and the device are known."""
-
-    def cases_found(self, text: str) -> None:
-        """The cases of a pattern are known, before the run starts: how many, with an example."""
-
-    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
-
-    def note(self, text: str, *, case_id: str = "") -> None:
-        """Something was assumed or ignored for a case, or without `case_id` for all cases."""
-
-    def case_ended(self, record: RecordT) -> None:
-        """A case is done, was done earlier, or failed."""
-
-    def run_ended(self, run: RunT) -> None:
-        """The run has ended."""
 
 
 def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:

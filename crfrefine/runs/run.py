@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.observer import Observer
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import CrfRefineError, StorageError
@@ -20,15 +21,13 @@ from crfrefine.io.json import LineFile
 from crfrefine.runs.cluster import records_of_cluster
 from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv, statistics_path
-from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
 
 
 @keeping_inputs()
-def run_inference(
-    options: InferenceOptions, observer: Observer[RunSummary, CaseRecord] | None = None
-) -> RunSummary:
+def run_inference(options: InferenceOptions, observer: Observer | None = None) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others continue.
 
     Raises CrfRefineError if the run is impossible: no case, no device, no place to write.
@@ -91,9 +90,7 @@ def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
     return replace(options, **paths)
 
 
-def _run_cases(
-    plan: RunPlan, observer: Observer[RunSummary, CaseRecord], file: LineFile | None
-) -> None:
+def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None:
     """Refine the cases, and record each one when it ends.
 
     A full disk ends the run, and with --fail-fast any failure.

@@ -26,8 +26,8 @@ from crfrefine.train.dataset import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, mean_defined
-from crfrefine.train.observer import Progress
 from crfrefine.train.plan import Plan
+from crfrefine.train.progress import Progress
 from crfrefine.train.starts import Start, make_starts
 from crfrefine.train.workers import Workers
 

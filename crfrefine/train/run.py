@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import listed
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import make_plan
 
@@ -31,9 +31,7 @@ DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained
 
 
 @keeping_inputs()
-def run_training(
-    options: TrainingOptions, observer: TrainingObserver | None = None
-) -> TrainingResult:
+def run_training(options: TrainingOptions, observer: Observer | None = None) -> TrainingResult:
     """Fit the CRF to labeled cases, write the results, and return them.
 
     Finished folds stay if the run is stopped.
@@ -58,7 +56,7 @@ def run_training(
     from crfrefine.train.stages import train
 
     try:
-        result = train(plan, observer or TrainingObserver(), started)
+        result = train(plan, observer or Observer(), started)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
             interrupt.add_note(

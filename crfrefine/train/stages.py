@@ -10,6 +10,7 @@ from importlib import import_module
 import torch
 
 from crfrefine.base.limits import available_threads
+from crfrefine.base.observer import Observer
 from crfrefine.base.workers import run_beside
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import calibrate_output, fit_scaling
@@ -17,14 +18,14 @@ from crfrefine.train.comparison import FoldResult, TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
-from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.plan import Plan
 from crfrefine.train.preparing import Prepared, prepare
+from crfrefine.train.progress import Progress
 from crfrefine.train.screening import choose_starts
 from crfrefine.train.workers import Workers
 
 
-def train(plan: Plan, observer: TrainingObserver, started: float) -> TrainingResult:
+def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     """Prepare, cross-validate, train on all cases, and compare.
 
     `started` is when the run began, in seconds of the monotonic clock.

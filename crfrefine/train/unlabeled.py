@@ -23,6 +23,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_o
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_files import CaseFiles
@@ -36,7 +37,6 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.states import read_records
 from crfrefine.train import synthetic
-from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
@@ -404,7 +404,7 @@ class Choice(NamedTuple):
 
 
 @keeping_inputs()
-def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
+def run_unlabeled(options: UnlabeledOptions, observer: Observer) -> Choice:
     """Choose parameters, write them with a report, and return the choice.
 
     Raise InputError if no case can be used.
@@ -426,7 +426,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     return choice
 
 
-def _find_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> RunInputs:
+def _find_unlabeled(options: UnlabeledOptions, observer: Observer) -> RunInputs:
     """Return the cases; raise InputError if an output would replace one, or for bad ones."""
     inputs = find_inputs(
         InferenceOptions(
@@ -471,7 +471,7 @@ def _make_report(options: UnlabeledOptions, choice: Choice) -> dict[str, Any]:
 
 
 def choose_for(
-    options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver
+    options: InferenceOptions, overrides: Mapping[str, Any], observer: Observer
 ) -> InferenceOptions:
     """Return the options of a run with parameters chosen for its cases, with the overrides.
 
@@ -505,7 +505,7 @@ def _with_earlier_choice(
     options: InferenceOptions,
     inputs: object,
     overrides: Mapping[str, Any],
-    observer: TrainingObserver,
+    observer: Observer,
 ) -> InferenceOptions | None:
     """Return the options with the last choice of a run into this folder for the same inputs.
 
@@ -525,7 +525,7 @@ def _with_earlier_choice(
 
 def choose(
     inputs: RunInputs,
-    observer: TrainingObserver,
+    observer: Observer,
     *,
     max_cases: int = MAX_CASES,
     overrides: Mapping[str, Any] | None = None,
@@ -549,7 +549,7 @@ def choose(
     files = [complete[number] for number in np.unique(places.astype(int))]
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
-    observer.stage_started("reading cases")
+    observer.stage_changed("", "reading cases")
     default = CrfParameters().replace(**overrides)
     sources: list[Source] = []
     for case in files:
@@ -566,7 +566,7 @@ def choose(
     if sources:
         voxel = float(np.median([source.voxel for source in sources]))
     candidates = make_candidates(voxel, overrides)
-    observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+    observer.stage_changed("", f"trying {counted(len(candidates), 'set')} of parameters")
     table = _try_candidates(sources, candidates, seed, threads, observer)
     if len(sources) >= FEW_CASES:
         units = table.mean(axis=1)
@@ -610,7 +610,7 @@ def _try_candidates(
     candidates: Sequence[Start],
     seed: int,
     threads: int,
-    observer: TrainingObserver,
+    observer: Observer,
 ) -> NDArray[np.float64]:
     """Return the (cases, seeds, kinds, 1 + candidates) Dice, of the network first."""
     num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))

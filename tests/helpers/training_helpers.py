@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from cli_helpers import save_nifti
 
+from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
@@ -18,7 +19,6 @@ from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
-from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.starts import Start, prepare
@@ -170,7 +170,7 @@ def finished_fold():
     )
 
 
-class Shares(TrainingObserver):
+class Shares(Observer):
     """Notes the shares of a run that were shown."""
 
     def __init__(self):

@@ -11,8 +11,9 @@ import pytest
 from cli_helpers import write_folders
 
 import crfrefine.cases.case
+from crfrefine.base.observer import Observer
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import find_inputs
 from crfrefine.runs.run import run_inference
 

@@ -13,8 +13,8 @@ from crfrefine.train import screening
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import CaseScores, Trajectory
 from crfrefine.train.material import Sample
-from crfrefine.train.observer import Progress
 from crfrefine.train.options import LEARNABLE
+from crfrefine.train.progress import Progress
 from crfrefine.train.starts import make_starts
 from crfrefine.train.workers import Workers
 

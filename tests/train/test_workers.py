@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 import pytest
 from training_helpers import Shares
 
-from crfrefine.train.observer import Progress
+from crfrefine.train.progress import Progress
 from crfrefine.train.workers import Workers
 
 SECONDS = 20  # after which a barrier gives up: everything here takes milliseconds
