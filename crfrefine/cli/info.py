@@ -163,7 +163,7 @@ def _file_values(lines: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def _show_installation(*, as_json: bool) -> None:
     """Print what is installed."""
-    from crfrefine.runs.tools.info import installation
+    from crfrefine.runs.tools.installation import installation
 
     shown = installation()
     if as_json:

@@ -9,9 +9,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from crfrefine.runs.pictures.cuts import cut_planes
 from crfrefine.runs.pictures.drawing import choose_colors, outline
 from crfrefine.runs.pictures.planes import BONE, LUNG, SOFT_TISSUE, Window, choose_window
-from crfrefine.runs.pictures.preview import cut_planes, draw_preview
+from crfrefine.runs.pictures.preview import draw_preview
 
 GRID_SHAPE = (40, 30, 12)
 SPACING = (1.0, 1.5, 4.0)

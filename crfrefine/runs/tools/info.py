@@ -1,16 +1,12 @@
-"""Describe files, folders with the problems of their cases, and the installation."""
+"""Describe files, and folders with the problems of their cases."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +15,6 @@ from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -38,12 +33,11 @@ from crfrefine.cases.reading_options import (
     RegionReading,
     find_regions,
 )
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.stored import Scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map
-from crfrefine.version import __version__
 
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
@@ -384,62 +378,3 @@ def _discover(folder: Path) -> CaseList:
             "which train-crf needs"
         )
     return cases
-
-
-def installation() -> dict[str, str]:
-    """Return names and texts, in the order of display.
-
-    Nothing is raised: an engine that does not run says why.
-    """
-    python = f"Python {platform.python_version()}"
-    return {
-        "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
-        "engine": _describe_engine(),
-        "GPU": _describe_gpu(),
-        "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
-        **_describe_extras(),
-    }
-
-
-def _describe_engine() -> str:
-    from crfrefine.engines import get_backend
-    from crfrefine.engines.compiled import find_levels
-
-    try:
-        cpu: Any = get_backend("cpu")
-        levels = find_levels()
-    except CrfRefineError as error:
-        return str(error)
-    built = ", ".join(levels.built)
-    return f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
-
-
-def _describe_gpu() -> str:
-    from crfrefine.engines import get_backend
-
-    try:
-        gpu: Any = get_backend("cuda")
-        properties = gpu.device.properties()
-    except CrfRefineError as error:
-        return str(error)
-    return f"{properties['name']}, {format_size(properties['memory'])}"
-
-
-def _describe_extras() -> dict[str, str]:
-    """Return the versions of the packages of each extra, or how to install them."""
-    try:
-        requirements = metadata.requires("crfrefine") or []
-    except metadata.PackageNotFoundError:
-        return {"extras": "not known, as crfrefine is not installed: pip install it"}
-    packages_of_extras: dict[str, list[str]] = {}
-    for requirement in requirements:
-        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
-        if match is not None and match[1] != "crfrefine":
-            packages_of_extras.setdefault(match[2], []).append(match[1])
-    shown = {}
-    for extra, packages in packages_of_extras.items():
-        try:
-            shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-        except metadata.PackageNotFoundError as error:
-            shown[extra] = f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
-    return shown

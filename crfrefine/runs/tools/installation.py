@@ -1,0 +1,72 @@
+"""Describe the installation: engine, GPU, threads, and the packages of each extra."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import metadata
+from typing import Any
+
+from crfrefine.base.limits import available_threads, format_size
+from crfrefine.errors import CrfRefineError
+from crfrefine.version import __version__
+
+
+def installation() -> dict[str, str]:
+    """Return names and texts, in the order of display.
+
+    Nothing is raised: an engine that does not run says why.
+    """
+    python = f"Python {platform.python_version()}"
+    return {
+        "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
+        "engine": _describe_engine(),
+        "GPU": _describe_gpu(),
+        "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
+        **_describe_extras(),
+    }
+
+
+def _describe_engine() -> str:
+    from crfrefine.engines import get_backend
+    from crfrefine.engines.compiled import find_levels
+
+    try:
+        cpu: Any = get_backend("cpu")
+        levels = find_levels()
+    except CrfRefineError as error:
+        return str(error)
+    built = ", ".join(levels.built)
+    return f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
+
+
+def _describe_gpu() -> str:
+    from crfrefine.engines import get_backend
+
+    try:
+        gpu: Any = get_backend("cuda")
+        properties = gpu.device.properties()
+    except CrfRefineError as error:
+        return str(error)
+    return f"{properties['name']}, {format_size(properties['memory'])}"
+
+
+def _describe_extras() -> dict[str, str]:
+    """Return the versions of the packages of each extra, or how to install them."""
+    try:
+        requirements = metadata.requires("crfrefine") or []
+    except metadata.PackageNotFoundError:
+        return {"extras": "not known, as crfrefine is not installed: pip install it"}
+    packages_of_extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        if match is not None and match[1] != "crfrefine":
+            packages_of_extras.setdefault(match[2], []).append(match[1])
+    shown = {}
+    for extra, packages in packages_of_extras.items():
+        try:
+            shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+        except metadata.PackageNotFoundError as error:
+            shown[extra] = f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
+    return shown
