@@ -5,7 +5,6 @@ Their names, what they must not replace, and whether they are there and whole.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -13,16 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.array_types import Labels
-from crfrefine.base.inputs import add_inputs, check_no_input
-from crfrefine.base.text import listed, shorten
+from crfrefine.base.inputs import check_no_input
+from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.nnunet import PLANS, is_of_nnunet
+from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
-from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import (
     WRITTEN_SUFFIXES,
     files_read,
@@ -34,7 +31,6 @@ from crfrefine.io.paths import (
 )
 from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.records import RECORD_FOLDER
 
 _MAX_OF_A_STEM = 100
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
@@ -74,6 +70,10 @@ class OutputFiles:
         optional = (self.probabilities, self.logits, self.preview, self.archive)
         requested = [path for path in optional if path is not None]
         return (*requested, *self.structures, self.label_map)
+
+    def files(self) -> list[Path]:
+        """Return the files of these paths; a format may have two for a volume."""
+        return [path for name in self.all() for path in files_written(name)]
 
     def others_there(self) -> list[Path]:
         """Return files of options that are not given now, which are there all the same."""
@@ -230,49 +230,6 @@ def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> 
     return outputs
 
 
-def plan_ensemble_files(
-    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[str]
-) -> list[tuple[Path, bytes]]:
-    """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
-
-    Notes name what is not there to be copied. Raise InputError if other ones are in the folder.
-    """
-    sources = []
-    lacking = []
-    for files, plan in zip(cases, plans, strict=True):
-        if plan.archive is not None:
-            sources.append(files.logits[0])
-            if plan.properties is None:
-                lacking.append(f"{files.case_id}.pkl")
-    if not sources:
-        return []
-    folder = sources[0].parent
-    folders = [folder, *folder.parents[1:2]]  # Validations are in fold_0/validation.
-    copies = []
-    for name in ("dataset.json", PLANS):
-        found = [place / name for place in folders if (place / name).is_file()]
-        if not found:
-            lacking.append(name)
-            continue
-        add_inputs(found[0])
-        target = output / name
-        content = found[0].read_bytes()
-        if not os.path.lexists(target):
-            check_replaceable(target)
-            copies.append((target, content))
-        elif target.read_bytes() != content:
-            raise InputError(
-                f"{target}: is another one than {found[0]}, which belongs beside the probabilities "
-                "for nnUNetv2_ensemble; choose another output folder, or remove the file"
-            )
-    if lacking:
-        notes.append(
-            f"{folder}: nnUNetv2_ensemble also needs {listed(lacking)} beside the probabilities, "
-            "which is not there to be copied"
-        )
-    return copies
-
-
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
     """Return the folders of images and logits; of structures, that with the cases' folders."""
     folders = set()
@@ -308,7 +265,7 @@ def _check_paths(
             continue
         for path in (*outputs.structures, outputs.label_map):
             require_suffix(path)
-        written = _files_written(outputs)
+        written = outputs.files()
         places = [*written]
         if outputs.folder is not None:
             places.append(outputs.folder)
@@ -327,38 +284,6 @@ def _check_paths(
             written += outputs.folder.glob("*")
         for path in written:
             check_no_input(path)
-
-
-def _files_written(outputs: OutputFiles) -> list[Path]:
-    """Return the files that are known from the beginning; a format may have two for a volume."""
-    return [path for name in outputs.all() for path in files_written(name)]
-
-
-def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[str]:
-    """Return a note if the folder of a summary has to be made; None means no summary.
-
-    Raise InputError if it would replace something else. It must not be among the records of runs,
-    replace an output, or have the suffix of a volume.
-    """
-    if path is None:
-        return []
-    if path.parent.name == RECORD_FOLDER:
-        raise InputError(
-            f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; "
-            "choose another folder"
-        )
-    check_replaceable(path)
-    outputs: set[str] = set()
-    for plan in plans:
-        outputs.update(map(os.path.realpath, _files_written(plan)))
-    if suffix_of(path) or os.path.realpath(path) in outputs:
-        raise InputError(
-            f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
-            "choose another name in .json"
-        )
-    if path.parent.exists():
-        return []
-    return [f"--summary: the folder {path.parent} is made, as there was none"]
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:
@@ -388,23 +313,3 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
     image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
-
-
-def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[Path, bytes]]:
-    """Return the file for the names of structures in the output folder, and its content.
-
-    Nothing if the same names are there.
-    """
-    path = output / "dataset.json"
-    labels = {"background": 0, **structures}
-    if not os.path.lexists(path):
-        check_replaceable(path)
-        return [(path, (json.dumps({"labels": labels}, indent=1) + "\n").encode())]
-    description = read_dataset_description(output)
-    expected = {name: (number,) for name, number in labels.items()}
-    if description is not None and description.labels == expected:
-        return []
-    raise InputError(
-        f"{path}: has other labels than the {len(structures)} structures of this run, whose names "
-        "belong into it; choose another output folder, or remove the file"
-    )

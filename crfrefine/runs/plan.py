@@ -30,15 +30,10 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.runs.device import device_of_auto
+from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
 from crfrefine.runs.label_statistics import statistics_path
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.outputs import (
-    OutputFiles,
-    check_summary_path,
-    plan_ensemble_files,
-    plan_names_file,
-    plan_outputs,
-)
+from crfrefine.runs.outputs import OutputFiles, plan_outputs
 from crfrefine.runs.records import READING, RunSummary, record_path
 from crfrefine.runs.states import files_before, take_up
 from crfrefine.runs.task import CaseSettings, Task

@@ -1,0 +1,109 @@
+"""Files of a run that are of no case: its summary, and what others need beside its results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from crfrefine.base.inputs import add_inputs
+from crfrefine.base.text import listed
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.nnunet import PLANS
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.paths import suffix_of
+from crfrefine.runs.outputs import OutputFiles
+from crfrefine.runs.records import RECORD_FOLDER
+
+
+def plan_ensemble_files(
+    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[str]
+) -> list[tuple[Path, bytes]]:
+    """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
+
+    Notes name what is not there to be copied. Raise InputError if other ones are in the folder.
+    """
+    sources = []
+    lacking = []
+    for files, plan in zip(cases, plans, strict=True):
+        if plan.archive is not None:
+            sources.append(files.logits[0])
+            if plan.properties is None:
+                lacking.append(f"{files.case_id}.pkl")
+    if not sources:
+        return []
+    folder = sources[0].parent
+    folders = [folder, *folder.parents[1:2]]  # Validations are in fold_0/validation.
+    copies = []
+    for name in ("dataset.json", PLANS):
+        found = [place / name for place in folders if (place / name).is_file()]
+        if not found:
+            lacking.append(name)
+            continue
+        add_inputs(found[0])
+        target = output / name
+        content = found[0].read_bytes()
+        if not os.path.lexists(target):
+            check_replaceable(target)
+            copies.append((target, content))
+        elif target.read_bytes() != content:
+            raise InputError(
+                f"{target}: is another one than {found[0]}, which belongs beside the probabilities "
+                "for nnUNetv2_ensemble; choose another output folder, or remove the file"
+            )
+    if lacking:
+        notes.append(
+            f"{folder}: nnUNetv2_ensemble also needs {listed(lacking)} beside the probabilities, "
+            "which is not there to be copied"
+        )
+    return copies
+
+
+def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[Path, bytes]]:
+    """Return the file for the names of structures in the output folder, and its content.
+
+    Nothing if the same names are there.
+    """
+    path = output / "dataset.json"
+    labels = {"background": 0, **structures}
+    if not os.path.lexists(path):
+        check_replaceable(path)
+        return [(path, (json.dumps({"labels": labels}, indent=1) + "\n").encode())]
+    description = read_dataset_description(output)
+    expected = {name: (number,) for name, number in labels.items()}
+    if description is not None and description.labels == expected:
+        return []
+    raise InputError(
+        f"{path}: has other labels than the {len(structures)} structures of this run, whose names "
+        "belong into it; choose another output folder, or remove the file"
+    )
+
+
+def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[str]:
+    """Return a note if the folder of a summary has to be made; None means no summary.
+
+    Raise InputError if it would replace something else. It must not be among the records of runs,
+    replace an output, or have the suffix of a volume.
+    """
+    if path is None:
+        return []
+    if path.parent.name == RECORD_FOLDER:
+        raise InputError(
+            f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; "
+            "choose another folder"
+        )
+    check_replaceable(path)
+    outputs: set[str] = set()
+    for plan in plans:
+        outputs.update(map(os.path.realpath, plan.files()))
+    if suffix_of(path) or os.path.realpath(path) in outputs:
+        raise InputError(
+            f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
+            "choose another name in .json"
+        )
+    if path.parent.exists():
+        return []
+    return [f"--summary: the folder {path.parent} is made, as there was none"]
