@@ -160,33 +160,29 @@ def _write_structures(
 def _channels(
     result: RefinementResult, kind: str
 ) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
-    """Return the number of channels to write and what returns their planes, in storage order."""
-    # Labels that have no channel in the result get one; channels of regions stay as they are.
+    """Return the number of channels to write and what returns their planes, in storage order.
+
+    Labels that have no channel in the result get one; channels of regions stay as they are.
+    """
     absent = ABSENT_LOGIT if kind == "logits" else 0.0
     if result.channels.is_streamed:
-        return result.num_labels, _streamed_planes(result, kind, absent)
+        make = result.channels.channel
+        if kind == "probabilities":
+            temperature = result.output_temperature
+            make = partial(result.channels.probabilities, output_temperature=temperature)
+        numbers = {label: number for number, label in enumerate(result.channel_labels)}
+
+        def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
+            if label in numbers:
+                return make(numbers[label], planes)  # It computes them again.
+            return np.full_like(make(0, planes), absent)
+
+        return result.num_labels, planes_of
     values = result.logits if kind == "logits" else result.marginals
     if result.regions is None and len(values) < result.num_labels:
         values = expand_channels(values, result.channel_labels, result.num_labels, absent)
     stored = reverse_grid(values)
     return len(stored), lambda channel, planes: stored[channel, planes]
-
-
-def _streamed_planes(
-    result: RefinementResult, kind: str, absent: float
-) -> Callable[[int, slice], NDArray[np.float32]]:
-    """Return what computes planes of a label again; one without channel is `absent` everywhere."""
-    make = result.channels.channel
-    if kind == "probabilities":
-        make = partial(result.channels.probabilities, output_temperature=result.output_temperature)
-    numbers = {label: number for number, label in enumerate(result.channel_labels)}
-
-    def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
-        if label in numbers:
-            return make(numbers[label], planes)
-        return np.full_like(make(0, planes), absent)
-
-    return planes_of
 
 
 def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
@@ -200,7 +196,13 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
         f"{result.report.num_iterations} steps",
         f"{num_changed:,} of {num_voxels:,} voxels changed ({share})",
     ]
-    volumes = _volumes(case, result, names)
+    voxel_ml = math.prod(case.spacing) / 1000
+    volumes = []
+    pairs = zip(result.changes.voxels_before, result.changes.voxels_after, strict=True)
+    for label, (before, after) in enumerate(pairs):
+        if label and (before or after):
+            title = names.titles.get(label, f"label {label}")
+            volumes.append(f"{title}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}")
     if 0 < len(volumes) <= _MAX_VOLUMES:
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
@@ -217,17 +219,3 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
         modality_names=names.modalities,
         before_name="input" if case.input_kind == "labels" else "network",
     )
-
-
-def _volumes(case: Case, result: RefinementResult, names: Names) -> list[str]:
-    """Return the volume in ml of each label before and after, if it has any."""
-    changes = result.changes
-    voxel_ml = math.prod(case.spacing) / 1000
-    volumes = []
-    for label in range(1, len(changes.voxels_before)):
-        before = changes.voxels_before[label]
-        after = changes.voxels_after[label]
-        if before or after:
-            title = names.titles.get(label, f"label {label}")
-            volumes.append(f"{title}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}")
-    return volumes

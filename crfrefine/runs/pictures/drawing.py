@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +65,12 @@ def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
         near = {colors[other] for other in neighbors[label] if other in colors}
         similar = near.union(*(pair for pair in _SIMILAR if near & pair))
         alike = {colors[other] for other in colors if _period(other) == _period(label)}
-        colors[label] = _first_color(label, near, similar, alike)
+        number = len(LABEL_COLORS)
+        order = [(label - 1 + step) % number for step in range(number)]
+        colors[label] = min(
+            order, key=lambda color: (color in near, color in similar, color in alike)
+        )
     return colors
-
-
-def _first_color(label: int, *avoided: Collection[int]) -> int:
-    """Return the first color from that of `label_color` on; earlier sets are avoided first."""
-    number = len(LABEL_COLORS)
-    order = [(label - 1 + step) % number for step in range(number)]
-    return min(order, key=lambda color: [color in colors for colors in avoided])
 
 
 def _pairs_nearby(labels: Array) -> list[tuple[int, int]]:

@@ -86,7 +86,11 @@ def draw_preview(
 
     largest = max(max(plane.image.shape) for plane in planes)
     panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
-    sizes = [(panel_width, _panel_height(plane, panel_width)) for plane in planes]
+    sizes = []
+    for plane in planes:
+        width_mm, height_mm = plane.size_mm
+        height = max(panel_width * height_mm / width_mm, _MIN_HEIGHT)
+        sizes.append((panel_width, round(min(height, _MAX_HEIGHT * panel_width))))
     room = len(headings) * (panel_width + _GAP) - _GAP
     lines = drawing.wrap(subtitle, _TEXT, room)
     lines += drawing.wrap(shown, _TEXT, room)
@@ -112,13 +116,6 @@ def draw_preview(
         middle_of_line = bottom + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
         _draw_legend_entry(canvas, entry, (left, middle_of_line), room // columns, colors)
     return canvas.png()
-
-
-def _panel_height(plane: Plane, width: int) -> int:
-    """Return the height of a plane's row in pixels: that of the plane, within limits."""
-    width_mm, height_mm = plane.size_mm
-    height = width * height_mm / width_mm
-    return round(min(max(height, _MIN_HEIGHT), _MAX_HEIGHT * width))
 
 
 def _write_title(canvas: drawing.Canvas, title: str, lines: Sequence[str], room: int) -> None:
@@ -165,7 +162,10 @@ def _draw_panel(
     if plane.frame is not None and panel in ("image", "changes"):
         _draw_frame(canvas, plane, (left, top), (width, height), scale)
     if panel == "image":
-        _write_sides(canvas, plane.edges, (left, top), (width, height))
+        # The letters of the sides are beside a plane that is too narrow for them.
+        room = (max(width, _MIN_HEIGHT), max(height, _MIN_HEIGHT))
+        place = (left - (room[0] - width) // 2, top - (room[1] - height) // 2)
+        canvas.sides(plane.edges, place, room, _SMALL, _INK, _PAPER)
         place = (corner[0] + 5, corner[1] + size[1] - 4)
         canvas.text(place, plane.name, _SMALL, _INK, anchor="ld", edge=_PAPER)
 
@@ -205,17 +205,6 @@ def _draw_frame(
     last_x = left + min(x + across, width - 1)
     last_y = top + min(y + down, height - 1)
     canvas.frame((first_x, first_y, last_x, last_y), _FRAME)
-
-
-def _write_sides(canvas: drawing.Canvas, letters: str, corner: tuple[int, int], size: Size) -> None:
-    """Write the letters of a plane's sides at its edges, or beside it where it is too narrow."""
-    left, top = corner
-    width, height = size
-    room_across = max(width, _MIN_HEIGHT)
-    room_down = max(height, _MIN_HEIGHT)
-    left -= (room_across - width) // 2
-    top -= (room_down - height) // 2
-    canvas.sides(letters, (left, top), (room_across, room_down), _SMALL, _INK, _PAPER)
 
 
 def _legend_entries(

@@ -30,7 +30,9 @@ def score_labels(
     """
     # Transposed, arrays of files are read in the order of memory.
     maps = [labels.T for labels in (network, refined, reference) if labels is not None]
-    present = _labels_in(maps)
+    present: set[int] = set()
+    for label_map in maps:
+        present.update(foreground_labels(label_map))
     # Nearly all voxels are background in each map.
     somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
     maps = [labels[somewhere] for labels in maps]
@@ -45,14 +47,6 @@ def score_labels(
         row = _score(region.labels, maps[0], maps[1], reference_in_mask)
         rows.append({"region": region.name, **row})
     return rows, int(np.count_nonzero(maps[0] != maps[1]))
-
-
-def _labels_in(maps: Sequence[Array]) -> set[int]:
-    """Return the labels above 0 that occur in any of the maps."""
-    present: set[int] = set()
-    for labels in maps:
-        present.update(foreground_labels(labels))
-    return present
 
 
 def _score(labels: Sequence[int], network: Array, refined: Array, reference: Array | None) -> Row:
