@@ -335,9 +335,7 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
     declared = DeclaredLabels(
         tuple(range(len(report["label_names"]))), "the report of the training"
     )
-    reading = ReadingOptions(
-        resample="linear" if study.grid else None, declared=declared, all_labels=True
-    )
+    reading = ReadingOptions(resample="linear" if study.grid else None, declared=declared)
     for files in labeled_cases(study.data, study.network):
         case = load_case(files, reading, threads=study.threads)
         for method, labels in _rival_maps(case, tuned[files.case_id]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,67 +116,60 @@ def _describe_added(header: LogitsHeader) -> str:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class StreamedBackground:
-    """The background of an output that is streamed from its files."""
-
-    header: LogitsHeader
-    # Of a single channel: "probabilities" or "logits"; of several ones they are probabilities.
-    kind: str
-    sums: Float32 | None  # ([z,] y, x), over several channels; None for a single one
-
-    def read(self) -> Generator[Piece, None, None]:
-        """Yield the pieces of all channels, the background first; each call starts anew."""
-        sums = self.sums
-        is_first = True
-        for piece in io.read_pieces(*self.header.files):
-            num_channels = len(piece.values)
-            if sums is None or num_channels == self.header.num_channels:
-                yield self._with_background(piece)
-                continue
-            if is_first:  # The channels come one after the other.
-                yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
-                is_first = False
-            values = piece.values.astype(np.float32)
-            values /= np.maximum(sums[piece.planes], 1)
-            channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
-            yield Piece(channels, piece.planes, values)
-
-    def _with_background(self, piece: Piece) -> Piece:
-        """Return a piece of all channels with the background before them."""
-        values: Float32 = np.empty((len(piece.values) + 1, *piece.values.shape[1:]), np.float32)
-        values[1:] = piece.values
-        if self.sums is None:
-            fill_background_of_channel(values, self.kind)
-        else:
-            fill_background(values, self.sums[piece.planes])
-        return Piece(slice(0, len(values)), piece.planes, values)
-
-
-def find_streamed_background(
+def background_of_stream(
     header: LogitsHeader, input_type: str
-) -> tuple[StreamedBackground, list[str]]:
-    """Read the files once; return the background and notes about it; errors as of `complete`."""
+) -> tuple[str, Callable[[], Iterable[Piece]], list[str]]:
+    """Read files that lack the background once; errors are as of `complete`.
+
+    Return what all channels hold, "logits" or "probabilities", a function that reads their pieces,
+    the background first, and notes.
+    """
     name = str(header.path)
     if header.num_channels == 1:
-        kind = _kind_of_stream(header, input_type)
+        # Its lowest, highest and not whole values tell what it holds.
+        telling: list[float] = []
+        for piece in io.read_pieces(*header.files):
+            values = piece.values
+            telling += [float(values.min()), float(values.max())]
+            broken = values[np.mod(values, 1) != 0]
+            if broken.size:
+                telling.append(float(broken[0]))
+        kind = decide_channel(np.array(telling), input_type, header.kind, name)
         note = f"{header.path.name}: {describe_channel(kind)}"
-        return StreamedBackground(header, kind, None), [note]
+        return kind, partial(_with_background, header, kind, None), [note]
+
     foreground = ForegroundSums(header.files[0].grid_shape[::-1], name)
     for piece in io.read_pieces(*header.files):
         for label, values in enumerate(piece.values, start=piece.channels.start + 1):
             foreground.add(label, values, piece.planes)
     notes = [_describe_added(header), *foreground.check()]
-    return StreamedBackground(header, "probabilities", foreground.sums), notes
+    kind = "probabilities"
+    return kind, partial(_with_background, header, kind, foreground.sums), notes
 
 
-def _kind_of_stream(header: LogitsHeader, input_type: str) -> str:
-    """Return what a single channel holds, judged by its lowest, highest and not whole values."""
-    telling: list[float] = []
+def _with_background(
+    header: LogitsHeader, kind: str, sums: Float32 | None
+) -> Generator[Piece, None, None]:
+    """Yield the pieces of all channels, the background first.
+
+    `kind` is that of a single channel; `sums` are those of several ones, ([z,] y, x).
+    """
+    is_first = True
     for piece in io.read_pieces(*header.files):
-        values = piece.values
-        telling += [float(values.min()), float(values.max())]
-        broken = values[np.mod(values, 1) != 0]
-        if broken.size:
-            telling.append(float(broken[0]))
-    return decide_channel(np.array(telling), input_type, header.kind, str(header.path))
+        num_channels = len(piece.values)
+        if sums is None or num_channels == header.num_channels:  # all channels
+            values: Float32 = np.empty((num_channels + 1, *piece.values.shape[1:]), np.float32)
+            values[1:] = piece.values
+            if sums is None:
+                fill_background_of_channel(values, kind)
+            else:
+                fill_background(values, sums[piece.planes])
+            yield Piece(slice(0, len(values)), piece.planes, values)
+            continue
+        if is_first:  # The channels come one after the other.
+            yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
+            is_first = False
+        values = piece.values.astype(np.float32)
+        values /= np.maximum(sums[piece.planes], 1)
+        channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
+        yield Piece(channels, piece.planes, values)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.interpolated import describe_interpolated
 from crfrefine.arrays.label_maps import (
     channels_of,
     count_labels,
     labels_of_one_hot,
     map_labels,
+    occurring_channels,
     present_labels,
 )
 from crfrefine.arrays.probabilities import plane_blocks
@@ -24,6 +26,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.refinement.networks import LabelMapNetwork
 
 if TYPE_CHECKING:
     from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
@@ -34,24 +37,23 @@ MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """A label map on the image's grid."""
+@dataclass(frozen=True, eq=False)
+class LabelMap(LabelMapNetwork):
+    """A label map of files on the image's grid: ([z,] y, x) as it is read, then (*grid)."""
 
-    labels: Labels  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
-    # the labels that occur, background, and at least two; ascending
-    channel_labels: tuple[int, ...]
-    num_labels: int  # L, background included
-    notes: tuple[str, ...]  # notes for the user, one sentence each
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     # Voxels of each label that the files have and this label map lacks: other structures have them,
     # or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
     # names and colors of the labels in its file, or in those of structures
     segments: tuple[Segment, ...] = ()
-    # mm between voxels of a file on a coarser grid along each axis of the image; None means the
-    # image's grid, or a finer one.
-    file_spacing: tuple[float, ...] | None = None
     mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
+
+    @property
+    def absent_labels(self) -> tuple[int, ...]:
+        """The labels from 1 to L - 1 that do not occur."""
+        occurring = occurring_channels(self.labels, self.channels)
+        return tuple(label for label in range(self.num_labels) if label not in occurring)
 
 
 def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
@@ -92,7 +94,7 @@ def read_label_map(
         label_map = _read_structures(header.files, structures, file, options.declared)
     else:
         label_map = _read_one(file, options, images[0])
-    return _on_grid(label_map, file, images[0])
+    return _on_grid(label_map, file, images[0], options)
 
 
 def _read_structures(
@@ -103,39 +105,38 @@ def _read_structures(
 ) -> LabelMap:
     """Read one binary file per structure onto a grid; only one is in memory at a time."""
     numbers = declared.structures
-    merged = merge_structures(files, names, grid, numbers)
+    labels, kept, num_shared = merge_structures(files, names, grid, numbers)
+    num_not_empty = sum(size > 0 for _, size in kept.values())
     notes = [
         f"{files[0].path.parent.name} is taken as one file per structure: "
-        f"{counted(len(files), 'file')}, {merged.num_structures} not empty"
+        f"{counted(len(files), 'file')}, {num_not_empty} not empty"
     ]
-    if merged.num_shared:
+    if num_shared:
         notes.append(
-            f"structures overlap, and the smaller one keeps the voxel: {merged.num_shared} voxels"
+            f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels"
         )
-    if merged.lost:
+    losers = describe_losers(kept)
+    if losers:
         notes.append(
-            f"{merged.lost}; if it is a union of others, leave its file out and unite its "
-            "refined parts"
+            f"{losers}; if it is a union of others, leave its file out and unite its refined parts"
         )
-    return LabelMap(
-        merged.labels,
-        present_labels(merged.labels),
-        declared.num_labels,
-        tuple(notes),
-        merged.gone(numbers),
-        _segments_of(files, names, numbers),
-    )
-
-
-def _segments_of(
-    files: Sequence[VolumeHeader], names: Sequence[str], numbers: Mapping[str, int]
-) -> tuple[Segment, ...]:
-    """Return the segment of each structure: that of its file, if the file has a single one."""
+    lost = {}
+    for name, (num_left, size) in kept.items():
+        if size and not num_left:
+            lost[numbers[name]] = size
+    # The segment of a structure is that of its file, if the file has a single one.
     segments = {name: Segment(number, name) for name, number in numbers.items()}
     for name, file in zip(names, files, strict=True):
         if len(file.segments) == 1:
             segments[name] = replace(file.segments[0], label=numbers[name])
-    return tuple(segments.values())
+    return LabelMap(
+        labels,
+        present_labels(labels),
+        declared.num_labels,
+        notes=tuple(notes),
+        lost=lost,
+        segments=tuple(segments.values()),
+    )
 
 
 def read_one_hot(
@@ -151,54 +152,50 @@ def read_one_hot(
     if options.input_type != "auto":
         return None
     shape = (header.num_labels, *header.files[0].grid_shape[::-1])
-    labels = labels_of_one_hot(_parts_of(values), shape, header.path)
+    parts: Iterable[tuple[int, slice, Array]]
+    if isinstance(values, np.ndarray):
+        parts = ((0, planes, values[:, planes]) for planes in plane_blocks(values))
+    else:
+        parts = ((piece.channels.start, piece.planes, piece.values) for piece in values)
+    labels = labels_of_one_hot(parts, shape, header.path)
     if labels is None:
         return None
     note = (
         f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in "
         "the others"
     )
-    label_map = LabelMap(labels, present_labels(labels), header.num_labels, (note,))
-    return _on_grid(label_map, header.files[0], like)
+    label_map = LabelMap(labels, present_labels(labels), header.num_labels, notes=(note,))
+    return _on_grid(label_map, header.files[0], like, options)
 
 
-def _parts_of(values: Float32 | Iterable[Piece]) -> Iterator[tuple[int, slice, Array]]:
-    """Yield parts of channels: the first channel, the planes, (channels, planes, …) values."""
-    if isinstance(values, np.ndarray):
-        for planes in plane_blocks(values):
-            yield 0, planes, values[:, planes]
-        return
-    for piece in values:
-        yield piece.channels.start, piece.planes, piece.values
-
-
-def _on_grid(label_map: LabelMap, file: VolumeHeader, like: VolumeHeader) -> LabelMap:
+def _on_grid(
+    label_map: LabelMap, file: VolumeHeader, like: VolumeHeader, options: ReadingOptions
+) -> LabelMap:
     """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
     labels = label_map.labels
-    present = label_map.channel_labels
+    present = label_map.channels
     lost = dict(label_map.lost)
     notes = [*label_map.notes]
+    network_spacing = options.network_spacing
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
-    file_spacing = None
     if not np.may_share_memory(placed, labels):
+        if network_spacing == AUTO:
+            network_spacing = _coarse_spacing(file, like) or AUTO
         # On another grid, small structures may be lost.
-        file_spacing = _coarse_spacing(file, like)
         before = set(present)
         present = present_labels(placed)
         gone = before - {0, *present}
         for label in sorted(gone - lost.keys()):
             lost[label] = int(np.count_nonzero(labels == label))
     channels = channels_of(present)
-    num_labels = label_map.num_labels or channels[-1] + 1
-    return LabelMap(
-        placed,
-        channels,
-        num_labels,
-        tuple(notes),
-        lost,
-        label_map.segments,
-        file_spacing,
-        label_map.mapped,
+    return replace(
+        label_map,
+        labels=placed.T,
+        channels=channels,
+        num_labels=label_map.num_labels or channels[-1] + 1,
+        network_spacing=network_spacing,
+        notes=tuple(notes),
+        lost=lost,
     )
 
 
@@ -252,7 +249,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
         notes.append(f"{file.path.name}: {remark}")
     segments = map_segments(file.segments, options.mapping)
     return LabelMap(
-        labels, present, options.num_declared, tuple(notes), segments=segments, mapped=mapped
+        labels, present, options.num_declared, notes=tuple(notes), segments=segments, mapped=mapped
     )
 
 
@@ -270,37 +267,19 @@ def _require_declared(
         )
 
 
-class MergedStructures(NamedTuple):
-    """A label map of structures, of which the smallest one keeps a voxel.
+# The voxels that each structure keeps where structures overlap, and those of its file.
+Kept: TypeAlias = Mapping[str, tuple[int, int]]
 
-    Of equally large ones, the first by number.
-    """
 
-    labels: Labels  # ([z,] y, x)
-    num_structures: int  # that are not empty
-    num_shared: int  # voxels of several structures
-    losers: dict[str, tuple[int, int]]  # keep less than half of their voxels: how many, of how many
-
-    @property
-    def lost(self) -> str:
-        """The losers in words; empty without any."""
-        losers = []
-        for name, (num_left, size) in self.losers.items():
+def describe_losers(kept: Kept) -> str:
+    """Return which structures keep less than half of their voxels; "" for none."""
+    losers = []
+    for name, (num_left, size) in kept.items():
+        if 2 * num_left < size:
             losers.append(f"{shorten(name)} keeps {num_left} of {size} voxels")
-        if not losers:
-            return ""
-        return (
-            "structures that lose most of their voxels to smaller ones: "
-            f"{listed(losers, MAX_SHOWN)}"
-        )
-
-    def gone(self, numbers: Mapping[str, int]) -> dict[int, int]:
-        """Return the voxels of each structure that keeps none of them, by its number."""
-        gone = {}
-        for name, (num_left, size) in self.losers.items():
-            if not num_left:
-                gone[numbers[name]] = size
-        return gone
+    if not losers:
+        return ""
+    return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}"
 
 
 def grid_of_structures(files: Sequence[VolumeHeader]) -> VolumeHeader:
@@ -324,11 +303,13 @@ def merge_structures(
     names: Sequence[str],
     grid: VolumeHeader,
     numbers: Mapping[str, int],
-) -> MergedStructures:
+) -> tuple[Labels, Kept, int]:
     """Read one binary file per structure, one after the other, into one label map on a grid.
 
-    `names` are those of the structures of the files, `numbers` those of all structures. Raises
-    InputError for other values than 0 and 1.
+    The smallest structure keeps a voxel; of equally large ones, the first by number. `names` are
+    those of the structures of the files, `numbers` those of all structures. Return ([z,] y, x)
+    labels, what the structures keep, and how many voxels several of them have. Raises InputError
+    for other values than 0 and 1.
     """
     largest = max(numbers.values())
     dtype = np.min_scalar_type(largest)
@@ -350,12 +331,10 @@ def merge_structures(
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
 
     num_left = count_labels(labels, largest + 1)
-    losers = {}
+    kept = {}
     for name, number in numbers.items():
-        if 2 * num_left[number] < sizes[number]:
-            losers[name] = (num_left[number], int(sizes[number]))
-    num_structures = int(np.count_nonzero(sizes))
-    return MergedStructures(labels, num_structures, int(np.count_nonzero(is_shared)), losers)
+        kept[name] = (num_left[number], int(sizes[number]))
+    return labels, kept, int(np.count_nonzero(is_shared))
 
 
 def read_structure(file: VolumeHeader) -> Bool:

@@ -1,153 +1,126 @@
-"""The network's output of a case as it is refined: logits, a label map, or channels in files."""
+"""The network's output of a case, as the CRF takes it: logits, a label map, or files that stream.
+
+Here, too, is what the channels of a file are, for all commands: logits or probabilities, of labels
+or of regions.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
 
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.blocks import AUTO, find_network_spacing
+from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.label_maps import (
     ABSENT_LOGIT,
     channel_numbers,
-    occurring_channels,
     one_hot_logits,
     share_logits,
     share_sigma,
 )
 from crfrefine.arrays.probabilities import Look, decide, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
-from crfrefine.base.array_types import Float32, Labels
+from crfrefine.arrays.resampling import Interpolation
+from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.option import CUBIC
 from crfrefine.base.workers import run_all
-from crfrefine.cases.foreground import (
-    StreamedBackground,
-    complete,
-    find_streamed_background,
-)
+from crfrefine.cases.foreground import background_of_stream, complete
 from crfrefine.cases.label_input import KIND, LabelMap, read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
-from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, Piece
+from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import VolumeHeader
-
-if TYPE_CHECKING:
-    from crfrefine.arrays.resampling import GridMap
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedLogits:
-    """Channels that stay in their files while a case is refined."""
-
-    header: LogitsHeader
-    # The computed background; None means that the files have it.
-    background: StreamedBackground | None
-    # where the image's voxels lie on the grid of the files; None means that they are on one grid
-    grid_map: GridMap | None
+from crfrefine.refinement.networks import ArrayNetwork, Network
+from crfrefine.refinement.tiles.coarse import CoarseNetwork
+from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkOutput:
-    """The fields of a `Case` that tell what its network said; described there.
+class Scores:
+    """The channels of a file, judged by their values, by the file and by the user."""
 
-    One of `channels`, `label_input` and `streamed` is not None.
+    values: Float32  # (channels, [z,] y, x)
+    header: LogitsHeader | VolumeHeader
+    reading: RegionReading  # which channels are regions
+    input_type: str = "auto"  # "auto", "logits" or "probabilities"
+
+    @cached_property
+    def regions(self) -> RegionScheme | None:
+        """The regions of the channels; None means that they are labels."""
+        if len(self.values) != self.header.num_channels:  # The background was computed.
+            return None
+        return self.reading.scheme_of(self.values, self.header.path)
+
+    @cached_property
+    def look(self) -> Look:
+        """The facts that tell logits of labels from probabilities."""
+        return look_at(self.values)
+
+    @property
+    def kind(self) -> str:
+        """What they are: "logits" (log-odds of regions) or "probabilities"; else InputError."""
+        return self._decision[0]
+
+    @property
+    def note(self) -> str:
+        """A sentence that says which, and why."""
+        return self._decision[1]
+
+    @cached_property
+    def _decision(self) -> tuple[str, str]:
+        path = self.header.path
+        if self.regions is not None:
+            return self.reading.identify(self.values, self.input_type, self.header.kind, path)
+        kind, reason = decide(self.look, self.input_type, self.header.kind, str(path))
+        return kind, f"{path.name} is taken as {kind}: {reason}"
+
+    def take_logits(self, threads: int = 1) -> Float32:
+        """Turn probabilities into logits, or into log-odds of regions, in place; return them."""
+        if self.kind == "probabilities":
+            convert = take_logarithms if self.regions is None else take_log_odds
+            run_all([partial(convert, channel) for channel in self.values], threads)
+        return self.values
+
+
+def logits_of_labels(label_map: LabelMap, spacing: tuple[float, ...]) -> tuple[LabelMap, Float32]:
+    """Return a label map with the spacing of its network, and (L, *grid) logits of all labels.
+
+    Those of a coarser network are of the labels' shares in its voxels. `spacing` is the image's.
     """
+    channels = range(label_map.num_labels)
+    absent = list(label_map.absent_labels)
+    stored = label_map.labels.T
+    if label_map.network_spacing is None:
+        occurring = [label for label in channels if label not in absent]
+        return label_map, reverse_grid(one_hot_logits(stored, channels, occurring))
 
-    input_kind: str
-    num_labels: int
-    notes: list[str]
-    channels: Float32 | None = None
-    label_input: LabelMap | None = None
-    streamed: StreamedLogits | None = None
-    regions: RegionScheme | None = None
-    channel_labels: tuple[int, ...] = ()
-    absent_labels: tuple[int, ...] = ()
-    network_spacing: tuple[float, ...] | None = None
-    label_map: Labels | None = None
-
-
-def output_of_labels(
-    label_map: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool
-) -> NetworkOutput:
-    """Return a label map as it is, or the logits of its labels (`as_logits`)."""
-    if as_logits:
-        return _logits_of_labels(label_map, options, spacing)
-    return NetworkOutput(
-        KIND,
-        label_map.num_labels,
-        [*label_map.notes],
-        label_input=replace(label_map, labels=label_map.labels.T),
-        channel_labels=label_map.channel_labels,
+    network_spacing, note = find_network_spacing(
+        label_map.network_spacing, label_map.labels, spacing
     )
-
-
-def _logits_of_labels(
-    label_map: LabelMap, options: ReadingOptions, spacing: tuple[float, ...]
-) -> NetworkOutput:
-    """Return the logits of the labels that occur, or with `options.all_labels` of all."""
-    present = label_map.channel_labels
-    channels = present
-    if options.all_labels:
-        channels = tuple(range(label_map.num_labels))
-    occurring = occurring_channels(label_map.labels, present)
-    absent = tuple(label for label in channels if label not in occurring)
-    output = NetworkOutput(
-        KIND,
-        label_map.num_labels,
-        [*label_map.notes],
-        channel_labels=channels,
-        absent_labels=absent,
-    )
-    if options.network_spacing is None:
-        values = one_hot_logits(label_map.labels, channels, occurring)
-        return replace(output, channels=reverse_grid(values))
-
-    network_spacing, note = _spacing_of_network(label_map, options.network_spacing, spacing)
-    sigma = share_sigma(network_spacing[::-1], spacing[::-1])
-    values = share_logits(channel_numbers(label_map.labels, channels), len(channels), sigma)
-    values[np.isin(channels, absent)] = ABSENT_LOGIT
-    return replace(
-        output,
-        channels=reverse_grid(values),
-        notes=[*output.notes, note],
-        network_spacing=network_spacing,
-        label_map=label_map.labels.T,
-    )
-
-
-def _spacing_of_network(
-    label_map: LabelMap, requested: Any, spacing: tuple[float, ...]
-) -> tuple[tuple[float, ...], str]:
-    """Return mm between voxels of the network that made a label map, and a note.
-
-    "auto" means the spacing of a file on its own grid, else that of blocks in the map.
-    """
-    if requested == AUTO and label_map.file_spacing:
-        requested = label_map.file_spacing
-    network_spacing, note = find_network_spacing(requested, label_map.labels.T, spacing)
     assert network_spacing is not None
     assert note is not None
-    return network_spacing, note
+    sigma = share_sigma(network_spacing[::-1], spacing[::-1])
+    values = share_logits(channel_numbers(stored, channels), len(channels), sigma)
+    values[absent] = ABSENT_LOGIT
+    notes = (*label_map.notes, note)
+    return replace(label_map, network_spacing=network_spacing, notes=notes), reverse_grid(values)
 
 
-def output_of_scores(
+def network_of_scores(
     header: LogitsHeader,
     values: Float32,
     like: VolumeHeader,
     options: ReadingOptions,
     threads: int,
     times: dict[str, float],
-    *,
-    as_logits: bool,
-) -> NetworkOutput:
-    """Return logits, log-odds of regions, or the label map of one-hot channels.
+    notes: list[str],
+) -> tuple[Network, str]:
+    """Return logits, log-odds of regions, or the label map of one-hot channels, and their kind.
 
     Args:
         header: the headers of the files.
@@ -156,29 +129,19 @@ def output_of_scores(
         options: how the files are read.
         threads: number of threads.
         times: gets the seconds of interpolation.
-        as_logits: whether one-hot channels become logits.
+        notes: gets sentences.
 
     """
-    notes = complete(values, header, options.input_type)
-    scheme = None
-    if not header.lacks_background and options.regions.scheme is not None:
-        scheme = options.regions.scheme_of(values, header.path)
-
-    if scheme is not None:
-        kind, note = options.regions.identify(values, options.input_type, header.kind, header.path)
-    else:
-        look = look_at(values)
-        one_hot = _find_one_hot(header, values, look, like, options)
+    notes += complete(values, header, options.input_type)
+    scores = Scores(values, header, options.regions, options.input_type)
+    if scores.regions is None and options.input_type == "auto" and scores.look.is_binary:
+        _refuse_structures(header, scores.look)
+        one_hot = read_one_hot(header, values, like, options)
         if one_hot is not None:
-            spacing = like.geometry()[1]
-            output = output_of_labels(one_hot, options, spacing, as_logits=as_logits)
-            return replace(output, notes=notes + output.notes)
-        kind, reason = decide(look, options.input_type, header.kind, str(header.path))
-        note = f"{header.path.name} is taken as {kind}: {reason}"
-    notes.append(note)
+            return one_hot, KIND
+    notes.append(scores.note)
+    values = scores.take_logits(threads)
 
-    if kind == "probabilities":
-        _turn_into_logits(values, threads, are_of_labels=scheme is None)
     network_spacing = None
     if not like.on_same_grid(header.files[0]):
         grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
@@ -191,41 +154,20 @@ def output_of_scores(
             "logits",
             notes,
             outside="become background",
-            are_of_labels=scheme is None,
+            are_of_labels=scores.regions is None,
             is_cubic=options.resample == CUBIC,
             threads=threads,
         )
         times["resample"] = time.perf_counter() - started
-    return NetworkOutput(
-        kind,
-        len(values) if scheme is None else scheme.num_labels,
-        notes,
-        channels=reverse_grid(values.reshape(len(values), *like.grid_shape[::-1])),
-        regions=scheme,
-        network_spacing=network_spacing,
-    )
+    logits = reverse_grid(values.reshape(len(values), *like.grid_shape[::-1]))
+    return ArrayNetwork(logits, "logits", scores.regions, network_spacing), scores.kind
 
 
-def _turn_into_logits(values: Float32, threads: int, *, are_of_labels: bool) -> None:
-    """Turn the probabilities of labels or of regions into logits or log-odds, in place."""
-    convert = take_logarithms if are_of_labels else take_log_odds
-    run_all([partial(convert, channel) for channel in values], threads)
+def _refuse_structures(header: LogitsHeader, look: Look) -> None:
+    """Raise InputError for files of 0 and 1 that are rather one binary file per structure.
 
-
-def _find_one_hot(
-    header: LogitsHeader,
-    values: Float32,
-    look: Look,
-    like: VolumeHeader,
-    options: ReadingOptions,
-) -> LabelMap | None:
-    """Return the label map of one-hot channels, or None for others.
-
-    Raises InputError for files of 0 and 1 that are rather one binary file per structure: the first
-    structure would be taken for background, and the background for padding.
+    The first structure would be taken for background, and the background for padding.
     """
-    if not look.is_binary or options.input_type != "auto":
-        return None
     num_nowhere = 0
     if len(header.files) > 1:
         num_nowhere = int(np.count_nonzero(look.sums == 0))
@@ -237,52 +179,51 @@ def _find_one_hot(
             "background first, --input-type probabilities; for those of all labels but the "
             "background, --add-background."
         )
-    return read_one_hot(header, values, like, options)
 
 
-def output_of_stream(
+def network_of_stream(
     header: LogitsHeader,
     like: VolumeHeader,
     options: ReadingOptions,
     spacing: tuple[float, ...],
-    *,
-    as_logits: bool,
-) -> NetworkOutput:
-    """Return channels that stay in their files, or the label map of one-hot ones.
+    notes: list[str],
+) -> tuple[Network, str]:
+    """Return channels that stay in their files, or the label map of one-hot ones, and their kind.
 
     The files are read once or twice for it: for the background, and to see that they are not
-    one-hot. `like` is the image, `spacing` that of the case.
+    one-hot. `like` is the image, `spacing` that of the case; `notes` gets sentences.
     """
-    notes = list[str]()
     # Channels of unknown type are logits until they are streamed.
-    input_kind = options.input_type
-    if input_kind == "auto":
-        input_kind = header.kind or "logits"
-    background = None
-    pieces: Callable[[], Iterable[Piece]] = partial(io.read_pieces, *header.files)
+    kind = options.input_type
+    if kind == "auto":
+        kind = header.kind or "logits"
+    read: ReadPieces = partial(io.read_pieces, *header.files)
     if header.lacks_background:
-        background, notes = find_streamed_background(header, options.input_type)
-        input_kind = background.kind
-        pieces = background.read
-
-    one_hot = read_one_hot(header, pieces(), like, options)
+        kind, read, of_background = background_of_stream(header, options.input_type)
+        notes += of_background
+    one_hot = read_one_hot(header, read(), like, options)
     if one_hot is not None:
-        output = output_of_labels(one_hot, options, spacing, as_logits=as_logits)
-        return replace(output, notes=notes + output.notes)
+        return one_hot, KIND
 
-    grid_map = None
-    network_spacing = None
     first = header.files[0]
-    if not like.on_same_grid(first):
-        work = WorkGrid(like)
-        grid_map = work.require_overlap(first, "logits")
-        network_spacing = grid_map.source_spacing(spacing)
-        how = HOW[options.resample == CUBIC]
-        notes += work.describe(grid_map, first, "logits", how, "become background")
-    return NetworkOutput(
-        input_kind,
+    network = StreamedNetwork(
+        read,
         header.num_labels,
-        notes,
-        streamed=StreamedLogits(header, background, grid_map),
-        network_spacing=network_spacing,
+        first.grid_shape[::-1],
+        options.input_type,
+        header.kind,
+        header.path,
     )
+    if like.on_same_grid(first):
+        return network, kind
+    work = WorkGrid(like)
+    is_cubic = options.resample == CUBIC
+    grid_map = work.require_overlap(first, "logits")
+    notes += work.describe(grid_map, first, "logits", HOW[is_cubic], "become background")
+    coarse = CoarseNetwork(
+        network,
+        Interpolation(grid_map, is_cubic=is_cubic),
+        like.grid_shape[::-1],
+        grid_map.source_spacing(spacing),
+    )
+    return coarse, kind

@@ -67,7 +67,12 @@ class RegionReading:
         self.require_number(len(values), path)
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
-        if len(values) != self.scheme.num_regions or _is_softmax(values):
+        if len(values) != self.scheme.num_regions:
+            return None
+        # A softmax sums to 1; zeros everywhere are none, but regions that are nowhere.
+        look = look_at(values)
+        sums_to_one = look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size
+        if len(values) > 1 and sums_to_one and values.any():
             return None
         return self.scheme
 
@@ -120,14 +125,6 @@ class RegionReading:
         regions = counted(self.scheme.num_regions, "region")
         names = f"{listed(self.scheme.names)}; {self.source}"
         return input_kind, f"{path.name} is taken as {what} of {regions} ({names}): {reason}"
-
-
-def _is_softmax(values: Float32) -> bool:
-    """Return whether channels are the probabilities of labels, which sum to 1."""
-    look = look_at(values)
-    sums_to_one = look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size
-    # Zeros everywhere are no softmax, but regions that are nowhere.
-    return len(values) > 1 and sums_to_one and bool(values.any())
 
 
 NO_REGIONS = RegionReading()
@@ -210,14 +207,26 @@ def number_structures(
     numbers, or else from 1, in the order of the names.
     Raises InputError if one has a reserved name, or if only some cases have a file per structure.
     """
-    by_name = _files_of_structures(cases)
+    by_name: dict[str, Path] = {}  # a file of each structure
+    for case in cases:
+        if case.logits and not case.are_structures:
+            raise InputError(
+                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
+                "refine the two in separate runs"
+            )
+        by_name.update(zip(case.structures, case.logits, strict=True))
     if len(by_name) > MAX_LABEL:
         folder = next(iter(by_name.values())).parent
         raise InputError(
             f"{folder}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
         )
     for name, path in by_name.items():
-        _require_name_of_structure(name, path)
+        if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
+            raise InputError(
+                f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at "
+                f"most {_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
+                "Rename the file or leave it out"
+            )
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     if all(name.isascii() and name.isdecimal() and len(name) < 6 for name in by_name):
         as_numbers = {name: int(name) for name in by_name}
@@ -230,29 +239,6 @@ def number_structures(
             break
     all_numbers = (0, *sorted(numbers.values()))
     return DeclaredLabels(all_numbers, "the names of the structures", numbers)
-
-
-def _files_of_structures(cases: Sequence[CaseFiles]) -> dict[str, Path]:
-    """Return a file of each structure by its name; InputError for a case with a label map."""
-    by_name: dict[str, Path] = {}
-    for case in cases:
-        if case.logits and not case.are_structures:
-            raise InputError(
-                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
-                "refine the two in separate runs"
-            )
-        by_name.update(zip(case.structures, case.logits, strict=True))
-    return by_name
-
-
-def _require_name_of_structure(name: str, path: Path) -> None:
-    """Raise InputError if a file has a name that no structure may have."""
-    if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
-        raise InputError(
-            f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at most "
-            f"{_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
-            "Rename the file or leave it out"
-        )
 
 
 @dataclass(frozen=True)
@@ -268,8 +254,6 @@ class ReadingOptions:
     resample: str | None = None
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
-    # whether label maps get a channel for each declared label, not only for those that occur
-    all_labels: bool = False
     # Of the network that made the label maps: mm, one number or one per axis; "auto" means that
     # blocks in the map show it.
     network_spacing: Any = None

@@ -21,17 +21,16 @@ from crfrefine.arrays.probabilities import (
     clip_overshoot,
     find_padding,
     find_ties,
-    identify,
-    take_logarithms,
 )
-from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
-from crfrefine.cases.label_input import grid_of_structures, merge_structures
+from crfrefine.cases.label_input import describe_losers, grid_of_structures, merge_structures
+from crfrefine.cases.network_output import Scores
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
@@ -221,13 +220,14 @@ def read_structures(
     for header in headers:
         require_scalar(header, "a binary file of one structure")
     file = grid_of_structures(headers)
-    merged = merge_structures(headers, files.structures, file, numbers)
-    if merged.lost:
+    labels, kept, _ = merge_structures(headers, files.structures, file, numbers)
+    losers = describe_losers(kept)
+    if losers:
         warnings.append(
-            f"{merged.lost}; to measure a union of others, leave its file out and give its parts "
+            f"{losers}; to measure a union of others, leave its file out and give its parts "
             "with --regions"
         )
-    return Volume(merged.labels.T, *file.geometry(), file.path, file)
+    return Volume(labels.T, *file.geometry(), file.path, file)
 
 
 def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
@@ -319,23 +319,26 @@ def read_probabilities(
     file = header.files[0]
     reference.check(file, "logits")
     stored, notes = read_all_channels(header, "auto")
-    scheme: RegionScheme | None = None
     if header.lacks_background:
         reference.notes.extend(notes)
         regions.require_number(header.num_channels, header.path, lacks_background=True)
-    else:
-        scheme = regions.scheme_of(stored, header.path)
-
-    if scheme is None:
-        kind, note = identify(stored, "auto", header.kind, header.path)
-        if kind == "probabilities":
-            clip_overshoot(stored)
-    else:
-        kind, note = regions.identify(stored, "auto", header.kind, header.path)
+    scores = Scores(stored, header, regions)
+    scheme = scores.regions
+    kind = scores.kind
+    note = scores.note
+    if scheme is None and kind == "probabilities":
+        clip_overshoot(stored)
 
     is_elsewhere = not reference.header.on_same_grid(file)
     if is_elsewhere:
-        stored = _interpolated(stored, kind, file, reference, are_of_labels=scheme is None)
+        stored = reference.work.interpolated(
+            file,
+            scores.take_logits(),
+            "logits",
+            reference.notes,
+            outside="are background",
+            are_of_labels=scheme is None,
+        )
         kind = "logits"
     if scheme is None:
         labels = _decode(stored, kind, str(header.path), is_elsewhere)
@@ -345,27 +348,6 @@ def read_probabilities(
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
-
-
-def _interpolated(
-    stored: Float32, kind: str, file: VolumeHeader, reference: Reference, *, are_of_labels: bool
-) -> Float32:
-    """Return the logits, or log-odds of regions, on the grid of the reference.
-
-    Probabilities become logits in place first.
-    """
-    if kind == "probabilities" and are_of_labels:
-        take_logarithms(stored)
-    elif kind == "probabilities":
-        take_log_odds(stored)
-    return reference.work.interpolated(
-        file,
-        stored,
-        "logits",
-        reference.notes,
-        outside="are background",
-        are_of_labels=are_of_labels,
-    )
 
 
 def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:

@@ -117,6 +117,7 @@ LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 WRITTEN_SUFFIXES = tuple(
     suffix for suffix in VOLUME_SUFFIXES if not FORMAT_OF_SUFFIX[suffix].is_read_only
 )
+ALL_WRITTEN_SUFFIXES = WRITTEN_SUFFIXES + SCORES_SUFFIXES
 # Suffixes of label maps that 3D Slicer saves beside an image of the same name.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
@@ -204,6 +205,16 @@ def suffix_of(path: Path) -> str:
     return max(suffixes, key=len, default="")
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether an input is a folder of files, which no format takes for one volume."""
+    return os.path.isdir(path)  # noqa: PTH112 - no exception for names that the system refuses
+
+
+def holds_scores_alone(path: Path) -> bool:
+    """Return whether the name of a file is that of logits or probabilities without geometry."""
+    return suffix_of(path) in SCORES_SUFFIXES
+
+
 def stem_of(path: Path) -> str:
     """Return the file's name without the suffix of its format, or else without its last ending."""
     suffix = suffix_of(path)
@@ -214,9 +225,7 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
-def require_suffix(
-    path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES
-) -> Format:
+def require_suffix(path: Path, suffixes: tuple[str, ...] = ALL_WRITTEN_SUFFIXES) -> Format:
     """Return the format of a file to write; raise UnsupportedFormatError for another suffix.
 
     Raise InputError for a name that a header cannot give to a separate file of voxels.
@@ -295,7 +304,7 @@ def require_file(path: Path) -> None:
 
 def recognize(path: Path) -> Format | ForeignKind | None:
     """Return the kind of a file by its first bytes, or of a folder of DICOM; None if unknown."""
-    if path.is_dir():
+    if is_folder(path):
         return _DICOM if _holds_dicom(path) else None
     start = read_start(path)
     if not start:
@@ -369,7 +378,7 @@ def describe_others(folder: Path) -> str:
         if kind is None or (isinstance(kind, ForeignKind) and kind.is_text):
             continue
         name = shorten(path.name)
-        if path.is_dir():
+        if is_folder(path):
             return f"\n  {name} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
         return f"\n  {kind.hint(f'There is {name}, which')}"
     return ""
@@ -379,7 +388,7 @@ def is_dicom(path: Path) -> bool:
     """Return whether a file or a folder is DICOM, by its content; a missing one by its name."""
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
-    return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
+    return (is_folder(path) or not suffix_of(path)) and recognize(path) == _DICOM
 
 
 def holds_volumes(folder: Path) -> bool:
@@ -408,7 +417,7 @@ def add_volumes(*paths: Path | None) -> None:
     for path in dict.fromkeys(paths):
         if path is None:
             continue
-        if not path.is_dir():
+        if not is_folder(path):
             add_inputs(*files_read(path))
             continue
         with suppress(OSError):

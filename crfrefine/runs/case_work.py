@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from crfrefine.arrays.blocks import AUTO
-from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
 from crfrefine.base.observer import Observer
-from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.cases.dataset_description import Names
+from crfrefine.cases.label_input import LabelMap
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
-from crfrefine.io import read_pieces
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
-from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
 from crfrefine.runs.case_writing import write_case
 from crfrefine.runs.contents import changed_inputs, contents_of_inputs
 from crfrefine.runs.label_statistics import measure
@@ -70,9 +65,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        needed, work.input_bytes = cases.bytes_to_refine(
-            headers, settings.reading, may_stream=may_stream
-        )
+        needed, work.input_bytes = bytes_to_refine(headers, settings.reading, may_stream=may_stream)
         if turns is not None:
             turns.take_memory(needed)
         case = cases.read_case(
@@ -93,8 +86,8 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         if case.regions is not None:
             record.regions = case.regions.to_dict()
         record.input_type = case.input_kind
-        if case.label_input is not None:
-            record.mapped_values = case.label_input.mapped
+        if isinstance(case.network, LabelMap):
+            record.mapped_values = case.network.mapped
         record.notes += case.notes
         if case.strokes:
             record.strokes = times_of_strokes(task.files)
@@ -125,50 +118,6 @@ def finish_case(
     return record
 
 
-@dataclass(frozen=True)
-class _RefinerInput:
-    """The network's output of a case, as the CRF takes it, and what belongs to its labels."""
-
-    network: Network
-    names: Names
-    segments: tuple[Segment, ...]  # of a file that has them
-    lost: Mapping[int, int]  # labels that resampling has removed, with their voxels
-
-
-def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
-    """Return the network's output of a case that was read."""
-    options = settings.options
-    streamed = case.streamed
-    label_map = case.label_input
-    names = settings.names
-    if case.segments:  # The input has names itself, such as in a NIfTI table.
-        names = replace(names, labels={segment.label: segment.name for segment in case.segments})
-    lost: Mapping[int, int] = {}
-    network: Network
-    if streamed is not None:
-        header = streamed.header
-        shape = header.files[0].grid_shape[::-1]
-        read: ReadPieces = partial(read_pieces, *header.files)
-        if streamed.background is not None:
-            read = streamed.background.read
-        network = StreamedNetwork(
-            read, header.num_labels, shape, settings.reading.input_type, header.kind, header.path
-        )
-        if streamed.grid_map is not None:
-            stored = tuple(reversed(case.like.grid_shape))
-            interpolation = Interpolation(streamed.grid_map, is_cubic=options.resample == CUBIC)
-            network = CoarseNetwork(network, interpolation, stored, case.network_spacing)
-    elif label_map is not None:
-        wide = options.network_spacing
-        if wide == AUTO and label_map.file_spacing:
-            wide = label_map.file_spacing
-        network = LabelMapNetwork(label_map.labels, case.channel_labels, case.num_labels, wide)
-        lost = label_map.lost
-    else:
-        network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
-    return _RefinerInput(network, names, case.segments, lost)
-
-
 def _refine(
     settings: CaseSettings,
     work: CaseInWork,
@@ -181,8 +130,9 @@ def _refine(
     case = work.case
     assert case is not None
     record = work.record
-    source = _input_of(settings, case)
-    names = source.names.labels
+    names = settings.names
+    if case.segments:  # The input has names itself, such as in a NIfTI table.
+        names = replace(names, labels={segment.label: segment.name for segment in case.segments})
     strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
     # The limit and the case decide how it is refined, not what others beside it leave.
     limit = memory_limit(options.max_memory).bytes
@@ -194,7 +144,7 @@ def _refine(
     if turns is not None:
         context = replace(context, take=lambda more: turns.take_more(work.input_bytes + more))
     result = refine_network(
-        source.network,
+        case.network,
         case.image,
         spacing=case.spacing,
         parameters=options.parameters,
@@ -202,25 +152,25 @@ def _refine(
         backend=get_backend(settings.device),
         context=context,
         allow_vanishing=options.allow_vanishing,
-        names=names,
+        names=names.labels,
         strokes=strokes,
     )
     record.times["refine"] = time.perf_counter() - started
     notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append("strokes: no voxel is drawn")
-    notes += _record_result(settings, record, case, source, result)
+    notes += _record_result(settings, record, case, names.labels, result)
     for text in notes:
         observer.note(text, case_id=record.case_id)
     record.notes += notes
-    return result, source.names, source.segments
+    return result, names, case.segments
 
 
 def _record_result(
     settings: CaseSettings,
     record: CaseRecord,
     case: Case,
-    source: _RefinerInput,
+    names: Mapping[int, str],
     result: RefinementResult,
 ) -> list[str]:
     """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
@@ -236,7 +186,6 @@ def _record_result(
 
     notes = []
     outvoted = {}
-    names = source.names.labels
     counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(counts):
         if label and (before or after) and label in names:
@@ -245,7 +194,10 @@ def _record_result(
             outvoted[label] = before
     if settings.options.statistics:
         record.statistics = measure(case, result, record.label_names)
-    vanished = dict(sorted({**source.lost, **outvoted}.items()))
+    lost: Mapping[int, int] = {}  # labels that resampling has removed, with their voxels
+    if isinstance(case.network, LabelMap):
+        lost = case.network.lost
+    vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
@@ -286,7 +238,7 @@ def read_strokes(
 ) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
     num_labels = case.num_labels
-    if case.label_input is not None:  # The network may never have predicted the label.
+    if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
     drawn = []

@@ -23,12 +23,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.atomic import check_small_output, check_writable
-from crfrefine.io.paths import (
-    SCORES_SUFFIXES,
-    add_volumes,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
 from crfrefine.runs.device import device_of_auto
 from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
 from crfrefine.runs.label_statistics import statistics_path
@@ -179,6 +174,7 @@ def _describe(
         options.resample,
         regions,
         declared,
+        network_spacing=options.network_spacing,
         mapping=options.mapping,
         max_memory=options.max_memory,
         add_background=options.add_background,
@@ -188,7 +184,7 @@ def _describe(
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two options are complete the other way round."""
-    if images[0].is_dir() and logits[0].is_dir():
+    if is_folder(images[0]) and is_folder(logits[0]):
         try:
             cases = discover_cases(logits, images)
             swapped = next((case for case in cases if case.logits and case.images), None)
@@ -196,9 +192,7 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
             return swapped is not None and read_header(swapped.images[0]).num_channels == 1
         except CrfRefineError:
             return False
-    images_are_scores = suffix_of(images[0]) in SCORES_SUFFIXES
-    logits_are_scores = suffix_of(logits[0]) in SCORES_SUFFIXES
-    return images_are_scores and not logits_are_scores
+    return holds_scores_alone(images[0]) and not holds_scores_alone(logits[0])
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:

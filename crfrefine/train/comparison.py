@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import channels_of, expand_channels, present_labels
+from crfrefine.arrays.label_maps import expand_channels
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.text import printable
 from crfrefine.cases.case import Case
@@ -40,7 +40,7 @@ from crfrefine.statistics.comparison import (
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import Guide, Tuned
-from crfrefine.train.crops import find_inside, labels_of_network
+from crfrefine.train.crops import find_inside
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.starts import rounded
 
@@ -273,13 +273,9 @@ class CrfOfCase:
         self._case = case
         self._device = device
         self._threads = threads
-        spacing = case.network_spacing
-        self._network: Network
-        if case.label_map is None:
-            self._network = ArrayNetwork(case.logits, "logits", case.regions, spacing)
-        else:
-            channels = channels_of(present_labels(case.label_map))
-            self._network = LabelMapNetwork(case.label_map, channels, case.num_labels, spacing)
+        self._network: Network = case.network
+        if isinstance(case.network, LabelMapNetwork) and case.coarse_labels is None:
+            self._network = ArrayNetwork(case.logits)
 
     def refine(self, parameters: CrfParameters) -> RefinementResult:
         """Return the case refined with some parameters."""
@@ -307,7 +303,7 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
 
     Outside the mask and in padding, they are the network's.
     """
-    network = labels_of_network(case)
+    network = case.network_labels
     logits = case.logits
     padding = case.find_padding()
     inside = find_inside(case, padding)

@@ -19,7 +19,7 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
-from crfrefine.cases.label_input import KIND
+from crfrefine.cases.label_input import KIND, LabelMap
 from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -141,7 +141,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     tiles = tuple(_split(mask, case.spacing, _whole_box(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
-    network = labels_of_network(case)
+    network = case.network_labels
     outside = count_confusion(case.labels, network, case.num_labels)
     outside -= count_confusion(case.labels[box][mask], network[box][mask], case.num_labels)
 
@@ -149,7 +149,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if padding is not None:
         padding = padding[box]
     image = normalize_intensity(case.image, intensity, case.mask)
-    label_map = case.label_map
+    label_map = case.coarse_labels
     if label_map is not None:
         label_map = np.ascontiguousarray(label_map[box])
     return Crop(
@@ -173,13 +173,6 @@ def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.boo
         return case.mask
     inside, *_ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
     return inside
-
-
-def labels_of_network(case: Case) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the network's labels (*grid) of a case."""
-    if case.label_map is None:
-        return decode(case.logits, case.regions)
-    return case.label_map
 
 
 def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -224,11 +217,14 @@ def _half_logits(
 
 def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
     """Return the reference (*box), with L (no reference) in place of the absent labels."""
-    if not case.absent_labels:
+    absent: tuple[int, ...] = ()
+    if isinstance(case.network, LabelMap):
+        absent = case.network.absent_labels
+    if not absent:
         return labels
     # No parameters give a voxel such a label, so its loss would be a large constant that hides the
     # others.
-    is_absent = np.isin(labels, case.absent_labels)
+    is_absent = np.isin(labels, absent)
     return np.where(is_absent, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
 
 

@@ -23,6 +23,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
+from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import VOLUMES, Rivals
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
@@ -150,16 +151,18 @@ class Plan(NamedTuple):
             options.resample,
             self.cases.reading,
             self.cases.declared,
-            True,
-            options.network_spacing,
+            network_spacing=options.network_spacing,
             add_background=options.add_background,
             mapping=mapping_of(options.mapped),
             reference_mapping=mapping_of(options.mapped, REFERENCE),
         )
         case = read_labeled(files, self.cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
-            return replace(case, network_spacing=None)
-        is_for_logits = options.network_spacing is not None and case.label_map is None
+            network = case.network
+            if isinstance(network, ArrayNetwork):
+                network = replace(network, network_spacing=None)
+            return replace(case, network=network)
+        is_for_logits = options.network_spacing is not None and case.coarse_labels is None
         if case.network_spacing is None or is_for_logits:
             raise InputError(
                 f"case {case.case_id!r}: bandwidths in voxels of the network need their size: "

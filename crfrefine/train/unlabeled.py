@@ -591,7 +591,7 @@ def _read_source(
     # How many of the image's voxels a voxel of the network is long.
     voxel = voxel_length(headers.spacing)
     coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
-    loaded = read_case(headers, inputs.reading, threads=threads)
+    loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
     return make_source(loaded, default, threads, coarseness)
 
 

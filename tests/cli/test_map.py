@@ -190,4 +190,4 @@ def test_training_takes_mapped_maps_and_references(tmp_path):
 
 
 def reading_of(cases):
-    return ReadingOptions("labels", declared=cases.declared, all_labels=True)
+    return ReadingOptions("labels", declared=cases.declared)

@@ -10,6 +10,7 @@ from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling
@@ -114,11 +115,10 @@ def as_case(case, case_id="case"):
     return Case(
         case_id,
         case.image,
-        case.logits,
+        ArrayNetwork(case.logits),
         None,
         like,
         case.spacing,
-        NUM_LABELS,
         "logits",
         labels=case.labels,
     )

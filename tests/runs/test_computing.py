@@ -18,7 +18,7 @@ from crfrefine.runs.tune.finding import find_cases
 def opened(options):
     found = find_cases(options)
     files = found.files[found.first]
-    return open_case(files, found.inputs.reading, 1, options.inputs.network_spacing)
+    return open_case(files, found.inputs.reading, 1)
 
 
 @pytest.fixture(scope="module")

@@ -246,9 +246,9 @@ def test_all_cases_have_the_same_labels(tmp_path):
     for input_type in ("auto", "labels"):
         cases = find_cases(locate_folders(tmp_path), input_type=input_type)
         assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
-        reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
+        reading = ReadingOptions("labels", declared=cases.declared)
         case = read_labeled(cases.files[0], cases, reading, threads=1)
-        assert (len(case.logits), case.absent_labels) == (4, (3,))
+        assert (len(case.logits), case.network.absent_labels) == (4, (3,))
     # A reference that no parameters can give is not trained on: its loss would be a constant of ten
     # thousand per voxel.
     crop = make_crop(case, IntensityParameters())

@@ -19,7 +19,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.networks import LabelMapNetwork
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
@@ -82,7 +82,8 @@ def log_odds_of(logits):
 
 def region_case(**grid):
     case = as_case(phantom(0, **grid))
-    return replace(case, channels=log_odds_of(case.logits), regions=SCHEME)
+    network = ArrayNetwork(log_odds_of(case.logits), regions=SCHEME)
+    return replace(case, network=network)
 
 
 def test_the_loss_is_the_mean_of_the_binary_losses():
@@ -281,9 +282,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
     """Bandwidths count voxels of the network in training, too; only those of intensities move."""
     write_cases(tmp_path, 2, network=blocks, **LARGER)
     cases = find_cases(locate_folders(tmp_path), input_type="labels")
-    reading = ReadingOptions(
-        "labels", declared=cases.declared, all_labels=True, network_spacing=WIDE
-    )
+    reading = ReadingOptions("labels", declared=cases.declared, network_spacing=WIDE)
     case = read_labeled(cases.files[0], cases, reading, threads=1)
     assert case.network_spacing == pytest.approx(WIDE)
     sharp = as_parameters("sharp").replace(**{"mean_field.tolerance": 0.0})
@@ -297,7 +296,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
         lambda refined, labels: kept.append(refined) or refined.sum() * 0,
         1,
     )
-    network = LabelMapNetwork(case.label_map, range(4), 4, WIDE)
+    network = LabelMapNetwork(case.coarse_labels, range(4), 4, WIDE)
     expected = refine_network(
         network, case.image, spacing=case.spacing, parameters=sharp, backend=get_backend("cpu")
     )

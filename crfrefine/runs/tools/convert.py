@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
-from crfrefine.arrays.probabilities import identify, take_logarithms
-from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid, spacing_of
@@ -25,17 +23,18 @@ from crfrefine.cases.dataset_description import (
     read_descriptions,
 )
 from crfrefine.cases.grid_differences import explain_difference
+from crfrefine.cases.network_output import Scores
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import (
+    FORMAT_OF_NAME,
     FORMAT_OF_SUFFIX,
-    FORMATS,
     LABELS_SUFFIXES,
-    SCORES_SUFFIXES,
     add_volumes,
     files_written,
+    holds_scores_alone,
     require_suffix,
     suffix_of,
 )
@@ -144,7 +143,7 @@ def _check_options(source: Path, target: Path, options: ConversionOptions) -> No
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if options.align is not None and options.axes is None:
         raise InputError(f"{source}: --align says how --axes places an array; leave it out")
-    if options.axes is not None and _is_array(FORMAT_OF_SUFFIX[suffix_of(target)].name):
+    if options.axes is not None and holds_scores_alone(target):
         raise InputError(
             f"{target}: .npz and .npy hold no place; name a file such as NAME.nii.gz, or leave "
             "--axes out"
@@ -172,7 +171,7 @@ def _has_scores(
     header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
 ) -> bool:
     """Return whether a file is converted as logits or probabilities, and not as it is."""
-    is_array = _is_array(header.family) or _is_array(FORMAT_OF_SUFFIX[suffix_of(target)].name)
+    is_array = FORMAT_OF_NAME[header.family].holds_scores_alone or holds_scores_alone(target)
     if is_array and options.content == "image":
         raise InputError(
             f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
@@ -190,14 +189,9 @@ def _has_scores(
     return False
 
 
-def _is_array(family: str) -> bool:
-    """Return whether a format, by its name, holds nothing but logits or probabilities."""
-    return any(each.name == family for each in FORMATS if each.holds_scores_alone)
-
-
 def _has_labels(header: VolumeHeader, target: Path, options: ConversionOptions) -> bool:
     """Return whether a file that has no scores is converted as a label map, and not as an image."""
-    is_for_labels = suffix_of(target) in (*LABELS_SUFFIXES, *SCORES_SUFFIXES)
+    is_for_labels = suffix_of(target) in LABELS_SUFFIXES or holds_scores_alone(target)
     if options.content == "labels" or options.to is not None:
         return True
     if options.content == "image" or header.num_channels > 1:
@@ -286,15 +280,25 @@ def _convert_channels(
     """
     header = conversion.header
     fewest = 1 if regions.declares(1) else 2
-    scores = io.logits_header([header], fewest=fewest, grid=conversion.like.header)
-    values = reverse_grid(io.read_channels(*scores.files))
+    placed = io.logits_header([header], fewest=fewest, grid=conversion.like.header)
+    values = reverse_grid(io.read_channels(*placed.files))
     if not conversion.needs_kind:
         source = describe_source(header, counted(len(values), "label"))
         return conversion.write_channels(values, header.kind, source)
-    scheme = regions.scheme_of(values, header.path)
-    if scheme is None:
-        return _convert_scores_of_labels(conversion, values, named)
-    return _convert_scores_of_regions(conversion, values, regions, scheme)
+    to = conversion.to
+    scores = Scores(reverse_grid(values).copy(), header, regions)
+    scheme = scores.regions
+    source = describe_source(header, counted(len(values), "label" if scheme is None else "region"))
+    if to == "labels" and scheme is None:
+        return conversion.write_labels(argmax_labels(values), named, source)
+    if to in (None, scores.kind):
+        return conversion.write_channels(values, scores.kind, source)
+    logits = scores.take_logits()
+    if to == "labels" and scheme is not None:
+        return conversion.write_labels(scheme.decode(reverse_grid(logits)), (), source)
+    if to == "probabilities":
+        logits = softmax(logits) if scheme is None else sigmoid(logits)
+    return conversion.write_channels(reverse_grid(logits), to, source)
 
 
 @dataclass(frozen=True)
@@ -324,45 +328,6 @@ class _ScoresConversion:
         channels = values.reshape(len(values), *self.like.grid_shape)
         io.write_channels(self.target, channels, self.like, kind=kind or "logits")
         return f"{source} -> {self.target}: {kind or 'the same values'}"
-
-
-def _convert_scores_of_labels(
-    conversion: _ScoresConversion, values: Float32, named: Sequence[Segment]
-) -> str:
-    """Write logits or probabilities of labels."""
-    header = conversion.header
-    to = conversion.to
-    source = describe_source(header, counted(len(values), "label"))
-    if to == "labels":
-        return conversion.write_labels(argmax_labels(values), named, source)
-    logits = reverse_grid(values).copy()  # contiguous
-    kind, _ = identify(logits, "auto", header.kind, header.path)
-    if to in (None, kind):
-        return conversion.write_channels(values, kind, source)
-    if to == "probabilities":
-        return conversion.write_channels(reverse_grid(softmax(logits)), to, source)
-    take_logarithms(logits)
-    return conversion.write_channels(reverse_grid(logits), to, source)
-
-
-def _convert_scores_of_regions(
-    conversion: _ScoresConversion, values: Float32, regions: RegionReading, scheme: RegionScheme
-) -> str:
-    """Write log-odds or probabilities of regions, or nnU-Net's label map of them."""
-    header = conversion.header
-    to = conversion.to
-    source = describe_source(header, counted(len(values), "region"))
-    log_odds = reverse_grid(values).copy()  # contiguous
-    kind, _ = regions.identify(log_odds, "auto", header.kind, header.path)
-    if to in (None, kind):
-        return conversion.write_channels(values, kind, source)
-    if to == "probabilities":
-        return conversion.write_channels(reverse_grid(sigmoid(log_odds)), to, source)
-    if kind == "probabilities":
-        take_log_odds(log_odds)
-    if to == "labels":
-        return conversion.write_labels(scheme.decode(reverse_grid(log_odds)), (), source)
-    return conversion.write_channels(reverse_grid(log_odds), to, source)
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.blocks import AUTO, find_network_spacing
+from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box
-from crfrefine.arrays.region_scheme import decode
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
@@ -24,7 +22,7 @@ from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes
@@ -50,13 +48,6 @@ class TuneCase(Case):
 
     Places and boxes of the page are those of the upright grid.
     """
-
-    @cached_property
-    def network_labels(self) -> Labels:
-        """(*grid), the network's own labels."""
-        if self.label_input is not None:
-            return self.label_input.labels
-        return decode(self.logits, self.regions)
 
     @cached_property
     def pose(self) -> Upright:
@@ -142,10 +133,7 @@ class TuneCase(Case):
 
         It is as nearly a cube in mm as the grid allows.
         """
-        if self.label_input is not None:
-            num_channels = len(self.channel_labels)
-        else:
-            num_channels = len(self.logits)
+        num_channels = self.network.shape[0]
         grid = self.upright_grid
         spacing = self.upright_spacing
         max_voxels = MAX_VALUES / max(num_channels, _MIN_LABELS)
@@ -167,13 +155,8 @@ class TuneCase(Case):
         return tuple(box)
 
 
-def open_case(
-    files: CaseFiles, reading: ReadingOptions, threads: int | None, network_spacing: Any = None
-) -> TuneCase:
-    """Read a case; raises as `infer` does, and for grids with other than two or three axes.
-
-    `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
-    """
+def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
+    """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
     # A mask made from the image depends on parameters that the page changes.
     reading = replace(reading, mask_mode="none")
     headers = read_case_headers(files, reading)
@@ -183,16 +166,15 @@ def open_case(
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
     case = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
     case = TuneCase(**vars(case))
-    if network_spacing is None or case.label_input is None:
+    network = case.network
+    if not isinstance(network, LabelMapNetwork) or network.network_spacing is None:
         return case
     # Blocks are found in the whole map; a box may have too few.
-    if network_spacing == AUTO and case.label_input.file_spacing:
-        network_spacing = case.label_input.file_spacing
-    spacing, note = find_network_spacing(network_spacing, case.label_input.labels, case.spacing)
+    spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
     notes = list(case.notes)
     if note:
         notes.append(note)
-    return replace(case, network_spacing=spacing, notes=notes)
+    return replace(case, network=replace(network, network_spacing=spacing), notes=notes)
 
 
 class CaseRefiner:
@@ -234,18 +216,11 @@ class CaseRefiner:
         part = () if box is None else box
         mask = self._mask(parameters)
         image = self._normalized_image(parameters, mask)
-        network: Network
-        if case.label_input is not None:
-            network = LabelMapNetwork(
-                case.label_input.labels[part],
-                case.channel_labels,
-                case.num_labels,
-                case.network_spacing,
-            )
-        else:
-            network = ArrayNetwork(
-                case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing
-            )
+        network = case.network
+        if isinstance(network, LabelMapNetwork):
+            network = replace(network, labels=network.labels[part])
+        elif isinstance(network, ArrayNetwork):
+            network = replace(network, values=network.values[(slice(None), *part)])
         backend = self._keeping_backend
         parameters = replace(parameters, intensity=NORMALIZED)
         if box is not None:

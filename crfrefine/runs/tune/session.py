@@ -19,6 +19,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import printable
+from crfrefine.cases.label_input import LabelMap
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, write_small_file
@@ -97,7 +98,7 @@ class Session:
                 files = replace(files, strokes=(*files.strokes, self._corrections.strokes))
 
         inputs = options.inputs
-        self.case = open_case(files, self._inputs.reading, inputs.threads, inputs.network_spacing)
+        self.case = open_case(files, self._inputs.reading, inputs.threads)
         self._refiner = CaseRefiner(self.case, inputs.threads, inputs.device)
         self._notes: list[str] = []
         self.drawing = drawing or self._open_drawing()
@@ -316,11 +317,11 @@ class Session:
             self._result(parameters, None, lambda *progress: None)
             assert self._kept is not None
             _, strokes, _, labels = self._kept
-        label_map = self.case.label_input
         like = self.case.like
         segments = named_segments(self._inputs.names.labels)
-        if label_map is not None and label_map.segments:
-            segments = label_map.segments
+        network = self.case.network
+        if isinstance(network, LabelMap) and network.segments:
+            segments = network.segments
         described = self._describe_parameters(parameters)
         write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
         write_small_file(corrections.parameters, described["toml"].encode())

@@ -15,8 +15,8 @@ import numpy as np
 
 from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.workers import thread_pool
-from crfrefine.cases.case import bytes_to_refine
 from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.case import CaseRefiner, open_case
@@ -294,12 +294,8 @@ class Worklist:
         inputs = self._options.inputs
         self._give_way()
         try:
-            case = open_case(
-                self._found.files[number],
-                self._found.inputs.reading,
-                inputs.threads,
-                inputs.network_spacing,
-            )
+            reading = self._found.inputs.reading
+            case = open_case(self._found.files[number], reading, inputs.threads)
             refiner = CaseRefiner(case, inputs.threads, inputs.device, keeps_kernels=False)
             result = refiner.refine(parameters, progress=self._give_way)
         except CrfRefineError:  # Whoever opens the case is told why.
