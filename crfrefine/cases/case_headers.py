@@ -53,15 +53,25 @@ class CaseHeaders:
         return sum(header.num_channels for header in self.images)
 
     @property
+    def by_word(self) -> list[tuple[str, VolumeHeader]]:
+        """All headers but the first image's, each with the user's word for its file."""
+        named = [("modality", header) for header in self.images[1:]]
+        if self.logits is not None:
+            what = "logits"
+            if self.files.are_structures:
+                what = "structure"
+            elif self.logits.kind == KIND:
+                what = "label map"
+            named += [(what, header) for header in self.logits.files]
+        for what, header in (("mask", self.mask), ("labels", self.labels)):
+            if header is not None:
+                named.append((what, header))
+        return named + [("strokes", header) for header in self.strokes]
+
+    @property
     def companions(self) -> tuple[VolumeHeader, ...]:
         """All headers, without those of the images."""
-        headers: list[VolumeHeader] = []
-        if self.logits is not None:
-            headers += self.logits.files
-        for header in (self.mask, self.labels, *self.strokes):
-            if header is not None:
-                headers.append(header)
-        return tuple(headers)
+        return tuple(header for what, header in self.by_word if what != "modality")
 
     @property
     def notes(self) -> list[str]:
@@ -112,7 +122,12 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     images = [image]
     for path in files.images[1:]:
         images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image))
-    spacing = _spacing_of(files, image)
+    spacing = image.geometry()[1]
+    if files.spacing is not None and len(files.spacing) != len(spacing):
+        raise InputError(
+            f"{image.path}: has {len(spacing)} axes; "
+            f"the spacing given for case {files.case_id!r} has {len(files.spacing)}"
+        )
     for header in images:
         _require_modalities(header)
         if len(images) > 1 and header.num_channels > 1:
@@ -130,30 +145,34 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if files.labels is not None:
         labels = _read_scalar(files.labels, "labels", image)
     strokes = tuple(_read_scalar(path, "strokes", image) for path in files.strokes)
-    headers = CaseHeaders(files, tuple(images), logits, mask, labels, strokes, spacing)
-
-    for what, header in _headers_to_compare(headers):
-        if not image.on_same_grid(header):
+    headers = CaseHeaders(
+        files, tuple(images), logits, mask, labels, strokes, files.spacing or spacing
+    )
+    for what, header in headers.by_word:
+        # The files of labels are on one grid.
+        is_first = what != "logits" or header.path == files.logits[0]
+        if is_first and not image.on_same_grid(header):
             _require_overlap(files, what, image, header, resample=options.resample)
-    if options.mapping and logits is not None:
-        _require_label_map(files, logits)
     # After the grids: a file with its channels first has a wrong number of channels.
-    if logits is not None and logits.kind != KIND:
-        options.regions.require_number(
-            logits.num_channels, logits.path, lacks_background=logits.lacks_background
-        )
+    if logits is not None:
+        _require_declared(files, logits, options)
     return headers
 
 
-def _require_label_map(files: CaseFiles, network: io.LogitsHeader) -> None:
-    """Raise InputError if a network's output has no values that `--map` could give new labels."""
-    found = "logits or probabilities, whose channels are labels in their order"
-    if files.are_structures:
-        found = "one file per structure, numbered by their names"
-    if files.are_structures or network.kind != KIND:
+def _require_declared(files: CaseFiles, network: io.LogitsHeader, options: ReadingOptions) -> None:
+    """Raise InputError unless a network's output has the channels or the values of the options."""
+    is_one_map = network.kind == KIND and not files.are_structures
+    if options.mapping and not is_one_map:
+        found = "logits or probabilities, whose channels are labels in their order"
+        if files.are_structures:
+            found = "one file per structure, numbered by their names"
         raise InputError(
             f"{network.path}: --map gives the values of a label map new labels; found {found}; "
             "leave --map out"
+        )
+    if network.kind != KIND:
+        options.regions.require_number(
+            network.num_channels, network.path, lacks_background=network.lacks_background
         )
 
 
@@ -173,39 +192,11 @@ def _require_modalities(image: VolumeHeader) -> None:
     )
 
 
-def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:
-    """Return the spacing of a case; InputError if it is given for another number of axes."""
-    spacing = image.geometry()[1]
-    if files.spacing is None:
-        return spacing
-    if len(files.spacing) != len(spacing):
-        raise InputError(
-            f"{image.path}: has {len(spacing)} axes; "
-            f"the spacing given for case {files.case_id!r} has {len(files.spacing)}"
-        )
-    return files.spacing
-
-
 def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
     """Read the header of a file with one value per voxel, with its axes turned to the image's."""
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
     require_scalar(header, what)
     return header
-
-
-def _headers_to_compare(headers: CaseHeaders) -> list[tuple[str, VolumeHeader]]:
-    """Return the headers whose grid has to be the first image's, each with the user's word."""
-    named = [("modality", header) for header in headers.images[1:]]
-    logits = headers.logits
-    if logits is not None and headers.files.are_structures:
-        named += [("structure", header) for header in logits.files]
-    elif logits is not None:  # The files of single labels are on one grid.
-        what = "label map" if logits.kind == KIND else "logits"
-        named.append((what, logits.files[0]))
-    for what, companion in (("mask", headers.mask), ("labels", headers.labels)):
-        if companion is not None:
-            named.append((what, companion))
-    return named + [("strokes", header) for header in headers.strokes]
 
 
 def _read_network_header(
@@ -214,13 +205,28 @@ def _read_network_header(
     """Read the headers of logits, probabilities, with or without background, or a label map."""
     regions = options.regions
     headers = [io.read_header(path) for path in files.logits]
+    first = headers[0]
     if options.input_type != KIND:
         headers = [with_channel_axis(header, image) for header in headers]
     if lacks_background(headers, options):
-        return _foreground_header(headers, image, options)
+        if options.add_background and options.input_type in (KIND, "logits"):
+            raise InputError(
+                f"{first.path}: --add-background: the background is computed from probabilities; "
+                f"leave --input-type {options.input_type} out"
+            )
+        if options.add_background and regions.source == GIVEN:
+            raise InputError(
+                f"{first.path}: --add-background: regions have no background; leave {GIVEN} or "
+                "--add-background out"
+            )
+        network = io.logits_header(headers, fewest=1, grid=image)
+        return replace(network, num_labels=network.num_labels + 1, lacks_background=True)
 
+    # The one channel of a single region is no label map, unless the user declares it.
+    has_one_value = headers[0].num_channels == 1 and not regions.declares(1)
+    may_be_map = options.input_type == KIND or (options.input_type == "auto" and has_one_value)
     label_map = None
-    if _may_be_label_map(files, headers[0], options):
+    if may_be_map and (len(files.logits) == 1 or files.are_structures):
         label_map = label_map_header([io.placed_on(file, image) for file in headers], options)
     if label_map is None:
         fewest = 1 if regions.declares(1) else 2
@@ -231,36 +237,6 @@ def _read_network_header(
             f"per voxel; a label map is refined as it is: leave {GIVEN} out"
         )
     return label_map
-
-
-def _may_be_label_map(files: CaseFiles, first: VolumeHeader, options: ReadingOptions) -> bool:
-    """Return whether a network's output may be a label map, or one file per structure."""
-    if len(files.logits) > 1 and not files.are_structures:
-        return False
-    if options.input_type == KIND:
-        return True
-    # The one channel of a single region is no label map, unless the user declares it.
-    has_one_value = first.num_channels == 1 and not options.regions.declares(1)
-    return has_one_value and options.input_type == "auto"
-
-
-def _foreground_header(
-    headers: list[VolumeHeader], image: VolumeHeader, options: ReadingOptions
-) -> io.LogitsHeader:
-    """Put the headers of an output without its background together."""
-    first = headers[0]
-    if options.add_background and options.input_type in (KIND, "logits"):
-        raise InputError(
-            f"{first.path}: --add-background: the background is computed from probabilities; leave "
-            f"--input-type {options.input_type} out"
-        )
-    if options.add_background and options.regions.source == GIVEN:
-        raise InputError(
-            f"{first.path}: --add-background: regions have no background; leave {GIVEN} or "
-            "--add-background out"
-        )
-    foreground = io.logits_header(headers, fewest=1, grid=image)
-    return replace(foreground, num_labels=foreground.num_labels + 1, lacks_background=True)
 
 
 def _require_overlap(

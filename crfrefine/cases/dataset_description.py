@@ -14,6 +14,7 @@ from crfrefine.base.text import shorten, shorten_value
 from crfrefine.cases.patterns import folder_of
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
+from crfrefine.io.paths import is_folder
 
 _MAX_CHANNELS = 10_000
 _MAX_DIGITS = 9  # Most digits of a channel or label number.
@@ -84,7 +85,7 @@ def read_descriptions(
     done: set[Path] = set()
     for place in places:
         place = folder_of(place)
-        folder = place if place.is_dir() else place.parent
+        folder = place if is_folder(place) else place.parent
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
         path = next((path for path in candidates if os.path.lexists(path)), None)
         if path is None or path in done:
@@ -122,8 +123,15 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
             f"got {shorten_value(labels)}"
         )
     are_names = all(isinstance(name, str) for name in labels.values())
-    if are_names and all(map(_is_number, labels)):
-        labels = _by_name(labels)
+    if are_names and all(map(_is_number, labels)):  # by number, as in older files
+        by_name: dict[str, str] = {}
+        for number, name in labels.items():
+            if name in by_name:
+                raise ValueError(
+                    f"labels: {by_name[name]} and {number} are both named {shorten_value(name)}"
+                )
+            by_name[name] = number
+        labels = by_name
     numbers = {}
     for name, value in labels.items():
         members = value if isinstance(value, list) else [value]
@@ -162,18 +170,6 @@ def _channel_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
             f"{_MAX_CHANNELS - 1}"
         )
     return tuple(names)
-
-
-def _by_name(names: Mapping[str, str]) -> dict[str, str]:
-    """Return labels by number, as in older files, by name; ValueError if two have one name."""
-    labels: dict[str, str] = {}
-    for number, name in names.items():
-        if name in labels:
-            raise ValueError(
-                f"labels: {labels[name]} and {number} are both named {shorten_value(name)}"
-            )
-        labels[name] = number
-    return labels
 
 
 def _label_number(value: Any, key: str) -> int:

@@ -45,6 +45,7 @@ from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     file_to_read,
+    is_folder,
     stem_of,
     suffix_of,
 )
@@ -188,7 +189,7 @@ def _find_images(
             found = find_matches(place / IMAGE_IN_FOLDER, VOLUME_SUFFIXES)
         for match in find_matches(place / NUMBERED, VOLUME_SUFFIXES):
             numbered[match.path] = match
-        if output is not None and output.is_dir() and not output.samefile(place):
+        if output is not None and is_folder(output) and not output.samefile(place):
             outputs.update(stem_of(path) for path in list_files(output, LOGITS_SUFFIXES))
     taken = set[Path]()
     for other in (output, *others):

@@ -53,14 +53,33 @@ def explain_difference(
     order only if the grids have hardly a place in common (`is_elsewhere`).
     """
     order = _order_that_fits(reference, other)
-    if order is not None and (is_elsewhere or _has_affine_of(reference, other)):
+    shape = reference.grid_shape
+    # A file with the affine of the other one, or without any: its axes are not turned.
+    has_its_affine = same_grid(shape, reference.affine, shape, other.affine)
+    if order is not None and (is_elsewhere or has_its_affine):
         return _explain_order(reference, name, other, order)
-    if _is_stack_of_planes(reference, other):
+
+    # Planes of the size of an image that is a single plane.
+    is_plane = (*shape, 1)[2] == 1
+    is_stack = len(other.grid_shape) == 3 and other.grid_shape[2] > 1 and other.num_channels == 1
+    if is_plane and is_stack and other.grid_shape[:2] == shape[:2]:
         return PLANE_ELSEWHERE
-    if _has_label_axis_first(reference, other):
+
+    # Sizes that fit, of which one is taken for the channels.
+    sizes = Counter(shape)
+    other_sizes = Counter(other.grid_shape)
+    if sizes != other_sizes and sizes <= other_sizes + Counter([other.num_channels]):
         return LABEL_AXIS_FIRST
     if other.affine is None:
-        return _explain_array(reference, name, other)
+        placed = shlex.quote(f"{stem_of(other.path)}_placed.nii.gz")
+        command = f"crfrefine convert {shlex.quote(str(other.path))} {placed} --like"
+        return (
+            f"{other.path.name} has no geometry, and nothing is resampled by a guess. Say how its "
+            "axes run, such as RAS if x, y and z run to the right, to the front and up:\n"
+            f"    {command} {shlex.quote(str(reference.path))} --axes RAS\n"
+            f"  and give {placed} in its place, with --resample if it is not on the grid of the "
+            f"{name}."
+        )
     if _differs_in_units(reference, other):
         return OTHER_UNIT
     forms = _explain_forms(reference, name, other, what)
@@ -80,25 +99,6 @@ def _order_that_fits(reference: VolumeHeader, other: VolumeHeader) -> tuple[int,
         if tuple(other.grid_shape[axis] for axis in order) == reference.grid_shape:
             return order
     return None
-
-
-def _has_affine_of(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a file has the affine of another one, or none: its axes are not turned."""
-    return same_grid(reference.grid_shape, reference.affine, reference.grid_shape, other.affine)
-
-
-def _is_stack_of_planes(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a file holds planes of the size of an image that is a single plane."""
-    is_plane = (*reference.grid_shape, 1)[2] == 1
-    is_stack = len(other.grid_shape) == 3 and other.grid_shape[2] > 1 and other.num_channels == 1
-    return is_plane and is_stack and other.grid_shape[:2] == reference.grid_shape[:2]
-
-
-def _has_label_axis_first(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether the sizes of a file fit, but one of them is taken for its channels."""
-    sizes = Counter(reference.grid_shape)
-    other_sizes = Counter(other.grid_shape)
-    return sizes != other_sizes and sizes <= other_sizes + Counter([other.num_channels])
 
 
 def _differs_in_units(reference: VolumeHeader, other: VolumeHeader) -> bool:
@@ -135,18 +135,6 @@ def _explain_order(
     return (
         f"{problem}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
         f"that nibabel loads, and save it with the affine of the {name}."
-    )
-
-
-def _explain_array(reference: VolumeHeader, name: str, other: VolumeHeader) -> str:
-    """Return how to give a place to an array that has none and other sizes."""
-    placed = shlex.quote(f"{stem_of(other.path)}_placed.nii.gz")
-    command = f"crfrefine convert {shlex.quote(str(other.path))} {placed} --like"
-    return (
-        f"{other.path.name} has no geometry, and nothing is resampled by a guess. Say how its axes "
-        f"run, such as RAS if x, y and z run to the right, to the front and up:\n"
-        f"    {command} {shlex.quote(str(reference.path))} --axes RAS\n"
-        f"  and give {placed} in its place, with --resample if it is not on the grid of the {name}."
     )
 
 
@@ -220,8 +208,14 @@ def _explain_forms(
         wrong = [(name, reference), (what, other)]
     else:
         return None
+    distances = []
+    for word, header in wrong:
+        assert header.affine is not None
+        assert header.qform is not None
+        distance = farthest_distance(header.grid_shape, header.affine, header.qform)
+        distances.append(f"the sform of the {word} is {distance:.2f} mm off")
     lines = [
-        f"{subject}; {_describe_sforms(wrong)}. Some programs read the qform, others the sform, "
+        f"{subject}; {', '.join(distances)}. Some programs read the qform, others the sform, "
         "which counts here."
     ]
     for _, header in wrong:
@@ -241,14 +235,3 @@ def _are_one(
     if affine is None or other_affine is None:
         return False
     return reorientation(reference.grid_shape, affine, other.grid_shape, other_affine) is not None
-
-
-def _describe_sforms(files: list[tuple[str, VolumeHeader]]) -> str:
-    """Return how far the sform of each file is from its qform."""
-    texts = []
-    for name, header in files:
-        assert header.affine is not None
-        assert header.qform is not None
-        distance = farthest_distance(header.grid_shape, header.affine, header.qform)
-        texts.append(f"the sform of the {name} is {distance:.2f} mm off")
-    return ", ".join(texts)

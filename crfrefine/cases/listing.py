@@ -36,7 +36,7 @@ from crfrefine.cases.patterns import (
     of_case,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import file_to_read, stem_of
+from crfrefine.io.paths import file_to_read, is_folder, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 
@@ -143,36 +143,39 @@ class Files:
         if not self.kind.is_optional:
             self.require_any()
         structures: dict[str, list[Match]] = {}
-        if self.kind is LABEL_MAP and not self.given:
+        if self.kind is LABEL_MAP and len(self.given) > 1:
+            matches = [Match(path, "", "", stem_of(path)) for path in self.given]
+            structures[cases[0].case_id] = matches
+        elif self.kind is LABEL_MAP and not self.given:
             structures = structures_in(self.place)
-            if cases.is_single and self.place.is_dir():
+            if cases.is_single and is_folder(self.place):
                 inside = find_matches(self.place / STRUCTURE, self.kind.suffixes)
                 structures.setdefault(cases[0].case_id, inside)
         for number, case in enumerate(cases):
             matches = self.of(case.case_id, case.images)
             if case.case_id in structures and (is_pattern(self.place) or not matches):
                 cases[number] = with_structures(case, structures[case.case_id])
-            elif self.given:
-                cases[number] = self._with_given(case)
             elif matches and matches[0].label:
                 cases[number] = _with_file_per_label(case, matches, self.place, first_label)
             else:
                 cases[number] = self._with_files(case, [match.path for match in matches])
-        if self.kind.strays:
-            cases.notes += self._note_on_strays(cases)
 
-    def _with_given(self, case: CaseFiles) -> CaseFiles:
-        if self.kind is LABEL_MAP and len(self.given) > 1:
-            return with_structures(
-                case, [Match(path, "", "", stem_of(path)) for path in self.given]
+        taken = {path for case in cases for path in (*case.images, *case.logits)}
+        strays = self.strays({case.case_id for case in cases})
+        paths = set[Path]().union(*strays.values()) - taken
+        if paths and self.kind.strays:
+            number_of_files = counted(len(paths), "file")
+            first = min(path.name for path in paths)
+            cases.notes.append(
+                f"{self.place}: ignored {number_of_files} of {self.kind.strays} without images, "
+                f"such as {first}"
             )
-        return self.kind.added(case, self.given)
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""
         takes_all = self.kind is STROKES or (self.kind.is_optional and not paths)
-        if len(paths) == 1 or takes_all:
-            return self.kind.added(case, paths)
+        if self.given or len(paths) == 1 or takes_all:
+            return self.kind.added(case, self.given or paths)
         if paths:
             found = file_names(paths)
             return case.lacking(f"expected {self.kind.one}, found {found} in {self.place}")
@@ -182,19 +185,6 @@ class Files:
             nearest = nearest_files(of_case(self.place, case.case_id))
             expected = f"a file by this pattern{nearest}"
         return case.lacking(f"{what}; expected {expected}", what)
-
-    def _note_on_strays(self, cases: CaseList) -> list[str]:
-        """Return a note on files that belong to no case."""
-        taken = {path for case in cases for path in (*case.images, *case.logits)}
-        strays = self.strays({case.case_id for case in cases})
-        paths = set[Path]().union(*strays.values()) - taken
-        if not paths:
-            return []
-        number = counted(len(paths), "file")
-        first = min(path.name for path in paths)
-        return [
-            f"{self.place}: ignored {number} of {self.kind.strays} without images, such as {first}"
-        ]
 
 
 def file_names(paths: Collection[Path]) -> str:

@@ -18,7 +18,7 @@ from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import WRITTEN_SUFFIXES, require_file, suffix_of
+from crfrefine.io.paths import WRITTEN_SUFFIXES, is_folder, require_file, suffix_of
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
@@ -65,30 +65,23 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
             problems.append(f"line {line}: {error}")
 
     if problems:
-        raise InputError(
-            f"{path}: {counted(len(problems), 'problem')}; "
-            f"no case is refined{_list_problems(problems)}"
-        )
+        text = f"{path}: {counted(len(problems), 'problem')}; no case is refined"
+        for problem in problems[:_MAX_NAMED]:
+            for part in problem.split("\n"):
+                text += f"\n  {shorten(part, _MAX_OF_A_PROBLEM)}"
+        if len(problems) > _MAX_NAMED:
+            text += f"\n  and {len(problems) - _MAX_NAMED} more"
+        raise InputError(text)
     if not cases:
         raise InputError(f"{path}: has no cases, only names of columns")
     return CaseList([cases[case_id] for case_id in sorted(cases)], notes)
 
 
-def _list_problems(problems: Sequence[str]) -> str:
-    """Return the first problems, each on lines of its own, and the number of the others."""
-    text = ""
-    for problem in problems[:_MAX_NAMED]:
-        for line in problem.split("\n"):
-            text += f"\n  {shorten(line, _MAX_OF_A_PROBLEM)}"
-    if len(problems) > _MAX_NAMED:
-        text += f"\n  and {len(problems) - _MAX_NAMED} more"
-    return text
-
-
 def _rows(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each line, and its cells by the names of the columns.
 
-    Surplus cells have the name None, missing ones are None.
+    Surplus cells have the name None, missing ones are None. Raises InputError unless there are the
+    required columns, each once, and no others.
     """
     lines = [*StringIO(_decoded(path, notes), newline="")]
     separators = COLUMN_SEPARATORS
@@ -96,14 +89,22 @@ def _rows(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     if lines and lines[0].lower().startswith("sep="):  # Excel's own line
         separators = lines.pop(0)[4:5]
         num_skipped = 1
+    names: list[str] = []
     try:
         reader = csv.DictReader(lines, strict=True)
         for separator in separators:
             reader = csv.DictReader(lines, strict=True, delimiter=separator)
-            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            if {*REQUIRED} <= {*reader.fieldnames}:
+            names = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            if {*REQUIRED} <= {*names}:
                 break
-        _require_columns(path, reader.fieldnames or ())
+        if not {*REQUIRED} <= {*names} <= {*COLUMNS} or len({*names}) < len(names):
+            found = listed([shorten_value(name) for name in names], 10) or "an empty file"
+            raise InputError(
+                f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
+                f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; "
+                f"found {found}"
+            )
         for row in reader:
             if any(row.values()):
                 yield reader.line_num + num_skipped, row
@@ -137,19 +138,6 @@ def _decoded(path: Path, notes: list[str]) -> str:
         return text
 
 
-def _require_columns(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError unless a manifest has the required columns, each once, and no others."""
-    distinct = set(names)
-    has_required = distinct.issuperset(REQUIRED)
-    if has_required and distinct.issubset(COLUMNS) and len(distinct) == len(names):
-        return
-    found = listed([shorten_value(name) for name in names], 10) or "an empty file"
-    raise InputError(
-        f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
-        f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; found {found}"
-    )
-
-
 def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
     """Return the files of a case; their paths begin in the folder of the manifest.
 
@@ -157,26 +145,35 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     """
     cells = _split_cells(row)
     case_id = cells["case"][0]
-    _require_name_of_file(case_id)
+    is_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
+    if not is_name or shorten(case_id, _MAX_OF_A_NAME) != case_id:
+        raise InputError(
+            f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without "
+            f"'/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
+        )
     spacing = _parse_spacing(cells.get("spacing", []))
     output = None
     if "output" in cells:
         output = _parse_output(cells["output"][0])
 
-    images = [_path_of(part, folder) for part in cells["images"]]
-    logits = [_path_of(part, folder) for part in cells["logits"]]
-    mask = None
-    _require_files("images", images)
-    if input_type != "labels" or not _is_folder(logits):
-        _require_files("logits", logits)
-    if "mask" in cells:
-        mask = _path_of(cells["mask"][0], folder)
-        _require_files("mask", [mask])
+    files: dict[str, list[Path]] = {}
+    for column in ("images", "logits", "mask"):
+        files[column] = [_path_of(part, folder) for part in cells.get(column, ())]
+        # A cell of logits may name the folder of structures.
+        is_single = column == "logits" and len(files[column]) == 1
+        if input_type == "labels" and is_single and is_folder(files[column][0]):
+            continue
+        for path in files[column]:
+            try:
+                require_file(path)
+            except InputError as error:
+                raise InputError(f"{column}: {error}") from None
 
-    (files,) = discover_cases(images, logits, mask, input_type=input_type)
-    if files.problem is not None:
-        raise InputError(files.problem)
-    return replace(files, case_id=case_id, output=output, spacing=spacing)
+    mask = next(iter(files["mask"]), None)
+    (case,) = discover_cases(files["images"], files["logits"], mask, input_type=input_type)
+    if case.problem is not None:
+        raise InputError(case.problem)
+    return replace(case, case_id=case_id, output=output, spacing=spacing)
 
 
 def _path_of(name: str, folder: Path) -> Path:
@@ -185,12 +182,6 @@ def _path_of(name: str, folder: Path) -> Path:
     if os.path.lexists(folder / name):
         return folder / name
     return folder / name.replace("\\", "/")
-
-
-def _is_folder(paths: Sequence[Path]) -> bool:
-    """Return whether a cell names a single folder, such as that of structures."""
-    # os.path.isdir raises no exception for odd names.
-    return len(paths) == 1 and os.path.isdir(paths[0])  # noqa: PTH112
 
 
 def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
@@ -212,32 +203,15 @@ def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
     for column in REQUIRED:
         if column not in cells:
             raise InputError(f"no {column}")
-    for column in cells:
-        _require_names(column, cells[column])
+    for column, names in cells.items():
+        is_single = column in _WITH_ONE_NAME
+        if "" in names or "\0" in "".join(names) or (is_single and len(names) > 1):
+            expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
+            raise InputError(
+                f"{column}: expected {expected}, none of them empty or with the character NUL; "
+                f"found {len(names)}"
+            )
     return cells
-
-
-def _require_names(column: str, parts: Sequence[str]) -> None:
-    """Raise InputError for parts of a cell that cannot be names, or for several in place of one."""
-    is_single = column in _WITH_ONE_NAME
-    if "" not in parts and "\0" not in "".join(parts) and not (is_single and len(parts) > 1):
-        return
-    expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
-    raise InputError(
-        f"{column}: expected {expected}, none of them empty or with the character NUL; "
-        f"found {len(parts)}"
-    )
-
-
-def _require_name_of_file(case_id: str) -> None:
-    """Raise InputError unless a case's name can be that of its files."""
-    is_single_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
-    if is_single_name and shorten(case_id, _MAX_OF_A_NAME) == case_id:
-        return
-    raise InputError(
-        f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without '/', "
-        f"'\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
-    )
 
 
 def _parse_spacing(parts: Sequence[str]) -> tuple[float, ...] | None:
@@ -269,12 +243,3 @@ def _parse_output(name: str) -> Path:
         f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder "
         "unless it is absolute"
     )
-
-
-def _require_files(column: str, paths: Sequence[Path]) -> None:
-    """Raise InputError, with the column, unless all paths are files."""
-    for path in paths:
-        try:
-            require_file(path)
-        except InputError as error:
-            raise InputError(f"{column}: {error}") from None

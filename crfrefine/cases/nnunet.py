@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
@@ -18,11 +18,11 @@ from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, r
 from crfrefine.cases.conventions import ARCHIVES, VALIDATED
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
-from crfrefine.cases.patterns import find_matches, is_pattern, list_files
+from crfrefine.cases.patterns import find_matches, holds_many, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_folder
 
 PLANS = "plans.json"
 # Written by `nnUNetv2_predict` beside its results.
@@ -102,12 +102,8 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     if not is_trained(folder):
         return _predicted_cases(folder, image_folder, masks)
 
-    return _validated_cases(require_trained(folder), image_folder, masks)
-
-
-def _validated_cases(network: TrainedNetwork, images: Path | None, masks: Path | None) -> CaseList:
-    """Return the cases of a trained network with probabilities; InputError without one."""
-    cases = find_trained_cases(network, images=images, masks=masks, with_labels=False)
+    network = require_trained(folder)
+    cases = find_trained_cases(network, images=image_folder, masks=masks, with_labels=False)
     num_found = len(cases)
     left_out = {case.case_id: case.missing for case in cases if not case.logits}
     cases[:] = [case for case in cases if case.logits]
@@ -140,7 +136,7 @@ def find_trained_cases(
         label_folder = locate_labels(network, image_folder, labels)
     cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
     splits = _splits(network)
-    archives = _held_out_files(network, splits, SCORES_SUFFIXES)
+    archives = _held_out_files(network, splits, ARCHIVES.suffixes)
     advice: dict[str, str] = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
@@ -149,8 +145,13 @@ def find_trained_cases(
             continue
         reason = "no fold that held it out has validated it"
         fold = _fold_of(splits, case.case_id)
-        if fold is not None:
-            reason, advice[fold] = _explain_lack(network, fold)
+        if fold in folds:
+            reason = f"no probabilities in fold_{fold}/validation"
+            command = network.training_command(fold, "--val", "--npz")
+            advice[fold] = f"fold {fold} was not validated with --npz: {command}"
+        elif fold is not None:
+            reason = f"fold {fold} is not trained"
+            advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
         cases[number] = case.lacking(f"no probabilities in {network.folder}: {reason}", reason)
 
     if ALL in folds:
@@ -179,33 +180,20 @@ def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
     return folds
 
 
-def _explain_lack(network: TrainedNetwork, fold: str) -> tuple[str, str]:
-    """Return why a fold has no probabilities, and the command that makes them, each in words."""
-    if fold in network.folds:
-        command = network.training_command(fold, "--val", "--npz")
-        reason = f"no probabilities in fold_{fold}/validation"
-        return reason, f"fold {fold} was not validated with --npz: {command}"
-    reason = f"fold {fold} is not trained"
-    return reason, f"{reason}: {network.training_command(fold, '--npz')}"
+# The cases that each fold was trained on, and those that it held out, by its name.
+_Splits: TypeAlias = dict[str, tuple[frozenset[str], frozenset[str]]]
 
 
-class _Split(NamedTuple):
-    """The cases of a fold by their names."""
-
-    trained: frozenset[str]
-    held_out: frozenset[str]
-
-
-def _fold_of(splits: dict[str, _Split], case_id: str) -> str | None:
+def _fold_of(splits: _Splits, case_id: str) -> str | None:
     """Return the fold that held a case out, by the splits."""
-    for fold in reversed(splits):
-        if case_id in splits[fold].held_out:
+    for fold, (_, held_out) in reversed(splits.items()):
+        if case_id in held_out:
             return fold
     return None
 
 
 def _held_out_files(
-    network: TrainedNetwork, splits: dict[str, _Split], suffixes: tuple[str, ...]
+    network: TrainedNetwork, splits: _Splits, suffixes: tuple[str, ...]
 ) -> dict[str, Path]:
     """Return the file of each validated case by the fold that held it out.
 
@@ -213,9 +201,9 @@ def _held_out_files(
     """
     files: dict[str, Path] = {}
     for match in find_matches(network.folder / VALIDATED, suffixes):
-        split = splits.get(match.label, _Split(frozenset(), frozenset()))
+        trained, _ = splits.get(match.label, (frozenset(), None))
         is_held_out = _fold_of(splits, match.case) in (None, match.label)
-        if match.label != ALL and is_held_out and match.case not in split.trained:
+        if match.label != ALL and is_held_out and match.case not in trained:
             files.setdefault(match.case, match.path)
     return files
 
@@ -230,7 +218,7 @@ def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     label_maps = _held_out_files(network, splits, VOLUME_SUFFIXES)
     archives = {}
     if not _reorients(network.folder):
-        archives = _held_out_files(network, splits, SCORES_SUFFIXES)
+        archives = _held_out_files(network, splits, ARCHIVES.suffixes)
     predictions = {}
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
@@ -275,7 +263,7 @@ def _locate(
         places = [requested]
     looked_for = ""
     for place in dict.fromkeys(places):
-        if place.is_dir() or is_pattern(place):
+        if holds_many(place):
             return place
         looked_for += f"    {place}\n"
     raise InputError(
@@ -290,7 +278,7 @@ def is_of_nnunet(folder: Path) -> bool:
     if (folder / PLANS).is_file() or (folder / PREDICTION_ARGUMENTS).is_file():
         return True
     # The folder of a validation has a summary.
-    return (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))
+    return (folder / "summary.json").is_file() and bool(list_files(folder, ARCHIVES.suffixes))
 
 
 def is_trained(folder: Path) -> bool:
@@ -298,21 +286,27 @@ def is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
-def _splits(network: TrainedNetwork) -> dict[str, _Split]:
-    """Return the cases of each fold by `splits_final.json`; none without the file."""
-    for place in network.places("nnUNet_preprocessed"):
-        path = place / "splits_final.json"
-        if path.is_file():
-            return _read_splits(path)
-    return {}
+def _splits(network: TrainedNetwork) -> _Splits:
+    """Return the cases of each fold by `splits_final.json`; none without the file.
 
-
-def _read_splits(path: Path) -> dict[str, _Split]:
-    """Read the splits; InputError for a file that is not as nnU-Net writes it."""
+    Raises InputError for a file that is not as nnU-Net writes it.
+    """
+    places = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return {}
     add_inputs(path)
     entries = read_json(path)
+    splits = {}
     try:
-        splits = {str(fold): _split_of(entry) for fold, entry in enumerate(entries)}
+        for fold, entry in enumerate(entries):
+            trained = frozenset[str](entry["train"])
+            validated = frozenset[str](entry["val"])
+            if not all(isinstance(name, str) for name in trained | validated):
+                raise TypeError("a name that is no text")
+            if not trained or not validated:
+                raise ValueError("no case")
+            splits[str(fold)] = (trained, validated - trained)
     except (TypeError, KeyError, ValueError):
         splits = {}
     if not splits:
@@ -323,23 +317,12 @@ def _read_splits(path: Path) -> dict[str, _Split]:
     return splits
 
 
-def _split_of(entry: Any) -> _Split:
-    """Return the split of an entry; TypeError, KeyError or ValueError if it is not one."""
-    trained = frozenset[str](entry["train"])
-    validated = frozenset[str](entry["val"])
-    if not trained or not validated:
-        raise ValueError("no case")
-    if not all(isinstance(name, str) for name in trained | validated):
-        raise TypeError("a name that is no text")
-    return _Split(trained, validated - trained)
-
-
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
     """Return the cases of a folder of predictions.
 
-    Without `images`, from where `nnUNetv2_predict` read them.
+    Without `images`, from where `nnUNetv2_predict` read them; InputError if that is not there.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
@@ -351,29 +334,25 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
             "--input-type labels -o OUTPUT"
         )
-    cases = discover_cases(images or _images_of_prediction(folder), None, masks)
+    if images is None:
+        path = folder / PREDICTION_ARGUMENTS
+        source = None
+        if path.is_file():
+            source = _read_table(path).get("list_of_lists_or_source_folder")
+        named = "no folder"
+        if isinstance(source, str):
+            images = Path(source)
+            named = shorten(source, MAX_OF_A_PATH)
+        if images is None or not is_folder(images):
+            raise InputError(
+                f"{path}: expected the folder of the images, found {named}\n"
+                "  Name the folder of the images with -i."
+            )
+    cases = discover_cases(images, None, masks)
     files.add_to(cases)
     if _reorients(folder):
         cases[:] = [_require_ras(case) for case in cases]
     return cases
-
-
-def _images_of_prediction(folder: Path) -> Path:
-    """Return the folder of the images of predictions; InputError if it is not there, or unknown."""
-    path = folder / PREDICTION_ARGUMENTS
-    source = None
-    if path.is_file():
-        source = _read_table(path).get("list_of_lists_or_source_folder")
-    named = "no folder"
-    if isinstance(source, str):
-        # os.path.isdir raises no exception for odd names.
-        if os.path.isdir(source):  # noqa: PTH112
-            return Path(source)
-        named = shorten(source, MAX_OF_A_PATH)
-    raise InputError(
-        f"{path}: expected the folder of the images, found {named}\n"
-        "  Name the folder of the images with -i."
-    )
 
 
 def _reorients(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.paths import suffix_of
+from crfrefine.io.paths import is_folder, suffix_of
 
 PARTS = ("case", "modality", "label")
 _TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
@@ -42,8 +42,8 @@ def is_pattern(path: Path) -> bool:
 
 
 def holds_many(path: Path) -> bool:
-    """Return whether a path is a folder or a pattern, and not a file."""
-    return path.is_dir() or is_pattern(path)
+    """Return whether an argument names the files of many cases: a folder, or a pattern."""
+    return is_folder(path) or is_pattern(path)
 
 
 def names_part(pattern: Path, part: str) -> bool:
@@ -114,7 +114,7 @@ def find_matches(
     root, names = _split(pattern)
     if listings is None:
         listings = {}
-    folders = [root] if root.is_dir() else []
+    folders = [root] if is_folder(root) else []
     for depth in range(1, len(names)):
         folders = _folders_inside(folders, root, names[:depth], listings)
 
@@ -151,7 +151,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def nearest_files(pattern: Path) -> str:
     """Return a line with what is there in place of the files of a pattern: "" for nothing."""
     root, names = _split(pattern)
-    while not root.is_dir():
+    while not is_folder(root):
         names = (root.name, *names)
         root = root.parent
     folders = [root]
@@ -193,7 +193,7 @@ def _folders_inside(
     inside = []
     for folder in folders:
         for path in _visible(folder, listings):
-            if expression.fullmatch(path.relative_to(root).as_posix()) and path.is_dir():
+            if expression.fullmatch(path.relative_to(root).as_posix()) and is_folder(path):
                 inside.append(path)
     return inside
 

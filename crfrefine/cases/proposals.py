@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crfrefine.cases.conventions import OTHER_WORDS
 from crfrefine.cases.patterns import folder_of, nearest_files
-from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others, is_folder, suffix_of
 
 _MAX_FILES = 5000  # most that are looked at
 _MAX_DEPTH = 4
@@ -20,7 +20,7 @@ _MAX_WORDS = 32  # in names of many more words, these are no modalities
 def advise(place: Path, *, holds_images: bool = True) -> str:
     """Return lines with what there is in place of files, and with patterns that fit it."""
     proposal = propose(folder_of(place), holds_images=holds_images)
-    if not proposal and place.is_dir():
+    if not proposal and is_folder(place):
         proposal = describe_others(place)
     return nearest_files(place) + proposal
 
@@ -30,7 +30,16 @@ def propose(folder: Path, *, holds_images: bool = True) -> str:
 
     Several files of a case are its modalities, or, of a network's output, those of its labels.
     """
-    images, labels = find_patterns(_names_in(folder))
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if len(inside.parts) >= _MAX_DEPTH or len(names) > _MAX_FILES:
+            folders.clear()
+        for name in sorted(files):
+            if suffix_of(Path(name)) in VOLUME_SUFFIXES and not name.startswith("."):
+                names.append((inside / name).as_posix())
+    images, labels = find_patterns(names)
     if not holds_images and not labels:
         images = images.replace("{modality}", "{label}")
     return describe_patterns(folder, images, labels)
@@ -49,7 +58,7 @@ def describe_patterns(folder: Path, images: str, labels: str) -> str:
 def find_patterns(names: Sequence[str]) -> tuple[str, str]:
     """Return the patterns of images and of label maps by their paths in a folder.
 
-    They are "" if they are not clear.
+    They are "" if they are not clear. Images that differ in one word have `{modality}` there.
     """
     templates = _nested(names) or _flat(names)
     if len(templates) > _MAX_WORDS:
@@ -58,26 +67,23 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
     labels: list[str] = []
     for template in templates:
         (labels if _names_other(template) else images).append(template)
-    return _joined(images), labels[0] if labels else ""
+    pattern = images[0] if images else ""
+    if len(images) > 1:
+        words = [re.split(r"([^A-Za-z0-9]+)", image) for image in images]
+        # Of lists, it compares words.
+        start = len(os.path.commonprefix(words))  # noqa: RUF071
+        end = len(os.path.commonprefix([pieces[::-1] for pieces in words]))  # noqa: RUF071
+        middles = {"".join(pieces[start : len(pieces) - end]) for pieces in words}
+        if all(re.fullmatch(r"[^/{}]+", middle) for middle in middles):
+            before = "".join(words[0][:start])
+            after = "".join(words[0][len(words[0]) - end :])
+            pattern = f"{before}{{modality}}{after}"
+    return pattern, labels[0] if labels else ""
 
 
 def _names_other(name: str) -> bool:
     """Return whether one of the words of a name is that of a label map, a mask or scores."""
     return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Return the paths of volumes in a folder and in its folders, relative to it."""
-    names: list[str] = []
-    for place, folders, files in os.walk(folder):
-        inside = Path(place).relative_to(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if len(inside.parts) >= _MAX_DEPTH or len(names) > _MAX_FILES:
-            folders.clear()
-        for name in sorted(files):
-            if suffix_of(Path(name)) in VOLUME_SUFFIXES and not name.startswith("."):
-                names.append((inside / name).as_posix())
-    return names
 
 
 def _nested(names: Sequence[str]) -> list[str]:
@@ -112,18 +118,3 @@ def _flat(names: Sequence[str]) -> list[str]:
         if likely:
             return likely
     return []
-
-
-def _joined(templates: Sequence[str]) -> str:
-    """Return the only pattern of images, or that of all, with `{modality}` where they differ."""
-    if len(templates) < 2:
-        return "".join(templates)
-    words = [re.split(r"([^A-Za-z0-9]+)", template) for template in templates]
-    # Of lists, it compares words.
-    start = len(os.path.commonprefix(words))  # noqa: RUF071
-    end = len(os.path.commonprefix([pieces[::-1] for pieces in words]))  # noqa: RUF071
-    middles = {"".join(pieces[start : len(pieces) - end]) for pieces in words}
-    if any(re.fullmatch(r"[^/{}]+", middle) is None for middle in middles):
-        return templates[0]
-    first = words[0]
-    return f"{''.join(first[:start])}{{modality}}{''.join(first[len(first) - end :])}"

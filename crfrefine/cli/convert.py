@@ -152,7 +152,7 @@ def convert(
 ) -> None:
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
-    from crfrefine.cases.patterns import is_pattern
+    from crfrefine.cases.patterns import holds_many, is_pattern
     from crfrefine.errors import InputError
     from crfrefine.io.paths import holds_volumes, is_dicom, suffix_of
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
@@ -183,12 +183,12 @@ def convert(
                 f"{source}: --split keeps values and places; of the other options it takes "
                 "--output-format only"
             )
-        if source.is_dir() or is_pattern(source):
+        if holds_many(source):
             raise InputError(f"{source}: --split takes one file; give each file by itself")
         _split_file(source, target, suffix, is_quiet=quiet)
         return
     is_series = is_dicom(source) and (bool(suffix_of(target)) or not holds_volumes(source))
-    if is_pattern(source) or (source.is_dir() and not is_series):
+    if is_pattern(source) or (holds_many(source) and not is_series):
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
         return
     if output_format is not None and (suffix_of(target) or not is_dicom(source)):

@@ -68,11 +68,12 @@ def _inspect(
     path: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
     """Return what a file or folder holds for programs, and print it if wanted."""
-    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+    from crfrefine.cases.patterns import holds_many, is_pattern
     from crfrefine.io.paths import holds_volumes, is_dicom
 
-    is_folder = path.is_dir() and (holds_volumes(path) or not is_dicom(path))
-    if is_folder or is_pattern(path) or options["images"]:
+    is_series = is_dicom(path) and not holds_volumes(path)
+    is_folder = is_pattern(path) or (holds_many(path) and not is_series)
+    if is_folder or options["images"]:
         return _inspect_folder(path, options, is_verbose=is_verbose, is_printed=is_printed)
     return _inspect_file(path, is_verbose=is_verbose, is_printed=is_printed)
 

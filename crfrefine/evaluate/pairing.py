@@ -18,6 +18,7 @@ from crfrefine.cases.case_files import (
     require_complete,
 )
 from crfrefine.cases.conventions import (
+    ARCHIVES,
     CALIBRATION,
     LABEL_WORDS,
     LABELS,
@@ -237,7 +238,7 @@ def _files_of_method(
     if not holds_many(source):
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references
-        if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES:
+        if io_paths.holds_scores_alone(path):
             return {case_id: CaseFiles(case_id, (), (source,))}
         return {case_id: CaseFiles(case_id, (), labels=source)}
 
@@ -257,7 +258,7 @@ def _files_of_method(
     cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
     probabilities = CALIBRATION
     if is_pattern(source):  # What else its files hold, their headers say.
-        probabilities = replace(CALIBRATION, suffixes=io_paths.SCORES_SUFFIXES)
+        probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
     for kind in (OPTIONAL_LABELS, probabilities):
         Files(kind, source).add_to(cases)
     return {case.case_id: case for case in cases if case.paths or case.lack}

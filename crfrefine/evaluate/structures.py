@@ -50,7 +50,7 @@ def has_structures(options: EvaluationOptions) -> bool:
         if is_pattern(place):
             if names_part(place, "label"):
                 return True
-        elif place.is_dir():
+        elif holds_many(place):
             num_files[place] = len(list_files(place, io_paths.VOLUME_SUFFIXES))
             if num_files[place] == 0 and are_clear(structures_in(place)):
                 return True
@@ -84,7 +84,7 @@ def _cases_of(path: Path) -> dict[str, CaseFiles]:
     if not holds_many(path):
         io_paths.require_file(path)
         return {_UNNAMED: replace(only_case, labels=path)}
-    files = list_files(path, io_paths.VOLUME_SUFFIXES) if path.is_dir() else []
+    files = [] if is_pattern(path) else list_files(path, io_paths.VOLUME_SUFFIXES)
     if files and not (path / "dataset.json").exists():
         inside = find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
         return {_UNNAMED: with_structures(only_case, inside)}

@@ -16,7 +16,7 @@ from crfrefine.base.inputs import check_no_input
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.nnunet import is_of_nnunet
-from crfrefine.cases.patterns import is_pattern
+from crfrefine.cases.patterns import holds_many
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
@@ -124,10 +124,7 @@ def plan_outputs(
     a wrong format, or which would replace an input or another output.
     """
     is_folder_run = (
-        options.nnunet is not None
-        or options.manifest is not None
-        or options.images[0].is_dir()
-        or is_pattern(options.images[0])
+        options.nnunet is not None or options.manifest is not None or holds_many(options.images[0])
     )
     _check_format(options, is_folder_run=is_folder_run)
     plans = [_outputs_of(files, options, label_names) for files in cases]

@@ -24,7 +24,7 @@ from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.atomic import check_writable
 from crfrefine.io.paths import (
-    SCORES_SUFFIXES,
+    ALL_WRITTEN_SUFFIXES,
     add_volumes,
     require_suffix,
     suffix_of,
@@ -83,7 +83,6 @@ def plan_folder(
 
 def _require_folder(source: Path, target: Path, suffix: str | None) -> None:
     """Raise InputError unless the outputs have a folder and a format."""
-    suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
     if suffix_of(target) and not target.is_dir():
         what = "a pattern" if is_pattern(source) else "a folder"
         raise InputError(
@@ -93,11 +92,11 @@ def _require_folder(source: Path, target: Path, suffix: str | None) -> None:
     if suffix is None:
         raise InputError(
             f"{source}: a folder is converted file by file; name the format of the files with "
-            f"--output-format, one of {', '.join(suffixes)}"
+            f"--output-format, one of {', '.join(ALL_WRITTEN_SUFFIXES)}"
         )
-    if suffix not in suffixes:
+    if suffix not in ALL_WRITTEN_SUFFIXES:
         raise InputError(
-            f"--output-format {shorten(suffix)}: expected one of {', '.join(suffixes)}"
+            f"--output-format {shorten(suffix)}: expected one of {', '.join(ALL_WRITTEN_SUFFIXES)}"
         )
 
 

@@ -18,7 +18,7 @@ from crfrefine.base.geometry import describe_grid
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.conventions import DATASET_FOLDERS, find_folders
+from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
@@ -34,7 +34,6 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.stored import Scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map
@@ -168,7 +167,7 @@ def inspect_folder(
 
 def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...]) -> FolderReport:
     """Describe what a folder holds; raise CrfRefineError if it cannot be told."""
-    archives = list_files(folder, SCORES_SUFFIXES)
+    archives = list_files(folder, ARCHIVES.suffixes)
     if is_of_nnunet(folder):
         try:
             cases = find_cases_to_refine(folder, images, None)
