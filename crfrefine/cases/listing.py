@@ -21,6 +21,7 @@ from crfrefine.cases.conventions import (
     STRUCTURE,
     STRUCTURES,
     Kind,
+    without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.patterns import (
@@ -105,7 +106,12 @@ class Files:
         return []
 
     def cases(self) -> list[str]:
-        """Return the names of all cases, sorted; a file of another kind beside one is no case."""
+        """Return the names of all cases, sorted; a file of another kind beside one is no case.
+
+        A single file has the name of its case, perhaps with a word for a label map.
+        """
+        if self.given:
+            return [without_word(stem_of(self.place), LABEL_WORDS)]
         names = {cases[0] for cases in self._cases_of.values()}
         beside = set[str]()
         for name, *others in self._cases_of.values():

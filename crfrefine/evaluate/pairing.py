@@ -20,12 +20,10 @@ from crfrefine.cases.case_files import (
 from crfrefine.cases.conventions import (
     ARCHIVES,
     CALIBRATION,
-    LABEL_WORDS,
     LABELS,
     LOGITS,
     OPTIONAL_LABELS,
     PREDICTION,
-    without_word,
 )
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
@@ -202,10 +200,6 @@ def _missing(
 
 def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, CaseFiles]:
     """Return each case with its label map, or with a problem if there are several candidates."""
-    if not holds_many(source):
-        io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
-        case_id = without_word(io_paths.stem_of(source), LABEL_WORDS)
-        return {case_id: CaseFiles(case_id, (), labels=source)}
     files = Files(LABELS, source)
     references = CaseList(CaseFiles(case_id, ()) for case_id in files.cases())
     if not references:

@@ -39,7 +39,7 @@ from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.settings import make_settings
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
-from crfrefine.io.paths import add_volumes, stem_of
+from crfrefine.io.paths import add_volumes, is_folder, stem_of
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.states import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
@@ -308,7 +308,7 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
             path = path.resolve()
             if path.parent not in learned_maps:
                 learned_maps[path.parent] = _maps_learned_on(path.parent, notes)
-            name = path.name if path.is_dir() else stem_of(path)
+            name = path.name if is_folder(path) else stem_of(path)
             if name in learned_maps[path.parent]:
                 learned.setdefault(method, []).append(pair.case_id)
     return learned
