@@ -51,7 +51,19 @@ def plan_memory(
         needed = _bytes_beside_stream(headers)
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
-    require_memory(needed, _describe_files(headers, is_streamed=is_streamed), limit)
+    network = headers.network
+    how = "read as float32"
+    if is_streamed:
+        how = "without the logits, which are streamed"
+    labels = f"{network.num_labels} labels"
+    if network.kind == KIND:
+        labels = "a label map"
+    lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take"]
+    contents = (f"{headers.num_modalities} modalities", labels)
+    for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
+        size = TIMES.join(map(str, header.grid_shape))
+        lines.append(f"  {shorten(header.path, 200)}  {size}, {content}")
+    require_memory(needed, "\n".join(lines), limit)
     return is_streamed
 
 
@@ -111,23 +123,6 @@ def bytes_to_refine(
     else:
         of_input = needed - PROCESS
     return needed - PROCESS + _bytes_of_run(headers), of_input
-
-
-def _describe_files(headers: CaseHeaders, *, is_streamed: bool) -> str:
-    """Return what takes memory: a line for the case, and one each for image and output."""
-    network = headers.network
-    how = "read as float32"
-    if is_streamed:
-        how = "without the logits, which are streamed"
-    labels = f"{network.num_labels} labels"
-    if network.kind == KIND:
-        labels = "a label map"
-    lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take"]
-    contents = (f"{headers.num_modalities} modalities", labels)
-    for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
-        size = TIMES.join(map(str, header.grid_shape))
-        lines.append(f"  {shorten(header.path, 200)}  {size}, {content}")
-    return "\n".join(lines)
 
 
 def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:

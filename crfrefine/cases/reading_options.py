@@ -97,13 +97,6 @@ class RegionReading:
             raise InputError(
                 f"{problem}, and whether these are regions is not clear\n  {self.problem}"
             )
-        raise InputError(
-            f"{problem}, expected {self._describe_expected()}\n"
-            "  Export all channels of the network, or put its own dataset.json beside its output."
-        )
-
-    def _describe_expected(self) -> str:
-        """Return the numbers of channels that are declared, by whom, and the regions."""
         numbers = []
         regions = ""
         if self.scheme is not None:
@@ -111,7 +104,10 @@ class RegionReading:
             regions = f"\n  {self.scheme.describe()}"
         if self.num_labels is not None:
             numbers.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
-        return f"{', or '.join(numbers)} of {self.source}{regions}"
+        raise InputError(
+            f"{problem}, expected {', or '.join(numbers)} of {self.source}{regions}\n"
+            "  Export all channels of the network, or put its own dataset.json beside its output."
+        )
 
     def identify(
         self, values: Float32, input_type: str, kind: str | None, path: Path
