@@ -18,8 +18,6 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"
 VALIDATED = "fold_{label}/validation/{case}"  # in the folder of its trained network
 IMAGE = "{case}"
-# TotalSegmentator's data sets
-IMAGE_IN_FOLDER = "{case}/{ct,mri}"
 
 LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels", "gt")
 MASK_WORDS = ("mask", "brainmask")
@@ -66,6 +64,14 @@ class Kind:
         return replace(case, **files)
 
 
+# nnU-Net's names, with the number of a modality, or any name; else as in TotalSegmentator's data.
+IMAGES = Kind(
+    "image",
+    "one image, or one file per numbered modality",
+    ((NUMBERED, IMAGE), ("{case}/{ct,mri}",)),
+    parts=("case", "modality"),
+    expected=f"CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}",
+)
 LOGITS = Kind(
     "logits",
     "one file of logits",

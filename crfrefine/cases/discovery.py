@@ -13,14 +13,12 @@ from pathlib import Path
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
-    IMAGE,
-    IMAGE_IN_FOLDER,
+    IMAGES,
     LABEL_MAP,
     LABEL_WORDS,
     LABELS,
     LOGITS,
     MASK,
-    NUMBERED,
     OTHER_WORDS,
     SCORE_WORDS,
     STROKES,
@@ -178,19 +176,18 @@ def _find_images(
     Four digits at the end may also belong to the name of a case, unless something shows that
     modalities are numbered: a first one, 0000, or an output of the name without digits.
     """
-    numbered: dict[Path, Match] = {}
-    outputs = set[str]()
     if is_pattern(place):
-        check_pattern(place, ("case", "modality"))
-        found = find_matches(place, VOLUME_SUFFIXES)
-    else:
-        found = find_matches(place / IMAGE, VOLUME_SUFFIXES)
-        if not found:
-            found = find_matches(place / IMAGE_IN_FOLDER, VOLUME_SUFFIXES)
-        for match in find_matches(place / NUMBERED, VOLUME_SUFFIXES):
-            numbered[match.path] = match
-        if output is not None and is_folder(output) and not output.samefile(place):
-            outputs.update(stem_of(path) for path in list_files(output, LOGITS_SUFFIXES))
+        check_pattern(place, IMAGES.parts)
+    found: list[Match] = []
+    numbered: dict[Path, Match] = {}
+    for *with_number, plain in IMAGES.patterns(place):
+        found = found or find_matches(plain, IMAGES.suffixes)
+        for pattern in with_number:
+            numbered.update((match.path, match) for match in find_matches(pattern, IMAGES.suffixes))
+    outputs = set[str]()
+    are_folders = output is not None and is_folder(output) and is_folder(place)
+    if output is not None and are_folders and not output.samefile(place):
+        outputs.update(stem_of(path) for path in list_files(output, LOGITS_SUFFIXES))
     taken = set[Path]()
     for other in (output, *others):
         if other is not None and is_pattern(other) and other != place:
@@ -267,9 +264,7 @@ def _case_of_images(
     case = CaseFiles(case_id, tuple(images), modalities=names)
     if len(matches) > len(images):
         found = file_names([match.path for match in matches])
-        return case.lacking(
-            f"expected one image, or one file per numbered modality, found {found} in {place}"
-        )
+        return case.lacking(f"expected {IMAGES.one}, found {found} in {place}")
     if "" in first or order == [*modalities]:
         return case
     absent = [name for name in modalities if name not in first]
@@ -288,9 +283,7 @@ def _add_imageless(cases: CaseList, images: Path, others: Sequence[Files]) -> No
         if files.kind is not MASK and files.place != images:
             names.update(files.strays(case_ids))
     lacking = f"no image in {images}"
-    expected = f"CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
-    if is_pattern(images):
-        expected = "a file by this pattern"
+    expected = "a file by this pattern" if is_pattern(images) else IMAGES.expected
     for name in names:
         cases.append(CaseFiles(name, ()).lacking(f"{lacking}; expected {expected}", lacking))
     cases.sort(key=lambda case: case.case_id)
