@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import typer.main
+import click
 
+from crfrefine.cli.command import Command
 from crfrefine.cli.main import app
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
@@ -12,17 +13,15 @@ PAGE = Path(__file__).parent / "reference" / "cli.md"
 
 def table(command: str) -> str:
     """Return the table of a command's options, in the order of its help."""
-    built = typer.main.get_command(app).get_command(None, command)
-    context = typer.Context(built, info_name=command)
+    built = app.get_command(click.Context(app), command)
+    assert isinstance(built, Command)
     rows = []
-    for parameter in sorted(
-        built.get_params(context), key=lambda parameter: parameter.param_type_name != "argument"
-    ):
-        record = parameter.get_help_record(context)
-        if record is not None and parameter.name not in ("help", "wants_help"):
+    for records in built.rows_of_panels(click.Context(built, info_name=command)).values():
+        for record in records:
             names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
             text = text.replace("[", r"\[")
-            rows.append(f"| `{names}` | {text} |")
+            if not names.endswith("--help"):
+                rows.append(f"| `{names}` | {text} |")
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
 
 

@@ -1,4 +1,4 @@
-"""The description of a command-line option, beside the dataclass field that holds its value."""
+"""The description of a command-line option, beside the field or parameter that holds its value."""
 
 from __future__ import annotations
 
@@ -34,17 +34,40 @@ MAP_OF_REFERENCE = f"{REFERENCE}:OLD=NEW is about the reference."
 Mapped = tuple[str, int, int]
 
 
+# The panels of the help of a command, in its order.
+ARGUMENTS, INPUT, OUTPUT, MODEL, RESOURCES, CLUSTER, RARE, MESSAGES = PANELS = (
+    "Arguments",
+    "Input",
+    "Output",
+    "Model",
+    "Resources",
+    "Cluster",
+    "Rarely needed",
+    "Messages",
+)
+
+
 @dataclass(frozen=True)
 class Option:
-    """A command's option, or its argument if it has no names; `cli.options` gives it to Typer."""
+    """A command's option, or its argument if it has no names; `cli.command` makes it.
 
-    names: str  # such as "-i --images"
+    It stands in the annotation of a field of an options class, or of a parameter of the function
+    of a command, after the type of the value: `tuple[T, ...]` means that the option can be
+    repeated.
+    """
+
+    names: str  # such as "-i --images", or "--report/--no-report"
     help: str
     metavar: str | None = None  # placeholder of the value
     parse: Callable[[str], Any] | None = None  # converts the text; raises InputError
+    panel: str = RARE
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
+    bare: str | None = None  # the value of the option without one; None means that it needs one
+    unless: str = ""  # the options without which this one is required
+    # returns the values that begin with a text, each with a few words, for the shell
+    complete: Callable[[str], list[tuple[str, str]]] | None = None
 
 
 def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:

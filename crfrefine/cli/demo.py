@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from crfrefine.base.option import OUTPUT, Option
 from crfrefine.cli import options as shared
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 
 # Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
@@ -24,19 +23,24 @@ _COLUMNS = (
 )
 
 
-@partial(shared.with_options, InferenceOptions, names="threads")
+@command(options_of(InferenceOptions, "threads"))
 def demo(
     options: dict[str, Any],
     output: Annotated[
         Path,
-        shared.path_option(
-            "-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True
-        ),
+        Option("-o --output", "Folder to write to.", "FOLDER", panel=OUTPUT, show_default=True),
     ] = Path("demo"),
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")
+        int,
+        Option(
+            "--seed",
+            "Another seed makes another phantom.",
+            "N",
+            limits=(0, None),
+            show_default=True,
+        ),
     ] = 0,
-    verbose: shared.VerboseOption = False,
+    verbose: Annotated[bool, shared.VERBOSE] = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.cli.reporting import Reporter, print_table

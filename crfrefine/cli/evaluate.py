@@ -3,51 +3,53 @@
 from __future__ import annotations
 
 import shlex
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 
+from crfrefine.base.option import INPUT, Option
 from crfrefine.cli import options as shared
+from crfrefine.cli.command import command, options_of
 from crfrefine.evaluate.options import EvaluationOptions
 
 
-@partial(shared.with_options, EvaluationOptions)
+@command(options_of(EvaluationOptions))
 def evaluate(
-    ctx: typer.Context,
     options: dict[str, Any],
     predictions: Annotated[
         Path | None,
-        shared.path_argument(
-            metavar="PREDICTIONS",
-            help="Folder, file or pattern: label maps, or logits or probabilities of all labels. "
+        Option(
+            "",
+            "Folder, file or pattern: label maps, or logits or probabilities of all labels. "
             "This is the judged method. With --nnunet, its default is the network.",
+            "[PREDICTIONS]",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        shared.path_argument(
-            metavar="LABELS",
-            help="Folder, file or pattern: the reference. With --nnunet, its default is where "
-            "nnU-Net has it.",
+        Option(
+            "",
+            "Folder, file or pattern: the reference. With --nnunet, its default is where nnU-Net "
+            "has it.",
+            "[LABELS]",
         ),
     ] = None,
     nnunet: Annotated[
         Path | None,
-        shared.path_option(
+        Option(
             "--nnunet",
-            metavar="FOLDER",
-            help="A trained nnU-Net v2, TRAINER__PLANS__CONFIGURATION, as the first baseline, "
-            "network: its validation predictions, each case's by the fold that held it out.",
+            "A trained nnU-Net v2, TRAINER__PLANS__CONFIGURATION, as the first baseline, network: "
+            "its validation predictions, each case's by the fold that held it out.",
+            "FOLDER",
+            panel=INPUT,
         ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")
+        bool, replace(shared.VERBOSE, help="More: what was assumed about each case.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")
-    ] = False,
+    quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
 ) -> None:
     """Measure label maps against a reference, and compare methods.
 
@@ -61,13 +63,13 @@ def evaluate(
 
     found = methods_with_nnunet(predictions, labels, nnunet, options["baselines"])
     if found is None:
-        raise typer.BadParameter("expected PREDICTIONS and LABELS, or --nnunet FOLDER")
+        raise click.BadParameter("expected PREDICTIONS and LABELS, or --nnunet FOLDER")
     options["predictions"], options["labels"], options["baselines"] = found
     verbosity = 1 + verbose - quiet
-    command_line = shlex.join(["crfrefine", *ctx.obj])
+    command_line = shlex.join(["crfrefine", *click.get_current_context().obj])
     evaluation_options = EvaluationOptions(**options, command_line=command_line)
     with EvaluationReporter(verbosity) as reporter:
         evaluation = run_evaluation(evaluation_options, reporter)
     print_evaluation(evaluation, verbosity)
     if evaluation.num_failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)

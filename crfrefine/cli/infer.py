@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from typing import Annotated, Any
 
-import typer
+import click
 
 from crfrefine.cli import options as shared
+from crfrefine.cli.command import command, options_of
+from crfrefine.cli.failures import GONE
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
 
-@partial(shared.with_options, InferenceOptions)
+@command(options_of(InferenceOptions))
 def infer(
-    ctx: typer.Context,
     options: dict[str, Any],
     config: Annotated[
         str,
-        shared.config_option(
-            help="A preset's name, a TOML file, or auto: chosen for these cases, without labels."
+        replace(
+            shared.CONFIG,
+            help="A preset's name, a TOML file, or auto: chosen for these cases, without labels.",
         ),
     ] = "default",
-    overrides: shared.OverridesOption = None,
-    regions: shared.RegionsOption = None,
-    verbose: shared.VerboseOption = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
+    overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
+    regions: Annotated[tuple[str, ...], shared.REGIONS] = (),
+    verbose: Annotated[bool, shared.VERBOSE] = False,
+    quiet: Annotated[bool, shared.QUIET] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
     num_parts = options["num_parts"]
     part_id = options["part_id"]
     is_whole = part_id is None and num_parts == 1
     if not is_whole and part_id not in range(num_parts):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
             "the part for this process",
             param_hint="--part-id",
         )
     summary = options["summary"]
     if summary is not None and summary.name.lower().endswith(".jsonl"):
-        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
-    preset = shared.check_inputs(ctx, options, config)
+        raise click.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
+    preset = shared.check_inputs(options, config)
     is_auto = config == shared.AUTO
     if is_auto and options["network_spacing"] is not None:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "auto chooses no parameters for --network-spacing; leave it out", param_hint="--config"
         )
 
@@ -65,29 +67,22 @@ def infer(
         parameters=parameters,
         held_out=held_out,
         regions=shared.parse_scheme(regions),
-        command=tuple(ctx.obj or ()),
+        command=tuple(click.get_current_context().obj),
     )
 
     verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
     if is_auto:
-        run_options = _choose_parameters(run_options, entries, verbosity)
+        from crfrefine.cli.training_reporting import TrainingReporter
+        from crfrefine.train.unlabeled import choose_for
+
+        with TrainingReporter(verbosity) as reporter:
+            run_options = choose_for(run_options, entries, reporter)
     note = ""
     if preset != config:
         note = (
             "parameters are those of the preset sharp, since --network-spacing is given without -c"
         )
     _run(run_options, verbosity, note)
-
-
-def _choose_parameters(
-    options: InferenceOptions, entries: dict[str, Any], verbosity: int
-) -> InferenceOptions:
-    """Return the options with the parameters that `-c auto` chooses for these cases."""
-    from crfrefine.cli.training_reporting import TrainingReporter
-    from crfrefine.train.unlabeled import choose_for
-
-    with TrainingReporter(verbosity) as reporter:
-        return choose_for(options, entries, reporter)
 
 
 def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
@@ -107,4 +102,4 @@ def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
     if verbosity > QUIET:
         print_results(result)
     if result.count("failed"):
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
+from crfrefine.base.option import Option
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.main import indented, print_failure
+from crfrefine.cli.command import command, options_of
+from crfrefine.cli.failures import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
@@ -20,32 +22,29 @@ if TYPE_CHECKING:
     from crfrefine.runs.tools.info import FolderReport
 
 
-@partial(shared.with_options, InferenceOptions, names="images logits masks input_type resample")
+@command(
+    options_of(InferenceOptions, "images logits masks input_type resample", needs_inputs=False)
+)
 def info(
-    ctx: typer.Context,
     options: dict[str, Any],
-    labels: Annotated[
-        Path | None,
-        shared.path_option(
-            "-l", "--labels", metavar="PATH", help="Reference: folder, file or pattern."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    paths: Annotated[
+        tuple[Path, ...], Option("", "Files, folders or patterns to describe.", "[FILE]...")
+    ] = (),
+    labels: Annotated[Path | None, shared.LABELS] = None,
+    as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
         bool,
-        typer.Option(
-            "-v",
-            "--verbose",
+        replace(
+            shared.VERBOSE,
             help="Also read the voxels: image or label map, ranges, or counts of labels.",
         ),
     ] = False,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
-    paths = [shared.usage_path(text) for text in ctx.args]
     if options["images"] and not paths:
-        paths = [options["images"][0]]
+        paths = options["images"][:1]
     elif not options["images"] and (options["logits"] or labels is not None):
-        raise typer.BadParameter("name the images of the cases with -i", param_hint="--images")
+        raise click.BadParameter("name the images of the cases with -i", param_hint="--images")
     options["labels"] = labels
     if not paths:
         _show_installation(as_json=as_json)
@@ -61,7 +60,7 @@ def info(
     if as_json:
         _print_json({"is_well": is_well, "paths": reports, "notes": []})
     if not is_well:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _inspect(

@@ -18,7 +18,7 @@ from crfrefine.arrays.components import REMOVED
 from crfrefine.base.failures import Causes, without_names
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted, for_terminal, listed, printable
-from crfrefine.cli.main import indented
+from crfrefine.cli.failures import indented
 from crfrefine.engines import unexpected_device
 from crfrefine.io.paths import LOGITS_SUFFIXES
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary

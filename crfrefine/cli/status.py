@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
+from crfrefine.base.option import Option
 from crfrefine.base.text import counted, for_terminal, listed, printable, shorten
-from crfrefine.cli.options import usage_path
+from crfrefine.cli import options as shared
+from crfrefine.cli.command import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,17 +24,15 @@ _MAX_LISTED = 20
 _MAX_REASON = 300
 
 
+@command()
 def status(
-    ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    folders: Annotated[tuple[Path, ...], Option("", "Output folders of runs.", "FOLDER...")],
+    as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Name all cases, not the first 20 of each kind.")
+        bool, replace(shared.VERBOSE, help="Name all cases, not the first 20 of each kind.")
     ] = False,
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""
-    folders = [usage_path(text) for text in ctx.args]
-    if not folders:
-        raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
     is_complete = True
     content = []
     for folder in folders:
@@ -47,7 +47,7 @@ def status(
 
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     if not is_complete:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 @dataclass

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 
+from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.cli import options as shared
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
@@ -20,6 +22,7 @@ from crfrefine.train.options import (
     locate_folders,
 )
 
+_ELSE = "DATA_DIR or --nnunet"
 # Parameters that mean nothing where nothing is trained.
 _WITH_LABELS = (
     "labels",
@@ -38,97 +41,97 @@ _WITH_LABELS = (
 )
 
 
-@partial(
-    shared.with_options,
-    InferenceOptions,
-    names="nnunet input_type add_background network_spacing resample device threads",
+@command(
+    options_of(
+        InferenceOptions,
+        "nnunet input_type add_background network_spacing resample device threads",
+    ),
+    options_of(TrainingOptions),
 )
-@partial(shared.with_options, TrainingOptions)
 def train_crf(
-    ctx: typer.Context,
     options: dict[str, Any],
     folder: Annotated[
-        Path | None,
-        shared.path_argument(
-            metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/]."
-        ),
+        Path | None, Option("", "Folder with images/ labels/ logits/ [masks/].", "[DATA_DIR]")
     ] = None,
     output: Annotated[
         Path | None,
-        shared.path_option(
-            "-o",
-            "--output",
-            metavar="FILE.toml",
-            help="Parameters to write. Default with --nnunet: its crfrefine.toml.",
+        Option(
+            "-o --output",
+            "Parameters to write. Default with --nnunet: its crfrefine.toml.",
+            "FILE.toml",
+            panel=OUTPUT,
+            unless="--nnunet",
         ),
     ] = None,
     unlabeled: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--unlabeled",
-            help="Choose among built-in parameters without labels, on synthetic cases.",
+            "Choose among built-in parameters without labels, on synthetic cases.",
+            panel=MODEL,
         ),
     ] = False,
     images: Annotated[
         Path | None,
-        shared.path_option("-i", "--images", metavar="FOLDER", help="Images: folder or pattern."),
+        Option("-i --images", "Images: folder or pattern.", "FOLDER", panel=INPUT, unless=_ELSE),
     ] = None,
     labels: Annotated[
         Path | None,
-        shared.path_option(
-            "-l", "--labels", metavar="FOLDER", help="Reference: folder or pattern."
-        ),
+        Option("-l --labels", "Reference: folder or pattern.", "FOLDER", panel=INPUT, unless=_ELSE),
     ] = None,
     logits: Annotated[
         Path | None,
-        shared.path_option(
-            "-p",
-            "--logits",
-            metavar="FOLDER",
-            help="Network's output of cases that it was not trained on.",
+        Option(
+            "-p --logits",
+            "Network's output of cases that it was not trained on.",
+            "FOLDER",
+            panel=INPUT,
+            unless=_ELSE,
         ),
     ] = None,
     masks: Annotated[
-        Path | None,
-        shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks: folder or pattern."),
+        Path | None, Option("-m --masks", "Masks: folder or pattern.", "FOLDER", panel=INPUT)
     ] = None,
     config: Annotated[
         str | None,
-        shared.config_option(
+        replace(
+            shared.CONFIG,
             help="Start from a preset or a TOML file. Default: several built-in starts.",
             show_default=False,
         ),
     ] = None,
-    overrides: shared.OverridesOption = None,
+    overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
     learn: Annotated[
         str,
-        typer.Option(
-            "--learn", metavar="GROUP,...", help="What to learn; the rest keeps its initial values."
+        Option(
+            "--learn",
+            "What to learn; the rest keeps its initial values.",
+            "GROUP,...",
+            panel=MODEL,
+            show_default=True,
         ),
     ] = ",".join(DEFAULT_LEARN),
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")
+        bool, replace(shared.VERBOSE, help="More: every step of the optimizer.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")
-    ] = False,
+    quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     if unlabeled:
-        _refuse_options_of_training(ctx)
+        _refuse_options_of_training()
     if options["network_spacing"] is not None:
         shared.take_label_maps(options)
     nnunet = options.pop("nnunet")
     named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     if not any((nnunet, folder, images, labels, logits)):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "name the folder of the data, or --images, --labels and --logits, or --nnunet",
             param_hint="DATA_DIR",
         )
     if nnunet is not None:
         _refuse_beside_nnunet(folder, logits, options["input_type"])
     elif output is None:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "name the file to write, such as -o params.toml", param_hint="--output"
         )
 
@@ -137,22 +140,20 @@ def train_crf(
         common = {name: value for name, value in options.items() if name not in _WITH_LABELS}
         _choose(folder, named, output, common, verbosity)
         return
-    options["learn"] = _names_in(learn)
+    options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
     folders = locate_folders(folder, nnunet, **named)
     _train(folders, output, config, overrides, options, verbosity)
 
 
-def _names_in(text: str) -> tuple[str, ...]:
-    """Return the names in a list such as "weights, theta"."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _refuse_options_of_training(ctx: typer.Context) -> None:
+def _refuse_options_of_training() -> None:
     """Raise BadParameter if the command line has options that mean nothing with --unlabeled."""
-    flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
-    needless = [flags[name] for name in _WITH_LABELS if shared.is_on_command_line(ctx, name)]
+    flags = {
+        parameter.name: max(parameter.opts, key=len)
+        for parameter in click.get_current_context().command.params
+    }
+    needless = [flags[name] for name in _WITH_LABELS if shared.is_on_command_line(name)]
     if needless:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "it chooses among built-in parameters, on the CPU, without labels or training; "
             f"leave out {', '.join(needless)}",
             param_hint="--unlabeled",
@@ -163,12 +164,12 @@ def _refuse_beside_nnunet(folder: Path | None, logits: Path | None, input_type: 
     """Raise BadParameter if the command line names what a trained network has."""
     for path, name in ((folder, "DATA_DIR"), (logits, "--logits")):
         if path is not None:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"--nnunet finds the cases and their probabilities; leave {name} out",
                 param_hint=name,
             )
     if input_type == "labels":
-        raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+        raise click.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
 
 
 def _choose(
@@ -201,7 +202,7 @@ def _train(
     folders: DataFolders,
     output: Path | None,
     config: str | None,
-    overrides: list[str] | None,
+    overrides: tuple[str, ...],
     options: dict[str, Any],
     verbosity: int,
 ) -> None:

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from crfrefine.base.option import INPUT, OUTPUT, Option
 from crfrefine.base.text import for_terminal
 from crfrefine.base.workers import run_beside
 from crfrefine.cli import options as shared
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 
 _INPUTS = (
@@ -22,59 +22,59 @@ _INPUTS = (
 )
 
 
-@partial(shared.with_options, InferenceOptions, names=_INPUTS)
+@command(options_of(InferenceOptions, _INPUTS))
 def tune(
-    ctx: typer.Context,
     options: dict[str, Any],
-    labels: Annotated[
-        Path | None,
-        shared.path_option(
-            "-l", "--labels", metavar="PATH", help="Reference: folder, file or pattern."
-        ),
-    ] = None,
+    labels: Annotated[Path | None, shared.LABELS] = None,
     output: Annotated[
         Path | None,
-        shared.path_option(
-            "-o",
-            "--output",
-            metavar="FILE.toml",
-            help="Where the page's button saves the parameters.",
+        Option(
+            "-o --output",
+            "Where the page's button saves the parameters.",
+            "FILE.toml",
+            panel=OUTPUT,
         ),
     ] = None,
     corrections: Annotated[
         Path | None,
-        shared.path_option(
+        Option(
             "--corrections",
-            metavar="FOLDER",
-            help="Where the page keeps strokes, and saves refined cases.",
+            "Where the page keeps strokes, and saves refined cases.",
+            "FOLDER",
+            panel=OUTPUT,
         ),
     ] = None,
-    config: Annotated[
-        str, shared.config_option(help="A preset's name, or a TOML file.")
-    ] = "default",
-    overrides: shared.OverridesOption = None,
-    regions: shared.RegionsOption = None,
+    config: Annotated[str, shared.CONFIG] = "default",
+    overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
+    regions: Annotated[tuple[str, ...], shared.REGIONS] = (),
     case: Annotated[
         str | None,
-        shared.option(
-            "--case", metavar="NAME", help="The case of a folder to show. Default: the first."
-        ),
+        Option("--case", "The case of a folder to show. Default: the first.", "NAME", panel=INPUT),
     ] = None,
     port: Annotated[
         int,
-        typer.Option(
-            "--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one."
+        Option(
+            "--port",
+            "Port on 127.0.0.1; 0: any free one.",
+            "N",
+            limits=(0, 65535),
+            show_default=True,
         ),
     ] = 0,
     browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")
+        bool,
+        Option(
+            "--browser/--no-browser",
+            "Whether to open the page in a browser.",
+            show_default=True,
+        ),
     ] = True,
 ) -> None:
     """Choose parameters by eye, on a page with sliders, and correct a case with strokes.
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
-    preset = shared.check_inputs(ctx, options, config)
+    preset = shared.check_inputs(options, config)
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
@@ -95,7 +95,7 @@ def tune(
         output=output,
         corrections=corrections,
         first=case,
-        regions=tuple(map(parse_region, regions or ())),
+        regions=tuple(map(parse_region, regions)),
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     found = find_cases(tune_options)

@@ -11,9 +11,12 @@ from typing import Annotated
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
 from crfrefine.base.option import (
     ADD_BACKGROUND,
+    INPUT,
     MAP,
     MAP_OF_REFERENCE,
+    OUTPUT,
     REFERENCE,
+    RESOURCES,
     Mapped,
     Option,
     mapping_of,
@@ -73,11 +76,23 @@ class EvaluationOptions:
     labels: Path  # the reference
     output: Annotated[
         Path,
-        Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER"),
+        Option(
+            "-o --output",
+            "Folder for metrics.csv, summary.json and report.html.",
+            "FOLDER",
+            panel=OUTPUT,
+        ),
     ]
     name: Annotated[
         str,
-        Option("--name", "Name of PREDICTIONS in results.", "NAME", parse_name, show_default=True),
+        Option(
+            "--name",
+            "Name of PREDICTIONS in results.",
+            "NAME",
+            parse_name,
+            show_default=True,
+            panel=OUTPUT,
+        ),
     ] = DEFAULT_NAME
     baselines: Annotated[
         tuple[tuple[str, Path], ...],
@@ -87,6 +102,7 @@ class EvaluationOptions:
             "the verdict says whether they beat the others too.",
             "NAME=FOLDER",
             parse_method,
+            panel=INPUT,
         ),
     ] = ()
     probabilities: Annotated[
@@ -97,9 +113,10 @@ class EvaluationOptions:
             "if they are not beside its label maps; repeatable.",
             "NAME=FOLDER",
             parse_method,
+            panel=INPUT,
         ),
     ] = ()
-    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
+    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
     mapped: Annotated[
         tuple[Mapped, ...],
         Option(
@@ -107,10 +124,12 @@ class EvaluationOptions:
             f"{MAP} It is about PREDICTIONS; NAME:OLD=NEW is about a baseline, {MAP_OF_REFERENCE}",
             "[NAME:]OLD=NEW",
             parse_mapped,
+            panel=INPUT,
         ),
     ] = ()
     images: Annotated[
-        Path | None, Option("-i --images", "Folder, file or pattern, shown in the report.", "PATH")
+        Path | None,
+        Option("-i --images", "Folder, file or pattern, shown in the report.", "PATH", panel=INPUT),
     ] = None
     regions: Annotated[
         tuple[str, ...],
@@ -119,6 +138,7 @@ class EvaluationOptions:
             "Labels that count together, such as core=1+3+4; repeatable. "
             "The verdict is then about these.",
             "NAME=1+3+4",
+            panel=INPUT,
         ),
     ] = ()
     ceiling: Annotated[
@@ -153,10 +173,11 @@ class EvaluationOptions:
     processes: Annotated[
         int | None,
         Option(
-            "--processes --threads",
-            "Number of cases at a time. Default: the cores this process may use.",
+            "--threads --processes",
+            "CPU threads: each measures a case at a time. Default: the cores this process may use.",
             "N",
             limits=(1, MAX_THREADS),
+            panel=RESOURCES,
         ),
     ] = None
     structures: Annotated[
@@ -173,10 +194,14 @@ class EvaluationOptions:
             "--resample",
             "Interpolate predictions and images that are on another grid of the same world; "
             "otherwise they are an error.",
+            panel=INPUT,
         ),
     ] = False
     report: Annotated[
-        bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)
+        bool,
+        Option(
+            "--report/--no-report", "Whether to write report.html.", show_default=True, panel=OUTPUT
+        ),
     ] = True
     fail_fast: Annotated[
         bool,

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from crfrefine.base.limits import MAX_THREADS, parse_size
 from crfrefine.base.option import (
     ADD_BACKGROUND,
+    CLUSTER,
+    INPUT,
     INTERPOLATIONS,
+    LINEAR,
     MAP,
     MAX_PARTS,
+    OUTPUT,
+    RESOURCES,
     Mapped,
     Option,
     mapping_of,
@@ -80,6 +85,8 @@ class InferenceOptions:
             "Folder, file or pattern, such as '{case}/{case}-{modality}.nii.gz'; repeat the option "
             "for the modalities of one case.",
             "PATH",
+            panel=INPUT,
+            unless="--nnunet or --manifest",
         ),
     ]
     logits: Annotated[
@@ -89,6 +96,8 @@ class InferenceOptions:
             "Folder, file or pattern: 4-D or vector volume, .npz, label map; repeat the option for "
             "one file per label.",
             "PATH",
+            panel=INPUT,
+            unless="--nnunet or --manifest",
         ),
     ]
     output: Annotated[
@@ -97,6 +106,7 @@ class InferenceOptions:
             "-o --output",
             "Folder, or for one case a file. Written on the image's grid, in its format.",
             "PATH",
+            panel=OUTPUT,
         ),
     ]
     masks: Annotated[
@@ -107,6 +117,7 @@ class InferenceOptions:
             "config. Outside the mask: the plain argmax.",
             "PATH|nonzero",
             _path_or_nonzero,
+            panel=INPUT,
         ),
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)
@@ -117,10 +128,13 @@ class InferenceOptions:
             "The network's output; labels: label maps.",
             choices=INPUT_TYPES,
             show_default=True,
+            panel=INPUT,
         ),
     ] = "auto"
-    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
-    mapped: Annotated[tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped)] = ()
+    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
+    mapped: Annotated[
+        tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
+    ] = ()
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
         Option(
@@ -129,6 +143,7 @@ class InferenceOptions:
             "found from blocks in the map. It implies --input-type labels.",
             "MM|X,Y,Z|auto",
             parse_network_spacing,
+            panel=INPUT,
         ),
     ] = None
     # of sigmoid channels; None means those of a `dataset.json` beside logits or images
@@ -140,12 +155,18 @@ class InferenceOptions:
             "Interpolate logits, masks and label maps on another grid, which is an error "
             "otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
             choices=INTERPOLATIONS,
+            panel=INPUT,
+            bare=LINEAR,
         ),
     ] = None
     device: Annotated[
         str,
         Option(
-            "--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", show_default=True
+            "--device",
+            "Where to compute.",
+            "auto|cpu|cuda|torch|torch:cuda",
+            show_default=True,
+            panel=RESOURCES,
         ),
     ] = "auto"
     threads: Annotated[
@@ -155,6 +176,7 @@ class InferenceOptions:
             "CPU threads. Default: the cores this process may use.",
             "N",
             limits=(1, MAX_THREADS),
+            panel=RESOURCES,
         ),
     ] = None
     num_jobs: Annotated[
@@ -165,6 +187,7 @@ class InferenceOptions:
             "and memory for; a GPU refines them one after the other. The results are the same.",
             "N|auto",
             _parse_jobs,
+            panel=RESOURCES,
         ),
     ] = None  # auto
     max_memory: Annotated[
@@ -175,6 +198,7 @@ class InferenceOptions:
             "read. Default, and at most: what the system allows.",
             "SIZE",
             parse_size,
+            panel=RESOURCES,
         ),
     ] = None  # bytes
     save_probabilities: Annotated[
@@ -183,16 +207,26 @@ class InferenceOptions:
             "--save-probabilities",
             "Also write the marginals: CASE_probabilities.nii.gz; of CASE.npz of nnU-Net, also "
             "CASE.npz for nnUNetv2_ensemble.",
+            panel=OUTPUT,
         ),
     ] = False
     save_logits: Annotated[
-        bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")
+        bool,
+        Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.", panel=OUTPUT),
     ] = False
     save_structures: Annotated[
-        bool, Option("--save-structures", "Also write one binary file per label, CASE/NAME.nii.gz.")
+        bool,
+        Option(
+            "--save-structures",
+            "Also write one binary file per label, CASE/NAME.nii.gz.",
+            panel=OUTPUT,
+        ),
     ] = False
     preview: Annotated[
-        bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")
+        bool,
+        Option(
+            "--preview", "Also write a picture of what changed: CASE_preview.png.", panel=OUTPUT
+        ),
     ] = False
     resume: Annotated[
         bool,
@@ -200,6 +234,7 @@ class InferenceOptions:
             "--continue --resume",
             "Skip cases whose output exists and is complete; refine those of other parameters "
             "again.",
+            panel=OUTPUT,
         ),
     ] = False
     num_parts: Annotated[
@@ -233,6 +268,7 @@ class InferenceOptions:
             "--summary",
             "Write the record of each case as JSON when the run ends; of a part, FILE-K-of-N.json.",
             "FILE.json",
+            panel=OUTPUT,
         ),
     ] = None
     statistics: Annotated[
@@ -241,6 +277,7 @@ class InferenceOptions:
             "--statistics",
             "Also write a table of each label's volume before and after, and its mean intensities: "
             "statistics.csv.",
+            panel=OUTPUT,
         ),
     ] = False
     strokes: Annotated[
@@ -250,6 +287,7 @@ class InferenceOptions:
             "Folder, file or pattern of voxels that somebody drew to correct the result: 0 "
             "nothing, a label, or 255 background.",
             "PATH",
+            panel=INPUT,
         ),
     ] = ()
     # how `-c auto` chose the parameters, for the record; None means that they were given
@@ -260,6 +298,7 @@ class InferenceOptions:
             "--nnunet",
             "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.",
             "FOLDER",
+            panel=INPUT,
         ),
     ] = None
     manifest: Annotated[
@@ -268,6 +307,7 @@ class InferenceOptions:
             "--manifest",
             "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
             "FILE.csv",
+            panel=INPUT,
         ),
     ] = None
     # by the case, parameters that were not learned on it
@@ -280,6 +320,7 @@ class InferenceOptions:
             "Compute on a Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
             "ADDRESS|FILE",
             path_text,
+            panel=CLUSTER,
         ),
     ] = None
     allow_vanishing: Annotated[
@@ -297,6 +338,7 @@ class InferenceOptions:
             "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.",
             "SUFFIX",
             str.lower,
+            panel=OUTPUT,
         ),
     ] = None
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.option import (
+    INPUT,
     MAP,
     MAP_OF_REFERENCE,
     MAX_PARTS,
+    MODEL,
+    OUTPUT,
     Mapped,
     Option,
     parse_mapped,
@@ -130,7 +133,9 @@ class TrainingOptions(CommonOptions):
     config: Path | None = None  # the file that the parameters came from
     mapped: Annotated[
         tuple[Mapped, ...],
-        Option("--map", f"{MAP} {MAP_OF_REFERENCE}", "[reference:]OLD=NEW", parse_mapped),
+        Option(
+            "--map", f"{MAP} {MAP_OF_REFERENCE}", "[reference:]OLD=NEW", parse_mapped, panel=INPUT
+        ),
     ] = ()
     # The groups that are learned; the others stay as they start.
     learn: tuple[str, ...] = DEFAULT_LEARN
@@ -143,11 +148,18 @@ class TrainingOptions(CommonOptions):
             "Folds of cases. Default: 5, or the number of cases if that is smaller.",
             "K",
             limits=(2, MAX_PARTS),
+            panel=MODEL,
         ),
     ] = None
     loss: Annotated[
         str,
-        Option("--loss", "Cross-entropy, soft Dice, or both.", choices=LOSSES, show_default=True),
+        Option(
+            "--loss",
+            "Cross-entropy, soft Dice, or both.",
+            choices=LOSSES,
+            show_default=True,
+            panel=MODEL,
+        ),
     ] = LOSSES[0]
     num_optimizer_steps: Annotated[
         int | None,
@@ -165,11 +177,13 @@ class TrainingOptions(CommonOptions):
             "--regions",
             "Labels that count together; repeatable. Default: each foreground label.",
             "NAME=1+3+4",
+            panel=INPUT,
         ),
     ] = ()
     device: str = "auto"  # or "cpu", "cuda" or "cuda:N"
     resume: Annotated[
-        bool, Option("--continue --resume", "Take the finished folds of a stopped run.")
+        bool,
+        Option("--continue --resume", "Take the finished folds of a stopped run.", panel=OUTPUT),
     ] = False
 
 

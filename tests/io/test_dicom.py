@@ -431,7 +431,7 @@ def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
     result = run_here(
         "infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1
     )
-    assert result.stderr.splitlines()[1] == f"  crfrefine convert '{series}/' '{series}.nii.gz'"
+    assert result.stderr.splitlines()[1] == f"  crfrefine convert '{series}' '{series}.nii.gz'"
     assert "convert REFINED.nii.gz REFINED.dcm --like SERIES" in result.stderr
     source = segmentation(series, tmp_path / "seg.dcm")
     shown = run_here("evaluate", source, tmp_path / "ref.nii.gz", status=1).stderr

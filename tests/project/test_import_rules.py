@@ -40,7 +40,7 @@ HOMES = {
     "pydicom": {"io.dicom"},
     "highdicom": {"io.dicom"},
     "rich": {"cli"},
-    "typer": {"cli"},
+    "click": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"evaluate.report"},
     "matplotlib": {"evaluate.report"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,43 +42,8 @@ from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.stored import StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
+from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import with_axes, with_geometry_of
-
-
-@dataclass(frozen=True)
-class ConversionOptions:
-    """What `convert` makes of a file."""
-
-    # "logits", "probabilities" (softmax) or "labels" (argmax); None: the values of the file.
-    to: str | None = None
-    # What the file holds: "image", "labels" or "logits"; None: what its voxels look like.
-    content: str | None = None
-    # An image with the same voxels, whose geometry the target gets, as a source without one needs;
-    # the series of a DICOM segmentation.
-    like: Path | None = None
-    segments: Path | None = None  # a DICOM segmentation that describes labels
-    # the new label of values in a label map
-    mapping: Mapping[int, int] = field(default_factory=dict)
-    # Whether the voxels are those of `like`, whatever the header of the file says.
-    same_voxels: bool = False
-    # How the axes x, y, z of an array without geometry run in the world, such as "RAS".
-    axes: str | None = None
-    # What an array of other sizes has in common with `like`: the places of its first and last
-    # voxels ("centers", the default), or the whole field of view ("edges").
-    align: str | None = None
-    series: str | None = None  # UID of the series of slices in a folder of DICOM that holds several
-    series_number: int | None = None  # of the DICOM segmentation to write
-    series_description: str | None = None
-    suffix: str | None = None  # of files in a folder for the segments of a DICOM segmentation
-
-    def from_json(self) -> ConversionOptions:
-        """Return options that were written as JSON, which has texts for paths and for labels."""
-        return replace(
-            self,
-            like=None if self.like is None else Path(self.like),
-            segments=None if self.segments is None else Path(self.segments),
-            mapping={int(old): new for old, new in self.mapping.items()},
-        )
 
 
 @keeping_inputs()

@@ -29,7 +29,8 @@ from crfrefine.io.paths import (
     require_suffix,
     suffix_of,
 )
-from crfrefine.runs.tools.convert import ConversionOptions, convert_file
+from crfrefine.runs.tools.convert import convert_file
+from crfrefine.runs.tools.options import ConversionOptions
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ from crfrefine.io.stored import Scaling, StoredVoxels
 from crfrefine.io.volume import Segment, map_segments, named_segments
 from crfrefine.runs.outputs import unique_stem
 from crfrefine.runs.tools.convert import (
-    ConversionOptions,
     describe_source,
     labels_on,
     with_note_on_values,
 )
 from crfrefine.runs.tools.info import describe_header
+from crfrefine.runs.tools.options import ConversionOptions
 
 # Processor time that the work may take; each million bytes of its files adds a second.
 SECONDS = 60
@@ -121,8 +121,8 @@ def _answer(source: Path, request: dict[str, Any]) -> Any:
         if header is not None:  # Only the voxels tell the type that they become.
             lines += [line for line in describe_header(header) if line[0] != "type"]
         return lines
-    options = ConversionOptions(**request["options"])
-    return _convert(source, Path(request["target"]), options.from_json())
+    options = ConversionOptions.from_json(request["options"])
+    return _convert(source, Path(request["target"]), options)
 
 
 @keeping_inputs()

@@ -1,0 +1,132 @@
+"""How a command that fails says so: a message on standard error and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import signal
+import sys
+from collections.abc import Iterator
+
+import click
+
+from crfrefine.base.failures import Failure, describe_failure
+from crfrefine.base.text import for_terminal
+from crfrefine.cli.standard_output import OutputClosedError
+from crfrefine.errors import CrfRefineError
+
+_MAX_OF_A_USAGE_ERROR = 500
+_NUMBERS_OF_STROKES = (
+    "strokes have 0 where nothing is drawn, and 255 for background; "
+    "`crfrefine convert --map OLD=NEW` gives a file these numbers"
+)
+# Name of a command or option that is gone, to the sentence that its user gets.
+GONE = {
+    "--allow-mismatched-dicom": (
+        "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, "
+        "and no other command does"
+    ),
+    "describe": ("`describe` is gone: `crfrefine COMMAND --help` lists the options of a command"),
+    "bids": (
+        "`bids` is gone: the script examples/bids.py refines a BIDS dataset with "
+        "`crfrefine infer --manifest`"
+    ),
+    "doctor": "`doctor` is gone: `crfrefine info` without a file shows what is installed",
+    "--continue": "`--continue` is gone from evaluate, which measures all cases again",
+    "--resume": "`--resume` is gone from evaluate, which measures all cases again",
+    "--max-minutes": (
+        "`--max-minutes` is gone: a training takes minutes; stop it with Ctrl-C, "
+        "and --resume takes the finished folds"
+    ),
+    "--case-timeout": (
+        "`--case-timeout` is gone: a batch system, or `timeout`, limits the time of a run, "
+        "and --continue does the rest"
+    ),
+    "--dask": (
+        "`--dask` is gone from this command, which runs on this machine; only infer takes it"
+    ),
+    "--workers": (
+        "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask"
+    ),
+    "--strokes-background": f"`--strokes-background` is gone: {_NUMBERS_OF_STROKES}",
+    "--strokes-ignore": f"`--strokes-ignore` is gone: {_NUMBERS_OF_STROKES}",
+    "--regions-class-order": (
+        "`--regions-class-order` is gone: regions_class_order in a dataset.json beside the logits "
+        "says which label each region writes"
+    ),
+    "--summary FILE.jsonl": (
+        "a summary of JSON lines is gone: "
+        "OUTPUT/.crfrefine/record.jsonl gets a line as each case ends"
+    ),
+}
+
+
+class Stopped(BaseException):
+    """Carries an interrupt past click, which would otherwise end the process itself."""
+
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        # Our handlers give the number of a signal; Ctrl-C has none.
+        word = "interrupted"
+        self.status = 128 + signal.SIGINT
+        if cause.args:
+            word = "terminated"
+            self.status = 128 + cause.args[0]
+        super().__init__(": ".join([word, *getattr(cause, "__notes__", ())]))
+
+
+def print_failure(failure: Failure, *, verbose: bool) -> None:
+    """Print a failure on standard error.
+
+    If it was unexpected, and the traceback is wanted, the traceback follows.
+    """
+    print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
+    if verbose and failure.traceback is not None:
+        print(for_terminal(indented(failure.traceback)), file=sys.stderr)
+
+
+def indented(text: str) -> str:
+    """Return a traceback as a part of a message: `for_terminal` keeps indented lines."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+@contextlib.contextmanager
+def reporting_failures(*, verbose: bool) -> Iterator[None]:
+    """Make user and system errors a message and exit status 1; other exceptions come through."""
+    try:
+        yield
+    except CrfRefineError as error:
+        print_failure(describe_failure(error), verbose=verbose)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # of standard error
+            raise OutputClosedError from error
+        place = error.filename or "standard output"
+        with contextlib.suppress(OSError):
+            print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def print_usage_error(error: click.UsageError) -> None:
+    """Print an error about the command line in the form of all other errors.
+
+    Its quotes are shortened, and what to do may follow.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # A call without arguments.
+        error.show()
+        return
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        message = GONE.get(error.option_name, message)
+    text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
+    is_extra = "unexpected extra argument" in message
+    if is_extra and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", message):
+        text += (
+            "\n  An option takes one path: give the folder of many cases, "
+            "or repeat the option for the files of one case."
+        )
+    if error.ctx is not None:
+        help_command = f"{error.ctx.command_path} --help"
+        text = f"{error.ctx.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)

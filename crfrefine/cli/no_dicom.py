@@ -1,0 +1,63 @@
+"""Commands that read volumes refuse DICOM, and say how to convert it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+
+_ENDING = r"\.(dcm|dicom|ima)$"
+_READERS = ("infer", "train-crf", "evaluate", "tune")
+_OUTPUTS = ("output", "summary", "corrections")
+
+
+def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
+    """Raise InputError if an input of a command is a DICOM file, or a folder of them.
+
+    `values` are those of its parameters. The error names the commands to run.
+    """
+    if command not in _READERS:
+        return
+    for path in _paths_in([value for name, value in values.items() if name not in _OUTPUTS]):
+        if not is_named_dicom(path) and not path.exists():
+            continue
+        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize
+
+        if is_dicom(path) and not holds_volumes(path):
+            volume = re.sub(_ENDING, ".nii.gz", str(path), flags=re.IGNORECASE)
+            if volume == str(path):
+                volume += ".nii.gz"
+            convert = ["crfrefine", "convert", str(path), volume]
+            if not path.is_dir():
+                convert += ["--like", "SERIES"]
+            raise InputError(
+                f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n"
+                f"  {shlex.join(convert)}\n"
+                "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
+                "--like SERIES` makes DICOM of a result."
+            )
+        if recognize(path) is STRUCTURES:
+            raise InputError(f"{path}: {STRUCTURES.hint('it')}")
+
+
+def refuse_named_dicom(command: str | None, texts: Sequence[str]) -> None:
+    """Raise InputError if a text of a command line names a DICOM file, by its ending."""
+    refuse_dicom(command, {"inputs": [Path(text) for text in texts if is_named_dicom(text)]})
+
+
+def is_named_dicom(path: str | Path) -> bool:
+    """Return whether a name ends like that of a DICOM file."""
+    return re.search(_ENDING, str(path), re.IGNORECASE) is not None
+
+
+def _paths_in(value: object) -> Iterator[Path]:
+    """Yield the paths of a value: itself, or those in its lists and pairs."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _paths_in(part)

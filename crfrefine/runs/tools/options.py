@@ -1,0 +1,146 @@
+"""The options of `crfrefine convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from crfrefine.base.option import INPUT, MAP, OUTPUT, Mapped, Option, mapping_of, parse_own_mapped
+from crfrefine.errors import InputError
+
+
+def _parse_description(text: str) -> str:
+    if 0 < len(text) <= 64:
+        return text
+    raise InputError("expected 1 to 64 characters")
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What `convert` makes of a file."""
+
+    content: Annotated[
+        str | None,
+        Option(
+            "--as",
+            "What IN holds. Default: what its voxels look like.",
+            choices=("image", "labels", "logits"),
+            panel=INPUT,
+        ),
+    ] = None
+    # "probabilities" by a softmax, "labels" by argmax
+    to: Annotated[
+        str | None,
+        Option(
+            "--to",
+            "Kind of values to write. Default: the kind in IN.",
+            choices=("logits", "probabilities", "labels"),
+            panel=OUTPUT,
+        ),
+    ] = None
+    like: Annotated[
+        Path | None,
+        Option(
+            "--like",
+            "Image whose geometry OUT gets, or a pattern of images; needed for .npz and DICOM.",
+            "IMAGE",
+            panel=INPUT,
+        ),
+    ] = None
+    same_voxels: Annotated[
+        bool,
+        Option(
+            "--same-voxels",
+            "The voxels of IN are those of IMAGE, whatever its header says.",
+            panel=INPUT,
+        ),
+    ] = False
+    axes: Annotated[
+        str | None,
+        Option(
+            "--axes",
+            "How the axes x, y, z of an .npz or .npy run in the world of IMAGE, such as RAS or "
+            "LPS; its sizes may be others.",
+            "RAS",
+            str.upper,
+            panel=INPUT,
+        ),
+    ] = None
+    align: Annotated[
+        str | None,
+        Option(
+            "--align",
+            "With --axes, of other sizes: first and last voxels are at those of IMAGE, or the "
+            "field of view is that of IMAGE. Default: centers.",
+            choices=("centers", "edges"),
+            panel=INPUT,
+        ),
+    ] = None
+    segments: Annotated[
+        Path | None,
+        Option(
+            "--segments",
+            "DICOM segmentation that was refined; OUT.dcm keeps its description of labels.",
+            "SEG",
+            panel=OUTPUT,
+        ),
+    ] = None
+    mapped: Annotated[
+        tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
+    ] = ()
+    suffix: Annotated[
+        str | None,
+        Option(
+            "--output-format",
+            "Of files in a folder OUT: their format, such as .nii.gz or .mha.",
+            "SUFFIX",
+            str.lower,
+            panel=OUTPUT,
+        ),
+    ] = None
+    series: Annotated[
+        str | None,
+        Option(
+            "--series",
+            "The series to take from a folder of DICOM that holds several.",
+            "UID",
+            panel=INPUT,
+        ),
+    ] = None
+    series_number: Annotated[
+        int | None,
+        Option(
+            "--series-number",
+            "Number of the series OUT.dcm. Default: 100 times that of its images, and 1.",
+            "N",
+            limits=(0, (1 << 31) - 1),
+            panel=OUTPUT,
+        ),
+    ] = None
+    series_description: Annotated[
+        str | None,
+        Option(
+            "--series-description",
+            "Description of the series OUT.dcm, at most 64 characters.",
+            "TEXT",
+            _parse_description,
+            panel=OUTPUT,
+        ),
+    ] = None
+
+    @property
+    def mapping(self) -> dict[int, int]:
+        """The new label of values in a label map; ConfigError if a value has two."""
+        return mapping_of(self.mapped)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return options that were written as JSON, which has texts for paths and lists."""
+        restored = dict(values)
+        for name in ("like", "segments"):
+            if values[name] is not None:
+                restored[name] = Path(values[name])
+        restored["mapped"] = tuple(tuple(one) for one in values["mapped"])
+        return cls(**restored)
