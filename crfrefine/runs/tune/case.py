@@ -27,7 +27,11 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes
 from crfrefine.runs.pictures.planes import (
+    BONE,
+    LOWEST_WITHOUT_AIR,
+    LUNG,
     PLANES,
+    SOFT_TISSUE,
     Upright,
     Window,
     choose_places,
@@ -41,6 +45,8 @@ Integers = NDArray[np.int64]
 # (docs/guide/tuning.md).
 MAX_VALUES = 150_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
+# Usual windows of CT that the page offers beside the one by the image's percentiles.
+CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
 
 
 class TuneCase(Case):
@@ -68,6 +74,19 @@ class TuneCase(Case):
     def windows(self) -> tuple[Window, ...]:
         """The gray values of each modality."""
         return tuple(choose_window(modality, self.network_labels > 0) for modality in self.image)
+
+    def offered_windows(self, modality: int) -> list[Window]:
+        """Return the windows that the page offers for an image, the first one to begin with."""
+        image = self.image[modality]
+        chosen = self.windows[modality]
+        finite = image[np.isfinite(image)]
+        windows = [replace(chosen, name=chosen.name or "automatic")]
+        if finite.size and finite.min() < finite.max():
+            lowest = float(finite.min())
+            windows.append(Window(lowest, float(finite.max()), "all values"))
+            if lowest < LOWEST_WITHOUT_AIR:
+                windows += [window for window in CT_WINDOWS if window.name != chosen.name]
+        return windows
 
     def has_voxel(self, place: Sequence[int]) -> bool:
         """Return whether the upright grid has this voxel."""

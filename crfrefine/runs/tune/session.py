@@ -30,7 +30,6 @@ from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
 from crfrefine.runs.pictures.drawing import label_color
-from crfrefine.runs.pictures.planes import BONE, LOWEST_WITHOUT_AIR, LUNG, SOFT_TISSUE, Window
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.controls import describe_controls
 from crfrefine.runs.tune.corrections import CORRECTED, UNTOUCHED, Corrections
@@ -40,8 +39,6 @@ from crfrefine.runs.tune.scores import score_labels
 from crfrefine.runs.tune.slices import View, describe_planes, pack_plane
 
 AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
-# Usual windows of CT that the page offers beside the one by the image's percentiles.
-CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
 
 
 class Shown(NamedTuple):
@@ -103,7 +100,9 @@ class Session:
         self._notes: list[str] = []
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
-        self._labels = self._titles_of_labels()
+        self._labels = ["background"]
+        for label in range(1, self._num_labels):
+            self._labels.append(found.inputs.names.titles.get(label, f"label {label}"))
         self._regions = self._scored_regions()
         self._saving_lock = threading.Lock()
         self.shown = Shown()
@@ -120,12 +119,13 @@ class Session:
         grid = self.case.network_labels.shape
         corrections = self._corrections
         if corrections is None or not corrections.drawing.exists():
-            drawing = Drawing(grid, self._read_strokes())
+            declared = self._inputs.reading.declared
+            drawing = Drawing(grid, read_strokes(self._options.inputs, self.case, declared))
         else:
             drawing = Drawing.read(corrections.drawing, grid)
-            values = self._saved_values(corrections)
-            if values is not None and not drawing.has_had(values):
-                drawing.follow(values)
+            saved = dict(self.case.strokes).get(corrections.strokes)
+            if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
+                drawing.follow(saved.astype(np.uint16))
                 self._notes.append(
                     f"{corrections.strokes}: was changed elsewhere, and its strokes are shown; "
                     "Undo takes back what differs from those drawn here"
@@ -134,27 +134,12 @@ class Session:
             drawing.keep_in(corrections.drawing)
         return drawing
 
-    def _read_strokes(self) -> Strokes | None:
-        return read_strokes(self._options.inputs, self.case, self._inputs.reading.declared)
-
-    def _saved_values(self, corrections: Corrections) -> Array | None:
-        """Return the values of the saved strokes; None if there are none."""
-        for path, values in self.case.strokes:
-            if path == corrections.strokes:
-                return values.astype(np.uint16)
-        return None
-
     def _scored_regions(self) -> tuple[Region, ...]:
         """Return the regions that have a row in the table: those of the options, or channels."""
         scheme = self.case.regions
         if self._options.regions or scheme is None:
             return self._options.regions
         return tuple(map(Region, scheme.names, scheme.labels))
-
-    def _titles_of_labels(self) -> list[str]:
-        titles = self._inputs.names.titles
-        others = range(1, self._num_labels)
-        return ["background", *(titles.get(label, f"label {label}") for label in others)]
 
     def state(self, parameters: CrfParameters) -> str:
         """Return the state of the case with these parameters, one of those of `corrections`."""
@@ -192,7 +177,10 @@ class Session:
             "place": list(case.first_place()),
             "planes": describe_planes(case),
             "modalities": modalities,
-            "windows": [self._describe_windows(number) for number in range(len(case.image))],
+            "windows": [
+                [vars(window) for window in case.offered_windows(number)]
+                for number in range(len(case.image))
+            ],
             "labels": labels,
             "has_reference": case.labels is not None,
             "notes": [*self._inputs.notes, *case.notes, *self._notes],
@@ -309,24 +297,22 @@ class Session:
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
-        with self._saving_lock:  # The files belong together.
-            return self._save_case(corrections, parameters)
-
-    def _save_case(self, corrections: Corrections, parameters: CrfParameters) -> dict[str, Any]:
-        with self._whole_lock:
-            self._result(parameters, None, lambda *progress: None)
-            assert self._kept is not None
-            _, strokes, _, labels = self._kept
-        like = self.case.like
+        described = self._describe_parameters(parameters)
         segments = named_segments(self._inputs.names.labels)
         network = self.case.network
         if isinstance(network, LabelMap) and network.segments:
             segments = network.segments
-        described = self._describe_parameters(parameters)
-        write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
-        write_small_file(corrections.parameters, described["toml"].encode())
-        write_label_map(corrections.refined, labels, replace(like, data=labels), segments=segments)
-        self.drawing.mark_saved(strokes)
+        like = self.case.like
+        with self._saving_lock:  # The files belong together.
+            with self._whole_lock:
+                self._result(parameters, None, lambda *progress: None)
+                assert self._kept is not None
+                _, strokes, _, labels = self._kept
+            write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
+            write_small_file(corrections.parameters, described["toml"].encode())
+            refined = replace(like, data=labels)
+            write_label_map(corrections.refined, labels, refined, segments=segments)
+            self.drawing.mark_saved(strokes)
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
             "strokes": self.drawing.describe(),
@@ -341,22 +327,6 @@ class Session:
             "strokes": self.drawing.values,
         }
         return pack_plane(self.case, view, *self.shown, others)
-
-    def _strokes_of(self, values: Array) -> Strokes | None:
-        return Strokes.of_array(values, values.shape, self._num_labels)
-
-    def _describe_windows(self, modality: int) -> list[dict[str, Any]]:
-        """Return the windows that the page offers for an image, the first one to begin with."""
-        image = self.case.image[modality]
-        chosen = self.case.windows[modality]
-        finite = image[np.isfinite(image)]
-        windows = [replace(chosen, name=chosen.name or "automatic")]
-        if finite.size and finite.min() < finite.max():
-            lowest = float(finite.min())
-            windows.append(Window(lowest, float(finite.max()), "all values"))
-            if lowest < LOWEST_WITHOUT_AIR:
-                windows += [window for window in CT_WINDOWS if window.name != chosen.name]
-        return [vars(window) for window in windows]
 
     def _result(
         self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]
@@ -376,10 +346,10 @@ class Session:
         part: Box | tuple[()] = ()
         if box is not None:
             part = case.stored_box(box)
+        drawn_in_part = drawn[part]
+        strokes = Strokes.of_array(drawn_in_part, drawn_in_part.shape, self._num_labels)
         try:
-            result = self._refiner.refine(
-                parameters, part or None, check, self._strokes_of(drawn[part])
-            )
+            result = self._refiner.refine(parameters, part or None, check, strokes)
         except (ConfigError, _StaleError):
             raise
         except Exception:
