@@ -43,7 +43,8 @@ def demo(
     verbose: Annotated[bool, shared.VERBOSE] = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
-    from crfrefine.cli.reporting import Reporter, print_table
+    from crfrefine.cli.reporting import Reporter
+    from crfrefine.cli.tables import print_table
     from crfrefine.errors import CrfRefineError
     from crfrefine.io.atomic import check_writable
     from crfrefine.metrics.registry import DICE

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import without_names
 from crfrefine.base.text import counted, for_terminal, listed, printable
-from crfrefine.cli.reporting import (
-    MAX_LISTED,
-    QUIET,
-    VERBOSE,
-    RunReporter,
-    print_table,
-    sentences_of,
-)
+from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, sentences_of
+from crfrefine.cli.tables import print_table
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:

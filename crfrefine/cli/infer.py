@@ -87,7 +87,8 @@ def infer(
 
 def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
     """Refine the cases and print their results; raise Exit if one failed."""
-    from crfrefine.cli.reporting import QUIET, Reporter, print_results
+    from crfrefine.cli.reporting import QUIET, Reporter
+    from crfrefine.cli.tables import print_results
     from crfrefine.runs.run import run_inference
 
     reporter = Reporter(verbosity)

@@ -10,7 +10,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
-from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table, sentences_of
+from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, sentences_of
+from crfrefine.cli.tables import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
