@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -104,6 +103,10 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
         masks = read_masks(method, pair.methods[method], reference, [])
         maps.append(np.atleast_3d(masks.label_map))
 
+    label_names = {}
+    for region, labels in evaluation.regions.items():
+        if len(labels) == 1:
+            label_names[labels[0]] = report.region_title(region)
     truth = np.atleast_3d(reference.volume.data)
     before = truth
     before_name = "reference"
@@ -121,7 +124,7 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
         affine=reference.volume.affine,
         title=printable(shown.case),
         subtitle=f"{DICE.title} {_typeset(_dice_text(shown))}",
-        label_names=_label_names(report),
+        label_names=label_names,
         modality_names=tuple(names),
         before_name=before_name,
         after_name=report.compared[-1],
@@ -176,14 +179,6 @@ def _dice_text(shown: ShownCase) -> str:
     return f"{text} ({difference} {DICE.difference_unit})"
 
 
-def _label_names(report: Report) -> dict[int, str]:
-    names = {}
-    for region, labels in report.evaluation.regions.items():
-        if len(labels) == 1:
-            names[labels[0]] = report.region_title(region)
-    return names
-
-
 # The page.
 
 # Letters that reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
@@ -233,7 +228,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_spell_directions,
-        loader=jinja2.FunctionLoader(_read_asset),
+        loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
     )
     environment.filters["typeset"] = _typeset
     environment.globals.update(
@@ -246,11 +241,6 @@ def _environment() -> jinja2.Environment:
         url=_data_url,
     )
     return environment
-
-
-def _read_asset(name: str) -> str:
-    path = files("crfrefine.evaluate.report") / "assets" / name
-    return path.read_text(encoding="utf-8")
 
 
 def _spell_directions(value: object) -> object:
