@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
@@ -37,13 +36,7 @@ def device_of_auto(
     share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
     seconds = 0.0
     for files in cases:
-        if files.problem:
-            continue
-        with suppress(CrfRefineError):  # It is reported when its turn comes.
-            headers = read_case_headers(files, reading)
-            num_voxels = math.prod(headers.images[0].grid_shape)
-            num_values = num_voxels * max(2, headers.network.num_labels)
-            seconds += share * SECONDS_PER_VALUE * num_values
+        seconds += share * _seconds_of_one_thread(files, reading)
         if seconds > GPU_START:
             return get_backend("auto").name, None
     note = (
@@ -51,3 +44,18 @@ def device_of_auto(
         "start of the GPU; --device cuda takes the GPU"
     )
     return "cpu", note
+
+
+def _seconds_of_one_thread(files: CaseFiles, reading: ReadingOptions) -> float:
+    """Return about how long five steps with one appearance kernel take.
+
+    It is 0 for a case that cannot be read.
+    """
+    if files.problem:
+        return 0.0
+    try:
+        headers = read_case_headers(files, reading)
+    except CrfRefineError:  # It is reported when its turn comes.
+        return 0.0
+    num_voxels = math.prod(headers.images[0].grid_shape)
+    return SECONDS_PER_VALUE * num_voxels * max(2, headers.network.num_labels)
