@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -54,6 +54,29 @@ class CaseFiles:
     def lacking(self, lack: str, *missing: str) -> CaseFiles:
         """Return the case with more missing files, and a problem unless it has one already."""
         return replace(self, lack=self.lack or lack, missing=self.missing + missing)
+
+    def without(self, what: str, place: Path, expected: str) -> CaseFiles:
+        """Return the case, which has no file of a kind in a place."""
+        missing = f"no {what} in {place}"
+        return self.lacking(f"{missing}; expected {expected}", missing)
+
+    def with_several(
+        self,
+        expected: str,
+        paths: Collection[Path],
+        place: Path,
+        *,
+        before: str = "",
+        after: str = "",
+    ) -> CaseFiles:
+        """Return the case, which has files in a place that are too many, or not all of some.
+
+        Words `before` and `after` it say more about the problem.
+        """
+        found = listed([path.name for path in sorted(paths)])
+        if len({path.parent for path in paths}) > 1:
+            found = listed(sorted(paths))
+        return self.lacking(f"{before}expected {expected}, found {found} in {place}{after}")
 
 
 class CaseList(list[CaseFiles]):

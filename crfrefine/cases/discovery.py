@@ -25,7 +25,7 @@ from crfrefine.cases.conventions import (
     without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.listing import Files, file_names
+from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import (
     MAX_MODALITIES,
     Match,
@@ -96,7 +96,14 @@ def discover_cases(
     if labels is not None:
         others.append(Files(LABELS, labels))
     if include_imageless and not cases.is_single:
-        _add_imageless(cases, place, others)
+        case_ids = {case.case_id for case in cases}
+        names = set[str]()
+        for files in others:
+            if files.kind is not MASK and files.place != place:
+                names.update(files.strays(case_ids))
+        expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
+        cases += [CaseFiles(name, ()).without("image", place, expected) for name in names]
+        cases.sort(key=lambda case: case.case_id)
     for files in others:
         files.add_to(cases, first_label=int(add_background))
     return cases
@@ -263,8 +270,7 @@ def _case_of_images(
         names = tuple(order)
     case = CaseFiles(case_id, tuple(images), modalities=names)
     if len(matches) > len(images):
-        found = file_names([match.path for match in matches])
-        return case.lacking(f"expected {IMAGES.one}, found {found} in {place}")
+        return case.with_several(IMAGES.one, [match.path for match in matches], place)
     if "" in first or order == [*modalities]:
         return case
     absent = [name for name in modalities if name not in first]
@@ -273,20 +279,6 @@ def _case_of_images(
         f"found {listed(order, MAX_MODALITIES)} in {place}",
         *(f"no modality {name} in {place}" for name in absent),
     )
-
-
-def _add_imageless(cases: CaseList, images: Path, others: Sequence[Files]) -> None:
-    """Add the cases that are known only from their labels or logits, each with its `problem`."""
-    case_ids = {case.case_id for case in cases}
-    names = set[str]()
-    for files in others:
-        if files.kind is not MASK and files.place != images:
-            names.update(files.strays(case_ids))
-    lacking = f"no image in {images}"
-    expected = "a file by this pattern" if is_pattern(images) else IMAGES.expected
-    for name in names:
-        cases.append(CaseFiles(name, ()).lacking(f"{lacking}; expected {expected}", lacking))
-    cases.sort(key=lambda case: case.case_id)
 
 
 def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:

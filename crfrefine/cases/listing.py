@@ -183,21 +183,13 @@ class Files:
         if self.given or len(paths) == 1 or takes_all:
             return self.kind.added(case, self.given or paths)
         if paths:
-            found = file_names(paths)
-            return case.lacking(f"expected {self.kind.one}, found {found} in {self.place}")
-        what = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
+            return case.with_several(self.kind.one, paths, self.place)
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
             nearest = nearest_files(of_case(self.place, case.case_id))
             expected = f"a file by this pattern{nearest}"
-        return case.lacking(f"{what}; expected {expected}", what)
-
-
-def file_names(paths: Collection[Path]) -> str:
-    """Return the names of some files, for messages; with their folders if these differ."""
-    if len({path.parent for path in paths}) > 1:
-        return listed(sorted(paths))
-    return listed([path.name for path in sorted(paths)])
+        what = self.kind.what.replace("CASE", case.case_id)
+        return case.without(what, self.place, expected)
 
 
 def structures_in(place: Path) -> dict[str, list[Match]]:
@@ -263,15 +255,13 @@ def _with_file_per_label(
     if labels == [*range(first_label, first_label + len(paths))]:
         return replace(case, logits=paths)
 
-    problem = (
-        f"expected one file for each label from {first_label}, found {file_names(paths)} in {place}"
-    )
+    before = ""
+    after = ""
     if labels[0] < 0:
-        problem += "; {label} is a number, or a name in dataset.json, for structures with "
-        problem += "--input-type labels any name"
+        after = "; {label} is a number, or a name in dataset.json, for structures with "
+        after += "--input-type labels any name"
     elif labels[0] == 1 and first_label == 0:
-        problem = (
-            f"the background seems to be missing: {problem}; --add-background computes it from "
-            "the probabilities of labels 1, 2, …"
-        )
-    return case.lacking(problem)
+        before = "the background seems to be missing: "
+        after = "; --add-background computes it from the probabilities of labels 1, 2, …"
+    expected = f"one file for each label from {first_label}"
+    return case.with_several(expected, paths, place, before=before, after=after)
