@@ -103,20 +103,13 @@ def _convert_folder(
 ) -> None:
     """Convert the files of a folder, show how far it is, and list the failures at the end."""
     from crfrefine.cli.reporting import QUIET, FolderReporter
-    from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
+    from crfrefine.runs.tools.convert_folder import convert_folder
 
-    plan, found = plan_folder(source, target, options.suffix, options.like)
-    files = [file for file, _, _ in plan]
-    reporter = FolderReporter(verbosity)
-    with reporter:
-        if found:
-            reporter.cases_found(found)
-        reporter.run_started(files)
-        for conversion in convert_folder(plan, options):
-            reporter.case_ended(conversion)
-        reporter.run_ended(files)
+    with FolderReporter(verbosity) as reporter:
+        conversions = convert_folder(source, target, options, reporter)
     if verbosity > QUIET:
-        for path in reporter.written:
-            print(printable(str(path)))
-    if reporter.failed:
+        for conversion in conversions:
+            if conversion.failure is None:
+                print(printable(str(conversion.target)))
+    if any(conversion.failure is not None for conversion in conversions):
         raise click.exceptions.Exit(1)

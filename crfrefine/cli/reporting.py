@@ -348,35 +348,37 @@ class FolderReporter(RunReporter):
     def run_started(self, files: Sequence[Path]) -> None:
         """Print the amount of work."""
         # In several folders, files may have the same name.
-        self.has_folders = len({file.parent for file in files}) > 1
-        self.written: list[Path] = []
-        self.failed: list[str] = []
+        self._has_folders = len({file.parent for file in files}) > 1
         self._begin(counted(len(files), "file"), len(files), "converting")
 
     def case_ended(self, conversion: Conversion) -> None:
         """Print the outcome of a file."""
-        name = str(conversion.source) if self.has_folders else conversion.source.name
+        name = self._name_of(conversion)
         head = self._end_case(name)
-        if conversion.failure is not None:
-            self.failed.append(name)
-            failure = conversion.failure
+        failure = conversion.failure
+        if failure is not None:
             self._say_failure(name, failure.message, failure.traceback)
         else:
-            self.written.append(conversion.target)
             sentence = conversion.sentence.replace("\n", "\n  ")
             self._say(f"{head} {sentence}")
 
-    def run_ended(self, files: Sequence[Path]) -> None:
+    def _name_of(self, conversion: Conversion) -> str:
+        if self._has_folders:
+            return str(conversion.source)
+        return conversion.source.name
+
+    def run_ended(self, conversions: Sequence[Conversion]) -> None:
         """Remove the bar, and list all failures again."""
         self._stop()
-        counts = [f"{len(self.written)} done"]
-        if self.failed:
-            counts.append(f"{len(self.failed)} failed")
-        if self._ended < len(files):
-            counts.append(f"{len(files) - self._ended} not started")
+        failed = [self._name_of(file) for file in conversions if file.failure is not None]
+        counts = [f"{len(conversions) - len(failed)} done"]
+        if failed:
+            counts.append(f"{len(failed)} failed")
+        if len(conversions) < self._total:
+            counts.append(f"{self._total - len(conversions)} not started")
         self._say(", ".join(counts))
-        if self.failed:
-            self._say(f"failed: {listed(self.failed, most=MAX_LISTED)}", at_least=QUIET)
+        if failed:
+            self._say(f"failed: {listed(failed, most=MAX_LISTED)}", at_least=QUIET)
 
 
 def sentences_of(verdict: Verdict) -> list[str]:

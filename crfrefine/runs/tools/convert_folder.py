@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine import io
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
 from crfrefine.cases.patterns import (
@@ -43,7 +44,7 @@ class Conversion:
     failure: Failure | None = None
 
 
-def plan_folder(
+def _plan_folder(
     source: Path, target: Path, suffix: str | None, like: Path | None = None
 ) -> tuple[list[tuple[Path, Path, Path | None]], str]:
     """Return the volumes of a folder or pattern, sorted by name, what they become, and their image.
@@ -116,25 +117,33 @@ def _require_different(files: Sequence[Match], targets: Sequence[Path], target: 
 
 
 def convert_folder(
-    plan: list[tuple[Path, Path, Path | None]], options: ConversionOptions
-) -> Iterator[Conversion]:
-    """Convert the files of a plan, and yield the outcome of each; a full disk ends it."""
+    source: Path, target: Path, options: ConversionOptions, observer: Observer
+) -> list[Conversion]:
+    """Convert the files of a folder or pattern, and return their outcomes; a full disk ends it."""
+    plan, found = _plan_folder(source, target, options.suffix, options.like)
+    if found:
+        observer.cases_found(found)
+    observer.run_started([file for file, _, _ in plan])
+    conversions: list[Conversion] = []
     sources: dict[Path, Path] = {}
     with keeping_inputs():
-        for file, target, _ in plan:
+        for file, becomes, _ in plan:
             add_volumes(file)
-            check_writable(target.parent)
-        for file, target, like in plan:
-            first = sources.setdefault(target, file)
+            check_writable(becomes.parent)
+        for file, becomes, like in plan:
+            first = sources.setdefault(becomes, file)
             failures: list[Failure] = []
             sentence = ""
             with failing_alone(failures.append, file):
                 if first != file:
                     raise InputError(
-                        f"{file}: would become {target}, as {first.name} does; rename one"
+                        f"{file}: would become {becomes}, as {first.name} does; rename one"
                     )
-                sentence = convert_file(file, target, replace(options, like=like))
+                sentence = convert_file(file, becomes, replace(options, like=like))
             failure = next(iter(failures), None)
-            yield Conversion(file, target, sentence, failure)
+            conversions.append(Conversion(file, becomes, sentence, failure))
+            observer.case_ended(conversions[-1])
             if failure is not None and failure.kind == StorageError.__name__:
-                return
+                break
+    observer.run_ended(conversions)
+    return conversions
