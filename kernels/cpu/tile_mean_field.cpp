@@ -147,38 +147,16 @@ class TileMeanField {
         }
     }
 
-    // Sums of a softmax besides the marginals; `log_sum` is relative to the largest logit.
-    struct Softened {
-        vfloat log_sum, largest;
-        vint label;
-    };
+    // Marginals of a row, one label `stride` after the other; 0 in lanes that are not valid.
+    struct ValidLanes {
+        LabelLanes lanes;
+        vint valid;
 
-    // The softmax of a row of `x` (label, `stride` apart) to `marginals` (label, `out_stride`
-    // apart); 0 in lanes that are not valid.
-    static Softened soften(int labels, const float* x, int64_t stride, const vint& valid,
-                           float* marginals, int64_t out_stride) {
-        vfloat largest = load(x);
-        vint label{};
-        for (int l = 1; l < labels; ++l) {
-            const vfloat v = load(x + l * stride);
-            const vint more = v > largest;
-            largest = select(more, v, largest);
-            label = select(more, vint{} + l, label);
+        vfloat operator[](int label) const { return lanes[label]; }
+        void set(int label, const vfloat& value) const {
+            lanes.set(label, select(valid, value, vfloat{}));
         }
-        vfloat sum{};
-        for (int l = 0; l < labels; ++l) {
-            const vfloat e = exp_nonpositive(load(x + l * stride) - largest);
-            sum += e;
-            store(marginals + l * out_stride, e);
-        }
-        const vfloat inverse = 1.0f / sum;
-        for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(marginals + l * out_stride) * inverse;
-            store(marginals + l * out_stride, select(valid, marginal, vfloat{}));
-        }
-        return {select(valid, log_positive(sum), vfloat{}), select(valid, largest, vfloat{}),
-                label};
-    }
+    };
 
     // The network's marginals.
     void initialize(int64_t tile) {
@@ -193,12 +171,13 @@ class TileMeanField {
         for (int64_t row = 0; row < num_rows_; ++row) {
             inside_[tile * num_rows_ + row] = lanes_inside(set_, set_.active[tile], row);
             const int64_t i = row * kLanes;
-            const Softened found =
-                soften(labels, x + i, voxels_, lanes_of(inside_[tile * num_rows_ + row]),
-                       marginals + i, voxels_);
+            const vint valid = lanes_of(inside_[tile * num_rows_ + row]);
+            const UpdateLanes start = update_marginals<0>(
+                LabelLanes{x + i, voxels_}, ValidLanes{{marginals + i, voxels_}, valid}, labels);
+            const vfloat largest = select(valid, start.largest, vfloat{});
             for (int lane = 0; lane < kLanes; ++lane)
-                sums.largest += static_cast<double>(found.largest[lane]);
-            row_unary_[tile * num_rows_ + row] = -sum_lanes(found.log_sum);
+                sums.largest += static_cast<double>(largest[lane]);
+            row_unary_[tile * num_rows_ + row] = -sum_lanes(select(valid, start.log_sum, vfloat{}));
         }
         sums.unary = unary(tile);
         sums_[tile] = sums;
@@ -277,7 +256,9 @@ class TileMeanField {
                 select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
             store(x + l * kLanes, load(logits + l * voxels_) * scale - load(pairwise + l * kLanes));
         }
-        const Softened found = soften(labels, x, kLanes, valid, now, kLanes);
+        const vint label =
+            update_marginals<0>(LabelLanes{x, kLanes}, ValidLanes{{now, kLanes}, valid}, labels)
+                .label;
         vint before{};
         vfloat most = load(q), moved{};
         for (int l = 0; l < labels; ++l) {
@@ -287,7 +268,7 @@ class TileMeanField {
             before = select(more, vint{} + l, before);
             moved = vmax(vmax(difference, -difference), moved);
         }
-        const vint flips = found.label != before;
+        const vint flips = label != before;
         sends = mask_of((moved > unsent_) | flips) & open(tile, row);
         if (!sends) return;
         const vint some = lanes_of(sends);

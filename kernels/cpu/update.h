@@ -23,7 +23,8 @@ struct UpdateLanes {
     // The largest of <Q, x> - sum Q log Q over all Q, which the new marginals attain, with x
     // relative to the largest logit: the logarithm of the sum of exponentials.
     vfloat log_sum;
-    vint label;  // the first of the largest logits
+    vfloat largest;  // the largest logit
+    vint label;      // the first of the largest logits
 };
 
 // Turns logits into marginals, which may take their place. L: number of labels, 0 = any; loops of
@@ -55,7 +56,7 @@ template <int L, class Logits, class Marginals>
     const vfloat inverse = 1.0f / total;
     for (int l = 0; l < num_labels; ++l) q.set(l, q[l] * inverse);
     const vfloat log_sum = log_positive(total);
-    return {weighted * inverse - log_sum, log_sum, label};
+    return {weighted * inverse - log_sum, log_sum, largest, label};
 }
 
 // The product of the Jacobian dQ/dx, which is symmetric, and a gradient with respect to Q: calls
