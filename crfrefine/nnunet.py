@@ -32,10 +32,8 @@ from crfrefine.io.atomic import check_small_output
 from crfrefine.io.paths import add_volumes, files_written, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, Network
+from crfrefine.refinement.networks import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
     from crfrefine.refinement.result import RefinementResult
@@ -201,12 +199,16 @@ def _network_of(
     stored_shape = image.grid_shape[::-1]
     spacing = interpolation.grid_map.source_spacing(image.geometry()[1])
     if regions is None:
-        shape = interpolation.grid_map.source_shape
-        name = "logits"
-        network = StreamedNetwork(
-            lambda: _pieces(logits), len(logits), shape, name, name, Path(name)
+        return StreamedNetwork(
+            lambda: _pieces(logits),
+            len(logits),
+            stored_shape,
+            "logits",
+            "logits",
+            Path("logits"),
+            interpolation,
+            spacing,
         )
-        return CoarseNetwork(network, interpolation, stored_shape, spacing)
     scheme = RegionScheme.of(regions)
     values = np.empty((len(logits), *interpolation.grid_map.shape), np.float32)
     for channel, target in zip(logits, values, strict=True):

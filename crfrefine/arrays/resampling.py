@@ -39,41 +39,6 @@ TILT_TOLERANCE = 1e-4
 CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
 
 
-@dataclass(frozen=True)
-class AxisMap:
-    """Where the indices of one axis lie on the parallel axis of the other grid."""
-
-    positions: Float64  # (n,) index on the other grid, perhaps beyond its samples
-    size: int  # samples of the other grid along the axis
-
-    @cached_property
-    def inside(self) -> Bool:
-        """(n,) True within half a voxel of the samples."""
-        return _is_inside(self.positions, self.size)
-
-    def nearest(self) -> NDArray[np.intp]:
-        """Return the index of the nearest sample, (n,); of two equally near ones, the larger."""
-        return _nearest_sample(self.positions, self.size - 1)
-
-    def taps(self, *, is_cubic: bool = False) -> Taps:
-        """Return the samples and weights of each value; beyond the edge, the outermost count."""
-        last = self.size - 1
-        clipped = np.clip(self.positions, 0, last)
-        below = np.floor(clipped).astype(np.intp)
-        below = np.minimum(below, max(last - 1, 0))
-        fraction = clipped - below
-        if is_cubic:
-            neighbors = below + np.arange(-1, 3)[:, None]
-            powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
-            weights = (CATMULL_ROM @ powers).astype(np.float32)
-            return np.clip(neighbors, 0, last), weights
-
-        above = np.minimum(below + 1, last)
-        samples = np.stack([below, above])
-        upper = fraction.astype(np.float32)
-        return samples, np.stack([np.float32(1) - upper, upper])
-
-
 @dataclass(frozen=True, eq=False)
 class GridMap:
     """Where the voxels of a grid lie on another one, the source.
@@ -103,14 +68,53 @@ class GridMap:
             return order
         return None
 
-    def axis_maps(self, axes: Sequence[int]) -> tuple[AxisMap, ...]:
-        """Return the map of each axis of a grid whose `source_axes` are `axes`."""
-        maps = []
-        for axis, source in enumerate(axes):
+    @cached_property
+    def positions(self) -> tuple[Float64, ...]:
+        """Along each axis, the voxels' indices on the parallel axis of the source."""
+        assert self.source_axes is not None
+        positions = []
+        for axis, source in enumerate(self.source_axes):
             step = self.matrix[source, axis]
-            positions = step * np.arange(self.shape[axis]) + self.offset[source]
-            maps.append(AxisMap(positions, self.source_shape[source]))
-        return tuple(maps)
+            positions.append(step * np.arange(self.shape[axis]) + self.offset[source])
+        return tuple(positions)
+
+    @cached_property
+    def inside_along(self) -> tuple[Bool, ...]:
+        """Along each axis, which voxels are within half a voxel of the source's parallel axis."""
+        assert self.source_axes is not None
+        sizes = [self.source_shape[source] for source in self.source_axes]
+        return tuple(map(_is_inside, self.positions, sizes))
+
+    @property
+    def nearest_along(self) -> tuple[NDArray[np.intp], ...]:
+        """Along each axis, the index of the nearest sample; of two equally near, the larger."""
+        assert self.source_axes is not None
+        last = [self.source_shape[source] - 1 for source in self.source_axes]
+        return tuple(map(_nearest_sample, self.positions, last))
+
+    def taps_along(self, *, is_cubic: bool) -> list[Taps]:
+        """Return the samples and weights of each value along each axis.
+
+        Beyond the edge, the outermost samples count.
+        """
+        assert self.source_axes is not None
+        taps: list[Taps] = []
+        for source, positions in zip(self.source_axes, self.positions, strict=True):
+            last = self.source_shape[source] - 1
+            clipped = np.clip(positions, 0, last)
+            below = np.floor(clipped).astype(np.intp)
+            below = np.minimum(below, max(last - 1, 0))
+            fraction = clipped - below
+            if is_cubic:
+                neighbors = below + np.arange(-1, 3)[:, None]
+                powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
+                weights = (CATMULL_ROM @ powers).astype(np.float32)
+                taps.append((np.clip(neighbors, 0, last), weights))
+            else:
+                samples = np.stack([below, np.minimum(below + 1, last)])
+                upper = fraction.astype(np.float32)
+                taps.append((samples, np.stack([np.float32(1) - upper, upper])))
+        return taps
 
     def inside(self, plane: int) -> Bool:
         """Return (y, x), True where a plane of the grid is within half a voxel of the source."""
@@ -126,12 +130,10 @@ class GridMap:
     @cached_property
     def num_inside(self) -> int:
         """Number of voxels that lie on the source."""
-        axes = self.source_axes
-        if axes is None:
+        if self.source_axes is None:
             planes = (self.inside(plane) for plane in range(self.shape[0]))
             return sum(int(np.count_nonzero(plane)) for plane in planes)
-        lines = (axis.inside for axis in self.axis_maps(axes))
-        return math.prod(int(np.count_nonzero(line)) for line in lines)
+        return math.prod(int(np.count_nonzero(line)) for line in self.inside_along)
 
     @cached_property
     def in_whole_voxels(self) -> GridMap | None:
@@ -194,20 +196,19 @@ class Interpolation:
         self.grid_map = grid_map
         self.nearest = nearest
         self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
-        self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
         # samples on either side of a voxel that its value comes from
         self.reach = 2 if is_cubic else 1
-        self.taps = [axis.taps(is_cubic=is_cubic) for axis in self.maps]
+        self.taps = grid_map.taps_along(is_cubic=is_cubic)
         if nearest is not None:
             number = axes.index(nearest)
-            samples = self.maps[number].nearest()[None]
+            samples = grid_map.nearest_along[number][None]
             self.taps[number] = samples, np.ones(samples.shape, np.float32)
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
         """Write planes of a channel on the grid to fill, (z, y, x); 0 outside of the source."""
         target[planes] = 0.0
         first = planes.start or 0
-        along_z, along_y, along_x = (axis.inside for axis in self.maps)
+        along_z, along_y, along_x = self.grid_map.inside_along
         inside = [np.flatnonzero(part) for part in (along_z[planes], along_y, along_x)]
         if not all(part.size for part in inside):
             return
@@ -351,10 +352,11 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     target = np.zeros(grid_map.shape, source.dtype)
     axes = grid_map.source_axes
     if axes is not None:
-        maps = grid_map.axis_maps(axes)
-        inside = np.ix_(*(axis.inside for axis in maps))
-        samples = np.ix_(*(axis.nearest()[axis.inside] for axis in maps))
-        target[inside] = stored.transpose(axes)[samples]
+        along = grid_map.inside_along
+        samples_along = []
+        for of_axis, inside in zip(grid_map.nearest_along, along, strict=True):
+            samples_along.append(of_axis[inside])
+        target[np.ix_(*along)] = stored.transpose(axes)[np.ix_(*samples_along)]
         return target
 
     last = np.array(grid_map.source_shape) - 1
@@ -371,9 +373,8 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 def count_outside(grid_map: GridMap, values: NDArray[Number]) -> int:
     """Return how many voxels of the grid, ([z,] y, x), that are not 0 lie outside the source."""
     planes = values.reshape(grid_map.shape)
-    axes = grid_map.source_axes
-    if axes is not None:
-        inside = np.ix_(*(axis.inside for axis in grid_map.axis_maps(axes)))
+    if grid_map.source_axes is not None:
+        inside = np.ix_(*grid_map.inside_along)
         return int(np.count_nonzero(planes) - np.count_nonzero(planes[inside]))
     outside = (plane[~grid_map.inside(z)] for z, plane in enumerate(planes))
     return sum(int(np.count_nonzero(part)) for part in outside)

@@ -36,7 +36,6 @@ from crfrefine.errors import InputError
 from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
 from crfrefine.io.volume import Segment, Volume, VolumeHeader
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,6 @@ class Case:
     @property
     def network_spacing(self) -> tuple[float, ...] | None:
         """Mm between voxels of a network on another grid; None means that of the image."""
-        if isinstance(self.network, StreamedNetwork):
-            return None
         return cast("tuple[float, ...] | None", self.network.network_spacing)
 
     def find_padding(self) -> Bool | None:

@@ -35,9 +35,7 @@ from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.refinement.networks import ArrayNetwork, Network
-from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
+from crfrefine.refinement.networks import ArrayNetwork, Network, ReadPieces, StreamedNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,10 +218,10 @@ def network_of_stream(
     is_cubic = options.resample == CUBIC
     grid_map = work.require_overlap(first, "logits")
     notes += work.describe(grid_map, first, "logits", HOW[is_cubic], "become background")
-    coarse = CoarseNetwork(
+    network = replace(
         network,
-        Interpolation(grid_map, is_cubic=is_cubic),
-        like.grid_shape[::-1],
-        grid_map.source_spacing(spacing),
+        grid_shape=like.grid_shape[::-1],
+        interpolation=Interpolation(grid_map, is_cubic=is_cubic),
+        network_spacing=grid_map.source_spacing(spacing),
     )
-    return coarse, kind
+    return network, kind

@@ -246,9 +246,7 @@ class WorkGrid:
 
 def describe_part(grid_map: GridMap) -> str:
     """Return the box of a grid that lies on another one: its size and its first voxel, x first."""
-    axes = grid_map.source_axes
-    assert axes is not None
-    inside = [np.flatnonzero(axis.inside) for axis in reversed(grid_map.axis_maps(axes))]
+    inside = [np.flatnonzero(along) for along in reversed(grid_map.inside_along)]
     size = TIMES.join(str(len(part)) for part in inside)
     whole = TIMES.join(map(str, reversed(grid_map.shape)))
     first = ", ".join(str(part[0]) for part in inside)

@@ -34,7 +34,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
@@ -165,20 +165,12 @@ def refine(
         has_rules = parameters.postprocess.min_component_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
-    notes: tuple[str, ...] = ()
-    if input_type == "labels":
-        if regions is not None:
-            raise ConfigError(
-                "regions: they are those of the channels of logits, and a label map has none; "
-                "leave regions out"
-            )
-        network: Network = _label_map_network(values, image, parameters, network_spacing)
+    network, notes = _given_network(values, image, parameters, input_type, network_spacing, regions)
+    num_labels = network.shape[0]
+    if isinstance(network, LabelMapNetwork):
         num_labels = parameters.num_labels or MAX_LABELS
-    else:
-        network, notes = _array_network(values, image, input_type, regions)
-        num_labels = network.shape[0]
-        if network.regions is not None:
-            num_labels = network.regions.num_labels
+    elif network.regions is not None:
+        num_labels = network.regions.num_labels
 
     drawn = None
     if strokes is not None:
@@ -198,27 +190,34 @@ def refine(
     return replace(result, notes=(*notes, *result.notes))
 
 
-def _label_map_network(
-    values: Array, image: Array, parameters: CrfParameters, network_spacing: ArrayLike | str | None
-) -> LabelMapNetwork:
-    """Return a label map, (*grid), which may have as many labels as the parameters."""
-    labels = given_label_map(values, image)
-    channels = channels_of(present_labels(labels))
-    num_labels = parameters.num_labels
-    if num_labels is None:
-        num_labels = channels[-1] + 1
-    elif channels[-1] >= num_labels:
-        raise InputError(
-            f"the label map holds labels up to {channels[-1]}, but the parameters have values for "
-            f"{num_labels} labels; give parameters for all labels, or merge labels"
-        )
-    return LabelMapNetwork(labels, channels, num_labels, network_spacing)
+def _given_network(
+    values: Array,
+    image: Array,
+    parameters: CrfParameters,
+    input_type: str,
+    network_spacing: ArrayLike | str | None,
+    regions: GivenRegions | None,
+) -> tuple[ArrayNetwork | LabelMapNetwork, tuple[str, ...]]:
+    """Return a label map, (*grid), or the channels of labels or regions, and notes on them.
 
+    A label map may have as many labels as the parameters.
+    """
+    if input_type == "labels":
+        if regions is not None:
+            raise ConfigError(
+                "regions: they are those of the channels of logits, and a label map has none; "
+                "leave regions out"
+            )
+        labels = given_label_map(values, image)
+        present = channels_of(present_labels(labels))
+        num_labels = parameters.num_labels or present[-1] + 1
+        if present[-1] >= num_labels:
+            raise InputError(
+                f"the label map holds labels up to {present[-1]}, but the parameters have values "
+                f"for {num_labels} labels; give parameters for all labels, or merge labels"
+            )
+        return LabelMapNetwork(labels, present, num_labels, network_spacing), ()
 
-def _array_network(
-    values: Array, image: Array, input_type: str, regions: GivenRegions | None
-) -> tuple[ArrayNetwork, tuple[str, ...]]:
-    """Return the channels of labels, or of regions, (channels, *grid), and notes on them."""
     if regions is not None:
         scheme = RegionScheme.of(regions)
         check_logits(values, image, input_type, min_channels=1)

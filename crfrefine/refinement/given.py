@@ -1,20 +1,26 @@
-"""A case as it is given: the image, and what refines it, besides the network's output."""
+"""A case as it is given, besides the network's output, and as it is prepared for the mean field."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.base.array_types import Float32, Labels
+    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
     from crfrefine.base.geometry import StorageOrder
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.strokes import Strokes
+    from crfrefine.refinement.tiles.problem import TileProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,3 +60,45 @@ class Case:
         if self.regions is not None:
             return self.regions.decode(channels)
         return self.backend.label_map(channels, threads=self.context.threads)
+
+
+@dataclass(eq=False)
+class Prepared:
+    """The inputs of a refinement, in storage order. Copies take the place of a user's arrays."""
+
+    # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
+    logits: Float32
+    image: GridImage  # raw, then normalized, of the box; with tiles that of their problem counts
+    # (*grid), True inside the mask and outside the padding; None means everywhere
+    mask: Bool | None
+    largest: float = 0.0  # the largest magnitude of a logit
+    # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
+    is_probability: bool = False
+    # (*grid) the network's label map; None means that it is still to be made from the logits
+    labels: Labels | None = None
+    # The part of the grid that is refined, or that tiles cover; None means all of it.
+    box: Box | None = None
+    problem: TileProblem | None = None  # that on tiles; None means all labels everywhere
+    # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
+    # temperature; None without tiles
+    best: Float64 | None = None
+    # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
+    # no volumes are kept
+    gained: NDArray[np.int64] | None = None
+    num_padding: int = 0  # voxels in the mask that are padding
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+
+    def image_in(self, box: Box) -> Float32:
+        """Return the normalized image in a box of the grid, (M, *box)."""
+        values = self.image.values
+        if self.box is None:
+            return values[(slice(None), *box)]
+        # Values outside the image's box are those at its faces: they do not matter outside the
+        # mask.
+        inner = [np.arange(len(values))]
+        for along, of_image in zip(box, self.box, strict=True):
+            first = of_image.start
+            places = np.arange(along.start, along.stop)
+            inner.append(places.clip(first, of_image.stop - 1) - first)
+        return values[np.ix_(*inner)]

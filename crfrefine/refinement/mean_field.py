@@ -23,10 +23,10 @@ from crfrefine.engines.base import (
 )
 from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.given import Case
-from crfrefine.refinement.preparing import Prepared
+from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.refined import RefinedChannels
-from crfrefine.refinement.tiles.running import RefinedTiles, solve
+from crfrefine.refinement.tiles.running import RefinedTiles
+from crfrefine.refinement.tiles.slabs import solve
 
 
 def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple[str, ...]]:
@@ -70,13 +70,12 @@ def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple
 def _run_on(backend: Backend, prepared: Prepared, case: Case) -> MeanFieldResult | RefinedTiles:
     """Run the mean field on tiles, or in the mask's box for all labels, or regions."""
     context = case.context
-    plan = prepared.plan
-    if plan is not None:
+    if prepared.problem is not None:
         if len(prepared.logits):
             # Logits in memory were checked to fit before they were read; tiles take little beside
             # them, and slabs would change the result.
             context = replace(context, num_bytes=None, take=NO_CONTEXT.take)
-        return solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
+        return solve(prepared.problem, backend, context)
 
     values = prepared.logits
     if prepared.box is not None:

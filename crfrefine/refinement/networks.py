@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Labels
-from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.resampling import Interpolation
+    from crfrefine.io.reading import Piece
+
+ReadPieces = Callable[[], "Iterable[Piece]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,4 +60,25 @@ class LabelMapNetwork:
         return (len(self.channels), *self.labels.shape)
 
 
-Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
+@dataclass(frozen=True, eq=False)
+class StreamedNetwork:
+    """A network's output in files, on the image's grid or on another one with parallel axes."""
+
+    read: ReadPieces  # returns the pieces, from the beginning at each call
+    num_labels: int  # L
+    grid_shape: tuple[int, ...]  # of the image, in storage order
+    input_type: str  # "auto", "logits" or "probabilities"
+    kind: str | None  # the same if the file declares it
+    path: Path  # the file, for messages
+    # From the network's grid of three axes to the image's; None means that they are the same.
+    interpolation: Interpolation | None = None
+    # mm between voxels of the network's grid along each axis of the image, if interpolated
+    network_spacing: tuple[float, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid) for users."""
+        return (self.num_labels, *reversed(self.grid_shape))
+
+
+Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,61 +19,22 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement.given import Case
+from crfrefine.refinement.following import plan_edits
+from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.strokes import Strokes, plan_edits
+from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.coarse import plan_coarse
-from crfrefine.refinement.tiles.grid import MAX_DIMS
-from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_shares, plan_stream
-from crfrefine.refinement.tiles.problem import DenseChannels, TilePlan
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
+from crfrefine.refinement.tiles.grid import MAX_DIMS, LabelSets
+from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
+from crfrefine.refinement.tiles.problem import TileProblem
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_IT = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
-
-
-@dataclass(eq=False)
-class Prepared:
-    """The inputs of a refinement, in storage order. Copies take the place of a user's arrays."""
-
-    # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
-    logits: Float32
-    image: GridImage  # raw, then normalized, of the box; with tiles that of their problem counts
-    # (*grid), True inside the mask and outside the padding; None means everywhere
-    mask: Bool | None
-    largest: float = 0.0  # the largest magnitude of a logit
-    # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
-    is_probability: bool = False
-    # (*grid) the network's label map; None means that it is still to be made from the logits
-    labels: Labels | None = None
-    # The part of the grid that is refined without tiles; None means all of it.
-    box: Box | None = None
-    plan: TilePlan | None = None  # the labels of the tiles; None means all labels everywhere
-    # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
-    # no volumes are kept
-    gained: NDArray[np.int64] | None = None
-    num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-
-    def image_in(self, box: Box) -> Float32:
-        """Return the normalized image in a box of the grid, (M, *box)."""
-        values = self.image.values
-        if self.box is None:
-            return values[(slice(None), *box)]
-        # Values outside the image's box are those at its faces: they do not matter outside the
-        # mask.
-        inner = [np.arange(len(values))]
-        for along, of_image in zip(box, self.box, strict=True):
-            first = of_image.start
-            places = np.arange(along.start, along.stop)
-            inner.append(places.clip(first, of_image.stop - 1) - first)
-        return values[np.ix_(*inner)]
 
 
 def prepare(network: Network, case: Case) -> Prepared:
@@ -87,35 +48,49 @@ def prepare(network: Network, case: Case) -> Prepared:
         return prepared
     if isinstance(network, LabelMapNetwork):
         return _prepare_label_map(network, case)
-    if isinstance(network, StreamedNetwork):
-        plan = plan_stream(network, case)
+    if network.interpolation is None:
+        prepared = plan_stream(network, case)
     else:
-        plan = plan_coarse(network, case)
-    return _prepare_tiles(plan, case, is_label_map=False)
+        prepared = plan_coarse(network, case)
+    _draw_strokes_on_tiles(prepared, case, is_label_map=False)
+    return prepared
 
 
 def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
-    """Prepare a label map; unless it has few labels, it has tiles."""
+    """Prepare a label map; with many labels its logits are made tile by tile.
+
+    Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
+    """
     model = case.model
     labels = np.ascontiguousarray(case.order.to_storage(network.labels))
     numbers = label_maps.channel_numbers(labels, network.channels)
+    num_channels = len(network.channels)
     sigma = None
     network_spacing = model.kernels.network_spacing
     if network_spacing is not None:
         sigma = label_maps.share_sigma(network_spacing, case.image.spacing)
-    if _are_made_by_tile(numbers, network, case):
-        if sigma is None:
-            plan = plan_label_map(numbers, case)
-        else:
-            plan = plan_shares(numbers, sigma, case)
-        return _prepare_tiles(plan, case, is_label_map=True)
+    # Many labels take part only near where they occur. A stroke of a new label does not change how
+    # the others take part.
+    num_of_network = num_channels - len(network.absent)
+    takes_part_nearby = label_maps.take_part_nearby(num_of_network, numbers.size)
+    if takes_part_nearby:
+        leaves_out = case.parameters.mean_field.label_threshold > 0
+        keeps_volumes = case.parameters.volume.weight > 0
+        has_tiles = case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS
+        if has_tiles and leaves_out and not keeps_volumes:
+            prepared = plan_label_map(numbers, sigma, case)
+            _draw_strokes_on_tiles(prepared, case, is_label_map=True)
+            return prepared
+        where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
+        what = f"the logits of {num_channels} labels, which only {where} can do without, take"
+        require_memory(4 * num_channels * numbers.size, what, memory_limit())
     if sigma is not None:
         logits = label_maps.share_logits(numbers, len(network.channels), sigma)
         logits[list(network.absent)] = ABSENT_LOGIT
     else:
         of_network = [number for number in network.channels if number not in network.absent]
         logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
-        if _takes_part_nearby(numbers, network):
+        if takes_part_nearby:
             reach = model.kernels.reach(case.image.spacing, numbers.shape)
             for channel in logits:
                 near = label_maps.widen(channel == CONFIDENCE, reach)
@@ -126,65 +101,43 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     return prepared
 
 
-def _prepare_tiles(plan: TilePlan, case: Case, *, is_label_map: bool) -> Prepared:
-    """Prepare channels that are not in memory."""
-    labels = plan.labels
-    assert labels is not None
-    problem = plan.problem
-    gained = None
-    if case.strokes is not None:
-        edits = plan_edits(
-            case.strokes,
-            case.parameters.strokes,
-            case.model,
-            case.image.spacing,
-            problem.mask,
-            problem.normalized,
-            labels.reshape(problem.grid.shape),
-            is_label_map=is_label_map,
-        )
-        edited = edits.edit_plan(plan)
-        plan = edited.plan
-        problem = plan.problem
-        if case.parameters.volume.match_input:
-            gained = edited.count_gains()
-    no_channel = np.zeros((0, *labels.shape), np.float32)
-    return Prepared(
-        no_channel,
-        case.image,
-        problem.image.mask,
-        labels=labels,
-        plan=plan,
-        gained=gained,
-        num_padding=plan.num_padding,
-        notes=plan.notes,
+def _draw_strokes_on_tiles(prepared: Prepared, case: Case, *, is_label_map: bool) -> None:
+    """Edit channels that are not in memory, and count the voxels as `_draw_strokes` does."""
+    problem = prepared.problem
+    labels = prepared.labels
+    if case.strokes is None or problem is None or labels is None:
+        return
+    grid = problem.grid
+    edits = plan_edits(
+        case,
+        case.strokes,
+        problem.mask,
+        problem.normalized,
+        labels.reshape(grid.shape),
+        is_label_map=is_label_map,
     )
+    changed = edits.changed_tiles(grid, len(problem.present))
+    # Labels take part where their logits rise, too.
+    edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)
+    edited = replace(edited, edits=edits)
+    is_near = changed.any(axis=0)
+    near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
+    if case.parameters.volume.match_input:
+        near.source.ensure(near.sets.domains & near.sets.active, None)
+        before = _count_on_tiles(replace(near, edits=None))
+        prepared.gained = _count_on_tiles(near) - before
+    # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
+    is_local = not problem.spec.kernels.kernels and not problem.sets.active.any()
+    prepared.problem = near if is_local else edited
 
 
-def _takes_part_nearby(numbers: Labels, network: LabelMapNetwork) -> bool:
-    """Return whether labels take part only near where they occur, as they are many."""
-    # A stroke of a new label does not change how the others take part.
-    num_of_network = len(network.channels) - len(network.absent)
-    return label_maps.take_part_nearby(num_of_network, numbers.size)
-
-
-def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: Case) -> bool:
-    """Return whether the logits of a label map are made tile by tile.
-
-    Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
-    """
-    if not _takes_part_nearby(numbers, network):
-        return False
-    leaves_out = case.parameters.mean_field.label_threshold > 0
-    keeps_volumes = case.parameters.volume.weight > 0
-    has_tiles = case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS
-    if has_tiles and leaves_out and not keeps_volumes:
-        return True
-    num_channels = len(network.channels)
-    where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
-    what = f"the logits of {num_channels} labels, which only {where} can do without, take"
-    require_memory(4 * num_channels * numbers.size, what, memory_limit())
-    return False
+def _count_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
+    """Return the number of voxels of each label's largest logits in active tiles, (L,)."""
+    sets = problem.sets
+    labels = np.zeros(sets.grid.shape, np.uint16)
+    if sets.num_entries:
+        sets.engine(problem.mask, 1).decode(problem.logits(1), labels)
+    return np.array(label_maps.count_labels(labels, len(sets.domains)))
 
 
 def _channels_of_labels(network: ArrayNetwork, case: Case) -> Prepared:
@@ -313,11 +266,7 @@ def _plan_channels(prepared: Prepared, case: Case, *, is_label_map: bool) -> Non
     if prepared.box is None and mask_box is not None and image.mask is not None:
         part = image.values[(slice(None), *mask_box)]
         image = replace(image, values=part, mask=image.mask[mask_box])
-    source = DenseChannels(prepared.logits, prepared.is_probability)
-    plan, surveyed = plan_array(source, mask_box, image, case, is_interpolated=is_interpolated)
-    prepared.plan = plan
-    if prepared.labels is None:
-        prepared.labels = surveyed
+    plan_array(prepared, image, mask_box, case, is_interpolated=is_interpolated)
 
 
 def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes, *, is_label_map: bool) -> None:
@@ -331,15 +280,7 @@ def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes, *, is_label_
     are_regions = case.regions is not None
     network: Array = prepared.logits if are_regions else labels
     edits = plan_edits(
-        strokes,
-        case.parameters.strokes,
-        case.model,
-        case.image.spacing,
-        prepared.mask,
-        prepared.image_in,
-        network,
-        case.regions,
-        is_label_map=is_label_map,
+        case, strokes, prepared.mask, prepared.image_in, network, is_label_map=is_label_map
     )
     if not is_label_map:
         temperature = case.model.mean_field.temperature

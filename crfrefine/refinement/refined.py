@@ -24,8 +24,7 @@ from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_rows
 from crfrefine.refinement.tiles.running import RefinedTiles
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.preparing import Prepared
-    from crfrefine.refinement.tiles.problem import TilePlan
+    from crfrefine.refinement.given import Prepared
 
 
 class RefinedChannels:
@@ -47,7 +46,6 @@ class RefinedChannels:
         self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec
     ) -> None:
         """Keep the engine's results, and the logits, or labels, of all other voxels."""
-        plan = prepared.plan
         self._shape = prepared.logits.shape[1:]
         self._run = run
         self._log_sums: dict[float, Float32] = {}
@@ -57,16 +55,21 @@ class RefinedChannels:
         self.timings = dict(outcome.timings)
         self.tiles: RefinedTiles | None = None
         self.marginals: Float32 | None = None
+        box = prepared.box
         if isinstance(outcome, RefinedTiles):
-            assert plan is not None
-            box = plan.box
+            assert prepared.problem is not None
+            assert prepared.best is not None
             self.tiles = outcome
             self.computed: Float32 = outcome.values[None]
-            self._mask = plan.problem.mask  # of the tiles' grid
+            self._mask = prepared.problem.mask  # of the tiles' grid
             self.is_array = False
-            self.report = replace(outcome.report, energy=_whole_energy(outcome, plan))
+            # The energy of each step with that of the voxels of settled tiles. If every voxel is
+            # settled, no step is taken, and the energy is that of the network's output.
+            settled = -float(prepared.best[~outcome.sets.active].sum())
+            of_steps = outcome.report.energy if outcome.sets.num_entries else (0.0,)
+            energy = tuple(value + settled for value in of_steps)
+            self.report = replace(outcome.report, energy=energy)
         else:
-            box = prepared.box
             self.computed = outcome.logits
             self._mask = None
             self.is_array = box is None
@@ -81,10 +84,10 @@ class RefinedChannels:
         if not self.is_array and not self.is_streamed:
             self._network = prepared.logits
         self._is_probability = prepared.is_probability
-        if plan is not None and self.is_streamed:
-            assert plan.labels is not None
-            plan.labels.setflags(write=False)  # They are shown to the user, too.
-            self._labels = self._settled(plan.labels)
+        if self.is_streamed:
+            assert prepared.labels is not None
+            prepared.labels.setflags(write=False)  # They are shown to the user, too.
+            self._labels = self._settled(prepared.labels)
 
     def watch(self, given: Array) -> None:
         """Remember a checksum of the network's values if they are those of a caller's array."""
@@ -361,16 +364,6 @@ def _checksum_of(channels: Float32) -> int:
     for channel in channels:
         checksum = isal_zlib.crc32(np.ascontiguousarray(channel), checksum)
     return checksum
-
-
-def _whole_energy(tiles: RefinedTiles, plan: TilePlan) -> tuple[float, ...]:
-    """Return the energy of each step with that of the voxels of settled tiles."""
-    is_settled = ~tiles.sets.active
-    settled = -float(plan.best[is_settled].sum())
-    if tiles.sets.num_entries:
-        return tuple(value + settled for value in tiles.report.energy)
-    # If every voxel is settled, no step is taken, and the energy is that of the network's output.
-    return (settled,)
 
 
 def overlap(planes: slice, box: Box) -> tuple[Box, slice]:

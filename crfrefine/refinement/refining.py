@@ -28,12 +28,11 @@ from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
-from crfrefine.refinement.given import Case
+from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.preparing import Prepared, prepare, without_nan
+from crfrefine.refinement.preparing import prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -83,8 +82,7 @@ def refine_network(
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
-        if not isinstance(network, StreamedNetwork):
-            case = replace(case, network_spacing=network.network_spacing)
+        case = replace(case, network_spacing=network.network_spacing)
         has_volumes = case.network_spacing is not None and regions is None
         if parameters.volume.match_input and not has_volumes:
             raise ConfigError(

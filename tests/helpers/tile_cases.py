@@ -81,9 +81,7 @@ def refine(case, parameters, threshold, **options):
 
         patch.setattr("crfrefine.refinement.tiles.planning.choose_tiles", choose)
         if threshold <= 0:
-            patch.setattr(
-                "crfrefine.refinement.preparing.plan_array", lambda *_, **__: (None, None)
-            )
+            patch.setattr("crfrefine.refinement.preparing.plan_array", lambda *_, **__: None)
         parameters = parameters.replace(**{"mean_field.label_threshold": threshold})
         settings = {
             "spacing": case.spacing,

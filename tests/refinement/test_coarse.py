@@ -16,10 +16,8 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import as_parameters
-from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.networks import ArrayNetwork, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0})
 SPACING = (1.0, 1.4, 0.8)  # x, y, z
@@ -276,7 +274,10 @@ def test_streamed_logits_are_refined_as_in_memory(preset, num_labels, height, is
                 planes = slice(start, min(start + 5, coarse[0]))
                 yield Piece(slice(label, label + 1), planes, channel[None, planes])
 
-    stream = StreamedNetwork(read, num_labels, coarse, "logits", "logits", Path("logits"))
+    kind = "logits"
+    stream = StreamedNetwork(
+        read, num_labels, stored, kind, kind, Path(kind), interpolation, network_spacing
+    )
     in_memory = dense.transpose(0, 3, 2, 1)
     rng = np.random.default_rng(0)
     mask = np.ones(stored, np.bool_)
@@ -292,7 +293,7 @@ def test_streamed_logits_are_refined_as_in_memory(preset, num_labels, height, is
     streamed, dense_result = (
         refine_network(network, image, **settings)
         for network in (
-            CoarseNetwork(stream, interpolation, stored, network_spacing),
+            stream,
             ArrayNetwork(in_memory, "logits", None, network_spacing),
         )
     )

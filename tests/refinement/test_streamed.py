@@ -26,9 +26,9 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.networks import StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 MODEL = (
     "--set",

@@ -9,7 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from crfrefine import CrfParameters, Plan, refine
 from crfrefine.arrays import label_maps
 from crfrefine.errors import InputError
-from crfrefine.refinement.strokes import NUM_RADII, STRENGTH
+from crfrefine.refinement.following import NUM_RADII, STRENGTH
 
 SHAPE = (22, 27, 34)
 SPACING = (1.5, 1.0, 1.25)

@@ -213,6 +213,20 @@ class LabelSets:
             next_entry[among] += 1
         return places
 
+    def find_entries(
+        self, label: int, searched: TileNumbers
+    ) -> tuple[EntryNumbers, NDArray[np.intp]]:
+        """Return a label's entries in searched tiles, and which of these tiles they are in.
+
+        It may take part in some of them only; others may lie beyond the grid.
+        """
+        tiles, entries = self.entries[label]
+        if not len(tiles):
+            return np.zeros(0, np.int64), np.zeros(0, np.intp)
+        nearest = np.searchsorted(tiles, searched).clip(max=len(tiles) - 1)
+        places = np.flatnonzero(tiles[nearest] == searched)
+        return entries[nearest[places]], places
+
     def entries_in(self, start: int, stop: int) -> slice:
         """Return the entries of some planes, which begin and end with a tile, or with the grid."""
         grid = self.grid

@@ -1,269 +1,55 @@
-"""A volume, or a slab of one, whose mean field runs on tiles, and the channels that it starts from.
-
-`ChannelSource` gives the logits of labels in tiles; here are those of an array and of a label map.
-`TilePlan` has the inputs of a run.
-"""
+"""A volume, or a slab of one, whose mean field runs on tiles."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import (
-    ABSENT_LOGIT,
-    CONFIDENCE,
-    Box,
-    bounding_box,
-    grown,
-    log_shares,
-    widen,
-)
-from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.workers import run_all
+from crfrefine.arrays.label_maps import Box, widen
+from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.tiles.grid import (
-    TILE,
-    TILE_VOXELS,
-    EntryNumbers,
-    Extents,
-    LabelSets,
-    TileGrid,
-    TileNumbers,
-    box_between,
-    num_rings,
-    tile_rows,
-)
+from crfrefine.refinement.tiles.channels import ChannelSource
+from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, TileGrid, num_rings, tile_rows
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
-    from crfrefine.refinement.tiles.survey import Presence
-
-
-class ChannelSource(ABC):
-    """The channels of a network's output."""
-
-    @property
-    def num_bytes(self) -> int:
-        """The bytes that it has added to the input of the run."""
-        return 0
-
-    def ensure(self, domains: Bool, threads: int | None) -> None:
-        """Make sure that labels can be had in some tiles, (L, *tiles).
-
-        It may take another reading of a file.
-        """
-        return  # Channels in memory are there.
-
-    def of_entries(self, sets: LabelSets, threads: int | None) -> Float32:
-        """Return the logits of the labels that take part in tiles, (entries, voxels of a tile)."""
-        values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
-        engine = sets.grid.engine(threads)
-        for label, (tiles, entries) in enumerate(sets.entries):
-            if len(tiles):
-                self.fill_entries(engine, label, tiles, entries, values)
-        return values
-
-    @abstractmethod
-    def fill_entries(
-        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
-    ) -> None:
-        """Write a label's logits in some tiles to entries of `out`, (entries, voxels of a tile)."""
-
-    @abstractmethod
-    def planes(self, start: int, stop: int) -> ChannelSource:
-        """Return the source of some planes, which begin and end with a tile, or with the grid."""
-
-
-@dataclass(eq=False)
-class DenseChannels(ChannelSource):
-    """Channels in an array."""
-
-    values: Float32  # (L, *grid) of three grid axes, with consecutive voxels along the last one
-    is_probability: bool  # whether the values are probabilities, whose logarithm is taken
-
-    def fill_entries(
-        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
-    ) -> None:
-        """See `ChannelSource`."""
-        engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
-
-    def planes(self, start: int, stop: int) -> DenseChannels:
-        """See `ChannelSource`."""
-        return DenseChannels(self.values[:, start:stop], self.is_probability)
-
-
-# Voxels of a tile and its surroundings up to which each tile is searched for a label by itself.
-MAX_NEIGHBORHOOD = 1 << 17
-
-
-@dataclass(eq=False)
-class LabelMapChannels(ChannelSource):
-    """The logits of a label map (`crfrefine.arrays.label_maps`), made where they are asked for.
-
-    They are asked for in some planes; voxels of other planes count as neighbors.
-    """
-
-    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
-    reach: Extents  # voxels within which a label takes part
-    first_plane: int
-    num_planes: int
-
-    def fill_entries(
-        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
-    ) -> None:
-        """See `ChannelSource`."""
-        size = 1
-        for tile, extent in zip(TILE, self.reach, strict=True):
-            size *= tile + 2 * extent
-        if size > MAX_NEIGHBORHOOD:
-            engine.fill_entries(self.channel(label), True, tiles, False, entries, out)
-            return
-        logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
-        engine.fill_labels(
-            self.numbers, self.first_plane, label, self.reach, logits, tiles, entries, out
-        )
-
-    def planes(self, start: int, stop: int) -> LabelMapChannels:
-        """See `ChannelSource`."""
-        return replace(self, first_plane=self.first_plane + start, num_planes=stop - start)
-
-    def channel(self, label: int) -> NDArray[np.float16]:
-        """Return a label's logits in the planes that are asked for."""
-        first = self.first_plane
-        stop = self.first_plane + self.num_planes
-        reach = self.reach[0]
-        start = max(0, first - reach)
-        occurs = self.numbers[start : stop + reach] == label
-        logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
-
-        box = bounding_box(occurs)
-        if box is not None:
-            around = grown(box, self.reach, occurs.shape)
-            is_near = widen(occurs[around], self.reach)
-            logits[around][is_near] = 0.0
-            logits[occurs] = CONFIDENCE
-        return logits[first - start : stop - start]
-
-
-_MAX_ROWS = 4  # rows of tiles whose shares are computed at once
-
-
-@dataclass(eq=False)
-class ShareChannels(ChannelSource):
-    """Logarithms of the shares of labels in the map of a coarse network."""
-
-    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
-    sigma: Sequence[float]  # the result of `share_sigma`, along three axes
-    first_plane: int
-    num_planes: int
-
-    def fill_entries(
-        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
-    ) -> None:
-        """See `ChannelSource`."""
-        plane_shape = self.numbers.shape[1:]
-        grid = TileGrid((self.num_planes, *plane_shape))
-        shares = partial(log_shares, self.numbers, label, self.sigma)
-        fill_by_rows(grid, self.first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
-
-    def planes(self, start: int, stop: int) -> ShareChannels:
-        """See `ChannelSource`."""
-        return replace(self, first_plane=self.first_plane + start, num_planes=stop - start)
-
-
-def fill_by_rows(
-    grid: TileGrid,
-    first_plane: int,
-    values_of: Callable[[Box], Float32],
-    tiles: TileNumbers,
-    entries: EntryNumbers,
-    out: Float32,
-    *,
-    num_rows: int = 1,
-    threads: int = 1,
-) -> None:
-    """Fill entries as `ChannelSource.fill_entries` does, a few rows of tiles at a time.
-
-    The grid begins at `first_plane` of the grid that boxes are in; `values_of` makes the values of
-    a box, which lies around the tiles of some rows.
-    """
-    places = np.stack(np.unravel_index(tiles, grid.counts))
-    group_of = places[0] // num_rows
-
-    def fill(group: int) -> None:
-        chosen = np.flatnonzero(group_of == group)
-        first = places[:, chosen].min(axis=1)
-        end = places[:, chosen].max(axis=1) + 1
-        planes, *others = grid.voxels_in(box_between(first, end))
-        planes = slice(planes.start + first_plane, planes.stop + first_plane)
-        values = values_of((planes, *others))
-
-        part = TileGrid(values.shape)
-        places_in_part = places[:, chosen] - first[:, None]
-        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
-        values = np.ascontiguousarray(values)
-        out[entries[chosen]] = part.gather(values, in_part, 1)
-
-    jobs = [partial(fill, group) for group in np.unique(group_of)]
-    run_all(jobs, threads)
-
-
-# ---- The volume
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Planes of a volume, and those beside them that take part in the computation."""
-
-    start: int  # the first plane
-    stop: int  # the end of the planes
-    first: int  # the first plane that takes part
-    last: int  # the end of the planes that take part
-
-    @property
-    def planes(self) -> slice:
-        """The planes that take part."""
-        return slice(self.first, self.last)
-
-    @property
-    def num_planes(self) -> int:
-        """The number of planes that take part."""
-        return self.last - self.first
-
-    @property
-    def rows(self) -> slice:
-        """The rows of tiles that take part."""
-        return tile_rows(self.first, self.last)
+    from crfrefine.refinement.edits import Edits
 
 
 @dataclass(frozen=True, eq=False)
 class TileProblem:
-    """A volume, or a slab of one."""
+    """A volume, or a slab of one, and the labels that take part in its tiles."""
 
-    grid: TileGrid  # the tiles
-    source: ChannelSource  # the network's logits
-    presence: Presence  # where labels are
+    source: ChannelSource  # the network's logits in the whole volume
+    sets: LabelSets  # the labels of the tiles
+    present: Bool  # (L, *tiles), where labels are present
+    may_matter: Bool  # (L, *tiles), where they may matter; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    # Largest probability that counts as nothing, for the check at the borders of domains; None
-    # means no check.
-    threshold: float | None
-    # One of each modality, for an image that is not normalized; None means that it is.
-    maps: Sequence[IntensityMap] | None = None
+    # `mean_field.label_threshold`, the largest probability that counts as nothing
+    threshold: float
+    checks_borders: bool = True  # whether domains grow where a label exceeds that near the border
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
     # marginals. Minus infinity means nowhere.
     settled: float = -math.inf
-    precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
+    # One of each modality, for an image that is not normalized; None means that it is.
+    maps: Sequence[IntensityMap] | None = None
     # Most voxels of a slab and the planes beside it; None means any number.
     largest_slab: int | None = None
+    is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
+    edits: Edits | None = None  # the strokes' changes of the logits
+    first_plane: int = 0  # of a slab, the number of its first plane
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tiles."""
+        return self.sets.grid
 
     @cached_property
     def mask(self) -> Bool | None:
@@ -278,16 +64,18 @@ class TileProblem:
         """Voxels along each axis after which every kernel ends, or the grid."""
         return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
 
-    def label_sets(self) -> LabelSets:
-        """Return the labels of each tile: those that are present around it and may matter there."""
-        # Farther away than that a label cannot rise, as the C++ engine confirms.
-        present, may_matter = self.presence
-        domains = np.zeros_like(present)
-        rings = num_rings(self.reach)
-        for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
-            near = widen(present[label], rings)
-            domains[label] = near & may_matter[label]
-        return LabelSets(self.grid, domains)
+    def with_presence(self, present: Bool, may_matter: Bool) -> TileProblem:
+        """Return the problem with labels present in other tiles, (L, *tiles) each."""
+        sets = label_sets(self.grid, present, may_matter, self.reach)
+        return replace(self, sets=sets, present=present, may_matter=may_matter)
+
+    def logits(self, threads: int | None) -> Float32:
+        """Return the logits of the labels that take part in tiles, (entries, voxels of a tile)."""
+        first_tile = self.source.grid.first_tile(self.first_plane)
+        logits = self.source.of_entries(self.sets, threads, first_tile)
+        if self.edits is not None:
+            self.edits.apply_to_tiles(logits, self.sets, self.source.grid, first_tile)
+        return logits
 
     def normalized(self, box: Box = ()) -> Float32:
         """Return the normalized image in a box of three axes, (M, *box) float32, C-contiguous."""
@@ -317,41 +105,39 @@ class TileProblem:
         origin = FeatureOrigin(position, tuple(lowest.tolist()))
         return replace(self, image=replace(self.image, origin=origin))
 
-    def in_slab(self, slab: Slab) -> TileProblem:
-        """Return the planes that take part in a slab, with their normalized image.
+    def in_slab(self, planes: slice) -> TileProblem:
+        """Return the problem of some planes, which begin and end with a tile, or with the grid.
 
-        The problem has the origin of `with_origin`.
+        The problem has the origin of `with_origin`; the slab's image is normalized.
         """
         origin = self.image.origin
         assert origin is not None
         first, *others = origin.position
-        position = (first - slab.first, *others)
-        mask = None if self.mask is None else self.mask[slab.planes]
-        values = self.normalized((slab.planes,))
-        origin = replace(origin, position=position)
-        image = replace(self.image, values=values, mask=mask, origin=origin)
+        mask = None if self.mask is None else self.mask[planes]
+        values = self.normalized((planes,))
+        origin = replace(origin, position=(first - planes.start, *others))
+        rows = tile_rows(planes.start, planes.stop)
+        grid = self.grid.with_planes(planes.stop - planes.start)
         return replace(
             self,
-            grid=self.grid.with_planes(slab.num_planes),
-            source=self.source.planes(slab.first, slab.last),
-            presence=self.presence.in_rows(slab.rows),
-            image=image,
+            sets=LabelSets(grid, self.sets.domains[:, rows]),
+            present=self.present[:, rows],
+            may_matter=self.may_matter[:, rows],
+            image=replace(self.image, values=values, mask=mask, origin=origin),
             maps=None,
+            first_plane=planes.start,
         )
 
 
-@dataclass(frozen=True, eq=False)
-class TilePlan:
-    """The inputs of a run on tiles."""
+def label_sets(grid: TileGrid, present: Bool, may_matter: Bool, reach: Extents) -> LabelSets:
+    """Return the labels of each tile: those that are present around it and may matter there.
 
-    problem: TileProblem  # the volume
-    sets: LabelSets  # the labels of its tiles
-    # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
-    # temperature
-    best: Float64
-    is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
-    box: Box | None = None  # the part of the grid that tiles cover; None means all of it
-    # (*grid), the network's label map; None means that it is to be found
-    labels: Labels | None = None
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-    num_padding: int = 0  # voxels in the mask where all logits were equal
+    Where labels are is (L, *tiles) each; kernels end after `reach` voxels.
+    """
+    # Farther away than that a label cannot rise, as the C++ engine confirms.
+    domains = np.zeros_like(present)
+    rings = num_rings(reach)
+    for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
+        near = widen(present[label], rings)
+        domains[label] = near & may_matter[label]
+    return LabelSets(grid, domains)

@@ -6,9 +6,8 @@ Only tiles where a label may take part are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     TILE,
     TILE_VOXELS,
@@ -28,31 +28,11 @@ from crfrefine.refinement.tiles.grid import (
     TileNumbers,
     num_rings,
 )
-from crfrefine.refinement.tiles.problem import ChannelSource
-from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds
+from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RunContext
-    from crfrefine.io.reading import Piece
-
-ReadPieces = Callable[[], "Iterable[Piece]"]
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedNetwork:
-    """A network's output in files."""
-
-    read: ReadPieces  # returns the pieces, from the beginning at each call
-    num_labels: int  # L
-    grid_shape: tuple[int, ...]  # in storage order
-    input_type: str  # "auto", "logits" or "probabilities"
-    kind: str | None  # the same if the file declares it
-    path: Path  # the file, for messages
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) for users."""
-        return (self.num_labels, *reversed(self.grid_shape))
+    from crfrefine.refinement.networks import ReadPieces, StreamedNetwork
 
 
 @dataclass(frozen=True)
@@ -75,38 +55,31 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     Planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
     converted, exactly.
     """
-    num_planes = grid.shape[0]
+    num_planes, *plane_shape = grid.shape
     waiting: dict[int, Array] = {}
-    for label, first, planes in _read_planes(read, grid):
-        stop = first + len(planes)
-        if label in waiting:
-            held = waiting.pop(label)
-            planes = np.concatenate([held, planes])
-            first -= len(held)
-        num_whole = len(planes)
-        if stop != num_planes:
-            num_whole = len(planes) // TILE[0] * TILE[0]
-        if num_whole < len(planes):
-            waiting[label] = planes[num_whole:].copy()
-        if num_whole:
-            whole = planes[:num_whole]
-            if whole.dtype not in (np.float32, np.float16):
-                whole = whole.astype(np.float32)
-            yield Brick(label, first, np.ascontiguousarray(whole))
-
-
-def _read_planes(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, int, Array]]:
-    """Yield the channel, the number of the first plane, and the planes of each piece."""
-    plane_shape = grid.shape[1:]
     for piece in read():
-        planes_of_piece = piece.planes
         labels = range(piece.channels.start, piece.channels.stop)
         for label, values in zip(labels, piece.values, strict=True):
             planes = values.reshape(-1, *plane_shape)
-            if len(planes) == planes_of_piece.stop - planes_of_piece.start:
-                yield label, planes_of_piece.start, planes
-            else:  # A grid of two axes: the piece's planes are rows of the only plane.
-                yield label, 0, values.reshape(1, *plane_shape)
+            first = piece.planes.start
+            if len(planes) != piece.planes.stop - first:
+                # A grid of two axes: the piece's planes are rows of the only plane.
+                first = 0
+            stop = first + len(planes)
+            if label in waiting:
+                held = waiting.pop(label)
+                planes = np.concatenate([held, planes])
+                first -= len(held)
+            num_whole = len(planes)
+            if stop != num_planes:
+                num_whole = len(planes) // TILE[0] * TILE[0]
+            if num_whole < len(planes):
+                waiting[label] = planes[num_whole:].copy()
+            if num_whole:
+                whole = planes[:num_whole]
+                if whole.dtype not in (np.float32, np.float16):
+                    whole = whole.astype(np.float32)
+                yield Brick(label, first, np.ascontiguousarray(whole))
 
 
 class StoredChannels(ChannelSource):
@@ -170,19 +143,6 @@ class StoredChannels(ChannelSource):
             values = values[np.searchsorted(kept, tiles)]
         engine.fill_entries(values, False, tiles, self.is_probability, entries, out)
 
-    def planes(self, start: int, stop: int) -> StoredChannels:
-        """See `ChannelSource`."""
-        whole = self.grid
-        first = whole.first_tile(start)
-        end = whole.first_tile(stop + TILE[0] - 1)
-        grid = whole.with_planes(stop - start)
-        part = StoredChannels(grid, self.num_labels, self.read, is_probability=self.is_probability)
-        for label in range(self.num_labels):
-            tiles, values = self.joined(label)
-            chosen = slice(*np.searchsorted(tiles, (first, end)))
-            part.keep(label, tiles[chosen] - first, values[chosen])
-        return part
-
     def joined(self, label: int) -> tuple[TileNumbers, Array]:
         """Return a label's tiles, ascending, and their values, (n, voxels of a tile)."""
         parts = self._parts[label]
@@ -215,7 +175,6 @@ class Candidates:
     def __init__(
         self,
         store: StoredChannels,
-        thresholds: Thresholds,
         context: RunContext,
         reach: Extents | None = None,
     ) -> None:
@@ -224,7 +183,6 @@ class Candidates:
         With `reach`, as of `store`, tiles are not kept that `store` would forget.
         """
         self._store = store
-        self._thresholds = thresholds
         self._threads = context.threads
         self._take = context.take
         self._rings = None if reach is None else num_rings(reach)
@@ -246,17 +204,15 @@ class Candidates:
         for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
             tiles, values = store.joined(label)
             margins = survey.margins_of(label, values, tiles, exact_above=math.inf)
-            store.retain(label, margins > self._thresholds.may_matter[label])
+            store.retain(label, margins > survey.thresholds.may_matter[label])
         next_look = max(2 * store.num_bytes, FIRST_LOOK)
         self._next_look = min(next_look, self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:
             self._has_room = False
             self._store = StoredChannels(store.grid, store.num_labels, store.read)
 
-    def store(
-        self, survey: Survey, reach: Extents, context: RunContext
-    ) -> tuple[StoredChannels, Presence]:
-        """Return the channels, and where labels are, which take part within `reach`.
+    def store(self, survey: Survey, reach: Extents, context: RunContext) -> StoredChannels:
+        """Return the channels, and mark where labels are, which take part within `reach`.
 
         Raises CapacityError if tiles that are read once more take too much memory.
         """
@@ -265,23 +221,20 @@ class Candidates:
             max_bytes = context.num_bytes - FIRST_LOOK
         store = self._store
         store.is_probability = survey.is_probability
-        nowhere = np.zeros(survey.margins.shape, np.bool_)
-        presence = Presence(nowhere, nowhere.copy())
         rings = num_rings(reach)
         if self._has_room:
             for label in range(survey.num_labels):
                 tiles, values = store.joined(label)
-                chosen = self._mark(presence, survey, label, tiles, values)
-                store.retain(label, chosen)
-                _forget_far_tiles(store, presence, label, rings)
-            return store, presence
+                store.retain(label, survey.mark(label, values, tiles))
+                _forget_far_tiles(store, survey, label, rings)
+            return store
 
         for brick in read_bricks(store.read, survey.grid):
             tiles, values = self._tiles_of(survey, brick)
-            chosen = self._mark(presence, survey, brick.label, tiles, values)
+            chosen = survey.mark(brick.label, values, tiles)
             store.keep(brick.label, tiles[chosen], values[chosen])
             if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
-                _forget_far_tiles(store, presence, brick.label, rings)
+                _forget_far_tiles(store, survey, brick.label, rings)
             self._take(store.num_bytes)
             if max_bytes is not None and store.num_bytes > max_bytes:
                 raise CapacityError(
@@ -290,19 +243,7 @@ class Candidates:
                     f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
                     "a smaller region"
                 )
-        return store, presence
-
-    def _mark(
-        self, presence: Presence, survey: Survey, label: int, tiles: TileNumbers, values: Array
-    ) -> Bool:
-        """Mark in which of some tiles a label is present or may matter; return (n,), the latter."""
-        lowest = self._thresholds.may_matter[label]
-        margins = survey.margins_of(label, values, tiles, exact_above=lowest)
-        matters: Bool = margins > lowest
-        presence.may_matter[label].flat[tiles] = matters
-        is_present = margins > self._thresholds.present[label]
-        presence.present[label].flat[tiles] = is_present
-        return matters
+        return store
 
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[TileNumbers, Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
@@ -310,9 +251,9 @@ class Candidates:
         tiles_of_brick = brick.tiles(grid)
         label = brick.label
         margins = survey.margins[label].reshape(-1)[tiles_of_brick]
-        matters = margins > self._thresholds.may_matter[label]
+        matters = margins > survey.thresholds.may_matter[label]
         if self._rings is not None:
-            present = margins > self._thresholds.present[label]
+            present = margins > survey.thresholds.present[label]
             by_row = present.reshape(-1, *grid.counts[1:])
             near = widen(by_row, self._rings)
             rows = self._rings[0]
@@ -326,11 +267,9 @@ class Candidates:
         return inner + tiles_of_brick.start, values
 
 
-def _forget_far_tiles(
-    store: StoredChannels, presence: Presence, label: int, rings: Extents
-) -> None:
+def _forget_far_tiles(store: StoredChannels, survey: Survey, label: int, rings: Extents) -> None:
     """Forget a label's tiles that are not within so many rings of one where it is present."""
-    near = widen(presence.present[label], rings) & presence.may_matter[label]
+    near = widen(survey.present[label], rings) & survey.may_matter[label]
     tiles, _ = store.joined(label)
     store.retain(label, near.reshape(-1)[tiles])
 
@@ -353,10 +292,10 @@ def survey_stream(
     kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
     while True:
-        survey = Survey(grid, run, mask, context.threads, has_ranges=reach is not None)
+        survey = Survey(grid, run, mask, thresholds, context.threads, has_ranges=reach is not None)
         look = Look(survey.is_equal)
         store = StoredChannels(grid, run.num_labels, stream.read)
-        candidates = Candidates(store, thresholds, context, reach)
+        candidates = Candidates(store, context, reach)
         for brick in read_bricks(stream.read, grid):
             values = brick.values
             first_plane = brick.first_plane

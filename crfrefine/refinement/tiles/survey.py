@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
-class Presence(NamedTuple):
-    """Where labels are, (L, *tiles) each."""
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """When a label is present in a tile, and when it may matter there.
 
-    present: Bool  # where labels are present
-    may_matter: Bool  # where they may matter; a superset
+    The thresholds are logarithms of probabilities; -inf means always.
+    """
 
-    def joined(self, tiles: Bool) -> Presence:
-        """Return the presence of labels that are present in some tiles, (L, *tiles), too."""
-        return Presence(self.present | tiles, self.may_matter | tiles)
+    present: Float64  # (L,), a label above it is present
+    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
+    # around it are; -inf without a bound
+    may_matter: Float64
 
-    def in_rows(self, rows: slice) -> Presence:
-        """Return the presence in some rows of tiles."""
-        return Presence(self.present[:, rows], self.may_matter[:, rows])
+    @property
+    def leave_out_nothing(self) -> bool:
+        """Whether all labels take part everywhere."""
+        return bool(np.isneginf(self.present).all())
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
@@ -58,6 +61,8 @@ class Survey:
             in a tile, inside the mask.
         ranges: (2, L, *tiles) float32, the smallest and the largest value of a channel in a tile;
             no label without `has_ranges`.
+        present: (L, *tiles), where labels were marked as present.
+        may_matter: (L, *tiles), where labels were marked as such that may matter.
     """
 
     def __init__(
@@ -65,16 +70,19 @@ class Survey:
         grid: TileGrid,
         run: MeanFieldSpec,
         mask: Bool | None,
+        thresholds: Thresholds,
         threads: int | None,
         *,
         has_ranges: bool = False,
     ) -> None:
         """Start with no channel.
 
-        The mask, (*grid) C-contiguous, is True where the model applies; None means everywhere.
+        The mask, (*grid) C-contiguous, is True where the model applies; None means everywhere. The
+        thresholds are those of `mark`.
         """
         self.grid = grid
         self.mask = mask
+        self.thresholds = thresholds
         self.is_probability = False
         self.num_labels = len(run.compatibility)
         self.temperature = run.temperature
@@ -91,6 +99,8 @@ class Survey:
         self.margins = np.full(shape_of_margins, -np.inf, np.float32)
         num_ranges = self.num_labels if has_ranges else 0
         self.ranges = np.empty((2, num_ranges, *grid.counts), np.float32)
+        self.present = np.zeros(shape_of_margins, np.bool_)
+        self.may_matter = np.zeros(shape_of_margins, np.bool_)
         # Lowest `log_sum` of each tile; None means that channels were added since it was found.
         self._lowest_sums: Float32 | None = None
         self._engine = grid.engine(threads)
@@ -166,23 +176,22 @@ class Survey:
             )
         return margins
 
+    def mark(self, label: int, values: Array, tiles: TileNumbers) -> Bool:
+        """Mark in which of some tiles a label is present or may matter; return (n,), the latter.
+
+        The values are those of `margins_of`.
+        """
+        lowest = self.thresholds.may_matter[label]
+        margins = self.margins_of(label, values, tiles, exact_above=lowest)
+        matters: Bool = margins > lowest
+        is_present = margins > self.thresholds.present[label]
+        self.may_matter[label].flat[tiles] = matters
+        self.present[label].flat[tiles] = is_present
+        return matters
+
 
 # Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it.
 SHARE_OF_UNIFORM = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Thresholds:
-    """When a label is present in a tile, and when it may matter there.
-
-    The thresholds are logarithms of probabilities; -inf means always.
-    """
-
-    present: Float64  # (L,), a label above it is present
-    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
-    # around it are; -inf without a bound
-    may_matter: Float64
-    leave_out_nothing: bool = False  # whether all labels take part everywhere
 
 
 # Share by which row sums may exceed those of a normal distribution of voxels.
@@ -221,7 +230,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     compatibility = run.compatibility
     if threshold <= 0.0 or (run.weights < 0).any() or (compatibility < 0).any():
         everywhere = np.full(num_labels, -np.inf)
-        return Thresholds(everywhere, everywhere, leave_out_nothing=True)
+        return Thresholds(everywhere, everywhere)
 
     probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
     lowest = np.full(num_labels, np.log(probability))

@@ -1,0 +1,115 @@
+"""The edits that strokes make to logits, in an array or on tiles (`following` finds them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
+from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.text import counted
+from crfrefine.refinement.strokes import Integers, Strokes
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers, tiles_around
+
+# Nats over the temperature below the largest logit from which on a rise changes nothing around.
+RULED_OUT = 20.0
+
+
+class Rise(NamedTuple):
+    """What strokes add to the logits of a channel in a box."""
+
+    channel: int
+    box: Box  # of whole tiles
+    values: Float32  # (*box)
+
+    def by_tile(self, grid: TileGrid) -> tuple[TileNumbers, Float32]:
+        """Return the numbers of the tiles, ascending, and the values, (n, voxels of a tile)."""
+        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
+        tiles = numbers[tiles_around(self.box)].ravel()
+        values = TileGrid(self.values.shape).gather(self.values, np.arange(len(tiles)), 1)
+        return tiles, values
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """The changes that strokes make to the logits of a case, in storage order."""
+
+    strokes: Strokes  # those inside the mask
+    rises: list[Rise]
+    fixed: Float32  # (channels, N), the logits at the drawn voxels
+    # what logits near ABSENT_LOGIT, as of label maps, count as where they rise; None: themselves
+    lifted: float | None
+
+    def apply(self, logits: Float32) -> None:
+        """Change logits or log-odds, (channels, *grid), in place."""
+        for rise in self.rises:
+            channel = logits[rise.channel]
+            self.raise_logits(channel[rise.box], rise.values)
+        logits[(slice(None), *self.strokes.positions)] = self.fixed
+
+    def find_ruled_out(
+        self, logits: Float32, temperature: float, *, are_regions: bool
+    ) -> tuple[str, ...]:
+        """Return a note if the network rules out labels where they are drawn.
+
+        Voxels around do not follow then. The network's logits or log-odds are (channels, *grid).
+        """
+        drawn = logits[(slice(None), *self.strokes.positions)]
+        behind = np.where(self.fixed > 0, -drawn, drawn)
+        labels_drawn = self.strokes.labels
+        if not are_regions:
+            logits_of_labels = drawn[labels_drawn, np.arange(len(labels_drawn))]
+            behind = behind - logits_of_labels
+        is_ruled_out = behind.max(axis=0) > RULED_OUT * temperature
+        if not is_ruled_out.any():
+            return ()
+        labels = np.unique(labels_drawn[is_ruled_out]).tolist()
+        count = counted(int(np.count_nonzero(is_ruled_out)), "drawn voxel")
+        return (
+            f"strokes: the network rules out label {', '.join(str(label) for label in labels)} "
+            f"by more than {RULED_OUT:g} nats at {count}; voxels around hardly follow: draw all of "
+            "the error there, or raise mean_field.temperature",
+        )
+
+    def raise_logits(self, logits: Float32, rise: Float32) -> None:
+        """Add a rise to logits in place."""
+        if self.lifted is not None:
+            is_lifted = (rise > 0) & (logits < 0.5 * ABSENT_LOGIT)
+            np.copyto(logits, np.float32(self.lifted), where=is_lifted)
+        logits += rise
+
+    def _drawn_tiles(self, grid: TileGrid) -> tuple[TileNumbers, Integers]:
+        """Return the tile of each drawn voxel, (N,), and the voxel's number in its tile."""
+        places, offsets = np.divmod(self.strokes.positions, np.array(TILE)[:, None])
+        tiles = np.ravel_multi_index(tuple(places), grid.counts)
+        return tiles, np.ravel_multi_index(tuple(offsets), TILE)
+
+    def changed_tiles(self, grid: TileGrid, num_labels: int) -> Bool:
+        """Return (L, *tiles), where labels are drawn or rise."""
+        changed = np.zeros((num_labels, grid.num_tiles), np.bool_)
+        tiles, _ = self._drawn_tiles(grid)
+        changed[self.strokes.labels, tiles] = True
+        for rise in self.rises:
+            tiles, values = rise.by_tile(grid)
+            changed[rise.channel, tiles] |= values.any(axis=1)
+        return changed.reshape(num_labels, *grid.counts)
+
+    def apply_to_tiles(
+        self, logits: Float32, sets: LabelSets, grid: TileGrid, first_tile: int
+    ) -> None:
+        """Change logits of labels that take part in tiles, (entries, voxels of a tile), in place.
+
+        The tiles of the sets are those of the grid from `first_tile` on.
+        """
+        for rise in self.rises:
+            tiles, values = rise.by_tile(grid)
+            entries, places = sets.find_entries(rise.channel, tiles - first_tile)
+            of_entries = logits[entries]
+            self.raise_logits(of_entries, values[places])
+            logits[entries] = of_entries
+        tiles, offsets = self._drawn_tiles(grid)
+        for label, fixed in enumerate(self.fixed):
+            entries, places = sets.find_entries(label, tiles - first_tile)
+            logits[entries, offsets[places]] = fixed[places]

@@ -1,0 +1,219 @@
+"""The edits that follow from strokes: what changes around the drawn voxels, and by how much.
+
+A drawn voxel is fixed. Around it, the logit of its label rises by `strength * temperature * exp(-d²
+/ 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose normalized intensities differ by Δ; the
+largest rise counts. r is the distance from the drawn voxel to the nearest voxel of its label in the
+network's label map, so that a stroke covers the error that it corrects. Where the network has
+the label already, nothing rises. A rise depends only on the network, the image and the voxels that
+are drawn there. Strokes elsewhere do not matter, and groups, boxes and tiles only save time. See
+docs/guide/strokes.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, widen
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
+from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.geometry import SAME_LENGTH
+from crfrefine.refinement.edits import Edits, Rise
+from crfrefine.refinement.strokes import Integers, Strokes
+from crfrefine.refinement.tiles.grid import TILE, box_between
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.given import Case
+
+# Rise of the logit at a drawn voxel over the temperature, for a network's scores, a label map, and
+# the map of a coarser network: its labels are 2, or at most 7, apart.
+STRENGTH = 7.5
+STRENGTH_OF_LABELS = 3.0
+STRENGTH_OF_SHARES = 8.0
+MIN_RADIUS = 1.5  # smallest r in mm
+# Largest r over the edge of a cube as large as all voxels of the label in the network's label map,
+# which a wrong stroke would take; half of the reach is always allowed.
+SHARE_OF_EDGE = 0.25
+NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
+
+
+def plan_edits(
+    case: Case,
+    strokes: Strokes,
+    mask: Bool | None,
+    normalized: Callable[[Box], Float32],
+    network: Array,
+    *,
+    is_label_map: bool,
+) -> Edits:
+    """Return the edits of a case in storage order, whose grid may have further leading axes.
+
+    Args:
+        case: the case.
+        strokes: its drawn voxels.
+        mask: (*grid), True where the model applies; None means everywhere.
+        normalized: returns the normalized image of a box, (M, *box).
+        network: the network's label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel
+            is inside of those that have its label, and outside of others.
+        is_label_map: whether the network's output is a label map.
+    """
+    regions = case.regions
+    shape = network.shape if regions is None else network.shape[1:]
+    strokes = strokes.within(mask, len(shape))
+    labels = strokes.labels
+    positions = strokes.positions
+    if regions is None:
+        members = labels == np.arange(case.model.mean_field.num_labels)[:, None]
+        fixed = np.where(members, 0.0, ABSENT_LOGIT)
+    else:
+        members = np.stack([np.isin(labels, region) for region in regions.labels])
+        fixed = np.where(members, MAX_LOG_ODDS, -MAX_LOG_ODDS)
+
+    strength = STRENGTH
+    lifted = None
+    if is_label_map and case.model.kernels.network_spacing is None:
+        strength = STRENGTH_OF_LABELS
+        lifted = 0.0
+    elif is_label_map:
+        strength = STRENGTH_OF_SHARES
+        lifted = math.log(MIN_SHARE)
+    rises = []
+
+    def follow(channel: int, is_drawn: Bool, has_label: Bool, sign: int) -> None:
+        """Raise a channel, or lower it, around drawn voxels where the network is wrong."""
+        # Where the network has the label already, there is no error to follow.
+        is_wrong = is_drawn & ~has_label[tuple(positions)]
+        if not is_wrong.any():
+            return
+        rise = case.model.mean_field.temperature * strength
+        if is_label_map and not has_label.any():
+            # Where a map lacks a label, its logits are as far below others at any temperature.
+            rise = max(rise, strength)
+        for box, closeness in _closeness(positions[:, is_wrong], has_label, case, normalized):
+            if mask is not None:
+                closeness *= mask[box]
+            rises.append(Rise(channel, box, closeness * np.float32(sign * rise)))
+
+    for channel, is_drawn in enumerate(members):
+        if regions is not None:
+            is_region = network[channel] > 0
+            follow(channel, is_drawn, is_region, 1)
+            follow(channel, ~is_drawn, ~is_region, -1)
+        elif is_drawn.any():
+            follow(channel, is_drawn, network == channel, 1)
+    return Edits(strokes, rises, fixed.astype(np.float32), lifted)
+
+
+def _closeness(
+    positions: Integers, has_label: Bool, case: Case, normalized: Callable[[Box], Float32]
+) -> Iterator[tuple[Box, Float32]]:
+    """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles.
+
+    No voxel has a value above 0 in two of the boxes. `has_label` is True at the voxels of the grid
+    where the network has the label of the drawn voxels already.
+    """
+    parameters = case.parameters.strokes
+    num_dims = len(case.image.spacing)
+    spacing = (*(1.0,) * (has_label.ndim - num_dims), *case.image.spacing)
+    reach = max(MIN_RADIUS, parameters.reach)
+    largest_radius = reach
+    num_voxels = np.count_nonzero(has_label)
+    if num_voxels:
+        volume = num_voxels * math.prod(spacing)
+        edge = volume ** (1 / num_dims)
+        largest_radius = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
+    ends = NUM_RADII * reach / np.array(spacing)
+    for members, box in _groups(positions, ends, has_label.shape):
+        radii = _radii(members, has_label, largest_radius, spacing)
+        start = np.array([[along.start] for along in box])
+        image = normalized(box) * np.float32(1.0 / parameters.likeness)
+        closeness = _lowest_distance(members - start, radii, image, spacing)
+        closeness *= np.float32(-0.5)
+        yield box, np.exp(closeness, out=closeness)
+
+
+def _groups(
+    positions: Integers, ends: NDArray[np.float64], shape: Sequence[int]
+) -> Iterator[tuple[Integers, Box]]:
+    """Yield groups of drawn voxels, and the box of tiles within `ends` voxels of each group."""
+    from scipy.ndimage import label as connect
+
+    num_dims = len(shape)
+    tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
+    # Voxels of different groups of cells are farther apart than twice the ends along some axis.
+    cell = np.ceil(ends).clip(1).astype(np.int64)
+    cells = tuple(positions // cell[:, None])
+    num_cells = -(-np.array(shape) // cell)
+    occupied = np.zeros(num_cells, np.bool_)
+    occupied[cells] = True
+    neighbors = np.ones((3,) * num_dims)
+    around = widen(occupied, (1,) * num_dims)
+    numbers, count = connect(around, neighbors)
+    for number in range(1, count + 1):
+        members = positions[:, numbers[cells] == number]
+        lowest = np.floor(members.min(axis=1) - ends)
+        highest = np.ceil(members.max(axis=1) + 1 + ends)
+        start = np.maximum(0, lowest).astype(np.int64) // tile * tile
+        stop = -(-highest.astype(np.int64) // tile) * tile
+        yield members, box_between(start, np.minimum(stop, shape))
+
+
+def _lowest_distance(
+    positions: Integers, radii: Float32, image: Float32, spacing: Sequence[float]
+) -> Float32:
+    """Return the lowest d² / r² + Δ² / s² over drawn voxels, (*box); the image is divided by s."""
+    shape = image.shape[1:]
+    lowest = np.full(shape, np.inf, np.float32)
+    for position, radius in zip(positions.T.tolist(), radii.tolist(), strict=True):
+        ranges = []
+        for place, step, extent in zip(position, spacing, shape, strict=True):
+            end = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
+            first = max(0, place - end)
+            stop = min(place + end + 1, extent)
+            ranges.append(range(first, stop))
+        near = tuple(slice(along.start, along.stop) for along in ranges)
+        part = image[(slice(None), *near)]
+        total = np.zeros(part.shape[1:], np.float32)
+        for along, place, step in zip(np.ix_(*ranges), position, spacing, strict=True):
+            distance = (along - place) * (step / radius)
+            total += np.square(distance, dtype=np.float32)
+        # A voxel at the last radius is near, however its distance was rounded.
+        total[total > np.float32(NUM_RADII**2 * (1.0 + SAME_LENGTH))] = np.inf
+        for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
+            total += np.square(modality - at_stroke)
+        np.minimum(lowest[near], total, out=lowest[near])
+    return lowest
+
+
+def _radii(
+    positions: Integers, has_label: Bool, largest_radius: float, spacing: Sequence[float]
+) -> Float32:
+    """Return the mm from drawn voxels to the nearest one of their label, within limits."""
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
+
+    steps = np.array(spacing)
+    ends = np.ceil(largest_radius / steps).astype(np.int64)
+    start = np.maximum(0, positions.min(axis=1) - ends)
+    stop = positions.max(axis=1) + ends + 1
+    near = has_label[box_between(start, stop)]
+    radii = np.full(positions.shape[1], largest_radius)
+    if near.any():
+        # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the
+        # box.
+        surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
+        drawn = positions.T - start
+        tree = KDTree(surface * steps)
+        _, nearest = tree.query(drawn * steps, distance_upper_bound=largest_radius)
+        found = nearest < len(surface)
+        places = surface[nearest[found]]
+        offsets = (places - drawn[found]) * steps
+        distances = np.sqrt(np.square(offsets).sum(axis=1))
+        radii[found] = distances.clip(MIN_RADIUS, largest_radius)
+    # Of two voxels at the same distance either may be found, and their sums are rounded
+    # differently.
+    return radii.astype(np.float32)

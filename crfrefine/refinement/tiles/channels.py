@@ -1,0 +1,175 @@
+"""The channels that a mean field on tiles starts from, as sources of logits at some tiles.
+
+`ChannelSource` is what they have in common; here are those of an array and of a label map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import (
+    ABSENT_LOGIT,
+    CONFIDENCE,
+    Box,
+    grown,
+    log_shares,
+    relative,
+    widen,
+)
+from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.workers import run_all
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    TILE_VOXELS,
+    EntryNumbers,
+    Extents,
+    LabelSets,
+    TileGrid,
+    TileNumbers,
+    box_between,
+)
+
+
+class ChannelSource(ABC):
+    """The channels of a network's output on a grid of tiles."""
+
+    grid: TileGrid
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that it has added to the input of the run."""
+        return 0
+
+    def ensure(self, domains: Bool, threads: int | None) -> None:
+        """Make sure that labels can be had in some tiles, (L, *tiles).
+
+        It may take another reading of a file.
+        """
+        return  # Channels in memory are there.
+
+    def of_entries(self, sets: LabelSets, threads: int | None, first_tile: int = 0) -> Float32:
+        """Return the logits of the labels that take part in tiles, (entries, voxels of a tile).
+
+        The sets may be those of a slab, whose tiles begin with `first_tile`.
+        """
+        values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
+        engine = self.grid.engine(threads)
+        for label, (tiles, entries) in enumerate(sets.entries):
+            if len(tiles):
+                self.fill_entries(engine, label, tiles + first_tile, entries, values)
+        return values
+
+    @abstractmethod
+    def fill_entries(
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
+    ) -> None:
+        """Write a label's logits in some tiles to entries of `out`, (entries, voxels of a tile).
+
+        `engine` has the C++ engine's routines for the tiles of the grid.
+        """
+
+
+class DenseChannels(ChannelSource):
+    """Channels in an array, (L, *grid) of up to three grid axes.
+
+    With `is_probability` they are probabilities, whose logarithm is taken.
+    """
+
+    def __init__(self, values: Float32, *, is_probability: bool) -> None:
+        """Keep the values, or a copy in which the voxels of a row are consecutive."""
+        *strides, stride_of_row = values.strides
+        size = values.itemsize
+        if stride_of_row != size or any(stride % size for stride in strides):
+            values = np.ascontiguousarray(values)
+        self.grid = TileGrid(values.shape[1:])
+        self.values = values.reshape(len(values), *self.grid.shape)
+        self.is_probability = is_probability
+
+    def fill_entries(
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
+    ) -> None:
+        """See `ChannelSource`."""
+        engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
+
+
+# Voxels of a tile and its surroundings up to which each tile is searched for a label by itself.
+MAX_NEIGHBORHOOD = 1 << 17
+_MAX_ROWS = 4  # rows of tiles whose logits are made at once otherwise
+
+
+@dataclass(eq=False)
+class LabelMapChannels(ChannelSource):
+    """The logits of a label map (`crfrefine.arrays.label_maps`), made where they are asked for.
+
+    They are those of each voxel's own label, or the logarithms of shares in the map of a coarse
+    network.
+    """
+
+    grid: TileGrid
+    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
+    reach: Extents  # voxels within which a label takes part, or has a share
+    # The result of `share_sigma`, along three axes; None means that labels have no shares.
+    sigma: Sequence[float] | None = None
+
+    def fill_entries(
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
+    ) -> None:
+        """See `ChannelSource`."""
+        size = 1
+        for tile, extent in zip(TILE, self.reach, strict=True):
+            size *= tile + 2 * extent
+        if self.sigma is not None or size > MAX_NEIGHBORHOOD:
+            logits_of = partial(self.of_box, label)
+            fill_by_rows(self.grid, logits_of, tiles, entries, out, num_rows=_MAX_ROWS)
+            return
+        logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
+        engine.fill_labels(self.numbers, 0, label, self.reach, logits, tiles, entries, out)
+
+    def of_box(self, label: int, box: Box) -> Float32:
+        """Return the logits of a label at the voxels of a box."""
+        if self.sigma is not None:
+            return log_shares(self.numbers, label, self.sigma, box)
+        around = grown(box, self.reach, self.grid.shape)
+        occurs = self.numbers[around] == label
+        logits = np.full(occurs.shape, ABSENT_LOGIT, np.float32)
+        logits[widen(occurs, self.reach)] = 0.0
+        logits[occurs] = CONFIDENCE
+        return logits[relative(box, around)]
+
+
+def fill_by_rows(
+    grid: TileGrid,
+    values_of: Callable[[Box], Float32],
+    tiles: TileNumbers,
+    entries: EntryNumbers,
+    out: Float32,
+    *,
+    num_rows: int = 1,
+    threads: int = 1,
+) -> None:
+    """Fill entries as `ChannelSource.fill_entries` does, a few rows of tiles at a time.
+
+    `values_of` makes the values of a box, which lies around the tiles of some rows.
+    """
+    places = np.stack(np.unravel_index(tiles, grid.counts))
+    group_of = places[0] // num_rows
+
+    def fill(group: int) -> None:
+        chosen = np.flatnonzero(group_of == group)
+        first = places[:, chosen].min(axis=1)
+        end = places[:, chosen].max(axis=1) + 1
+        values = np.ascontiguousarray(values_of(grid.voxels_in(box_between(first, end))))
+
+        part = TileGrid(values.shape)
+        places_in_part = places[:, chosen] - first[:, None]
+        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
+        out[entries[chosen]] = part.gather(values, in_part, 1)
+
+    jobs = [partial(fill, group) for group in np.unique(group_of)]
+    run_all(jobs, threads)

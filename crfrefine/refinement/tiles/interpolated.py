@@ -1,0 +1,204 @@
+"""Channels on a network's coarser grid, interpolated tile by tile where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import Box, bounding_box, relative
+from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.resampling import Interpolation
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_rows
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    EntryNumbers,
+    TileGrid,
+    TileNumbers,
+    tiles_around,
+)
+from crfrefine.refinement.tiles.streaming import StoredChannels
+
+
+@dataclass(eq=False)
+class CoarseChannels(ChannelSource):
+    """A network's logits, kept in some tiles of its grid, and interpolated where asked for."""
+
+    store: StoredChannels
+    padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
+    grid: TileGrid  # the tiles of the image
+    interpolation: Interpolation
+    threads: int
+
+    @property
+    def num_bytes(self) -> int:
+        """See `ChannelSource`."""
+        return self.store.num_bytes
+
+    @cached_property
+    def windows(self) -> list[list[tuple[int, int]]]:
+        """Along each axis, the samples that each tile of the image depends on; (0, 0) for none."""
+        windows = []
+        interpolation = self.interpolation
+        inside_along = interpolation.grid_map.inside_along
+        for inside, (samples, _), tile in zip(inside_along, interpolation.taps, TILE, strict=True):
+            of_axis = []
+            for start in range(0, len(inside), tile):
+                part = slice(start, start + tile)
+                if inside[part].any():
+                    first = int(samples[0, part].min())
+                    last = int(samples[-1, part].max())
+                    of_axis.append((first, last + 1))
+                else:
+                    of_axis.append((0, 0))
+            windows.append(of_axis)
+        return windows
+
+    @cached_property
+    def tile_windows(self) -> list[list[tuple[int, int]]]:
+        """The tiles of the network's grid that hold the samples of `windows`."""
+        tile_windows = []
+        for source_axis, of_axis in zip(self.interpolation.axes, self.windows, strict=True):
+            tile = TILE[source_axis]
+            tile_windows.append([(first // tile, -(-end // tile)) for first, end in of_axis])
+        return tile_windows
+
+    @cached_property
+    def overshoot(self) -> float:
+        """The share of the range of its samples by which a value may lie above all of them."""
+        largest_sum = 1.0
+        for _, weights in self.interpolation.taps:
+            largest_sum *= float(np.abs(weights).sum(axis=0).max())
+        return max(0.0, (largest_sum - 1.0) / 2.0)
+
+    def largest_of_tiles(self, values: Array, box: Box, initial: float) -> Array:
+        """Return the largest of the values in a box of samples that each tile depends on, (*tiles).
+
+        It is `initial` where a tile depends on none of them.
+        """
+        start = [box[axis].start for axis in self.interpolation.axes]
+        by_axis = values.transpose(self.interpolation.axes)
+        return _largest_in(by_axis, start, self.windows, initial)
+
+    def largest_around(self, values: Float32) -> Float32:
+        """Return the largest value of the network's tiles that each tile depends on, (*tiles)."""
+        by_axis = values.transpose(self.interpolation.axes)
+        return _largest_in(by_axis, (0, 0, 0), self.tile_windows, -np.inf)
+
+    def ensure(self, domains: Bool, threads: int | None) -> None:
+        """See `ChannelSource`."""
+        needed = domains
+        for axis, (of_axis, source_axis) in enumerate(
+            zip(self.tile_windows, self.interpolation.axes, strict=True)
+        ):
+            count = self.store.grid.counts[source_axis]
+            tiles = np.moveaxis(needed, 1 + axis, 0)
+            around = np.zeros((count, *tiles.shape[1:]), np.bool_)
+            for source_tiles, (first, end) in zip(tiles, of_axis, strict=True):
+                around[first:end] |= source_tiles
+            needed = np.moveaxis(around, 0, 1 + axis)
+        order = [1 + self.interpolation.axes.index(axis) for axis in range(3)]
+        self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)), threads)
+
+    def fill_entries(
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
+    ) -> None:
+        """See `ChannelSource`."""
+        logits_of = partial(self.of_box, label)
+        fill_by_rows(self.grid, logits_of, tiles, entries, out, threads=self.threads)
+
+    def of_box(self, label: int, box: Box) -> Float32:
+        """Return a label's logits in a box of the image's grid."""
+        return self.interpolation.of_box(partial(self.coarse, label), box)
+
+    def coarse(self, label: int, box: Box, missing: float = 0.0) -> Float32:
+        """Return a label's logits in a box of the network's grid; `missing` where none are kept."""
+        store = self.store
+        grid = store.grid
+        tiles, values = store.joined(label)
+        places = np.stack(np.unravel_index(tiles, grid.counts))
+        tile_box = tiles_around(box)
+        first = np.array([[along.start] for along in tile_box])
+        stop = np.array([[along.stop] for along in tile_box])
+        is_around = (places >= first) & (places < stop)
+        chosen = np.flatnonzero(is_around.all(axis=0))
+        kept = values[chosen].astype(np.float32)
+        if store.is_probability:
+            take_logarithms(kept)
+
+        around = grid.voxels_in(tile_box)
+        part = TileGrid([along.stop - along.start for along in around])
+        places_in_part = places[:, chosen] - first
+        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
+        spread = part.spread(in_part, kept)
+        logits = np.ascontiguousarray(spread[relative(box, around)])
+        np.copyto(logits, np.float32(missing), where=np.isnan(logits))
+        if self.padding is not None:
+            logits[self.padding[box]] = 0.0
+        return logits
+
+    def covered(self) -> Bool:
+        """Return (*grid), True at voxels on the network's grid, without its padding."""
+        planes, rows, columns = self.interpolation.grid_map.inside_along
+        covered = planes[:, None, None] & rows[:, None] & columns
+        padding = self.padding
+        if padding is None:
+            return covered
+
+        def no_padding(box: Box) -> Float32:
+            return (~padding[box]).astype(np.float32)
+
+        linear = Interpolation(self.interpolation.grid_map, self.interpolation.nearest)
+        _, height, width = self.grid.shape
+        for row in range(self.grid.counts[0]):
+            of_row = self.grid.planes_of_row(row)
+            box = (of_row, slice(0, height), slice(0, width))
+            covered[of_row] &= linear.of_box(no_padding, box) > 0
+        return covered
+
+    def where_likeliest(self, coarse_labels: Labels, num_labels: int) -> Bool:
+        """Return (L, *tiles), where a label is the likeliest at a sample that a tile depends on."""
+        from scipy import ndimage
+
+        likeliest = np.zeros((num_labels, *self.grid.counts), np.bool_)
+        # The first object has the number 1.
+        boxes = ndimage.find_objects(coarse_labels + np.uint16(1), num_labels)
+        for label, box in enumerate(boxes):
+            if box is not None:
+                is_label = coarse_labels[box] == label
+                likeliest[label] = self.largest_of_tiles(is_label, box, False)
+        return likeliest
+
+    def highest(self, label: int, largest: Float32) -> Float32:
+        """Return the largest sample of a label that each tile depends on, (*tiles).
+
+        `largest` is the largest in each tile of the network's grid, for those that are not kept.
+        """
+        tiles, _ = self.store.joined(label)
+        is_kept = np.zeros(self.store.grid.counts, np.bool_)
+        is_kept.flat[tiles] = True
+        highest = self.largest_around(np.where(is_kept, -np.inf, largest))
+        tile_box = bounding_box(is_kept)
+        if tile_box is not None:
+            box = self.store.grid.voxels_in(tile_box)
+            logits = self.coarse(label, box, missing=-np.inf)
+            np.maximum(highest, self.largest_of_tiles(logits, box, -np.inf), out=highest)
+        return highest
+
+
+def _largest_in(
+    values: Array, start: Sequence[int], windows: list[list[tuple[int, int]]], initial: float
+) -> Array:
+    """Return the largest of the values in windows along each axis; `initial` without any."""
+    for first, ends in zip(start, windows, strict=True):
+        rows = []
+        for low, high in ends:
+            part = values[max(0, low - first) : max(0, high - first)]
+            rows.append(part.max(axis=0, initial=initial))
+        # The next axis comes first; after three axes the order is the first one.
+        values = np.moveaxis(np.stack(rows), 0, -1)
+    return values

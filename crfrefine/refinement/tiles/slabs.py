@@ -1,0 +1,193 @@
+"""The mean field on tiles as a whole: slab by slab where memory lacks, again where domains grow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from crfrefine.base.limits import format_size
+from crfrefine.engines.base import Backend, MeanFieldReport, RunContext, of_part
+from crfrefine.errors import CapacityError, ConfigError
+from crfrefine.refinement.tiles.channels import DenseChannels
+from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, TileGrid, tile_rows
+from crfrefine.refinement.tiles.problem import TileProblem
+from crfrefine.refinement.tiles.running import RefinedTiles, run_tiles
+from crfrefine.refinement.tiles.work import sums_are_direct
+
+MAX_REPEATS = 3  # runs after which a label whose domain is still too small takes part everywhere
+
+
+def solve(problem: TileProblem, backend: Backend, context: RunContext) -> RefinedTiles:
+    """Run the mean field on the tiles with several labels.
+
+    It runs slab by slab if it does not fit into memory at once. Where a label's marginal was not
+    negligible near the border of its domain, the domain grows and all is run again.
+
+    Raises:
+        ConfigError: volumes are to be kept.
+        CapacityError: not even a slab fits.
+    """
+    if problem.spec.mean_field.volume_weight > 0.0:  # Volumes are sums over all voxels.
+        raise ConfigError(
+            "volume.weight: volumes are not kept where labels are left out; set it or "
+            "mean_field.label_threshold to 0"
+        )
+    repeats = 0
+    while True:
+        sets = problem.sets
+        if not sets.active.any():
+            nothing = np.zeros((0, TILE_VOXELS), np.float32)
+            return RefinedTiles.without_steps(sets, nothing)
+        problem.source.ensure(sets.domains & sets.active, context.threads)
+        if problem.is_direct is None:
+            problem = replace(problem, is_direct=sums_are_direct(problem))
+        held = problem.source.num_bytes
+        num_bytes = None if context.num_bytes is None else context.num_bytes - held
+        slabs, halo, needed = plan_slabs(problem, num_bytes)
+        context.take(held + needed)
+        is_in_memory = isinstance(problem.source, DenseChannels)
+        if len(slabs) == 1:
+            # The steps need more memory than the copies with two labels at each voxel.
+            has_room = is_in_memory or sets.num_entries >= 2 * sets.grid.num_tiles
+            refined = run_tiles(problem, backend, context, has_room=has_room)
+        else:
+            refined = run_slabs(problem, slabs, halo, backend, context)
+        if not problem.checks_borders or not refined.exceeds.any():
+            return refined
+
+        exceeding = np.zeros_like(sets.domains)
+        for label, (tiles, entries) in enumerate(sets.entries):
+            exceeds = refined.exceeds[entries] != 0
+            exceeding[label].flat[tiles[exceeds]] = True
+        del refined  # The next run needs its memory.
+        repeats += 1
+        if repeats >= MAX_REPEATS:
+            exceeding[exceeding.any(axis=(1, 2, 3))] = True
+        problem = problem.with_presence(problem.present | exceeding, problem.may_matter)
+
+
+def run_slabs(
+    problem: TileProblem,
+    slabs: Sequence[slice],
+    halo: int,
+    backend: Backend,
+    context: RunContext,
+) -> RefinedTiles:
+    """Run the mean field slab by slab, each with a halo of planes on both sides.
+
+    With direct sums the logits are the same as at once, if all steps are taken.
+    """
+    # Convergence would have to be judged for all slabs together: all steps are taken, without an
+    # energy.
+    run = replace(problem.spec.mean_field, tolerance=0.0)
+    spec = replace(problem.spec, mean_field=run)
+    problem = replace(problem, spec=spec).with_origin()
+    sets = problem.sets
+    values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
+    exceeds = np.zeros(sets.num_entries, np.uint8)
+    timings: dict[str, float] = {}
+    filters: tuple[str, ...] = ()
+    has_room = isinstance(problem.source, DenseChannels)
+    for number, slab in enumerate(slabs):
+        planes = _with_halo(slab, halo, sets.grid)
+        part = problem.in_slab(planes)
+        if not part.sets.active.any():
+            continue
+        progress = of_part(context.progress, number, len(slabs), "slab")
+        if progress is not None:
+            progress("label sets", 0, 1)
+        of_slab = replace(context, progress=progress)
+        refined = run_tiles(part, backend, of_slab, has_room=has_room)
+
+        target = sets.entries_in(slab.start, slab.stop)
+        first = planes.start
+        source = part.sets.entries_in(slab.start - first, slab.stop - first)
+        values[target] = refined.values[source]
+        exceeds[target] = refined.exceeds[source]
+        filters = filters or refined.report.filters
+        for stage, seconds in refined.timings.items():
+            timings[stage] = timings.get(stage, 0.0) + seconds
+        del part, refined  # The next slab needs their memory.
+
+    filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
+    report = MeanFieldReport(run.num_iterations, False, (), filters)
+    return RefinedTiles(sets, values, exceeds, report, timings)
+
+
+# Per voxel of an entry: logits, marginals, changes, two kinds of messages; the mask.
+BYTES_PER_ENTRY = 5 * 4 + 1
+# Per voxel of an entry of the whole volume, where it runs in slabs: the refined logits.
+BYTES_OF_RESULT = 4
+# Per voxel around active tiles, and for each modality after the first, with filters of the whole
+# volume (docs/reference/math.md).
+BYTES_OF_FILTERS = 160
+BYTES_OF_MODALITY = 40
+
+
+def _with_halo(slab: slice, halo: int, grid: TileGrid) -> slice:
+    """Return the planes that take part in a slab: its own, and those beside it."""
+    return slice(max(0, slab.start - halo), min(slab.stop + halo, grid.shape[0]))
+
+
+def slab_bytes(problem: TileProblem, planes: slice) -> int:
+    """Return an estimate of the memory of a run on some planes."""
+    num_modalities = len(problem.image.values)
+    sets = problem.sets
+    rows = tile_rows(planes.start, planes.stop)
+    active = sets.active[rows]
+    voxels = (planes.stop - planes.start) * math.prod(problem.grid.shape[1:])
+    num_labels_of = sets.num_labels_of[rows]
+    entries = int(num_labels_of[active].sum())
+    total = entries * TILE_VOXELS * BYTES_PER_ENTRY
+    if problem.maps is not None:  # The normalized image.
+        total += 4 * num_modalities * voxels
+    if problem.is_direct:
+        near = int(np.count_nonzero(active)) * TILE_VOXELS
+        num_kernels = len(problem.spec.kernels.kernels)
+        num_copied = min(3 * near, voxels)
+        return total + num_copied * 4 * num_kernels
+    bytes_of_voxel = BYTES_OF_FILTERS + BYTES_OF_MODALITY * (num_modalities - 1)
+    return total + voxels * bytes_of_voxel
+
+
+def plan_slabs(problem: TileProblem, num_bytes: int | None) -> tuple[list[slice], int, int]:
+    """Return as few slabs as fit into a number of bytes, where None means any amount.
+
+    And the planes beside each that take part, and how many bytes they need. Raise CapacityError if
+    no slab fits.
+    """
+    needed = 0
+    grid = problem.grid
+    # In each step messages, and their normalizations, come from within the reach; in small slabs
+    # messages of two steps must cross: those from farther away changed no label of a CT.
+    num_crossed = problem.spec.mean_field.num_iterations
+    if problem.largest_slab is not None:
+        num_crossed = min(2, num_crossed)
+    reach = (num_crossed + 1) * problem.reach[0]
+    halo = math.ceil(reach / TILE[0]) * TILE[0]
+    largest_slab = problem.largest_slab or math.inf
+    num_planes = grid.shape[0]
+    num_rows = grid.counts[0]
+    for count in range(1, num_rows + 1):
+        height = math.ceil(num_rows / count) * TILE[0]  # The last slab may be lower.
+        slabs = []
+        for start in range(0, num_planes, height):
+            slabs.append(slice(start, min(start + height, num_planes)))
+        parts = [_with_halo(slab, halo, grid) for slab in slabs]
+        needed = max(slab_bytes(problem, planes) for planes in parts)
+        if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
+            needed += problem.sets.num_entries * TILE_VOXELS * BYTES_OF_RESULT
+        fits = num_bytes is None or needed <= num_bytes
+        most_planes = max(planes.stop - planes.start for planes in parts)
+        are_small = most_planes * math.prod(grid.shape[1:]) <= largest_slab
+        # In slabs as low as their halos, the planes beside them take as long.
+        if fits and (are_small or slabs[0].stop <= 2 * halo):
+            return slabs, halo, needed
+    raise CapacityError(
+        f"the case needs about {format_size(needed)} beyond what is in memory already, even in "
+        f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "
+        "memory (--max-memory), or use a mask or a smaller region"
+    )
