@@ -17,7 +17,6 @@ from crfrefine.train.options import (
     DEFAULT_LEARN,
     DataFolders,
     TrainingOptions,
-    UnlabeledOptions,
     locate,
     locate_folders,
 )
@@ -185,17 +184,13 @@ def _choose(
 
     named = {name: path for name, path in named.items() if name != "labels"}
     places = locate(folder, ("images", "logits"), named, takes_files=True)
-    unlabeled_options = UnlabeledOptions(
-        images=places["images"],
-        logits=places["logits"],
-        output=output,
-        masks=places.get("masks"),
-        unread=places.get("labels"),
-        **options,
+    data = DataFolders(
+        places["images"], places.get("labels"), places["logits"], places.get("masks")
     )
+    training_options = TrainingOptions(data, output=output, **options)
     with TrainingReporter(verbosity) as reporter:
-        choice = run_unlabeled(unlabeled_options, reporter)
-    print_choice(choice, unlabeled_options, verbosity)
+        choice = run_unlabeled(training_options, reporter)
+    print_choice(choice, training_options, verbosity)
 
 
 def _train(
@@ -218,7 +213,7 @@ def _train(
         options["parameters"], _ = shared.parameters_of(config or "default", overrides)
     if config is not None:
         options["config"] = find_config(config)
-    training_options = TrainingOptions(data=folders, output=output, **options)
+    training_options = TrainingOptions(folders, output=output, **options)
     # For the whole process, so this is not done where a training is started from Python.
     load_engine().keep_freed_memory()
     with TrainingReporter(verbosity) as reporter:

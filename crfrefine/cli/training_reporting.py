@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from crfrefine.statistics.comparison import SummaryRow
     from crfrefine.train.comparison import TrainingResult
-    from crfrefine.train.options import UnlabeledOptions
+    from crfrefine.train.options import TrainingOptions
     from crfrefine.train.unlabeled import Choice
 
 _MAX_SETS = 5
@@ -101,7 +101,7 @@ def _print_written(files: Sequence[Path]) -> None:
         print(for_terminal(f"written: {path}"), file=sys.stderr)
 
 
-def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
+def print_choice(choice: Choice, options: TrainingOptions, verbosity: int = NORMAL) -> None:
     """Print the sets of parameters that gain most, and the written files.
 
     The verdict is the last line.

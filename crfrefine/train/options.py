@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,19 +41,24 @@ WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 
 @dataclass(frozen=True)
 class DataFolders:
-    """Where the labeled cases are."""
+    """Where the cases are."""
 
     images: Path
-    labels: Path  # reference label maps
+    labels: Path | None  # reference label maps; without labels to learn from, they are not read
     logits: Path  # the network's logits or label maps, of cases that it was not trained on
     masks: Path | None = None  # None means that `intensity.mask` decides
     nnunet: Path | None = None  # the folder of a trained nnU-Net, whose folds hold the logits
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommonOptions:
-    """The options for finding parameters, whether they are trained or chosen."""
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of `train-crf`.
 
+    Choosing parameters without labels, `--unlabeled`, takes those up to `threads` alone.
+    """
+
+    data: DataFolders
+    _: KW_ONLY
     # The parameter file; the report goes beside it, and so do finished folds until the run has
     # ended.
     output: Path
@@ -78,56 +83,6 @@ class CommonOptions:
     ] = 0
     # None means the cores this process may use; the result does not depend on it
     threads: int | None = None
-
-    def beside(self, ending: str) -> Path:
-        """Return a path beside the parameter file, with its name but another ending."""
-        return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
-
-    @property
-    def report(self) -> Path:
-        """The JSON file with all results."""
-        return self.beside(".report.json")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files to write, the parameters last."""
-        return self.report, self.output
-
-    def check_files(self) -> None:
-        """Raise InputError for files that cannot be written."""
-        from crfrefine.io.atomic import check_small_output
-
-        if self.output.suffix != ".toml" or self.output.is_dir():
-            raise InputError(f"{self.output}: name a file for the parameters, ending in .toml")
-        for path in self.files:
-            check_small_output(path)
-
-    def write(
-        self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
-    ) -> None:
-        """Write the report and, last, the parameters with a sentence on their origin.
-
-        Each is written whole or not at all.
-        """
-        from crfrefine.io.atomic import write_small_file
-        from crfrefine.io.json import to_json
-
-        now = datetime.now(UTC)
-        head = {
-            "schema": schema,
-            "version": __version__,
-            "written": now.isoformat(timespec="seconds"),
-        }
-        write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
-        comment = f"{WRITTEN_BY} {__version__}{origin}"
-        write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
-
-
-@dataclass(frozen=True)
-class TrainingOptions(CommonOptions):
-    """The options of a training, beside those of CommonOptions."""
-
-    data: DataFolders
     # The model to start from; None means the built-in starts.
     parameters: CrfParameters | None = None
     config: Path | None = None  # the file that the parameters came from
@@ -186,18 +141,48 @@ class TrainingOptions(CommonOptions):
         Option("--continue --resume", "Take the finished folds of a stopped run.", panel=OUTPUT),
     ] = False
 
+    def beside(self, ending: str) -> Path:
+        """Return a path beside the parameter file, with its name but another ending."""
+        return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
 
-@dataclass(frozen=True)
-class UnlabeledOptions(CommonOptions):
-    """The options for choosing parameters without labels, beside those of CommonOptions.
+    @property
+    def report(self) -> Path:
+        """The JSON file with all results."""
+        return self.beside(".report.json")
 
-    These are the options of `train-crf --unlabeled`.
-    """
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files to write, the parameters last."""
+        return self.report, self.output
 
-    images: Path  # a folder, or the file of one case; so are the following
-    logits: Path  # the network's logits or probabilities
-    masks: Path | None = None  # None means that `intensity.mask` of the preset decides
-    unread: Path | None = None  # a folder of labels, which are not read
+    def check_files(self) -> None:
+        """Raise InputError for files that cannot be written."""
+        from crfrefine.io.atomic import check_small_output
+
+        if self.output.suffix != ".toml" or self.output.is_dir():
+            raise InputError(f"{self.output}: name a file for the parameters, ending in .toml")
+        for path in self.files:
+            check_small_output(path)
+
+    def write(
+        self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
+    ) -> None:
+        """Write the report and, last, the parameters with a sentence on their origin.
+
+        Each is written whole or not at all.
+        """
+        from crfrefine.io.atomic import write_small_file
+        from crfrefine.io.json import to_json
+
+        now = datetime.now(UTC)
+        head = {
+            "schema": schema,
+            "version": __version__,
+            "written": now.isoformat(timespec="seconds"),
+        }
+        write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
+        comment = f"{WRITTEN_BY} {__version__}{origin}"
+        write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
 
 
 def locate_folders(

@@ -37,7 +37,7 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.states import read_records
 from crfrefine.train import synthetic
-from crfrefine.train.options import UnlabeledOptions
+from crfrefine.train.options import TrainingOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
 from crfrefine.train.workers import Workers
@@ -404,7 +404,7 @@ class Choice(NamedTuple):
 
 
 @keeping_inputs()
-def run_unlabeled(options: UnlabeledOptions, observer: Observer) -> Choice:
+def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
     """Choose parameters, write them with a report, and return the choice.
 
     Raise InputError if no case can be used.
@@ -415,7 +415,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: Observer) -> Choice:
     if not choice.case_ids:
         reason = next(iter(choice.left_out.values()), "there is none")
         raise InputError(
-            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
+            f"{options.data.logits}: no case can be used to choose parameters, such as\n  {reason}"
         )
     parameters = choice.chosen.parameters
     origin = (
@@ -426,38 +426,40 @@ def run_unlabeled(options: UnlabeledOptions, observer: Observer) -> Choice:
     return choice
 
 
-def _find_unlabeled(options: UnlabeledOptions, observer: Observer) -> RunInputs:
+def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
     """Return the cases; raise InputError if an output would replace one, or for bad ones."""
     inputs = find_inputs(
         InferenceOptions(
-            (options.images,),
-            (options.logits,),
+            (options.data.images,),
+            (options.data.logits,),
             options.output.parent,
-            masks=options.masks,
+            masks=options.data.masks,
             input_type=options.input_type,
             add_background=options.add_background,
             resample=options.resample,
         )
     )
-    add_volumes(options.unread)
+    labels = options.data.labels
+    add_volumes(labels)
     for path in options.files:
         check_no_input(path)
     if inputs.found:
         observer.cases_found(inputs.found)
     for note in inputs.notes:
         observer.note(note)
-    if options.unread is not None:
-        observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
+    if labels is not None:
+        observer.note(f"{labels} is not read: --unlabeled chooses without labels")
     problems = [files.problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
     return inputs
 
 
-def _make_report(options: UnlabeledOptions, choice: Choice) -> dict[str, Any]:
+def _make_report(options: TrainingOptions, choice: Choice) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
+    reported = {**vars(options.data), **vars(options)}
     return {
-        "options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS},
+        "options": {name: str(reported[name]) for name in REPORTED_OPTIONS},
         "choice": choice.to_dict(),
         "parameters": choice.chosen.parameters.to_dict(),
         "candidates": [
