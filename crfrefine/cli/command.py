@@ -104,7 +104,7 @@ class _Value(click.ParamType[Any]):
         if self._option.complete is not None:
             entries = self._option.complete(incomplete)
         items: list[CompletionItem] = [CompletionItem(name, help=text) for name, text in entries]
-        if self._is_path and not items:
+        if not items and (self._is_path or self._option.complete is not None):
             items.append(CompletionItem(incomplete, type="file"))
         return items
 

@@ -128,7 +128,14 @@ def train_crf(
             param_hint="DATA_DIR",
         )
     if nnunet is not None:
-        _refuse_beside_nnunet(folder, logits, options["input_type"])
+        for path, name in ((folder, "DATA_DIR"), (logits, "--logits")):
+            if path is not None:
+                raise click.BadParameter(
+                    f"--nnunet finds the cases and their probabilities; leave {name} out",
+                    param_hint=name,
+                )
+        if options["input_type"] == "labels":
+            raise click.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     elif output is None:
         raise click.BadParameter(
             "name the file to write, such as -o params.toml", param_hint="--output"
@@ -157,18 +164,6 @@ def _refuse_options_of_training() -> None:
             f"leave out {', '.join(needless)}",
             param_hint="--unlabeled",
         )
-
-
-def _refuse_beside_nnunet(folder: Path | None, logits: Path | None, input_type: str) -> None:
-    """Raise BadParameter if the command line names what a trained network has."""
-    for path, name in ((folder, "DATA_DIR"), (logits, "--logits")):
-        if path is not None:
-            raise click.BadParameter(
-                f"--nnunet finds the cases and their probabilities; leave {name} out",
-                param_hint=name,
-            )
-    if input_type == "labels":
-        raise click.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
 
 
 def _choose(

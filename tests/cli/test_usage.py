@@ -49,6 +49,46 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
         assert any(option_name in shown for option_name in option.opts), option.name
 
 
+def test_help_says_what_is_required_and_without_what():
+    text = " ".join(run_here("infer", "--help", status=0).stdout.split())
+    assert text.count("[required without --nnunet or --manifest]") == 2, "-i and -p"
+    assert text.count("[required]") == 1, "-o"
+    assert "required" not in run_here("info", "--help", status=0).stdout
+
+
+def test_a_bare_resample_is_linear(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    for options in (["--resample"], ["--resample", "cubic"], []):
+        summary = tmp_path / "s.json"
+        infer(folders, *options, "--summary", summary, status=0)
+        expected = {0: None, 1: "linear", 2: "cubic"}[len(options)]
+        assert json.loads(summary.read_text())["resample"] == expected
+    words = "'data' is not one of linear, cubic; before another argument, write --resample=linear"
+    assert words in run_here("train-crf", "--resample", "data", status=2).stderr
+
+
+def test_completion_is_installed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/usr/bin/zsh")
+    for shell, start, script in (
+        (["bash"], ".bashrc", ".bash_completions/crfrefine.sh"),
+        ([], ".zshrc", ".zfunc/_crfrefine"),
+        (["fish"], None, ".config/fish/completions/crfrefine.fish"),
+    ):
+        if start is not None:
+            (tmp_path / start).write_text("alias ll='ls -l'\n", encoding="utf-8")
+        for _ in range(2):
+            run_here("--install-completion", *shell, status=0)
+        assert "_CRFREFINE_COMPLETE" in (tmp_path / script).read_text(encoding="utf-8")
+        if start is not None:
+            alias, _, line = (tmp_path / start).read_text(encoding="utf-8").splitlines()
+            assert alias == "alias ll='ls -l'"
+            assert ".zfunc" in line or script in line
+    assert "expected one of bash, zsh, fish" in (
+        run_here("--install-completion", "tcsh", status=2).stderr
+    )
+
+
 WRONG = (
     *(
         "refine",
