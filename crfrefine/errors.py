@@ -5,12 +5,43 @@ Any other exception is a bug and keeps its traceback (`crfrefine.base.failures`)
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class CrfRefineError(Exception):
     """A problem with the input or the machine.
 
     The message says what was expected, what was found, in which file, and what to do.
+
+    Attributes:
+        message: the text without the name of the case.
+        case_id: the case that could not be read or refined, if it is about one.
+        cause: what it has in common with the same error in other cases; empty if the place where
+            it was raised says so.
     """
+
+    case_id = ""
+
+    def __init__(self, message: str = "", *, cause: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+
+    def __str__(self) -> str:
+        if self.case_id:
+            return f"case {self.case_id!r}: {self.message}"
+        return self.message
+
+
+@contextmanager
+def naming_case(case_id: str) -> Generator[None]:
+    """Let errors name the case that is read or refined."""
+    try:
+        yield
+    except CrfRefineError as error:
+        error.case_id = case_id
+        raise
 
 
 class ConfigError(CrfRefineError):

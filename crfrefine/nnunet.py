@@ -22,6 +22,7 @@ from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
+from crfrefine.base.notes import Note
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.cases.case import read_as_stored
@@ -172,7 +173,7 @@ def _extents_of(image: VolumeHeader) -> tuple[int, int, int]:
     return _three_sizes((1,) * (3 - len(shape)) + shape)
 
 
-def _read_image(headers: Sequence[VolumeHeader]) -> tuple[Float32, Bool | None, tuple[str, ...]]:
+def _read_image(headers: Sequence[VolumeHeader]) -> tuple[Float32, Bool | None, tuple[Note, ...]]:
     """Return an image, a mask that leaves out voxels that are NaN, if there are any, and notes."""
     nan_files: list[Path] = []
     values = read_as_stored(headers, nan_files)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base.array_types import Array, Bool, Float64, Labels
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
 Integers = NDArray[np.int64]
@@ -158,7 +159,7 @@ _MAX_DIMS = 3
 
 def find_network_spacing(
     given: ArrayLike | None, labels: Labels, spacing: Sequence[float]
-) -> tuple[tuple[float, ...] | None, str | None]:
+) -> tuple[tuple[float, ...] | None, Note | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user.
 
     Args:
@@ -175,7 +176,7 @@ def find_network_spacing(
     if given is not None and not is_auto:
         network = _check_network_spacing(given, labels.shape, spacing)
         sizes = _by(np.divide(network, spacing))
-        note = f"the label map is taken as that of a coarser network: {sizes} voxels of the image"
+        note = Note.of(NoteKind.GIVEN_NETWORK_SPACING, sizes=sizes)
         return tuple(map(max, network, spacing)), note
 
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
@@ -183,26 +184,16 @@ def find_network_spacing(
         if not is_auto:
             return None, None
         if (labels == labels.flat[0]).all():
-            note = "the label map has a single label: there are no borders to refine"
+            note = Note.of(NoteKind.SINGLE_LABEL)
         else:  # In a mixed folder, some images are as coarse as the network.
-            note = (
-                "the label map has no blocks of a coarser grid, as maps have that nearest neighbor "
-                f"brought to the image's grid: taken as one of the image's own voxels, "
-                f"{_by(np.asarray(spacing))} mm; if the network was coarser, give its spacing: "
-                "--network-spacing MM, in Python network_spacing=..."
-            )
+            note = Note.of(NoteKind.NO_BLOCKS, spacing=_by(np.asarray(spacing)))
         return tuple(spacing), note
     network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
-    text = f"blocks of {_by(blocks)} voxels: {_by(network)} mm"
     if is_auto:
-        note = f"the label map is taken as that of a coarser network, found in it: {text}"
-        return network, note
-    note = (
-        "the label map looks like that of a coarser network, whose stairs stay; for a border at "
-        "the image's resolution add --network-spacing auto, in Python network_spacing='auto': "
-        f"{text}"
-    )
-    return None, note
+        kind = NoteKind.FOUND_NETWORK_SPACING
+        return network, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
+    kind = NoteKind.MAYBE_COARSER_NETWORK
+    return None, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
 
 
 def _check_network_spacing(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
@@ -235,7 +236,6 @@ def _labels_around(
 
 
 MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without permission
-REMOVED = "structures that rules of [postprocess] removed"  # begins the note on them
 _MAX_NAMED = 50
 
 
@@ -246,7 +246,7 @@ def describe_losses(
     voxel_ml: float | None,
     *,
     allowed: bool,
-) -> tuple[str, ...]:
+) -> tuple[Note, ...]:
     """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules.
 
     Args:
@@ -280,7 +280,8 @@ def describe_losses(
         switches.append(f"{key} = {value_when_off}")
     rule = " and ".join(settings)
     if allowed:
-        return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
+        kind = NoteKind.REMOVED_BY_RULES
+        return (Note.of(kind, share=MAX_LOSS, rule=rule, structures=texts),)
     switched_off = " and ".join(switches)
     count = counted(len(texts), "structure")
     raise ConfigError(

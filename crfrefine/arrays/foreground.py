@@ -10,7 +10,7 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks
 from crfrefine.base.array_types import Array, Float32
-from crfrefine.base.text import counted
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
 # Largest sum of the probabilities of foreground labels; larger ones are not those of one softmax.
@@ -62,11 +62,11 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
     return "probabilities"
 
 
-def describe_channel(kind: str) -> str:
-    """Return a phrase for the user that says how the only channel of an output is taken."""
+def note_on_channel(kind: str, file: str) -> Note:
+    """Return a note that says how the only channel of an output is taken."""
     if kind == "logits":
-        return "one channel, taken as the log-odds of label 1 (logits of background: 0)"
-    return "one channel, taken as the probability of label 1 (background: 1 minus it)"
+        return Note.of(NoteKind.CHANNEL_OF_LOG_ODDS, file)
+    return Note.of(NoteKind.CHANNEL_OF_PROBABILITIES, file)
 
 
 def fill_background_of_channel(values: Float32, kind: str) -> None:
@@ -109,7 +109,7 @@ class ForegroundSums:
             )
         self.sums[planes] += values
 
-    def check(self) -> list[str]:
+    def check(self) -> list[Note]:
         """Return notes on the sums; raise InputError if they are too large, or 1 everywhere."""
         highest = float(self.sums.max())
         if highest > MAX_SUM:
@@ -130,11 +130,7 @@ class ForegroundSums:
         notes = []
         num_above = int(np.count_nonzero(self.sums > 1 + ROUNDING))
         if num_above:
-            notes.append(
-                "probabilities of the given labels that sum to more than 1, up to "
-                f"{highest:.6g}, are divided by their sum, and background is 0 there: "
-                f"{counted(num_above, 'voxel')}"
-            )
+            notes.append(Note.of(NoteKind.SUMS_ABOVE_ONE, highest=highest, voxels=num_above))
         return notes
 
 

@@ -14,6 +14,7 @@ from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.workers import run_all
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -159,7 +160,7 @@ def window_notes(
     image: NDArray[np.floating | np.integer],
     parameters: IntensityParameters,
     mask: Bool | None = None,
-) -> tuple[str, ...]:
+) -> tuple[Note, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit.
 
     An example is a window of Hounsfield units for MRI. Such a window clips at least MAX_CLIPPED of
@@ -184,9 +185,15 @@ def window_notes(
         else:
             continue
         notes.append(
-            f"intensity.window does not seem to fit modality {modality}: it is [{low:g}, "
-            f"{high:g}], and the image has values from {lowest:g} to {highest:g}: {problem}. "
-            "For images other than CT, intensity.normalization = percentile is usual"
+            Note.of(
+                NoteKind.WINDOW_DOES_NOT_FIT,
+                modality=modality,
+                low=low,
+                high=high,
+                lowest=lowest,
+                highest=highest,
+                problem=problem,
+            )
         )
     return tuple(notes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.notes import Note, NoteKind
 
 _MIN_LABELS = 16  # A map with fewer labels is not looked at.
 _MAX_PLANES = 64  # Most planes that are looked at.
@@ -19,8 +20,8 @@ _SHARE_BETWEEN = 0.3
 _SHARE_OF_LABELS = 0.5  # More labels than this share have to lie at borders alone.
 
 
-def describe_interpolated(labels: Labels) -> str | None:
-    """Return what a label map with interpolated borders holds, and what to do; None for others.
+def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
+    """Return a note on a label map with interpolated borders; None for others.
 
     `labels` is ([z,] y, x).
     """
@@ -51,11 +52,7 @@ def describe_interpolated(labels: Labels) -> str | None:
     num_between = int(np.count_nonzero(is_at_border))
     if num_between <= _SHARE_OF_LABELS * occurring.size:
         return None
-    return (
-        f"{num_between} of {occurring.size} labels lie only in thin layers between two others, as "
-        "where the border of a mask from 0 to 255 was smoothed or interpolated: cut such a mask at "
-        "half of its range, or resample label maps with nearest neighbor"
-    )
+    return Note.of(NoteKind.THIN_LAYERS, file, layers=num_between, labels=occurring.size)
 
 
 def _count(values: Array, size: int) -> Array:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
 MAX_SHARE = 0.99  # largest share of NaN in the mask
 
 
-def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bool, str]:
+def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bool, Note]:
     """Return a mask without the voxels of an image that are NaN in any modality, and a note.
 
     The image, (M, *grid) floats, gets its lowest finite values in their place: they look like
@@ -47,8 +48,5 @@ def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bo
         lowest = np.fmin.reduce(modality, axis=None)
         np.copyto(modality, lowest, where=is_nan)
     num_nan = int(np.count_nonzero(is_nan))
-    note = (
-        f"{num_nan} of {is_nan.size} voxels ({num_nan / is_nan.size:.1%}) of the image are NaN and "
-        "take no part, as if outside the mask"
-    )
-    return inside, note
+    share = num_nan / is_nan.size
+    return inside, Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share)

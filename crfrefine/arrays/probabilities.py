@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.padding import padding_among
 from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
@@ -86,7 +87,7 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
 
 def leave_out(
     padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False
-) -> tuple[Bool, int, tuple[str, ...]]:
+) -> tuple[Bool, int, tuple[Note, ...]]:
     """Return a mask without the padding, the number of voxels removed from it, and notes.
 
     Args:
@@ -104,7 +105,7 @@ def leave_out(
     if not num_padded:
         return inside, 0, ()
     check_share(num_padded, num_voxels, what)
-    note = describe_padding(num_padded, padding.size, are_regions=are_regions)
+    note = note_on_padding(num_padded, padding.size, are_regions=are_regions)
     return inside, num_padded, (note,)
 
 
@@ -120,15 +121,13 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
         )
 
 
-def describe_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> str:
-    """Return a note about padding for the user: the subject first, the numbers after a colon."""
-    subject = "voxels whose logits are equal for all labels"
+def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> Note:
+    """Return a note about padding for the user."""
+    what = "logits are equal for all labels"
     if are_regions:
-        subject = "voxels whose log-odds are 0 for all regions"
-    return (
-        f"{subject}, such as padding around a cropped output, are excluded and become background: "
-        f"{num_padded} of {num_voxels} voxels ({num_padded / num_voxels:.1%})"
-    )
+        what = "log-odds are 0 for all regions"
+    share = num_padded / num_voxels
+    return Note.of(NoteKind.PADDING, what=what, padding=num_padded, voxels=num_voxels, share=share)
 
 
 # ---- Logits or probabilities
@@ -398,14 +397,14 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     )
 
 
-def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-    """Return "logits" or "probabilities", and a sentence that says which and why.
+def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, Note]:
+    """Return "logits" or "probabilities", and a note that says which and why.
 
     The values of a file, (L, [z,] y, x), are finite. Other arguments and errors are those of
     `decide`.
     """
     decided, reason = decide(look_at(values), input_type, kind, str(path))
-    return decided, f"{path.name} is taken as {decided}: {reason}"
+    return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
@@ -430,12 +429,12 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     return decided
 
 
-def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[str, ...]:
+def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[Note, ...]:
     """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
     look = look_at(probabilities)
     if look.outside is None or look.are_logits or look.bad_voxels(SUM_TOLERANCE).size:
         return ()
-    return (f"probabilities: {_describe_overshoot(look)}",)
+    return (Note.of(NoteKind.CLIPPED_PROBABILITIES, problem=_describe_overshoot(look)),)
 
 
 def who_says(input_type: str) -> str:

@@ -1,1 +1,1 @@
-"""The base of every room: texts, notices, failures, threads, memory, the geometry of grids."""
+"""The base of every room: texts, notes, failures, threads, memory, the geometry of grids."""

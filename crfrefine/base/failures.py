@@ -5,41 +5,46 @@ An exception in the processing of a case fails only this case; an interrupt ends
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.base.text import MAX_LISTED, MAX_OF_A_REASON, counted, listed, shorten
+from crfrefine.base.text import MAX_LISTED, MAX_OF_A_REASON, counted, first_line, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a case failed."""
 
-    # Expected, found, in which file; for a bug, the exception and the request to report it.
+    # Expected, found, in which file, but not in which case; for a bug, the exception and the
+    # request to report it.
     message: str
     kind: str  # class name of the error
     traceback: str | None = None  # where an unexpected exception was raised
     # The part of the case that failed, such as a method that `evaluate` measures; None means all.
     part: str | None = None
+    case_id: str = ""  # the case that failed, if it is known
+    # What it has in common with the same failure of other cases: by default the lines of the
+    # program that raised it.
+    cause: str = ""
 
+    def __str__(self) -> str:
+        text = self.message
+        if self.part is not None:
+            text = f"{self.part}: {text}"
+        if self.case_id:
+            text = f"case {self.case_id!r}: {text}"
+        return text
 
-@dataclass
-class _Cause:
-    """Failures of several cases with one cause."""
-
-    line: str  # the first line of the first case's message
-    cases: list[str] = field(default_factory=list)
-
-
-def without_names(case_id: str, line: str) -> str:
-    """Return a line without what differs between cases: their name in those of files, numbers."""
-    name_in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
-    return re.sub(r"[0-9]+", "0", re.sub(name_in_file_names, "CASE", line))
+    @property
+    def headline(self) -> str:
+        """The first line of the message."""
+        return first_line(self.message)
 
 
 class Causes:
@@ -49,25 +54,25 @@ class Causes:
     """
 
     def __init__(self) -> None:
-        self._causes: dict[str, _Cause] = {}
+        # The headline of the first failure with a cause, and the names of all cases.
+        self._alike: dict[tuple[str, ...], tuple[str, list[str]]] = {}
 
-    def is_new(self, case_id: str, message: str) -> bool:
+    def is_new(self, name: str, failure: Failure) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
-        line, _, _ = message.partition("\n")  # Lines after the first are such as grids.
-        key = without_names(case_id, line)
-        cause = self._causes.setdefault(key, _Cause(line.removeprefix(f"case {case_id!r}: ")))
-        cause.cases.append(case_id)
-        return len(cause.cases) == 1
+        headline = str(replace(failure, message=first_line(failure.message), case_id=""))
+        key = (failure.kind, failure.part or "", failure.cause or failure.message)
+        _, names = self._alike.setdefault(key, (headline, []))
+        names.append(name)
+        return len(names) == 1
 
     def others(self) -> list[str]:
         """Return a line for each cause of several failures, with the cases after the first."""
         lines = []
-        for cause in self._causes.values():
-            first, *others = cause.cases
+        for headline, (first, *others) in self._alike.values():
             if others:
                 number = counted(len(others), "more case")
                 names = f"{shorten(first)!r} ({listed(others)})"
-                lines.append(f"{number} failed like {names}: {cause.line}")
+                lines.append(f"{number} failed like {names}: {headline}")
         return lines
 
 
@@ -110,7 +115,25 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     if isinstance(described, UnexpectedError):
         cause = described.__cause__ or described
         shown_traceback = "".join(traceback.format_exception(cause))
-    return Failure(str(described) or kind, kind, shown_traceback)
+    return Failure(
+        described.message or kind,
+        kind,
+        shown_traceback,
+        case_id=described.case_id,
+        cause=described.cause or _raised_at(error),
+    )
+
+
+def _raised_at(error: BaseException) -> str:
+    """Return the last two lines of this package that an error came through, and its causes."""
+    places = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+        places += [f"{frame.filename}:{frame.lineno}" for frame in inside[-2:]]
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(places)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -70,8 +71,9 @@ def group_numbers(name: str) -> list[list[int]]:
         return []
     group = ROOT  # In a container only the mounted folder is known.
     for line in lines:
-        if line.startswith("0::"):
-            place = Path(line.removeprefix("0::").lstrip("/"))
+        own = re.fullmatch("0::/*(.*)", line)
+        if own is not None:
+            place = Path(own[1])
             if ".." not in place.parts and (ROOT / place).is_dir():
                 group = ROOT / place
             break
@@ -174,24 +176,23 @@ def memory_left(limit: MemoryLimit) -> int:
     return max(0, limit.bytes - int(psutil.Process().memory_info().rss))
 
 
-def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:
+def require_memory(
+    needed: int, subject: str, limit: MemoryLimit, details: Sequence[str] = ()
+) -> None:
     """Raise CapacityError if more memory is needed than allowed.
 
-    The error starts with the first line of `message`, such as "a.nii: its voxels take"; the other
-    lines come before the advice.
+    The error starts with the subject and its verb, such as "a.nii: its voxels take"; lines of
+    details come before the advice.
     """
     if needed <= limit.bytes:
         return
-    subject, _, details = message.partition("\n")
-    if details:
-        details += "\n"
+    lines = "".join(f"{line}\n  " for line in details)
     remedy = "use a machine or a job with more memory"
     if limit.source == OPTION:
         remedy = "raise it"
     raise CapacityError(
         f"{subject} {format_size(needed)} of memory, "
-        f"more than the {format_size(limit.bytes)} of {limit.source}\n"
-        f"{details}"
-        f"  Crop the volume, or {remedy}; "
+        f"more than the {format_size(limit.bytes)} of {limit.source}\n  {lines}"
+        f"Crop the volume, or {remedy}; "
         "if the volume is not that large, the header is damaged: export the file again."
     )

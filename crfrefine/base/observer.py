@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from crfrefine.base.notes import Note
+
 
 class Observer:
     """Receives the events of a run.
@@ -30,7 +32,7 @@ class Observer:
         `done` says it in words, where stages do not.
         """
 
-    def note(self, text: str, *, case_id: str = "") -> None:
+    def note(self, note: Note, *, case_id: str = "") -> None:
         """Something was assumed or ignored for a case, or without `case_id` for all cases."""
 
     def case_ended(self, record: Any) -> None:

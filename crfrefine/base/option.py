@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.base.text import listed, shorten, shorten_value
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 MAX_OF_A_PATH = 4096  # characters; the limit of Linux
@@ -140,9 +141,9 @@ def mapping_of(all_mapped: Iterable[Mapped], source: str = "") -> dict[int, int]
     return mapping
 
 
-def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> str | None:
+def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> Note | None:
     """Return a note on the values of --map that occur in no label map; None if all do."""
     missing = sorted({*mapping} - {*found})
     if not missing:
         return None
-    return f"--map: {where} has the value {listed(missing)}"
+    return Note.of(NoteKind.VALUES_NOT_FOUND, what=where, numbers=missing)

@@ -73,6 +73,11 @@ def see(page: str) -> str:
     return f"see {place} in crfrefine's documentation"
 
 
+def first_line(text: str) -> str:
+    """Return the first line of a message, without such as the grids below it."""
+    return text.split("\n", 1)[0]
+
+
 def counted(number: int, what: str) -> str:
     """Return a number with its noun: "1 region", "3 regions"."""
     if number == 1:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.interpolated import describe_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import find_padding
@@ -24,6 +24,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -32,7 +33,7 @@ from crfrefine.cases.label_input import KIND, LabelMap, read_label_map
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
-from crfrefine.errors import InputError
+from crfrefine.errors import InputError, naming_case
 from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
 from crfrefine.io.volume import Segment, Volume, VolumeHeader
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -55,8 +56,8 @@ class Case:
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
-    # facts that the user should know, one sentence each
-    notes: list[str] = field(default_factory=list)
+    # facts that the user should know
+    notes: list[Note] = field(default_factory=list)
     labels: Labels | None = None  # (*grid) the reference, if requested
     # The path and the (*grid) whole numbers of each file of strokes.
     strokes: tuple[tuple[Path, Labels], ...] = ()
@@ -134,7 +135,8 @@ def load_case(
     Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
     """
     headers = read_case_headers(files, options)
-    return read_case(headers, options, threads=threads, with_labels=with_labels)
+    with naming_case(files.case_id):
+        return read_case(headers, options, threads=threads, with_labels=with_labels)
 
 
 def read_case(
@@ -164,7 +166,7 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or headers.network.kind != KIND)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
     first = headers.images[0]
-    notes: list[str] = []
+    notes: list[Note] = []
     label_logits = None
     network: Network
     if arrays.label_map is not None:
@@ -195,9 +197,9 @@ def read_case(
     strokes = []
     for header in headers.strokes:
         values = io.read_labels(header.path, grid=first).data.T
-        remark = describe_interpolated(values)
+        remark = note_on_interpolated(values, header.path.name)
         if remark is not None:
-            notes.append(f"{header.path.name}: {remark}")
+            notes.append(remark)
         drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn").T
         strokes.append((header.path, drawn))
     image = reverse_grid(arrays.image)
@@ -270,9 +272,9 @@ class _FileArrays:
 
 
 def _find_mask(
-    headers: CaseHeaders, arrays: _FileArrays, options: ReadingOptions, notes: list[str]
+    headers: CaseHeaders, arrays: _FileArrays, options: ReadingOptions, notes: list[Note]
 ) -> Bool | None:
-    """Return where the model applies, (*grid), or None for everywhere; `notes` gets sentences."""
+    """Return where the model applies, (*grid), or None for everywhere; `notes` gets those on it."""
     first = headers.images[0]
     mask = None
     if headers.mask is not None and arrays.mask is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 
@@ -82,7 +83,7 @@ class CaseFiles:
 class CaseList(list[CaseFiles]):
     """The cases found, sorted by name.
 
-    `notes` says which files were ignored and why, one sentence each.
+    `notes` says which files were ignored and why.
     """
 
     found = ""  # how many cases a pattern has, with an example; "" for folders
@@ -90,7 +91,7 @@ class CaseList(list[CaseFiles]):
     # one sentence per fold of a network that lacks something, with the command that makes it
     advice: tuple[str, ...] = ()
 
-    def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
+    def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[Note] = ()) -> None:
         super().__init__(cases)
         self.notes = list(notes)
 
@@ -106,10 +107,15 @@ def left_out_entries(incomplete: Incomplete) -> list[dict[str, Any]]:
     return [{"case": case_id, "reasons": list(reasons)} for case_id, reasons in incomplete.items()]
 
 
-def describe_left_out(incomplete: Incomplete, num_found: int) -> str:
-    """Return one line: how many cases are left out, and how many and which for each reason."""
+def note_on_left_out(incomplete: Incomplete, num_found: int) -> Note:
+    """Return how many cases are left out, and how many and which for each reason."""
     reasons = "; ".join(_by_reason(incomplete, _MAX_NAMED))
-    return f"{_some_are(incomplete, num_found)} left out: {reasons}"
+    return Note.of(NoteKind.LEFT_OUT, left_out=len(incomplete), cases=num_found, reasons=reasons)
+
+
+def notes_on_folds(cases: CaseList) -> list[Note]:
+    """Return a note on each fold of a network that lacks something."""
+    return [Note.of(NoteKind.FOLD_LACKS, advice=advice) for advice in cases.advice]
 
 
 def require_complete(
@@ -127,7 +133,9 @@ def require_complete(
     """
     num_complete = num_found - len(incomplete)
     if is_strict and incomplete:
-        lines = [f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"]
+        verb = "is" if len(incomplete) == 1 else "are"
+        found = counted(num_found, "case")
+        lines = [f"{len(incomplete)} of {found} {verb} incomplete, which --strict refuses:"]
         lines += _by_reason(incomplete, len(incomplete))
         advice = [*advice, "Add the missing files, or run without --strict."]
     elif num_complete < at_least:
@@ -138,11 +146,6 @@ def require_complete(
     else:
         return
     raise InputError("\n  ".join([*lines, *advice]))
-
-
-def _some_are(incomplete: Incomplete, num_found: int) -> str:
-    verb = "is" if len(incomplete) == 1 else "are"
-    return f"{len(incomplete)} of {counted(num_found, 'case')} {verb}"
 
 
 def _by_reason(incomplete: Incomplete, max_named: int) -> list[str]:

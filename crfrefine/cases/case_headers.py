@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine import io
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, listed, see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -15,7 +16,7 @@ from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import KIND, label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import GridMismatchError, InputError, naming_case
 from crfrefine.io.reading import require_scalar, with_channel_axis
 from crfrefine.io.volume import VolumeHeader
 
@@ -44,7 +45,7 @@ class CaseHeaders:
     def network(self) -> io.LogitsHeader:
         """The headers of the network's output; InputError if no logits were requested."""
         if self.logits is None:
-            raise InputError(f"case {self.files.case_id!r}: no logits")
+            raise InputError("no logits")
         return self.logits
 
     @property
@@ -74,36 +75,36 @@ class CaseHeaders:
         return tuple(header for what, header in self.by_word if what != "modality")
 
     @property
-    def notes(self) -> list[str]:
-        """Facts that the user should know, one sentence each.
+    def notes(self) -> list[Note]:
+        """Facts that the user should know.
 
         Another spacing than the image's, what the headers note, and turned voxel axes.
         """
         first = self.images[0]
-        notes = list[str]()
+        notes = list[Note]()
         if first.spacing is not None and first.spacing != self.spacing:
-            notes.append(
-                f"{first.path.name}: spacing {_list_mm(self.spacing)} mm as given, "
-                f"in place of {_list_mm(first.spacing)} mm"
-            )
+            given = _list_mm(self.spacing)
+            stored = _list_mm(first.spacing)
+            kind = NoteKind.GIVEN_SPACING
+            notes.append(Note.of(kind, first.path.name, given=given, stored=stored))
         headers = (*self.images, *self.companions)
         for header in headers:
-            for text in header.notes:
+            for note in header.notes:
                 # A note of the first image is not repeated, unless it is on a file's name.
-                is_repeated = text in first.notes and text != header.misnamed
+                is_repeated = note in first.notes and note != header.misnamed
                 if header is not first and is_repeated:
                     continue
                 # The case, named before a note, may have the name of its file.
                 if header.path.name != self.files.case_id:
-                    text = f"{header.path.name}: {text}"
-                notes.append(text)
+                    note = note.about(header.path.name)
+                notes.append(note)
 
-        names_of: dict[str, list[str]] = {}  # of the files whose axes were turned, by how they were
+        names_of: dict[Note, list[str]] = {}  # of files with turned axes, by how
         for header in headers:
-            if header.turned is not None and header.turning:
-                names_of.setdefault(header.turning, []).append(header.path.name)
+            if header.turning is not None:
+                names_of.setdefault(header.turning.about(""), []).append(header.path.name)
         for turning, names in names_of.items():
-            notes.append(f"{listed(names, 3)}: {turning}")
+            notes.append(turning.about(listed(names, 3)))
         return notes
 
 
@@ -116,8 +117,13 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 
     Raises InputError, UnsupportedFormatError, or GridMismatchError.
     """
-    if files.problem:
-        raise InputError(files.problem)
+    with naming_case(files.case_id):
+        if files.lack:
+            raise InputError(files.lack, cause="; ".join(files.missing))
+        return _read_all_headers(files, options)
+
+
+def _read_all_headers(files: CaseFiles, options: ReadingOptions) -> CaseHeaders:
     image = io.read_header(files.images[0], io.VOLUME_SUFFIXES)
     images = [image]
     for path in files.images[1:]:
@@ -247,10 +253,7 @@ def _require_overlap(
         return
     hint = _NEVER_RESAMPLED.get(what)
     if hint is None and resample:
-        try:
-            WorkGrid(image).require_overlap(other, what)
-        except GridMismatchError as error:
-            raise GridMismatchError(f"case {files.case_id!r}: {error}") from None
+        WorkGrid(image).require_overlap(other, what)
         return
     if hint is None:
         page = see("docs/reference/formats.md#grids")
@@ -262,6 +265,5 @@ def _require_overlap(
     else:
         hint = explain_difference(image, "image", other, what) or hint
     raise GridMismatchError(
-        f"case {files.case_id!r}: {what} and image are on different grids\n"
-        f"{image.difference_from(other)}\n  {hint}"
+        f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )

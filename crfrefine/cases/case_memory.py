@@ -58,12 +58,12 @@ def plan_memory(
     labels = f"{network.num_labels} labels"
     if network.kind == KIND:
         labels = "a label map"
-    lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take"]
+    lines = []
     contents = (f"{headers.num_modalities} modalities", labels)
     for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
         size = TIMES.join(map(str, header.grid_shape))
-        lines.append(f"  {shorten(header.path, 200)}  {size}, {content}")
-    require_memory(needed, "\n".join(lines), limit)
+        lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
+    require_memory(needed, f"the program and its files, {how}, take", limit, lines)
     return is_streamed
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.cases.patterns import folder_of
 from crfrefine.errors import InputError
@@ -75,12 +76,12 @@ def read_dataset_description(place: Path) -> DatasetDescription | None:
 
 
 def read_descriptions(
-    places: Iterable[Path], notes: list[str] | None = None
+    places: Iterable[Path], notes: list[Note] | None = None
 ) -> Iterator[DatasetDescription]:
     """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once.
 
     One that cannot be used is an InputError, as it may say which labels count and what the channels
-    are. Only callers that merely show names give `notes`: it becomes a sentence there.
+    are. Only callers that merely show names give `notes`: it becomes one of them.
     """
     done: set[Path] = set()
     for place in places:
@@ -108,7 +109,7 @@ def read_descriptions(
             if notes is None:
                 advice = "mend it, or move it away if it describes something else"
                 raise InputError(f"{problem}; {advice}") from None
-            notes.append(f"{problem}; continuing without it")
+            notes.append(Note.of(NoteKind.BAD_DESCRIPTION, problem=problem))
         else:
             ignore_label = next(iter(ignored), None)
             yield DatasetDescription(path, channel_names, labels, ignore_label, order)

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crfrefine.base.text import counted, listed
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
     IMAGES,
@@ -163,14 +164,11 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
     if is_pattern(place):
         cases.found = describe_found(place, images, modalities)
     elif images[0].path.parent != place:
-        cases.notes.append(
-            f"{place}: a folder for each case, as in TotalSegmentator's data sets, "
-            f"with its image, such as {images[0].path.relative_to(place)}"
-        )
+        first = str(images[0].path.relative_to(place))
+        cases.notes.append(Note.of(NoteKind.FOLDER_PER_CASE, str(place), first=first))
     if beside:
         cases.notes.append(
-            f"{place}: not taken for images: {counted(len(beside), 'file')} beside them, "
-            f"such as {beside[0]}"
+            Note.of(NoteKind.NOT_IMAGES, str(place), files=len(beside), first=beside[0])
         )
     return cases
 
@@ -303,6 +301,5 @@ def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
         )
     if number < len(cases):
         cases.notes.append(
-            f"{place}: strokes of {number} of {counted(len(cases), 'case')}; "
-            "the others are refined without"
+            Note.of(NoteKind.STROKES_OF_SOME, str(place), drawn=number, cases=len(cases))
         )

@@ -12,13 +12,14 @@ from crfrefine import io
 from crfrefine.arrays.foreground import (
     ForegroundSums,
     decide_channel,
-    describe_channel,
     fill_background,
     fill_background_of_channel,
+    note_on_channel,
     sum_foreground,
 )
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.workers import run_all
 from crfrefine.cases.label_input import KIND
 from crfrefine.errors import InputError
@@ -87,38 +88,35 @@ def holds_one_probability(
     return not is_whole or 0 < high <= tolerance
 
 
-def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
+def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[Note]]:
     """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
     values, jobs = reading_jobs(header.files, num_before=int(header.lacks_background))
     run_all(jobs, 1)
     return values, complete(values, header, input_type)
 
 
-def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[str]:
+def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[Note]:
     """Fill channel 0 of (labels, [z,] y, x) if the files lack the background; return notes."""
     if not header.lacks_background:
         return []
     if header.num_channels > 1:
         foreground = sum_foreground(values, str(header.path))
-        notes = [_describe_added(header), *foreground.check()]
+        notes = [_note_on_added(header), *foreground.check()]
         fill_background(values, foreground.sums)
         return notes
     kind = decide_channel(values[1], input_type, header.kind, str(header.path))
     fill_background_of_channel(values, kind)
-    return [f"{header.path.name}: {describe_channel(kind)}"]
+    return [note_on_channel(kind, header.path.name)]
 
 
-def _describe_added(header: LogitsHeader) -> str:
-    number = header.num_channels
-    return (
-        f"{header.path.name}: {number} channels, taken as the probabilities of labels 1 to "
-        f"{number}; background is 1 minus their sum (--add-background)"
-    )
+def _note_on_added(header: LogitsHeader) -> Note:
+    kind = NoteKind.CHANNELS_WITHOUT_BACKGROUND
+    return Note.of(kind, header.path.name, channels=header.num_channels)
 
 
 def background_of_stream(
     header: LogitsHeader, input_type: str
-) -> tuple[str, Callable[[], Iterable[Piece]], list[str]]:
+) -> tuple[str, Callable[[], Iterable[Piece]], list[Note]]:
     """Read files that lack the background once; errors are as of `complete`.
 
     Return what all channels hold, "logits" or "probabilities", a function that reads their pieces,
@@ -135,14 +133,14 @@ def background_of_stream(
             if broken.size:
                 telling.append(float(broken[0]))
         kind = decide_channel(np.array(telling), input_type, header.kind, name)
-        note = f"{header.path.name}: {describe_channel(kind)}"
+        note = note_on_channel(kind, header.path.name)
         return kind, partial(_with_background, header, kind, None), [note]
 
     foreground = ForegroundSums(header.files[0].grid_shape[::-1], name)
     for piece in io.read_pieces(*header.files):
         for label, values in enumerate(piece.values, start=piece.channels.start + 1):
             foreground.add(label, values, piece.planes)
-    notes = [_describe_added(header), *foreground.check()]
+    notes = [_note_on_added(header), *foreground.check()]
     kind = "probabilities"
     return kind, partial(_with_background, header, kind, foreground.sums), notes
 

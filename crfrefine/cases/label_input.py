@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from crfrefine.arrays.blocks import AUTO
-from crfrefine.arrays.interpolated import describe_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import (
     channels_of,
     count_labels,
@@ -20,7 +20,8 @@ from crfrefine.arrays.label_maps import (
 )
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.text import counted, listed, shorten
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
@@ -41,7 +42,7 @@ _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rat
 class LabelMap(LabelMapNetwork):
     """A label map of files on the image's grid: ([z,] y, x) as it is read, then (*grid)."""
 
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    notes: tuple[Note, ...] = ()  # for the user
     # Voxels of each label that the files have and this label map lacks: other structures have them,
     # or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
@@ -107,19 +108,13 @@ def _read_structures(
     numbers = declared.structures
     labels, kept, num_shared = merge_structures(files, names, grid, numbers)
     num_not_empty = sum(size > 0 for _, size in kept.values())
-    notes = [
-        f"{files[0].path.parent.name} is taken as one file per structure: "
-        f"{counted(len(files), 'file')}, {num_not_empty} not empty"
-    ]
+    name = files[0].path.parent.name
+    notes = [Note.of(NoteKind.STRUCTURES, name=name, files=len(files), not_empty=num_not_empty)]
     if num_shared:
-        notes.append(
-            f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels"
-        )
-    losers = describe_losers(kept)
+        notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
+    losers = list_losers(kept)
     if losers:
-        notes.append(
-            f"{losers}; if it is a union of others, leave its file out and unite its refined parts"
-        )
+        notes.append(Note.of(NoteKind.LOSING_STRUCTURES, structures=losers))
     lost = {}
     for name, (num_left, size) in kept.items():
         if size and not num_left:
@@ -160,10 +155,8 @@ def read_one_hot(
     labels = labels_of_one_hot(parts, shape, header.path)
     if labels is None:
         return None
-    note = (
-        f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in "
-        "the others"
-    )
+    reason = "each voxel has 1 in one channel and 0 in the others"
+    note = Note.of(NoteKind.TAKEN_AS, name=header.path.name, what="a label map", reason=reason)
     label_map = LabelMap(labels, present_labels(labels), header.num_labels, notes=(note,))
     return _on_grid(label_map, header.files[0], like, options)
 
@@ -238,15 +231,15 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
             "expected logits with one value per label, background included. For a label map, give "
             "--input-type labels"
         )
-    remark = describe_interpolated(labels)
+    remark = note_on_interpolated(labels)
     if options.declared is not None:
         _require_declared(present, options.declared, file, remark)
     reason = "it has one value per voxel, whole numbers from 0 up"
     if is_requested:
         reason = "requested"
-    notes = [f"{file.path.name} is taken as a label map: {reason}"]
+    notes = [Note.of(NoteKind.TAKEN_AS, name=file.path.name, what="a label map", reason=reason)]
     if remark is not None:
-        notes.append(f"{file.path.name}: {remark}")
+        notes.append(remark.about(file.path.name))
     segments = map_segments(file.segments, options.mapping)
     return LabelMap(
         labels, present, options.num_declared, notes=tuple(notes), segments=segments, mapped=mapped
@@ -254,7 +247,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
 
 
 def _require_declared(
-    present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader, remark: str | None
+    present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader, remark: Note | None
 ) -> None:
     """Raise InputError if a label map has labels that are not declared; `remark` may say why."""
     unknown = sorted(set(present) - set(declared.numbers))
@@ -271,15 +264,13 @@ def _require_declared(
 Kept: TypeAlias = Mapping[str, tuple[int, int]]
 
 
-def describe_losers(kept: Kept) -> str:
-    """Return which structures keep less than half of their voxels; "" for none."""
+def list_losers(kept: Kept) -> list[str]:
+    """Return in words which structures keep less than half of their voxels."""
     losers = []
     for name, (num_left, size) in kept.items():
         if 2 * num_left < size:
             losers.append(f"{shorten(name)} keeps {num_left} of {size} voxels")
-    if not losers:
-        return ""
-    return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}"
+    return losers
 
 
 def grid_of_structures(files: Sequence[VolumeHeader]) -> VolumeHeader:

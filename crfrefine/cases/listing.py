@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.base.text import counted, listed
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
     ALONE,
@@ -170,11 +171,11 @@ class Files:
         strays = self.strays({case.case_id for case in cases})
         paths = set[Path]().union(*strays.values()) - taken
         if paths and self.kind.strays:
-            number_of_files = counted(len(paths), "file")
+            kind = NoteKind.WITHOUT_IMAGES
+            what = self.kind.strays
             first = min(path.name for path in paths)
             cases.notes.append(
-                f"{self.place}: ignored {number_of_files} of {self.kind.strays} without images, "
-                f"such as {first}"
+                Note.of(kind, str(self.place), files=len(paths), what=what, first=first)
             )
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:

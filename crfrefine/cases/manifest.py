@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 from crfrefine.base.geometry import SPACING_RANGE
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
@@ -52,7 +53,7 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     problems: list[str] = []
     cases: dict[str, CaseFiles] = {}
     line_of_case: dict[str, int] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     for line, row in _rows(path, notes):
         try:
             files = _read_row(row, path.parent, input_type)
@@ -77,7 +78,7 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     return CaseList([cases[case_id] for case_id in sorted(cases)], notes)
 
 
-def _rows(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each line, and its cells by the names of the columns.
 
     Surplus cells have the name None, missing ones are None. Raises InputError unless there are the
@@ -114,7 +115,7 @@ def _rows(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
         ) from None
 
 
-def _decoded(path: Path, notes: list[str]) -> str:
+def _decoded(path: Path, notes: list[Note]) -> str:
     """Return the text of a manifest in an encoding that spreadsheets write."""
     try:
         content = path.read_bytes()
@@ -134,7 +135,7 @@ def _decoded(path: Path, notes: list[str]) -> str:
                 f"{path}: neither UTF-8, UTF-16 with its mark nor Windows-1252 (Latin-1): {error}; "
                 "save it as CSV in UTF-8"
             ) from None
-        notes.append(f"{path.name}: is not UTF-8; read as Windows-1252 (Latin-1)")
+        notes.append(Note.of(NoteKind.NOT_UTF8, path.name))
         return text
 
 

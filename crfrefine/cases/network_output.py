@@ -26,6 +26,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
@@ -65,17 +66,17 @@ class Scores:
         return self._decision[0]
 
     @property
-    def note(self) -> str:
-        """A sentence that says which, and why."""
+    def note(self) -> Note:
+        """A note that says which, and why."""
         return self._decision[1]
 
     @cached_property
-    def _decision(self) -> tuple[str, str]:
+    def _decision(self) -> tuple[str, Note]:
         path = self.header.path
         if self.regions is not None:
             return self.reading.identify(self.values, self.input_type, self.header.kind, path)
         kind, reason = decide(self.look, self.input_type, self.header.kind, str(path))
-        return kind, f"{path.name} is taken as {kind}: {reason}"
+        return kind, Note.of(NoteKind.TAKEN_AS, name=path.name, what=kind, reason=reason)
 
     def take_logits(self, threads: int = 1) -> Float32:
         """Turn probabilities into logits, or into log-odds of regions, in place; return them."""
@@ -116,7 +117,7 @@ def network_of_scores(
     options: ReadingOptions,
     threads: int,
     times: dict[str, float],
-    notes: list[str],
+    notes: list[Note],
 ) -> tuple[Network, str]:
     """Return logits, log-odds of regions, or the label map of one-hot channels, and their kind.
 
@@ -127,7 +128,7 @@ def network_of_scores(
         options: how the files are read.
         threads: number of threads.
         times: gets the seconds of interpolation.
-        notes: gets sentences.
+        notes: gets those on the files.
 
     """
     notes += complete(values, header, options.input_type)
@@ -184,12 +185,12 @@ def network_of_stream(
     like: VolumeHeader,
     options: ReadingOptions,
     spacing: tuple[float, ...],
-    notes: list[str],
+    notes: list[Note],
 ) -> tuple[Network, str]:
     """Return channels that stay in their files, or the label map of one-hot ones, and their kind.
 
     The files are read once or twice for it: for the background, and to see that they are not
-    one-hot. `like` is the image, `spacing` that of the case; `notes` gets sentences.
+    one-hot. `like` is the image, `spacing` that of the case; `notes` gets those on them.
     """
     # Channels of unknown type are logits until they are streamed.
     kind = options.input_type

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from crfrefine.base.inputs import add_inputs
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, require_complete
+from crfrefine.cases.case_files import (
+    CaseFiles,
+    CaseList,
+    note_on_left_out,
+    notes_on_folds,
+    require_complete,
+)
 from crfrefine.cases.conventions import ARCHIVES, VALIDATED
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
@@ -109,9 +116,9 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     cases[:] = [case for case in cases if case.logits]
     advice = cases.advice or ("Name the folder of the images of this network with --images.",)
     require_complete(left_out, num_found, "cases with probabilities", advice)
-    cases.notes = [*cases.advice, *cases.notes]
+    cases.notes = [*notes_on_folds(cases), *cases.notes]
     if left_out:
-        cases.notes.insert(0, describe_left_out(left_out, num_found))
+        cases.notes.insert(0, note_on_left_out(left_out, num_found))
     return cases
 
 
@@ -155,11 +162,16 @@ def find_trained_cases(
         cases[number] = case.lacking(f"no probabilities in {network.folder}: {reason}", reason)
 
     if ALL in folds:
-        cases.notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
+        cases.notes.append(Note.of(NoteKind.FOLD_ALL, str(network.folder)))
     if archives:
         cases.notes.append(
-            f"{network.folder}: validated cases without an image in {image_folder} are ignored "
-            f"({len(archives)}), such as {min(archives)}"
+            Note.of(
+                NoteKind.VALIDATED_WITHOUT_IMAGE,
+                str(network.folder),
+                images=str(image_folder),
+                cases=len(archives),
+                first=min(archives),
+            )
         )
     if _reorients(network.folder):
         cases[:] = [_require_ras(case) for case in cases]

@@ -21,6 +21,7 @@ from crfrefine.arrays.resampling import (
 )
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES
 from crfrefine.base.workers import run_all
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
@@ -54,7 +55,7 @@ class WorkGrid:
         other: VolumeHeader,
         values: NDArray[np.float32],
         what: str,
-        notes: list[str],
+        notes: list[Note],
         *,
         outside: str,
         are_of_labels: bool = False,
@@ -63,8 +64,8 @@ class WorkGrid:
     ) -> NDArray[np.float32]:
         """Return channels, interpolated: (channels, [z,] y, x) on this grid; 0 outside their own.
 
-        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets sentences
-        about `what`, and the voxels `outside`. Logits of labels (`are_of_labels`) are all equal
+        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets those
+        on `what`, and on the voxels `outside`. Logits of labels (`are_of_labels`) are all equal
         only outside their grid and in padding. Nothing but the result is allocated.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
@@ -84,7 +85,7 @@ class WorkGrid:
         other: VolumeHeader,
         values: NDArray[Number],
         what: str,
-        notes: list[str],
+        notes: list[Note],
         *,
         outside: str,
     ) -> NDArray[Number]:
@@ -100,8 +101,14 @@ class WorkGrid:
             notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
         elif grid_map.num_inside < grid_map.num_voxels:
             notes.append(
-                f"the {what} {verb_for(what, 'is', 'are')} stored for a part of the grid of the "
-                f"{self.name}, {describe_part(grid_map)}; the others {outside}"
+                Note.of(
+                    NoteKind.PART_OF_GRID,
+                    what=what,
+                    verb=verb_for(what, "is", "are"),
+                    grid=self.name,
+                    box=describe_part(grid_map),
+                    outside=outside,
+                )
             )
         size = values.itemsize * grid_map.num_voxels
         if size > SMALL:
@@ -111,8 +118,13 @@ class WorkGrid:
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(
-                f"{num_left_out} of {np.count_nonzero(values)} voxels of the {what} that are not 0 "
-                f"lie outside the {self.name}, and are left out"
+                Note.of(
+                    NoteKind.CUT_OFF,
+                    left_out=int(num_left_out),
+                    voxels=int(np.count_nonzero(values)),
+                    what=what,
+                    grid=self.name,
+                )
             )
         return nearest(grid_map, values).reshape(shape)
 
@@ -229,17 +241,22 @@ class WorkGrid:
 
     def describe(
         self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str
-    ) -> list[str]:
-        """Return the note for the user about a file on another grid."""
+    ) -> list[Note]:
+        """Return the notes for the user about a file on another grid."""
         source = describe_grid(other.grid_shape, other.affine)
-        notes = [f"{what} {how} from {source} onto the grid of the {self.name}"]
+        notes = [Note.of(NoteKind.RESAMPLED, what=what, how=how, source=source, grid=self.name)]
         num_voxels = grid_map.num_voxels
         num_outside = num_voxels - grid_map.num_inside
         if num_outside:
-            share = 1 - grid_map.num_inside / num_voxels
             notes.append(
-                f"voxels outside the grid of the {what} {outside}: {num_outside} of {num_voxels} "
-                f"voxels ({share:.1%})"
+                Note.of(
+                    NoteKind.OUTSIDE_GRID,
+                    what=what,
+                    outside=outside,
+                    left_out=num_outside,
+                    voxels=num_voxels,
+                    share=1 - grid_map.num_inside / num_voxels,
+                )
             )
         return notes
 

@@ -16,6 +16,7 @@ from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
 from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription
@@ -111,7 +112,7 @@ class RegionReading:
 
     def identify(
         self, values: Float32, input_type: str, kind: str | None, path: Path
-    ) -> tuple[str, str]:
+    ) -> tuple[str, Note]:
         """Return "logits" or "probabilities" for a file's channels of regions, and why."""
         assert self.scheme is not None
         input_kind, reason = identify_regions(values, input_type, kind=kind, name=str(path))
@@ -120,7 +121,8 @@ class RegionReading:
             what = "sigmoid probabilities"
         regions = counted(self.scheme.num_regions, "region")
         names = f"{listed(self.scheme.names)}; {self.source}"
-        return input_kind, f"{path.name} is taken as {what} of {regions} ({names}): {reason}"
+        what = f"{what} of {regions} ({names})"
+        return input_kind, Note.of(NoteKind.TAKEN_AS, name=path.name, what=what, reason=reason)
 
 
 NO_REGIONS = RegionReading()

@@ -6,9 +6,9 @@ The comparison, separate counts and the verdict on standard output.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crfrefine.base.failures import without_names
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, sentences_of
 from crfrefine.cli.tables import print_table
@@ -58,24 +58,13 @@ class EvaluationReporter(RunReporter):
         """Print the outcome of a case."""
         head = self._end_case(result.case_id)
         for failure in result.failures:
-            message = failure.message
-            if failure.part is not None:
-                message = f"{failure.part}: {message}"
-            text = f"case {result.case_id!r}: {message}"
-            self._say_failure(result.case_id, text, failure.traceback)
+            self._say_failure(result.case_id, replace(failure, case_id=result.case_id))
         if self._bar is None and not result.failures:
             self._say(f"{head} {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
-            self._say_warning(result.case_id, warning)
+            self.note(warning, case_id=result.case_id)
         for note in result.notes:
             self._say(f"    {note}", at_least=VERBOSE)
-
-    def _say_warning(self, case_id: str, warning: str) -> None:
-        """Print a warning: of those that are alike for a method the first, or all if VERBOSE."""
-        gist = without_names(case_id, warning)
-        if self.verbosity >= VERBOSE or gist not in self._known:
-            self._say(f"note: case {case_id!r}: {warning}")
-        self._known.add(gist)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:

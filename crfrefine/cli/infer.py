@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import click
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import GONE
@@ -77,15 +78,13 @@ def infer(
 
         with TrainingReporter(verbosity) as reporter:
             run_options = choose_for(run_options, entries, reporter)
-    note = ""
+    note = None
     if preset != config:
-        note = (
-            "parameters are those of the preset sharp, since --network-spacing is given without -c"
-        )
+        note = Note.of(NoteKind.PRESET_SHARP)
     _run(run_options, verbosity, note)
 
 
-def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
+def _run(options: InferenceOptions, verbosity: int, note: Note | None) -> None:
     """Refine the cases and print their results; raise Exit if one failed."""
     from crfrefine.cli.reporting import QUIET, Reporter
     from crfrefine.cli.tables import print_results

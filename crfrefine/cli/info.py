@@ -86,8 +86,8 @@ def _inspect_folder(
     if options["masks"] == "nonzero":
         options = {**options, "masks": None}
     report = inspect_folder(folder, **options)
-    messages = [problem.message for problem in report.problems]
-    notes = [*report.notes]
+    messages = [str(problem) for problem in report.problems]
+    notes = [str(note) for note in report.notes]
     if report.found:
         notes.insert(0, report.found)
     if is_printed:
@@ -111,7 +111,7 @@ def _print_report(folder: Path, report: FolderReport) -> None:
     for note in report.notes:
         print(for_terminal(f"  note: {note}"))
     for problem in report.problems:
-        print(for_terminal(f"  wrong: {problem.message}"))
+        print(for_terminal(f"  wrong: {problem}"))
 
 
 def _print_tracebacks(problems: Sequence[Failure]) -> None:
@@ -141,7 +141,7 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
             lines = describe_header(read_header(path), values=is_verbose)
     if failures:
         print_failure(failures[0], verbose=is_verbose)
-        return {"problems": [failures[0].message]}
+        return {"problems": [str(failures[0])]}
     if is_printed:
         print(printable(str(path)))
         for name, value in lines:

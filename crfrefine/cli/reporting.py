@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.arrays.components import REMOVED
-from crfrefine.base.failures import Causes, without_names
+from crfrefine.base.failures import Causes, Failure
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.failures import indented
 from crfrefine.engines import unexpected_device
-from crfrefine.io.paths import LOGITS_SUFFIXES
-from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
+from crfrefine.runs.records import CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +33,12 @@ QUIET = 0
 NORMAL = 1
 VERBOSE = 2
 
+# Notes that every case has: on what it has lost. From the second case on, without advice.
+LOSSES = {
+    NoteKind.VANISHED: NoteKind.VANISHED,
+    NoteKind.VANISHED_BY_CRF: NoteKind.VANISHED,
+    NoteKind.REMOVED_BY_RULES: NoteKind.REMOVED_BY_RULES,
+}
 MAX_LISTED = 20
 
 
@@ -57,8 +61,8 @@ class RunReporter(Observer, AbstractContextManager[Any]):
     _name: str = ""  # the case or training that was last in a stage
     _name_began: float = 0.0
     _left: float | None = None  # seconds that the run takes from now on, if that is known
-    # Messages about one case that probably apply to all.
-    _known: set[str] = field(default_factory=set)
+    # What was noted about one case and probably applies to all.
+    _known: set[Any] = field(default_factory=set)
     _causes: Causes | None = None  # of the failures so far, if there are any
     _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
 
@@ -72,9 +76,20 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         if isinstance(error, KeyboardInterrupt) and self._rest:
             error.add_note(self._rest)
 
-    def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption, or a note on ignored files."""
-        self._say(f"note: {text}")
+    def note(self, note: Note, *, case_id: str = "") -> None:
+        """Print an assumption, or a note on ignored files.
+
+        One about a case is printed for the first of many cases, or for each if VERBOSE.
+        """
+        if self.verbosity >= VERBOSE or not case_id or note.gist not in self._known:
+            self._say(f"{self._before_note(case_id)}{note}")
+        elif note.kind in LOSSES:
+            note = replace(note, kind=LOSSES[note.kind])
+            self._say(f"{self._before_note(case_id)}{note}")
+        self._known.add(note.gist)
+
+    def _before_note(self, case_id: str) -> str:
+        return f"note: case {case_id!r}: " if case_id else "note: "
 
     def cases_found(self, text: str) -> None:
         """Print how many cases a pattern has."""
@@ -193,16 +208,16 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _say_failure(self, case_id: str, text: str, traceback: str | None, clock: str = "") -> None:
+    def _say_failure(self, name: str, failure: Failure, clock: str = "") -> None:
         """Print the failure of a case, after the time of day if that is given.
 
         Of several with one cause only the first, unless VERBOSE, which also shows tracebacks.
         """
         self._causes = self._causes or Causes()
-        if self._causes.is_new(case_id, text) or self.verbosity >= VERBOSE:
-            self._say(f"{clock}crfrefine: error: {text}", at_least=QUIET)
-        if traceback is not None:
-            self._say(indented(traceback), at_least=VERBOSE)
+        if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
+            self._say(f"{clock}crfrefine: error: {failure}", at_least=QUIET)
+        if failure.traceback is not None:
+            self._say(indented(failure.traceback), at_least=VERBOSE)
 
     def _stop(self) -> None:
         """Remove the bar, and print a line for each cause of several failures.
@@ -224,7 +239,7 @@ class Reporter(RunReporter):
     case. VERBOSE adds filters and times.
     """
 
-    note_on_parameters: str = ""  # which ones are taken, if that needs saying
+    note_on_parameters: Note | None = None  # which ones are taken, if that needs saying
     summary: RunSummary | None = None  # of the run that is shown
 
     def run_started(self, summary: RunSummary) -> None:
@@ -246,30 +261,18 @@ class Reporter(RunReporter):
         if device is not None:
             means.insert(0, device)
         self._begin(f"{cases}; {', '.join(means)}", summary.num_cases, "reading")
-        if self.note_on_parameters:
+        if self.note_on_parameters is not None:
             self.note(self.note_on_parameters)
 
-    def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption.
-
-        An assumption about many cases is printed for the first one, or for each if verbose.
-        """
-        gist = text
-        head = ""
-        if case_id:
-            gist = _gist_of(case_id, text)
-            head = f"{case_id}: "
-        if self.verbosity >= VERBOSE or gist not in self._known:
-            self._say(f"{head}{text}")
-        elif text.startswith((VANISHED, REMOVED)):  # Every case names its losses.
-            self._say(f"{head}{text.partition(';')[0]}")
-        self._known.add(gist)
+    def _before_note(self, case_id: str) -> str:
+        return f"{case_id}: " if case_id else ""
 
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""
         head = f"{self._end_case(record.case_id)} {record.case_id}"
         if record.status == "failed":
-            self._say_case_failed(record)
+            failure = replace(record.failures[0], case_id=record.case_id)
+            self._say_failure(record.case_id, failure, self._clock())
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
@@ -284,14 +287,6 @@ class Reporter(RunReporter):
             times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
             for line in (*record.filters, ", ".join(times)):
                 self._say(f"    {line}")
-
-    def _say_case_failed(self, record: CaseRecord) -> None:
-        """Print the failure of a case, with its name unless the message names it."""
-        failure = record.failures[0]
-        text = failure.message
-        if repr(record.case_id) not in text.partition("\n")[0]:
-            text = f"case {record.case_id!r}: {text}"
-        self._say_failure(record.case_id, text, failure.traceback, self._clock())
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
@@ -314,7 +309,7 @@ class Reporter(RunReporter):
         if summary.num_cases == 1:
             return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
-        self._say_cases(f"{VANISHED} in {counted(len(vanished), 'case')}", vanished)
+        self._say_cases(f"labels that vanished in {counted(len(vanished), 'case')}", vanished)
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         self._say_cases("failed", failed)
 
@@ -322,24 +317,6 @@ class Reporter(RunReporter):
         """Print the names of cases, if there are any."""
         if case_ids:
             self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
-
-
-_SUFFIXES = "|".join(map(re.escape, sorted(LOGITS_SUFFIXES, key=len, reverse=True)))
-_FILE_NAME = rf".*?(?:{_SUFFIXES})(?=[ :,])"  # It may have blanks and colons.
-
-
-def _gist_of(case_id: str, text: str) -> str:
-    """Return what a note has in common with those on other cases.
-
-    It begins with the name of a file, or with a word that differs; the text after a colon may have
-    the case's numbers.
-    """
-    name = re.match(rf"{_FILE_NAME}(?:, {_FILE_NAME})*", text)
-    if name is not None:
-        text = text[name.end() :].removeprefix(":")
-    else:
-        text = text.partition(" ")[2]
-    return without_names(case_id, text.partition(":")[0])
 
 
 class FolderReporter(RunReporter):
@@ -355,9 +332,8 @@ class FolderReporter(RunReporter):
         """Print the outcome of a file."""
         name = self._name_of(conversion)
         head = self._end_case(name)
-        failure = conversion.failure
-        if failure is not None:
-            self._say_failure(name, failure.message, failure.traceback)
+        if conversion.failure is not None:
+            self._say_failure(name, conversion.failure)
         else:
             sentence = conversion.sentence.replace("\n", "\n  ")
             self._say(f"{head} {sentence}")

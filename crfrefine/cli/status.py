@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import Option
-from crfrefine.base.text import counted, for_terminal, listed, printable, shorten
+from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command
 
@@ -55,7 +56,7 @@ class _Runs:
     """The runs into a folder."""
 
     cases: list[CaseState]
-    notes: list[str]
+    notes: list[Note]
     is_complete: bool
 
 
@@ -70,7 +71,7 @@ def _read_runs(folder: Path) -> _Runs:
     recorded = read_records(folder)
     if not recorded.runs:
         problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
-        raise InputError("\n  ".join([problem, *recorded.notes]))
+        raise InputError("\n  ".join([problem, *map(str, recorded.notes)]))
     cases = case_states(folder, recorded)
     done = [case.record for case in cases if case.record is not None]
     are_done = all(case.state == "done" for case in cases)
@@ -78,7 +79,7 @@ def _read_runs(folder: Path) -> _Runs:
     return _Runs(cases, notes, is_complete=are_done and not recorded.notes)
 
 
-def _notes_on(done: Sequence[CaseRecord]) -> list[str]:
+def _notes_on(done: Sequence[CaseRecord]) -> list[Note]:
     """Return notes on the numbers of labels of cases that are done, and on labels that vanished."""
     from crfrefine.runs.run import note_on_num_labels
 
@@ -88,7 +89,7 @@ def _notes_on(done: Sequence[CaseRecord]) -> list[str]:
         notes.append(note)
     vanished = [record.case_id for record in done if record.vanished_labels]
     if vanished:
-        notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
+        notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
     return notes
 
 
@@ -99,13 +100,18 @@ def _values(folder: Path, runs: _Runs) -> dict[str, object]:
             "case_id": case.case_id,
             "state": case.state,
             "label_map": str(case.label_map),
-            "reason": case.reason,
+            "reason": "" if case.reason is None else str(case.reason),
+            "reason_kind": None if case.reason is None else case.reason.kind.name.lower(),
             "part_id": case.part_id,
             "num_parts": case.num_parts,
         }
         for case in runs.cases
     ]
-    return {"output_folder": str(folder.resolve()), "cases": cases, "notes": runs.notes}
+    return {
+        "output_folder": str(folder.resolve()),
+        "cases": cases,
+        "notes": [str(note) for note in runs.notes],
+    }
 
 
 def _show(folder: Path, runs: _Runs, max_listed: int) -> None:
@@ -146,9 +152,8 @@ def _print_reasons(cases: Sequence[CaseState], max_listed: int) -> None:
     """Print each reason with its cases."""
     names_of_reason: dict[tuple[str, str], list[str]] = {}
     for case in sorted(cases, key=lambda case: case.state, reverse=True):
-        # The case is named before its reason.
-        reason = case.reason.partition("\n")[0].removeprefix(f"case {case.case_id!r}: ")
-        if reason:
+        if case.reason is not None:
+            reason = first_line(str(case.reason))
             names_of_reason.setdefault((case.state, reason), []).append(case.case_id)
     for (state, reason), names in islice(names_of_reason.items(), max_listed):
         print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")

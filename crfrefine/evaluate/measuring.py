@@ -15,6 +15,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
@@ -40,9 +41,8 @@ class CaseResult(Record):
     status: str = "measured"
     # By method; methods that could not be measured are missing.
     values: dict[str, RegionValues] = field(default_factory=dict)
-    # Sentences about missing optional results and about structures that others cover, each after
-    # the name of the method or "reference".
-    warnings: list[str] = field(default_factory=list)
+    # Notes on missing optional results and on structures that others cover.
+    warnings: list[Note] = field(default_factory=list)
     # By method, the values of its label map that `--map` gave new labels; and in the reference.
     mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mapped_in_reference: tuple[int, ...] = ()
@@ -69,8 +69,8 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     with failing_alone(result.fail, pair.reference.labels, *pair.reference.logits):
         if pair.reference.lack:
             raise InputError(pair.reference.lack)
-        warnings: list[str] = []
-        notes: list[str] = []
+        warnings: list[Note] = []
+        notes: list[Note] = []
         reference = read_reference(pair, settings, warnings, notes)
         result.warnings += _named("reference", warnings)
         result.notes += _named("reference", [*reference.header.notes, *notes])
@@ -84,9 +84,9 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     return result
 
 
-def _named(part: str, sentences: Iterable[str]) -> list[str]:
-    """Return the sentences, each after the part that it is about: a method, or "reference"."""
-    return [f"{part}: {sentence}" for sentence in sentences]
+def _named(part: str, notes: Iterable[Note]) -> list[Note]:
+    """Return the notes with the part that they are about: a method, or "reference"."""
+    return [replace(note, part=part) for note in notes]
 
 
 def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
@@ -100,7 +100,7 @@ def _measure_method(
 
     `named` has the probabilities that the user named.
     """
-    warnings: list[str] = []
+    warnings: list[Note] = []
     masks = read_masks(method, files, reference, warnings)
     result.warnings += _named(method, warnings)
     result.mapped[method] = masks.mapped
@@ -129,11 +129,12 @@ def _measure_method(
             if failure.traceback is not None:
                 fail(failure)
             else:
-                result.warnings.append(f"{method}: no calibration: {failure.message}")
+                note = Note.of(NoteKind.NO_CALIBRATION, problem=failure.message)
+                result.warnings += _named(method, [note])
     if soft is not None:
         with failing_alone(fail, *(named or files).logits):
             _add_calibration(values, soft, reference)
-            result.notes.append(f"{method}: {soft.note}")
+            result.notes += _named(method, [soft.note])
     result.notes += _named(method, dict.fromkeys(reference.notes))
 
 

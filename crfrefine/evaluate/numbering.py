@@ -11,20 +11,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE
-from crfrefine.base.text import listed
 from crfrefine.evaluate.measuring import CaseResult
 
 _COVERED = 0.5  # A label is rather another one that has more than this share of its voxels,
 _SELDOM = 0.1  # if less than this share of the voxels of both has the right number.
-_MAX_NAMED = 8
-
 _SPACE = re.compile(r"[\s_-]+")
 
 Pairs = Mapping[tuple[int, int], int]
 
 
-def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[str]:
+def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
     """Return a note for each method whose labels seem to have other numbers, over all cases.
 
     `own` is the name of the judged method, which `--map` does not name.
@@ -58,12 +56,12 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[str]:
     return notes
 
 
-def _notes_on_names(results: Sequence[CaseResult]) -> list[str]:
+def _notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
     """Return a note for each method whose label maps give a label another name than the reference.
 
     The first case that shows it counts.
     """
-    notes: dict[str, str] = {}
+    notes: dict[str, Note] = {}
     for result in results:
         for method, names in result.names.items():
             differing = []
@@ -72,8 +70,7 @@ def _notes_on_names(results: Sequence[CaseResult]) -> list[str]:
                 if _SPACE.sub(" ", other).casefold() != _SPACE.sub(" ", name).casefold():
                     differing.append(f"label {label} is {name!r} there, {other!r} here")
             if differing and method not in notes:
-                shown = listed(differing, _MAX_NAMED)
-                notes[method] = f"{method} names labels otherwise than the reference: {shown}"
+                notes[method] = Note.of(NoteKind.OTHER_NAMES, what=method, labels=differing)
     return [*notes.values()]
 
 
@@ -129,17 +126,14 @@ def _renumbered(pairs: Pairs, reference: Mapping[int, int]) -> Pairs:
     return renumbered
 
 
-def _note(method: str, pairs: Pairs, numbers: Mapping[int, int], options: list[str]) -> str:
+def _note(method: str, pairs: Pairs, numbers: Mapping[int, int], options: list[str]) -> Note:
     """Return the note on the labels of a method, with the options that give them their numbers."""
     covered = []
     for label, wanted in numbers.items():
         size = sum(count for (_, other), count in pairs.items() if other == wanted)
         share = pairs[label, wanted] / size
         covered.append(f"label {label} is at {share:.0%} of the voxels of label {wanted}")
-    note = (
-        f"{method} seems to have other numbers than the reference, whose labels it hardly ever "
-        f"finds: {listed(covered, _MAX_NAMED)}"
-    )
-    if options:
-        note += f"; if these are the same structures, add {' '.join(options)}"
-    return note
+    if not options:
+        return Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered)
+    kind = NoteKind.OTHER_NUMBERS_WITH_MAP
+    return Note.of(kind, what=method, labels=covered, options=" ".join(options))

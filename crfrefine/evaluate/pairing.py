@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from crfrefine.base.text import counted
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
@@ -78,7 +78,7 @@ class Pairing(NamedTuple):
 
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     found: tuple[str, ...]  # How many cases each pattern has.
-    notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
+    notes: tuple[Note, ...]  # On ignored files.
     left_out: Incomplete
     # Number of each structure by its name; empty without structures. Label maps are then folders of
     # structures, or their labels have these names.
@@ -122,7 +122,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     Raise InputError without a complete case, or, with `strict`, for an incomplete one.
     """
     found: list[str] = []
-    notes: list[str] = []
+    notes: list[Note] = []
     numbers: Mapping[str, int] = {}
     if has_structures(options):
         numbers, references, methods = find_structures(options)
@@ -162,15 +162,18 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     for reason, case_ids, consequence in gaps:
         if case_ids:
             notes.append(
-                f"{reason} for {len(case_ids)} of {len(complete)} cases, "
-                f"such as {case_ids[0]}; {consequence}"
+                Note.of(
+                    NoteKind.MISSING_FILES,
+                    what=reason,
+                    lacking=len(case_ids),
+                    cases=len(complete),
+                    first=case_ids[0],
+                    consequence=consequence,
+                )
             )
     if numbers:
-        notes.append(
-            f"{counted(len(numbers), 'structure')} in "
-            f"{counted(len(complete), 'case')}: one binary file per structure, "
-            "numbered in the order of names; --no-structures takes each file for a case"
-        )
+        kind = NoteKind.COMPARED_STRUCTURES
+        notes.append(Note.of(kind, structures=len(numbers), cases=len(complete)))
     pairs = []
     for number, case_id in enumerate(complete):
         shown = images.get(case_id, CaseFiles(case_id, ()))
@@ -198,7 +201,7 @@ def _missing(
     return missing
 
 
-def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, CaseFiles]:
+def _references(source: Path, found: list[str], notes: list[Note]) -> dict[str, CaseFiles]:
     """Return each case with its label map, or with a problem if there are several candidates."""
     files = Files(LABELS, source)
     references = CaseList(CaseFiles(case_id, ()) for case_id in files.cases())
@@ -211,10 +214,8 @@ def _references(source: Path, found: list[str], notes: list[str]) -> dict[str, C
     taken = {match.path for case in references for match in files.of(case.case_id)}
     beside = [path for path in files.paths if path not in taken]
     if beside:
-        notes.append(
-            f"{source}: not taken for references: {counted(len(beside), 'file')} "
-            f"beside label maps, such as {beside[0].name}"
-        )
+        kind = NoteKind.NOT_REFERENCES
+        notes.append(Note.of(kind, str(source), files=len(beside), first=beside[0].name))
     found += files.described([case.case_id for case in references])
     return {case.case_id: case for case in references}
 
@@ -224,7 +225,7 @@ def _files_of_method(
     references: Mapping[str, CaseFiles],
     labels: Path,
     found: list[str],
-    notes: list[str],
+    notes: list[Note],
 ) -> dict[str, CaseFiles]:
     """Return the files of a method for each case, also for cases without a reference."""
     if is_trained(source):
@@ -244,10 +245,8 @@ def _files_of_method(
     if holds_many(labels):
         names += extra
     elif extra:
-        notes.append(
-            f"{source}: not measured: {counted(len(extra), 'case')} without a reference, "
-            f"such as {extra[0]}"
-        )
+        note = Note.of(NoteKind.NOT_MEASURED, str(source), cases=len(extra), first=extra[0])
+        notes.append(note)
     found += files.described(names)
     cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
     probabilities = CALIBRATION

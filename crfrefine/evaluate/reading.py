@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.interpolated import describe_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import argmax_labels, foreground_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import (
@@ -26,10 +26,11 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
-from crfrefine.cases.label_input import describe_losers, grid_of_structures, merge_structures
+from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
 from crfrefine.cases.network_output import Scores
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
@@ -46,7 +47,7 @@ class SoftLabels(NamedTuple):
 
     label_map: Labels  # (*grid) the most probable label; regions are combined as nnU-Net does.
     probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
-    note: str  # Tells if they were taken as logits or as probabilities, and why.
+    note: Note  # Tells if they were taken as logits or as probabilities, and why.
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None = None
 
@@ -74,8 +75,8 @@ class Reference:
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
-    # It gets a sentence about each file that was turned, filled or interpolated.
-    notes: list[str] = field(default_factory=list)
+    # It gets a note on each file that was turned, filled or interpolated.
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def names(self) -> dict[int, str]:
@@ -91,8 +92,8 @@ class Reference:
 
     def check(self, other: VolumeHeader, what: str) -> None:
         """Raise an error if a file cannot be placed on the grid that is compared."""
-        if other.turning:
-            self.notes.append(f"{other.path.name}: {other.turning}")
+        if other.turning is not None:
+            self.notes.append(other.turning)
         if self.header.on_same_grid(other):
             return
         assert self.volume.header is not None
@@ -125,11 +126,11 @@ def _require_comparable(
 
 
 def read_reference(
-    pair: CasePair, settings: Settings, warnings: list[str], notes: list[str]
+    pair: CasePair, settings: Settings, warnings: list[Note], notes: list[Note]
 ) -> Reference:
     """Read the reference of a case: a label map, or structures.
 
-    `warnings` gets a sentence about covered structures, `notes` about the grids.
+    `warnings` gets a note on covered structures, `notes` those on the grids.
     """
     mapped: tuple[int, ...] = ()
     if settings.structures:
@@ -166,17 +167,17 @@ def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]
 
 
 def _read_labels(
-    path: Path, mapping: Mapping[int, int], warnings: list[str], grid: VolumeHeader | None = None
+    path: Path, mapping: Mapping[int, int], warnings: list[Note], grid: VolumeHeader | None = None
 ) -> tuple[Volume, tuple[int, ...]]:
     """Read a label map with the new labels of values in a mapping; return the values that occur.
 
-    `warnings` gets a sentence about interpolated borders.
+    `warnings` gets a note on interpolated borders.
     """
     volume = io.read_labels(path, grid=grid)
     labels, mapped = map_labels(volume.data, mapping)
-    remark = describe_interpolated(labels.T)
+    remark = note_on_interpolated(labels.T, path.name)
     if remark is not None:
-        warnings.append(f"{path.name}: {remark}")
+        warnings.append(remark)
     return replace(volume, data=labels), mapped
 
 
@@ -205,13 +206,13 @@ def _other_grids(
 def read_structures(
     files: CaseFiles,
     numbers: Mapping[str, int],
-    warnings: list[str],
+    warnings: list[Note],
     *,
     grid: VolumeHeader | None = None,
 ) -> Volume:
     """Read the structures of a case, or a label map with their names, with a run's numbers.
 
-    `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
+    `warnings` gets a note on covered structures; axes are turned to those of `grid`.
     """
     if files.labels is not None:
         return _renumbered(io.read_labels(files.labels, grid=grid), files.labels, numbers)
@@ -221,12 +222,9 @@ def read_structures(
         require_scalar(header, "a binary file of one structure")
     file = grid_of_structures(headers)
     labels, kept, _ = merge_structures(headers, files.structures, file, numbers)
-    losers = describe_losers(kept)
+    losers = list_losers(kept)
     if losers:
-        warnings.append(
-            f"{losers}; to measure a union of others, leave its file out and give its parts "
-            "with --regions"
-        )
+        warnings.append(Note.of(NoteKind.LOSING_STRUCTURES_OF_UNION, structures=losers))
     return Volume(labels.T, *file.geometry(), file.path, file)
 
 
@@ -246,7 +244,7 @@ def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volum
     return replace(volume, data=table[volume.data])
 
 
-def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: list[str]) -> Masks:
+def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: list[Note]) -> Masks:
     """Read the label map of a method, with its probabilities if the file holds them."""
     if files.lack:
         raise InputError(files.lack)
@@ -274,10 +272,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: li
     header = io.read_header(paths[0])
     is_alone = len(paths) == 1 and header.num_channels == 1 and soft.regions is None
     if is_alone and not soft.label_map.any():
-        warnings.append(
-            f"{header.path.name}: taken as the probability of label 1, which is below 0.5 "
-            "everywhere, so that no voxel has the label; a mask is written as 0 and 1"
-        )
+        warnings.append(Note.of(NoteKind.NOWHERE_HALF, header.path.name))
     return Masks(soft.label_map, soft, names=names_in(header, {}))
 
 
@@ -377,7 +372,7 @@ def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
     return labels
 
 
-def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str) -> Array:
+def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: Note) -> Array:
     """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions.
 
     Log-odds become probabilities in place.
@@ -387,7 +382,7 @@ def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str)
             channel[:] = sigmoid(channel)
     undecided = find_padding(stored - np.float32(0.5), are_regions=True)
     if undecided is not None:
-        check_share(int(np.count_nonzero(undecided)), undecided.size, note)
+        check_share(int(np.count_nonzero(undecided)), undecided.size, str(note))
         stored[:, undecided] = 0.0
     return scheme.decode(stored - np.float32(0.5))
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.array_types import Bool
+from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
-from crfrefine.cases.case_files import Incomplete, describe_left_out
+from crfrefine.cases.case_files import Incomplete, note_on_left_out
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.settings import Settings
@@ -53,7 +54,7 @@ class Evaluation:
     pairs: Sequence[CasePair]  # the cases, sorted by name
     results: Sequence[CaseResult] = ()  # results of the processed cases, in the same order
     found: Sequence[str] = ()  # how many cases each pattern has
-    notes: Sequence[str] = ()  # notes on assumptions and ignored files, one sentence each
+    notes: Sequence[Note] = ()  # on assumptions and ignored files
     num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0
     has_report: bool = False  # True once `report.html` is written
@@ -62,7 +63,7 @@ class Evaluation:
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def notes_on_mapping(self) -> list[str]:
+    def notes_on_mapping(self) -> list[Note]:
         """Notes on values of --map that no label map of a method, or no reference, has."""
         measured = [result for result in self.results if not result.failures]
         if not measured:
@@ -75,11 +76,11 @@ class Evaluation:
         return [note for note in notes if note is not None]
 
     @property
-    def left_out_text(self) -> str:
-        """One line: the number of cases left out, and why; empty without any."""
+    def note_on_left_out(self) -> Note | None:
+        """The number of cases left out, and why; None without any."""
         if not self.left_out:
-            return ""
-        return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out))
+            return None
+        return note_on_left_out(self.left_out, len(self.pairs) + len(self.left_out))
 
     @property
     def failures(self) -> list[tuple[str, str]]:

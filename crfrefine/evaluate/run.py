@@ -17,6 +17,7 @@ from typing import Any
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
@@ -78,7 +79,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "status": result.status,
             "methods": list(result.values),
             "seconds": result.seconds,
-            "notes": [*result.warnings, *result.notes],
+            "notes": [note.to_dict() for note in (*result.warnings, *result.notes)],
         }
         cases.append(entry)
     return {
@@ -102,7 +103,8 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "left_out": left_out_entries(evaluation.left_out),
         "cases": cases,
         "failures": _failure_entries(evaluation.results),
-        "notes": [*evaluation.found, *evaluation.notes],
+        "found": evaluation.found,
+        "notes": [note.to_dict() for note in evaluation.notes],
         "summary": summary_dicts(evaluation.summary),
     }
 
@@ -170,7 +172,7 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
 
 def _plan(options: EvaluationOptions) -> Evaluation:
     """Return the evaluation before any case is measured, with its cases, settings and notes."""
-    notes: list[str] = []
+    notes: list[Note] = []
     settings = make_settings(options, notes)
     pairing = pair_cases(options)
     add_volumes(*options.inputs)
@@ -205,9 +207,7 @@ def _plan(options: EvaluationOptions) -> Evaluation:
         learned=learned,
     )
     if learned:
-        notes.append(
-            f"{evaluation.learned_text}; means and charts leave them out, if there are others"
-        )
+        notes.append(Note.of(NoteKind.MEASURED_ON_LEARNED, learned=evaluation.learned_text))
     return evaluation
 
 
@@ -238,8 +238,9 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
     for text in evaluation.found:
         observer.cases_found(text)
     observer.run_started(evaluation)
-    if evaluation.left_out_text:
-        observer.note(evaluation.left_out_text)
+    note_on_left_out = evaluation.note_on_left_out
+    if note_on_left_out is not None:
+        observer.note(note_on_left_out)
     for note in evaluation.notes:
         observer.note(note)
 
@@ -287,10 +288,10 @@ def _write_results(evaluation: Evaluation, observer: Observer) -> None:
         )
         evaluation.has_report = True
     elif path.exists():
-        observer.note(f"{path} is from an earlier run")
+        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(path)))
 
 
-def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, list[str]]:
+def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, list[str]]:
     """Return the cases of each method that its parameters were learned on.
 
     The records that `infer` leaves beside its label maps name them. A method without a record, or
@@ -314,11 +315,11 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
     return learned
 
 
-def _maps_learned_on(folder: Path, notes: list[str]) -> set[str]:
+def _maps_learned_on(folder: Path, notes: list[Note]) -> set[str]:
     """Return the names of a folder's label maps whose parameters were learned on their case."""
     recorded = read_records(folder)
     for note in recorded.notes:
-        notes.append(f"{note}; its parameters may have been learned on more cases than are known")
+        notes.append(Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)))
     names = set()
     for run in recorded.runs:
         trained_on = run.settings.get(TRAINED_ON) or ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import shorten
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
@@ -70,7 +71,7 @@ class Settings:
         )
 
 
-def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
+def make_settings(options: EvaluationOptions, notes: list[Note]) -> Settings:
     """Return settings with the regions of the options and of a `dataset.json`.
 
     The file is beside the reference or above it. Raise ConfigError for unusable regions.
@@ -121,7 +122,7 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
 
 
 def _described_regions(
-    description: DatasetDescription, titles: Mapping[str, str], notes: list[str]
+    description: DatasetDescription, titles: Mapping[str, str], notes: list[Note]
 ) -> list[Region]:
     """Return the regions of a `dataset.json`; none if they cannot be measured, with a note."""
     if not description.has_regions:
@@ -132,7 +133,7 @@ def _described_regions(
             if name != "ignore" and 0 not in labels:
                 regions.append(_as_label(make_region(name, labels), titles))
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
-        notes.append(f"{description.path}: {error}; continuing without its regions")
+        notes.append(Note.of(NoteKind.BAD_REGIONS, str(description.path), problem=str(error)))
         return []
     return regions
 

@@ -46,7 +46,10 @@ hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 memory = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 import math
-import SimpleITK
+try:
+    import SimpleITK
+except ModuleNotFoundError:
+    sys.exit(3)
 try:
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(source_io)
@@ -60,7 +63,8 @@ try:
     if unit != "numbers":
         promised = promised * int(kind.split("-bit")[0].split()[-1]) // 8
     if promised > int(most):
-        sys.exit(f"cut off: {promised} {unit}")
+        sys.stdout.write(str(promised))
+        sys.exit(4)
     image = reader.Execute()
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)  # Such as the name of a space, which the writer would repeat.
@@ -71,6 +75,9 @@ try:
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
+# Two of its exit statuses; another failure has status 1 and ends with a line about it.
+_NOT_INSTALLED = 3
+_CUT_OFF = 4
 _READERS = {
     "GIPL": "GiplImageIO",
     "MRC": "MRCImageIO",
@@ -223,21 +230,21 @@ def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, m
         raise UnsupportedFormatError(
             f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large"
         ) from None
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [""]
-        raise _conversion_error(path, done.returncode, lines[-1], most)
-
-
-def _conversion_error(path: Path, status: int, message: str, most: _Size) -> CrfRefineError:
-    """Return the error for a conversion that ended with this status and this last line."""
-    if message.startswith("cut off: "):
-        promised = message.removeprefix("cut off: ")
-        return cut_off(path, promised, f"it holds {most.number}")
-    if message == "ModuleNotFoundError: No module named 'SimpleITK'":
-        return InputError(
+    if done.returncode == _NOT_INSTALLED:
+        raise InputError(
             f"{path}: such files need SimpleITK, which is not installed: "
             "pip install 'crfrefine[itk]'"
         )
+    if done.returncode == _CUT_OFF:
+        promised = f"{done.stdout.split()[-1]} {most.unit}"
+        raise cut_off(path, promised, f"it holds {most.number}")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [""]
+        raise _conversion_error(path, done.returncode, lines[-1])
+
+
+def _conversion_error(path: Path, status: int, message: str) -> CrfRefineError:
+    """Return the error for a conversion that ended with this status and ITK's last line."""
     if any(word in message for word in ("MemoryError", "bad_alloc", "Failed to allocate memory")):
         return CapacityError(
             f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"

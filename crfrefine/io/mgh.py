@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.geometry import spacing_of
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
@@ -61,9 +62,9 @@ def read_header(path: Path) -> VolumeHeader:
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     dtype = np.dtype(_TYPES[int(template["type"])])
     source = streams.VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
-        notes = ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
+        notes = (Note.of(NoteKind.NO_MGH_ORIENTATION),)
     return volume_header(
         path,
         source,

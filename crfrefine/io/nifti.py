@@ -29,6 +29,7 @@ from crfrefine.base.geometry import (
     same_grid,
 )
 from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
@@ -67,7 +68,6 @@ _MAX_HEADER = 540  # bytes of the longest header
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters
 # in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
-_ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 _ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 # Codes of the same field for the steps of the fourth axis.
 _TIME_UNITS = {8: "s", 16: "ms", 24: "µs"}
@@ -281,7 +281,7 @@ class _Geometry(NamedTuple):
 
     affine: NDArray[np.float64]
     qform: NDArray[np.float64] | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     details: tuple[tuple[str, str], ...] = ()
 
 
@@ -289,7 +289,8 @@ def _geometry_of(header: Any, grid_shape: tuple[int, ...], path: Path) -> _Geome
     """Return the geometry of a header; raise ValueError if nibabel cannot compute it."""
     affine = np.array(header.get_best_affine(), np.float64)
     if "magic" not in header:
-        return _Geometry(affine + 0.0, notes=(_ANALYZE_NOTE,))  # Adding zero turns -0 into 0.
+        # Adding zero turns -0 into 0.
+        return _Geometry(affine + 0.0, notes=(Note.of(NoteKind.ANALYZE),))
 
     mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     affine[:3] *= mm_per_unit
@@ -298,8 +299,7 @@ def _geometry_of(header: Any, grid_shape: tuple[int, ...], path: Path) -> _Geome
     qform_code = int(header["qform_code"])
     codes = ("sform, qform", f"codes {sform_code}, {qform_code}")
     if sform_code == 0 and qform_code == 0:
-        note = "no orientation in the header (sform and qform codes are 0)"
-        return _Geometry(affine, None, (note,), (codes,))
+        return _Geometry(affine, None, (Note.of(NoteKind.NO_ORIENTATION),), (codes,))
 
     qform = header.get_qform(coded=True)[0]
     if sform_code == 0 or qform is None:
@@ -309,13 +309,10 @@ def _geometry_of(header: Any, grid_shape: tuple[int, ...], path: Path) -> _Geome
     is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
     if not is_sane or same_grid(grid_shape, affine, grid_shape, qform):
         return _Geometry(affine, details=(codes,))
-    distance = f"{farthest_distance(grid_shape, affine, qform):.2f} mm"
-    note = (
-        f"sform and qform differ by up to {distance}; the sform is used, and both are kept in "
-        "output files"
-    )
+    distance = farthest_distance(grid_shape, affine, qform)
+    note = Note.of(NoteKind.TWO_GEOMETRIES, distance=float(distance))
     used = ("sform", f"{describe_affine(affine)} (used)")
-    unused = ("qform", f"{describe_affine(qform)} (up to {distance} away)")
+    unused = ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)")
     return _Geometry(affine, qform, (note,), (codes, used, unused))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.workers import run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io import paths, streams
@@ -56,7 +57,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except RareHeaderError as rare:
             by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
             header = by_itk.read_header(path, expected.name)
-            note = f"read through SimpleITK: its header has {rare}"
+            note = Note.of(NoteKind.READ_BY_ITK, reason=str(rare))
             header = replace(header, family=paths.ITK, notes=(note,), time=rare.time)
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
@@ -100,12 +101,12 @@ def _read_by_content(
     return replace(header, family=actual.name), actual
 
 
-def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
-    """Describe a file whose name does not fit its content."""
+def _wrong_name_of(header: VolumeHeader, actual: Format) -> Note | None:
+    """Return a note on a file whose name does not fit its content."""
     path = header.path
     source = header.source
     if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
-        return f"the file is {actual.name}, although its name does not say so; it is read as such"
+        return Note.of(NoteKind.OTHER_FORMAT, format=actual.name)
     if source is None or source.start != 0 or len(header.files) > 1:
         return None
     # The file is compressed as a whole, or not at all.
@@ -113,8 +114,8 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
     if is_gzip == path.name.lower().endswith(streams.GZIP_ENDINGS):
         return None
     if is_gzip:
-        return "the file is compressed, although its name says otherwise"
-    return "the file is not compressed, although its name says otherwise"
+        return Note.of(NoteKind.COMPRESSED)
+    return Note.of(NoteKind.NOT_COMPRESSED)
 
 
 def _require_unchanged(header: VolumeHeader) -> None:

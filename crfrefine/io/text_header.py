@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, require_right_angles
@@ -239,7 +240,7 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
         return header
     named = dict.fromkeys(name or "none" for name in names)
     if len(names) < num_axes or any(name.lower() not in MM_PER_UNIT for name in names):
-        note = f"its {key} are {listed(named)}, which are not known; mm is assumed"
+        note = Note.of(NoteKind.UNKNOWN_UNITS, field=key, units=list(named))
         return replace(header, notes=(*header.notes, note))
     scales = np.ones(4)
     scales[:num_axes] = known[:num_axes]

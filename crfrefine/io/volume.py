@@ -22,6 +22,7 @@ from crfrefine.base.geometry import (
     same_grid,
     spacing_of,
 )
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
@@ -65,13 +66,13 @@ class VolumeHeader:
     # format-specific; lets the writer restore properties that an affine cannot express
     template: Any = field(default=None, repr=False)
     # facts that users should know, such as two geometries that disagree
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     # what the header says of time between the channels, such as "0.05 s apart"; "" if nothing
     time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
-    misnamed: str | None = None  # the format, if the name says something else; also the first note
+    misnamed: Note | None = None  # the format, if the name says something else; also the first note
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
@@ -94,14 +95,14 @@ class VolumeHeader:
         return (self.num_channels, *self.grid_shape[::-1])
 
     @property
-    def turning(self) -> str:
-        """How the axes of the file are turned to another grid, for notes; "" if they are not."""
+    def turning(self) -> Note | None:
+        """A note on how the axes of the file are turned to another grid; None if they are not."""
         if self.turned is None or self.affine is None:
-            return ""
+            return None
         before = self.turned[0].orientation
         if before is None:  # The order of an array, which has no directions.
-            return ""
-        return f"voxel axes turned from {before} to {self.orientation}, without interpolation"
+            return None
+        return Note.of(NoteKind.TURNED, self.path.name, before=before, after=self.orientation)
 
     @property
     def orientation(self) -> str | None:

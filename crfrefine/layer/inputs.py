@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
 from crfrefine.arrays.padding import MAX_SCORE, padding_among
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding, look_at
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, look_at, note_on_padding
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend
@@ -235,8 +235,8 @@ def without_padding(
 
     highest = max(counts)
     if highest > _WARNED_SHARE * grid.numel():
-        place = f"batch item {counts.index(highest)}"
-        notices.warn(f"{place}: {describe_padding(highest, grid.numel())}")
+        note = note_on_padding(highest, grid.numel())
+        notices.warn(str(note.about(f"batch item {counts.index(highest)}")))
     is_huge = padding & (values[:, 0].abs() > MAX_SCORE)
     if is_huge.any():
         logits = logits.masked_fill(is_huge.unsqueeze(1), 0.0)

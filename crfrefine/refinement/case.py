@@ -22,13 +22,14 @@ from crfrefine.arrays.arguments import (
     given_spacing,
     open_images,
 )
-from crfrefine.arrays.foreground import decide_channel, describe_channel, fill_background_of_channel
+from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel, note_on_channel
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABELS, check_threads
+from crfrefine.base.notes import Note
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
@@ -197,7 +198,7 @@ def _given_network(
     input_type: str,
     network_spacing: ArrayLike | str | None,
     regions: GivenRegions | None,
-) -> tuple[ArrayNetwork | LabelMapNetwork, tuple[str, ...]]:
+) -> tuple[ArrayNetwork | LabelMapNetwork, tuple[Note, ...]]:
     """Return a label map, (*grid), or the channels of labels or regions, and notes on them.
 
     A label map may have as many labels as the parameters.
@@ -238,7 +239,7 @@ def _given_network(
         channels[1] = stored
     fill_background_of_channel(channels, kind)
     network = ArrayNetwork(order.to_user(channels), kind)
-    return network, (f"logits: {describe_channel(kind)}",)
+    return network, (note_on_channel(kind, "logits"),)
 
 
 class RunOptions(TypedDict, total=False):

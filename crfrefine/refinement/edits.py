@@ -9,7 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.base.text import counted
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.refinement.strokes import Integers, Strokes
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers, tiles_around
 
@@ -51,7 +51,7 @@ class Edits:
 
     def find_ruled_out(
         self, logits: Float32, temperature: float, *, are_regions: bool
-    ) -> tuple[str, ...]:
+    ) -> tuple[Note, ...]:
         """Return a note if the network rules out labels where they are drawn.
 
         Voxels around do not follow then. The network's logits or log-odds are (channels, *grid).
@@ -66,12 +66,13 @@ class Edits:
         if not is_ruled_out.any():
             return ()
         labels = np.unique(labels_drawn[is_ruled_out]).tolist()
-        count = counted(int(np.count_nonzero(is_ruled_out)), "drawn voxel")
-        return (
-            f"strokes: the network rules out label {', '.join(str(label) for label in labels)} "
-            f"by more than {RULED_OUT:g} nats at {count}; voxels around hardly follow: draw all of "
-            "the error there, or raise mean_field.temperature",
+        note = Note.of(
+            NoteKind.RULED_OUT_STROKES,
+            labels=labels,
+            nats=RULED_OUT,
+            voxels=int(np.count_nonzero(is_ruled_out)),
         )
+        return (note,)
 
     def raise_logits(self, logits: Float32, rise: Float32) -> None:
         """Add a rise to logits in place."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.base.array_types import Bool, Float32, Float64, Labels
     from crfrefine.base.geometry import StorageOrder
+    from crfrefine.base.notes import Note
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
@@ -43,7 +44,7 @@ class Case:
     network_spacing: tuple[float, ...] | None = None
     # Stored: one model, or that of each region, all with the same kernels.
     models: Sequence[ModelSpec] = ()
-    notes: tuple[str, ...] = ()  # on the image, for the user
+    notes: tuple[Note, ...] = ()  # on the image, for the user
 
     @property
     def model(self) -> ModelSpec:
@@ -86,7 +87,7 @@ class Prepared:
     # no volumes are kept
     gained: NDArray[np.int64] | None = None
     num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    notes: tuple[Note, ...] = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
     def image_in(self, box: Box) -> Float32:

@@ -11,6 +11,7 @@ import numpy as np
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -29,7 +30,7 @@ from crfrefine.refinement.tiles.running import RefinedTiles
 from crfrefine.refinement.tiles.slabs import solve
 
 
-def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple[str, ...]]:
+def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple[Note, ...]]:
     """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
 
     Return the refined channels, the backend that was used, and notes for the user.
@@ -37,18 +38,15 @@ def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple
     Raises CapacityError, and InputError if refined logits or their energy are not finite.
     """
     backend = case.backend
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     shortage: str | None = None
     try:
         outcome = _run_on(backend, prepared, case)
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage is not None:
-        note = (
-            "computed on the CPU, since the case does not fit into the memory of "
-            f"{backend.name}: {shortage}"
-        )
-        notes = (note,)
+        kind = NoteKind.ON_CPU_FOR_MEMORY
+        notes = (Note.of(kind, device=backend.name, problem=shortage),)
         backend = get_backend("cpu")
         outcome = _run_on(backend, prepared, case)
 

@@ -21,6 +21,7 @@ from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_T
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import memory_limit, require_memory
+from crfrefine.base.notes import Note
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.following import plan_edits
@@ -303,7 +304,7 @@ def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
 
 def without_nan(
     image: GridImage, backend: Backend, threads: int | None
-) -> tuple[GridImage, tuple[str, ...]]:
+) -> tuple[GridImage, tuple[Note, ...]]:
     """Return an image without the voxels that are NaN in its mask, and a note on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.

@@ -23,6 +23,7 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
 from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.strokes import Strokes
 
-NARROW = "kernels are narrower than the voxels"
 # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
 NARROW_WIDTH = 0.6
 USUAL_WIDTH = 1.5  # voxels, as of the preset `default` on voxels of 1 mm
@@ -96,7 +96,7 @@ def refine_network(
         drawn = []
         for label, count in zip(*np.unique(strokes.labels, return_counts=True), strict=True):
             drawn.append(f"{counted(count, 'voxel')} of label {label}")
-        notes += (f"strokes: {', '.join(drawn)}",)
+        notes += (Note.of(NoteKind.DRAWN_STROKES, drawn=", ".join(drawn)),)
     if result.lost_to_rules:
         volume_ml = case.voxel_ml if num_dims == 3 else None
         rules = parameters.postprocess
@@ -242,7 +242,7 @@ def _store(network: Network, case: Case) -> Case:
     image = GridImage(values, None, spacing, order.axes)
     if case.image.mask is not None:
         image = replace(image, mask=order.to_storage(case.image.mask))
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     # Readers check the images of other networks.
     may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
     if may_be_nan and np.isnan(case.backend.channel_ranges(values, threads=threads)).any():
@@ -297,9 +297,9 @@ def _label_maps(prepared: Prepared, refined: RefinedChannels, case: Case) -> tup
 # ---- Notes
 
 
-def _notes_on_image(case: Case) -> tuple[str, ...]:
+def _notes_on_image(case: Case) -> tuple[Note, ...]:
     """Return notes on parameters that do not fit the image."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     image = case.image
     parameters = case.parameters
     if parameters.intensity.window is not None:
@@ -317,10 +317,13 @@ def _notes_on_image(case: Case) -> tuple[str, ...]:
         key = "spatial.theta_gamma"
         if any(np.any(kernel.weight) for kernel in parameters.bilateral):
             key = "bilateral.theta_alpha"
-        note = (
-            f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} "
-            f"voxels; --set {key}={usual:.3g} ({parameters.mean_field.positions}) makes it "
-            f"{USUAL_WIDTH:g}"
+        note = Note.of(
+            NoteKind.NARROW_KERNELS,
+            width=max(widths),
+            key=key,
+            usual=usual,
+            unit=parameters.mean_field.positions,
+            usual_width=USUAL_WIDTH,
         )
         notes += (note,)
     return notes

@@ -16,6 +16,7 @@ from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldReport, Reported
@@ -47,7 +48,8 @@ class RefinementResult(Reported):
         voxels_filled: voxels of holes that `postprocess` filled.
         lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels
             before and after.
-        notes: notes for the caller, one sentence each.
+        notes: notes for the caller; `str` of one is its sentence, `kind` and `values` are for
+            programs.
         spacing: mm, one per grid axis, as it was given; None means unknown.
         regions: the regions of the channels; None means that the channels are labels.
         channel_labels: the label of each channel; a refined label map has channels only for labels
@@ -69,7 +71,7 @@ class RefinementResult(Reported):
     voxels_removed: int = 0
     voxels_filled: int = 0
     lost_to_rules: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     spacing: tuple[float, ...] | None = None
     regions: RegionScheme | None = None
     channel_labels: tuple[int, ...] = ()

@@ -11,8 +11,9 @@ import numpy as np
 
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
-from crfrefine.base.text import counted, listed
+from crfrefine.base.text import counted
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_headers import read_case_headers
@@ -25,7 +26,7 @@ from crfrefine.engines.base import RunContext
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment
-from crfrefine.refinement.refining import NARROW, refine_network
+from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.runs.case_writing import write_case
@@ -33,10 +34,9 @@ from crfrefine.runs.contents import changed_inputs, contents_of_inputs
 from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
-from crfrefine.runs.records import VANISHED, CaseRecord, times_of_strokes
+from crfrefine.runs.records import CaseRecord, times_of_strokes
 from crfrefine.runs.task import CaseInWork, CaseSettings, Task, Turns
 
-MAX_VANISHED = 50  # most labels that a note names; the record has all of them
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
@@ -56,7 +56,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
             if not changed:
                 work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
                 return work
-            record.notes.append(f"refined from other {listed(changed)}: refined again")
+            record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
@@ -158,10 +158,10 @@ def _refine(
     record.times["refine"] = time.perf_counter() - started
     notes = list(result.notes)
     if case.strokes and strokes is None:
-        notes.append("strokes: no voxel is drawn")
+        notes.append(Note.of(NoteKind.NO_STROKES))
     notes += _record_result(settings, record, case, names.labels, result)
-    for text in notes:
-        observer.note(text, case_id=record.case_id)
+    for note in notes:
+        observer.note(note, case_id=record.case_id)
     record.notes += notes
     return result, names, case.segments
 
@@ -172,7 +172,7 @@ def _record_result(
     case: Case,
     names: Mapping[int, str],
     result: RefinementResult,
-) -> list[str]:
+) -> list[Note]:
     """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
     for stage, seconds in result.timings.items():
         record.times[f"refine.{stage}"] = seconds
@@ -200,37 +200,21 @@ def _record_result(
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        notes.append(_note_on_vanished(vanished, names, has_advice=bool(by_crf)))
+        labels = []
+        for label, voxels in vanished.items():
+            labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
+        kind = NoteKind.VANISHED
+        if outvoted.keys() - result.lost_to_rules.keys():
+            kind = NoteKind.VANISHED_BY_CRF
+        notes.append(Note.of(kind, labels=labels))
     has_foreground = any(changes.voxels_before[1:])
     has_weight = settings.options.parameters.has_weight
     if has_foreground and not changes.voxels_changed and has_weight:
-        is_narrow = any(text.startswith(NARROW) for text in result.notes)
-        notes.append(_note_on_no_change(has_advice=not is_narrow))
+        unchanged = NoteKind.NO_CHANGE_BY_CRF
+        if any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes):
+            unchanged = NoteKind.NO_CHANGE
+        notes.append(Note.of(unchanged))
     return notes
-
-
-def _note_on_vanished(
-    vanished: Mapping[int, int], names: Mapping[int, str], *, has_advice: bool
-) -> str:
-    """Return the note on labels that a case has lost, with their voxels."""
-    labels = []
-    for label, voxels in vanished.items():
-        labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
-    note = f"{VANISHED}: {listed(labels, MAX_VANISHED)}"
-    if has_advice:
-        note += "; a lower bilateral.weight or mean_field.temperature changes less"
-    return note
-
-
-def _note_on_no_change(*, has_advice: bool) -> str:
-    note = "no voxel changed its label"
-    if has_advice:
-        note += (
-            "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature "
-            "changes more"
-        )
-    return note
 
 
 def read_strokes(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note
 from crfrefine.base.text import printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
@@ -40,7 +41,7 @@ def write_case(
     names: Names,
     segments: tuple[Segment, ...],
     turns: Turns | None,
-) -> list[str]:
+) -> list[Note]:
     """Write a refined case, and close its record; the images are freed. Return notes.
 
     Each file is written whole or not at all, and the label map last.

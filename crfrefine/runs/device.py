@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
@@ -22,7 +23,7 @@ GPU_START = 2.0
 
 def device_of_auto(
     cases: Sequence[CaseFiles], reading: ReadingOptions, parameters: CrfParameters, threads: int
-) -> tuple[str, str | None]:
+) -> tuple[str, Note | None]:
     """Return the device that "auto" stands for, and a note if a GPU is there and is not taken.
 
     It is the GPU, if there is one, unless the CPU is expected to refine all cases before the GPU
@@ -39,11 +40,7 @@ def device_of_auto(
         seconds += share * _seconds_of_one_thread(files, reading)
         if seconds > GPU_START:
             return get_backend("auto").name, None
-    note = (
-        f"computed on the CPU, which is expected to take {max(seconds, 0.1):.1f} s, less than the "
-        "start of the GPU; --device cuda takes the GPU"
-    )
-    return "cpu", note
+    return "cpu", Note.of(NoteKind.FASTER_ON_CPU, seconds=max(seconds, 0.1))
 
 
 def _seconds_of_one_thread(files: CaseFiles, reading: ReadingOptions) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.text import listed
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.nnunet import PLANS
@@ -20,7 +20,7 @@ from crfrefine.runs.records import RECORD_FOLDER
 
 
 def plan_ensemble_files(
-    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[str]
+    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[Note]
 ) -> list[tuple[Path, bytes]]:
     """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
 
@@ -55,10 +55,7 @@ def plan_ensemble_files(
                 "for nnUNetv2_ensemble; choose another output folder, or remove the file"
             )
     if lacking:
-        notes.append(
-            f"{folder}: nnUNetv2_ensemble also needs {listed(lacking)} beside the probabilities, "
-            "which is not there to be copied"
-        )
+        notes.append(Note.of(NoteKind.NOTHING_TO_COPY, str(folder), names=lacking))
     return copies
 
 
@@ -82,7 +79,7 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[P
     )
 
 
-def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[str]:
+def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[Note]:
     """Return a note if the folder of a summary has to be made; None means no summary.
 
     Raise InputError if it would replace something else. It must not be among the records of runs,
@@ -106,4 +103,4 @@ def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[
         )
     if path.parent.exists():
         return []
-    return [f"--summary: the folder {path.parent} is made, as there was none"]
+    return [Note.of(NoteKind.NEW_FOLDER, folder=str(path.parent))]

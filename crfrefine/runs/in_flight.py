@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
 from crfrefine.errors import DeviceLostError
@@ -17,9 +18,6 @@ from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
 from crfrefine.runs.task import CaseSettings, Task
 
-GPU_IS_LOST = (
-    "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
-)
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
 
@@ -162,7 +160,7 @@ class CaseInFlight(Observer):
     """
 
     def __init__(self, number: int, places: Places) -> None:
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
         self.lacks_memory = False  # beside others
@@ -173,9 +171,9 @@ class CaseInFlight(Observer):
         self._places = places
         self._has_place = False
 
-    def note(self, text: str, *, case_id: str = "") -> None:
+    def note(self, note: Note, *, case_id: str = "") -> None:
         """Keep a note."""
-        self.notes.append(text)
+        self.notes.append(note)
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
@@ -309,7 +307,7 @@ class CasesInFlight:
                 has_lost_gpu = self._settings.device != "cpu"
                 self._settings = replace(self._settings, device="cpu")
             if has_lost_gpu:
-                case.note(GPU_IS_LOST)
+                case.note(Note.of(NoteKind.GPU_LOST))
             else:  # The case has only met the loss in another one.
                 case.notes.clear()
                 record = self._refine(task, case, None)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
-from crfrefine.base.text import counted, listed, printable
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
@@ -42,7 +43,7 @@ class RunInputs:
     reading: ReadingOptions
     names: Names  # of labels whose input does not name them
     found: str  # how many cases a pattern of images has; "" for folders
-    notes: tuple[str, ...]  # notes on ignored files
+    notes: tuple[Note, ...]  # on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
     structures: Mapping[str, int]  # numbers by names, if each structure has its own file
 
@@ -55,8 +56,8 @@ class RunPlan:
     settings: CaseSettings
     tasks: list[Task]
     summary: RunSummary  # without its cases
-    notes: tuple[str, ...]
-    left: tuple[str, ...]  # notes on earlier results that the run leaves, for its end
+    notes: tuple[Note, ...]
+    left: tuple[Note, ...]  # notes on earlier results that the run leaves, for its end
     # what is written beside the outputs, and its content: names of structures, files of nnU-Net
     folder_files: tuple[tuple[Path, bytes], ...]
     record: Path | None  # in the output folder; None means no record
@@ -87,14 +88,11 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     notes = []
     # A training that found no CRF better than the network writes such parameters.
     if not options.parameters.has_weight:
-        notes.append(
-            "all weights of the parameters are 0, so there is no CRF: "
-            "only mean_field.bias and [postprocess] can change labels"
-        )
+        notes.append(Note.of(NoteKind.NO_WEIGHT))
     notes += cases.notes
     if options.save_structures and options.writes_file:
         folder = options.output.with_name(stem_of(options.output))
-        notes.append(f"--save-structures: one file per label goes into the folder {folder}")
+        notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
     ordered = sorted(cases, key=lambda files: files.case_id)
     return RunInputs(tuple(ordered), reading, names, cases.found, tuple(notes), sources, structures)
 
@@ -229,7 +227,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
         used_device = options.device
     tasks = _with_files_there(tasks, all_outputs, options, summary)
-    left: list[str] = []
+    left: list[Note] = []
     if options.resume:
         tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
@@ -309,7 +307,7 @@ def _with_files_there(
 
 def _with_earlier_records(
     tasks: Sequence[Task], options: InferenceOptions, summary: RunSummary
-) -> tuple[list[Task], list[str], list[str]]:
+) -> tuple[list[Task], list[Note], list[Note]]:
     """Return the tasks with the records of cases that earlier runs have done.
 
     And notes on them, and those on what is left.
@@ -324,8 +322,7 @@ def _with_earlier_records(
         for case_id in unknown:
             del earlier[case_id]
         if unknown:
-            number = counted(len(unknown), "case")
-            notes.append(f"{number} ({listed(unknown)}): done without --statistics; refined again")
+            notes.append(Note.of(NoteKind.WITHOUT_STATISTICS, cases=len(unknown), names=unknown))
     taken_up = [replace(task, earlier=earlier.get(task.files.case_id)) for task in tasks]
     return taken_up, notes, left
 
@@ -346,23 +343,15 @@ def _check_places(tasks: Sequence[Task], about_the_run: Sequence[Path | None]) -
             check_small_output(path)
 
 
-def _notes_on_training(cases: Sequence[CaseFiles], options: InferenceOptions) -> list[str]:
+def _notes_on_training(cases: Sequence[CaseFiles], options: InferenceOptions) -> list[Note]:
     """Return notes if the parameters were learned on some of the cases."""
     names = {files.case_id for files in cases}
     held_out = names & options.held_out.keys()
     notes = []
     if held_out:
-        notes.append(
-            f"{counted(len(held_out), 'case')}: each with the parameters of the fold of train-crf "
-            "that held it out, by the report beside them"
-        )
+        notes.append(Note.of(NoteKind.HELD_OUT, cases=len(held_out)))
     learned = {printable(name) for name in names - held_out}
     number = len(learned.intersection(options.parameters.trained_on))
-    if not number:
-        return notes
-    verb = "is" if number == 1 else "are"
-    return [
-        *notes,
-        f"{number} of {counted(len(cases), 'case')} {verb} among those that the parameters were "
-        "learned on, and so no evidence for new cases",
-    ]
+    if number:
+        notes.append(Note.of(NoteKind.LEARNED_ON, learned=number, cases=len(cases)))
+    return notes

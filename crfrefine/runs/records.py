@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crfrefine.base.failures import Failure
+from crfrefine.base.notes import Note
 from crfrefine.base.option import path_of_part
 from crfrefine.base.text import shorten_value
 from crfrefine.cases.case_files import CaseFiles
@@ -28,8 +29,6 @@ from crfrefine.version import __version__
 
 SCHEMA = 2
 
-# The note on labels that a case has lost begins with it; the advice follows a semicolon.
-VANISHED = "labels that vanished"
 RECORD_FOLDER = ".crfrefine"
 
 # Options that change results beside the parameters, and what the options and each `dataset.json`
@@ -52,7 +51,7 @@ class Record:
     status: str = "failed"  # "failed", or another one of the command
     # seconds of each stage; "stage.part" is a part of a stage
     times: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # assumptions about its files
+    notes: list[Note] = field(default_factory=list)  # assumptions about its files
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -122,6 +121,7 @@ class CaseRecord(Record):
         fields = dict(vars(self))
         for name in ("times", "notes"):  # They go to the end.
             fields[name] = fields.pop(name)
+        fields["notes"] = [note.to_dict() for note in self.notes]
         failure = Failure("", "")
         if self.failures:
             failure = self.failures[0]
@@ -146,6 +146,7 @@ class CaseRecord(Record):
         for name in _PATHS:
             if name in fields:
                 fields[name] = Path(fields[name])
+        fields["notes"] = [Note.from_dict(note) for note in values.get("notes") or ()]
         fields["failures"] = []
         error = values.get("error")
         if isinstance(error, str):
@@ -180,6 +181,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if kind is Any:
         return True
+    if kind is Note:
+        return isinstance(value, (dict, str))  # Older records have only the sentence.
     if kind is float:  # JSON has 1 for 1.0, and null for NaN.
         return value is None or type(value) in (int, float)
     if origin in (list, tuple):

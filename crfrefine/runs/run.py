@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.option import note_on_values
-from crfrefine.base.text import counted, listed
+from crfrefine.base.text import listed
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
@@ -115,10 +116,7 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
                 break
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
-        observer.note(
-            f"{counted(num_left, 'case')} not begun, since nothing more can be written; "
-            "run again with --continue when it can"
-        )
+        observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
 
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
@@ -134,7 +132,7 @@ def _write_statistics(plan: RunPlan) -> None:
     write_small_file(statistics_path(plan.settings.options), table.encode())
 
 
-def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
+def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
     """Return a note if the cases of a run have different numbers of labels, else None."""
     cases: dict[int, list[str]] = {}
     for record in records:
@@ -145,13 +143,10 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
     if len(cases) < 2:
         return None
     groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
-    return (
-        "cases have different numbers of labels, as results of different networks have: "
-        + "; ".join(groups)
-    )
+    return Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups))
 
 
-def note_on_mapping(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> str | None:
+def note_on_mapping(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> Note | None:
     """Return a note on values of --map that the label maps of a run lack; None if all occur.
 
     None as well if nobody knows what a case holds that was done earlier, or if no case was read.

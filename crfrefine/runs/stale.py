@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from crfrefine.base.text import listed
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written, suffix_of
@@ -27,7 +27,7 @@ def remove_stale(
     unknown: Sequence[Path],
     record: CaseRecord,
     written: Sequence[Path],
-) -> Iterator[str]:
+) -> Iterator[Note]:
     """Remove files of a case that are of other parameters, options or inputs; yield notes.
 
     Such is the file of a label that has vanished. `before` has the files by the records of earlier
@@ -61,10 +61,10 @@ def remove_stale(
             with suppress(OSError):  # It holds other files.
                 path.parent.rmdir()
     if stale:
-        yield f"files of an earlier result are removed: {listed([path.name for path in stale])}"
+        yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])
     names = sorted(path.name for path in left - kept)
     if names:
-        yield f"files that are no result of this run are left: {listed(names)}"
+        yield Note.of(NoteKind.STALE_LEFT, names=names)
 
 
 def _checksums(contents: Mapping[str, Content]) -> dict[str, str | None]:

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
@@ -25,18 +26,16 @@ from crfrefine.runs.records import (
     times_of_strokes,
 )
 
-OTHER_VALUES = "refined with other values of"
-OTHER_STROKES = "refined with other strokes"
-NO_RECORD = "no record of its label map, as after a kill"
-CHANGED = "its label map was changed since it was recorded"
-OTHER_INPUTS = "refined from other inputs"
-OTHER_VERSION = "refined by another version of crfrefine"
-# The consequence for --continue of each doubt about a case that is done.
-ADVICE = {
-    NO_RECORD: "skipped if it is complete, though other parameters may have made it",
-    CHANGED: "skipped if it is complete, and its record left out",
-    OTHER_INPUTS: "skipped if it is complete; omit --continue to refine all cases again",
-    OTHER_VERSION: "skipped if it is complete; omit --continue to refine all cases again",
+REFINED_AGAIN = "refined again"
+_OMIT = "skipped if it is complete; omit --continue to refine all cases again"
+# What --continue does with a case, by the reason why it is not done, or by the doubt that it is.
+CONSEQUENCES = {
+    NoteKind.WITH_OTHER_VALUES: REFINED_AGAIN,
+    NoteKind.WITH_OTHER_STROKES: REFINED_AGAIN,
+    NoteKind.NO_RECORD: "skipped if it is complete, though other parameters may have made it",
+    NoteKind.CHANGED: "skipped if it is complete, and its record left out",
+    NoteKind.FROM_OTHER_INPUTS: _OMIT,
+    NoteKind.BY_OTHER_VERSION: _OMIT,
 }
 
 
@@ -46,7 +45,7 @@ class CaseState(NamedTuple):
     case_id: str
     state: str  # "done", "failed" or "missing"
     label_map: Path
-    reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
+    reason: Note | None = None  # why it is not done; that of a case that is done is a doubt
     record: CaseRecord | None = None  # of a case that is done, if it describes the label map
     # the part of the last run that the case belongs to, and the number of its parts
     part_id: int = 0
@@ -59,7 +58,7 @@ class RecordedRuns:
     `notes` are on lines that cannot be used.
     """
 
-    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
+    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[Note] = ()) -> None:
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
         # By case: when the last run without --continue began, and the last line that no later run
@@ -85,19 +84,24 @@ class RecordedRuns:
             return self._unrecorded_state(case_id, label_map, others)
         record = recorded.record
         if record.status == "failed":
-            reason = record.failures[0].message if record.failures else "no reason is recorded"
+            problem = "no reason is recorded"
+            if record.failures:
+                problem = record.failures[0].message
+            reason = Note.of(NoteKind.FAILED, problem=problem)
             return CaseState(case_id, "failed", label_map, reason)
 
         written = time_of_change(label_map)
         missing = _first_missing((label_map, *others))
         if written is None or missing is not None:
-            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
+            reason = Note.of(NoteKind.GONE, path=str(missing))
+            return CaseState(case_id, "missing", label_map, reason)
         if _is_changed(record, label_map):
-            return CaseState(case_id, "done", label_map, CHANGED)
+            return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
         keys = _differing(recorded.run.settings, now.settings)
         if keys:
-            return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
-        return CaseState(case_id, "done", label_map, "", record)
+            reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
+            return CaseState(case_id, "missing", label_map, reason)
+        return CaseState(case_id, "done", label_map, None, record)
 
     def _unrecorded_state(self, case_id: str, label_map: Path, others: Sequence[Path]) -> CaseState:
         """Return the state of a case whose label map no record describes."""
@@ -111,10 +115,11 @@ class RecordedRuns:
             and datetime.fromisoformat(written) < run_began
         )
         if is_older or missing == label_map:
-            return CaseState(case_id, "missing", label_map, "not reached")
+            return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
         if written is None or missing is not None:
-            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
-        return CaseState(case_id, "done", label_map, NO_RECORD)
+            reason = Note.of(NoteKind.GONE, path=str(missing))
+            return CaseState(case_id, "missing", label_map, reason)
+        return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
 
 
 class RecordedCase(NamedTuple):
@@ -150,16 +155,17 @@ def read_records(folder: Path) -> RecordedRuns:
     A line that cannot be used is left out, with a note.
     """
     runs: dict[str, RunSummary] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
         try:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
         except InputError as error:
-            notes.append(str(error))
+            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, problem=str(error)))
             continue
         except OSError as error:
-            notes.append(f"{path}: cannot be read: {error.strerror or error}")
+            problem = error.strerror or str(error)
+            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(path), problem=problem))
             continue
         problems = []
         for number, line in enumerate(lines, start=1):
@@ -170,8 +176,8 @@ def read_records(folder: Path) -> RecordedRuns:
                 if line.endswith(b"\n"):
                     problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
         if problems:
-            number_of_lines = counted(len(problems), "line")
-            notes.append(f"{path}: {number_of_lines} of the record cannot be used: {problems[0]}")
+            kind = NoteKind.UNUSABLE_LINES
+            notes.append(Note.of(kind, str(path), lines=len(problems), first=problems[0]))
     return RecordedRuns(runs.values(), notes)
 
 
@@ -279,7 +285,7 @@ def files_before(
 
 def take_up(
     folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
-) -> tuple[dict[str, CaseRecord], list[str], list[str]]:
+) -> tuple[dict[str, CaseRecord], list[Note], list[Note]]:
     """Return the records of the cases that earlier runs into a folder have done, for --continue.
 
     And notes on them, and notes on cases that are left although they may differ from what this run
@@ -289,38 +295,47 @@ def take_up(
     if folder is not None:
         recorded = read_records(folder)
     done: dict[str, CaseRecord] = {}
-    cases_of_reason: dict[str, list[str]] = {}
+    cases_of_reason: dict[Note, list[str]] = {}
     for files, label_map, outputs in cases:
         case_id = files.case_id
         case = recorded.state_of(case_id, label_map, outputs, now)
         has_record = folder is not None
         reason = case.reason
         if case.state == "done" and _has_other_strokes(files, case, has_record=has_record):
-            reason = OTHER_STROKES
+            reason = Note.of(NoteKind.WITH_OTHER_STROKES)
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
             reason = reason or _doubt(recorded, case_id, now)
-        if reason in ADVICE or reason.startswith((OTHER_VALUES, OTHER_STROKES)):
+        if reason is not None and reason.kind in CONSEQUENCES:
             cases_of_reason.setdefault(reason, []).append(case_id)
     notes = list(recorded.notes)
-    left: list[str] = []
+    left: list[Note] = []
     if folder is None:
         return done, notes, left
     for reason, names in cases_of_reason.items():
-        line = f"{counted(len(names), 'case')} ({listed(names)}): {reason}"
-        if reason in ADVICE:
-            left.append(f"{line}; {ADVICE[reason]}")
+        consequence = CONSEQUENCES[reason.kind]
+        note = Note.of(
+            NoteKind.EARLIER_RESULTS,
+            cases=len(names),
+            names=names,
+            what=str(reason),
+            consequence=consequence,
+        )
+        if consequence == REFINED_AGAIN:
+            notes.append(note)
         else:
-            notes.append(f"{line}; refined again")
+            left.append(note)
     return done, notes, left
 
 
-def _doubt(recorded: RecordedRuns, case_id: str, now: RunSummary) -> str:
-    """Return why a case that is done may differ from what this run would give, or nothing."""
+def _doubt(recorded: RecordedRuns, case_id: str, now: RunSummary) -> Note | None:
+    """Return why a case that is done may differ from what this run would give, or None."""
     record, run = recorded.latest[case_id]
     if not record.contents and run.inputs != now.inputs:
-        return OTHER_INPUTS
-    return OTHER_VERSION if run.version != now.version else ""
+        return Note.of(NoteKind.FROM_OTHER_INPUTS)
+    if run.version != now.version:
+        return Note.of(NoteKind.BY_OTHER_VERSION)
+    return None
 
 
 def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:

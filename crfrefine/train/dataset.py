@@ -12,18 +12,20 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.interpolated import describe_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE, Mapped, mapping_of, note_on_values
-from crfrefine.base.text import listed, see
+from crfrefine.base.text import see
 from crfrefine.cases.case import Case, load_case
 from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
     Incomplete,
-    describe_left_out,
+    note_on_left_out,
+    notes_on_folds,
     require_complete,
 )
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -71,8 +73,7 @@ def require_all(
         except Exception as error:
             paths = (*case.images, *case.logits, case.labels, case.mask)
             named = expected_error(error, *paths)
-            if repr(case.case_id) not in str(named):
-                named.args = (f"case {case.case_id!r}: {named}",)
+            named.case_id = case.case_id
             errors[case.case_id] = named
             return None
 
@@ -108,7 +109,7 @@ class LabeledCases(NamedTuple):
     label_names: tuple[str, ...]  # one per label, background first
     ignore_label: int | None  # marks voxels without a reference
     found: str  # how many cases a pattern of images has; "" for folders
-    notes: tuple[str, ...]  # ignored files, and why
+    notes: tuple[Note, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
     reading: RegionReading  # which channels are regions, and not labels
     # The regions of the channels; None means that the channels are labels.
@@ -159,7 +160,7 @@ def find_cases(
     num_channels, num_modalities, num_axes = _common_sizes(headers)
     regions = None
     declared = None
-    notes = [*cases.advice, *cases.notes]
+    notes = [*notes_on_folds(cases), *cases.notes]
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels)
         if declared is None:
@@ -170,10 +171,11 @@ def find_cases(
         regions = _regions_of_channels(headers, reading, num_channels)
 
     if left_out:
-        notes.insert(0, describe_left_out(left_out, len(cases)))
+        notes.insert(0, note_on_left_out(left_out, len(cases)))
     if regions is not None:
         source = reading.regions.source
-        notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
+        kind = NoteKind.CHANNELS_OF_REGIONS
+        notes.append(Note.of(kind, source=source, regions=regions.describe()))
     notes += _notes_on_grids(headers)
     if mapped:
         notes += _notes_on_mapping(files, data, reading)
@@ -234,8 +236,6 @@ def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles]
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
-    if case.problem:
-        raise InputError(case.problem)
     if case.are_structures:
         advice = "merge them into a label map with the numbers of the reference"
         raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
@@ -281,7 +281,7 @@ def _regions_of_channels(
     return load_case(headers[0].files, reading).regions
 
 
-def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[str]:
+def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     """Return notes on cases with files of other voxel axes than the image, or on a part of it."""
     turned = []
     filled = []
@@ -293,11 +293,9 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[str]:
             filled.append(header.files.case_id)
     notes = []
     if turned:
-        note = "other voxel axes than those of the image are turned, without interpolation"
-        notes.append(f"{note}: cases {listed(turned)}")
+        notes.append(Note.of(NoteKind.TURNED_CASES, cases=turned))
     if filled:
-        note = "files that are stored for a part of the image's grid are background elsewhere"
-        notes.append(f"{note}: cases {listed(filled)}")
+        notes.append(Note.of(NoteKind.FILLED_CASES, cases=filled))
     return notes
 
 
@@ -309,7 +307,7 @@ def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str,
 
 def _largest_label(
     files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
-) -> tuple[DeclaredLabels, list[str]]:
+) -> tuple[DeclaredLabels, list[Note]]:
     """Return the labels up to the largest one of all label maps and references.
 
     With them come notes if the borders of one were interpolated, as its labels are none then, and
@@ -317,34 +315,29 @@ def _largest_label(
     Call this if nothing else says how many labels there are: it reads every file.
     """
 
-    def labels_of(case: CaseFiles, _: int) -> tuple[set[int], set[int], str]:
+    def labels_of(case: CaseFiles, _: int) -> tuple[set[int], set[int], Note | None]:
         in_maps = set[int]()
         in_reference = set[int]()
-        note = ""
+        note: Note | None = None
         for path, mapping in _label_maps_of(case, reading):
             labels, _found = map_labels(io.read_labels(path).data, mapping)
             found = in_reference if path == case.labels else in_maps
             found.update(foreground_labels(labels))
-            remark = describe_interpolated(labels.T)
-            if remark is not None:
-                note = note or f"{path}: {remark}"
+            note = note or note_on_interpolated(labels.T, str(path))
         return in_maps, in_reference, note
 
     of_cases = require_all(labels_of, files, data.images)
     in_maps = set[int]().union(*(found for found, _, _ in of_cases))
     in_references = set[int]().union(*(found for _, found, _ in of_cases))
-    notes = [note for _, _, note in of_cases if note][:1]
+    notes = [note for _, _, note in of_cases if note is not None][:1]
     predicted = sorted(in_maps - in_references)
     missed = sorted(in_references - in_maps)
     if predicted and missed:
         option = "OLD=NEW"
         if len(predicted) == len(missed) == 1:
             option = f"{predicted[0]}={missed[0]}"
-        notes.append(
-            f"no reference has the labels {listed(predicted)} of the label maps, and no label map "
-            f"{listed(missed)} of the references; if these are the same structures, add "
-            f"--map {option}"
-        )
+        kind = NoteKind.OTHER_LABELS
+        notes.append(Note.of(kind, predicted=predicted, missed=missed, option=option))
     largest = max(1, *in_maps, *in_references)
     declared = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
     return declared, notes
@@ -362,7 +355,7 @@ def _label_maps_of(
 
 def _notes_on_mapping(
     files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
-) -> list[str]:
+) -> list[Note]:
     """Return notes on values of --map that no file has, for which the files are read."""
 
     def found_in(case: CaseFiles, _: int) -> list[tuple[int, ...]]:
@@ -396,8 +389,7 @@ def read_labeled(
     if case.regions != cases.regions:
         kind = "labels" if case.regions is None else "regions"
         raise InputError(
-            f"case {files.case_id!r}: its channels are {kind}, unlike those of other cases\n"
-            f"  {files.logits[0]}"
+            f"its channels are {kind}, unlike those of other cases\n  {files.logits[0]}"
         )
     if cases.ignore_label is None:
         _check_largest(int(case.labels.max(initial=0)), case, files, cases)
@@ -427,7 +419,7 @@ def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCas
     else:
         source = "the channels of the logits"
     raise InputError(
-        f"case {files.case_id!r}: the reference has a label {largest}, but there are "
+        f"the reference has a label {largest}, but there are "
         f"{case.num_labels} labels (0 to {case.num_labels - 1}) according to {source}\n"
         f"  {files.labels}\n  {files.logits[0]}\n  Give it one of these labels with "
         f"--map {REFERENCE}:{largest}=LABEL."

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
@@ -63,7 +64,7 @@ class TrainingDevice:
 
     name: str = "cpu"  # the engine's
     tensors: str = "cpu"  # PyTorch's
-    note: str = ""  # a remark on the choice
+    note: Note | None = None  # on the choice
     max_kept: int = 0  # bytes of crops that stay on the device, at most
     _kept: dict[int, tuple[Crop, CropTensors]] = field(
         default_factory=dict, repr=False, compare=False
@@ -118,10 +119,7 @@ def choose_device(requested: str) -> TrainingDevice:
     """
     num_cores = available_threads()
     if requested == "auto" and num_cores >= FASTER_CORES and is_available():
-        return TrainingDevice(
-            note=f"training on the CPU, whose {num_cores} cores are expected to be faster than the "
-            "GPU for crops of this size; --device cuda takes the GPU"
-        )
+        return TrainingDevice(note=Note.of(NoteKind.TRAINED_ON_CORES, cores=num_cores))
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
@@ -136,7 +134,7 @@ def choose_device(requested: str) -> TrainingDevice:
         "install one for CUDA (pytorch.org)"
     )
     if requested == "auto":
-        return TrainingDevice(note=f"training on the CPU: {missing}")
+        return TrainingDevice(note=Note.of(NoteKind.TRAINED_WITHOUT_GPU, problem=missing))
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 

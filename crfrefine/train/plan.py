@@ -165,7 +165,7 @@ class Plan(NamedTuple):
         is_for_logits = options.network_spacing is not None and case.coarse_labels is None
         if case.network_spacing is None or is_for_logits:
             raise InputError(
-                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: "
+                "bandwidths in voxels of the network need their size: "
                 "give --network-spacing MM for label maps, and --resample alone for logits on the "
                 "network's grid"
             )

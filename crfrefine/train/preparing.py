@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.train import crops as cropping
@@ -125,7 +126,7 @@ def _max_items(crops: Sequence[Crop], num_channels: int) -> int:
     return memory_left(memory_limit()) // (bytes_per_voxel * num_voxels)
 
 
-def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> str | None:
+def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> Note | None:
     """Return a warning if the network hardly agrees with the reference."""
     values = []
     for crop in crops:
@@ -134,8 +135,4 @@ def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) 
     dice = mean_defined(np.ravel(values))
     if not dice < LOW_DICE:
         return None
-    return (
-        f"the network agrees with the reference to a mean Dice of {dice:.3f}: "
-        "are the logits' channels in the order of the labels or regions, do label maps have the "
-        "numbers of the reference (else --map), and do logits and labels belong together?"
-    )
+    return Note.of(NoteKind.LOW_DICE, dice=float(dice))

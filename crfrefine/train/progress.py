@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from crfrefine.base.notes import Note
 from crfrefine.base.observer import Observer
 
 # Share of the shown progress for reading and for trying the starts; the trainings share the rest
@@ -25,10 +26,10 @@ class Progress:
         self._steps: dict[str, int] = {}  # optimizer steps that count as made, of each training
         self._lock = threading.Lock()
 
-    def note(self, text: str) -> None:
+    def note(self, note: Note) -> None:
         """Pass an assumption on."""
         with self._lock:
-            self._observer.note(text)
+            self._observer.note(note)
 
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""

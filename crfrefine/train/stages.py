@@ -39,7 +39,7 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     if plan.cases.found:
         observer.cases_found(plan.cases.found)
     observer.run_started(plan.describe(num_threads, device.name))
-    if device.note:
+    if device.note is not None:
         observer.note(device.note)
     for note in plan.cases.notes:
         observer.note(note)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
-from crfrefine.base.failures import Causes, expected_error
+from crfrefine.base.failures import Causes, Failure, describe_failure
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
@@ -170,7 +171,7 @@ def make_source(
     """
     if case.input_kind == "labels":
         raise InputError(
-            f"case {case.case_id!r}: a label map does not say how sure the network is: without "
+            "a label map does not say how sure the network is: without "
             "labels, give logits or probabilities, or use the preset `default`"
         )
     regions = case.regions
@@ -186,9 +187,7 @@ def make_source(
     # The Dice of labels with themselves is NaN if all have too few voxels to count.
     defined = (expected_dice, dice_of(refined, refined, groups), dice_of(network, network, groups))
     if np.isnan(defined).any():
-        raise InputError(
-            f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs"
-        )
+        raise InputError(f"no label has {MIN_VOXELS} voxels, which a comparison needs")
     return Source(
         case.case_id,
         voxel_length(case.spacing),
@@ -371,7 +370,7 @@ class Choice(NamedTuple):
     gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
     decision: tuple[int, str]  # of `decide`
     case_ids: tuple[str, ...]
-    left_out: Mapping[str, str]  # cases that could not be used, and why
+    left_out: Mapping[str, Failure]  # cases that could not be used, and why
 
     @property
     def chosen(self) -> Start:
@@ -399,7 +398,7 @@ class Choice(NamedTuple):
             "doubt": doubt,
             "sentence": self.describe(),
             "cases": list(self.case_ids),
-            "left_out": dict(self.left_out),
+            "left_out": {name: failure.message for name, failure in self.left_out.items()},
         }
 
 
@@ -448,7 +447,7 @@ def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
     for note in inputs.notes:
         observer.note(note)
     if labels is not None:
-        observer.note(f"{labels} is not read: --unlabeled chooses without labels")
+        observer.note(Note.of(NoteKind.NOT_READ, path=str(labels)))
     problems = [files.problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
@@ -520,7 +519,7 @@ def _with_earlier_choice(
         if parameters != parameters.replace(**overrides):
             return None
         name = run.choice.get("chosen")
-        observer.note(f"parameters as an earlier run into this folder has chosen them: {name}")
+        observer.note(Note.of(NoteKind.CHOSEN_EARLIER, name=name))
         return replace(options, parameters=parameters, choice=run.choice)
     return None
 
@@ -541,10 +540,11 @@ def choose(
     overrides = overrides or {}
     threads = threads or available_threads()
     complete = []
-    left_out = {}
+    left_out: dict[str, Failure] = {}
     for case in inputs.cases:
-        if case.problem:
-            left_out[case.case_id] = case.problem
+        if case.lack:
+            error = InputError(case.lack, cause="; ".join(case.missing))
+            left_out[case.case_id] = describe_failure(error)
         else:
             complete.append(case)
     places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases)).round()
@@ -559,10 +559,10 @@ def choose(
             sources.append(_read_source(case, inputs, default, threads))
         except Exception as error:
             paths = (*case.images, *case.logits, case.mask)
-            left_out[case.case_id] = str(expected_error(error, *paths))
+            left_out[case.case_id] = describe_failure(error, *paths)
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
     if left_out:
-        observer.note(_describe_left_out(left_out))
+        observer.note(_note_on_left_out(left_out))
 
     voxel = 1.0
     if sources:
@@ -597,14 +597,16 @@ def _read_source(
     return make_source(loaded, default, threads, coarseness)
 
 
-def _describe_left_out(left_out: Mapping[str, str]) -> str:
+def _note_on_left_out(left_out: Mapping[str, Failure]) -> Note:
     """Return a note on the cases that are left out, with each reason once."""
     causes = Causes()
-    lines = [f"{counted(len(left_out), 'case')} not used:"]
-    for case_id, reason in left_out.items():
-        if causes.is_new(case_id, reason):
-            lines.append(reason)
-    return "\n  ".join([*lines, *causes.others()])
+    reasons = []
+    for case_id, failure in left_out.items():
+        failure = replace(failure, case_id=case_id)
+        if causes.is_new(case_id, failure):
+            reasons.append(str(failure))
+    reasons += causes.others()
+    return Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons="\n  ".join(reasons))
 
 
 def _try_candidates(

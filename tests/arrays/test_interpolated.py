@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from crfrefine.arrays.interpolated import describe_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated
 
 SHAPE = (14, 45, 38)  # z, y, x
 DATA = Path(os.environ.get("CRFREFINE_DATA", "/nonexistent"))
@@ -35,11 +35,11 @@ def test_an_anti_aliased_mask_is_told(how):
     mask = 255.0 * ball((7, 22, 19), 13)
     values = np.rint(INTERPOLATED[how](mask)).astype(np.uint8)
     num_labels = len(np.unique(values)) - 1
-    text = describe_interpolated(values)
+    text = str(note_on_interpolated(values))
     assert f"of {num_labels} labels lie only in thin layers between two others" in text
     number = int(text.split()[0])
     assert num_labels / 2 < number < num_labels
-    assert describe_interpolated(values[7]) is not None  # a plane
+    assert note_on_interpolated(values[7]) is not None  # a plane
 
 
 def parcels(thickness):
@@ -56,7 +56,7 @@ def parcels(thickness):
 
 @pytest.mark.parametrize("thickness", [1, 2, 5])
 def test_many_structures_are_no_interpolation(thickness):
-    assert describe_interpolated(parcels(thickness).astype(np.uint16)) is None
+    assert note_on_interpolated(parcels(thickness).astype(np.uint16)) is None
 
 
 def test_scattered_instances_are_no_interpolation():
@@ -64,7 +64,7 @@ def test_scattered_instances_are_no_interpolation():
     places = np.argwhere(np.ones(SHAPE))[::97]
     for number, place in enumerate(places, 1):
         labels[tuple(place)] = number
-    assert describe_interpolated(labels) is None
+    assert note_on_interpolated(labels) is None
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the cases of CRFREFINE_DATA")
@@ -74,4 +74,4 @@ def test_structures_of_real_scans_are_no_interpolation(step):
     assert paths
     for path in paths:
         labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint16).T
-        assert describe_interpolated(labels[:, ::step, ::step]) is None, path
+        assert note_on_interpolated(labels[:, ::step, ::step]) is None, path

@@ -146,8 +146,8 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     )
     assert case.network.channels == (0, 1, 3, 5), "an empty structure costs nothing"
     num_shared = int((MASKS["liver"] + MASKS["tumor"] + tiny > 1).sum())
-    assert case.notes[0] == "a is taken as one file per structure: 4 files, 3 not empty"
-    assert case.notes[1].startswith(
+    assert str(case.notes[0]) == "a is taken as one file per structure: 4 files, 3 not empty"
+    assert str(case.notes[1]).startswith(
         f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels"
     )
 

@@ -78,10 +78,10 @@ def test_arrays_with_nan_give_the_bits_of_a_mask_without_these_voxels(kind, dtyp
     np.testing.assert_array_equal(result.logits, masked.logits)
     np.testing.assert_array_equal(result.label_map, masked.label_map)
     np.testing.assert_array_equal(result.label_map[IS_NAN], result.network_label_map[IS_NAN])
-    assert [note for note in result.notes if "NaN" in note] == [
+    assert [note for note in map(str, result.notes) if "NaN" in note] == [
         f"{NOTE} and take no part, as if outside the mask"
     ]
-    assert not any("NaN" in note for note in masked.notes)
+    assert not any("NaN" in note for note in map(str, masked.notes))
 
 
 def test_a_given_mask_and_a_plan_lose_the_voxels_that_are_nan():
@@ -171,7 +171,7 @@ def test_infer_gives_the_files_of_a_mask(prepare, options, streams, tmp_path, mo
     (case,) = summary_of(again, *options)["cases"]
     for name, values in zip(names, wanted, strict=True):
         np.testing.assert_array_equal(load_nifti(again.output / name), values)
-    assert any(note.startswith(NOTE) for note in case["notes"])
+    assert any(note["text"].startswith(NOTE) for note in case["notes"])
     assert case["num_voxels_in_mask"] == (~IS_NAN).sum()
 
 
@@ -273,8 +273,8 @@ def test_the_export_of_nnunet_leaves_them_out(tmp_path):
     np.testing.assert_array_equal(
         results[0].label_map[is_nan], results[0].network_label_map[is_nan]
     )
-    assert any("are NaN" in note for note in results[0].notes)
-    assert not any("are NaN" in note for note in results[1].notes)
+    assert any("are NaN" in str(note) for note in results[0].notes)
+    assert not any("are NaN" in str(note) for note in results[1].notes)
 
 
 def test_train_crf_and_evaluate_take_them(tmp_path):

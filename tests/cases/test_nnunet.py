@@ -101,7 +101,7 @@ def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree)
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
     assert logits_of(found) == of_both_folds(tree)
-    assert any("fold_all" in note for note in found.notes)
+    assert any("fold_all" in note for note in map(str, found.notes))
     # Also where nothing else is known about a case.
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
@@ -208,7 +208,7 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
     assert "--save_probabilities" in found[1].problem
     assert any(
         "ignored 1 file of probabilities without images, such as stray.npz" in note
-        for note in found.notes
+        for note in map(str, found.notes)
     )
 
 
@@ -217,8 +217,10 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
     shutil.rmtree(tree.raw / "labelsTr")  # which refining does not need
     found = find_cases_to_refine(tree.network, (), None)
     assert case_ids(found) == ["case0", "case2"]
-    assert found.notes[0] == "2 of 4 cases are left out: fold 1 is not trained (2): case1, case3"
-    assert found.notes[1].startswith("fold 1 is not trained: nnUNetv2_train")
+    assert (
+        str(found.notes[0]) == "2 of 4 cases are left out: fold 1 is not trained (2): case1, case3"
+    )
+    assert str(found.notes[1]).startswith("fold 1 is not trained: nnUNetv2_train")
     for path in tree.network.rglob("*.npz"):
         path.unlink()
     with pytest.raises(

@@ -72,10 +72,10 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     assert case.mask is not None
     assert case.mask.any()
     taken = "mask taken by nearest neighbor from 6×9×7"
-    assert any(note.startswith(taken) for note in case.notes)
+    assert any(note.startswith(taken) for note in map(str, case.notes))
     assert any(
         note.startswith("voxels outside the grid of the labels are background: ")
-        for note in case.notes
+        for note in map(str, case.notes)
     )
     # The first of six planes, 2.3 mm apart, is beyond the image, whose half is 6.5 mm long.
     beyond = (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8)

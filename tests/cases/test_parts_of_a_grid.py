@@ -51,7 +51,7 @@ def test_every_label_map_of_a_case_is_filled_with_background(turn, resample, ima
             f"the {what} stored for a part of the grid of the image, 8×7×7 of 13×12×10 voxels "
             f"from (3, 4, 2) on; the others {outside}"
         )
-        assert expected in case.notes
+        assert expected in map(str, case.notes)
     assert case.network_spacing is None
 
 
@@ -76,7 +76,7 @@ def test_a_box_that_reaches_beyond_the_image(tmp_path):
     np.testing.assert_array_equal(one_hot_of(case), LABELS[5:])
     outside = np.count_nonzero(LABELS[:5])
     told = f"{outside} of {np.count_nonzero(LABELS)} voxels of the label map that are not 0 lie"
-    assert any(note.startswith(told) for note in case.notes)
+    assert any(note.startswith(told) for note in map(str, case.notes))
 
 
 def test_labels_beyond_a_cropped_image_are_counted_with_resample(tmp_path):
@@ -88,7 +88,7 @@ def test_labels_beyond_a_cropped_image_are_counted_with_resample(tmp_path):
     files = CaseFiles("a", (image,), (stored,))
     case = load_case(files, replace(OPTIONS, resample="linear"))
     told = "120 of 210 voxels of the label map that are not 0 lie outside the image"
-    assert any(note.startswith(told) for note in case.notes)
+    assert any(note.startswith(told) for note in map(str, case.notes))
 
 
 def test_planes_and_logits(tmp_path):

@@ -71,7 +71,9 @@ def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_
         make(tmp_path, *files, label)
     cases = discover_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
     assert [len(case.images) for case in cases] == [3, 3]
-    assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in cases.notes[0]
+    assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in str(
+        cases.notes[0]
+    )
     (first, _) = discover_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
     assert [path.name for path in first.images] == ["B_1-seg.nii.gz", "B_1-t1.nii.gz"]
 

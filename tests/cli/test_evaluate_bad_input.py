@@ -386,7 +386,7 @@ def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(s
     refined(study, folder, ("case2",), "--continue")
     summary, _ = evaluated(study, folder, "--no-report")
     assert summary["cases_learned_on"] == {"prediction": ["case2"]}
-    assert summary["notes"][-1] == (
+    assert summary["notes"][-1]["text"] == (
         "1 of 9 cases used to learn the parameters of the refinement: no evidence for new cases; "
         "means and charts leave them out, if there are others"
     )

@@ -423,7 +423,7 @@ def test_refine_takes_one_channel_on_the_callers_word(order):
         expected = crfrefine.refine(pair, image, input_type=kind, **options)
         np.testing.assert_array_equal(found.label_map, expected.label_map)
         np.testing.assert_array_equal(found.logits, expected.logits)
-        assert any("one channel, taken as the" in note for note in found.notes)
+        assert any("one channel, taken as the" in note for note in map(str, found.notes))
         message = r'logits have 1 label(?s:.*)input_type="probabilities"(?s:.*)"logits"'
         with pytest.raises(crfrefine.errors.InputError, match=message):
             crfrefine.refine(given, image, **options)

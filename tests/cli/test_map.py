@@ -177,7 +177,7 @@ def test_training_takes_mapped_maps_and_references(tmp_path):
             nib.Nifti1Image(values, image.affine).to_filename(path)
     mapped = tuple(map(parse_mapped, ("3=1", "9=3", "7=1", "reference:5=1")))
     cases = find_cases(data, mapped=mapped)
-    assert "--map: no label map has the value 7" in cases.notes
+    assert "--map: no label map has the value 7" in map(str, cases.notes)
     assert cases.declared == plain.declared
     reading = replace(
         reading_of(cases), mapping={3: 1, 9: 3}, reference_mapping=mapping_of(mapped, "reference")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cli_helpers import FAST, infer, load_nifti, run_here, save_nifti, write_folders
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cli.evaluation_reporting import EvaluationReporter
 from crfrefine.evaluate.measuring import CaseResult
 
@@ -28,12 +29,12 @@ def test_each_kind_of_warning_about_a_method_is_printed_once(capsys):
     reporter = EvaluationReporter()
     for number, case_id in enumerate(("a", "b 2")):
         warnings = [
-            f"unet: {case_id}.nii.gz: {number + 2} voxels have no label",
-            f"unet: no calibration: {case_id}.npz has {number + 3} channels",
+            Note.of(NoteKind.NOWHERE_HALF, f"{case_id}.nii.gz"),
+            Note.of(NoteKind.NO_CALIBRATION, problem=f"{case_id}.npz has {number + 3} channels"),
         ]
         reporter.case_ended(CaseResult(case_id, warnings=warnings))
     said = capsys.readouterr().err
-    assert said.count("voxels have no label") == 1
+    assert said.count("no voxel has the label") == 1
     assert said.count("no calibration") == 1
 
 

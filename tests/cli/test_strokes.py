@@ -46,7 +46,7 @@ def test_a_folder_has_strokes_of_some_cases(folders, tmp_path):
     summary = json.loads(
         (folders.output / ".crfrefine" / "record.jsonl").read_text().splitlines()[1]
     )
-    assert any("4 voxels of label 2" in note for note in summary["notes"])
+    assert any("4 voxels of label 2" in note["text"] for note in summary["notes"])
 
 
 def test_a_case_with_new_strokes_is_refined_again(folders, tmp_path):
@@ -272,7 +272,7 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(
     first, second, _ = json.loads((tmp_path / "s.json").read_text())["cases"]
     assert (first["spacing"], second["spacing"]) == ([1.0, 1.25, 5.0], [1.0, 1.25, 2.5])
     note = "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm"
-    assert note in first["notes"]
+    assert note in [told["text"] for told in first["notes"]]
     assert first["num_voxels_in_mask"] == mask.sum()
     assert second["num_voxels_in_mask"] == (folders.image("b") != 0).any(axis=0).sum()
     by_spacing = [

@@ -197,7 +197,7 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
     found = refined("cuda", regions=regions)
     assert small.most <= small.limit
     assert found.device == "cpu"
-    (note,) = found.notes
+    (note,) = map(str, found.notes)
     why = "the case does not fit into the memory of cuda-shim"
     assert note.startswith(f"computed on the CPU, since {why}: ")
     expected = refined("cpu", regions=regions)

@@ -334,7 +334,7 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     log_odds[:, :, :3] = 0.0
     padded = refine(replace(case, logits=log_odds), OF_REGIONS, regions=REGIONS)
     assert padded.num_padding_voxels == log_odds[0, :, :3].size
-    assert "log-odds are 0 for all regions" in padded.notes[0]
+    assert "log-odds are 0 for all regions" in str(padded.notes[0])
     assert not padded.label_map[:, :3].any()
     probabilities = expit(log_odds)
     probabilities[:, :, :3] = 0.0

@@ -52,7 +52,7 @@ def test_the_options_in_the_note_mend_it(tmp_path, prediction, reference, option
     renumber(study.labels, reference)
     done = run_here(*study.arguments, status=0)
     assert options_in(done.stderr, "prediction") == options
-    assert "prediction seems to have other numbers" in " ".join(study.summary()["notes"])
+    assert "prediction seems to have other numbers" in str(study.summary()["notes"])
     again = run_here(*study.arguments, *options, status=0)
     assert options_in(again.stderr, "prediction") == []
     found = read_metrics(study.output)

@@ -88,7 +88,7 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     for case in pairing.cases:
         assert not case.reference.problem
         assert not case.methods["prediction"].problem
-    for note in pairing.notes:
+    for note in map(str, pairing.notes):
         assert "without a reference" not in note
 
 
@@ -120,7 +120,7 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     )
     with_image = pair(tmp_path / "other", "a.nii", "a.nii a_0000.nii")
     assert of_one.left_out == with_image.left_out == {}
-    assert "4 cases without a reference, such as b" in of_one.notes[0]
+    assert "4 cases without a reference, such as b" in str(of_one.notes[0])
 
 
 def test_named_probabilities_replace_those_beside(tmp_path):
@@ -140,7 +140,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     }
     assert (
         "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others"
-        in pairing.notes[0]
+        in str(pairing.notes[0])
     )
     last = pairing.cases[2]
     assert (last.named["prediction"].logits, last.methods["prediction"].lack) == ((), "")
@@ -440,7 +440,7 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
     for part in ("reference", "prediction"):
         assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
         for case in summary["cases"]:
-            assert any(note.startswith(f"{part}: {told}") for note in case["notes"])
+            assert any(note["text"].startswith(f"{part}: {told}") for note in case["notes"])
     assert "case 'p2'" not in result.stderr, "once per side"
 
 

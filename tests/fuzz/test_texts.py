@@ -153,7 +153,7 @@ def _require_cases(cases):
 
 
 def _require_lines(notes):
-    for note in notes:
+    for note in map(str, notes):
         assert for_terminal(note) == note
         assert all(len(line) < MAX_CHARACTERS for line in note.splitlines()), note[:300]
 
@@ -234,7 +234,7 @@ def _read_record(path, rng):
     _require_lines(recorded.notes)
     assert all(json.dumps(state.case_id) for state in case_states(folder, recorded))
     if recorded.notes:
-        raise InputError(recorded.notes[0])
+        raise InputError(str(recorded.notes[0]))
 
 
 _ROWS = (

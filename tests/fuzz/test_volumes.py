@@ -63,7 +63,8 @@ def _require_header(header):
         isinstance(size, int) and size >= 1 for size in (*header.grid_shape, header.num_channels)
     )
     assert all(
-        remark.isprintable() and len(remark) < 500 for remark in (header.dtype, *header.notes)
+        remark.isprintable() and len(remark) < 500
+        for remark in (header.dtype, *map(str, header.notes))
     )
     if header.affine is not None and header.spacing is not None:
         assert np.isfinite(header.affine).all()

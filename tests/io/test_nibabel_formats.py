@@ -51,7 +51,7 @@ def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
     read = io.read_volume(header)
     np.testing.assert_array_equal(read.data, numbers(SHAPE, dtype=np.int16))
     np.testing.assert_allclose(read.affine, nib.load(header).affine)
-    assert "which side is left" in read.header.notes[0]
+    assert "which side is left" in str(read.header.notes[0])
 
 
 MAKERS = {
@@ -162,7 +162,7 @@ def test_a_header_without_place_is_said(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:28] + bytes(2) + content[30:])
     read = io.read_volume(path)
-    assert "coronal slices of 1 mm" in read.header.notes[0]
+    assert "coronal slices of 1 mm" in str(read.header.notes[0])
     np.testing.assert_allclose(read.affine, nib.MGHImage.from_bytes(path.read_bytes()).affine)
 
 

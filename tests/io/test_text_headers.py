@@ -220,7 +220,7 @@ def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
         start = start.rstrip(b"\n") + b"\n"
     path.write_bytes(start + data)
     assert_data(path)
-    assert io.read_header(path).notes[0].startswith("read through SimpleITK: its header has ")
+    assert str(io.read_header(path).notes[0]).startswith("read through SimpleITK: its header has ")
     if not is_meta:
         assert_as_simpleitk(path, DATA)
 
@@ -439,7 +439,7 @@ def test_a_vector_image_and_a_plane_have_units_too(tmp_path):
 
 def test_units_that_are_not_known_are_named(tmp_path):
     lines = ("space: LPS", *SPACE, 'space units: "furlong" "furlong" "mm"')
-    (note,) = io.read_header(nrrd(tmp_path, *lines)).notes
+    (note,) = map(str, io.read_header(nrrd(tmp_path, *lines)).notes)
     assert "furlong, mm, which are not known; mm is assumed" in note
     assert_as_simpleitk(nrrd(tmp_path, *lines))
 
@@ -448,7 +448,7 @@ def test_an_axis_without_a_unit_is_in_mm_like_the_others(tmp_path):
     lines = ("space: LPS", *SPACE)
     assert io.read_header(nrrd(tmp_path, *lines, 'space units: "" "mm" "mm"')).notes == ()
     header = io.read_header(nrrd(tmp_path, *lines, 'space units: "um" "um" ""'))
-    (note,) = header.notes
+    (note,) = map(str, header.notes)
     assert "um, none, which are not known; mm is assumed" in note
     assert header.spacing == io.read_header(nrrd(tmp_path, *lines)).spacing
 

@@ -209,21 +209,20 @@ def test_auto_finds_the_blocks_and_says_what_it_did():
     truth, image = balls(6)
     labels = coarse(truth)
     found = refined(labels, image, network_spacing="auto")
-    assert "found in it: blocks of 3 x 4 x 2 voxels: 2.1 x 4.4 x 3.2 mm" in found.notes[0]
+    assert "found in it: blocks of 3 x 4 x 2 voxels: 2.1 x 4.4 x 3.2 mm" in str(found.notes[0])
     np.testing.assert_array_equal(found.label_map, refined(labels, image).label_map)
     hint = crfrefine.refine(labels, image, spacing=SPACING, input_type="labels").notes
-    assert (
-        "--network-spacing auto, in Python network_spacing='auto': blocks of 3 x 4 x 2" in hint[0]
-    )
+    told = "--network-spacing auto, in Python network_spacing='auto': blocks of 3 x 4 x 2"
+    assert told in str(hint[0])
     assert crfrefine.refine(truth, image, spacing=SPACING, input_type="labels").notes == ()
     # Where the image is as coarse as the network, there is nothing to bring back.
     fine = refined(truth, image, network_spacing="auto")
-    assert "has no blocks of a coarser grid" in fine.notes[0]
-    assert "if the network was coarser, give its spacing" in fine.notes[0]
+    assert "has no blocks of a coarser grid" in str(fine.notes[0])
+    assert "if the network was coarser, give its spacing" in str(fine.notes[0])
     np.testing.assert_array_equal(fine.label_map, truth)
     for label in (0, 7):  # Cases without a finding are refined with the others.
         alone = refined(np.full(SHAPE, label, np.uint8), image, network_spacing="auto")
-        assert "has a single label" in alone.notes[0]
+        assert "has a single label" in str(alone.notes[0])
         assert (alone.label_map == label).all()
 
 

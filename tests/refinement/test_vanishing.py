@@ -48,5 +48,5 @@ def test_a_tenth_of_a_label_may_go():
     assert "allow_vanishing=True" in str(met.value)
     result = refine(labels_with_island(11, largest=90, number=7), allow_vanishing=True)
     assert result.lost_to_rules == {7: (101, 90)}
-    (note,) = result.notes
+    (note,) = map(str, result.notes)
     assert "label 7 101 → 90 voxels" in note

@@ -40,7 +40,7 @@ def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
     cases = discover_cases([folders.images], [folders.logits], None)
     found, note = devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)
     assert (found, gpu) == ("cpu", [])
-    assert "less than the start of the GPU; --device cuda takes the GPU" in note
+    assert "less than the start of the GPU; --device cuda takes the GPU" in str(note)
 
 
 def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_one_case(
@@ -92,5 +92,5 @@ def test_a_run_says_why_it_takes_the_cpu(gpu, folders):
     plan = plan_run(options)
     assert plan.summary.device == "cpu"
     assert plan.settings.device == "cpu"
-    assert any("--device cuda takes the GPU" in note for note in plan.notes)
+    assert any("--device cuda takes the GPU" in note for note in map(str, plan.notes))
     assert gpu == []

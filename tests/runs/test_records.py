@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.io.json import to_json
 from crfrefine.runs.records import CaseRecord, check_kinds
 
@@ -54,7 +55,7 @@ def test_a_record_is_read_as_it_was_written():
         "b",
         "done",
         times={"read": 1, "refine": 2.5},
-        notes=["a note"],
+        notes=[Note.of(NoteKind.PADDING, "b.npz", what="x", padding=1, voxels=4, share=0.25)],
         output=Path("out/b.nii.gz"),
         written="2026-01-02T03:04:05+00:00",
         grid_shape=(7, 5, 3),

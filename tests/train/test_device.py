@@ -99,7 +99,7 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
             assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == (
                 "cpu",
                 "cpu",
-                "",
+                None,
                 False,
             )
 
@@ -118,7 +118,7 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
         choose_device("cuda:1")
     chosen = choose_device("auto")
     assert (chosen.name, chosen.tensors) == ("cpu", "cpu")
-    assert "training on the CPU: this PyTorch" in chosen.note
+    assert "training on the CPU: this PyTorch" in str(chosen.note)
 
 
 def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeypatch):
@@ -130,7 +130,7 @@ def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeyp
     monkeypatch.setattr(trained_on, "available_threads", lambda: 16)
     chosen = choose_device("auto")
     assert (chosen.name, chosen.is_gpu) == ("cpu", False)
-    assert "16 cores are expected to be faster than the GPU" in chosen.note
+    assert "16 cores are expected to be faster than the GPU" in str(chosen.note)
 
 
 def test_crops_stay_on_a_device_while_they_fit():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine.base.geometry import spacing_of
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Array, Float32
 
-Note = Callable[[str], None]
+Tell = Callable[[Note], None]
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,19 +49,19 @@ class Picture(NamedTuple):
 def write_report(
     path: Path,
     evaluation: Evaluation,
-    note: Note,
+    tell: Tell,
     *,
     num_shown: int = 3,
     progress: Progress = lambda *_: None,
 ) -> None:
     """Write the page whole or not at all; a case whose volumes cannot be read is named on it.
 
-    `note` is called with a sentence about each missing part, such as charts without matplotlib. At
+    `tell` is called with a note on each missing part, such as charts without matplotlib. At
     most `num_shown` cases each are shown with the lowest, median and highest difference. Before a
     case is drawn, `progress` gets its name and the numbers of cases done and to draw.
     """
     report = Report(evaluation)
-    modalities = _modality_names(evaluation, note)
+    modalities = _modality_names(evaluation, tell)
 
     charts: list[Chart] = []
     problem = ""
@@ -74,7 +75,7 @@ def write_report(
     for number, shown in enumerate(shown_cases):
         progress(shown.case, number, len(shown_cases))
         try:
-            picture = Picture(shown, draw_case(report, shown, modalities, note))
+            picture = Picture(shown, draw_case(report, shown, modalities, tell))
         except CrfRefineError as error:
             picture = Picture(shown, problem=str(error))
         pictures.append(picture)
@@ -82,13 +83,13 @@ def write_report(
     page = _render(report, charts, problem, pictures)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
-        note(problem)
+        tell(Note.of(NoteKind.NO_CHARTS, problem=problem))
 
 
 # The pictures.
 
 
-def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note: Note) -> bytes:
+def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], tell: Tell) -> bytes:
     """Read a case and draw the changes by the judged method, or its errors without a baseline.
 
     An image that cannot be read is noted, and left out.
@@ -96,7 +97,7 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     evaluation = report.evaluation
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.settings, [], [])
-    channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, note)
+    channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, tell)
     image = np.stack(channels) if channels else None
     maps = []
     for method in report.compared:
@@ -133,22 +134,22 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     )
 
 
-def _modality_names(evaluation: Evaluation, note: Note) -> tuple[str, ...]:
+def _modality_names(evaluation: Evaluation, tell: Tell) -> tuple[str, ...]:
     """Return the names of the modalities in a `dataset.json` beside the images or the reference."""
     options = evaluation.options
     if options.images is None:
         return ()
-    problems: list[str] = []
+    problems: list[Note] = []
     descriptions = read_descriptions([options.images, options.labels], problems)
     description = next(descriptions, DatasetDescription(options.images))
     for problem in problems:
         if problem not in evaluation.notes:
-            note(problem)
+            tell(problem)
     return description.channel_names
 
 
 def _read_images(
-    pair: CasePair, reference: Reference, modalities: Sequence[str], note: Note
+    pair: CasePair, reference: Reference, modalities: Sequence[str], tell: Tell
 ) -> tuple[list[Float32], list[str]]:
     """Return the modalities of a case, each (x, y, z), and their names."""
     channels: list[Float32] = []
@@ -158,7 +159,9 @@ def _read_images(
             image = read_image(path, reference)
         except (CrfRefineError, OSError) as error:
             missing = "its image" if len(pair.reference.images) == 1 else path.name
-            note(f"case {pair.case_id!r}: shown without {missing}: {error}")
+            problem = str(error)
+            kind = NoteKind.SHOWN_WITHOUT
+            tell(Note.of(kind, case=pair.case_id, missing=missing, problem=problem))
             continue
         # A single file may hold all modalities.
         for modality, channel in enumerate(image, start=number):

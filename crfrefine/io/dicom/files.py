@@ -11,6 +11,7 @@ from typing import Any
 
 import pydicom
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import MAX_RATIO, cut_off
@@ -143,7 +144,7 @@ def _is_no_localizer(dataset: Any) -> bool:
     return "LOCALIZER" not in (dataset.get("ImageType") or ())
 
 
-def find_series(path: Path, uid: str | None, notes: list[str]) -> dict[Path, Any]:
+def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file; notes name what is left out.
 
     The series is the one with this UID, or the only one. Raise InputError for several, or none.
@@ -218,7 +219,7 @@ def describe_series(files: Mapping[Path, Any]) -> str:
     return f"{shown}, {counted(num_slices, noun)}, such as {shorten(file.name)}"
 
 
-def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[str]:
+def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[Note]:
     """Return notes about the files of a folder that are not in the chosen series."""
     files_of_kind: dict[str, list[str]] = {}
     for file, dataset in headers.items():
@@ -232,7 +233,8 @@ def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[s
         files_of_kind.setdefault(kind, []).append(file.name)
     notes = []
     for kind, names in files_of_kind.items():
-        notes.append(f"left out: {counted(len(names), 'file')} ({kind}), such as {names[0]}")
+        left_out = NoteKind.DICOM_LEFT_OUT
+        notes.append(Note.of(left_out, files=len(names), what=kind, first=names[0]))
     return notes
 
 

@@ -14,6 +14,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from crfrefine.base.geometry import describe_difference, same_grid
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.dicom.files import (
@@ -80,7 +81,7 @@ def labels_of(path: Path, dataset: Any) -> dict[int, Described]:
     return segments
 
 
-def _read_segmentation(path: Path, notes: list[str]) -> Any:
+def _read_segmentation(path: Path, notes: list[Note]) -> Any:
     """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
     dataset: Any = pydicom.dcmread(path)
     for item in dataset.SegmentSequence:
@@ -97,7 +98,7 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
         is_inside = fractions >= maximum / 2
         dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
         kind = dataset.SegmentationFractionalType.lower()
-        notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
+        notes.append(Note.of(NoteKind.FRACTIONS, what=kind))
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
 
 
@@ -118,7 +119,7 @@ def _require_known_fractions(path: Path, dataset: Any) -> None:
 
 
 def _open(
-    path: Path, dataset: Any, like: Path | None, uid: str | None, notes: list[str]
+    path: Path, dataset: Any, like: Path | None, uid: str | None, notes: list[Note]
 ) -> tuple[Any, VolumeHeader | None]:
     """Return a segmentation, and the header of the series `like`, whose patient is the same."""
     _require_place(path, dataset)
@@ -131,10 +132,7 @@ def _open(
         require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
         grid = series.header
     else:
-        notes.append(
-            "it holds only the slices that its segments reach; "
-            "--like SERIES gives it the grid of its series"
-        )
+        notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
     return _read_segmentation(path, notes), grid
 
 
@@ -154,7 +152,7 @@ def _require_place(path: Path, dataset: Any) -> None:
 
 def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
     """Return the label map of a segmentation."""
-    notes: list[str] = []
+    notes: list[Note] = []
     described = labels_of(path, dataset)
     segmentation, grid = _open(path, dataset, like, uid, notes)
     try:
@@ -199,7 +197,7 @@ def _describe(path: Path) -> tuple[Any, dict[int, Described]]:
 def read_segments(path: Path, like: Path | None = None, uid: str | None = None) -> Iterator[Volume]:
     """Yield the mask of each segment, of 0 and 1, which may overlap; otherwise as `read`."""
     with decoding(path):
-        notes: list[str] = []
+        notes: list[Note] = []
         dataset, described = _describe(path)
         segmentation, grid = _open(path, dataset, like, uid, notes)
         for number, (label, item) in described.items():
@@ -220,7 +218,7 @@ def _placed(
     affine: NDArray[np.float64],
     grid: VolumeHeader | None,
     segments: tuple[Segment, ...],
-    notes: list[str],
+    notes: list[Note],
 ) -> Volume:
     """Return labels, (slices, rows, columns), on the whole grid of their series if it is given."""
     if grid is not None:

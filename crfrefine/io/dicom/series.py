@@ -15,6 +15,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 
 from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.dicom.files import decoding, find_series, groups_in, limit
@@ -47,7 +48,7 @@ _MAX_TILT = 2.0
 
 
 def volume_of(
-    path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]
+    path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[Note]
 ) -> VolumeHeader:
     """Return the header of voxels, (slices, rows, columns), whose affine has to be usable."""
     require_usable(affine, 3, path)
@@ -144,7 +145,7 @@ class Series(NamedTuple):
 def read_series(path: Path, uid: str | None = None) -> Series:
     """Read the headers of a series, which a folder may hold beside others; raise as `read`."""
     with decoding(path):
-        notes: list[str] = []
+        notes: list[Note] = []
         datasets = find_series(path, uid, notes)
         slices = []
         for file, dataset in datasets.items():
@@ -158,7 +159,7 @@ def read_series(path: Path, uid: str | None = None) -> Series:
 
         first = slices[0]
         if len(slices) == 1 and not first.thickness:
-            notes.append("a single slice without thickness; 1 mm is assumed")
+            notes.append(Note.of(NoteKind.NO_THICKNESS))
         axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
         order, step = _stack(path, slices, normal=np.cross(*axes))
         down, right = first.spacing

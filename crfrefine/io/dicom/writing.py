@@ -12,6 +12,7 @@ import highdicom
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
@@ -62,14 +63,14 @@ def write(
     *,
     series_number: int | None = None,
     series_description: str | None = None,
-) -> list[str]:
+) -> list[Note]:
     """Write a label map (x, y, z) on the grid of a series, in binary segments; return notes.
 
     It is the refined one of the segmentation `segments`, if that is given: its segments keep what
     describes them, and say that they were refined. Others get the names of `named`. Raises as
     `read`.
     """
-    notes: list[str] = []
+    notes: list[Note] = []
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
         items = _by_name(_items_of(segments, like), names, notes)
@@ -153,7 +154,7 @@ def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
     return dict(labels_of(file, dataset).values())
 
 
-def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[str]) -> dict[int, Any]:
+def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[Note]) -> dict[int, Any]:
     """Return what describes labels by their names, where numbers and names contradict each other.
 
     Structures in a folder get other numbers than in the segmentation that they came from.
@@ -173,7 +174,7 @@ def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[str]) 
             f"segments cannot be told by the names of labels, of which two are one: "
             f"{listed(names.values())}; rename them, or leave --segments out"
         )
-    notes.append("segments are described by the names of their labels, whose numbers are others")
+    notes.append(Note.of(NoteKind.SEGMENTS_BY_NAME))
     return found
 
 

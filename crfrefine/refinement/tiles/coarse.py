@@ -13,6 +13,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared
@@ -66,7 +67,7 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
     covered = source.covered()
     mask = mask_on_tiles(case.image, grid)
     num_padding = 0
-    notes = tuple[str, ...]()
+    notes = tuple[Note, ...]()
     if not covered.all():
         mask, num_padding, notes = leave_out(~covered, mask, "logits")
     likeliest = source.where_likeliest(coarse_labels, spec.mean_field.num_labels)

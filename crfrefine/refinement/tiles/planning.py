@@ -17,6 +17,7 @@ from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+from crfrefine.base.notes import Note
 from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared
@@ -164,7 +165,7 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
         network, grid, spec.mean_field, mask, thresholds, case.context
     )
     num_padding = 0
-    notes = tuple[str, ...]()
+    notes = tuple[Note, ...]()
     padding = survey.padding()
     if padding is not None:
         survey.mask, num_padding, notes = leave_out(padding, mask, "logits")

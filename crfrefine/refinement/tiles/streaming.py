@@ -16,6 +16,7 @@ from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
@@ -282,10 +283,10 @@ def survey_stream(
     thresholds: Thresholds,
     context: RunContext,
     reach: Extents | None = None,
-) -> tuple[Survey, Candidates, str]:
-    """Return the survey of channels, the tiles where labels may take part, and a sentence.
+) -> tuple[Survey, Candidates, Note]:
+    """Return the survey of channels, the tiles where labels may take part, and a note.
 
-    The sentence is on the kind of the channels. A kind that is not declared is guessed from the
+    The note is on the kind of the channels. A kind that is not declared is guessed from the
     first brick, and after a wrong guess all is read again.
     """
     input_type = stream.input_type
@@ -315,6 +316,6 @@ def survey_stream(
         path = stream.path
         kind, reason = decide(look, input_type, stream.kind, str(path))
         if is_probability == (kind == "probabilities"):
-            note = f"{path.name} is taken as {kind}: {reason}"
+            note = Note.of(NoteKind.TAKEN_AS, name=path.name, what=kind, reason=reason)
             return survey, candidates, note
         is_probability = not is_probability

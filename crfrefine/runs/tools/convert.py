@@ -16,6 +16,7 @@ from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import (
@@ -67,15 +68,15 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     like = None
     if options.like is not None:
         like = io.read_header(options.like, io.VOLUME_SUFFIXES)
-    notes: list[str] = []
+    notes: list[Note] = []
     if options.same_voxels:
         header = with_geometry_of(header, like, notes)
     if options.axes is not None:
         header = with_axes(header, like, options.axes, options.align, notes)
         like = None  # The array has a grid of its own.
     placed = io.placed_on(header, like)
-    if placed.turning:
-        notes.append(f"{header.path.name}: {placed.turning}")
+    if placed.turning is not None:
+        notes.append(placed.turning)
     descriptions = list(read_descriptions([source]))
     regions = find_regions(None, descriptions)
     named = _segments_in(descriptions)
@@ -99,7 +100,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         sentence = _convert_labels(placed, target, options, geometry, named, notes)
     else:
         sentence = _convert_image(placed, target, geometry, options.content)
-    return "\n".join([*notes, sentence])
+    return "\n".join([*map(str, notes), sentence])
 
 
 def _check_options(source: Path, target: Path, options: ConversionOptions) -> None:
@@ -170,7 +171,7 @@ def _convert_labels(
     options: ConversionOptions,
     like: Volume,
     named: Sequence[Segment],
-    notes: list[str],
+    notes: list[Note],
 ) -> str:
     """Write a label map in the smallest type; `notes` gets a sentence if it is filled."""
     if options.to not in (None, "labels"):
@@ -197,7 +198,7 @@ def with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Sequen
     return f"{sentence}\n{note}"
 
 
-def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[str]) -> Labels:
+def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> Labels:
     """Read a label map onto a grid, (*grid), of which it may hold a part."""
     values = read_whole_numbers(header)
     labels: Labels = WorkGrid(grid).nearest(

@@ -21,6 +21,7 @@ from crfrefine import errors, io
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
+from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.other_grid import WorkGrid
@@ -176,7 +177,7 @@ def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
         io.write_image(target, volume.data.dtype, volume, stored.planes)
     sentence = f"{describe_source(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
     sentence = with_note_on_values(sentence, options.mapping, found)
-    return "\n".join([sentence, *header.notes])
+    return "\n".join([sentence, *map(str, header.notes)])
 
 
 def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
@@ -197,14 +198,14 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
             f"{folder}: holds {others[0].name}, which would count as another structure; "
             "name a new folder"
         )
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     masks = dicom.read_segments(source, options.like, options.series)
     for file, mask in zip(files, masks, strict=True):
         assert mask.header is not None
         io.write_label_map(file, mask.data, mask, segments=mask.header.segments)
         notes = mask.header.notes
     sentence = f"{source}: {counted(len(files), 'segment')} -> {folder}: a mask of 0 and 1 each"
-    return "\n".join([sentence, *notes])
+    return "\n".join([sentence, *map(str, notes)])
 
 
 def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
@@ -229,7 +230,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
             f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
             "  Name the series that was refined."
         )
-    notes: list[str] = []
+    notes: list[Note] = []
     labels, found = map_labels(labels_on(grid, placed, notes), options.mapping)
     named: Sequence[Segment] = map_segments(header.segments, options.mapping)
     if not named:
@@ -247,4 +248,4 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     )
     sentence = f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {like}"
     sentence = with_note_on_values(sentence, options.mapping, found)
-    return "\n".join([*notes, sentence, *grid.notes])
+    return "\n".join([*map(str, notes), sentence, *map(str, grid.notes)])

@@ -15,6 +15,7 @@ from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -47,7 +48,7 @@ class FolderReport(NamedTuple):
 
     # a line about each case, by its name: modalities, grid, labels and other files
     cases: dict[str, str]
-    notes: list[str]  # on ignored files
+    notes: list[Note]  # on ignored files
     problems: list[Failure]  # only the first one of each cause is in full
     found: str = ""  # how many cases a pattern of images has
 
@@ -81,7 +82,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
     if names:
         lines.append(("labels", listed(names.values(), _MAX_LISTED_VALUES)))
-    lines += [("note", note) for note in header.notes]
+    lines += [("note", str(note)) for note in header.notes]
     if values:
         lines += _describe_values(header, names)
     return lines
@@ -174,7 +175,9 @@ def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...
         except InputError as error:
             if not archives:
                 raise
-            note = str(error).partition("\n")[0]
+            note = Note.of(
+                NoteKind.WITHOUT_IMAGES_OF_NNUNET, problem=describe_failure(error).headline
+            )
             return _inspect(CaseList(notes=[note]), archives, [folder], resample)
         return _inspect(cases, (), [folder], resample)
     if images:
@@ -225,7 +228,7 @@ class _Inspection:
         self._causes = Causes()
         self._regions = NO_REGIONS
         self._num_labels: dict[str, int] = {}  # of each case; 0 means a label map
-        self._files_of_remark: dict[str, list[str]] = {}
+        self._files_of_remark: dict[Note, list[str]] = {}
 
     def find_regions(self, places: list[Path]) -> None:
         """Find the regions that a `dataset.json` declares."""
@@ -281,31 +284,26 @@ class _Inspection:
                     names.append(other.path.name)
             if names:
                 parts.append(f"{listed(names, 3)} on {words}")
-        return ", ".join([*parts, *headers.notes])
+        return ", ".join([*parts, *map(str, headers.notes)])
 
     def _fail(self, files: CaseFiles, failure: Failure) -> None:
         """Record the problem of a case, in full if it is the first one with its cause."""
-        if failure.traceback:
-            message = f"case {files.case_id!r}: {failure.message}"
-        else:
-            message = "; ".join([failure.message, *files.missing[1:]])
-        if not self._causes.is_new(files.case_id, message):
-            message = message.partition("\n")[0]
-        self._problems.append(replace(failure, message=message))
+        message = failure.message
+        if not self._causes.is_new(files.case_id, failure):
+            message = failure.headline
+        message = "; ".join([message, *files.missing[1:]])
+        self._problems.append(replace(failure, message=message, case_id=files.case_id))
 
     def report(self) -> FolderReport:
         """Return the report on all cases."""
         for remark, names in self._files_of_remark.items():
-            self._notes.append(f"{listed(names, 3)}: {remark}")
+            self._notes.append(remark.about(listed(names, 3)))
         numbers = list(self._num_labels.values())
         usual = max(numbers, key=numbers.count, default=0)
         for case_id, number in self._num_labels.items():
             if number != usual:
-                error = InputError(
-                    f"case {case_id!r}: has {_logits_words(number)}, "
-                    f"most cases have {_logits_words(usual)}"
-                )
-                self._problems.append(describe_failure(error))
+                problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
+                self._problems.append(Failure(problem, InputError.__name__, case_id=case_id))
         return FolderReport(self._lines, self._notes, self._problems, self._found)
 
 
@@ -334,10 +332,8 @@ def _inspect_structures(folder: Path, structures: Mapping[str, Sequence[Match]])
     if any(found[0].path.parent != folder / name for name, found in structures.items()):
         images = f" and -i {folder}"
     report = FolderReport({}, [], [])
-    report.notes.append(
-        f"{folder}: one binary file per structure; "
-        f"refine them with -p {folder}{images} and --input-type labels"
-    )
+    kind = NoteKind.BINARY_FILES
+    report.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
     for number, (case_id, matches) in enumerate(structures.items()):
         files = [match.path for match in matches]
         with failing_alone(report.problems.append, *files):
@@ -372,8 +368,6 @@ def _discover(folder: Path) -> CaseList:
         include_imageless=True,
     )
     if "logits" not in inside:
-        cases.notes.append(
-            f"{folder}: no case has logits: there is no folder {folder / 'logits'}, "
-            "which train-crf needs"
-        )
+        kind = NoteKind.NO_LOGITS
+        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
     return cases

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.volume import VolumeHeader
@@ -13,7 +14,7 @@ _PAIRS = ("LR", "PA", "IS")
 
 
 def with_geometry_of(
-    header: VolumeHeader, like: VolumeHeader | None, notes: list[str]
+    header: VolumeHeader, like: VolumeHeader | None, notes: list[Note]
 ) -> VolumeHeader:
     """Return the header of a file whose voxels are those of an image; `notes` gets a sentence.
 
@@ -25,10 +26,7 @@ def with_geometry_of(
             f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
             f"{like.difference_from(header)}"
         )
-    notes.append(
-        f"{header.path.name}: its voxels are taken for those of {like.path.name}, whatever its "
-        "header says (--same-voxels)"
-    )
+    notes.append(Note.of(NoteKind.SAME_VOXELS, header.path.name, image=like.path.name))
     affine, spacing = like.geometry()
     return replace(
         header,
@@ -45,7 +43,7 @@ def with_axes(
     like: VolumeHeader | None,
     axes: str,
     align: str | None,
-    notes: list[str],
+    notes: list[Note],
 ) -> VolumeHeader:
     """Return the header of an array in the place of an image, with axes that run as `axes` says.
 
@@ -86,8 +84,10 @@ def with_axes(
         common = "first and last voxels at those of"
         if align == "edges":
             common = "the field of view of"
+        grid = describe_grid(shape, placed)
+        kind = NoteKind.PLACED_ARRAY
         notes.append(
-            f"{header.path.name}: {describe_grid(shape, placed)}, with {common} {like.path.name}"
+            Note.of(kind, header.path.name, grid=grid, common=common, image=like.path.name)
         )
     return replace(header, affine=placed, spacing=spacing_of(placed, len(shape)))
 

@@ -19,7 +19,7 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
-from crfrefine.errors import InputError
+from crfrefine.errors import InputError, naming_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
@@ -183,7 +183,8 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
     num_axes = len(image.grid_shape)
     if num_axes not in (2, 3):
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
-    case = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
+    with naming_case(files.case_id):
+        case = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
     case = TuneCase(**vars(case))
     network = case.network
     if not isinstance(network, LabelMapNetwork) or network.network_spacing is None:

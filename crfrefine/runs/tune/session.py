@@ -18,6 +18,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.cases.label_input import LabelMap
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
@@ -97,7 +98,7 @@ class Session:
         inputs = options.inputs
         self.case = open_case(files, self._inputs.reading, inputs.threads)
         self._refiner = CaseRefiner(self.case, inputs.threads, inputs.device)
-        self._notes: list[str] = []
+        self._notes: list[Note] = []
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
@@ -126,10 +127,8 @@ class Session:
             saved = dict(self.case.strokes).get(corrections.strokes)
             if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
                 drawing.follow(saved.astype(np.uint16))
-                self._notes.append(
-                    f"{corrections.strokes}: was changed elsewhere, and its strokes are shown; "
-                    "Undo takes back what differs from those drawn here"
-                )
+                kind = NoteKind.STROKES_FROM_ELSEWHERE
+                self._notes.append(Note.of(kind, str(corrections.strokes)))
         if corrections is not None:
             drawing.keep_in(corrections.drawing)
         return drawing
@@ -183,7 +182,7 @@ class Session:
             ],
             "labels": labels,
             "has_reference": case.labels is not None,
-            "notes": [*self._inputs.notes, *case.notes, *self._notes],
+            "notes": [*map(str, (*self._inputs.notes, *case.notes, *self._notes))],
             "presets": [AS_GIVEN, *list_presets()],
             "strokes": self.drawing.describe(),
             "output": None if output is None else str(output),
@@ -374,7 +373,7 @@ class Session:
             "num_iterations": result.num_iterations,
             "converged": result.converged,
             "filters": result.filters,
-            "notes": result.notes,
+            "notes": [str(note) for note in result.notes],
             "device": result.device,
         }
         if box is None:
