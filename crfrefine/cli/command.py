@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem
@@ -22,6 +22,11 @@ from crfrefine.base.text import shorten_value
 from crfrefine.cli.failures import reporting_failures
 from crfrefine.cli.no_dicom import refuse_dicom, refuse_named_dicom
 from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # not generic before click 8.4
 
 _MIN_OF_PANELS = 12  # parameters from which on the help has panels
 
@@ -70,7 +75,7 @@ class Command(click.Command):
         return {panel: rows[panel] for panel in rows if rows[panel]}
 
 
-class _Value(click.ParamType[Any]):
+class _Value(_ParamType):
     """A value that the description of an option checks and converts."""
 
     name = "text"
@@ -202,7 +207,8 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
     elif isinstance(value_type, UnionType):
         members = tuple(member for member in get_args(value_type) if member is not NoneType)
     is_flag = members == (bool,)
-    is_required = default is dataclasses.MISSING and not is_list
+    # An option that can be repeated says in its help what is required.
+    is_required = default is dataclasses.MISSING and not (is_list and option.names)
     settings: dict[str, Any] = {"metavar": option.metavar, "required": is_required}
     if not is_required and not is_list:
         settings["default"] = default

@@ -94,6 +94,7 @@ WRONG = (
         "refine",
         "infer",
         "infer --frobnicate",
+        "status",
         "convert only_one.nii.gz",
         "convert a.nii.gz b.nii.gz --to colors",
         "demo --seed -3",
