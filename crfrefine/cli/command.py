@@ -63,8 +63,8 @@ class Command(click.Command):
         parameters = self.get_params(ctx)
         rows: dict[str, list[tuple[str, str]]] = {panel: [] for panel in (*PANELS, "Options")}
         is_long = len(parameters) > _MIN_OF_PANELS
-        if is_long:
-            parameters = sorted(parameters, key=_has_no_short_name)
+        if is_long:  # Options with a short name come first in their panel.
+            parameters.sort(key=lambda parameter: all(name[:2] == "--" for name in parameter.opts))
         for parameter in parameters:
             panel = getattr(parameter, "panel", MESSAGES)
             if not is_long and panel != ARGUMENTS:
@@ -191,11 +191,6 @@ def command(
         return Command(name, callback=run, params=[*taken, *described], help=text)
 
     return make
-
-
-def _has_no_short_name(parameter: click.Parameter) -> bool:
-    """Return whether an option comes later in its panel."""
-    return all(name.startswith("--") for name in parameter.opts)
 
 
 def _parameter(name: str, value_type: Any, option: Option, default: Any) -> click.Parameter:

@@ -15,8 +15,6 @@ from crfrefine.cli.tables import print_table
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from crfrefine.evaluate.measuring import CaseResult
     from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
@@ -78,8 +76,15 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         _print_means(evaluation, verbosity)
         for text in (*_lines_on_empty_masks(evaluation, verbosity), *_remarks(evaluation)):
             print(for_terminal(text))
-        _print_written(evaluation)
-        _print_failed(evaluation)
+        names = [METRICS_NAME, SUMMARY_NAME]
+        if evaluation.has_report:
+            names.append(REPORT_NAME)
+        for name in names:
+            print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
+        failed = list(dict.fromkeys(case_id for case_id, _ in evaluation.failures))
+        if failed:
+            count = f"{len(failed)} of {len(evaluation.pairs)} cases"
+            print(f"failed: {listed(failed, most=MAX_LISTED)} ({count})", file=sys.stderr)
     last = evaluation.no_verdict
     if verdict is not None:
         last = f"verdict: {verdict.sentence}"
@@ -93,7 +98,14 @@ def _lines_on_empty_masks(evaluation: Evaluation, verbosity: int) -> list[str]:
     for region, by_method in evaluation.empty_masks.items():
         if any(counts["reference"] or counts["prediction"] for counts in by_method.values()):
             title = evaluation.titles.get(region, region)
-            methods = [_empty_masks_of(method, counts) for method, counts in by_method.items()]
+            methods = []
+            for method, counts in by_method.items():
+                both = counts["both"]
+                methods.append(
+                    f"{method} of {counts['num_cases']} cases: {both} without it in both maps, "
+                    f"{counts['prediction'] - both} missed, "
+                    f"{counts['reference'] - both} false alarms"
+                )
             lines.append(f"empty masks: {title}: {'; '.join(methods)}")
 
     num_more = len(lines) - _MAX_REGIONS
@@ -102,15 +114,6 @@ def _lines_on_empty_masks(evaluation: Evaluation, verbosity: int) -> list[str]:
     table = evaluation.options.output / SUMMARY_NAME
     more = f"empty masks: {num_more} more regions in {table}; -v prints them"
     return [*lines[:_MAX_REGIONS], more]
-
-
-def _empty_masks_of(method: str, counts: Mapping[str, int]) -> str:
-    """Return how many maps of a method, and of the reference, lack a region."""
-    both = counts["both"]
-    return (
-        f"{method} of {counts['num_cases']} cases: {both} without it in both maps, "
-        f"{counts['prediction'] - both} missed, {counts['reference'] - both} false alarms"
-    )
 
 
 def _remarks(evaluation: Evaluation) -> list[str]:
@@ -132,31 +135,21 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     return remarks
 
 
-def _print_written(evaluation: Evaluation) -> None:
-    """Name the files on standard error."""
-    names = [METRICS_NAME, SUMMARY_NAME]
-    if evaluation.has_report:
-        names.append(REPORT_NAME)
-    for name in names:
-        print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
-
-
-def _print_failed(evaluation: Evaluation) -> None:
-    """Name the cases with failures, if there are any, on standard error."""
-    cases = list(dict.fromkeys(case_id for case_id, _ in evaluation.failures))
-    if cases:
-        count = f"{len(cases)} of {len(evaluation.pairs)} cases"
-        print(f"failed: {listed(cases, most=MAX_LISTED)} ({count})", file=sys.stderr)
-
-
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     """Print means and differences, and their units below.
 
     Of many regions, such as the structures of a body, only their mean.
     """
+    from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN
 
-    rows = _rows_to_print(evaluation, verbosity)
+    rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
+    num_regions = len(evaluation.regions)
+    if num_regions > _MAX_REGIONS and verbosity < VERBOSE:
+        table = evaluation.options.output / METRICS_NAME
+        places = f"the table has their means; {table} has each, and -v prints them"
+        print(for_terminal(f"{num_regions} regions: {places}"), file=sys.stderr)
+        rows = [row for row in rows if row.region not in evaluation.regions]
     columns = _COLUMNS
     compared = [row for row in rows if row.comparison is not None]
     if compared:
@@ -168,30 +161,9 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
         cells.append((row.metric, region, printable(row.method), *_numbers(row)))
     if cells:
         print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
-        _print_units(compared)
-
-
-def _rows_to_print(evaluation: Evaluation, verbosity: int) -> list[SummaryRow]:
-    """Return the rows of the main metrics: of each region, or of many regions their mean."""
-    from crfrefine.metrics.registry import metric_named
-
-    rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
-    num_regions = len(evaluation.regions)
-    if num_regions <= _MAX_REGIONS or verbosity >= VERBOSE:
-        return rows
-    table = evaluation.options.output / METRICS_NAME
-    places = f"the table has their means; {table} has each, and -v prints them"
-    print(for_terminal(f"{num_regions} regions: {places}"), file=sys.stderr)
-    return [row for row in rows if row.region not in evaluation.regions]
-
-
-def _print_units(compared: list[SummaryRow]) -> None:
-    """Name the metrics whose differences are in points; the names of the others have their unit."""
-    from crfrefine.metrics.registry import metric_named
-
-    in_points = {row.metric for row in compared if metric_named(row.metric).is_ratio}
-    if in_points:
-        print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
+        in_points = {row.metric for row in compared if metric_named(row.metric).is_ratio}
+        if in_points:  # The names of the other metrics have their unit.
+            print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:

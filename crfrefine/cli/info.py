@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,13 +47,28 @@ def info(
         raise click.BadParameter("name the images of the cases with -i", param_hint="--images")
     options["labels"] = labels
     if not paths:
-        _show_installation(as_json=as_json)
+        from crfrefine.runs.tools.installation import installation
+
+        shown = installation()
+        if as_json:
+            _print_json(shown)
+            return
+        for name, text in shown.items():
+            print(for_terminal(f"{name:<12}  {text}"))
         return
+    from crfrefine.cases.patterns import holds_many, is_pattern  # They import numpy.
+    from crfrefine.io.paths import holds_volumes, is_dicom
+
     reports: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
         if number and not as_json:
             print()
-        values = _inspect(path, options, is_verbose=verbose, is_printed=not as_json)
+        is_series = is_dicom(path) and not holds_volumes(path)
+        is_folder = is_pattern(path) or (holds_many(path) and not is_series)
+        if is_folder or options["images"]:
+            values = _inspect_folder(path, options, is_verbose=verbose, is_printed=not as_json)
+        else:
+            values = _inspect_file(path, is_verbose=verbose, is_printed=not as_json)
         reports.append({"path": str(path), **values})
 
     is_well = not any(report["problems"] for report in reports)
@@ -61,20 +76,6 @@ def info(
         _print_json({"is_well": is_well, "paths": reports, "notes": []})
     if not is_well:
         raise click.exceptions.Exit(1)
-
-
-def _inspect(
-    path: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
-) -> dict[str, Any]:
-    """Return what a file or folder holds for programs, and print it if wanted."""
-    from crfrefine.cases.patterns import holds_many, is_pattern
-    from crfrefine.io.paths import holds_volumes, is_dicom
-
-    is_series = is_dicom(path) and not holds_volumes(path)
-    is_folder = is_pattern(path) or (holds_many(path) and not is_series)
-    if is_folder or options["images"]:
-        return _inspect_folder(path, options, is_verbose=is_verbose, is_printed=is_printed)
-    return _inspect_file(path, is_verbose=is_verbose, is_printed=is_printed)
 
 
 def _inspect_folder(
@@ -91,14 +92,12 @@ def _inspect_folder(
     if report.found:
         notes.insert(0, report.found)
     if is_printed:
-        _print_report(folder, report)
-        if is_verbose:
-            _print_tracebacks(report.problems)
+        _print_report(folder, report, is_verbose=is_verbose)
     return {"cases": report.cases, "notes": notes, "problems": messages}
 
 
-def _print_report(folder: Path, report: FolderReport) -> None:
-    """Print a line about each case, and the notes and problems."""
+def _print_report(folder: Path, report: FolderReport, *, is_verbose: bool) -> None:
+    """Print a line about each case, and the notes and problems; if verbose, with tracebacks."""
     if report.found:
         print(for_terminal(report.found))
     num_cases = counted(len(report.cases), "case")
@@ -112,11 +111,8 @@ def _print_report(folder: Path, report: FolderReport) -> None:
         print(for_terminal(f"  note: {note}"))
     for problem in report.problems:
         print(for_terminal(f"  wrong: {problem}"))
-
-
-def _print_tracebacks(problems: Sequence[Failure]) -> None:
-    for problem in problems:
-        if problem.traceback is not None:
+    for problem in report.problems:
+        if is_verbose and problem.traceback is not None:
             print(for_terminal(indented(problem.traceback)), file=sys.stderr)
 
 
@@ -146,11 +142,6 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
         print(printable(str(path)))
         for name, value in lines:
             print(f"  {name:<12}  {for_terminal(value)}")
-    return _file_values(lines)
-
-
-def _file_values(lines: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return the lines about a file for programs, its notes apart."""
     properties: dict[str, str] = {}
     notes: list[str] = []
     for name, value in lines:
@@ -159,18 +150,6 @@ def _file_values(lines: Sequence[tuple[str, str]]) -> dict[str, Any]:
         else:
             properties[name] = value
     return {"properties": properties, "notes": notes, "problems": []}
-
-
-def _show_installation(*, as_json: bool) -> None:
-    """Print what is installed."""
-    from crfrefine.runs.tools.installation import installation
-
-    shown = installation()
-    if as_json:
-        _print_json(shown)
-        return
-    for name, text in shown.items():
-        print(for_terminal(f"{name:<12}  {text}"))
 
 
 def _print_json(content: Mapping[str, object]) -> None:

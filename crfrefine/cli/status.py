@@ -18,7 +18,6 @@ from crfrefine.cli.command import command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.records import CaseRecord
     from crfrefine.runs.states import CaseState
 
 _MAX_LISTED = 20
@@ -39,10 +38,20 @@ def status(
     for folder in folders:
         runs = _read_runs(folder)
         is_complete = is_complete and runs.is_complete
-        if as_json:
-            content.append(_values(folder, runs))
-        else:
+        if not as_json:
             _show(folder, runs, max_listed=len(runs.cases) if verbose else _MAX_LISTED)
+            continue
+        cases = []
+        for case in runs.cases:
+            values: dict[str, object] = {"case_id": case.case_id, "state": case.state}
+            values |= {"label_map": str(case.label_map), "reason": "", "reason_kind": None}
+            if case.reason is not None:
+                values["reason"] = str(case.reason)
+                values["reason_kind"] = case.reason.kind.name.lower()
+            values |= {"part_id": case.part_id, "num_parts": case.num_parts}
+            cases.append(values)
+        notes = [str(note) for note in runs.notes]
+        content.append({"output_folder": str(folder.resolve()), "cases": cases, "notes": notes})
     if as_json:
         import json
 
@@ -63,6 +72,7 @@ class _Runs:
 def _read_runs(folder: Path) -> _Runs:
     """Read the records of the runs into a folder; raise InputError if there are none."""
     from crfrefine.errors import InputError
+    from crfrefine.runs.run import note_on_num_labels
     from crfrefine.runs.states import case_states, read_records
 
     if not folder.is_dir():
@@ -75,43 +85,14 @@ def _read_runs(folder: Path) -> _Runs:
     cases = case_states(folder, recorded)
     done = [case.record for case in cases if case.record is not None]
     are_done = all(case.state == "done" for case in cases)
-    notes = [*recorded.notes, *_notes_on(done)]
-    return _Runs(cases, notes, is_complete=are_done and not recorded.notes)
-
-
-def _notes_on(done: Sequence[CaseRecord]) -> list[Note]:
-    """Return notes on the numbers of labels of cases that are done, and on labels that vanished."""
-    from crfrefine.runs.run import note_on_num_labels
-
-    notes = []
+    notes = list(recorded.notes)
     note = note_on_num_labels(done)
     if note is not None:
         notes.append(note)
     vanished = [record.case_id for record in done if record.vanished_labels]
     if vanished:
         notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
-    return notes
-
-
-def _values(folder: Path, runs: _Runs) -> dict[str, object]:
-    """Return the state of each case for programs."""
-    cases = [
-        {
-            "case_id": case.case_id,
-            "state": case.state,
-            "label_map": str(case.label_map),
-            "reason": "" if case.reason is None else str(case.reason),
-            "reason_kind": None if case.reason is None else case.reason.kind.name.lower(),
-            "part_id": case.part_id,
-            "num_parts": case.num_parts,
-        }
-        for case in runs.cases
-    ]
-    return {
-        "output_folder": str(folder.resolve()),
-        "cases": cases,
-        "notes": [str(note) for note in runs.notes],
-    }
+    return _Runs(cases, notes, is_complete=are_done and not recorded.notes)
 
 
 def _show(folder: Path, runs: _Runs, max_listed: int) -> None:
