@@ -88,7 +88,7 @@ class FolderLock:
         check_writable(folder)
         self._path = folder / _LOCK
         try:
-            self._file = self._open()
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise cannot_write(self._path, error) from error
         owner = os.pread(self._file, 1000, 0).decode(errors="replace")
@@ -100,10 +100,8 @@ class FolderLock:
                 f"remove {self._path}"
             )
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, _this_program().encode(), 0)
-
-    def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        this_program = {"process": os.getpid(), "host": socket.gethostname()}
+        os.pwrite(self._file, json.dumps(this_program).encode(), 0)
 
     def _is_locked(self) -> bool:
         """Lock the file, and return whether nobody else has it or has removed it meanwhile."""
@@ -134,7 +132,3 @@ class FolderLock:
             self._path.unlink()
         os.close(self._file)
         self._file = -1
-
-
-def _this_program() -> str:
-    return json.dumps({"process": os.getpid(), "host": socket.gethostname()})
