@@ -42,7 +42,10 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
         source = "" if method == own else f"{method}:"
         options_of[method] = []
         if method not in from_channels:
-            options_of[method] = _options_of_method(_renumbered(pairs, reference), source)
+            renumbered: Counter[tuple[int, int]] = Counter()
+            for (label, wanted), count in pairs.items():
+                renumbered[label, reference.get(wanted, wanted)] += count
+            options_of[method] = _options_of_method(renumbered, source)
 
     notes = _notes_on_names(results)
     for method, pairs in pairs_of.items():
@@ -116,14 +119,6 @@ def _numbers_for_channels(pairs: Pairs, numbers: Mapping[int, int]) -> dict[int,
     mapping = {wanted: label for label, wanted in numbers.items()}
     in_reference = {wanted for _, wanted in pairs}
     return {old: new for old, new in mapping.items() if new in mapping or new not in in_reference}
-
-
-def _renumbered(pairs: Pairs, reference: Mapping[int, int]) -> Pairs:
-    """Return the pairs after labels of the reference have got other numbers."""
-    renumbered: Counter[tuple[int, int]] = Counter()
-    for (label, wanted), count in pairs.items():
-        renumbered[label, reference.get(wanted, wanted)] += count
-    return renumbered
 
 
 def _note(method: str, pairs: Pairs, numbers: Mapping[int, int], options: list[str]) -> Note:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
-from crfrefine.arrays.label_maps import argmax_labels, foreground_labels, map_labels
+from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
@@ -37,7 +37,7 @@ from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.settings import Settings
-from crfrefine.evaluate.structures import names_of
+from crfrefine.evaluate.structures import with_numbers_of_run
 from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
@@ -215,7 +215,7 @@ def read_structures(
     `warnings` gets a note on covered structures; axes are turned to those of `grid`.
     """
     if files.labels is not None:
-        return _renumbered(io.read_labels(files.labels, grid=grid), files.labels, numbers)
+        return with_numbers_of_run(io.read_labels(files.labels, grid=grid), files.labels, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files.logits]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
@@ -226,22 +226,6 @@ def read_structures(
     if losers:
         warnings.append(Note.of(NoteKind.LOSING_STRUCTURES_OF_UNION, structures=losers))
     return Volume(labels.T, *file.geometry(), file.path, file)
-
-
-def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
-    """Return a label map whose labels have the numbers of the run."""
-    number_of = {0: 0}
-    for name, label in names_of(path).items():
-        number_of[label] = numbers[name]
-    for label in foreground_labels(volume.data):
-        if label not in number_of:
-            raise InputError(
-                f"{path}: label {label} has no name in dataset.json; "
-                "labels are compared with structures by their names"
-            )
-    table = np.zeros(max(number_of) + 1, np.min_scalar_type(max(numbers.values())))
-    table[list(number_of)] = list(number_of.values())
-    return replace(volume, data=table[volume.data])
 
 
 def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: list[Note]) -> Masks:

@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import LABELS, STRUCTURE
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
@@ -24,6 +27,7 @@ from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
+from crfrefine.io.volume import Volume
 
 _UNNAMED = ""  # The name of a case whose path does not tell it.
 
@@ -114,7 +118,7 @@ def _number_structures(sources: Sequence[Mapping[str, CaseFiles]]) -> dict[str, 
         return dict(numbers)
     names_of_all = set(numbers)
     for folder in described:
-        names_of_all.update(names_of(folder))
+        names_of_all.update(_names_of(folder))
     return {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
 
 
@@ -140,7 +144,7 @@ def _name_of_only_case(
     return folder_of(path).resolve().name
 
 
-def names_of(path: Path) -> dict[str, int]:
+def _names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside.
 
     Raise InputError if no `dataset.json` names any.
@@ -157,3 +161,19 @@ def names_of(path: Path) -> dict[str, int]:
             "as `crfrefine infer` writes it"
         )
     return names
+
+
+def with_numbers_of_run(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
+    """Return a label map whose labels have the numbers of the run."""
+    number_of = {0: 0}
+    for name, label in _names_of(path).items():
+        number_of[label] = numbers[name]
+    for label in foreground_labels(volume.data):
+        if label not in number_of:
+            raise InputError(
+                f"{path}: label {label} has no name in dataset.json; "
+                "labels are compared with structures by their names"
+            )
+    table = np.zeros(max(number_of) + 1, np.min_scalar_type(max(numbers.values())))
+    table[list(number_of)] = list(number_of.values())
+    return replace(volume, data=table[volume.data])

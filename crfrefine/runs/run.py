@@ -72,7 +72,8 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
         with ExitStack() as ending:
             ending.callback(observer.run_ended, summary)
             if options.summary_path is not None:
-                ending.callback(_write_summary, options.summary_path, summary)
+                content = summary.to_json().encode()
+                ending.callback(write_small_file, options.summary_path, content)
             if options.statistics and summary.cases:
                 ending.callback(_write_statistics, plan)
             if file is not None:
@@ -117,10 +118,6 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
         observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
-
-
-def _write_summary(path: Path, summary: RunSummary) -> None:
-    write_small_file(path, summary.to_json().encode())
 
 
 def _write_statistics(plan: RunPlan) -> None:
