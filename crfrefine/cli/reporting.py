@@ -208,14 +208,14 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _say_failure(self, name: str, failure: Failure, clock: str = "") -> None:
-        """Print the failure of a case, after the time of day if that is given.
+    def _say_failure(self, name: str, failure: Failure) -> None:
+        """Print the failure of a case.
 
         Of several with one cause only the first, unless VERBOSE, which also shows tracebacks.
         """
         self._causes = self._causes or Causes()
         if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
-            self._say(f"{clock}crfrefine: error: {failure}", at_least=QUIET)
+            self._say(f"{self._clock()}crfrefine: error: {failure}", at_least=QUIET)
         if failure.traceback is not None:
             self._say(indented(failure.traceback), at_least=VERBOSE)
 
@@ -272,7 +272,7 @@ class Reporter(RunReporter):
         head = f"{self._end_case(record.case_id)} {record.case_id}"
         if record.status == "failed":
             failure = replace(record.failures[0], case_id=record.case_id)
-            self._say_failure(record.case_id, failure, self._clock())
+            self._say_failure(record.case_id, failure)
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
