@@ -19,6 +19,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
+from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import (
     Reference,
@@ -27,7 +28,6 @@ from crfrefine.evaluate.reading import (
     read_probabilities,
     read_reference,
 )
-from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.registry import RegionValues
@@ -59,7 +59,7 @@ class CaseResult(Record):
 MAX_MEASURED = 2000
 
 
-def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
+def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     """Measure every method in a case.
 
     A method that cannot be measured is recorded, and the others continue.
@@ -71,7 +71,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
             raise InputError(pair.reference.lack)
         warnings: list[Note] = []
         notes: list[Note] = []
-        reference = read_reference(pair, settings, warnings, notes)
+        reference = read_reference(pair, measured, warnings, notes)
         result.warnings += _named("reference", warnings)
         result.notes += _named("reference", [*reference.header.notes, *notes])
         result.mapped_in_reference = reference.mapped
@@ -107,7 +107,7 @@ def _measure_method(
     result.names[method] = dict(masks.names)
     values = _measure_masks(masks.label_map, reference)
     result.values[method] = values
-    if not reference.settings.structures:
+    if not reference.measured.structures:
         result.pairs[method] = _count_pairs(masks.label_map, reference)
     if masks.soft is not None:
         result.from_channels.add(method)
@@ -140,7 +140,7 @@ def _measure_method(
 
 def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
     """Return the metrics of every region; raise InputError for far too many labels."""
-    settings = reference.settings
+    measured = reference.measured
     truth = reference.volume.data
     spacing = reference.volume.spacing
     if reference.ignored is not None:
@@ -151,55 +151,55 @@ def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
             f"the label map and the reference have {len(labels)} different labels; "
             f"expected at most {MAX_MEASURED}: is one of them an image?"
         )
-    tolerance_mm = settings.tolerance_mm
+    tolerance_mm = measured.options.tolerance_mm
     if isinstance(tolerance_mm, str):
         tolerance_mm = one_voxel(spacing)
     return measure_case(
         label_map,
         truth,
-        settings.all_regions(labels),
+        measured.all_regions(labels),
         spacing,
         tolerance_mm=tolerance_mm,
-        ignore_label=settings.ignore_label,
+        ignore_label=measured.ignore_label,
     )
 
 
 def _count_pairs(label_map: Labels, reference: Reference) -> dict[tuple[int, int], int]:
     """Return the voxels of each pair of a label of a method and one of the reference."""
     pairs = count_pairs(label_map, reference.volume.data)
-    ignored = reference.settings.ignore_label
+    ignored = reference.measured.ignore_label
     return {pair: count for pair, count in pairs.items() if pair[1] != ignored}
 
 
 def _read_scores(method: str, files: CaseFiles, reference: Reference) -> SoftLabels | None:
     """Read the logits or probabilities of a method that are not in its label map's file."""
-    settings = reference.settings
+    measured = reference.measured
     if not files.logits or files.are_structures:
         return None
-    if settings.mappings.get(method):
+    if measured.options.mappings.get(method):
         raise InputError(
             f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
-    channels = settings.channels.get(method, NO_REGIONS)
+    channels = measured.channels.get(method, NO_REGIONS)
     return read_probabilities(files.logits, reference, channels)
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
     """Add the metrics of probabilities to the values of regions, and those of all labels."""
-    settings = reference.settings
+    measured = reference.measured
     num_labels = len(soft.probabilities)
     channels = None
     if soft.regions is not None:
         num_labels = soft.regions.num_labels
         channels = soft.regions.labels
-    measured_labels = [int(name) for name in values if name.isdigit()]
-    measured = measure_calibration(
+    labels = [int(name) for name in values if name.isdigit()]
+    calibration = measure_calibration(
         soft.probabilities,
         reference.volume.data,
-        settings.all_regions([*measured_labels, *range(1, num_labels)]),
+        measured.all_regions([*labels, *range(1, num_labels)]),
         channels=channels,
-        ignore_label=settings.ignore_label,
+        ignore_label=measured.ignore_label,
     )
-    for region, row in measured.items():
+    for region, row in calibration.items():
         values.setdefault(region, {}).update(row)

@@ -233,6 +233,11 @@ class EvaluationOptions:
         return mappings
 
     @property
+    def reference_mapping(self) -> dict[int, int]:
+        """The new labels of values in the reference; ConfigError if one has two."""
+        return mapping_of(self.mapped, REFERENCE)
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
         paths = [self.labels, *self.methods.values()]
@@ -286,6 +291,8 @@ def _check_names(options: EvaluationOptions) -> None:
                 f"--map {shorten(name)}:{old}={new}: expected {REFERENCE}, or the name of a "
                 f"--baseline{', one of ' if baselines else ''}{listed(baselines)}"
             )
+
+        mapping_of(options.mapped, name)  # It raises for a value with two labels.
 
     ceilings = baselines[1:]
     if options.ceiling is not None and options.ceiling not in ceilings:

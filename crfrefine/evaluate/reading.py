@@ -35,8 +35,8 @@ from crfrefine.cases.network_output import Scores
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
+from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.pairing import CasePair
-from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import with_numbers_of_run
 from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
@@ -72,7 +72,7 @@ class Reference:
 
     volume: Volume  # On the union of the grids; its header is that of the file.
     header: VolumeHeader  # The header of the union, which is the file's if no grid reaches further.
-    settings: Settings  # The settings of the run.
+    measured: MeasuredRegions  # The regions of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a note on each file that was turned, filled or interpolated.
@@ -81,9 +81,9 @@ class Reference:
     @property
     def names(self) -> dict[int, str]:
         """Names of labels in the file."""
-        if self.settings.structures:
+        if self.measured.structures:
             return {}
-        return names_in(self.header, self.settings.reference_mapping)
+        return names_in(self.header, self.measured.options.reference_mapping)
 
     @property
     def work(self) -> WorkGrid:
@@ -97,11 +97,11 @@ class Reference:
         if self.header.on_same_grid(other):
             return
         assert self.volume.header is not None
-        _require_comparable(self.volume.header, other, what, self.settings)
+        _require_comparable(self.volume.header, other, what, self.measured)
 
 
 def _require_comparable(
-    reference: VolumeHeader, other: VolumeHeader, what: str, settings: Settings
+    reference: VolumeHeader, other: VolumeHeader, what: str, measured: MeasuredRegions
 ) -> None:
     """Raise GridMismatchError unless a file has the reference's voxels, or may be interpolated.
 
@@ -111,7 +111,7 @@ def _require_comparable(
     grid = WorkGrid(reference, "reference")
     if reference.on_same_grid(other) or grid.part(other, what, may_be_apart=True) is not None:
         return
-    if settings.resample:
+    if measured.options.resample:
         grid.require_overlap(other, what, either_way=True)
         return
     hint = (
@@ -126,38 +126,40 @@ def _require_comparable(
 
 
 def read_reference(
-    pair: CasePair, settings: Settings, warnings: list[Note], notes: list[Note]
+    pair: CasePair, measured: MeasuredRegions, warnings: list[Note], notes: list[Note]
 ) -> Reference:
     """Read the reference of a case: a label map, or structures.
 
     `warnings` gets a note on covered structures, `notes` those on the grids.
     """
     mapped: tuple[int, ...] = ()
-    if settings.structures:
-        volume = read_structures(pair.reference, settings.structures, warnings)
+    if measured.structures:
+        volume = read_structures(pair.reference, measured.structures, warnings)
     else:
         assert pair.reference.labels is not None
-        volume, mapped = _read_labels(pair.reference.labels, settings.reference_mapping, warnings)
+        volume, mapped = _read_labels(
+            pair.reference.labels, measured.options.reference_mapping, warnings
+        )
     stored = volume.header
     assert stored is not None
     ignored = None
-    if settings.ignore_label is not None:
-        ignored = volume.data == settings.ignore_label
+    if measured.ignore_label is not None:
+        ignored = volume.data == measured.ignore_label
         if ignored.all():
             raise InputError(
-                f"{volume.path}: every voxel has the label {settings.ignore_label}, to be ignored"
+                f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
             )
-    union = union_of(stored, _other_grids(pair, stored, settings))
+    union = union_of(stored, _other_grids(pair, stored, measured))
     if union is stored:
-        return Reference(volume, union, settings, ignored, mapped)
+        return Reference(volume, union, measured, ignored, mapped)
 
     labels: Labels = WorkGrid(union, "comparison").nearest(
         stored, volume.data.T, "reference", notes, outside="are background"
     )
     volume = replace(volume, data=labels.T, affine=union.geometry()[0])
-    if settings.ignore_label is not None:
-        ignored = volume.data == settings.ignore_label
-    return Reference(volume, union, settings, ignored, mapped)
+    if measured.ignore_label is not None:
+        ignored = volume.data == measured.ignore_label
+    return Reference(volume, union, measured, ignored, mapped)
 
 
 def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]:
@@ -182,7 +184,7 @@ def _read_labels(
 
 
 def _other_grids(
-    pair: CasePair, reference: VolumeHeader, settings: Settings
+    pair: CasePair, reference: VolumeHeader, measured: MeasuredRegions
 ) -> Iterator[VolumeHeader]:
     """Yield the headers of files that are compared with a reference on another grid.
 
@@ -199,7 +201,7 @@ def _other_grids(
                 if files.are_structures:
                     header = grid_of_structures(members)
                 if header.affine is not None and not reference.on_same_grid(header):
-                    _require_comparable(reference, header, "label map", settings)
+                    _require_comparable(reference, header, "label map", measured)
                     yield header
 
 
@@ -234,12 +236,12 @@ def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: li
         raise InputError(files.lack)
     path = files.labels
     grid = reference.header
-    settings = reference.settings
-    regions = settings.channels.get(method, NO_REGIONS)
-    if settings.structures:
-        volume = read_structures(files, settings.structures, warnings, grid=grid)
+    measured = reference.measured
+    regions = measured.channels.get(method, NO_REGIONS)
+    if measured.structures:
+        volume = read_structures(files, measured.structures, warnings, grid=grid)
         return Masks(_labels_on_grid(reference, volume, "structures"))
-    mapping = settings.mappings.get(method, {})
+    mapping = measured.options.mappings.get(method, {})
     if path is not None and _is_label_map(path, grid, regions):
         volume, mapped = _read_labels(path, mapping, warnings, grid)
         assert volume.header is not None
@@ -293,7 +295,7 @@ def read_probabilities(
     headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
     header = io.logits_header(headers, fewest=1, grid=grid)
     is_alone = header.num_channels == 1 and not regions.declares(1)
-    if is_alone or reference.settings.add_background:
+    if is_alone or reference.measured.options.add_background:
         header = replace(header, num_labels=header.num_labels + 1, lacks_background=True)
     file = header.files[0]
     reference.check(file, "logits")

@@ -16,9 +16,9 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import Incomplete, note_on_left_out
+from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
-from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import (
@@ -50,7 +50,7 @@ class Evaluation:
     """The results of a run."""
 
     options: EvaluationOptions
-    settings: Settings  # the settings that the values depend on
+    measured: MeasuredRegions
     pairs: Sequence[CasePair]  # the cases, sorted by name
     results: Sequence[CaseResult] = ()  # results of the processed cases, in the same order
     found: Sequence[str] = ()  # how many cases each pattern has
@@ -69,8 +69,8 @@ class Evaluation:
         if not measured:
             return []
         found = chain.from_iterable(result.mapped_in_reference for result in measured)
-        notes = [note_on_values(self.settings.reference_mapping, found, "no reference")]
-        for method, mapping in self.settings.mappings.items():
+        notes = [note_on_values(self.options.reference_mapping, found, "no reference")]
+        for method, mapping in self.options.mappings.items():
             found = chain.from_iterable(result.mapped[method] for result in measured)
             notes.append(note_on_values(mapping, found, f"no label map of {method}"))
         return [note for note in notes if note is not None]
@@ -106,14 +106,14 @@ class Evaluation:
         for result in self.results:
             for values in result.values.values():
                 names.update(values)
-        labels = names - {*self.settings.named, ALL_LABELS}
-        return self.settings.all_regions([int(label) for label in labels])
+        labels = names - {*self.measured.named, ALL_LABELS}
+        return self.measured.all_regions([int(label) for label in labels])
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
         """The regions whose mean decides the verdict."""
-        labels = [name for name in self.regions if name not in self.settings.named]
-        return self.settings.judged or tuple(labels)
+        labels = [name for name in self.regions if name not in self.measured.named]
+        return self.measured.judged or tuple(labels)
 
     @cached_property
     def titles(self) -> dict[str, str]:
@@ -122,7 +122,7 @@ class Evaluation:
         That of a `dataset.json`, else of the first file that names the label, the reference before
         the methods.
         """
-        names = dict(self.settings.names_of_methods)
+        names = dict(self.measured.names_of_methods)
         for result in reversed(self.results):
             for names_of_file in (*reversed(result.names.values()), result.names_in_reference):
                 names.update(names_of_file)
@@ -131,7 +131,7 @@ class Evaluation:
             if str(label) in titles:
                 titles[str(label)] = f"{label} {name}"
         titles.update(
-            (name, title) for name, title in self.settings.titles.items() if name in titles
+            (name, title) for name, title in self.measured.titles.items() if name in titles
         )
         titles[ALL_LABELS] = "all labels"
         return titles

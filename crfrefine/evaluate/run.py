@@ -24,6 +24,7 @@ from crfrefine.cases.case_files import left_out_entries
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
+from crfrefine.evaluate.measured import find_measured
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.numbering import notes_on_numbers
 from crfrefine.evaluate.options import (
@@ -37,7 +38,6 @@ from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.evaluate.settings import make_settings
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, is_folder, stem_of
@@ -121,9 +121,9 @@ def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
         "images": options.images,
         "ceiling": options.ceiling,
         "tolerance_mm": options.tolerance_mm,
-        "ignore_label": evaluation.settings.ignore_label,
+        "ignore_label": evaluation.measured.ignore_label,
         "mapping": options.mappings,
-        "reference_mapping": evaluation.settings.reference_mapping,
+        "reference_mapping": options.reference_mapping,
         "resample": options.resample,
         "add_background": options.add_background,
         "processes": evaluation.num_processes,
@@ -171,9 +171,9 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
 
 
 def _plan(options: EvaluationOptions) -> Evaluation:
-    """Return the evaluation before any case is measured, with its cases, settings and notes."""
+    """Return the evaluation before any case is measured, with its cases, regions and notes."""
     notes: list[Note] = []
-    settings = make_settings(options, notes)
+    measured = find_measured(options, notes)
     pairing = pair_cases(options)
     add_volumes(*options.inputs)
     for pair in pairing.cases:
@@ -190,15 +190,15 @@ def _plan(options: EvaluationOptions) -> Evaluation:
             "--map could change; leave --map out"
         )
     channels = {method: _channels(method, options) for method in options.methods}
-    settings = replace(
-        settings.with_structures(pairing.structures),
+    measured = replace(
+        measured.with_structures(pairing.structures),
         channels=channels,
         names_of_methods={} if pairing.structures else _names_of_methods(options),
     )
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(
         options,
-        settings,
+        measured,
         pairing.cases,
         found=pairing.found,
         notes=notes,
@@ -245,7 +245,7 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
         observer.note(note)
 
     results = {}
-    measure = partial(measure_pair, evaluation.settings)
+    measure = partial(measure_pair, evaluation.measured)
     outcomes = map_in_processes(measure, evaluation.pairs, evaluation.num_processes)
     with closing(outcomes):
         for pair, outcome in outcomes:

@@ -3,6 +3,7 @@ structures.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from evaluation_helpers import (
 
 from crfrefine import RegionScheme
 from crfrefine.errors import InputError
+from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
-from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.calibration import measure_calibration
 
 
@@ -445,8 +446,11 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
 
 
 def test_a_judged_region_that_is_a_label_stays_one_for_structures():
-    settings = Settings(named={"both": (1, 2)}, judged=("2", "both"), labels=(1, 2, 3))
-    of_structures = settings.with_structures({"liver": 1, "spleen": 2})
+    options = EvaluationOptions(Path("a"), Path("b"), Path("c"))
+    measured = MeasuredRegions(
+        options, named={"both": (1, 2)}, judged=("2", "both"), labels=(1, 2, 3)
+    )
+    of_structures = measured.with_structures({"liver": 1, "spleen": 2})
     assert of_structures.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from crfrefine.base.failures import Failure
 from crfrefine.errors import InputError
 from crfrefine.evaluate import report as page
-from crfrefine.evaluate.measuring import CaseResult, Settings
+from crfrefine.evaluate.measuring import CaseResult, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import Report, draw_charts, write_report
 from crfrefine.evaluate.results import Evaluation
@@ -131,7 +131,7 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
         f"broken {NASTY}",
         failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")],
     )
-    evaluation = Evaluation(options, Settings(titles=dict(titles)), (), [failed])
+    evaluation = Evaluation(options, MeasuredRegions(options, titles=dict(titles)), (), [failed])
     evaluation.table = table
     evaluation.regions = {name: (int(name),) for name in table.regions}
     evaluation.summary = summarize(table, "network" if compared else method)

@@ -96,7 +96,7 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], tell:
     """
     evaluation = report.evaluation
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
-    reference = read_reference(pair, evaluation.settings, [], [])
+    reference = read_reference(pair, evaluation.measured, [], [])
     channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, tell)
     image = np.stack(channels) if channels else None
     maps = []

@@ -1,4 +1,4 @@
-"""The settings that the values of a case depend on, with the regions that are measured."""
+"""The regions that an evaluation measures, by its options and a `dataset.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import shorten
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
@@ -16,9 +15,10 @@ from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_reg
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of a run, with the regions that are known before any label map is read."""
+class MeasuredRegions:
+    """The regions that are measured, as they are known before any label map is read."""
 
+    options: EvaluationOptions
     # Foreground labels in `dataset.json`; those found in label maps are added.
     labels: tuple[int, ...] = ()
     # Sets of labels by their name.
@@ -30,27 +30,20 @@ class Settings:
     # Names of labels that neither these titles nor a label map names.
     names_of_methods: Mapping[int, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as in the options.
-    # True if predictions on another grid are interpolated onto that of the reference.
-    resample: bool = False
     # By method, which channels of its files are regions.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)  # As in the `Pairing`.
-    add_background: bool = False  # True if files of several channels lack the background.
-    # The new labels of values in the label maps of each method, and in the reference: `--map`.
-    mappings: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    reference_mapping: Mapping[int, int] = field(default_factory=dict)
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Return each label of `labels` and of the settings as a region, then the named regions."""
+        """Return each label of `labels` and of these as a region, then the named regions."""
         regions: dict[str, tuple[int, ...]] = {}
         for label in sorted({*labels, *self.labels} - {0, self.ignore_label}):
             regions[str(label)] = (label,)
         regions.update(self.named)
         return regions
 
-    def with_structures(self, structures: Mapping[str, int]) -> Settings:
-        """Return the settings for label maps of structures, with the number of each by its name.
+    def with_structures(self, structures: Mapping[str, int]) -> MeasuredRegions:
+        """Return the regions for label maps of structures, with the number of each by its name.
 
         The labels of a `dataset.json` do not apply to them.
         """
@@ -71,8 +64,8 @@ class Settings:
         )
 
 
-def make_settings(options: EvaluationOptions, notes: list[Note]) -> Settings:
-    """Return settings with the regions of the options and of a `dataset.json`.
+def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegions:
+    """Return the regions of the options and of a `dataset.json`.
 
     The file is beside the reference or above it. Raise ConfigError for unusable regions.
     """
@@ -107,17 +100,13 @@ def make_settings(options: EvaluationOptions, notes: list[Note]) -> Settings:
             numbers.add(labels[0])
         else:
             named[name] = labels
-    return Settings(
+    return MeasuredRegions(
+        options,
         labels=tuple(sorted(numbers - {0, ignored})),
         named=named,
         judged=tuple(judged),
         titles=titles,
         ignore_label=ignored,
-        tolerance_mm=options.tolerance_mm,
-        resample=options.resample,
-        add_background=options.add_background,
-        mappings=options.mappings,
-        reference_mapping=mapping_of(options.mapped, REFERENCE),
     )
 
 
