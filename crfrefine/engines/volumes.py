@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.components import largest_component
-from crfrefine.arrays.softmax import log_sum_exp
+from crfrefine.arrays.softmax import least_difference, log_sum_exp, logit_of
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -121,7 +121,7 @@ def volume_part(
         inside = np.asarray(mask, dtype=np.bool_)
 
     voxels, scores = _doubtful_scores(logits, inside, spec)
-    threshold = log_sum_exp(scores) + np.log(BODY_PROBABILITY)
+    threshold = logit_of(BODY_PROBABILITY, log_sum_exp(scores))
 
     order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
     bodies = np.zeros(inside.shape, dtype=np.bool_)
@@ -137,9 +137,9 @@ def _doubtful_scores(
 ) -> tuple[NDArray[np.intp], Float64]:
     """Return the voxels that are not certain background, and their first x, (L, N).
 
-    Most of a volume is certain background, where the softmax need not be computed.
+    Most of a volume is certain background, where no probability need be computed.
     """
-    log_probability = np.log(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
+    least = least_difference(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
     places = []
     columns = []
     for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache
@@ -147,10 +147,10 @@ def _doubtful_scores(
         # Without a bias, the logits are compared before the temperature divides them.
         if spec.bias is None:
             scores = plane
-            threshold = log_probability * spec.temperature
+            threshold = least * spec.temperature
         else:
             scores = _first_scores(plane, spec)
-            threshold = log_probability
+            threshold = least
         # The difference of two infinities is not a number, and not below the threshold.
         with np.errstate(invalid="ignore"):
             are_below = [of_label - scores[0] < threshold for of_label in scores[1:]]

@@ -14,6 +14,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
+from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
@@ -322,8 +323,8 @@ class RefinedChannels:
         values = self.tiles.values[entries[start:stop]]
         if output_temperature is not None and len(values):
             places = np.searchsorted(sets.tiles, tiles)
-            sums = self._log_sums_of(output_temperature)[places]
-            values = np.exp(over_output_temperature(values, output_temperature) - sums)
+            scaled = over_output_temperature(values, output_temperature)
+            values = marginal(scaled, self._log_sums_of(output_temperature)[places])
 
         refined = part.spread(tiles - first_tile, values)
         where = part.voxels(sets.active[rows])
@@ -340,19 +341,10 @@ class RefinedChannels:
     def _log_sums_of(self, temperature: float) -> Float32:
         """Return log sum exp(logit / temperature) of active tiles, (tiles, voxels of a tile)."""
         assert self.tiles is not None
-        if temperature in self._log_sums:
-            return self._log_sums[temperature]
-        values = self.tiles.values
-        starts = self.tiles.sets.first_entry[:-1]
-        counts = np.diff(self.tiles.sets.first_entry)
-        largest = over_output_temperature(np.maximum.reduceat(values, starts, axis=0), temperature)
-        sums = np.zeros_like(largest)
-        for number in range(int(counts.max())):
-            tiles = np.flatnonzero(counts > number)
-            entries = starts[tiles] + number
-            logits = over_output_temperature(values[entries], temperature)
-            sums[tiles] += np.exp(logits - largest[tiles])
-        self._log_sums[temperature] = largest + np.log(sums)
+        if temperature not in self._log_sums:
+            first_entry = self.tiles.sets.first_entry
+            sums = log_sums_of_tiles(self.tiles.values, first_entry, temperature)
+            self._log_sums[temperature] = sums
         return self._log_sums[temperature]
 
 

@@ -1,7 +1,6 @@
 // The update of the mean field, from logits x to marginals Q = softmax(x): with what the energy and
 // the stopping rule need of it, and its Jacobian for the backward pass. Another update in place of
-// the softmax changes this file, and the Newton steps of the volume term (volume.cpp), which take
-// the Jacobian summed over the voxels. All functions work on sixteen voxels at a time.
+// the softmax changes this file. All functions work on sixteen voxels at a time.
 #pragma once
 
 #include "cpu/simd.h"
@@ -69,6 +68,22 @@ template <class Gradient, class Take>
     for (int l = 0; l < num_given; ++l) mean += q[l] * gradient(l);
     for (int l = 0; l < num_labels; ++l)
         take(l, q[l] * ((l < num_given ? gradient(l) : vfloat{}) - mean));
+}
+
+// Adds the Jacobian of some labels, summed over voxels, to `sums` (label, label), above the
+// diagonal and without its sign, for the Newton steps of the volume term: the entries of a label
+// add up to 0. marginals: rows of kBlockRow, one per label, and 0 where there is no voxel.
+inline void add_couplings(const float* marginals, int64_t num_voxels,
+                          const std::vector<int>& labels, int num_labels, double* sums) {
+    for (size_t a = 0; a < labels.size(); ++a)
+        for (size_t b = a + 1; b < labels.size(); ++b) {
+            const float* first = marginals + labels[a] * kBlockRow;
+            const float* second = marginals + labels[b] * kBlockRow;
+            vfloat total{};
+            for (int64_t i = 0; i < num_voxels; i += kLanes)
+                total += load(first + i) * load(second + i);
+            sums[labels[a] * num_labels + labels[b]] += sum_lanes(total);
+        }
 }
 
 // A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: accurate near r = 1.

@@ -1,6 +1,8 @@
 // The volume term: sums of masses, Newton steps towards the biases that keep them, and gradients.
 #include "cpu/volume.h"
 
+#include "cpu/update.h"
+
 namespace crf {
 namespace {
 // added to all masses, so that a label whose mass vanishes has a finite energy
@@ -37,7 +39,7 @@ void subtract_mean(std::vector<double>& values) {
 
 void MassSums::add(const MassSums& other) {
     for (size_t i = 0; i < mass.size(); ++i) mass[i] += other.mass[i];
-    for (size_t i = 0; i < product.size(); ++i) product[i] += other.product[i];
+    for (size_t i = 0; i < coupling.size(); ++i) coupling[i] += other.coupling[i];
 }
 
 MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
@@ -114,7 +116,7 @@ std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::vector<do
         for (size_t k = 0; k < num_labels; ++k)
             matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
         for (size_t k = l + 1; k < num_labels; ++k) {
-            const double shared = sums.product[l * num_labels + k];
+            const double shared = sums.coupling[l * num_labels + k];
             matrix[l * num_labels + l] += shared;
             matrix[k * num_labels + k] += shared;
             matrix[l * num_labels + k] -= shared;
@@ -145,15 +147,7 @@ void MassSums::add(float* rows, int64_t count) {
         store(most, largest);
         if (*std::max_element(most, most + kLanes) > least) present_.push_back(l);
     }
-    for (size_t a = 0; a < present_.size(); ++a)
-        for (size_t b = a + 1; b < present_.size(); ++b) {
-            const float* first = rows + present_[a] * kBlockRow;
-            const float* second = rows + present_[b] * kBlockRow;
-            vfloat total{};
-            for (int64_t i = 0; i < padded; i += kLanes)
-                total += load(first + i) * load(second + i);
-            product[present_[a] * num_labels + present_[b]] += sum_lanes(total);
-        }
+    add_couplings(rows, padded, present_, num_labels, coupling.data());
 }
 
 KeptVolumes::KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool)

@@ -14,13 +14,13 @@ constexpr int kMostVolumePasses = 100;
 // A Newton step of this size, in nats, is the last one: the next step would be about its square.
 inline constexpr double kLastVolumeChange = 1e-3;
 
-// Sums over voxels of the marginals, and of the products of any two labels' marginals.
+// Sums over voxels of the marginals, and of their coupling for any two labels (update.h).
 struct MassSums {
     explicit MassSums(int num_labels)
-        : mass(num_labels), product(static_cast<size_t>(num_labels) * num_labels) {}
+        : mass(num_labels), coupling(static_cast<size_t>(num_labels) * num_labels) {}
 
-    std::vector<double> mass;     // (label)
-    std::vector<double> product;  // (label, label), only above the diagonal
+    std::vector<double> mass;      // (label)
+    std::vector<double> coupling;  // (label, label), only above the diagonal
 
     void add(const MassSums& other);
 

@@ -5,22 +5,13 @@
 // CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. Up to 32 labels are kept in
 // a thread's registers.
 #include "cuda/filter_ends.h"
-
-// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them
-// would take a compiler minutes.
-#if CRF_LABELS <= 32
-#define CRF_OVER_LABELS CRF_UNROLL
-#else
-#define CRF_OVER_LABELS CRF_ROLLED
-#endif
+#include "cuda/update.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(
-    -1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
 constexpr bool kImplied = kChannels < kLabels;
 
 // Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a /
@@ -79,31 +70,6 @@ CRF_D int largest_label(const Real (&x)[kLabels]) {
         largest = larger(x[l], largest);
     }
     return label;
-}
-
-CRF_D Real largest_of(const Real (&x)[kLabels]) {
-    Real largest = x[0];
-    CRF_OVER_LABELS
-    for (int l = 1; l < kLabels; ++l) largest = larger(x[l], largest);
-    return largest;
-}
-
-// x becomes its softmax; returns sum Q log Q.
-CRF_D Real softmax(Real (&x)[kLabels]) {
-    const Real largest = largest_of(x);
-    Real total = Real(0.0), weighted = Real(0.0);
-    CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) {
-        const Real shifted = larger(x[l] - largest, kVanished);
-        const Real e = exp(shifted);
-        total += e;
-        weighted += e * shifted;
-        x[l] = e;
-    }
-    const Real inverse = Real(1.0) / total;
-    CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) x[l] *= inverse;
-    return weighted * inverse - log(total);
 }
 
 // Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the
@@ -165,7 +131,7 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
             const Real logit = logits[l * grid_size + place];
             x[l] = (bias ? logit + bias[l] : logit) * inverse_temperature;
         }
-        const Real largest = largest_of(x);
+        const Real largest = largest_of(kLabels, x);
         sums[kLargest] += static_cast<double>(largest);
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels;
@@ -202,7 +168,7 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
             for (int l = 0; l < kLabels; ++l) out[l * grid_size + place] = x[l];
         }
         if (wants_divergence && largest_label(x) != largest_label(old)) sums[kFlips] += 1.0;
-        Real unary = softmax(x);
+        Real unary = update_marginals(kLabels, x, x);  // (5)
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) unary -= relative[l] * x[l];
         sums[kUnary] += static_cast<double>(unary);

@@ -2,7 +2,7 @@
 // step, y is the gradient with respect to them, z = compatibility y, and -weight z the gradient
 // with respect to a kernel's message. Rows have the channels of all labels but the last, which is
 // never filtered here. CRF_WIDTH: channels that are filtered together.
-#include "cuda/launch.h"
+#include "cuda/update.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
@@ -100,24 +100,23 @@ CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, co
            const Channels* by_marginals, Real* by_x, Real* by_start) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    // Gradients with respect to the marginals are known up to one number per voxel, to which the
-    // softmax is blind: 0 for the last label.
-    const auto by_marginal = [&](int l) {
-        return l < num_labels - 1
-                   ? by_marginals[l / CRF_WIDTH * num_voxels + n].value[l % CRF_WIDTH]
-                   : Real(0.0);
+    const auto marginal = [&](int l) {
+        if (l < num_channels) return record[l * num_voxels + n];
+        Real rest = Real(1.0);
+        for (int k = 0; k < num_channels; ++k) rest -= record[k * num_voxels + n];
+        return larger(rest, Real(0.0));
     };
-    Real mean = Real(0.0), rest = Real(1.0);
-    for (int l = 0; l < num_labels - 1; ++l) {
-        mean += record[l * num_voxels + n] * by_marginal(l);
-        rest -= record[l * num_voxels + n];
-    }
-    for (int l = 0; l < num_labels; ++l) {
-        const int64 at = l * num_voxels + n;
-        const Real x = by_x[at], q = l < num_channels ? record[at] : larger(rest, Real(0.0));
-        by_start[at] += x;
-        by_x[at] = q * (by_marginal(l) - mean);
-    }
+    // Gradients with respect to the marginals are known up to one number per voxel, to which the
+    // update is blind: 0 for the last label.
+    const auto by_marginal = [&](int l) {
+        return by_marginals[l / CRF_WIDTH * num_voxels + n].value[l % CRF_WIDTH];
+    };
+    update_back(num_labels, num_labels - 1, ByLabel{marginal}, ByLabel{by_marginal},
+                [&](int l, Real by_logit) {
+                    const int64 at = l * num_voxels + n;
+                    by_start[at] += by_x[at];
+                    by_x[at] = by_logit;
+                });
 }
 
 // One thread per voxel: the gradient with respect to the message of all ones that a kernel
