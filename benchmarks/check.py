@@ -79,6 +79,7 @@ def message_at(
     meta = workload.meta
     values = softmax(workload.logits)
     kernel = KernelSpec(
+        "bilateral",
         (meta["theta_alpha"],) * len(workload.grid_shape),
         (meta["theta_beta"],) * len(workload.image),
     )

@@ -63,7 +63,9 @@ def run_each(device: Any) -> set[Launched]:
     image = rng.random((2, *SHAPE)).astype(np.float32)
     for filter_name in FILTERS:
         _run_backward(engine, logits, image, mask, filter_name)
-    wide = _kernels(engine, image, None, [KernelSpec((300.0,) * 3, (300.0,) * 2)], "lattice", 4)
+    wide = _kernels(
+        engine, image, None, [KernelSpec("bilateral", (300.0,) * 3, (300.0,) * 2)], "lattice", 4
+    )
     wide.run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
     _run_short_axes(engine)
     _run_points(engine)
@@ -124,7 +126,7 @@ def _run_mean_field(engine, logits, image, mask, filter_name, theta_alpha, theta
     engine.mean_field(logits, GridImage(image, mask, SPACING), parameters.resolve(5, 4, 3))
     until_equal = parameters.replace(**{"mean_field.tolerance": 1e-6})
     engine.mean_field(logits, GridImage(image, None, SPACING), until_equal.resolve(5, 4, 3))
-    kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
+    kernel = KernelSpec("bilateral", (theta_alpha,) * 3, (theta_beta,) * 4)
     _message(engine, logits, image, mask, kernel, filter_name, "none")
 
 
@@ -137,7 +139,9 @@ def _run_label_counts(engine, image, mask):
             modalities = image if filter_name == "lattice" else image[:1]
             _run_backward(engine, logits, modalities, mask, filter_name)
     # One channel: of two labels with one weight, the last one is implied.
-    kernels = _kernels(engine, image[:1], mask, [KernelSpec((1.2,) * 3, (0.4,))], "lattice", 2)
+    kernels = _kernels(
+        engine, image[:1], mask, [KernelSpec("bilateral", (1.2,) * 3, (0.4,))], "lattice", 2
+    )
     kernels.run(_normal(rng, 2), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
 
 
@@ -148,7 +152,7 @@ def _run_short_axes(engine):
         for inside in (None, rng.random(shape) < 0.7):
             values = rng.random((4, *shape), dtype=np.float32)
             image = np.zeros((0, *shape), np.float32)
-            kernel = KernelSpec((1.2,) * len(shape))
+            kernel = KernelSpec("spatial", (1.2,) * len(shape))
             _message(engine, values, image, inside, kernel, "auto", "symmetric")
 
 
@@ -169,7 +173,10 @@ def _run_many_labels(engine, image, mask):
     """More than registers hold: the last one implied or not, with a matrix or without."""
     rng = np.random.default_rng(8)
     logits = _normal(rng, 35)
-    terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)), KernelSpec((1.1,) * 3))
+    terms = (
+        KernelSpec("bilateral", (1.2,) * 3, (0.4,) * len(image)),
+        KernelSpec("spatial", (1.1,) * 3),
+    )
     kernels = _kernels(engine, image, mask, terms, "lattice", 35)
     for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
         for penalty in (np.ones((35, 35)), rng.random((35, 35))):
@@ -180,7 +187,7 @@ def _run_many_labels(engine, image, mask):
 def _run_volumes(engine, image, mask, label_counts):
     """The volume term, with few labels and with more than are summed together."""
     rng = np.random.default_rng(9)
-    terms = [KernelSpec((1.2,) * 3, (0.4,) * len(image))]
+    terms = [KernelSpec("bilateral", (1.2,) * 3, (0.4,) * len(image))]
     for number in label_counts:
         logits = _normal(rng, number)
         kernels = _kernels(engine, image, mask, terms, "exact", number)
@@ -192,7 +199,10 @@ def _run_volumes(engine, image, mask, label_counts):
 
 def _run_backward(engine, logits, image, mask, filter_name):
     num_labels = len(logits)
-    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
+    terms = (
+        KernelSpec("bilateral", (1.2, 1.7, 1.4), (0.4,) * len(image)),
+        KernelSpec("spatial", (1.1, 1.2, 1.3)),
+    )
     kernels = _kernels(engine, image, mask, terms, filter_name, num_labels)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8

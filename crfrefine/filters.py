@@ -323,7 +323,7 @@ def bilateral_filter(
         theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta)
     ).spread({"axis": num_axes, "modality": len(guides)})
     spec = KernelSetSpec(
-        (KernelSpec(bandwidths["theta_alpha"], bandwidths["theta_beta"]),),
+        (KernelSpec("bilateral", bandwidths["theta_alpha"], bandwidths["theta_beta"]),),
         normalization="after",
         filter=method,
         num_labels=len(channels) + 1,

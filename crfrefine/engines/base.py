@@ -203,19 +203,17 @@ class Tape:
 class MeanFieldGradients:
     """Gradients of a loss with respect to the inputs of a mean-field run.
 
-    The gradients with respect to bandwidths are zeros unless asked for. Those with respect to
+    Those with respect to bandwidths are zeros unless asked for. Those with respect to
     parameters may be arrays on a GPU; see `Kernels.backward`. In the engines, a name `by_x` is the
     gradient of the loss with respect to x.
     """
 
     logits: Array  # (L, *grid)
-    weights: Float64  # (kernels, L), the spatial kernel last
+    weights: Float64  # (kernels, L)
     compatibility: Float64  # (L, L), including the diagonal
     temperature: float
     bias: Float64  # (L,), also where the run had none
-    theta_position: Float64  # (bilateral kernels, axes)
-    theta_intensity: Float64  # (bilateral kernels, M)
-    theta_gamma: Float64 | None  # (axes,); None without a spatial kernel
+    theta: Float64  # `KernelSpec.theta` of each kernel, one after the other
     image: Array | None  # (M, *grid), zero outside the mask; None unless asked for
     volume_weight: float | None = None  # None without a volume term
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
-@dataclass(eq=False)
 class CpuBackend(Backend):
     """The C++ engine.
 
@@ -39,12 +38,19 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    # True keeps the kernels of the newest whole volume in memory. The next `mean_field` uses them
-    # if image, mask, spacing and bandwidths are equal; results have the same bits. Callers must
-    # then make one run at a time, and never change an image or a mask that they gave.
-    keeps_kernels: bool = False
-    _engine: Any = field(default_factory=load_engine, init=False)
-    _kept: _KeptKernels | None = field(default=None, init=False)
+
+    def __init__(self, keeps_kernels: bool = False) -> None:
+        """Load the engine.
+
+        With `keeps_kernels` those of the newest whole volume stay in memory. The next `mean_field`
+        uses them if image, mask, spacing and bandwidths are equal; results have the same bits.
+        Callers must then make one run at a time, and never change an image or a mask that they
+        gave.
+        """
+        self._engine = load_engine()
+        self._keeps_kernels = keeps_kernels
+        # Kernels that stay in memory, and the image and the threads that they were built for.
+        self._kept: tuple[CpuKernels, GridImage, int | None] | None = None
 
     @property
     def level(self) -> str:
@@ -65,30 +71,26 @@ class CpuBackend(Backend):
         A filter is "exact", "truncated", "grid" or "lattice".
         """
         values = np.ascontiguousarray(image.values, np.float32)
-        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        calls = (spec.num_labels, spec.num_iterations)
+        distances = spec.distances(image.spacing)
         num_threads = threads or available_threads()
         with engine_errors(self._engine, values.shape):
             return tuple(
-                self._engine.plan_filters(
-                    values, image.mask, distances, bilateral, name, *calls, num_threads
-                )
+                self._engine.plan_filters(values, image.mask, distances, spec, num_threads)
             )
 
     def mean_field(
         self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        if self.keeps_kernels and image.origin is None:  # never those of a part of a volume
-            if self._kept is None or not self._fits(
-                self._kept, image, spec.kernels, context.threads
-            ):
+        if self._keeps_kernels and image.origin is None:  # never those of a part of a volume
+            if not self._keeps(image, spec.kernels, context.threads):
                 self._kept = None  # The old kernels are freed before new ones are built.
-                kernels = self.kernels(image, spec.kernels, context)
-                self._kept = _KeptKernels(kernels, image, context.threads)
-                del kernels
+                built = self.kernels(image, spec.kernels, context)
+                self._kept = (built, image, context.threads)
+                del built
+            assert self._kept is not None
             try:
-                return self._kept.kernels.run(logits, spec.mean_field, progress=context.progress)
+                return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
                 self._kept = None
 
@@ -96,15 +98,15 @@ class CpuBackend(Backend):
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
-    def _fits(
-        self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None
-    ) -> bool:
-        """Return whether kept kernels are those of an image and a model, on as many threads."""
-        built_spec = kept.kernels.spec
+    def _keeps(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
+        """Return whether kernels of an image and a model are kept, for as many threads."""
+        if self._kept is None:
+            return False
+        kernels, built, built_threads = self._kept
+        built_spec = kernels.spec
         if replace(spec, num_iterations=built_spec.num_iterations) != built_spec:
             return False
-        built = kept.image
-        if threads != kept.threads or image.axes != built.axes:
+        if threads != built_threads or image.axes != built.axes:
             return False
         if tuple(image.spacing) != tuple(built.spacing):
             return False
@@ -122,11 +124,11 @@ class CpuBackend(Backend):
         """Filter values once; see `Backend.message`."""
         values = np.ascontiguousarray(values, np.float32)
         guide = np.ascontiguousarray(image.values, np.float32)
-        arguments = _kernel_arguments(spec, image.spacing)
+        distances = spec.distances(image.spacing)
         num_threads = threads or available_threads()
         out = np.zeros_like(values)
         with engine_errors(self._engine, values.shape):
-            self._engine.message(values, guide, image.mask, *arguments, num_threads, out)
+            self._engine.message(values, guide, image.mask, distances, spec, num_threads, out)
         return out
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
@@ -180,14 +182,12 @@ class CpuKernels:
         origin = None  # in the engine's form; None means `default_origin`
         if image.origin is not None:
             origin = (list(image.origin.position), list(image.origin.intensity))
-        arguments = _kernel_arguments(spec, image.spacing)
         with engine_errors(engine, values.shape):
             self.built = engine.Kernels(
                 values,
                 image.mask,
-                *arguments,
-                spec.num_labels,
-                spec.num_iterations,
+                spec.distances(image.spacing),
+                spec,
                 list(image.axes or ()),
                 origin,
                 context.threads or available_threads(),
@@ -263,15 +263,9 @@ class CpuKernels:
             )
 
         num_labels = tape.spec.num_labels
-        num_modalities = self.image_shape[0]
-        num_features = num_modalities + len(self.image_shape) - 1
-        num_bilateral = len(self.spec.bilateral)
-        by_theta = np.zeros((num_bilateral, num_features))
-        if wants_theta and num_bilateral:
-            by_theta[...] = sums["theta"][:num_bilateral]
-        by_gamma = None
-        if self.spec.spatial is not None:
-            by_gamma = np.array(sums["theta"][-1])
+        by_theta = np.zeros(self.spec.num_thetas)
+        if wants_theta:
+            by_theta[...] = sums["theta"]
         by_weights = np.array(sums["weights"]).reshape(-1, num_labels)
         by_compatibility = np.array(sums["compatibility"]).reshape(num_labels, num_labels)
         by_slack = float(sums["volume_slack"])
@@ -281,50 +275,16 @@ class CpuKernels:
             compatibility=by_compatibility,
             temperature=float(sums["temperature"]),
             bias=np.array(sums["bias"]),
-            theta_position=by_theta[:, num_modalities:],
-            theta_intensity=by_theta[:, :num_modalities],
-            theta_gamma=by_gamma,
+            theta=by_theta,
             image=by_image,
             volume_weight=tape.spec.volume_weight_gradient(by_slack),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _KeptKernels:
-    """Kernels that stay in memory, and what they were built for."""
-
-    kernels: CpuKernels
-    image: GridImage
-    threads: int | None
 
 
 def _are_equal(new: Array | None, old: Array | None) -> bool:
     if new is None or old is None:
         return new is old
     return new is old or np.array_equal(new, old)
-
-
-class _KernelArguments(NamedTuple):
-    """The kernels of a model, in the order in which the C++ engine takes their settings."""
-
-    distances: list[float]  # between neighbors along each axis, in the unit of the bandwidths
-    bilateral: list[tuple[list[float], list[float]]]  # theta_alpha and theta_beta of each kernel
-    theta_gamma: list[float]  # empty without a spatial kernel
-    normalization: str
-    filter: str
-
-
-def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> _KernelArguments:
-    bilateral = []
-    theta_gamma: list[float] = []
-    for kernel in spec.kernels:
-        position = list(kernel.theta_position)
-        if kernel.theta_intensity is None:
-            theta_gamma = position
-        else:
-            bilateral.append((position, list(kernel.theta_intensity)))
-    distances = list(spec.distances(spacing))
-    return _KernelArguments(distances, bilateral, theta_gamma, spec.normalization, spec.filter)
 
 
 @contextmanager

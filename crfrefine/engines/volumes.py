@@ -182,15 +182,8 @@ Integers = NDArray[np.int64]
 class Member(NamedTuple):
     """Where a label takes part, and its logits there."""
 
-    rows: slice | NDArray[np.integer[Any]]  # of an array of voxels
+    rows: Any  # of an array of voxels: a slice, or (m,) numbers
     logits: Float32  # (m, voxels of a row), or (m,) if a row is a voxel
-
-
-class _OpenMember(NamedTuple):
-    """The open voxels where a label takes part, see `_open`."""
-
-    voxels: NDArray[np.int32]  # (m,), their numbers, or places in another order
-    logits: Float32  # (m,), the label's logits there
 
 
 def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> Float64:
@@ -225,7 +218,7 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
 
 def _open(
     entries: Sequence[Member], inside: Bool, wanted: Integers, window: np.float32
-) -> tuple[list[_OpenMember], int, Integers]:
+) -> tuple[list[Member], int, Integers]:
     """Return the voxels whose two best logits differ by less than a window.
 
     The results are where labels take part among these *open* voxels, the number of open voxels, and
@@ -254,12 +247,12 @@ def _open(
     for rows, logits in entries:
         takes_part = is_open[rows] & (logits > best[rows] - window)
         voxels = number[rows]
-        members.append(_OpenMember(voxels[takes_part], logits[takes_part]))
+        members.append(Member(voxels[takes_part], logits[takes_part]))
     return members, num_open, wanted
 
 
 def _balance(
-    members: Sequence[_OpenMember], num_voxels: int, wanted: Integers, limit: float, num_rounds: int
+    members: Sequence[Member], num_voxels: int, wanted: Integers, limit: float, num_rounds: int
 ) -> Float64:
     """Return the biases of labels, (L,)."""
     members, layers = _sort_into_layers(members, num_voxels)
@@ -279,8 +272,8 @@ _Layer = tuple[NDArray[np.int16], Float32]
 
 
 def _sort_into_layers(
-    members: Sequence[_OpenMember], num_voxels: int
-) -> tuple[list[_OpenMember], list[_Layer]]:
+    members: Sequence[Member], num_voxels: int
+) -> tuple[list[Member], list[_Layer]]:
     """Return the members with voxels in a new order, and layers of one label per voxel."""
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
@@ -300,7 +293,7 @@ def _sort_into_layers(
     for label, (voxels, logits) in enumerate(members):
         places = place[voxels]
         order = np.argsort(places)
-        sorted_members.append(_OpenMember(places[order], logits[order]))
+        sorted_members.append(Member(places[order], logits[order]))
         for number, (layer_labels, layer_logits) in enumerate(layers):
             is_free = counts[places] == number
             layer_labels[places[is_free]] = label

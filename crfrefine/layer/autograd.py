@@ -40,12 +40,6 @@ class ItemInputs(NamedTuple):
     image: Any
     model: ModelTensors
 
-    @property
-    def thetas(self) -> list[Any]:
-        """Those of the bandwidths."""
-        fields = self.model._asdict().items()
-        return [value for name, value in fields if name.startswith("theta_")]
-
 
 GRADIENTS = ("logits", "image", *ModelTensors._fields)
 
@@ -120,7 +114,7 @@ class MeanField(torch.autograd.Function):
                 replace(ctx.tapes[number], record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
-                wants_theta=any(wants.thetas),
+                wants_theta=bool(wants.model.theta),
                 wants_image=wants.image,
                 stays=not goes_to_cpu,
             )

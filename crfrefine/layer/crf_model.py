@@ -13,11 +13,19 @@ from torch import Tensor
 
 from crfrefine.base.array_types import Bool
 from crfrefine.errors import InputError
-from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, own_fields
+from crfrefine.parameters.sections import KERNELS, MeanFieldParameters, VolumeParameters
+from crfrefine.parameters.specs import (
+    KernelSetSpec,
+    KernelSpec,
+    MeanFieldSpec,
+    kernel_names,
+    own_fields,
+)
 
 # One number for all labels, axes or modalities, or one each.
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
+# A kernel: the name of its table in a parameter file, and values for keys of that table.
+Term = tuple[str, tuple[Values, ...]]
 HOST = torch.device("cpu")
 # A learned weight of the volume term is at least this, so that it has a gradient at 0, too. So
 # small a term changes marginals by no more than rounding.
@@ -53,9 +61,7 @@ class ModelTensors(NamedTuple):
     """
 
     weights: Tensor  # (kernels, L)
-    theta_position: Tensor
-    theta_intensity: Tensor
-    theta_gamma: Tensor | None
+    theta: Tensor  # float64, `KernelSpec.theta` of each kernel, one after the other
     compatibility: Tensor  # (L, L)
     temperature: Tensor  # ()
     bias: Tensor  # (L,)
@@ -128,8 +134,7 @@ def make_model(
     num_axes: int,
     dtype: torch.dtype,
     *,
-    bilateral: Sequence[tuple[Values, Values, Values]],
-    spatial: tuple[Values, Values] | None = None,
+    terms: Sequence[Term],
     compatibility: Tensor | None = None,
     temperature: Tensor | float = 1.0,
     bias: Values = 0.0,
@@ -139,15 +144,17 @@ def make_model(
 ) -> CrfModel:
     """Return the model of arguments of `functional.mean_field`, computed in `dtype`.
 
+    The values of each term are its weight, and its bandwidths of position, and of intensity if it
+    has any.
+
     Raises ConfigError if a setting is out of range, InputError if values do not fit the sizes.
     """
     checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
-    thetas = [(alpha, beta) for _, alpha, beta in bilateral]
-    _, gamma = spatial or (None, None)
-    kernels, bandwidths = make_kernel_set(
-        thetas, gamma, num_labels, num_modalities, num_axes, checked
-    )
-    weights = _weights(bilateral, spatial, num_labels, dtype)
+    bandwidths = [(kind, values[1:]) for kind, values in terms]
+    kernels, theta = make_kernel_set(bandwidths, num_labels, num_modalities, num_axes, checked)
+    rows = [torch.zeros(0, num_labels, dtype=dtype, device=HOST)]
+    for name, (_, values) in zip(kernels.names, terms, strict=True):
+        rows.append(_spread(values[0], num_labels, f"{name}.weight", dtype)[None])
     divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
     shift = _spread(bias, num_labels, "bias", dtype)
     penalties = _compatibility(compatibility, num_labels, dtype)
@@ -155,60 +162,39 @@ def make_model(
     if volume is not None:
         volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
         VolumeParameters(weight=float(volume_weight.detach()))  # raises if it is out of range
-    tensors = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
+    tensors = ModelTensors(torch.cat(rows), theta, penalties, divisor[0], shift, volume_weight)
     run = _run_of(tensors, checked)
     return CrfModel(tensors, run, kernels, label_threshold)
 
 
 def make_kernel_set(
-    bilateral: Sequence[tuple[Values, Values]],
-    gamma: Values | None,
+    terms: Sequence[Term],
     num_labels: int,
     num_modalities: int,
     num_axes: int,
     settings: MeanFieldParameters,
-) -> tuple[KernelSetSpec, tuple[Tensor, Tensor, Tensor | None]]:
-    """Return the kernels as engines take them, and their bandwidths.
+) -> tuple[KernelSetSpec, Tensor]:
+    """Return the kernels as engines take them, and the `theta` of `ModelTensors`.
 
-    The bandwidths are theta_alpha (bilateral kernels, axes), theta_beta (bilateral kernels, M) and
-    theta_gamma (axes,), None without a spatial kernel. They are float64 on the CPU: rounded ones
-    would give a lattice other vertices. Raises InputError if values do not fit.
+    The values of each term are its bandwidths. They are float64 on the CPU: rounded ones would give
+    a lattice other vertices. Raises InputError if values do not fit.
     """
     dtype = torch.float64
+    sizes = {"axis": num_axes, "modality": num_modalities}
     kernels = []
-    positions = []
-    intensities = []
-    for number, (alpha, beta) in enumerate(bilateral):
-        name = f"bilateral.{number}"
-        position = _spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True)
-        intensity = _spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True)
-        kernels.append(KernelSpec(tuple(position.tolist()), tuple(intensity.tolist())))
-        positions.append(position)
-        intensities.append(intensity)
-    spatial = None
-    if gamma is not None:
-        spatial = _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
-        kernels.append(KernelSpec(tuple(spatial.tolist())))
+    thetas = [torch.zeros(0, dtype=dtype, device=HOST)]
+    names = kernel_names([kind for kind, _ in terms])
+    for name, (kind, values) in zip(names, terms, strict=True):
+        keys = KERNELS[kind].bandwidths()
+        bandwidths = []
+        for (key, per), value in zip(keys.items(), values, strict=True):
+            spread = _spread(value, sizes[per], f"{name}.{key}", dtype, is_positive=True)
+            bandwidths.append(spread)
+        kernels.append(KernelSpec(kind, *[tuple(numbers.tolist()) for numbers in bandwidths]))
+        thetas += reversed(bandwidths)
     fields = own_fields(KernelSetSpec, vars(settings))
     spec = KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
-    position = _stack(positions, num_axes, dtype)
-    intensity = _stack(intensities, num_modalities, dtype)
-    return spec, (position, intensity, spatial)
-
-
-def _weights(
-    bilateral: Sequence[tuple[Values, Values, Values]],
-    spatial: tuple[Values, Values] | None,
-    num_labels: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the (kernels, L) weights, the spatial kernel last."""
-    rows = []
-    for number, (weight, _, _) in enumerate(bilateral):
-        rows.append(_spread(weight, num_labels, f"bilateral.{number}.weight", dtype))
-    if spatial is not None:
-        rows.append(_spread(spatial[0], num_labels, "spatial.weight", dtype))
-    return _stack(rows, num_labels, dtype)
+    return spec, torch.cat(thetas)
 
 
 def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
@@ -280,12 +266,6 @@ def _spread(
     if tensor.numel() not in (1, size) or tensor.ndim > 1 or not are_usable.all():
         raise InputError(f"{name} is {values.tolist()}; {expected}")
     return tensor.reshape(-1).expand(size)
-
-
-def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Return the (rows, size) matrix; it may have no rows."""
-    empty = torch.zeros(0, size, dtype=dtype, device=HOST)
-    return torch.cat([empty, *[row[None] for row in rows]])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

@@ -103,6 +103,8 @@ WEIGHT = _Weight(0.0, 1e3)
 # Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels".
 POSITION = _Logarithm(0.1, 1e3)
 INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
+# The keys of kernels' tables, by what they are per.
+OF_KERNELS: dict[str, Form] = {"label": WEIGHT, "axis": POSITION, "modality": INTENSITY}
 TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
 BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
 VOLUME = Form(0.0, 1.0)

@@ -23,13 +23,14 @@ from crfrefine.layer.crf_model import (
     HOST,
     CrfModel,
     SomeLabels,
+    Term,
     Values,
     make_kernel_set,
     make_model,
 )
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
 from crfrefine.layer.taking_part import labels_taking_part, with_absent_labels
-from crfrefine.parameters.sections import MeanFieldParameters
+from crfrefine.parameters.sections import KERNELS, MeanFieldParameters
 from crfrefine.parameters.specs import KernelSetSpec
 
 
@@ -78,7 +79,8 @@ def mean_field(
             and mask are then ignored.
         is_checked: NaN and infinity are not looked for, which saves a wait for a GPU.
         settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`,
-            `normalization`, `filter` and `positions`. All steps are taken.
+            `normalization`, `filter` and `positions`. All steps are taken. Other kernels are given
+            as `spatial` is, by the names of their tables.
 
     Raises:
         ConfigError: a setting is out of range; for other errors see `CrfRnn.forward`.
@@ -86,19 +88,24 @@ def mean_field(
     Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
+    terms: list[Term] = [("bilateral", values) for values in bilateral]
+    others: dict[str, Any] = {"spatial": spatial, **settings}
+    for kind in KERNELS:
+        values = others.pop(kind, None)
+        if values is not None:
+            terms.append((kind, values))
     model = make_model(
         logits.shape[1],
         image.shape[1],
         image.ndim - 2,
         inputs.compute_dtype(logits),
-        bilateral=bilateral,
-        spatial=spatial,
+        terms=terms,
         compatibility=compatibility,
         temperature=temperature,
         bias=bias,
         volume=volume,
         label_threshold=label_threshold,
-        **settings,
+        **others,
     )
     return refine_batch(
         logits,
@@ -218,11 +225,36 @@ def build_kernels(
     of `mean_field`, but `bilateral` has no weights; the type of the image sets the precision.
     Without `copy` the image must never be overwritten.
     """
+    terms: list[Term] = [("bilateral", bandwidths) for bandwidths in bilateral]
+    if theta_gamma is not None:
+        terms.append(("spatial", (theta_gamma,)))
+    return build_terms(
+        image,
+        terms,
+        spacing=spacing,
+        mask=mask,
+        num_labels=num_labels,
+        threads=threads,
+        copy=copy,
+        **settings,
+    )
+
+
+def build_terms(
+    image: Tensor,
+    terms: Sequence[Term],
+    *,
+    spacing: inputs.Spacing | None,
+    mask: inputs.Mask | None,
+    num_labels: int,
+    threads: int | None,
+    copy: bool = True,
+    **settings: Any,
+) -> list[Kernels]:
+    """Build the kernels of terms without weights; see `build_kernels`."""
     inputs.check_image(image)
     checked = MeanFieldParameters(**settings)
-    spec, _ = make_kernel_set(
-        bilateral, theta_gamma, num_labels, image.shape[1], image.ndim - 2, checked
-    )
+    spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, checked)
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())

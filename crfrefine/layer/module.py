@@ -14,7 +14,7 @@ from torch import Tensor
 from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
-from crfrefine.layer.crf_model import CrfModel, make_model
+from crfrefine.layer.crf_model import CrfModel, Term, make_model
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -160,8 +160,7 @@ class CrfRnn(CrfValues):
         return self._model(
             self.num_labels,
             dtype,
-            bilateral_weight=self.bilateral_weight,
-            spatial_weight=self.spatial_weight,
+            terms=self.terms(),
             compatibility=self.compatibility,
             bias=self.bias,
         )
@@ -171,16 +170,14 @@ class CrfRnn(CrfValues):
 
         It has the weights and the bias of the region's label, or those of all labels.
         """
-        spatial_weight = self.spatial_weight
-        if spatial_weight is not None:
-            spatial_weight = spatial_weight[region % len(spatial_weight)]
-        weights = self.bilateral_weight
+        terms: list[Term] = []
+        for kind, (weight, *bandwidths) in self.terms():
+            terms.append((kind, (weight[region % len(weight)], *bandwidths)))
         bias = self.bias[region]
         return self._model(
             2,
             torch.float32,
-            bilateral_weight=weights[:, region % weights.shape[1]],
-            spatial_weight=spatial_weight,
+            terms=terms,
             compatibility=None,
             bias=torch.stack([torch.zeros_like(bias), bias]),
         )
@@ -190,25 +187,18 @@ class CrfRnn(CrfValues):
         num_labels: int,
         dtype: torch.dtype,
         *,
-        bilateral_weight: Tensor,
-        spatial_weight: Tensor | None,
+        terms: Sequence[Term],
         compatibility: Tensor | None,
         bias: Tensor,
     ) -> CrfModel:
         """Return the present model with the values that depend on its labels."""
-        bilateral = zip(bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-        spatial = None
-        gamma = self.theta_gamma
-        if spatial_weight is not None and gamma is not None:
-            spatial = (spatial_weight, gamma)
         settings = self.settings() | {"temperature": self.temperature, "bias": bias}
         return make_model(
             num_labels,
             self.num_modalities,
             self.spatial_dims,
             dtype,
-            bilateral=list(bilateral),
-            spatial=spatial,
+            terms=terms,
             compatibility=compatibility,
             volume=self.volume_weight,
             **settings,
@@ -234,10 +224,9 @@ class CrfRnn(CrfValues):
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
             normalized = self._normalized(image, mask, dtype)
-        return functional.build_kernels(
+        return functional.build_terms(
             normalized,
-            bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
-            theta_gamma=self.theta_gamma,
+            [(kind, values[1:]) for kind, values in self.terms()],
             spacing=self._known_spacing(spacing),
             mask=mask,
             num_labels=self.num_labels,

@@ -5,7 +5,7 @@ Tensors hold them without bounds; forms.py has the ranges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -17,31 +17,45 @@ from torch import Tensor, nn
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
-from crfrefine.parameters.model import CrfParameters, as_parameters, kernel_prefixes
+from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import (
-    BilateralParameters,
+    KERNELS,
     CompatibilityParameters,
     MeanFieldParameters,
-    SpatialParameters,
 )
 
 # A group of parameters that can be learned or frozen.
 Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-_MEMBERS = {
-    "weights": ("raw_bilateral_weight", "raw_spatial_weight"),
-    "compatibility": ("raw_compatibility",),
-    "theta": ("log_theta_alpha", "log_theta_beta", "log_theta_gamma"),
-    "temperature": ("log_temperature",),
-    "bias": ("raw_bias",),
-    "volume": ("raw_volume_weight",),
+
+def _keys_of(kind: str) -> list[tuple[str, str, str]]:
+    """Return the keys of a kernel's table, with the layer's parameter and what each is per."""
+    keys = [("weight", f"raw_{kind}_weight", "label")]
+    for key, per in KERNELS[kind].bandwidths().items():
+        keys.append((key, f"log_{key}", per))
+    return keys
+
+
+_MEMBERS: dict[str, list[str]] = {
+    "weights": [],
+    "compatibility": ["raw_compatibility"],
+    "theta": [],
+    "temperature": ["log_temperature"],
+    "bias": ["raw_bias"],
+    "volume": ["raw_volume_weight"],
 }
+for _kind in KERNELS:
+    for _key, _name, _ in _keys_of(_kind):
+        _MEMBERS["weights" if _key == "weight" else "theta"].append(_name)
 
 
 class CrfValues(nn.Module):
     """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
 
+    raw_bilateral_weight: nn.Parameter
+    log_theta_alpha: nn.Parameter
+    log_theta_beta: nn.Parameter
     raw_spatial_weight: nn.Parameter | None
     log_theta_gamma: nn.Parameter | None
     raw_compatibility: nn.Parameter | None
@@ -118,12 +132,14 @@ class CrfValues(nn.Module):
         # Warnings issued so far; the replicas of DataParallel share it.
         self._told: set[str] = set()
 
-        if spatial is None:
-            spatial = bool(np.any(parameters.spatial.weight))
-        self._has_spatial = spatial
+        self._has = {kind: kind == "bilateral" for kind in KERNELS}
+        for kernel in parameters.kernels.values():
+            self._has[kernel.section] |= bool(np.any(kernel.weight))
+        if spatial is not None:
+            self._has["spatial"] = spatial
         self._decide_lists(per_label_weights, anisotropic)
-        self._make_bilateral(parameters.bilateral)
-        self._make_spatial(parameters.spatial)
+        for kind in KERNELS:
+            self._make_kernels(kind)
         temperature = forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
         self.log_temperature = _parameter(temperature[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
@@ -140,52 +156,45 @@ class CrfValues(nn.Module):
 
     def _decide_lists(self, per_label_weights: bool | None, anisotropic: bool | None) -> None:
         """Decide whether weights are held per label, and bandwidths per axis."""
-        weights = [kernel.weight for kernel in self._start.bilateral]
-        bandwidths = [kernel.theta_alpha for kernel in self._start.bilateral]
-        if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
-            weights.append(self._start.spatial.weight)
-            bandwidths.append(self._start.spatial.theta_gamma)
-        bandwidth_keys = "theta_alpha or theta_gamma"
+        weights = []
+        bandwidths = []
+        names = []
+        for kernel in self._start.kernels.values():
+            keys = [key for key, per in kernel.bandwidths().items() if per == "axis"]
+            names += keys
+            # Lists of a term that the layer does not have are ignored.
+            if self._has[kernel.section]:
+                weights.append(kernel.weight)
+                bandwidths += [getattr(kernel, key) for key in keys]
         self.per_label_weights = forms.decide(
             per_label_weights, weights, "per_label_weights", "weight"
         )
-        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", bandwidth_keys)
+        of_position = " or ".join(dict.fromkeys(names))
+        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", of_position)
 
-    def _hold_weight(
-        self, kernel: BilateralParameters | SpatialParameters, key: str
-    ) -> list[float]:
-        """Return the raw numbers of a kernel's weights: one for each label, or one for all."""
-        size = self.num_labels if self.per_label_weights else 1
-        return forms.WEIGHT.hold(kernel.weight, size, f"{key}.weight")
+    def _make_kernels(self, kind: str) -> None:
+        """Make the parameters of a kind of kernel; without such kernels they are None.
 
-    def _hold_bandwidth(self, theta: float | tuple[float, ...], key: str) -> list[float]:
-        """Return the raw numbers of bandwidths of position: one for each axis, or one for all."""
-        size = self.spatial_dims if self.anisotropic else 1
-        return forms.POSITION.hold(theta, size, key)
-
-    def _make_bilateral(self, kernels: Sequence[BilateralParameters]) -> None:
-        keys = kernel_prefixes(len(kernels))
-        weights = []
-        alphas = []
-        betas = []
-        for kernel, key in zip(kernels, keys, strict=True):
-            weights.append(self._hold_weight(kernel, key))
-            alphas.append(self._hold_bandwidth(kernel.theta_alpha, f"{key}.theta_alpha"))
-            beta_key = f"{key}.theta_beta"
-            betas.append(forms.INTENSITY.hold(kernel.theta_beta, self.num_modalities, beta_key))
-        self.raw_bilateral_weight = _parameter(weights)
-        self.log_theta_alpha = _parameter(alphas, torch.float64)
-        self.log_theta_beta = _parameter(betas, torch.float64)
-
-    def _make_spatial(self, kernel: SpatialParameters) -> None:
-        if not self._has_spatial:
-            self.register_parameter("raw_spatial_weight", None)
-            self.register_parameter("log_theta_gamma", None)
-            return
-        weight = self._hold_weight(kernel, "spatial")
-        gamma = self._hold_bandwidth(kernel.theta_gamma, "spatial.theta_gamma")
-        self.register_parameter("raw_spatial_weight", _parameter(weight))
-        self.register_parameter("log_theta_gamma", _parameter(gamma, torch.float64))
+        Those of appearance kernels have a row for each kernel.
+        """
+        sizes = {
+            "label": self.num_labels if self.per_label_weights else 1,
+            "axis": self.spatial_dims if self.anisotropic else 1,
+            "modality": self.num_modalities,
+        }
+        rows: dict[str, list[list[float]]] = {name: [] for _, name, _ in _keys_of(kind)}
+        for prefix, kernel in self._start.kernels.items():
+            if kernel.section == kind and self._has[kind]:
+                for key, name, per in _keys_of(kind):
+                    form = forms.OF_KERNELS[per]
+                    value = getattr(kernel, key)
+                    rows[name].append(form.hold(value, sizes[per], f"{prefix}.{key}"))
+        for name, numbers in rows.items():
+            parameter = None
+            if numbers:
+                dtype = None if name in _MEMBERS["weights"] else torch.float64
+                parameter = _parameter(numbers if kind == "bilateral" else numbers[0], dtype)
+            self.register_parameter(name, parameter)
 
     def _make_compatibility(
         self, start: CompatibilityParameters, kind: str, symmetric: bool | None
@@ -245,6 +254,27 @@ class CrfValues(nn.Module):
         if self.log_theta_gamma is None:
             return None
         return forms.POSITION.from_raw(self.log_theta_gamma)
+
+    def terms(self) -> list[tuple[str, tuple[Tensor, ...]]]:
+        """Return the kernels, each with its weight and its bandwidths."""
+        terms: list[tuple[str, tuple[Tensor, ...]]] = []
+        for kind in KERNELS:
+            if self._has[kind]:
+                held = []
+                for _, name, per in _keys_of(kind):
+                    values = forms.OF_KERNELS[per].from_raw(getattr(self, name))
+                    held.append(values if kind == "bilateral" else values[None])
+                terms += [(kind, of_kernel) for of_kernel in zip(*held, strict=True)]
+        return terms
+
+    def values_of(self, group: str) -> list[Tensor]:
+        """Return the weights, or the bandwidths ("theta"), of all kernels."""
+        values = []
+        for kind in KERNELS:
+            for _, name, per in _keys_of(kind):
+                if name in _MEMBERS[group] and self._has[kind]:
+                    values.append(forms.OF_KERNELS[per].from_raw(getattr(self, name)))
+        return values
 
     @property
     def compatibility(self) -> Tensor:
@@ -313,15 +343,12 @@ class CrfValues(nn.Module):
         The tolerance is 0, so that all steps are taken; settings that the layer does not learn are
         those that it was created from.
         """
-        weight = partial(_numbers, is_list=self.per_label_weights, floor=forms.WEIGHT_FLOOR)
         precision = self.log_theta_alpha.dtype
-        bandwidth = partial(_numbers, is_list=self.anisotropic, precision=precision)
-        bilateral = []
-        kernels = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-        for row, alpha, beta in kernels:
-            beta_numbers = _numbers(beta, precision=precision)
-            bilateral.append(BilateralParameters(weight(row), bandwidth(alpha), beta_numbers))
-
+        numbers_of = {
+            "label": partial(_numbers, is_list=self.per_label_weights, floor=forms.WEIGHT_FLOOR),
+            "axis": partial(_numbers, is_list=self.anisotropic, precision=precision),
+            "modality": partial(_numbers, precision=precision),
+        }
         changes: dict[str, Any] = {
             "mean_field.temperature": forms.plain_numbers(self.temperature)[0],
             "mean_field.bias": _numbers(self.bias),
@@ -329,16 +356,23 @@ class CrfValues(nn.Module):
             "mean_field.tolerance": 0.0,
             "mean_field.label_threshold": self.label_threshold,
             "volume.weight": 0.0,
-            "spatial.weight": 0.0,
         }
+        for kind, has_kind in self._has.items():
+            if not has_kind:
+                changes[f"{kind}.weight"] = 0.0
+        bilateral = []
+        for kind, tensors in self.terms():
+            table: dict[str, Any] = {}
+            for (key, _, per), values in zip(_keys_of(kind), tensors, strict=True):
+                table[key] = numbers_of[per](values)
+            kernel = KERNELS[kind](**table)
+            if kind == "bilateral":
+                bilateral.append(kernel)
+            else:
+                changes[kind] = kernel
         volume_weight = self.volume_weight
         if volume_weight is not None:
             changes["volume.weight"] = forms.plain_numbers(volume_weight)[0]
-        spatial_weight = self.spatial_weight
-        gamma = self.theta_gamma
-        if spatial_weight is not None and gamma is not None:
-            changes["spatial.weight"] = weight(spatial_weight)
-            changes["spatial.theta_gamma"] = bandwidth(gamma)
         compatibility = CompatibilityParameters()
         matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
         if not np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):
@@ -350,8 +384,9 @@ class CrfValues(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, for `print(layer)`."""
         kernels = f"{len(self.raw_bilateral_weight)} bilateral"
-        if self._has_spatial:
-            kernels += " + spatial"
+        for kind, has_kind in self._has.items():
+            if has_kind and kind != "bilateral":
+                kernels += f" + {kind}"
         parts = [
             f"num_labels={self.num_labels}",
             f"num_modalities={self.num_modalities}",

@@ -18,11 +18,13 @@ from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import unknown_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
+    KERNELS,
     KEYS,
     SECTIONS,
     BilateralParameters,
     CompatibilityParameters,
     IntensityParameters,
+    KernelParameters,
     MeanFieldParameters,
     PostprocessParameters,
     Section,
@@ -259,10 +261,19 @@ class CrfParameters:
     @property
     def has_weight(self) -> bool:
         """True if any term has a weight; without one, there is no CRF."""
-        weights = [*values_of(self.spatial.weight), self.volume.weight]
-        for kernel in self.bilateral:
+        weights = [self.volume.weight]
+        for kernel in self.kernels.values():
             weights += values_of(kernel.weight)
         return any(weights)
+
+    @property
+    def kernels(self) -> dict[str, KernelParameters]:
+        """The tables of kernels in the order of the file, by the prefix of their keys."""
+        kernels = {}
+        for _, prefix, section in self._tables():
+            if isinstance(section, KernelParameters):
+                kernels[prefix] = section
+        return kernels
 
     @property
     def bandwidths(self) -> dict[str, Any]:
@@ -323,14 +334,9 @@ class CrfParameters:
         kernels = []
         weights = []
         for name, values in tables:
-            if name == "bilateral":
-                kernel = KernelSpec(values["theta_alpha"], values["theta_beta"])
-            elif name == "spatial":
-                kernel = KernelSpec(values["theta_gamma"])
-            else:
-                continue
-            if np.array(values["weight"], np.float32).any():
-                kernels.append(kernel)
+            if name in KERNELS and np.array(values["weight"], np.float32).any():
+                bandwidths = [values[key] for key in KERNELS[name].bandwidths()]
+                kernels.append(KernelSpec(name, *bandwidths))
                 weights.append(values["weight"])
 
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)

@@ -20,6 +20,10 @@ MAX_TEMPERATURE = 1e6
 MAX_BIAS = 1e3
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)  # refined logits divided by it stay inside float32's range
 FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
+# Standard deviations at which kernels end: the window of the truncated sum, and the taps of the
+# spatial kernel that count in full. The C++ engine has the same (kernels/cpu/filter.h).
+TRUNCATION_RADIUS = 3.0
+SPATIAL_RADIUS = 4.0
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
 _COMPONENTS = Rule(
@@ -97,6 +101,24 @@ class Section:
         return dataclasses.replace(self, **lists)
 
 
+class KernelParameters(Section):
+    """A table of a kernel: its weight, its bandwidth of position, and that of intensity if any.
+
+    Its keys are in this order. The model, the engines and the layer are made from them.
+    """
+
+    # Bandwidths of position at which engines end it.
+    reach: ClassVar[float]
+    weight: float | tuple[float, ...]
+
+    @classmethod
+    def bandwidths(cls) -> dict[str, str]:
+        """Return the keys of the bandwidths with what they are per: "axis", then "modality"."""
+        per = {entry.name: entry.metadata["rule"].per for entry in dataclasses.fields(cls)}
+        del per["weight"]
+        return per
+
+
 def values_of(value: Any) -> tuple[Any, ...]:
     """Return the entries of a list as a tuple, and a single value as a tuple of one."""
     if isinstance(value, list | tuple):
@@ -136,10 +158,11 @@ NORMALIZED = IntensityParameters(normalization="none")  # for an image that has 
 
 
 @dataclass(frozen=True)
-class BilateralParameters(Section):
+class BilateralParameters(KernelParameters):
     """One appearance kernel, of position and intensity."""
 
     section: ClassVar[str] = "bilateral"
+    reach: ClassVar[float] = TRUNCATION_RADIUS
     comment: ClassVar[str] = (
         "One appearance kernel: "
         "exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."
@@ -158,10 +181,11 @@ class BilateralParameters(Section):
 
 
 @dataclass(frozen=True)
-class SpatialParameters(Section):
+class SpatialParameters(KernelParameters):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
     section: ClassVar[str] = "spatial"
+    reach: ClassVar[float] = SPATIAL_RADIUS
     weight: float | tuple[float, ...] = _key(
         0.0, _PENALTY, "a number, or one per label; 0: no such term"
     )
@@ -344,8 +368,19 @@ class StrokesParameters(Section):
     )
 
 
-# In the order of the file.
-SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__subclasses__()}
+# In the order of the file. The first kernel's table may be there several times.
+KERNELS: dict[str, type[KernelParameters]] = {
+    kind.section: kind for kind in KernelParameters.__subclasses__()
+}
+SECTIONS: dict[str, type[Section]] = {
+    "intensity": IntensityParameters,
+    **KERNELS,
+    "compatibility": CompatibilityParameters,
+    "volume": VolumeParameters,
+    "mean_field": MeanFieldParameters,
+    "postprocess": PostprocessParameters,
+    "strokes": StrokesParameters,
+}
 
 # All dotted keys, in the order of the file.
 KEYS: list[str] = []

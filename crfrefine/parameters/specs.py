@@ -13,16 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import ConfigError
+from crfrefine.parameters.sections import KERNELS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-# Standard deviations at which kernels end, as in the C++ engine: the window of the truncated sum,
-# and the taps of the spatial kernel that count in full.
-TRUNCATION_RADIUS = 3.0
-SPATIAL_RADIUS = 4.0
 # Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
 # relative margin they count, however their distance is rounded.
 RADIUS_MARGIN = 1e-6
@@ -32,18 +29,34 @@ VOLUME_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A Gaussian kernel of position, or of position and intensity."""
+    """A kernel of position, or of position and intensity."""
 
-    theta_position: tuple[float, ...]  # bandwidth along each grid axis: theta_alpha or theta_gamma
-    # theta_beta of each modality; None for the spatial kernel.
-    theta_intensity: tuple[float, ...] | None = None
+    kind: str  # the name of its table in a parameter file
+    theta_position: tuple[float, ...]  # bandwidth along each grid axis
+    theta_intensity: tuple[float, ...] = ()  # of each modality; none in a kernel of position alone
+
+    @property
+    def theta(self) -> tuple[float, ...]:
+        """All bandwidths, those of intensity first: the order of the features."""
+        return (*self.theta_intensity, *self.theta_position)
+
+
+def kernel_names(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of kernels in reports: their kinds, and the numbers of appearance kernels.
+
+    There may be several of these, and they are the first ones.
+    """
+    names = []
+    for number, kind in enumerate(kinds):
+        names.append(f"bilateral.{number}" if kind == "bilateral" else kind)
+    return tuple(names)
 
 
 @dataclass(frozen=True)
 class KernelSetSpec:
     """The kernels of a model, to be built and normalized for one image."""
 
-    kernels: tuple[KernelSpec, ...]  # the appearance kernels, then the spatial one if there is one
+    kernels: tuple[KernelSpec, ...]  # in the order of their tables in a parameter file
     normalization: str  # "symmetric" or "after"; "none" for messages
     # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or
     # "grid" (one or two modalities, on a CPU).
@@ -60,20 +73,17 @@ class KernelSetSpec:
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:
         """The appearance kernels."""
-        return tuple(kernel for kernel in self.kernels if kernel.theta_intensity is not None)
-
-    @property
-    def spatial(self) -> KernelSpec | None:
-        """The spatial kernel; None without one."""
-        return next((kernel for kernel in self.kernels if kernel.theta_intensity is None), None)
+        return tuple(kernel for kernel in self.kernels if kernel.theta_intensity)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the kernels in reports."""
-        names = [f"bilateral.{number}" for number in range(len(self.bilateral))]
-        if self.spatial is not None:
-            names.append("spatial")
-        return tuple(names)
+        return kernel_names([kernel.kind for kernel in self.kernels])
+
+    @property
+    def num_thetas(self) -> int:
+        """The number of bandwidths of all kernels."""
+        return sum(len(kernel.theta) for kernel in self.kernels)
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the distance between neighbors along each axis in the unit of the bandwidths.
@@ -105,8 +115,7 @@ class KernelSetSpec:
         for axis, (step, extent) in enumerate(zip(steps, extents, strict=True)):
             widest = 0.0
             for kernel in self.kernels:
-                is_spatial = kernel.theta_intensity is None
-                num_bandwidths = SPATIAL_RADIUS if is_spatial else TRUNCATION_RADIUS
+                num_bandwidths = KERNELS[kernel.kind].reach
                 widest = max(widest, num_bandwidths * kernel.theta_position[axis] / step)
             # A kernel that ends at a voxel does not reach the next one, however that was rounded.
             reach.append(math.ceil(min(widest * (1.0 - RADIUS_MARGIN), extent - 1)))

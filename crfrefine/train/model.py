@@ -164,9 +164,9 @@ class Model:
         They are logarithms, except for penalties, biases and the volume's weight.
         """
         layer = self.layer
-        as_logarithms: dict[str, list[Tensor | None]] = {
-            "weights": [layer.bilateral_weight, layer.spatial_weight],
-            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
+        as_logarithms: dict[str, list[Tensor]] = {
+            "weights": layer.values_of("weights"),
+            "theta": layer.values_of("theta"),
             "temperature": [layer.temperature],
         }
         as_they_are = {
@@ -176,9 +176,8 @@ class Model:
         }
         positions = []
         for group in self.groups:
-            for value in as_logarithms.get(group, []):
-                if value is not None:
-                    positions.append(torch.log(value + _SMALLEST))
+            for positive in as_logarithms.get(group, []):
+                positions.append(torch.log(positive + _SMALLEST))
         for group, value in as_they_are.items():
             if group in self.groups and value is not None:
                 positions.append(value)

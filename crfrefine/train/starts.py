@@ -17,6 +17,7 @@ import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
+    KERNELS,
     CompatibilityParameters,
     PostprocessParameters,
     matrix_of,
@@ -158,29 +159,21 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
 
     All of its weights are 0, and it has no postprocessing.
     """
-    first = replace(parameters.bilateral[0], weight=0.0)
     plain = replace(
         parameters,
-        bilateral=(first,),
+        bilateral=parameters.bilateral[:1],
         compatibility=CompatibilityParameters(),
         postprocess=PostprocessParameters(),
     )
-    return plain.replace(
-        **{
-            "spatial.weight": 0.0,
-            "volume.weight": 0.0,
-            "mean_field.temperature": 1.0,
-            "mean_field.bias": 0.0,
-        }
-    )
+    changes = {f"{kind}.weight": 0.0 for kind in KERNELS}
+    changes |= {"volume.weight": 0.0, "mean_field.temperature": 1.0, "mean_field.bias": 0.0}
+    return plain.replace(**changes)
 
 
 def rounded(parameters: CrfParameters) -> CrfParameters:
     """Return the parameters with numbers of a few digits."""
     table = parameters.to_dict()
-    trained = {
-        name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")
-    }
+    trained = {name: table[name] for name in (*KERNELS, "compatibility", "mean_field")}
     table.update(json.loads(json.dumps(trained), parse_float=_rounded_number))
     return CrfParameters.from_dict(table)
 

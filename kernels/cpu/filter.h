@@ -11,7 +11,7 @@ constexpr int kChannelGroup = 4;
 // Columns of features whose products with a channel are filtered side by side.
 constexpr int kFeatureGroup = 4;
 
-// Where kernels end, in standard deviations: parameters/specs.py has the same for Python.
+// Where kernels end, in standard deviations: parameters/sections.py has the same for Python.
 // The truncated sum leaves out voxels farther apart, whose Gaussian is below 0.011: a radius of 4
 // would take 2.4 times as many pairs.
 constexpr double kTruncationRadius = 3.0;

@@ -14,6 +14,30 @@ Buffer<float> filled(int64_t num_voxels, float value, ThreadPool& pool) {
     });
     return values;
 }
+
+// The kinds of kernels: a kernel whose bandwidths of position are along the axes of the box.
+Kernel make_kernel(const KernelSpec& own, const Voxels& voxels,
+                   const std::vector<const float*>& intensity, const KernelSetSpec& spec,
+                   ThreadPool& pool, Workspace& workspace) {
+    Kernel kernel;
+    const Normalization normalization = parse_normalization(spec.normalization);
+    if (own.kind == "spatial") {
+        kernel.filter = make_spatial_filter(voxels, own.theta_position, pool);
+        normalize_spatial_kernel(kernel, voxels, own.theta_position, normalization, pool,
+                                 workspace);
+        return kernel;
+    }
+    if (own.kind == "bilateral") {
+        const FeatureOrigin* const origin = spec.origin ? &*spec.origin : nullptr;
+        const BilateralInput input(voxels, own.theta_position, own.theta_intensity, intensity, pool,
+                                   origin);
+        kernel.filter = make_bilateral_filter(spec.filter, input, spec.calls(), pool);
+    } else {
+        throw InputError("unknown kind of kernel '" + own.kind + "'");
+    }
+    normalize_kernel(kernel, voxels, normalization, pool, workspace);
+    return kernel;
+}
 }  // namespace
 
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization,
@@ -60,35 +84,19 @@ Normalization parse_normalization(const std::string& name) {
 }
 
 KernelSet::KernelSet(const Voxels& voxels_in, const std::vector<const float*>& image,
-                     const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
+                     const KernelSetSpec& spec, ThreadPool& pool, Workspace& workspace,
                      const BuildCallback& callback)
     : voxels(voxels_in) {
-    const int num_kernels =
-        static_cast<int>(specs.bilateral.size() + (specs.theta_gamma.empty() ? 0 : 1));
-    const FeatureOrigin* const origin = specs.origin ? &*specs.origin : nullptr;
-    const auto add = [&](Kernel kernel, const std::string& name) {
-        descriptions.push_back(name + ": " + kernel.filter->description());
-        kernels.push_back(std::move(kernel));
-    };
-    for (size_t k = 0; k < specs.bilateral.size(); ++k) {
-        if (callback) callback(static_cast<int>(k), num_kernels);
-        const std::vector<double> theta_position = on_box_axes(voxels, specs.bilateral[k].first);
-        const std::vector<double>& theta_beta = specs.bilateral[k].second;
-        const BilateralInput input(voxels, theta_position, theta_beta, image, pool, origin);
-        Kernel kernel;
-        kernel.filter = make_bilateral_filter(specs.filter, input, specs.calls, pool);
-        normalize_kernel(kernel, voxels, specs.normalization, pool, workspace);
-        add(std::move(kernel), "bilateral." + std::to_string(k));
-        features.emplace_back(voxels, theta_position, theta_beta, image);
-    }
-    if (!specs.theta_gamma.empty()) {
-        const std::vector<double> theta_gamma = on_box_axes(voxels, specs.theta_gamma);
-        Kernel kernel;
-        kernel.filter = make_spatial_filter(voxels, theta_gamma, pool);
-        normalize_spatial_kernel(kernel, voxels, theta_gamma, specs.normalization, pool, workspace);
-        add(std::move(kernel), "spatial");
-        features.emplace_back(voxels, theta_gamma, std::vector<double>(),
-                              std::vector<const float*>());
+    const int num_kernels = static_cast<int>(spec.kernels.size());
+    for (int k = 0; k < num_kernels; ++k) {
+        if (callback) callback(k, num_kernels);
+        KernelSpec own = spec.kernels[k];
+        own.theta_position = on_box_axes(voxels, own.theta_position);
+        const std::vector<const float*> intensity =
+            own.theta_intensity.empty() ? std::vector<const float*>() : image;
+        kernels.push_back(make_kernel(own, voxels, intensity, spec, pool, workspace));
+        descriptions.push_back(spec.names[k] + ": " + kernels.back().filter->description());
+        features.emplace_back(voxels, own.theta_position, own.theta_intensity, intensity);
     }
 }
 }  // namespace crf

@@ -10,18 +10,43 @@ Normalization parse_normalization(const std::string& name);
 // Selects the box's axes from one value per grid axis.
 std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
 
-// Bandwidths of position, in mm along each axis of the grid, and of each modality's intensity: of
-// each bilateral kernel.
-using Bandwidths = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
+// A kernel, as `KernelSpec` in crfrefine/parameters/specs.py.
+struct KernelSpec {
+    std::string kind;                     // "bilateral" or "spatial"
+    std::vector<double> theta_position;   // along each axis of the grid
+    std::vector<double> theta_intensity;  // of each modality; empty: of position alone
 
-// The model of a case, without weights and compatibility.
-struct KernelSpecs {
-    Bandwidths bilateral;
-    std::vector<double> theta_gamma;  // one per grid axis; empty: no spatial kernel
-    Normalization normalization = Normalization::kSymmetric;
+    // Calls read(name, field) for the fields of the kernel.
+    template <class Read>
+    void read_model(Read&& read) {
+        read("kind", kind);
+        read("theta_position", theta_position);
+        read("theta_intensity", theta_intensity);
+    }
+};
+
+// The model of a case, without weights and compatibility, as `KernelSetSpec` in the same file.
+struct KernelSetSpec {
+    std::vector<KernelSpec> kernels;
+    std::vector<std::string> names;  // of the kernels
+    std::string normalization;
+    std::string filter;  // of the bilateral kernels
+    // The labels and the steps that "auto" chooses filters for; a run may have others.
+    int num_labels = 0;
+    int num_iterations = 0;
     std::optional<FeatureOrigin> origin;  // none: the mask's own
-    std::string filter;                   // of the bilateral kernels
-    ExpectedCalls calls;                  // for "auto"
+
+    template <class Read>
+    void read_model(Read&& read) {
+        read("kernels", kernels);
+        read("names", names);
+        read("normalization", normalization);
+        read("filter", filter);
+        read("num_labels", num_labels);
+        read("num_iterations", num_iterations);
+    }
+
+    ExpectedCalls calls() const { return {num_labels - 1, num_iterations}; }
 };
 
 // Called before each kernel is built with its number and that of all kernels; may throw to stop.
@@ -29,7 +54,7 @@ using BuildCallback = FunctionRef<int, int>;
 
 struct KernelSet {
     const Voxels& voxels;
-    std::vector<Kernel> kernels;           // the bilateral ones first
+    std::vector<Kernel> kernels;
     std::vector<FeatureColumns> features;  // one per kernel
     std::vector<std::string> descriptions;
 
@@ -40,7 +65,7 @@ struct KernelSet {
     }
 
     KernelSet(const Voxels& voxels, const std::vector<const float*>& image,
-              const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
+              const KernelSetSpec& spec, ThreadPool& pool, Workspace& workspace,
               const BuildCallback& callback);
 };
 }  // namespace crf

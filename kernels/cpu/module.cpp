@@ -20,22 +20,21 @@ void require_positive(const std::vector<double>& values, size_t count, const cha
 // With the first kernel. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image,
                     const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                    const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
-                    const std::string& normalization, const std::string& filter, int threads,
-                    const FloatOut& out) {
+                    KernelSetSpec spec, int threads, const FloatOut& out) {
     const std::vector<int64_t> grid = grid_shape(values);
     require(grid_shape(image) == grid,
             "expected an image (modality, *grid) on the grid of the values");
     require(shape_of(out) == shape_of(values),
             "expected room for the messages in the shape of the values");
-    require(!bilateral.empty() || !theta_gamma.empty(), "expected a kernel");
+    require(!spec.kernels.empty(), "expected a kernel");
     const int num_channels = static_cast<int>(std::min<int64_t>(values.shape(0), kMaxLabels + 1));
-    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
-                                         normalization, filter, ExpectedCalls{num_channels, 1});
+    spec.num_labels = num_channels + 1;
+    spec.num_iterations = 1;
+    require_kernels(image, mask, spacing, spec);
     return run_pool(threads, [&](ThreadPool& pool) {
         const Voxels voxels(grid, spacing, mask_data(mask));
         Workspace workspace;
-        const KernelSet set(voxels, channel_pointers(image, voxels.grid_size), specs, pool,
+        const KernelSet set(voxels, channel_pointers(image, voxels.grid_size), spec, pool,
                             workspace, BuildCallback());
         const Kernel& kernel = set.kernels.front();
         Buffer<float> sent(num_channels * voxels.num_voxels),
@@ -63,19 +62,18 @@ std::string message(const FloatArray& values, const FloatArray& image,
 
 // The filter that each appearance kernel would get.
 std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask,
-                                      const std::vector<double>& spacing,
-                                      const Bandwidths& bilateral, const std::string& filter,
-                                      int num_labels, int num_iterations, int threads) {
-    const ExpectedCalls calls{num_labels - 1, num_iterations};
-    const KernelSpecs specs =
-        make_specs(image, mask, spacing, bilateral, {}, "none", filter, calls);
+                                      const std::vector<double>& spacing, const KernelSetSpec& spec,
+                                      int threads) {
+    require_kernels(image, mask, spacing, spec);
     ThreadPool pool(threads, check_signals);
     const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
     std::vector<std::string> planned;
-    for (const auto& [theta_position, theta_beta] : bilateral) {
-        const BilateralInput input(voxels, on_box_axes(voxels, theta_position), theta_beta,
+    for (const KernelSpec& kernel : spec.kernels) {
+        if (kernel.kind != "bilateral") continue;
+        const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_position),
+                                   kernel.theta_intensity,
                                    channel_pointers(image, voxels.grid_size), pool);
-        planned.push_back(choose_filter(specs.filter, input, specs.calls));
+        planned.push_back(choose_filter(spec.filter, input, spec.calls()));
     }
     return planned;
 }
@@ -132,25 +130,17 @@ void define_errors(nb::module_& m) {
 }
 }  // namespace
 
-void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
+void require_bandwidths(const std::vector<double>& position, const std::vector<double>& intensity,
                         size_t num_axes, size_t num_modalities) {
-    for (const auto& [theta_position, theta_beta] : bilateral) {
-        require_positive(theta_position, num_axes,
-                         "expected one bandwidth per axis of the grid, finite and above 0");
-        require_positive(theta_beta, num_modalities,
-                         "expected one theta_beta per modality, finite and above 0");
-    }
-    if (!theta_gamma.empty())
-        require_positive(
-            theta_gamma, num_axes,
-            "expected one theta_gamma per axis of the grid, finite and above 0, or none");
+    require_positive(position, num_axes,
+                     "expected one bandwidth per axis of the grid, finite and above 0");
+    if (!intensity.empty())
+        require_positive(intensity, num_modalities,
+                         "expected one bandwidth per modality, finite and above 0, or none");
 }
 
-KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
-                       const std::vector<double>& spacing, const Bandwidths& bilateral,
-                       const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, const ExpectedCalls& calls,
-                       const std::optional<Origin>& origin) {
+void require_kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
+                     const std::vector<double>& spacing, const KernelSetSpec& spec) {
     constexpr int64_t kFarthest = int64_t{1}
                                   << 40;  // far beyond any volume, and far from the end of 64 bits
     const std::vector<int64_t> grid = grid_shape(image);
@@ -160,13 +150,14 @@ KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& 
     require(!mask || shape_of(*mask) == grid, "expected a mask on the grid of the channels");
     require_positive(spacing, grid.size(),
                      "expected one spacing per axis of the grid, finite and above 0");
-    require_bandwidths(bilateral, theta_gamma, grid.size(), image.shape(0));
-    require_labels(calls.num_channels);
-    require(calls.num_filterings >= 0, "expected 0 iterations or more");
-    KernelSpecs specs{bilateral,    theta_gamma, parse_normalization(normalization),
-                      std::nullopt, filter,      calls};
-    if (!origin) return specs;
-    const auto& [position, intensity] = *origin;
+    for (const KernelSpec& kernel : spec.kernels)
+        require_bandwidths(kernel.theta_position, kernel.theta_intensity, grid.size(),
+                           image.shape(0));
+    require(spec.names.size() == spec.kernels.size(), "expected one name per kernel");
+    require_labels(spec.calls().num_channels);
+    require(spec.num_iterations >= 0, "expected 0 iterations or more");
+    if (!spec.origin) return;
+    const auto& [position, intensity] = *spec.origin;
     require(position.size() == grid.size() && intensity.size() == image.shape(0) &&
                 std::all_of(position.begin(), position.end(),
                             [](int64_t p) { return p >= -kFarthest && p <= kFarthest; }) &&
@@ -174,8 +165,6 @@ KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& 
                             [](double v) { return std::isfinite(v); }),
             "expected an origin with one position per axis of the grid and one intensity per "
             "modality, finite");
-    specs.origin = FeatureOrigin{position, intensity};
-    return specs;
 }
 
 void require_model(const MeanFieldOptions& model, size_t num_kernels) {
@@ -229,10 +218,10 @@ void define_module(nb::module_& m) {
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     define_errors(m);
-    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
-          "theta_gamma"_a, "normalization"_a, "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
-          "filter"_a, "num_labels"_a, "num_iterations"_a, "threads"_a);
+    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "spec"_a,
+          "threads"_a, "out"_a.noconvert());
+    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "spec"_a,
+          "threads"_a);
     define_kernels(m);
     define_points(m);
     define_tiles(m);

@@ -75,15 +75,13 @@ inline std::vector<const float*> channel_pointers(const FloatArray& channels, in
     return pointers;
 }
 
-void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
+// Raises an error unless the bandwidths of a kernel fit an image.
+void require_bandwidths(const std::vector<double>& position, const std::vector<double>& intensity,
                         size_t num_axes, size_t num_modalities);
 
-// The kernels' settings, once the mask, the spacing and the bandwidths fit the image.
-KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
-                       const std::vector<double>& spacing, const Bandwidths& bilateral,
-                       const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, const ExpectedCalls& calls,
-                       const std::optional<Origin>& origin = std::nullopt);
+// Raises an error unless the mask, the spacing and the kernels' settings fit the image.
+void require_kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
+                     const std::vector<double>& spacing, const KernelSetSpec& spec);
 
 // Raises an error unless the values of a model fit its number of labels, and the number of kernels.
 void require_model(const MeanFieldOptions& model, size_t num_kernels);
@@ -159,10 +157,11 @@ inline bool read_field(const nanobind::handle& value, std::vector<std::vector<fl
 }
 }  // namespace crf
 
+namespace nanobind::detail {
 // A model in Python is any object with the fields that `read_model` asks for, by name.
-template <>
-struct nanobind::detail::type_caster<crf::MeanFieldOptions> {
-    NB_TYPE_CASTER(crf::MeanFieldOptions, const_name("MeanFieldSpec"))
+template <class Model>
+struct ModelCaster {
+    NB_TYPE_CASTER(Model, const_name("object"))
 
     bool from_python(handle model, uint32_t, cleanup_list*) noexcept {
         bool fits = true;
@@ -173,3 +172,11 @@ struct nanobind::detail::type_caster<crf::MeanFieldOptions> {
         return fits;
     }
 };
+
+template <>
+struct type_caster<crf::MeanFieldOptions> : ModelCaster<crf::MeanFieldOptions> {};
+template <>
+struct type_caster<crf::KernelSpec> : ModelCaster<crf::KernelSpec> {};
+template <>
+struct type_caster<crf::KernelSetSpec> : ModelCaster<crf::KernelSetSpec> {};
+}  // namespace nanobind::detail

@@ -12,19 +12,15 @@ class Kernels {
     // its rows need not follow one another, but the voxels of a row do
     using PartOfArray = nb::ndarray<const float, nb::device::cpu>;
 
-    // num_labels, num_iterations: those that "auto" chooses filters for. A run may have others.
     Kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
-            const std::vector<double>& spacing, const Bandwidths& bilateral,
-            const std::vector<double>& theta_gamma, const std::string& normalization,
-            const std::string& filter, int num_labels, int num_iterations,
+            const std::vector<double>& spacing, KernelSetSpec spec,
             const std::vector<int>& user_axis, const std::optional<Origin>& origin, int threads,
             const nb::object& progress)
         : image_(image),
           grid_shape_(grid_shape(image)),
           num_modalities_(static_cast<int64_t>(image.shape(0))) {
-        const ExpectedCalls calls{num_labels - 1, num_iterations};
-        const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
-                                             normalization, filter, calls, origin);
+        if (origin) spec.origin = FeatureOrigin{origin->first, origin->second};
+        require_kernels(image, mask, spacing, spec);
         require(num_modalities_ > 0, "expected an image (modality, *grid), one modality or more");
         std::vector<int> sorted = user_axis;
         std::sort(sorted.begin(), sorted.end());
@@ -39,7 +35,7 @@ class Kernels {
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image, voxels_->grid_size),
-                                           specs, *pool_, workspace, Reporter{progress, "build"});
+                                           spec, *pool_, workspace, Reporter{progress, "build"});
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
@@ -141,9 +137,11 @@ class Kernels {
         result["temperature"] = gradients.temperature;
         result["bias"] = gradients.bias;
         result["volume_slack"] = gradients.volume_slack;
-        nb::list theta;
-        for (const std::vector<double>& of_kernel : gradients.theta)
-            theta.append(on_grid_axes(of_kernel));
+        std::vector<double> theta;
+        for (const std::vector<double>& of_kernel : gradients.theta) {
+            const std::vector<double> on_grid = on_grid_axes(of_kernel);
+            theta.insert(theta.end(), on_grid.begin(), on_grid.end());
+        }
         result["theta"] = theta;
         return result;
     }
@@ -239,12 +237,10 @@ void define_kernels(nb::module_& m) {
     using K = Kernels;
     nb::class_<K>(m, "Kernels")
         .def(nb::init<const FloatArray&, const std::optional<MaskArray>&,
-                      const std::vector<double>&, const Bandwidths&, const std::vector<double>&,
-                      const std::string&, const std::string&, int, int, const std::vector<int>&,
+                      const std::vector<double>&, KernelSetSpec, const std::vector<int>&,
                       const std::optional<Origin>&, int, const nb::object&>(),
-             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a,
-             "normalization"_a, "filter"_a, "num_labels"_a, "num_iterations"_a, "user_axis"_a,
-             "origin"_a.none(), "threads"_a, "progress"_a.none())
+             "image"_a, "mask"_a.none(), "spacing"_a, "spec"_a, "user_axis"_a, "origin"_a.none(),
+             "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
         .def("run", &K::run, "logits"_a, "model"_a, "part"_a.none(), "is_last_run"_a,

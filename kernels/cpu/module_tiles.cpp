@@ -14,6 +14,8 @@ struct nanobind::detail::dtype_traits<crf::Half> {
 namespace crf {
 namespace {
 using Extents = std::array<int64_t, 3>;
+// Of each kernel: of position along each axis, and of intensity.
+using Bandwidths = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
 using Indices = Contiguous<const int64_t, nb::ndim<1>>;
 using Labels = Contiguous<const int32_t>;
 template <class T>
@@ -277,29 +279,28 @@ class LabelSets {
     }
 
     // kernels: an object of Kernels whose filters are used, with the channel of each entry and of
-    // each settled tile; or None: direct sums. bilateral: (standard deviation in voxels along each
-    // axis, theta_beta of each modality) per kernel. spatial: the same without theta_beta, or
-    // empty. exceeds: (entry) set to 1 where a label was above `threshold`, after any step, within
-    // `reach` of a tile where it takes no part although `may_matter` (label, tile) says that it
-    // might; None: no such check.
+    // each settled tile; or None: direct sums. bandwidths: of each kernel, in voxels along each
+    // axis, and of each modality, of which a spatial kernel has none. exceeds: (entry) set to 1
+    // where a label was above `threshold`, after any step, within `reach` of a tile where it takes
+    // no part although `may_matter` (label, tile) says that it might; None: no such check.
     nb::dict run(const nb::object& kernels, int num_channels, const Labels& of_entry,
-                 const Labels& of_settled, const FloatArray& image, const Bandwidths& bilateral,
-                 const std::vector<double>& spatial, const std::string& normalization,
-                 const MeanFieldOptions& model, const Contiguous<const LaneMask>& open,
-                 int64_t num_voxels, const nb::object& progress, const FloatArray& logits,
-                 const FloatOut& out, const std::optional<MaskArray>& may_matter,
-                 const Extents& reach, double threshold, const Contiguous<uint8_t>& exceeds,
-                 double unsent, bool has_room) const {
+                 const Labels& of_settled, const FloatArray& image, const Bandwidths& bandwidths,
+                 const std::string& normalization, const MeanFieldOptions& model,
+                 const Contiguous<const LaneMask>& open, int64_t num_voxels,
+                 const nb::object& progress, const FloatArray& logits, const FloatOut& out,
+                 const std::optional<MaskArray>& may_matter, const Extents& reach, double threshold,
+                 const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
         const Tiling& tiling = set_.tiling;
         KernelSet* const built = kernels.is_none() ? nullptr : kernels_in(kernels).first;
         require(!model.weight.empty() && model.num_labels > largest_,
                 "expected a kernel, with one weight per label");
-        require_model(model, built ? built->kernels.size() : bilateral.size() + !spatial.empty());
+        require_model(model, built ? built->kernels.size() : bandwidths.size());
         MeanFieldOptions options = model;
         require(image.ndim() > 0, "expected an image (modality, *grid)");
         require_size(image, static_cast<int64_t>(image.shape(0)) * tiling.num_voxels(),
                      "expected an image (modality, *grid)");
-        require_bandwidths(bilateral, spatial, 3, image.shape(0));
+        for (const auto& [sigma, theta_intensity] : bandwidths)
+            require_bandwidths(sigma, theta_intensity, 3, image.shape(0));
         if (built) {
             std::vector<int64_t> grid = kernels_in(kernels).second;
             grid.insert(grid.begin(), grid.size() < 3 ? 3 - grid.size() : 0, 1);
@@ -323,15 +324,17 @@ class LabelSets {
         run_pool<true>(threads_, [&](ThreadPool& pool) {
             const BlockCache cache;
             std::vector<DirectKernel> direct;
-            for (const auto& [sigma, theta_beta] : bilateral)
-                direct.push_back({sigma, channel_pointers(image, tiling.num_voxels()), theta_beta});
-            if (!spatial.empty()) direct.push_back({spatial, {}, {}});
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
                 for (Kernel& kernel : built->kernels)
                     filters.push_back(make_channel_tile_filter(set_, channels, built->voxels,
                                                                open.data(), kernel, pool));
-                direct.clear();
+            } else {
+                for (const auto& [sigma, theta_intensity] : bandwidths) {
+                    direct.push_back({sigma, {}, theta_intensity});
+                    if (!theta_intensity.empty())
+                        direct.back().intensity = channel_pointers(image, tiling.num_voxels());
+                }
             }
             for (const DirectKernel& kernel : direct) {
                 Reporter{progress, "build"}(static_cast<int>(filters.size()),
@@ -415,8 +418,8 @@ void define_tiles(nb::module_& m) {
              "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a,
              "settled"_a, "threads"_a)
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a,
-             "of_settled"_a, "image"_a, "bilateral"_a, "spatial"_a, "normalization"_a, "model"_a,
-             "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
+             "of_settled"_a, "image"_a, "bandwidths"_a, "normalization"_a, "model"_a, "open"_a,
+             "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
              "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a,
              "has_room"_a)
         .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a,

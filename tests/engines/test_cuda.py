@@ -444,8 +444,8 @@ def test_the_update_ends_a_filter_of_each_kind(num_labels, thetas, launched, mas
     """With two steps; the messages are those of the CPU."""
     case = random_case(3, 2, num_labels, masked=masked, grid_shape=(7, 6, 18))
     kernels = {
-        "lattice": KernelSpec((2.3, 1.4, 3.1), (0.3, 0.2)),
-        "spatial": KernelSpec((1.1, 1.6, 0.9)),
+        "lattice": KernelSpec("bilateral", (2.3, 1.4, 3.1), (0.3, 0.2)),
+        "spatial": KernelSpec("spatial", (1.1, 1.6, 0.9)),
     }
     terms = tuple(kernels[kind] for kind in thetas)
     spec = KernelSetSpec(terms, "symmetric", "lattice", num_labels, 2)

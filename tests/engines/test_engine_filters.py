@@ -177,7 +177,7 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity():
         "from crfrefine.engines import get_backend\n"
         "from crfrefine.engines.base import GridImage\n"
         "from crfrefine.parameters.specs import KernelSetSpec, KernelSpec\n"
-        "kernel = KernelSpec((2.0,) * 3, (0.2,))\n"
+        "kernel = KernelSpec('bilateral', (2.0,) * 3, (0.2,))\n"
         "size = {'num_labels': 6, 'num_iterations': 1}\n"
         "kernels = KernelSetSpec((kernel,), 'none', 'truncated', **size)\n"
         "engine = get_backend('cpu')\n"
@@ -320,7 +320,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend):
     kernels = compiled_backend.kernels(
         GridImage(np.zeros((1, *GRID), np.float32), None, SPACING), spec
     )
-    found = kernels.backward(kernels.forward(logits, run), logits, direction).theta_gamma
+    found = kernels.backward(kernels.forward(logits, run), logits, direction).theta
 
     def loss(theta):
         matrices = []

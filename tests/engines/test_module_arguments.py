@@ -24,42 +24,25 @@ from crfrefine.refinement.tiles.grid import TILE
 
 SHAPE = (8, 9, 10)
 SPACING = [1.0, 1.5, 2.0]
-BILATERAL = [([2.0, 2.0, 3.0], [0.1])]
+KERNELS = (KernelSpec("bilateral", (2.0, 2.0, 3.0), (0.1,)),)
 
 
 def values(*shape, dtype=np.float32):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-def message(engine, mask=None, spacing=SPACING, bilateral=BILATERAL, num_out=3):
-    settings = {
-        "theta_gamma": [],
-        "normalization": "none",
-        "filter": "auto",
-        "threads": 1,
-        "out": values(num_out, *SHAPE),
-    }
-    image = {"image": values(1, *SHAPE), "mask": mask, "spacing": spacing, "bilateral": bilateral}
-    return engine.message(values=values(3, *SHAPE), **image, **settings)
+def message(engine, mask=None, spacing=SPACING, kernels=KERNELS, num_out=3):
+    spec = KernelSetSpec(kernels, "none", "auto", num_labels=2, num_iterations=1)
+    image = {"image": values(1, *SHAPE), "mask": mask, "spacing": spacing}
+    out = values(num_out, *SHAPE)
+    return engine.message(values=values(3, *SHAPE), **image, spec=spec, threads=1, out=out)
 
 
 def built(engine, num_labels=2, user_axis=()):
-    image = {
-        "image": values(1, *SHAPE),
-        "mask": None,
-        "spacing": SPACING,
-        "bilateral": BILATERAL,
-        "theta_gamma": [],
-    }
-    settings = {
-        "normalization": "symmetric",
-        "filter": "auto",
-        "num_iterations": 2,
-        "origin": None,
-        "threads": 1,
-        "progress": None,
-    }
-    return engine.Kernels(num_labels=num_labels, user_axis=list(user_axis), **image, **settings)
+    spec = KernelSetSpec(KERNELS, "symmetric", "auto", num_labels, num_iterations=2)
+    image = {"image": values(1, *SHAPE), "mask": None, "spacing": SPACING}
+    settings = {"origin": None, "threads": 1, "progress": None}
+    return engine.Kernels(spec=spec, user_axis=list(user_axis), **image, **settings)
 
 
 def run(engine, shape=SHAPE, weights=(1.0, 1.0), compatibility=((0.0, 1.0), (1.0, 0.0))):
@@ -94,7 +77,15 @@ WRONG = {
         lambda e: message(e, mask=np.ones((2, 2, 2), np.bool_)),
     ),
     "spacing, NaN": ("one spacing per axis", lambda e: message(e, spacing=[1.0, math.nan, 1.0])),
-    "no kernel": ("expected a kernel", lambda e: message(e, bilateral=[])),
+    "bandwidths, too few": (
+        "one bandwidth per axis",
+        lambda e: message(e, kernels=(KernelSpec("spatial", (2.0, 2.0)),)),
+    ),
+    "an unknown kind": (
+        "unknown kind of kernel 'box'",
+        lambda e: message(e, kernels=(KernelSpec("box", (2.0, 2.0, 3.0)),)),
+    ),
+    "no kernel": ("expected a kernel", lambda e: message(e, kernels=())),
     "out, fewer channels": ("shape of the values", lambda e: message(e, num_out=2)),
     "one label": ("2 to 65536 labels", lambda e: built(e, num_labels=1)),
     "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
@@ -132,7 +123,8 @@ def test_the_same_calls_with_arguments_that_fit():
 
 def test_a_window_of_millions_of_voxels_is_refused_before_it_is_listed():
     """A list of these would take a gigabyte; a case of one byte per voxel is small."""
-    spec = KernelSetSpec((KernelSpec((900.0, 1200.0), (0.1,)),), "none", "truncated", 2, 1)
+    kernel = KernelSpec("bilateral", (900.0, 1200.0), (0.1,))
+    spec = KernelSetSpec((kernel,), "none", "truncated", 2, 1)
     with pytest.raises(
         CapacityError,
         match=r"theta_alpha 900 x 1200 on voxels of 1 x 1\.5 visits over a million pairs",

@@ -72,7 +72,7 @@ def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, 
     """
     places = np.argwhere(inside) * (np.asarray(spacing) / np.asarray(theta_position))
     exponent = distance = cdist(places, places, "sqeuclidean")
-    if theta_intensity is not None:
+    if theta_intensity is not None and len(theta_intensity):
         values = np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity)
         exponent = distance + cdist(values, values, "sqeuclidean")
     kernel = np.exp(-0.5 * exponent)
@@ -126,9 +126,7 @@ def kernels_of(case, model):
     spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
     terms = []
     for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
-        radius = (
-            3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
-        )
+        radius = 3.0 if kernels.filter == "truncated" and term.theta_intensity else np.inf
         kernel = brute_force_kernel(
             case.image,
             case.inside,
@@ -217,12 +215,29 @@ def one_kernel(theta_alpha, theta_beta, **settings):
 def kernel_set(bilateral, theta_gamma, *, num_labels=2, num_iterations=1, **settings):
     """What `Backend.kernels` takes, from theta_alpha and theta_beta of each appearance kernel."""
     kernels = [
-        KernelSpec(tuple(alpha), None if beta is None else tuple(beta)) for alpha, beta in bilateral
+        KernelSpec("spatial", tuple(alpha))
+        if beta is None
+        else KernelSpec("bilateral", tuple(alpha), tuple(beta))
+        for alpha, beta in bilateral
     ]
-    kernels += [] if theta_gamma is None else [KernelSpec(tuple(theta_gamma))]
+    kernels += [] if theta_gamma is None else [KernelSpec("spatial", tuple(theta_gamma))]
     return KernelSetSpec(
         tuple(kernels), settings["normalization"], settings["filter"], num_labels, num_iterations
     )
+
+
+def gradient_of(gradients, name):
+    """A gradient by its name, of two appearance kernels and a spatial one."""
+    if not name.startswith("theta_"):
+        return getattr(gradients, name)
+    num_axes = gradients.logits.ndim - 1
+    of_bilateral = np.reshape(gradients.theta[:-num_axes], (2, -1))
+    parts = {
+        "theta_position": of_bilateral[:, -num_axes:],
+        "theta_intensity": of_bilateral[:, :-num_axes],
+        "theta_gamma": gradients.theta[-num_axes:],
+    }
+    return parts[name]
 
 
 def rms(difference):

@@ -346,7 +346,7 @@ def test_overrides_are_toml_with_bare_words_and_others_say_why_they_are_not(text
 def test_resolve_spreads_single_numbers_and_recognizes_potts():
     resolved = CrfParameters().resolve(num_labels=3, num_modalities=2, num_dims=4)
     run = resolved.mean_field
-    assert resolved.kernels.kernels == (KernelSpec((1.5,) * 4, (0.05,) * 2),)
+    assert resolved.kernels.kernels == (KernelSpec("bilateral", (1.5,) * 4, (0.05,) * 2),)
     np.testing.assert_array_equal(run.weights, np.full((1, 3), 4.0))
     np.testing.assert_array_equal(run.compatibility, 1.0 - np.eye(3))
     assert run.weights.dtype == run.compatibility.dtype == np.float32
@@ -377,11 +377,14 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
     resolved = CrfParameters().replace(**changes).resolve(3, 1, 2)
     np.testing.assert_array_equal(resolved.mean_field.weights, [[1, 2, 3], [0, 0, 1]])
     np.testing.assert_array_equal(resolved.mean_field.bias, [0.0, 0.5, -2.0])
-    assert resolved.kernels.kernels == (KernelSpec((1, 2), (0.1,)), KernelSpec((3, 4)))
-    assert resolved.kernels.spatial == KernelSpec((3, 4))
+    assert resolved.kernels.kernels == (
+        KernelSpec("bilateral", (1, 2), (0.1,)),
+        KernelSpec("spatial", (3, 4)),
+    )
     none = {"spatial.weight": 0.0, "mean_field.bias": [0, 0.0, -0.0]}
     resolved = CrfParameters().replace(**changes).replace(**none).resolve(3, 1, 2)
-    assert (resolved.kernels.spatial, resolved.mean_field.bias) == (None, None)
+    assert resolved.kernels.names == ("bilateral.0",)
+    assert resolved.mean_field.bias is None
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,11 @@ def test_the_last_digits_of_a_spacing_make_no_axis_coarser(digits):
     assert label_maps.share_sigma(network, exact)[1:] == (0.0, 0.0)
     assert label_maps.share_sigma(network, rounded)[1:] == (0.0, 0.0)
     kernels = KernelSetSpec(
-        (KernelSpec((3.0, 1.8, 2.2), (0.1,)),), "symmetric", "auto", num_labels=2, num_iterations=5
+        (KernelSpec("bilateral", (3.0, 1.8, 2.2), (0.1,)),),
+        "symmetric",
+        "auto",
+        num_labels=2,
+        num_iterations=5,
     )
     for spacing in (exact, rounded):
         assert kernels.reach(spacing, (40, 50, 60)) == (6, 6, 6)

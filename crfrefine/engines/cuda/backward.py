@@ -56,7 +56,6 @@ class Backward:
         self._kernel_set, self._spec = specs
         self._wants_theta = wants_theta
         self._stays = stays
-        self._num_modalities = len(image)
         self._num_voxels = num_voxels = voxels.num_voxels
         self._num_labels = num_labels = self._spec.num_labels
         self._weights = upload_float32(self._device, self._spec.weights)
@@ -99,8 +98,7 @@ class Backward:
 
     def _moments_of(self, kernel: Kernel, spec: KernelSpec, image: Any) -> Moments | None:
         """Return the sums for the gradients of a kernel; None if none of them is wanted."""
-        has_intensity = spec.theta_intensity is not None
-        if not self._wants_theta and (self._by_image is None or not has_intensity):
+        if not self._wants_theta and (self._by_image is None or not spec.theta_intensity):
             return None
         return Moments(
             kernel,
@@ -226,15 +224,13 @@ class Backward:
         gradient = self._of_parameters()
         if not self._stays:
             gradient = self._device.download(gradient)
-        num_kernels = len(self._kernels)
         num_labels = self._num_labels
         shapes = (
-            (num_kernels, num_labels),
+            (len(self._kernels), num_labels),
             (num_labels, num_labels),
             (num_labels,),
             (),
-            (num_kernels, self._num_modalities),
-            (num_kernels, len(self._voxels.grid_shape)),
+            (self._kernel_set.num_thetas,),
         )
         parts = []
         begin = 0
@@ -242,24 +238,17 @@ class Backward:
             end = begin + math.prod(shape)
             parts.append(gradient[begin:end].reshape(shape))
             begin = end
-        by_weights, by_compatibility, by_bias, by_temperature, by_intensity, by_position = parts
-
-        num_bilateral = len(self._kernel_set.bilateral)
+        by_weights, by_compatibility, by_bias, by_temperature, by_theta = parts
         by_volume = None
         if volume is not None:
             by_volume = self._spec.volume_weight_gradient(volume.by_slack)
-        by_gamma = None
-        if num_kernels > num_bilateral:
-            by_gamma = by_position[-1]
         return MeanFieldGradients(
             logits=by_logits,
             weights=by_weights,
             compatibility=by_compatibility,
             temperature=by_temperature if self._stays else float(by_temperature),
             bias=by_bias,
-            theta_position=by_position[:num_bilateral],
-            theta_intensity=by_intensity[:num_bilateral],
-            theta_gamma=by_gamma,
+            theta=by_theta,
             image=self._by_image,
             volume_weight=by_volume,
         )
@@ -304,28 +293,22 @@ class Backward:
     def _bandwidths(self) -> tuple[NDArray[np.int32], Float64]:
         """Return the sum of each bandwidth's gradient, by its number, and the bandwidths.
 
-        They are first those of intensity, (kernel, modality), then those of position, (kernel, grid
-        axis). The number is -1 where there is no bandwidth, or its gradient is not wanted.
+        The number is -1 where the gradient is not wanted, or the axis has one voxel.
         """
-        num_kernels = len(self._kernels)
-        num_modalities = self._num_modalities
-        shape = (num_kernels, num_modalities + len(self._voxels.grid_shape))
-        sources = np.full(shape, -1, np.int32)
-        thetas = np.ones(shape)
+        sources = np.full(self._kernel_set.num_thetas, -1, np.int32)
+        thetas = np.ones(len(sources))
+        begin = 0
         first = 0
-        for number, of_kernel in enumerate(self._thetas):
-            num_intensities = len(self._kernel_set.kernels[number].theta_intensity or ())
+        for kernel, of_kernel in zip(self._kernel_set.kernels, self._thetas, strict=True):
+            num_intensities = len(kernel.theta_intensity)
             places = list(range(num_intensities))
-            places += [num_modalities + axis for axis in self._voxels.source_axis]
+            places += [num_intensities + axis for axis in self._voxels.source_axis]
             if self._wants_theta:
-                sources[number, places] = np.arange(first, first + len(of_kernel))
-                thetas[number, places] = of_kernel
+                sources[begin + np.array(places)] = np.arange(first, first + len(of_kernel))
+                thetas[begin + np.array(places)] = of_kernel
+            begin += len(kernel.theta)
             first += len(of_kernel)
-        by_kind = []
-        for values in (sources, thetas):
-            intensities, positions = np.split(values, [num_modalities], axis=1)
-            by_kind.append(np.concatenate([intensities.ravel(), positions.ravel()]))
-        return by_kind[0], by_kind[1]
+        return sources, thetas
 
     def _penalty(self, number: int) -> Arguments:
         """Return the arguments that stand for a kernel's weights and the compatibility."""

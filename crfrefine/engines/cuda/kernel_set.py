@@ -97,12 +97,18 @@ def choose_filter(
 def build_kernel(image: PlacedImage, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
     """Build and normalize a kernel of a model for an image.
 
-    Raises ConfigError for the filter "grid", which this engine does not have.
+    Raises ConfigError for the filter "grid", and for kinds of kernels, that this engine does not
+    have.
     """
     voxels = image.voxels
     theta = voxels.of_box_axes(kernel.theta_position)
-    if kernel.theta_intensity is None:
+    if kernel.kind == "spatial":
         return Kernel(SpatialFilter(voxels, theta), voxels, spec.normalization)
+    if kernel.kind != "bilateral":
+        raise ConfigError(
+            f"{kernel.kind}: --device cuda has no such kernel; use --device cpu, or set its "
+            "weight to 0"
+        )
 
     bilateral = BilateralInput(image, theta, kernel.theta_intensity)
     name = spec.filter

@@ -213,7 +213,7 @@ class Moments:
             wants_theta: whether gradients of bandwidths are wanted.
             by_image: (modality, voxel), the gradient to add to; None if it is not wanted.
         """
-        intensity = spec.theta_intensity or ()
+        intensity = spec.theta_intensity
         position = voxels.of_box_axes(spec.theta_position)
         self.thetas = np.array([*intensity, *position])
         self._kernel = kernel

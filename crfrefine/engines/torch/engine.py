@@ -30,15 +30,16 @@ from crfrefine.engines.base import (
     Tape,
 )
 from crfrefine.engines.torch.filters import (
+    SUMS,
     Filter,
     Lattice,
     dense_filter,
     normalized,
-    spatial_filter,
 )
 from crfrefine.engines.volumes import PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import TRUNCATION_RADIUS, KernelSetSpec, MeanFieldSpec
+from crfrefine.parameters.sections import TRUNCATION_RADIUS
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 # Nats; a Newton step of the volume term below this size is the last one.
 _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
@@ -55,23 +56,17 @@ class Inputs(NamedTuple):
     slack: Tensor  # of the volume term
 
 
-class Trace(NamedTuple):
-    """Result of a run."""
-
-    logits: Tensor  # x of the last step, (N, L), or (L, *grid) with those outside the mask
-    converged: bool
-    energy: list[float]  # free energy of the marginals at the start of each step
-    biases: list[Float64]  # (L,), bias of the volume term in each step; empty without the term
-
-
 def mean_field(
     inputs: Inputs,
     kernels: Sequence[Filter],
     spec: MeanFieldSpec,
     part: Tensor | None = None,
     progress: Progress | None = None,
-) -> Trace:
+) -> tuple[Tensor, MeanFieldReport, list[Float64]]:
     """Run parallel mean-field updates until divergence and share of flipped labels are small.
+
+    Return x of the last step, (N, L), the report, and the bias of the volume term in each step,
+    (L,).
 
     An update is x = (logits + bias) / temperature - pairwise, Q = softmax(x). The volume term
     applies in `part`, (N,) bool; None means nowhere.
@@ -89,7 +84,8 @@ def mean_field(
         if previous is not None and spec.tolerance > 0.0:
             converged = _are_close(log_marginals, previous, spec.tolerance)
         if converged or len(energies) == spec.num_iterations:
-            return Trace(x, converged, energies, biases)
+            report = MeanFieldReport(len(energies), converged, tuple(energies))
+            return x, report, biases
         if progress is not None:
             progress("mean field", len(energies), spec.num_iterations)
 
@@ -243,11 +239,7 @@ class TorchKernels:
         self._like = torch.empty(0, dtype=getattr(torch, self.dtype), device=device)
         self.inside = torch.as_tensor(self.mask, device=device)
         self._image = self.tensor(image.values)
-        # Bandwidths of each kernel, those of intensities first.
-        self._thetas = []
-        for kernel in spec.kernels:
-            theta = [*(kernel.theta_intensity or ()), *kernel.theta_position]
-            self._thetas.append(self.tensor(theta))
+        self._thetas = [self.tensor(kernel.theta) for kernel in spec.kernels]
         with _limits(context.threads, device), torch.no_grad():
             self.built, texts = self._build(self._thetas, self._image, context.progress)
         named = zip(spec.names, texts, strict=True)
@@ -266,22 +258,21 @@ class TorchKernels:
         started = time.perf_counter()
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            trace = self._refine(inputs, self.built, spec, progress)
-        energy = tuple(trace.energy)
-        report = MeanFieldReport(len(energy), trace.converged, energy, self.filters)
+            refined, report, _ = self._refine(inputs, self.built, spec, progress)
+        report = replace(report, filters=self.filters)
         timings = {"build": self._seconds, "steps": time.perf_counter() - started}
-        return MeanFieldResult(trace.logits.cpu().numpy(), report, timings)
+        return MeanFieldResult(refined.cpu().numpy(), report, timings)
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field for a later `backward`; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0)
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            trace = self._refine(inputs, self.built, spec)
+            refined, _, of_steps = self._refine(inputs, self.built, spec)
         # The record is empty, since `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
-        biases = np.stack(trace.biases) if trace.biases else None
-        return Tape(trace.logits.cpu().numpy(), record, spec, volume_biases=biases)
+        biases = np.stack(of_steps) if of_steps else None
+        return Tape(refined.cpu().numpy(), record, spec, volume_biases=biases)
 
     def backward(
         self,
@@ -301,15 +292,10 @@ class TorchKernels:
         thetas = [self.tensor(theta).requires_grad_(wants_theta) for theta in self._thetas]
         with _limits(self._threads, self._device), torch.enable_grad():
             kernels, _ = self._build(thetas, image)
-            trace = self._refine(inputs, kernels, tape.spec)
-            trace.logits.backward(self.tensor(gradient))
+            refined, _, _ = self._refine(inputs, kernels, tape.spec)
+            refined.backward(self.tensor(gradient))
 
-        num_modalities = self.image_shape[0]
-        num_bilateral = len(self.spec.bilateral)
-        by_theta = [_slope(theta) for theta in thetas]
-        bilateral = np.array(by_theta[:num_bilateral])
-        bilateral = bilateral.reshape(num_bilateral, num_modalities + self.mask.ndim)
-        by_gamma = None if self.spec.spatial is None else by_theta[-1]
+        by_theta = [np.zeros(0), *[_slope(theta) for theta in thetas]]
         by_logits = _slope(inputs.logits).astype(self.dtype)
         by_temperature = float(_slope(inputs.temperature))
         by_slack = float(_slope(inputs.slack))
@@ -322,9 +308,7 @@ class TorchKernels:
             compatibility=_slope(inputs.compatibility),
             temperature=by_temperature,
             bias=_slope(inputs.bias),
-            theta_position=bilateral[:, num_modalities:],
-            theta_intensity=bilateral[:, :num_modalities],
-            theta_gamma=by_gamma,
+            theta=np.concatenate(by_theta),
             image=by_image,
             volume_weight=tape.spec.volume_weight_gradient(by_slack),
         )
@@ -335,8 +319,8 @@ class TorchKernels:
         kernels: list[Filter],
         spec: MeanFieldSpec,
         progress: Progress | None = None,
-    ) -> Trace:
-        """Run the mean field inside the mask; outside it logits are divided by the temperature."""
+    ) -> tuple[Tensor, MeanFieldReport, list[Float64]]:
+        """Run `mean_field` inside the mask; outside it logits are divided by the temperature."""
         logits = inputs.logits
         inside = self.inside
         part = None
@@ -345,12 +329,12 @@ class TorchKernels:
             voxels = volume_part(on_host, self.mask, spec, self._grid.axes)
             part = torch.as_tensor(voxels, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
-        trace = mean_field(inputs_inside, kernels, spec, part, progress)
+        x, report, biases = mean_field(inputs_inside, kernels, spec, part, progress)
 
         refined = torch.empty_like(logits)
-        refined[:, inside] = trace.logits.T
+        refined[:, inside] = x.T
         refined[:, ~inside] = divided(logits[:, ~inside], inputs.temperature)
-        return trace._replace(logits=refined)
+        return refined, report, biases
 
     def _build(
         self, thetas: list[Tensor], image: Tensor, progress: Progress | None = None
@@ -363,8 +347,8 @@ class TorchKernels:
         for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
             if progress is not None:
                 progress("build", number, len(thetas))
-            if kernel.theta_intensity is None:
-                plain = spatial_filter(self.inside, distances, theta)
+            if kernel.kind in SUMS:
+                plain = SUMS[kernel.kind](self.inside, distances, theta, intensities)
                 text = "exact"
             else:
                 plain, text = self._appearance_filter(theta, intensities)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import RADIUS_MARGIN, TRUNCATION_RADIUS
+from crfrefine.parameters.sections import TRUNCATION_RADIUS
+from crfrefine.parameters.specs import RADIUS_MARGIN
 
 Filter = Callable[[Tensor], Tensor]
 
@@ -46,11 +47,10 @@ def _distances(points: Tensor) -> Tensor:
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Filter:
-    """Return the exact Gaussian of position on the grid, axis by axis, with zeros outside.
-
-    `steps` between voxels along each axis are in the unit of theta.
-    """
+def spatial_sum(
+    inside: Tensor, steps: Sequence[float], theta: Tensor, intensities: Tensor
+) -> Filter:
+    """Return the Gaussian of position on the grid, axis by axis, with zeros outside; see `SUMS`."""
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
         index = torch.arange(extent, device=theta.device, dtype=theta.dtype)
@@ -67,6 +67,14 @@ def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Fil
         return grid[inside]
 
     return apply
+
+
+# Kinds of kernels that are exact sums here, by their names. They are made from the mask, (*grid),
+# the steps between voxels along each axis in the unit of the bandwidths, the bandwidths, those of
+# intensity first, and intensities (N, M).
+SUMS: dict[str, Callable[[Tensor, Sequence[float], Tensor, Tensor], Filter]] = {
+    "spatial": spatial_sum
+}
 
 
 def normalized(kernel: Filter, like: Tensor, normalization: str) -> Filter:

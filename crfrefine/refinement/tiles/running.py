@@ -86,7 +86,6 @@ def run_tiles(
         whole = _whole_kernels(problem, image, is_open, num_channels, backend, context)
         built = whole.built
         filters = whole.filters
-    bilateral, spatial = _bandwidths(problem)
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
@@ -97,8 +96,7 @@ def run_tiles(
         of_entry=of_entry,
         of_settled=of_settled,
         image=image,
-        bilateral=bilateral,
-        spatial=spatial,
+        bandwidths=_bandwidths(problem),
         normalization=kernels.normalization,
         model=run,
         open=is_open,
@@ -119,24 +117,17 @@ def run_tiles(
     return RefinedTiles(sets, out, exceeds, report, timings)
 
 
-def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
-    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels.
-
-    They are along three axes; without a spatial kernel the second result is empty.
-    """
+def _bandwidths(problem: TileProblem) -> list[tuple[list[float], tuple[float, ...]]]:
+    """Return the bandwidths of each kernel: in voxels along three axes, and those of intensity."""
     kernels = problem.spec.kernels
     steps = kernels.distances(problem.image.spacing)
-    bilateral = []
-    spatial: list[float] = []
+    bandwidths = []
     for kernel in kernels.kernels:
         sigma = [1.0] * (MAX_DIMS - len(steps))
         for theta, step in zip(kernel.theta_position, steps, strict=True):
             sigma.append(theta / step)
-        if kernel.theta_intensity is None:
-            spatial = sigma
-        else:
-            bilateral.append((sigma, list(kernel.theta_intensity)))
-    return bilateral, spatial
+        bandwidths.append((sigma, kernel.theta_intensity))
+    return bandwidths
 
 
 def _whole_kernels(

@@ -207,10 +207,7 @@ def largest_row_sum(kernel: KernelSpec, kernels: KernelSetSpec) -> float:
     """
     if kernels.normalization != "symmetric":
         return 1.0
-    num_features = len(kernel.theta_position)
-    if kernel.theta_intensity is not None:
-        num_features += len(kernel.theta_intensity)
-    return ROW_SUM_MARGIN * math.pow(8.0 / 7.0, num_features / 2.0)
+    return ROW_SUM_MARGIN * math.pow(8.0 / 7.0, len(kernel.theta) / 2.0)
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:

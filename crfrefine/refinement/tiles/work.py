@@ -11,13 +11,15 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.parameters.specs import TRUNCATION_RADIUS
+from crfrefine.parameters.sections import TRUNCATION_RADIUS
 from crfrefine.refinement.tiles.grid import TILE_VOXELS, num_rings
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.survey import Survey
 
 # voxels along an axis up to which sums are direct: else the copies of tiles outgrow the cache
 MAX_DIRECT_REACH = 12
+# Kinds of kernels that tiles have sums for; others are filtered as on a whole volume.
+DIRECT_KINDS = frozenset({"bilateral", "spatial"})
 BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
 # Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
 # channels; and for volumes that are streamed, where filters need arrays of all voxels around.
@@ -37,6 +39,8 @@ def count_pairs(problem: TileProblem) -> float:
     """Return the voxels in all windows; 0 if direct sums are asked for, infinite if impossible."""
     kernels = problem.spec.kernels
     if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
+        return math.inf
+    if any(kernel.kind not in DIRECT_KINDS for kernel in kernels.kernels):
         return math.inf
     if kernels.filter == "truncated":
         return 0.0
