@@ -82,11 +82,6 @@ def _cuda_backend(number: int) -> Backend:
 os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
-def _load_cuda(name: str) -> Backend:
-    _, _, number = name.partition(":")
-    return _cuda_backend(int(number or 0))
-
-
 def _load_torch(name: str) -> Backend:
     try:
         from crfrefine.engines.torch.engine import TorchBackend
@@ -100,6 +95,6 @@ def _load_torch(name: str) -> Backend:
 
 # Patterns of all devices but the CPU, and the functions that load their backends.
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
-    (r"cuda(:[0-9]{1,9})?", _load_cuda),
+    (r"cuda(:[0-9]{1,9})?", lambda name: _cuda_backend(int(name.partition(":")[2] or 0))),
     (r"torch(:cuda(:[0-9]{1,9})?)?", _load_torch),
 )

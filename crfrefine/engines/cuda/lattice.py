@@ -278,11 +278,7 @@ class Lattice(Filter):
         rows, blurred = self._rows.array(2, num_vertices, width)
         constants = row_constants(group, CRF_THREADS=THREADS)
 
-        # Threads that share a vertex, by the mean length of their lists.
-        mean_length = self.entry_voxel.size / num_vertices
-        lanes = 1
-        while lanes < THREADS and lanes * _ENTRIES_OF_LANE < mean_length:
-            lanes *= 2
+        lanes = _lanes_for(self.entry_voxel.size / num_vertices)
         self.device.launch(
             "lattice",
             "splat",
@@ -299,8 +295,7 @@ class Lattice(Filter):
         )
 
         num_directions = self.num_features + 1
-        # Three directions in a launch read up to 27 rows for a vertex, three launches 9.
-        at_once = 3 if rows.nbytes <= _NEAR_BYTES else 2
+        at_once = _directions_at_once(rows.nbytes)
         step = -1 if transposed else 1
         for number in range(0, num_directions, at_once):
             together = min(at_once, num_directions - number)
@@ -323,3 +318,19 @@ class Lattice(Filter):
 
     def _row_constants(self, group: Any) -> dict[str, int]:
         return {**row_constants(group), "CRFTHREADS": THREADS}
+
+
+def _lanes_for(mean_length: float) -> int:
+    """Return how many threads of `splat` share a vertex whose list has the mean length."""
+    lanes = 1
+    while lanes < THREADS and lanes * _ENTRIES_OF_LANE < mean_length:
+        lanes *= 2
+    return lanes
+
+
+def _directions_at_once(num_bytes: int) -> int:
+    """Return how many directions a launch of `blur` takes, for rows of so many bytes.
+
+    With three, it reads up to 27 rows for a vertex where three launches read 9.
+    """
+    return 3 if num_bytes <= _NEAR_BYTES else 2
