@@ -110,6 +110,10 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
 Range = tuple[float, float]  # smallest and largest value
 
 
+def _add_any(num_bytes: int) -> None:
+    """Let a run add any number of bytes."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Limits on threads and memory for a run, and its callback."""
@@ -120,7 +124,7 @@ class RunContext:
     # has to do with less, and so it is not what happens to be free.
     num_bytes: int | None = None
     # Told how many bytes a run is about to add to its input, in all; may raise to stop.
-    take: Callable[[int], object] = field(default=lambda num_bytes: None)
+    take: Callable[[int], object] = _add_any
 
 
 NO_CONTEXT = RunContext()
