@@ -72,7 +72,7 @@ def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, 
     """
     places = np.argwhere(inside) * (np.asarray(spacing) / np.asarray(theta_position))
     exponent = distance = cdist(places, places, "sqeuclidean")
-    if theta_intensity is not None and len(theta_intensity):
+    if theta_intensity is not None:
         values = np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity)
         exponent = distance + cdist(values, values, "sqeuclidean")
     kernel = np.exp(-0.5 * exponent)
@@ -132,7 +132,7 @@ def kernels_of(case, model):
             case.inside,
             spacing,
             term.theta_position,
-            term.theta_intensity,
+            term.theta_intensity or None,
             radius=radius,
         )
         terms.append((normalize_kernel(kernel, kernels.normalization), weight.astype(np.float64)))
