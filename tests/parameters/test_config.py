@@ -14,6 +14,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, parse_override
 from crfrefine.parameters.presets import CONFIGS, list_presets
 from crfrefine.parameters.sections import (
+    KERNELS,
     SECTIONS,
     BilateralParameters,
     CompatibilityParameters,
@@ -385,6 +386,17 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
     resolved = CrfParameters().replace(**changes).replace(**none).resolve(3, 1, 2)
     assert resolved.kernels.names == ("bilateral.0",)
     assert resolved.mean_field.bias is None
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_a_table_of_each_kind_of_kernel_is_resolved(kind):
+    keys = KERNELS[kind].bandwidths()
+    given = {"axis": (3.0, 4.0), "modality": (0.5, 0.6, 0.7)}
+    changes = {"bilateral.weight": 0.0, f"{kind}.weight": 2.0}
+    changes |= {f"{kind}.{key}": given[per] for key, per in keys.items()}
+    resolved = CrfParameters().replace(**changes).resolve(2, 3, 2)
+    assert resolved.kernels.kernels == (KernelSpec(kind, *[given[per] for per in keys.values()]),)
+    np.testing.assert_array_equal(resolved.mean_field.weights, [[2.0, 2.0]])
 
 
 @pytest.mark.parametrize(
