@@ -51,8 +51,8 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.train.baselines import Guidance, Tuned, VectorScaling
-from crfrefine.train.choice import FitResult
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.choice import Candidate
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -61,9 +61,12 @@ from crfrefine.train.comparison import (
     SCALING,
     TRAINED,
     TRAINED_LARGEST,
-    simple_maps,
+    Training,
     with_largest,
 )
+from crfrefine.train.guided import Guidance
+from crfrefine.train.measuring import simple_maps
+from crfrefine.train.plan import Split
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
@@ -347,12 +350,18 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     keep = PostprocessParameters(keep_largest=fold["keep_largest"])
     voxel_ml = float(np.prod(case.spacing)) / 1000
-    tuned = Tuned(
-        from_plain(FitResult, fold["fit"]),
+    training = Training(
+        fold["name"],
+        Split((), (), ()),
+        from_plain(Candidate, fold["fit"]),
+        fold["fit"]["network_score"],
+        {},
+        (),
         from_plain(VectorScaling, fold["vector_scaling"]),
         fold["keep_largest"],
+        Guidance(**fold["guided_filter"]),
     )
-    changed = simple_maps(case, replace(tuned, guidance=Guidance(**fold["guided_filter"])))
+    changed = simple_maps(case, training)
     network = changed.pop(NETWORK)
     if RANKSEG in RIVALS:
         import torch

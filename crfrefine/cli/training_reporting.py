@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crfrefine.statistics.comparison import SummaryRow
     from crfrefine.train.comparison import TrainingResult
     from crfrefine.train.options import TrainingOptions
-    from crfrefine.train.unlabeled import Choice
+    from crfrefine.train.unlabeled_choice import Choice
 
 _MAX_SETS = 5
 
@@ -54,9 +54,9 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     Before it come the comparison of the methods, the written files, the probabilities, and what
     got worse.
     """
-    verdict = result.comparison.verdict
+    verdict = result.verdict
     if verbosity > QUIET:
-        _print_comparison(result.comparison.summary)
+        _print_comparison(result.summary)
         _print_written(result.plan.options.files)
         for note in verdict.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)

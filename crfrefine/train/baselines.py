@@ -1,4 +1,4 @@
-"""The baselines that a trained CRF must beat: vector scaling, the guided filter, and components.
+"""The baselines that a trained CRF must beat: vector scaling, and the largest component.
 
 Vector scaling is also a start and a candidate of its own. The temperature of the output
 probabilities is fitted here, too.
@@ -6,7 +6,6 @@ probabilities is fitted here, too.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +14,18 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from crfrefine.arrays.components import clean
-from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.arrays.softmax import log_sum_exp
-from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
-from crfrefine.train.adam import Adam
-from crfrefine.train.choice import FitResult
+from crfrefine.train.choice import Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
-from crfrefine.train.starts import BATCH_SIZE, Start, rounded, voxel_length, without_crf
+from crfrefine.train.starts import BATCH_SIZE, Start, rounded, without_crf
 from crfrefine.train.workers import Workers
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
@@ -43,11 +37,6 @@ SCALING_STEPS = 60
 SCALING_VOXELS = 16_384
 # Length of the first optimizer steps of vector scaling; it falls to zero at the end.
 SCALING_STEP_LENGTH = 0.1
-RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-# Variances of the normalized intensity that are tried: contrasts below their root are smoothed
-# over.
-EPSILONS = (0.001, 0.01, 0.1)
-_MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 # Fewest cases of a training that also starts on the recalibrated network: with fewer, temperature
 # and biases follow single cases.
 MIN_CALIBRATED = 8
@@ -71,10 +60,10 @@ class VectorScaling:
         """Return recalibrated (L, *grid) logits."""
         bias = np.asarray(self.bias, dtype=logits.dtype)
         temperature = logits.dtype.type(self.temperature)
-        return logits / temperature + _as_channels(bias, logits.ndim)
+        return logits / temperature + as_channels(bias, logits.ndim)
 
 
-def _as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
+def as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
     """Return values (L,) as (L, 1, ...) with so many axes, to be added to (L, *grid)."""
     return values.reshape(-1, *(1,) * (num_axes - 1))
 
@@ -138,7 +127,10 @@ def fit_scaling(
         fixed = VectorScaling(1.0, (0.0,) * material.sizes[0])
     model = _ScalingModel(fixed, learned)
     values = model.values
-    optimizer = Adam([values])
+    optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
+    )
 
     def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
         logits, labels = voxels
@@ -146,20 +138,18 @@ def fit_scaling(
 
     for step in range(SCALING_STEPS):
         drawn = material.draw(step, cases, BATCH_SIZE)
-        shares = [_share_of_voxels(*material.voxels[case], step) for case in drawn]
+        shares = []
+        for case in drawn:
+            logits, labels = material.voxels[case]
+            stride = math.ceil(labels.numel() / SCALING_VOXELS)
+            some = slice(step % stride, None, stride)
+            shares.append((logits[:, some], labels[some]))
         gradients = workers.run_on_device(gradient, shares)
         for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
             value.grad = mean_tensor(parts)
-        half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
-        optimizer.step([SCALING_STEP_LENGTH * half_cosine])
+        optimizer.step()
+        schedule.step()
     return model.result(are_labels=material.crops[0].regions is None)
-
-
-def _share_of_voxels(logits: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Return the logits (L, n) and labels (n,) of the voxels that a step takes, as views."""
-    stride = math.ceil(labels.numel() / SCALING_VOXELS)
-    some = slice(step % stride, None, stride)
-    return logits[:, some], labels[some]
 
 
 Choice = TypeVar("Choice")
@@ -213,163 +203,6 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     return score_choices(LARGEST_KINDS, material, workers, label_maps)
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """The setting of a guided filter."""
-
-    radius_mm: float = 0.0  # half-width of its windows
-    epsilon: float = 0.0  # variance of the intensity that counts as an edge
-
-
-UNGUIDED = Guidance()  # no filter
-
-
-class Guide:
-    """The windows of a normalized image (M, *grid) float32, and the filter that they guide.
-
-    Half-widths of windows are rounded to voxels.
-
-    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8
-    for one modality.
-    """
-
-    def __init__(
-        self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]
-    ) -> None:
-        self._image = image
-        self._sizes = []
-        for distance, extent in zip(spacing, image.shape[1:], strict=True):
-            # Larger windows see nothing but the edges anyway, and would fill the memory.
-            radius = min(round(radius_mm / distance), 16 * extent)
-            self._sizes.append(2 * radius + 1)
-        self._means = [self._box(modality) for modality in image]
-        # The covariances of modalities, as the rows of a lower triangle.
-        self._covariances = []
-        for row in range(len(image)):
-            covariances = []
-            for column in range(row + 1):
-                mean_product = self._box(image[row] * image[column])
-                covariances.append(mean_product - self._means[row] * self._means[column])
-            self._covariances.append(covariances)
-
-    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the mean (*grid) of the window around each voxel."""
-        return uniform_filter(values, self._sizes, mode="nearest")
-
-    def filter(
-        self, channel: NDArray[np.float32], epsilons: Sequence[float]
-    ) -> list[NDArray[np.float32]]:
-        """Return a channel (*grid), filtered with each epsilon.
-
-        It is an average of linear functions of the image, one per window.
-        """
-        mean = self._box(channel)
-        cross_covariances = []
-        for modality, modality_mean in zip(self._image, self._means, strict=True):
-            product_mean = self._box(modality * channel)
-            cross_covariances.append(product_mean - modality_mean * mean)
-
-        filtered = []
-        for epsilon in epsilons:
-            slopes = self._slopes(epsilon, cross_covariances)
-            pairs = zip(slopes, self._means, strict=True)
-            products = [slope * modality_mean for slope, modality_mean in pairs]
-            result = self._box(mean - sum(products))
-            for slope, modality in zip(slopes, self._image, strict=True):
-                result += self._box(slope) * modality
-            filtered.append(result)
-        return filtered
-
-    def _slopes(
-        self, epsilon: float, cross_covariances: Sequence[NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
-        """Return the slopes x of (covariances + epsilon) x = cross-covariances in every voxel.
-
-        The matrix is positive definite, so that elimination needs no exchange of rows.
-        """
-        rows: list[list[NDArray[Any]]] = []
-        for covariances in self._covariances:
-            rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
-        right: list[NDArray[Any]] = list(cross_covariances)
-        for pivot in range(len(rows)):
-            for row in range(pivot + 1, len(rows)):
-                factor = rows[row][pivot] / rows[pivot][pivot]
-                # The matrix stays symmetric, so the pivot's row is the pivot's column.
-                for column in range(pivot + 1, row + 1):
-                    rows[row][column] = rows[row][column] - factor * rows[column][pivot]
-                right[row] = right[row] - factor * right[pivot]
-
-        solution: list[NDArray[Any]] = []
-        for row in reversed(range(len(rows))):
-            value = right[row]
-            for number, later in enumerate(solution, start=row + 1):
-                value = value - rows[number][row] * later
-            solution.insert(0, value / rows[row][row])
-        return solution
-
-    def labels(
-        self,
-        probabilities: NDArray[np.float32],
-        epsilons: Sequence[float],
-        regions: RegionScheme | None,
-        volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
-    ) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """Return the labels of filtered probabilities (L, *grid) with each epsilon.
-
-        A bias keeps the volumes of the label map `volumes_of`, if there is one.
-        """
-        if regions is None:
-            # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
-            probabilities = probabilities[1:]
-        filtered = [self.filter(channel, epsilons) for channel in probabilities]
-        label_maps = []
-        for channels in zip(*filtered, strict=True):
-            if regions is not None:
-                label_maps.append(regions.decode(np.stack(channels) - np.float32(0.5)))
-                continue
-            scores = np.stack([np.float32(1.0) - sum(channels), *channels])
-            if volumes_of is not None:
-                np.log(np.maximum(scores, np.float32(_MIN_FILTERED)), out=scores)
-                bias = volume_bias(scores, volumes_of).astype(np.float32)
-                scores += _as_channels(bias, scores.ndim)
-            label_maps.append(argmax_labels(scores))
-        return label_maps
-
-
-def score_guided(
-    material: Material, spacing: Sequence[float], workers: Workers
-) -> Scores[Guidance]:
-    """Measure every setting on every case, first the network without a filter.
-
-    `spacing` is that of a typical case.
-    """
-    radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
-    choices = [UNGUIDED]
-    for radius, epsilon in itertools.product(radii, EPSILONS):
-        choices.append(Guidance(radius, epsilon))
-
-    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network = network_labels(crop)
-        volumes_of = network if crop.network_spacing else None
-        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
-        yield network
-        for radius in radii:
-            guide = Guide(crop.image, radius, crop.spacing)
-            yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
-
-    return score_choices(choices, material, workers, label_maps)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The trained CRF, and the rivals that it must beat, tuned on the same cases."""
-
-    fit: FitResult
-    scaling: VectorScaling
-    keep_largest: str  # "foreground" or "each"
-    guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
-
-
 def calibrate(
     material: Material,
     cases: Sequence[int],
@@ -420,15 +253,15 @@ Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
 def calibrate_output(
-    fit: FitResult, cases: Sequence[int], material: Material, workers: Workers
-) -> FitResult:
-    """Return the result of a training with the output temperature that suits it.
+    fitted: Candidate, cases: Sequence[int], material: Material, workers: Workers
+) -> Candidate:
+    """Return what a training chose with the output temperature that suits it.
 
     This temperature makes the marginals likeliest on the cases that the model was fitted to.
     """
     temperature = 1.0
-    if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
-        refine = refiner_of(fit.kind, fit.parameters, material)
+    if not fitted.is_network:  # Without a CRF, the network's probabilities stay as they are.
+        refine = refiner_of(fitted.kind, fitted.parameters, material)
 
         def refine_some(case: int, threads: int) -> Refined:
             return _refine_some(refine, material, case, threads)
@@ -437,7 +270,7 @@ def calibrate_output(
         refined = workers.run_on_device(refine_some, cases[::step])
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
     changes = {"mean_field.output_temperature": temperature}
-    return replace(fit, parameters=rounded(fit.parameters.replace(**changes)))
+    return replace(fitted, parameters=rounded(fitted.parameters.replace(**changes)))
 
 
 def fit_output_temperature(cases: Sequence[Refined]) -> float:

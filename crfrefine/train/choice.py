@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +42,6 @@ MIN_FOR_MANY_WEIGHTS = 8
 MIN_CASES = 3
 
 
-class Rivals(NamedTuple):
-    """Candidates beside the recalibrated network and the trained model."""
-
-    # If the first one has a weight, a model with it comes before the model without.
-    volumes: tuple[VolumeParameters, ...] = ()
-    untrained: CrfParameters | None = None  # the preset, where it is comparable
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A way to refine, and its gains on cases that it has not seen."""
@@ -62,6 +53,11 @@ class Candidate:
     # Dice minus the network's, of each case that has a Dice; the same cases for all candidates of
     # a training.
     gains: tuple[float, ...]
+
+    @property
+    def is_network(self) -> bool:
+        """True if it is the network without a CRF."""
+        return self.start == NO_CRF
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -79,17 +75,28 @@ class Candidate:
         return bool(self.values.mean() >= KEPT_GAIN * best.values.mean())
 
 
-def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
-    """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
-    volumes = [volume for volume in rivals.volumes if volume != trained.volume]
+def variants(
+    trained: CrfParameters,
+    volumes: Sequence[VolumeParameters] = (),
+    untrained: CrfParameters | None = None,
+) -> list[tuple[str, CrfParameters]]:
+    """Return kind and parameters of a trained model and of its rivals, gentler ones first.
+
+    `volumes` are other volume terms; if the first one has a weight, a model with it comes before
+    the model without. `untrained` is the preset, where it is comparable.
+    """
+    volumes = [volume for volume in volumes if volume != trained.volume]
     num_gentler = 1 if volumes and volumes[0].weight > 0.0 else 0
     gentlest = []
     kind = CRF
     model = trained
-    if rivals.untrained is not None:
-        gentlest.append((UNTRAINED, rivals.untrained))
+    if untrained is not None:
+        gentlest.append((UNTRAINED, untrained))
         kind = ONE_WEIGHT
-        model = _with_one_weight(trained)
+        first = trained.bilateral[0]
+        kernel = replace(first, weight=float(np.mean(first.weight)))
+        mean_field = replace(trained.mean_field, bias=0.0)
+        model = rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
         if num_gentler == 0:
             volumes = []
 
@@ -100,14 +107,6 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
             term = f"volume {volume.weight:g}"
         with_volumes.append((f"{kind}, {term}", model.replace(volume=volume)))
     return [*gentlest, *with_volumes[:num_gentler], (CRF, trained), *with_volumes[num_gentler:]]
-
-
-def _with_one_weight(trained: CrfParameters) -> CrfParameters:
-    """Return a model with one kernel, the mean of its weights for all labels, and no biases."""
-    first = trained.bilateral[0]
-    kernel = replace(first, weight=float(np.mean(first.weight)))
-    mean_field = replace(trained.mean_field, bias=0.0)
-    return rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
 
 
 def choose_kind(
@@ -196,56 +195,6 @@ def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
     return float(values.mean()) > error
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """Result of a training."""
-
-    start: str  # name of the start that won; NO_CRF or CALIBRATION if no CRF was better
-    parameters: CrfParameters  # all weights are 0 if no CRF was better
-    score: float  # mean Dice of the cases held out with these parameters
-    network_score: float  # mean Dice of the cases held out without a CRF
-    gains: tuple[float, ...]  # Dice minus the network's of each case held out
-    best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
-    # Loss, Dice and bandwidths of each start over its steps.
-    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    kind: str = NO_CRF  # of the candidate that was chosen
-    candidates: tuple[Candidate, ...] = ()  # simpler models first
-
-    @property
-    def is_network(self) -> bool:
-        """True if no CRF was better than the network."""
-        return self.start == NO_CRF
-
-    @property
-    def trained(self) -> Candidate | None:
-        """The best trained model, chosen or not; None means that nothing was trained."""
-        return next((each for each in self.candidates if each.kind == CRF), None)
-
-    def describe(self) -> str:
-        """Return a one-line description."""
-        volume = ""
-        if self.parameters.volume.weight > 0.0:
-            volume = f", volume.weight {self.parameters.volume.weight:g}"
-        dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases held out"
-        return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
-
-
-def no_crf(
-    parameters: CrfParameters, network_score: float, gains: Sequence[float] = ()
-) -> FitResult:
-    """Return the result of a training in which no CRF was better than the network."""
-    network = without_crf(parameters)
-    return FitResult(NO_CRF, network, network_score, network_score, tuple(gains), 0)
-
-
-def taken(chosen: Candidate, network_score: float) -> FitResult:
-    """Return the result of a training in which a candidate was chosen."""
-    return FitResult(
-        chosen.start,
-        chosen.parameters,
-        network_score + float(np.mean(chosen.gains or (math.nan,))),
-        network_score,
-        chosen.gains,
-        chosen.optimizer_step,
-        kind=chosen.kind,
-    )
+def no_crf(parameters: CrfParameters, gains: tuple[float, ...] = ()) -> Candidate:
+    """Return the network without a CRF; all weights of its parameters are 0."""
+    return Candidate(NO_CRF, NO_CRF, without_crf(parameters), 0, gains)

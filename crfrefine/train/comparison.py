@@ -1,35 +1,20 @@
-"""The methods on cases that no method was fitted to, measured with the code that `infer` runs.
-
-Here are also their table, its summary, and the verdict.
-"""
+"""The results of a run: its trainings, the table of all methods, its summary, and the verdict."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.arrays.components import clean
-from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import expand_channels
-from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.text import printable
-from crfrefine.cases.case import Case
-from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
-from crfrefine.metrics.calibration import measure_calibration
-from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS, RegionValues
-from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.result import RefinementResult
+from crfrefine.metrics.registry import MASK_METRICS, RegionValues
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import (
     Measurement,
     ResultTable,
@@ -39,8 +24,9 @@ from crfrefine.statistics.comparison import (
 )
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
-from crfrefine.train.baselines import Guide, Tuned
-from crfrefine.train.crops import find_inside
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.choice import Candidate
+from crfrefine.train.guided import UNGUIDED, Guidance
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.starts import rounded
 
@@ -85,18 +71,48 @@ MethodValues = dict[str, RegionValues]
 
 
 @dataclass(frozen=True)
-class FoldResult:
-    """A part of the cross-validation, with the values of each case that it held out."""
+class Training:
+    """A training of the run, of a fold or on all cases: what it chose, and its tuned rivals."""
 
     name: str
     split: Split
-    tuned: Tuned
-    measured: Mapping[str, MethodValues]
+    chosen: Candidate  # all weights are 0 if no CRF was better
+    network_score: float  # mean Dice of the cases held out without a CRF
+    # Loss, Dice and bandwidths of each start over its steps.
+    histories: dict[str, list[dict[str, Any]]]
+    candidates: tuple[Candidate, ...]  # simpler models first
+    scaling: VectorScaling
+    keep_largest: str  # "foreground" or "each"
+    guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
+    # The values of each case that a fold held out; empty until they are measured.
+    measured: Mapping[str, MethodValues] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Mean Dice of the cases held out with what was chosen."""
+        if self.chosen.is_network:
+            return self.network_score
+        return self.network_score + float(np.mean(self.chosen.gains or (math.nan,)))
+
+    def candidate(self, kind: str) -> Candidate | None:
+        """The candidate of a kind, chosen or not; None if there is none."""
+        return next((each for each in self.candidates if each.kind == kind), None)
+
+    def describe(self) -> str:
+        """Return a one-line description."""
+        volume = ""
+        if self.chosen.parameters.volume.weight > 0.0:
+            volume = f", volume.weight {self.chosen.parameters.volume.weight:g}"
+        dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases held out"
+        return f"{self.chosen.start}{volume}: {dice}, at iteration {self.chosen.optimizer_step}"
 
 
-class Comparison(NamedTuple):
-    """All methods on cases that no part of them has seen."""
+class TrainingResult(NamedTuple):
+    """The results of a run, with all methods on cases that no part of them has seen."""
 
+    plan: Plan
+    folds: tuple[Training, ...]
+    final: Training  # on all cases
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network
     # The trained CRF with the largest component kept, against that component.
@@ -106,18 +122,9 @@ class Comparison(NamedTuple):
     summary_of_probabilities: list[SummaryRow]
     verdict: Verdict  # the main verdict
     verdict_alone: Verdict  # the verdict on the CRF without postprocessing
-
-
-class TrainingResult(NamedTuple):
-    """The results of a run; `final` is tuned on all cases."""
-
-    plan: Plan
-    folds: tuple[FoldResult, ...]
-    final: Tuned
-    comparison: Comparison
-    seconds: float
     device: str  # where the CRF was computed
     threads: int
+    seconds: float
 
     @property
     def parameters(self) -> CrfParameters:
@@ -129,16 +136,23 @@ class TrainingResult(NamedTuple):
         for case_id in self.plan.cases.case_ids:
             names.append(printable(case_id))
         unique = tuple(dict.fromkeys(names))
-        parameters = replace(rounded(self.final.fit.parameters), trained_on=unique)
-        if self.comparison.verdict.method != TRAINED_LARGEST or self.final.fit.is_network:
+        parameters = replace(rounded(self.final.chosen.parameters), trained_on=unique)
+        if self.verdict.method != TRAINED_LARGEST or self.final.chosen.is_network:
             return parameters
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest})
 
 
-def compare(folds: Sequence[FoldResult], kind: str, plan: Plan) -> Comparison:
-    """Return the comparison of the methods on the cases that the folds held out.
+def compare(
+    plan: Plan,
+    folds: Sequence[Training],
+    final: Training,
+    device: str,
+    threads: int,
+    started: float,
+) -> TrainingResult:
+    """Compare the methods on the cases that the folds held out, and return the whole result.
 
-    `kind` is that of the model in the parameter file.
+    `started` is when the run began, in seconds of the monotonic clock.
     """
     measured: dict[str, MethodValues] = {}
     for fold in folds:
@@ -160,14 +174,20 @@ def compare(folds: Sequence[FoldResult], kind: str, plan: Plan) -> Comparison:
     change = judge_probabilities(calibration, TRAINED, titles=titles)
 
     main, alone = judge(table, summary, summary_of_largest)
-    sentence = describe_kinds([fold.tuned.fit.kind for fold in folds], kind)
-    return Comparison(
+    sentence = describe_kinds([fold.chosen.kind for fold in folds], final.chosen.kind)
+    return TrainingResult(
+        plan,
+        tuple(folds),
+        final,
         table,
         summary,
         summary_of_largest,
         calibration,
         replace(main, probabilities=change, sentence=f"{main.sentence} {sentence}"),
         replace(alone, probabilities=change, sentence=f"{alone.sentence} {sentence}"),
+        device,
+        threads,
+        time.monotonic() - started,
     )
 
 
@@ -231,161 +251,3 @@ def judge(
         summary=summary_of_largest,
     )
     return main, alone
-
-
-def measure_methods(
-    case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int
-) -> MethodValues:
-    """Return the values of every method on a case with a reference (L: voxels without one).
-
-    These are METRICS by region, and CALIBRATION_METRICS of PROBABILITIES.
-    """
-    maps = simple_maps(case, tuned)
-    crf = CrfOfCase(case, device, threads)
-    plain = replace(tuned.fit.parameters, postprocess=PostprocessParameters())
-    refined = crf.refine(plain)
-
-    network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
-    trained_calibration = network_calibration
-    if not tuned.fit.is_network:
-        trained_calibration = measure_probabilities(case, _all_marginals(refined))
-
-    maps[TRAINED] = refined.label_map
-    del refined  # Its marginals need not be in memory while presets run.
-    if plain.counts_network_voxels:
-        sharp = as_parameters("sharp")
-        softened = sharp.replace(**{"bilateral.weight": 0.0})
-        maps[SOFTENED] = crf.refine(softened).label_map
-        maps[SHARP] = crf.refine(sharp).label_map
-    else:
-        maps[DEFAULT] = crf.refine(CrfParameters()).label_map
-
-    values = _measure_maps(case, regions, _with_largest_kept(maps, tuned.keep_largest, case))
-    values[PROBABILITIES[NETWORK]] = network_calibration
-    values[PROBABILITIES[TRAINED]] = trained_calibration
-    return values
-
-
-class CrfOfCase:
-    """Runs models on one case as `infer` does."""
-
-    def __init__(self, case: Case, device: str, threads: int) -> None:
-        self._case = case
-        self._device = device
-        self._threads = threads
-        self._network: Network = case.network
-        if isinstance(case.network, LabelMapNetwork) and case.coarse_labels is None:
-            self._network = ArrayNetwork(case.logits)
-
-    def refine(self, parameters: CrfParameters) -> RefinementResult:
-        """Return the case refined with some parameters."""
-        return refine_network(
-            self._network,
-            self._case.image,
-            parameters=parameters,
-            backend=get_backend(self._device),
-            context=RunContext(self._threads),
-            spacing=self._case.spacing,
-            mask=self._case.mask,
-        )
-
-
-def _all_marginals(refined: RefinementResult) -> NDArray[np.floating[Any]]:
-    """Return the marginals of all labels; a label without a channel, which no voxel has, gets 0."""
-    marginals = refined.marginals
-    if refined.regions is None and len(marginals) < refined.num_labels:
-        return expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
-    return marginals
-
-
-def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
-    """Return the labels of the network, and of its rivals without a CRF.
-
-    Outside the mask and in padding, they are the network's.
-    """
-    network = case.network_labels
-    logits = case.logits
-    padding = case.find_padding()
-    inside = find_inside(case, padding)
-    if padding is not None:
-        # Any constant gives the same labels, but a large one would dominate its neighbors.
-        logits = np.where(padding, np.float32(0.0), logits)
-
-    is_coarse = tuned.fit.parameters.counts_network_voxels
-    guided = network
-    if tuned.guidance.radius_mm > 0:
-        image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask)
-        guide = Guide(image, tuned.guidance.radius_mm, case.spacing)
-        probabilities = probabilities_of(logits, case.regions)
-        epsilons = [tuned.guidance.epsilon]
-        volumes_of = network if is_coarse else None
-        (guided,) = guide.labels(probabilities, epsilons, case.regions, volumes_of)
-    maps = {NETWORK: network}
-    if is_coarse:
-        maps[GUIDED_VOLUMES] = guided
-    else:
-        maps[SCALING] = decode(tuned.scaling.apply(logits), case.regions)
-        maps[GUIDED] = guided
-    if inside is None:
-        return maps
-    return {name: np.where(inside, labels, network) for name, labels in maps.items()}
-
-
-def _with_largest_kept(
-    maps: Mapping[str, NDArray[Any]], kind: str, case: Case
-) -> dict[str, NDArray[Any]]:
-    """Return label maps by method, and each of them with its largest component alone."""
-    rule = PostprocessParameters(keep_largest=kind)
-    voxel_ml = float(np.prod(case.spacing)) / 1000.0
-    kept = dict(maps)
-    for name, labels in maps.items():
-        method = LARGEST if name == NETWORK else with_largest(name)
-        kept[method] = clean(labels, rule, voxel_ml).label_map
-    return kept
-
-
-def _measure_maps(
-    case: Case, regions: Mapping[str, Sequence[int]], maps: Mapping[str, NDArray[Any]]
-) -> MethodValues:
-    """Return METRICS of label maps, by method and region."""
-    assert case.labels is not None
-    # Methods often agree, and distances take most of the time.
-    values_of_map: dict[bytes, RegionValues] = {}
-    values: MethodValues = {}
-    for name, labels in maps.items():
-        key = labels.tobytes()
-        if key not in values_of_map:
-            values_of_map[key] = measure_case(
-                labels,
-                case.labels,
-                regions,
-                case.spacing,
-                tolerance_mm=one_voxel(case.spacing),
-                metrics=METRICS,
-                ignore_label=case.num_labels,
-            )
-        values[name] = values_of_map[key]
-    return values
-
-
-def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
-    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS.
-
-    For overlapping regions, they are means over the regions.
-    """
-    assert case.labels is not None
-    if case.regions is None:
-        return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
-    channels = case.regions.labels
-    values = measure_calibration(
-        probabilities,
-        case.labels,
-        {str(number): labels for number, labels in enumerate(channels)},
-        channels=channels,
-        ignore_label=case.num_labels,
-    )
-    means = {}
-    for metric in CALIBRATION_METRICS:
-        of_regions = [values[str(number)][metric] for number in range(len(channels))]
-        means[metric] = float(np.mean(of_regions))
-    return {ALL_LABELS: means}

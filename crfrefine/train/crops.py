@@ -101,23 +101,20 @@ class Crop:
         if len(self.tiles) == 1:
             return self
         if number not in self._tiles:
-            self._tiles[number] = self._cut(number)
+            box = self.tiles[number]
+            in_channels = (slice(None), *box)
+            label_map = self.label_map
+            if label_map is not None:
+                label_map = label_map[box]
+            self._tiles[number] = replace(
+                self,
+                image=self.image[in_channels],
+                logits=self.logits[in_channels],
+                labels=self.labels[box],
+                mask=self.mask[box],
+                label_map=label_map,
+            )
         return self._tiles[number]
-
-    def _cut(self, number: int) -> Crop:
-        box = self.tiles[number]
-        in_channels = (slice(None), *box)
-        label_map = self.label_map
-        if label_map is not None:
-            label_map = label_map[box]
-        return replace(
-            self,
-            image=self.image[in_channels],
-            logits=self.logits[in_channels],
-            labels=self.labels[box],
-            mask=self.mask[box],
-            label_map=label_map,
-        )
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:

@@ -8,22 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import VectorScaling, calibrate
+from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling
 from crfrefine.train.choice import (
     CALIBRATION,
+    CRF,
     UNTRAINED,
-    FitResult,
     choose_kind,
     is_gain,
     no_crf,
     pooled,
-    taken,
     variants,
 )
-from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult
-from crfrefine.train.fit import Fit
+from crfrefine.train.comparison import NETWORK, TRAINED, Training
+from crfrefine.train.fit import Fit, histories_of
 from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Split
 from crfrefine.train.preparing import Prepared
@@ -34,55 +32,63 @@ STEP_LENGTH = 0.3
 ALL_CASES = "all cases"  # name of the part of the run after the folds
 
 
-def train_on_all_cases(
-    prepared: Prepared, folds: Sequence[FoldResult], scaling: VectorScaling
-) -> FitResult:
-    """Return the result of the training on all cases, to which `scaling` is fitted, too.
+def train_on_all_cases(prepared: Prepared, folds: Sequence[Training]) -> Training:
+    """Return the training on all cases.
 
-    The result is the network alone if the CRFs of the folds do not help the cases held out.
+    It is the network alone if the CRFs of the folds do not help the cases held out.
     """
-    fits = [fold.tuned.fit for fold in folds]
-    network_score = mean_defined([fit.network_score for fit in fits])
+    everything = tuple(range(len(prepared.material.crops)))
+    scaling = fit_scaling(prepared.material, everything, prepared.workers)
     gains = gains_held_out(folds)
-    trainings = [fit.candidates for fit in fits]
-    candidates = tuple(pooled(trainings))
-    chosen = choose_kind(trainings)
-    if chosen is None or not is_gain(gains):
-        network = no_crf(fits[0].parameters, network_score, gains)
-        return replace(network, candidates=candidates)
+    candidates = [fold.candidates for fold in folds]
+    final = Training(
+        ALL_CASES,
+        Split(everything, everything, ()),
+        no_crf(folds[0].chosen.parameters, gains),
+        mean_defined([fold.network_score for fold in folds]),
+        {},
+        tuple(pooled(candidates)),
+        scaling,
+        prepared.largest.best(everything),
+        prepared.guided.best(everything),
+    )
+    chosen = choose_kind(candidates)
+    if chosen is not None and is_gain(gains):
+        prepared.progress.stage_started(ALL_CASES)
+        final = _train(prepared, folds, replace(final, chosen=chosen))
+        prepared.progress.training_ended(ALL_CASES, f"{ALL_CASES}: {final.describe()}")
+    chosen = calibrate_output(final.chosen, everything, prepared.material, prepared.workers)
+    return replace(final, chosen=chosen)
 
-    prepared.progress.stage_started(ALL_CASES)
-    fit = replace(taken(chosen, network_score), candidates=candidates)
-    everything = range(len(prepared.material.crops))
-    base = prepared.starts[0].parameters
+
+def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Training:
+    """Return the training on all cases with a model of the kind that is chosen."""
+    chosen = final.chosen
+    if chosen.kind == UNTRAINED:
+        return final
     if chosen.kind == CALIBRATION:
-        calibrated = calibrate(prepared.material, everything, base, prepared.workers, scaling)
+        base = prepared.starts[0].parameters
+        cases = final.split.training
+        calibrated = calibrate(prepared.material, cases, base, prepared.workers, final.scaling)
         assert calibrated is not None  # It was a candidate of the folds.
-        fit = replace(fit, parameters=calibrated)
-    elif chosen.kind != UNTRAINED:
-        fit = _continue_folds(prepared, folds, fit)
-    prepared.progress.training_ended(ALL_CASES, f"{ALL_CASES}: {fit.describe()}")
-    return fit
+        return replace(final, chosen=replace(chosen, parameters=calibrated))
 
-
-def _continue_folds(prepared: Prepared, folds: Sequence[FoldResult], fit: FitResult) -> FitResult:
-    """Train the best of the folds' models on all cases; return the result of the same kind."""
+    # The best of the folds' models is trained on all cases.
     plan = prepared.plan
     starts = []
     steps = []
     for fold in folds:
-        trained = fold.tuned.fit.trained
+        trained = fold.candidate(CRF)
         assert trained is not None  # All folds have the kind that is chosen, so all trained.
         starts.append(Start(f"{fold.name}: {trained.start}", trained.parameters))
         steps.append(trained.optimizer_step)
     half = int(np.median(steps)) // 2
-    everything = tuple(range(len(plan.cases.files)))
     training = Fit(
         prepared.material,
         prepared.workers,
         prepared.progress.stepped,
         ALL_CASES,
-        Split(everything, everything, ()),
+        final.split,
         starts,
         num_optimizer_steps=min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
         step_length=STEP_LENGTH,
@@ -91,17 +97,17 @@ def _continue_folds(prepared: Prepared, folds: Sequence[FoldResult], fit: FitRes
     trajectories = training.run()
     winner = trajectories[0]
     assert winner.best is not None  # The cases of the folds had a Dice.
-    models: dict[str, CrfParameters] = dict(variants(winner.best.parameters, plan.rivals))
-    return replace(
-        fit,
+    models = dict(variants(winner.best.parameters, plan.volumes, plan.untrained))
+    chosen = replace(
+        chosen,
         start=winner.start.name,
-        parameters=models[fit.kind],
-        best_optimizer_step=winner.best.optimizer_step,
-        histories={each.start.name: each.history for each in trajectories if each.history},
+        parameters=models[chosen.kind],
+        optimizer_step=winner.best.optimizer_step,
     )
+    return replace(final, chosen=chosen, histories=histories_of(trajectories))
 
 
-def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
+def gains_held_out(folds: Sequence[Training]) -> tuple[float, ...]:
     """Return how much the CRFs of the folds added to the mean Dice of the cases held out.
 
     There is a gain for each case that has a Dice.

@@ -16,7 +16,6 @@ from torch import Tensor
 from crfrefine.base.plain import to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.adam import Adam
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, score
@@ -75,10 +74,11 @@ class Trajectory:
         self._origin = self.model.positions()
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
-        self._step_lengths = []
-        for group in self.model.groups:
-            self._step_lengths.append(step_length * setup.STEP_LENGTHS[group])
-        self._optimizer = Adam(list(self.model.groups.values()), betas=(0.8, 0.95))
+        groups: list[dict[str, Any]] = []
+        for name, values in self.model.groups.items():
+            groups.append({"params": values, "lr": step_length * setup.STEP_LENGTHS[name]})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.8, 0.95))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share_of_length)
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
@@ -89,17 +89,17 @@ class Trajectory:
             parameter.grad = finite + self._prior * pull
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
 
-        factor = self._step_length_factor()
-        self._optimizer.step([step_length * factor for step_length in self._step_lengths])
+        self._optimizer.step()
+        self._schedule.step()
         self.optimizer_step += 1
         self.history.append(
             {"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()}
         )
 
-    def _step_length_factor(self) -> float:
-        """Return the length of the next step as a share of that of the first one."""
-        share = min(1.0, self.optimizer_step / self._num_optimizer_steps)
-        half_cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+    def _share_of_length(self, num_steps: int) -> float:
+        """Return the length of the step after so many, as a share of that of the first one."""
+        done = min(1.0, num_steps / self._num_optimizer_steps)
+        half_cosine = 0.5 * (1.0 + math.cos(math.pi * done))
         return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
 
     def scored(self, score: float, loss: float) -> None:
@@ -160,12 +160,16 @@ class Trajectory:
 
     def describe_thetas(self) -> str:
         """Return the bandwidths after the last step, as people read them."""
-        thetas = self.history[-1]["thetas"]
-        return ", ".join(f"{name} {_numbers(value)}" for name, value in thetas.items())
+        described = []
+        for name, value in self.history[-1]["thetas"].items():
+            numbers = "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
+            described.append(f"{name} {numbers}")
+        return ", ".join(described)
 
 
-def _numbers(value: float | list[float]) -> str:
-    return "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
+def histories_of(trajectories: Sequence[Trajectory]) -> dict[str, list[dict[str, Any]]]:
+    """Return the history of each start that was tried or trained."""
+    return {each.start.name: each.history for each in trajectories if each.history}
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,11 @@ class Fit:
         """Train a start to its end, or until it stops improving."""
         last = self.num_optimizer_steps
         while not trajectory.is_over():
-            loss = self._step(trajectory)
+            batch = self.material.batch(
+                trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE
+            )
+            loss, gradients = trajectory.model.gradient(batch, self.material.loss, self.workers)
+            trajectory.step(gradients, loss)
             step = trajectory.optimizer_step
             dice = ""
             if step % setup.EVALUATE_EVERY == 0 or step == last:
@@ -220,35 +228,20 @@ class Fit:
             state = f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}"
             self.stepped(self.name, trajectory.start.name, state)
 
-    def _step(self, trajectory: Trajectory) -> float:
-        """Make a step along the mean gradient of some cases; return their mean loss before it."""
-        material = self.material
-        batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
-        loss, gradients = trajectory.model.gradient(batch, material.loss, self.workers)
-        trajectory.step(gradients, loss)
-        return loss
-
     def _evaluate(self, trajectory: Trajectory) -> float:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
         cases = deciding_ones(self.split.deciding)
         samples = [self.material.samples[case] for case in cases]
-        scores = score_cases(trajectory.model.refine, samples, self.material, self.workers)
-        mean = mean_defined(scores.dice)
-        trajectory.scored(mean, mean_defined(scores.losses))
+        dice, losses = score_cases(trajectory.model.refine, samples, self.material, self.workers)
+        mean = mean_defined(dice)
+        trajectory.scored(mean, mean_defined(losses))
         return mean
-
-
-class CaseScores(NamedTuple):
-    """How good a refiner is on some cases."""
-
-    dice: NDArray[np.float64]  # mean Dice of each case
-    losses: list[float]
 
 
 def score_cases(
     refine: Refine, samples: Sequence[Crop | Sample], material: Material, workers: Workers
-) -> CaseScores:
-    """Return mean Dice and loss of each sample or crop."""
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Return the mean Dice and the loss of each sample or crop."""
 
     def score_case(sample: Crop | Sample, threads: int) -> tuple[float, NDArray[np.int64]]:
         return score(refine, sample, material.loss, threads)
@@ -258,4 +251,4 @@ def score_cases(
     for loss, confusion in workers.run_on_device(score_case, samples):
         dice.append(mean_dice(confusion, material.regions))
         losses.append(loss)
-    return CaseScores(np.array(dice), losses)
+    return np.array(dice), losses

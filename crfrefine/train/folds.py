@@ -38,15 +38,14 @@ from crfrefine.train.choice import (
     CRF,
     UNTRAINED,
     Candidate,
-    FitResult,
     choose_kind,
     no_crf,
-    taken,
     variants,
 )
-from crfrefine.train.comparison import FoldResult, MethodValues, measure_methods
+from crfrefine.train.comparison import MethodValues, Training
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import Fit, Trajectory, deciding_ones
+from crfrefine.train.fit import Fit, Trajectory, deciding_ones, histories_of
+from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.preparing import Prepared
@@ -55,10 +54,10 @@ from crfrefine.train.starts import Start
 from crfrefine.version import __version__
 
 
-def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
+def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Training:
     """Return a fold that is trained but not measured, and write it into its file.
 
-    Its result is the trained model; which candidate is taken depends on the other folds.
+    It has the trained model; which candidate is taken depends on the other folds.
     """
     plan = prepared.plan
     workers = prepared.workers
@@ -83,12 +82,24 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Fold
         models.append((CALIBRATION, calibrated))
     if winner.best is not None:
         trained = _fit_to_all(winner, training, calibrated)
-        models += variants(trained, plan.rivals)
+        models += variants(trained, plan.volumes, plan.untrained)
 
-    fit = _try(models, winner, split.held_out, prepared)
-    histories = {each.start.name: each.history for each in trajectories if each.history}
-    tuned = prepared.tune_rivals(replace(fit, histories=histories), scaling, split.seen)
-    return _kept(number, FoldResult(name, split, tuned, {}), prepared)
+    network_score, candidates = _try(models, winner, split.held_out, prepared)
+    fold = Training(
+        name,
+        split,
+        no_crf(winner.start.parameters),
+        network_score,
+        histories_of(trajectories),
+        candidates,
+        scaling,
+        prepared.largest.best(split.seen),
+        prepared.guided.best(split.seen),
+    )
+    best = fold.candidate(CRF)
+    if best is not None:
+        fold = replace(fold, chosen=best)
+    return _kept(number, fold, prepared)
 
 
 def _fit_to_all(
@@ -118,8 +129,8 @@ def _try(
     winner: Trajectory,
     held_out: Sequence[int],
     prepared: Prepared,
-) -> FitResult:
-    """Return the result of a fold: the trained model, beside all candidates and their gains.
+) -> tuple[float, tuple[Candidate, ...]]:
+    """Return the mean Dice of the network on the cases held out, and all candidates.
 
     `models` has kind and parameters of each candidate, simpler ones first.
     """
@@ -143,11 +154,7 @@ def _try(
         candidates.append(Candidate(kind, start, parameters, step, gains))
 
     network_score = float(network.mean()) if network.size else math.nan
-    result = no_crf(winner.start.parameters, network_score)
-    for candidate in candidates:
-        if candidate.kind == CRF:
-            result = taken(candidate, network_score)
-    return replace(result, candidates=tuple(candidates))
+    return network_score, tuple(candidates)
 
 
 def _dice(refine: Refine, crops: Sequence[Crop], prepared: Prepared) -> NDArray[np.float64]:
@@ -161,7 +168,7 @@ def _dice(refine: Refine, crops: Sequence[Crop], prepared: Prepared) -> NDArray[
     return np.array(prepared.workers.run_on_device(dice_of_crop, crops)).T
 
 
-def measure_fold(number: int, folds: Sequence[FoldResult], prepared: Prepared) -> FoldResult:
+def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> Training:
     """Return a fold with the candidate of the kind that the other folds choose, measured.
 
     The file of the fold keeps it.
@@ -172,31 +179,28 @@ def measure_fold(number: int, folds: Sequence[FoldResult], prepared: Prepared) -
     if prepared.device.is_gpu:
         torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
-    trained = fold.tuned.fit
-    chosen = choose_kind([each.tuned.fit.candidates for each in folds], without=number)
-    fit = no_crf(trained.parameters, trained.network_score, trained.gains)
-    for candidate in trained.candidates:
-        if chosen is not None and candidate.kind == chosen.kind:
-            fit = taken(candidate, trained.network_score)
-    fit = calibrate_output(fit, fold.split.seen, prepared.material, prepared.workers)
-    fit = replace(fit, histories=trained.histories, candidates=trained.candidates)
-    tuned = replace(fold.tuned, fit=fit)
+    best = choose_kind([each.candidates for each in folds], without=number)
+    chosen = None if best is None else fold.candidate(best.kind)
+    if chosen is None:
+        chosen = no_crf(fold.chosen.parameters, fold.chosen.gains)
+    chosen = calibrate_output(chosen, fold.split.seen, prepared.material, prepared.workers)
+    fold = replace(fold, chosen=chosen)
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
         device = prepared.device.name
-        return measure_methods(case, plan.labels_of_regions, tuned, device, threads)
+        return measure_methods(case, plan.labels_of_regions, fold, device, threads)
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
     values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
     measured = {}
     for files, values_of_case in zip(held_out, values, strict=True):
         measured[files.case_id] = values_of_case
-    prepared.progress.training_ended(fold.name, f"{fold.name}: {fit.describe()}")
-    return _kept(number, replace(fold, tuned=tuned, measured=measured), prepared)
+    prepared.progress.training_ended(fold.name, f"{fold.name}: {fold.describe()}")
+    return _kept(number, replace(fold, measured=measured), prepared)
 
 
-def _kept(number: int, fold: FoldResult, prepared: Prepared) -> FoldResult:
+def _kept(number: int, fold: Training, prepared: Prepared) -> Training:
     """Write a fold into its file, and return it."""
     plan = prepared.plan
     digest = fingerprint(plan, is_gpu=prepared.device.is_gpu)
@@ -232,7 +236,7 @@ def fingerprint(plan: Plan, *, is_gpu: bool) -> str:
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
-def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
+def read_folds(paths: Sequence[Path], digest: str) -> dict[int, Training]:
     """Return the folds that a stopped run has trained, by their numbers; some are measured, too.
 
     Raise InputError for a file of another run, or of no fold.
@@ -245,7 +249,7 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["fingerprint"] != digest:
                 raise InputError("it is of a run with other data, options or another version")
-            finished[number] = from_plain(FoldResult, content["fold"])
+            finished[number] = from_plain(Training, content["fold"])
         except (
             OSError,
             ValueError,

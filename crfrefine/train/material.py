@@ -233,17 +233,18 @@ class Material:
 
         These are all voxels that have a reference, or MAX_VOXELS of them.
         """
-        return tuple(self._draw_voxels(crop) for crop in self.crops)
-
-    def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        tensors = self.device.moved(crop)
-        logits = tensors.with_reference(tensors.logits)
-        labels = tensors.labels
-        if labels.numel() > MAX_VOXELS:
-            chosen = torch.arange(MAX_VOXELS, device=labels.device) * labels.numel() // MAX_VOXELS
-            logits = logits[:, chosen]
-            labels = labels[chosen]
-        return logits.float(), labels
+        drawn = []
+        for crop in self.crops:
+            tensors = self.device.moved(crop)
+            logits = tensors.with_reference(tensors.logits)
+            labels = tensors.labels
+            number = labels.numel()
+            if number > MAX_VOXELS:
+                chosen = torch.arange(MAX_VOXELS, device=labels.device) * number // MAX_VOXELS
+                logits = logits[:, chosen]
+                labels = labels[chosen]
+            drawn.append((logits.float(), labels))
+        return tuple(drawn)
 
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
         """Draw some of the cases at random, and a tile of each.

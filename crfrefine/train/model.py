@@ -114,7 +114,7 @@ class Model:
     ) -> None:
         self._device = device
         self._base = parameters
-        # Bandwidths in voxels of a coarser network are handled like mm, since `_spacing_of` returns
+        # Bandwidths in voxels of a coarser network are handled like mm, since `_prepare` takes
         # the spacing in these voxels.
         self._is_coarse = parameters.counts_network_voxels
         if self._is_coarse:
@@ -224,12 +224,7 @@ class Model:
         means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
         of_crops, *means = _on_host([torch.stack(losses), *means])
         mean_loss = float(of_crops.double().mean())
-        # The gradient of this sum continues those of the crops. Gradients of several tensors would
-        # be the same, but PyTorch imports SymPy for them, for which all threads wait.
-        products = []
-        for tensor, mean in zip(_moving_tensors(models), means, strict=True):
-            products.append((tensor * mean).sum().double())
-        by_parameter = torch.autograd.grad(torch.stack(products).sum(), self.moving)
+        by_parameter = torch.autograd.grad(_moving_tensors(models), self.moving, means)
         return mean_loss, list(by_parameter)
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
@@ -239,7 +234,10 @@ class Model:
     def _prepare(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> ReadyCrop:
         """Build the kernels of a crop for the models of `_crf_models`."""
         tensors = self._device.crop(crop)
-        spacing = self._spacing_of(crop)
+        spacing = crop.spacing
+        if self._is_coarse and crop.network_spacing is not None:
+            # Bandwidths are in voxels of the coarser network.
+            spacing = tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
         if crop.regions is None:
             logits = tensors.logits.float()
             refine_channels = tensors.item.prepare(logits, models[0], spacing, threads)
@@ -260,12 +258,6 @@ class Model:
             return [self.layer.crf_model()]
         num_regions = len(crop.logits)
         return [self.layer.region_model(region) for region in range(num_regions)]
-
-    def _spacing_of(self, crop: Crop) -> tuple[float, ...]:
-        """Return the spacing in the unit of the bandwidths: mm, or voxels of a coarser network."""
-        if not self._is_coarse or crop.network_spacing is None:
-            return crop.spacing
-        return tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
 
 
 def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refine:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
+from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
@@ -25,7 +25,7 @@ from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.train import starts as setup
-from crfrefine.train.choice import VOLUMES, Rivals
+from crfrefine.train.choice import VOLUMES
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 
@@ -126,20 +126,24 @@ class Plan(NamedTuple):
         return tuple(moved)
 
     @property
-    def rivals(self) -> Rivals:
-        """Candidates beside the recalibrated network and the trained model."""
+    def volumes(self) -> tuple[VolumeParameters, ...]:
+        """The volume terms that are tried beside that of a trained model."""
+        if self.base.counts_network_voxels or VOLUME_GROUP not in self.options.learn:
+            return ()
+        if self.base.volume.weight > 0.0:
+            return (replace(self.base.volume, weight=0.0),)
+        return VOLUMES
+
+    @property
+    def untrained(self) -> CrfParameters | None:
+        """The preset as a candidate beside trained models; None where it is not comparable."""
         if self.base.counts_network_voxels:
-            return Rivals(untrained=self.base)
-        volumes: tuple[VolumeParameters, ...] = ()
-        if VOLUME_GROUP in self.options.learn:
-            volumes = VOLUMES
-            if self.base.volume.weight > 0.0:
-                volumes = (replace(self.base.volume, weight=0.0),)
+            return self.base
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn)
         if not is_free or self.cases.declared is not None:
-            return Rivals(volumes)
+            return None
         num_channels, num_modalities, _ = self.cases.sizes
-        return Rivals(volumes, setup.prepare(CrfParameters(), (), num_channels, num_modalities))
+        return setup.prepare(CrfParameters(), (), num_channels, num_modalities)
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
@@ -248,44 +252,29 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     Raise ConfigError for unusable regions.
     """
     if texts:
-        return _parse_regions(texts, cases.num_labels)
+        regions = tuple(parse_region(text) for text in texts)
+        for region in regions:
+            if max(region.labels) >= cases.num_labels:
+                reason = (
+                    f"label {max(region.labels)} is not among the logits' 0 to "
+                    f"{cases.num_labels - 1}"
+                )
+                raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
+        if len({region.name for region in regions}) < len(regions):
+            raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
+        return regions
+
+    named = []
     if cases.regions is not None:
-        return _regions_of_channels(cases.regions)
-    return _region_of_each_label(cases)
+        for name, labels in zip(cases.regions.names, cases.regions.labels, strict=True):
+            named.append(Region(f"region {name}" if name == RESERVED else name, labels))
+        return tuple(named)
 
-
-def _parse_regions(texts: Sequence[str], num_labels: int) -> tuple[Region, ...]:
-    regions = tuple(parse_region(text) for text in texts)
-    for region in regions:
-        largest = max(region.labels)
-        if largest >= num_labels:
-            reason = f"label {largest} is not among the logits' 0 to {num_labels - 1}"
-            raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
-    if len({region.name for region in regions}) < len(regions):
-        raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
-    return regions
-
-
-def _regions_of_channels(scheme: RegionScheme) -> tuple[Region, ...]:
-    regions = []
-    for name, labels in zip(scheme.names, scheme.labels, strict=True):
-        if name == RESERVED:
-            name = f"region {name}"
-        regions.append(Region(name, labels))
-    return tuple(regions)
-
-
-def _region_of_each_label(cases: LabeledCases) -> tuple[Region, ...]:
-    """Return a region for each foreground label that has a reference.
-
-    It has the label's name, unless that is reserved or another label has it, too.
-    """
+    # A label has its name, unless that is reserved or another label has it, too.
     foreground = cases.label_names[1:]
-    regions = []
     for label, name in enumerate(foreground, start=1):
-        if label == cases.ignore_label:
-            continue
         if name == RESERVED or foreground.count(name) > 1:
             name = f"label {label}"
-        regions.append(Region(name, (label,)))
-    return tuple(regions)
+        if label != cases.ignore_label:
+            named.append(Region(name, (label,)))
+    return tuple(named)

@@ -13,17 +13,10 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.train import crops as cropping
-from crfrefine.train.baselines import (
-    Guidance,
-    Scores,
-    Tuned,
-    VectorScaling,
-    largest_scores,
-    score_guided,
-)
-from crfrefine.train.choice import FitResult
+from crfrefine.train.baselines import Scores, largest_scores
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.dataset import require_all
+from crfrefine.train.guided import Guidance, score_guided
+from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, mean_defined
@@ -52,13 +45,6 @@ class Prepared(NamedTuple):
     largest: Scores[str]
     guided: Scores[Guidance]
 
-    def tune_rivals(self, fit: FitResult, scaling: VectorScaling, cases: Sequence[int]) -> Tuned:
-        """Tune the rivals of a trained CRF on the cases that it may have seen.
-
-        `scaling` was fitted to these cases.
-        """
-        return Tuned(fit, scaling, self.largest.best(cases), self.guided.best(cases))
-
 
 def prepare(plan: Plan, device: TrainingDevice, workers: Workers, progress: Progress) -> Prepared:
     """Read the cases and set up what all parts share.
@@ -80,7 +66,10 @@ def prepare(plan: Plan, device: TrainingDevice, workers: Workers, progress: Prog
         loss = make_region_loss(options.loss, cases.regions)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, device)
 
-    workers.limit(_max_items(crops, cases.sizes[0]))
+    num_voxels = max(crop.mask.size for crop in crops)
+    bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * cases.sizes[0] + FLOATS_OF_KERNELS)
+    # So many passes over the largest crop fit into the memory that is left.
+    workers.limit(memory_left(memory_limit()) // (bytes_per_voxel * num_voxels))
 
     spacings = np.array([crop.spacing for crop in crops])
     spacing = np.median(spacings, axis=0).tolist()
@@ -117,13 +106,6 @@ def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
     raise InputError(
         f"{data.labels}: no case has a foreground label; there is nothing to learn from"
     )
-
-
-def _max_items(crops: Sequence[Crop], num_channels: int) -> int:
-    """Return how many passes over the largest crop fit into the memory that is left."""
-    num_voxels = max(crop.mask.size for crop in crops)
-    bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * num_channels + FLOATS_OF_KERNELS)
-    return memory_left(memory_limit()) // (bytes_per_voxel * num_voxels)
 
 
 def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> Note | None:

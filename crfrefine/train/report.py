@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,16 +9,20 @@ from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.plain import to_plain
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
-from crfrefine.train.baselines import Tuned
-from crfrefine.train.choice import CALIBRATION, FitResult
-from crfrefine.train.comparison import FoldResult, TrainingResult
+from crfrefine.train.choice import CALIBRATION
+from crfrefine.train.comparison import Training, TrainingResult
 from crfrefine.train.plan import Plan
 
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
     cases = result.plan.cases
-    comparison = result.comparison
+    folds = []
+    for fold in result.folds:
+        entry: dict[str, Any] = {"name": fold.name}
+        for role, numbers in vars(fold.split).items():
+            entry[role] = [cases.case_ids[number] for number in numbers]
+        folds.append({**entry, "fit": _fit_entry(fold), **_rivals_entries(fold)})
     return {
         "seconds": result.seconds,
         "device": result.device,
@@ -30,16 +33,16 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "label_names": cases.label_names,
         "channels": to_plain(cases.regions),
         "regions": result.plan.labels_of_regions,
-        "verdict": comparison.verdict.to_dict(),
-        "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
+        "verdict": result.verdict.to_dict(),
+        "verdict_without_postprocessing": result.verdict_alone.to_dict(),
         "parameters": result.parameters.to_dict(),
-        "final": _fit_entry(result.final.fit),
+        "final": _fit_entry(result.final),
         **_rivals_entries(result.final),
-        "folds": [_fold_entry(fold, cases.case_ids) for fold in result.folds],
-        "comparison": summary_dicts(comparison.summary),
-        "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
-        "comparison_of_probabilities": summary_dicts(comparison.summary_of_probabilities),
-        "measurements": [asdict(line) for line in comparison.table],
+        "folds": folds,
+        "comparison": summary_dicts(result.summary),
+        "comparison_with_largest_component": summary_dicts(result.summary_of_largest),
+        "comparison_of_probabilities": summary_dicts(result.summary_of_probabilities),
+        "measurements": [asdict(line) for line in result.table],
     }
 
 
@@ -64,28 +67,28 @@ def _options_entry(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _fold_entry(fold: FoldResult, case_ids: Sequence[str]) -> dict[str, Any]:
-    """Return what the report says of a fold."""
-    entry: dict[str, Any] = {"name": fold.name}
-    for role, numbers in vars(fold.split).items():
-        entry[role] = [case_ids[number] for number in numbers]
-    entry["fit"] = _fit_entry(fold.tuned.fit)
-    entry.update(_rivals_entries(fold.tuned))
-    return entry
+def _fit_entry(training: Training) -> dict[str, Any]:
+    """Return what the report says of what a training chose, and of its candidates."""
+    chosen = training.chosen
+    return {
+        "start": chosen.start,
+        "parameters": chosen.parameters.to_dict(),
+        "score": training.score,
+        "network_score": training.network_score,
+        "gains": list(chosen.gains),
+        "best_iteration": chosen.optimizer_step,
+        "histories": training.histories,
+        "kind": chosen.kind,
+        "candidates": to_plain(training.candidates),
+        "is_network": chosen.is_network,
+        "is_calibration": chosen.kind == CALIBRATION,
+    }
 
 
-def _fit_entry(fit: FitResult) -> dict[str, Any]:
-    """Return what the report says of a training."""
-    entry: dict[str, Any] = to_plain(fit)
-    entry["is_network"] = fit.is_network
-    entry["is_calibration"] = fit.kind == CALIBRATION
-    return entry
-
-
-def _rivals_entries(tuned: Tuned) -> dict[str, Any]:
+def _rivals_entries(training: Training) -> dict[str, Any]:
     """Return what the report says of the rivals of a CRF, tuned on the same cases."""
     return {
-        "vector_scaling": to_plain(tuned.scaling),
-        "guided_filter": to_plain(tuned.guidance),
-        "keep_largest": tuned.keep_largest,
+        "vector_scaling": to_plain(training.scaling),
+        "guided_filter": to_plain(training.guidance),
+        "keep_largest": training.keep_largest,
     }

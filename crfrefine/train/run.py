@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +42,12 @@ def run_training(options: TrainingOptions, observer: Observer | None = None) -> 
         )
     if options.config is not None:
         add_inputs(options.config)
-    _check_learned(options.learn)
+    if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
+        groups = listed(options.learn) or "nothing"
+        raise ConfigError(
+            f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; "
+            f"got {groups}"
+        )
     options.check_files()
     if options.device != "auto":
         get_backend(options.device)  # Raises BackendUnavailableError if it is missing.
@@ -72,16 +76,6 @@ def run_training(options: TrainingOptions, observer: Observer | None = None) -> 
     for path in plan.fold_files:
         path.unlink(missing_ok=True)
     return result
-
-
-def _check_learned(learn: Sequence[str]) -> None:
-    """Raise ConfigError unless the groups to learn are some of those that can be learned."""
-    if learn and set(learn) <= set(DEFAULT_LEARN):
-        return
-    groups = listed(learn) or "nothing"
-    raise ConfigError(
-        f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}"
-    )
 
 
 def default_output(folder: Path) -> Path:

@@ -63,7 +63,12 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
         ranked = _ranked_by_crops(ranked, rows_of_folds, crops, prepared)
     chosen: dict[int, Sequence[Start]] = {}
     for fold, best in ranked.items():
-        chosen[fold] = _first_bandwidths(best)
+        # The first starts that differ by more than their weights.
+        start_of_bandwidths: dict[str, Start] = {}
+        for start in best:
+            kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
+            start_of_bandwidths.setdefault(repr(kernels), start)
+        chosen[fold] = list(start_of_bandwidths.values())[: setup.NUM_TRAINED]
     return chosen
 
 
@@ -124,7 +129,7 @@ def _dice_of(
     """Return the mean Dice of each case with some parameters."""
     material = prepared.material
     refine = Model(parameters, (), material.sizes, material.device).refine
-    return score_cases(refine, sources, material, prepared.workers).dice
+    return score_cases(refine, sources, material, prepared.workers)[0]
 
 
 def _try(
@@ -148,12 +153,3 @@ def _ranked(tried: Scores[Start], rows: Sequence[int]) -> list[Start]:
     """Return the starts, best first by their mean Dice on the cases of some rows."""
     order = np.argsort(-tried.means(rows), kind="stable")
     return [tried.choices[number] for number in order]
-
-
-def _first_bandwidths(starts: Sequence[Start]) -> list[Start]:
-    """Return the first NUM_TRAINED starts that differ by more than their weights."""
-    start_of_bandwidths: dict[str, Start] = {}
-    for start in starts:
-        kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
-        start_of_bandwidths.setdefault(repr(kernels), start)
-    return list(start_of_bandwidths.values())[: setup.NUM_TRAINED]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -13,8 +12,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.observer import Observer
 from crfrefine.base.workers import run_beside
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import calibrate_output, fit_scaling
-from crfrefine.train.comparison import FoldResult, TrainingResult, compare
+from crfrefine.train.comparison import Training, TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
@@ -31,7 +29,7 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     `started` is when the run began, in seconds of the monotonic clock.
     """
     device = choose_device(plan.options.device)
-    finished: dict[int, FoldResult] = {}
+    finished: dict[int, Training] = {}
     if plan.options.resume:
         finished = read_folds(plan.fold_files, fingerprint(plan, is_gpu=device.is_gpu))
 
@@ -52,35 +50,30 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     try:
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
             prepared = prepare(plan, device, workers, progress)
-            # All cores but one would wait for this import at the end.
-            run_beside(_import_statistics)
+            # All cores but one would wait for these imports later.
+            run_beside(_import_ahead)
             folds = _run_folds(prepared, finished)
-            everything = range(len(plan.cases.files))
-            scaling = fit_scaling(prepared.material, everything, workers)
-            trained = train_on_all_cases(prepared, folds, scaling)
-            fit = calibrate_output(trained, everything, prepared.material, workers)
-            final = prepared.tune_rivals(fit, scaling, everything)
+            final = train_on_all_cases(prepared, folds)
     finally:
         torch.set_num_threads(torch_threads)
 
-    comparison = compare(folds, final.fit.kind, plan)
-    seconds = time.monotonic() - started
-    return TrainingResult(plan, tuple(folds), final, comparison, seconds, device.name, num_threads)
+    return compare(plan, folds, final, device.name, num_threads, started)
 
 
-def _import_statistics() -> None:
-    """Import what the comparison at the end takes from SciPy; it raises the error, if any."""
-    with suppress(Exception):
-        import_module("scipy.stats")
+def _import_ahead() -> None:
+    """Import what PyTorch's Adam and the comparison need; these raise the error, if any."""
+    for module in ("torch._dynamo", "scipy.stats"):
+        with suppress(Exception):
+            import_module(module)
 
 
-def _run_folds(prepared: Prepared, finished: dict[int, FoldResult]) -> Sequence[FoldResult]:
+def _run_folds(prepared: Prepared, finished: dict[int, Training]) -> Sequence[Training]:
     """Return all folds, trained and then measured; those that are finished stay as they are."""
     numbers = range(len(prepared.plan.folds))
     untrained = [number for number in numbers if number not in finished]
     starts = choose_starts(prepared, untrained)
 
-    def train_one(number: int) -> FoldResult:
+    def train_one(number: int) -> Training:
         return train_fold(number, starts[number], prepared)
 
     results = dict(finished)
@@ -88,7 +81,7 @@ def _run_folds(prepared: Prepared, finished: dict[int, FoldResult]) -> Sequence[
     results.update(zip(untrained, trained, strict=True))
     folds = [results[number] for number in numbers]
 
-    def measure_one(number: int) -> FoldResult:
+    def measure_one(number: int) -> Training:
         if folds[number].measured:
             return folds[number]
         return measure_fold(number, folds, prepared)

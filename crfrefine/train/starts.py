@@ -174,9 +174,9 @@ def rounded(parameters: CrfParameters) -> CrfParameters:
     """Return the parameters with numbers of a few digits."""
     table = parameters.to_dict()
     trained = {name: table[name] for name in (*KERNELS, "compatibility", "mean_field")}
-    table.update(json.loads(json.dumps(trained), parse_float=_rounded_number))
+
+    def round_number(text: str) -> float:
+        return float(f"{float(text):.{DIGITS}g}")
+
+    table.update(json.loads(json.dumps(trained), parse_float=round_number))
     return CrfParameters.from_dict(table)
-
-
-def _rounded_number(text: str) -> float:
-    return float(f"{float(text):.{DIGITS}g}")

@@ -9,48 +9,35 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.base.failures import Causes, Failure, describe_failure
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
-from crfrefine.cases.case import Case, read_case
+from crfrefine.cases.case import read_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import NORMALIZED
-from crfrefine.refinement.case import Plan, refine
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.states import read_records
-from crfrefine.train import synthetic
 from crfrefine.train.options import TrainingOptions
-from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
-from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
+from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
+from crfrefine.train.starts import Start, voxel_length
+from crfrefine.train.unlabeled_choice import Choice, decide, gains_of, make_candidates
 from crfrefine.train.workers import Workers
 
-# Bandwidths of position: those that fit differ tenfold between data sets.
-THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)
-# This bandwidth is not chosen: synthetic cases, whose edges lie where the network put them, look at
-# the image less than is good.
-THETA_BETA = 0.06
-WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
-# No volume term, and one with a weight that keeps much of each label's main body.
-VOLUME_WEIGHTS = (0.0, 0.75)
 # Most cases, evenly spread: the parameters are a handful of numbers, which more cases hardly
 # change. The user of `infer` waits for results.
 MAX_CASES = 20
@@ -58,348 +45,8 @@ MAX_CASES_OF_A_RUN = 10
 FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
 NUM_SEEDS = 2  # noise seeds of each case; few cases get as many as MIN_DRAWS needs
 MIN_DRAWS = 8
-MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
-# Most voxels of a synthetic case, which is coarsened to this: all candidates on it take half a
-# minute at most.
-MAX_VOXELS = 400_000
-# Voxels around the foreground that belong to a synthetic case: more than most kernels reach.
-MARGIN = 16
-# Factors on the noise that the network expects of itself: networks expect too much of themselves.
-NOISE_LEVELS = (1.0, 1.5)
-# Dice above `default` that a choice must gain in every kind of synthetic case: smaller gains were
-# worth nothing on real cases.
-MIN_GAIN = 0.01
-# Dice between the two truths below which `default` is kept, since neither truth is like the case;
-# on real cases, this Dice is 0.92 to 0.98.
-MIN_AGREEMENT = 0.85
-# Smallest divisor of gains in a score, so that a kind of case without errors does not decide.
-MIN_UNIT = 0.001
-DEFAULT = "default"
 SCHEMA = 2  # of the report
 REPORTED_OPTIONS = ("images", "logits", "masks", "input_type", "add_background", "resample", "seed")
-
-
-def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, in the order of kernels, all with the overrides.
-
-    `voxel` is the side of a typical voxel in mm.
-    """
-    candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
-    tried = [candidates[0].parameters]
-    for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
-        changes = {
-            "bilateral.theta_alpha": float(f"{alpha * voxel:.3g}"),
-            "bilateral.theta_beta": THETA_BETA,
-            "bilateral.weight": weight,
-            "mean_field.temperature": TEMPERATURE,
-            "mean_field.num_iterations": NUM_ITERATIONS,
-            "mean_field.tolerance": 0.0,
-            "volume.weight": volume,
-        }
-        parameters = CrfParameters().replace(**{**changes, **overrides})
-        if parameters not in tried:  # Overrides may make some equal.
-            tried.append(parameters)
-            kernel = parameters.bilateral[0]
-            name = (
-                f"theta_alpha {_joined(kernel.theta_alpha)} mm, weight {_joined(kernel.weight)}, "
-                f"volume.weight {parameters.volume.weight:g}"
-            )
-            candidates.append(Start(name, parameters))
-    return candidates
-
-
-def _joined(value: float | tuple[float, ...]) -> str:
-    return " ".join(f"{number:g}" for number in np.atleast_1d(value))
-
-
-class Truth(NamedTuple):
-    """A label map that is right in synthetic cases, and logits that decode to it."""
-
-    labels: NDArray[Any]  # (*box)
-    logits: NDArray[np.float32]  # (channels, *box)
-
-
-class Source(NamedTuple):
-    """The part of a case that its synthetic cases are made from.
-
-    It is that around its foreground, coarsened to MAX_VOXELS.
-    """
-
-    case_id: str
-    voxel: float  # side in mm of a voxel of the case
-    regions: RegionScheme | None  # of the channels; None means that they are labels
-    image: NDArray[np.float32]  # (M, *box), normalized on the whole case
-    mask: NDArray[np.bool_]  # (*box)
-    spacing: tuple[float, ...]
-    truths: tuple[Truth, Truth]  # the refined labels, and the network's own
-    dice: float  # that the network expects of itself
-    agreement: float  # Dice of the network's own labels to the refined ones
-    # How many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see
-    # `docs/decisions`.
-    noise_voxels: float
-
-
-class _Part(NamedTuple):
-    """A part of a case: its image, mask and spacing, the network's logits, and refined ones."""
-
-    image: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    spacing: tuple[float, ...]
-    logits: NDArray[np.float32]
-    refined: NDArray[np.float32]
-
-    def coarsened(self, regions: RegionScheme | None) -> _Part:
-        """Return the part with voxels that are twice as long along one axis."""
-        factors = synthetic.halving(self.mask.shape, self.spacing)
-        shares = synthetic.block_means(probabilities_of(self.refined, regions), factors)
-        inside = synthetic.block_means(self.mask[None], factors)[0]
-        return _Part(
-            synthetic.block_means(self.image, factors),
-            inside >= 0.5,
-            tuple(np.multiply(self.spacing, factors).tolist()),
-            synthetic.block_means(self.logits, factors),
-            synthetic.logits_of(shares, regions),
-        )
-
-
-def make_source(
-    case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0
-) -> Source:
-    """Return the source of a case's synthetic ones.
-
-    Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
-    """
-    if case.input_kind == "labels":
-        raise InputError(
-            "a label map does not say how sure the network is: without "
-            "labels, give logits or probabilities, or use the preset `default`"
-        )
-    regions = case.regions
-    mask = _find_voxels(case)
-    expected_dice = synthetic.expected_dice(case.logits, mask, regions)
-    part = _part_around_foreground(case, mask, default, threads)
-    while part.mask.size > MAX_VOXELS:
-        part = part.coarsened(regions)
-
-    refined = np.where(part.mask, decode(part.refined, regions), 0)
-    network = np.where(part.mask, decode(part.logits, regions), 0)
-    groups = groups_of(len(case.logits), regions)
-    # The Dice of labels with themselves is NaN if all have too few voxels to count.
-    defined = (expected_dice, dice_of(refined, refined, groups), dice_of(network, network, groups))
-    if np.isnan(defined).any():
-        raise InputError(f"no label has {MIN_VOXELS} voxels, which a comparison needs")
-    return Source(
-        case.case_id,
-        voxel_length(case.spacing),
-        regions,
-        np.ascontiguousarray(part.image),
-        part.mask,
-        part.spacing,
-        (
-            Truth(refined, synthetic.agreeing(part.logits, refined, regions)),
-            Truth(network, synthetic.agreeing(part.logits, network, regions)),
-        ),
-        expected_dice,
-        dice_of(network, refined, groups),
-        noise_voxels,
-    )
-
-
-def _find_voxels(case: Case) -> NDArray[np.bool_]:
-    """Return the voxels (*grid) in the mask of a case and not in padding."""
-    mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
-    padding = case.find_padding()
-    if padding is None:
-        return mask
-    return mask & ~padding
-
-
-def _part_around_foreground(
-    case: Case, mask: NDArray[np.bool_], default: CrfParameters, threads: int
-) -> _Part:
-    """Return the part of a case around its foreground, with logits refined by `default`.
-
-    Logits outside the mask are 0.
-    """
-    image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
-    result = refine(
-        case.logits,
-        image,
-        parameters=replace(default, intensity=NORMALIZED),
-        input_type="logits",
-        allow_vanishing=True,  # Only rules that the user set remove much.
-        spacing=case.spacing,
-        mask=case.mask,
-        regions=case.regions,
-        threads=threads,
-    )
-    is_foreground = (result.label_map != 0) | (decode(case.logits, case.regions) != 0)
-    parts = []
-    # Without foreground, the box is that of the grid.
-    for part in bounding_box(is_foreground & mask) or ():
-        parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
-    box = tuple(parts)
-    in_channels = (slice(None), *box)
-    mask = mask[box]
-    # Padding, outside the mask, may be a constant as low as the lowest float32.
-    nothing = np.float32(0.0)
-    return _Part(
-        image[in_channels],
-        mask,
-        tuple(np.array(case.spacing, dtype=float).tolist()),
-        np.where(mask, case.logits[in_channels], nothing),
-        np.where(mask, result.logits[in_channels], nothing),
-    )
-
-
-def score_candidates(
-    source: Source,
-    candidates: Sequence[Start],
-    seed: Sequence[int],
-    threads: int,
-    check: Callable[[], None],
-) -> NDArray[np.float64]:
-    """Return the (kinds, 1 + candidates) Dice to the truths of a case after noise.
-
-    The first is that of the network; `check` may raise to stop.
-    """
-    draws = _draw_synthetic_cases(source, seed)
-    groups = groups_of(len(draws[0].logits), source.regions)
-
-    def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
-        values = []
-        for labels, drawn in zip(label_maps, draws, strict=True):
-            values.append(dice_of(np.where(source.mask, labels, 0), drawn.labels, groups))
-        return values
-
-    plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
-    columns = [dice(decode(drawn.logits, source.regions) for drawn in draws)]
-    # Candidates with the same kernels follow each other, so that these are built once.
-    for candidate in candidates:
-        check()
-        parameters = replace(candidate.parameters, intensity=NORMALIZED)
-        label_maps = []
-        for drawn in draws:
-            refined = plan.run(
-                drawn.logits, parameters, input_type="logits", regions=source.regions
-            )
-            label_maps.append(refined.label_map)
-        columns.append(dice(label_maps))
-    return np.array(columns).T
-
-
-def _draw_synthetic_cases(source: Source, seed: Sequence[int]) -> list[Truth]:
-    """Return the truths with logits that are as wrong as each of NOISE_LEVELS says."""
-    draws = []
-    for number, (labels, logits) in enumerate(source.truths):
-        random = np.random.default_rng((*seed, number))
-        noise = synthetic.make_noise(logits.shape, source.noise_voxels, random) * source.mask
-        scale = synthetic.noise_scale(
-            logits, noise, labels, source.mask, source.dice, source.regions
-        )
-        for level in NOISE_LEVELS:
-            draws.append(Truth(labels, logits + np.float32(level * scale) * noise))
-    return draws
-
-
-def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return gains of Dice over `default`, (units, kinds, candidates), and scores.
-
-    A score, (units, candidates), is the mean over kinds of the gain, divided by the gain of the
-    best candidate over the network.
-    """
-    network = table[:, :, :1]
-    default = table[:, :, 1:2]
-    candidates = table[:, :, 1:]
-    best_gains = (candidates - network).mean(axis=0).max(axis=-1)
-    gains = candidates - default
-    divisors = np.maximum(best_gains, MIN_UNIT)[:, None]
-    return gains, (gains / divisors).mean(axis=1)
-
-
-def pick(table: NDArray[np.float64]) -> int:
-    """Return the candidate with the highest mean score less its standard error.
-
-    If that is not above 0, return 0, for `default`.
-    """
-    gains, scores = gains_of(table)
-    lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
-    gains_too_little = (gains.mean(axis=0) < MIN_GAIN).any(axis=0)
-    lower[gains_too_little] = -np.inf
-    lower[0] = 0.0
-    return int(lower.argmax())
-
-
-def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int, str]:
-    """Return the number of the set that is taken, and why it is `default`.
-
-    The reason is empty for another set.
-    """
-    if len(units) < MIN_UNITS:
-        return 0, "no case could be used"
-    if float(np.median(agreements)) < MIN_AGREEMENT:
-        reason = (
-            "`default` changes so many of the network's labels that synthetic cases would not be "
-            "like the real ones"
-        )
-        return 0, reason
-    best = pick(units)
-    if best == 0:
-        reason = (
-            f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four "
-            "kinds of synthetic case"
-        )
-        return 0, reason
-    # Each half of the cases chooses a set for the other half.
-    scores = gains_of(units)[1]
-    for_odd = scores[1::2, pick(units[::2])].mean()
-    for_even = scores[::2, pick(units[1::2])].mean()
-    if for_odd + for_even <= 0.0:
-        return 0, "what one half of the synthetic cases would choose does not help the other half"
-    return best, ""
-
-
-class Choice(NamedTuple):
-    """The chosen parameters, and why.
-
-    It is `default` whenever nothing else is sure to be better on the synthetic cases.
-    """
-
-    candidates: tuple[Start, ...]  # `default` first
-    table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
-    gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
-    decision: tuple[int, str]  # of `decide`
-    case_ids: tuple[str, ...]
-    left_out: Mapping[str, Failure]  # cases that could not be used, and why
-
-    @property
-    def chosen(self) -> Start:
-        """The set that is taken."""
-        return self.candidates[self.decision[0]]
-
-    def describe(self) -> str:
-        """Return the verdict in plain English."""
-        number, doubt = self.decision
-        basis = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
-        if not doubt:
-            gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
-            caution = "That is no proof: look at the results, or measure with labels"
-            return f"chosen: {self.chosen.name}: {gain} {basis}. {caution}"
-        if not self.case_ids:
-            return f"it stays with `{DEFAULT}`: {doubt}"
-        return f"it stays with `{DEFAULT}`: {doubt}, {basis}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry in the record of a run."""
-        number, doubt = self.decision
-        return {
-            "chosen": self.chosen.name,
-            "gain": self.gains[number] if number else 0.0,
-            "doubt": doubt,
-            "sentence": self.describe(),
-            "cases": list(self.case_ids),
-            "left_out": {name: failure.message for name, failure in self.left_out.items()},
-        }
 
 
 @keeping_inputs()
@@ -421,7 +68,20 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
         f": chosen without labels on synthetic cases made from "
         f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
     )
-    options.write(SCHEMA, _make_report(options, choice), parameters, origin)
+    candidates = []
+    for candidate in choice.candidates:
+        candidates.append({"name": candidate.name, "parameters": candidate.parameters.to_dict()})
+    reported = {**vars(options.data), **vars(options)}
+    report = {
+        "options": {name: str(reported[name]) for name in REPORTED_OPTIONS},
+        "choice": choice.to_dict(),
+        "parameters": parameters.to_dict(),
+        "candidates": candidates,
+        "gains": choice.gains,
+        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
+        "dice": choice.table.tolist(),
+    }
+    options.write(SCHEMA, report, parameters, origin)
     return choice
 
 
@@ -452,23 +112,6 @@ def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
     return inputs
-
-
-def _make_report(options: TrainingOptions, choice: Choice) -> dict[str, Any]:
-    """Return the content of the report, as JSON has it."""
-    reported = {**vars(options.data), **vars(options)}
-    return {
-        "options": {name: str(reported[name]) for name in REPORTED_OPTIONS},
-        "choice": choice.to_dict(),
-        "parameters": choice.chosen.parameters.to_dict(),
-        "candidates": [
-            {"name": candidate.name, "parameters": candidate.parameters.to_dict()}
-            for candidate in choice.candidates
-        ],
-        "gains": choice.gains,
-        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
-        "dice": choice.table.tolist(),
-    }
 
 
 def choose_for(

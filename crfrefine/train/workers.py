@@ -95,7 +95,10 @@ class Workers:
     def _begin(self, function: Callable[[Item, int], Result], item: Item) -> Future[Result]:
         def compute() -> Result:
             self._check()
-            return function(item, self._share())
+            with self._lock:
+                num_items = min(self._num_unfinished, self._max_items)
+            # The threads are divided evenly between the items.
+            return function(item, max(1, self.threads // max(1, num_items)))
 
         def end(_: Future[Result]) -> None:
             with self._lock:
@@ -104,12 +107,6 @@ class Workers:
         future = self._pool.submit(compute)
         future.add_done_callback(end)
         return future
-
-    def _share(self) -> int:
-        """Return the threads of an item that begins: those of all items, evenly divided."""
-        with self._lock:
-            num_items = min(self._num_unfinished, self._max_items)
-        return max(1, self.threads // max(1, num_items))
 
     def _check(self) -> None:
         if self._is_over.is_set():
@@ -129,19 +126,13 @@ class Workers:
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
-                    _raise_own_error(future)
+                    # The error of a part that failed by itself, not because another one did.
+                    error = future.exception() if future.done() else None
+                    if error is not None and not isinstance(error, CancelledError):
+                        raise error
                 return [future.result() for future in futures]
             except BaseException:
                 self._is_over.set()
                 for future in futures:
                     future.cancel()
                 raise
-
-
-def _raise_own_error(future: Future[Result]) -> None:
-    """Raise the error of a part that has failed by itself, if it has."""
-    if not future.done():
-        return
-    error = future.exception()
-    if error is not None and not isinstance(error, CancelledError):
-        raise error

@@ -13,9 +13,9 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
-from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.choice import no_crf
-from crfrefine.train.comparison import FoldResult
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.choice import CRF, Candidate, no_crf
+from crfrefine.train.comparison import Training
 from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
 from crfrefine.train.losses import make_loss
@@ -157,17 +157,25 @@ def fit(cases, *, num_optimizer_steps=6, threads=2):
 
 def finished_fold():
     """A fold that is finished."""
-    fit = replace(
-        no_crf(CrfParameters(), 0.7, (0.25, -0.5)),
-        histories={"a": [{"iteration": 0, "score": 0.1}]},
-    )
     measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
-    return FoldResult(
+    return Training(
         "fold 1",
         Split((0, 2), (3,), (1,)),
-        Tuned(fit, VectorScaling(0.9, (0.1, -0.1)), "each"),
-        measured,
+        no_crf(CrfParameters(), (0.25, -0.5)),
+        0.7,
+        {"a": [{"iteration": 0, "score": 0.1}]},
+        (),
+        VectorScaling(0.9, (0.1, -0.1)),
+        "each",
+        measured=measured,
     )
+
+
+def tuned(parameters, scaling, keep_largest):
+    """A training that chose a CRF with these parameters, and its rivals' settings."""
+    chosen = Candidate(CRF, "start", parameters, 0, ())
+    nobody = Split((), (), ())
+    return Training("fold 1", nobody, chosen, 0.0, {}, (), VectorScaling(*scaling), keep_largest)
 
 
 class Shares(Observer):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import random_case
-from training_helpers import as_case, phantom
+from training_helpers import as_case, phantom, tuned
 
 from crfrefine import CrfParameters, CrfRnn, InputError, refine
 from crfrefine.engines.base import GridImage
@@ -18,10 +18,9 @@ from crfrefine.engines.cpu import CpuBackend
 from crfrefine.layer import functional, taking_part
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
-from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.choice import FitResult
-from crfrefine.train.comparison import NETWORK, SCALING, measure_methods
+from crfrefine.train.comparison import NETWORK, SCALING
 from crfrefine.train.crops import make_crop
+from crfrefine.train.measuring import measure_methods
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)
@@ -120,11 +119,12 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
     unmasked[:, :4] = False
     regions = {"1": (1,), "2": (2,)}
     favors_labels = (0.0, *[2.0] * (len(case.logits) - 1))
-    result = FitResult("start", CrfParameters(), 0.0, 0.0, (), 0)
-    tuned = Tuned(result, VectorScaling(0.5, favors_labels), "foreground")
+    training = tuned(CrfParameters(), (0.5, favors_labels), "foreground")
     zeros = padded(case, 0.0)
     given = (padded(case, -1000.0), zeros, dataclasses.replace(zeros, mask=unmasked))
-    found, of_zeros, expected = (measure_methods(item, regions, tuned, "cpu", 1) for item in given)
+    found, of_zeros, expected = (
+        measure_methods(item, regions, training, "cpu", 1) for item in given
+    )
     assert found == of_zeros
     assert found[SCALING] == expected[SCALING] != expected[NETWORK]
 

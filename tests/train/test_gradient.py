@@ -1,10 +1,5 @@
 """The gradient of a batch of crops."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -113,23 +108,3 @@ def test_a_loss_leaves_out_absent_regions_without_a_wait():
     assert float(nothing.detach()) == 0.0
     (gradient,) = torch.autograd.grad(nothing, logits)
     assert not gradient.any()
-
-
-GRADIENT = """
-import sys
-from training_helpers import SIZES, crops, material, start
-from crfrefine.train.model import Model
-from crfrefine.train.workers import Workers
-batch = crops(1)
-model = Model(start(4.0).parameters, ("weights", "theta", "bias"), SIZES)
-model.gradient(batch, material(batch).loss, Workers(1))
-print("sympy" in sys.modules)
-"""
-
-
-def test_a_gradient_does_not_import_sympy():
-    """PyTorch does for gradients of several tensors, and all threads of a training would wait."""
-    helpers = str(Path(__file__).parents[1] / "helpers")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([helpers, *sys.path])}
-    printed = subprocess.check_output([sys.executable, "-c", GRADIENT], env=environment, text=True)
-    assert printed.split() == ["False"]

@@ -38,7 +38,7 @@ from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.case import refine
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train import baselines
+from crfrefine.train import baselines, guided, measuring
 from crfrefine.train import comparison as methods
 from crfrefine.train import folds as cross_validation
 from crfrefine.train.choice import CALIBRATION as CALIBRATED
@@ -48,11 +48,11 @@ from crfrefine.train.choice import (
     ONE_WEIGHT,
     UNTRAINED,
     Candidate,
-    FitResult,
     choose,
     choose_kind,
     pooled,
 )
+from crfrefine.train.comparison import Training
 from crfrefine.train.fit import Trajectory
 from crfrefine.train.model import Model, mean_dice, network_refiner, score
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
@@ -109,14 +109,14 @@ def test_no_crf_is_the_outcome_where_logits_are_right(tmp_path, monkeypatch):
     data = locate_folders(write_cases(tmp_path / "data", 4, "right"))
     few = {"num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
     result = run_training(TrainingOptions(data, output=tmp_path / "p.toml", **few))
-    assert {fold.tuned.fit.kind for fold in result.folds} == {NO_CRF}
-    final = result.final.fit
+    assert {fold.chosen.kind for fold in result.folds} == {NO_CRF}
+    final = result.final.chosen
     assert final.is_network
     assert (final.parameters.bilateral[0].weight, final.parameters.mean_field.temperature) == (
         0.0,
         1.0,
     )
-    assert result.comparison.verdict.sentence.endswith(
+    assert result.verdict.sentence.endswith(
         " The folds and the file have the same kind of model: no CRF."
     )
 
@@ -205,8 +205,8 @@ def test_windows_are_those_of_the_definition():
     random = np.random.default_rng(0)
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
-    epsilons = baselines.EPSILONS[:: len(baselines.EPSILONS) - 1]
-    filtered = baselines.Guide(image, 2.0, (1.0, 2.1, 1.4)).filter(channel, epsilons)
+    epsilons = guided.EPSILONS[:: len(guided.EPSILONS) - 1]
+    filtered = guided.Guide(image, 2.0, (1.0, 2.1, 1.4)).filter(channel, epsilons)
     for epsilon, own in zip(epsilons, filtered, strict=True):
         # Covariances in float32 are differences of numbers near 0.3, so that they are known to
         # 1e-7; divided by epsilon that is 1e-4.
@@ -217,19 +217,19 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases = crops(2, **LARGER)
     right = crops(2, "right", **LARGER)
-    useful = baselines.score_guided(material(cases), LARGER["spacing"], WORKERS)
-    unguided = baselines.score_guided(material(right), LARGER["spacing"], WORKERS)
-    assert useful.dice.shape == (2, 1 + len(baselines.RADII_VOXELS) * len(baselines.EPSILONS))
+    useful = guided.score_guided(material(cases), LARGER["spacing"], WORKERS)
+    unguided = guided.score_guided(material(right), LARGER["spacing"], WORKERS)
+    assert useful.dice.shape == (2, 1 + len(guided.RADII_VOXELS) * len(guided.EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
     gain = useful.dice[:, useful.choices.index(chosen)] - useful.dice[:, 0]
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
-    assert unguided.best([0, 1]) == baselines.UNGUIDED
+    assert unguided.best([0, 1]) == guided.UNGUIDED
     case = cases[0]
     setting = useful.choices[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)
-    (labels,) = baselines.Guide(case.image, setting.radius_mm, case.spacing).labels(
+    (labels,) = guided.Guide(case.image, setting.radius_mm, case.spacing).labels(
         probabilities, [setting.epsilon], None
     )
     assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
@@ -320,14 +320,17 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
     result = run_training(
         TrainingOptions(
-            locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps
+            locate_folders(tmp_path / "data"),
+            parameters=parameters,
+            output=tmp_path / "params.toml",
+            **steps,
         )
     )
     measured = []
     kinds = set()
     for fold in result.folds:
         measured += fold.measured.values()
-        kinds.update(one.kind for one in fold.tuned.fit.candidates)
+        kinds.update(one.kind for one in fold.candidates)
     assert len(measured) == 4
     for values in measured:
         assert values["trained CRF"] == values["vector scaling"]
@@ -335,9 +338,9 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
         network = np.mean([row["dice"] for row in values["network"].values()])
         assert trained > network
     assert kinds == {CALIBRATED, CRF}
-    final = result.final.fit
+    final = result.final
     assert final.describe().startswith("recalibration alone: Dice 0.")
-    assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
+    assert from_plain(Training, json.loads(json.dumps(to_plain(final)))) == final
     assert json.loads((tmp_path / "params.report.json").read_text())["final"]["is_calibration"]
     written = CrfParameters.load(tmp_path / "params.toml")
     assert (written.bilateral[0].weight, written.mean_field.bias[2] > 0.5) == (0.0, True)
@@ -385,7 +388,7 @@ def test_a_fit_gets_one_and_labels_stay(monkeypatch):
     """The likeliest one of its own marginals; few voxels of many are enough."""
     cases = crops(3)
     parameters = fit(cases, num_optimizer_steps=2)[0].best.parameters
-    trained = FitResult("start", parameters, 0.8, 0.7, (0.1,), 2, kind=CRF)
+    trained = Candidate(CRF, "start", parameters, 2, (0.1,))
     shared = material(cases)
     found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
@@ -414,13 +417,13 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     result = run_training(
         TrainingOptions(
             data,
-            start(8.0).parameters,
+            parameters=start(8.0).parameters,
             output=tmp_path / "params.toml",
             learn=("weights",),
             **steps,
         )
     )
-    assert not result.final.fit.is_network
+    assert not result.final.chosen.is_network
     written = CrfParameters.load(tmp_path / "params.toml")
     assert written == result.parameters
     assert written.mean_field.output_temperature != 1.0
@@ -435,9 +438,9 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
         for name in fold.measured:
             case = as_case(phantom(int(name.removeprefix("case"))))
             refined = crfrefine.refine(
-                case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters
+                case.logits, case.image, spacing=SPACING, parameters=fold.chosen.parameters
             )
-            losses.append(methods.measure_probabilities(case, refined.marginals)["all"]["nll"])
+            losses.append(measuring.measure_probabilities(case, refined.marginals)["all"]["nll"])
     assert rows["trained CRF", "nll"] == pytest.approx(np.mean(losses), rel=1e-3)
 
 
@@ -535,7 +538,7 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     )
     for fold in result.folds:
         assert not set(fold.split.training) & set(fold.split.deciding)
-        assert (fold.tuned.fit.kind, fold.tuned.fit.parameters.volume) == (
+        assert (fold.chosen.kind, fold.chosen.parameters.volume) == (
             kind,
             VolumeParameters(0.75),
         )
@@ -597,11 +600,11 @@ def test_candidates_are_compared_over_the_same_regions_and_cases(monkeypatch):
     trajectory = fit(crops(2), num_optimizer_steps=1)[0]
     prepared = SimpleNamespace(material=material(crops(3)))
     models = [(CALIBRATED, parameters), (CRF, parameters)]
-    result = cross_validation._try(models, trajectory, (0, 1, 2), prepared)
-    recalibrated, trained = result.candidates
+    network_score, candidates = cross_validation._try(models, trajectory, (0, 1, 2), prepared)
+    recalibrated, trained = candidates
     assert recalibrated.gains == pytest.approx((0.1, 0.1))
     assert trained.gains == pytest.approx((0.2, 0.2))
-    assert (result.network_score, result.score) == pytest.approx((0.6, 0.8))
+    assert network_score == pytest.approx(0.6)
 
 
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
@@ -659,14 +662,9 @@ def test_the_preset_is_measured_as_infer_runs_it():
     parameters = CrfParameters().replace(
         **{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5}
     )
-    fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
-    found = methods.measure_methods(
-        case,
-        regions,
-        baselines.Tuned(fitted, baselines.VectorScaling(1.0, (0.0,) * len(case.logits)), "each"),
-        "cpu",
-        1,
-    )
+    scaling = (1.0, (0.0,) * len(case.logits))
+    training = training_helpers.tuned(parameters, scaling, "each")
+    found = measuring.measure_methods(case, regions, training, "cpu", 1)
     options = {"spacing": case.spacing, "input_type": "logits"}
     for name, keep in ((methods.DEFAULT, "none"), (methods.with_largest(methods.DEFAULT), "each")):
         preset = CrfParameters().replace(**{"postprocess.keep_largest": keep})

@@ -11,7 +11,7 @@ from training_helpers import Shares, crops, material, start
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import screening
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import CaseScores, Trajectory
+from crfrefine.train.fit import Trajectory
 from crfrefine.train.material import Sample
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.progress import Progress
@@ -96,7 +96,7 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1),
         values = values_of(refine.__self__.to_parameters())
         distances = [np.abs(values - values_of(start.parameters)).sum() for start in starts]
         dice = dice_of_tiles if kind is Sample else dice_of_crops
-        return CaseScores(np.array(dice[int(np.argmin(distances))]), [])
+        return np.array(dice[int(np.argmin(distances))]), []
 
     monkeypatch.setattr(screening, "score_cases", score_cases)
     monkeypatch.setattr(screening, "NUM_FINALISTS", 3)
@@ -176,7 +176,7 @@ def test_whole_crops_decide_which_start_was_trained_best(monkeypatch):
     def score_cases(refine, sources, *_):
         assert [len(source.tiles) for source in sources] == [9, 9]
         (kernel,) = refine.__self__.to_parameters().bilateral
-        return CaseScores(np.array([kernel.theta_alpha == 6.0, np.nan]), [])
+        return np.array([kernel.theta_alpha == 6.0, np.nan]), []
 
     monkeypatch.setattr(screening, "score_cases", score_cases)
     small = crops(3)

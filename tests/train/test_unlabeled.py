@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, zoom
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train import unlabeled
+from crfrefine.train import unlabeled, unlabeled_choice
 from crfrefine.train.synthetic import (
     agreeing,
     dice_of,
@@ -77,7 +77,7 @@ def few(monkeypatch):
     """Fewer sets of parameters and seeds."""
     monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
     monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
-    monkeypatch.setattr(unlabeled, "THETA_ALPHA_VOXELS", (1.0, 3.0))
+    monkeypatch.setattr(unlabeled_choice, "THETA_ALPHA_VOXELS", (1.0, 3.0))
 
 
 def choose(root, *options, status=0):
@@ -286,11 +286,11 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
         (scattered, 0),
         (hurt, 1),
     ):
-        assert unlabeled.decide(table, (0.9,) * 6)[0] == chosen
-    assert unlabeled.decide(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8))[1].startswith(
-        "`default` changes so many"
-    )
-    assert unlabeled.decide(table_of([0.008, 0.004]), (0.9,) * 6)[1].startswith(
+        assert unlabeled_choice.decide(table, (0.9,) * 6)[0] == chosen
+    assert unlabeled_choice.decide(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8))[
+        1
+    ].startswith("`default` changes so many")
+    assert unlabeled_choice.decide(table_of([0.008, 0.004]), (0.9,) * 6)[1].startswith(
         "no other set gains 1 point of Dice"
     )
 

@@ -1,0 +1,174 @@
+"""The guided filter, a rival of the CRF that needs no training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
+from crfrefine.engines.volumes import volume_bias
+from crfrefine.train.baselines import Scores, as_channels, network_labels, score_choices
+from crfrefine.train.crops import Crop
+from crfrefine.train.material import Material
+from crfrefine.train.starts import voxel_length
+from crfrefine.train.workers import Workers
+
+RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
+# Variances of the normalized intensity that are tried: contrasts below their root are smoothed
+# over.
+EPSILONS = (0.001, 0.01, 0.1)
+_MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The setting of a guided filter."""
+
+    radius_mm: float = 0.0  # half-width of its windows
+    epsilon: float = 0.0  # variance of the intensity that counts as an edge
+
+
+UNGUIDED = Guidance()  # no filter
+
+
+class Guide:
+    """The windows of a normalized image (M, *grid) float32, and the filter that they guide.
+
+    Half-widths of windows are rounded to voxels.
+
+    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8
+    for one modality.
+    """
+
+    def __init__(
+        self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]
+    ) -> None:
+        self._image = image
+        self._sizes = []
+        for distance, extent in zip(spacing, image.shape[1:], strict=True):
+            # Larger windows see nothing but the edges anyway, and would fill the memory.
+            radius = min(round(radius_mm / distance), 16 * extent)
+            self._sizes.append(2 * radius + 1)
+        self._means = [self._box(modality) for modality in image]
+        # The covariances of modalities, as the rows of a lower triangle.
+        self._covariances = []
+        for row in range(len(image)):
+            covariances = []
+            for column in range(row + 1):
+                mean_product = self._box(image[row] * image[column])
+                covariances.append(mean_product - self._means[row] * self._means[column])
+            self._covariances.append(covariances)
+
+    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean (*grid) of the window around each voxel."""
+        return uniform_filter(values, self._sizes, mode="nearest")
+
+    def filter(
+        self, channel: NDArray[np.float32], epsilons: Sequence[float]
+    ) -> list[NDArray[np.float32]]:
+        """Return a channel (*grid), filtered with each epsilon.
+
+        It is an average of linear functions of the image, one per window.
+        """
+        mean = self._box(channel)
+        cross_covariances = []
+        for modality, modality_mean in zip(self._image, self._means, strict=True):
+            product_mean = self._box(modality * channel)
+            cross_covariances.append(product_mean - modality_mean * mean)
+
+        filtered = []
+        for epsilon in epsilons:
+            slopes = self._slopes(epsilon, cross_covariances)
+            pairs = zip(slopes, self._means, strict=True)
+            products = [slope * modality_mean for slope, modality_mean in pairs]
+            result = self._box(mean - sum(products))
+            for slope, modality in zip(slopes, self._image, strict=True):
+                result += self._box(slope) * modality
+            filtered.append(result)
+        return filtered
+
+    def _slopes(
+        self, epsilon: float, cross_covariances: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """Return the slopes x of (covariances + epsilon) x = cross-covariances in every voxel.
+
+        The matrix is positive definite, so that elimination needs no exchange of rows.
+        """
+        rows: list[list[NDArray[Any]]] = []
+        for covariances in self._covariances:
+            rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
+        right: list[NDArray[Any]] = list(cross_covariances)
+        for pivot in range(len(rows)):
+            for row in range(pivot + 1, len(rows)):
+                factor = rows[row][pivot] / rows[pivot][pivot]
+                # The matrix stays symmetric, so the pivot's row is the pivot's column.
+                for column in range(pivot + 1, row + 1):
+                    rows[row][column] = rows[row][column] - factor * rows[column][pivot]
+                right[row] = right[row] - factor * right[pivot]
+
+        solution: list[NDArray[Any]] = []
+        for row in reversed(range(len(rows))):
+            value = right[row]
+            for number, later in enumerate(solution, start=row + 1):
+                value = value - rows[number][row] * later
+            solution.insert(0, value / rows[row][row])
+        return solution
+
+    def labels(
+        self,
+        probabilities: NDArray[np.float32],
+        epsilons: Sequence[float],
+        regions: RegionScheme | None,
+        volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """Return the labels of filtered probabilities (L, *grid) with each epsilon.
+
+        A bias keeps the volumes of the label map `volumes_of`, if there is one.
+        """
+        if regions is None:
+            # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
+            probabilities = probabilities[1:]
+        filtered = [self.filter(channel, epsilons) for channel in probabilities]
+        label_maps = []
+        for channels in zip(*filtered, strict=True):
+            if regions is not None:
+                label_maps.append(regions.decode(np.stack(channels) - np.float32(0.5)))
+                continue
+            scores = np.stack([np.float32(1.0) - sum(channels), *channels])
+            if volumes_of is not None:
+                np.log(np.maximum(scores, np.float32(_MIN_FILTERED)), out=scores)
+                bias = volume_bias(scores, volumes_of).astype(np.float32)
+                scores += as_channels(bias, scores.ndim)
+            label_maps.append(argmax_labels(scores))
+        return label_maps
+
+
+def score_guided(
+    material: Material, spacing: Sequence[float], workers: Workers
+) -> Scores[Guidance]:
+    """Measure every setting on every case, first the network without a filter.
+
+    `spacing` is that of a typical case.
+    """
+    radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
+    choices = [UNGUIDED]
+    for radius, epsilon in itertools.product(radii, EPSILONS):
+        choices.append(Guidance(radius, epsilon))
+
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
+        network = network_labels(crop)
+        volumes_of = network if crop.network_spacing else None
+        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
+        yield network
+        for radius in radii:
+            guide = Guide(crop.image, radius, crop.spacing)
+            yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
+
+    return score_choices(choices, material, workers, label_maps)

@@ -1,0 +1,200 @@
+"""The methods on a case that they were not fitted to, by the code that `infer` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.components import clean
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import expand_channels
+from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.cases.case import Case
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.metrics.calibration import measure_calibration
+from crfrefine.metrics.overlap import measure_case, one_voxel
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
+from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.train.comparison import (
+    DEFAULT,
+    GUIDED,
+    GUIDED_VOLUMES,
+    LARGEST,
+    METRICS,
+    NETWORK,
+    PROBABILITIES,
+    SCALING,
+    SHARP,
+    SOFTENED,
+    TRAINED,
+    MethodValues,
+    Training,
+    with_largest,
+)
+from crfrefine.train.crops import find_inside
+from crfrefine.train.guided import Guide
+
+
+def measure_methods(
+    case: Case, regions: Mapping[str, Sequence[int]], training: Training, device: str, threads: int
+) -> MethodValues:
+    """Return the values of every method on a case with a reference (L: voxels without one).
+
+    These are METRICS by region, and CALIBRATION_METRICS of PROBABILITIES.
+    """
+    maps = simple_maps(case, training)
+    crf = CrfOfCase(case, device, threads)
+    plain = replace(training.chosen.parameters, postprocess=PostprocessParameters())
+    refined = crf.refine(plain)
+
+    network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    trained_calibration = network_calibration
+    if not training.chosen.is_network:
+        marginals = refined.marginals
+        if refined.regions is None and len(marginals) < refined.num_labels:
+            # A label without a channel, which no voxel has, gets 0.
+            marginals = expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
+        trained_calibration = measure_probabilities(case, marginals)
+        del marginals
+
+    maps[TRAINED] = refined.label_map
+    del refined  # Its marginals need not be in memory while presets run.
+    if plain.counts_network_voxels:
+        sharp = as_parameters("sharp")
+        softened = sharp.replace(**{"bilateral.weight": 0.0})
+        maps[SOFTENED] = crf.refine(softened).label_map
+        maps[SHARP] = crf.refine(sharp).label_map
+    else:
+        maps[DEFAULT] = crf.refine(CrfParameters()).label_map
+
+    values = _measure_maps(case, regions, _with_largest_kept(maps, training.keep_largest, case))
+    values[PROBABILITIES[NETWORK]] = network_calibration
+    values[PROBABILITIES[TRAINED]] = trained_calibration
+    return values
+
+
+class CrfOfCase:
+    """Runs models on one case as `infer` does."""
+
+    def __init__(self, case: Case, device: str, threads: int) -> None:
+        self._case = case
+        self._device = device
+        self._threads = threads
+        self._network: Network = case.network
+        if isinstance(case.network, LabelMapNetwork) and case.coarse_labels is None:
+            self._network = ArrayNetwork(case.logits)
+
+    def refine(self, parameters: CrfParameters) -> RefinementResult:
+        """Return the case refined with some parameters."""
+        return refine_network(
+            self._network,
+            self._case.image,
+            parameters=parameters,
+            backend=get_backend(self._device),
+            context=RunContext(self._threads),
+            spacing=self._case.spacing,
+            mask=self._case.mask,
+        )
+
+
+def simple_maps(case: Case, training: Training) -> dict[str, NDArray[Any]]:
+    """Return the labels of the network, and of its rivals without a CRF.
+
+    Outside the mask and in padding, they are the network's.
+    """
+    network = case.network_labels
+    logits = case.logits
+    padding = case.find_padding()
+    inside = find_inside(case, padding)
+    if padding is not None:
+        # Any constant gives the same labels, but a large one would dominate its neighbors.
+        logits = np.where(padding, np.float32(0.0), logits)
+
+    is_coarse = training.chosen.parameters.counts_network_voxels
+    guided = network
+    if training.guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, training.chosen.parameters.intensity, case.mask)
+        guide = Guide(image, training.guidance.radius_mm, case.spacing)
+        probabilities = probabilities_of(logits, case.regions)
+        epsilons = [training.guidance.epsilon]
+        volumes_of = network if is_coarse else None
+        (guided,) = guide.labels(probabilities, epsilons, case.regions, volumes_of)
+    maps = {NETWORK: network}
+    if is_coarse:
+        maps[GUIDED_VOLUMES] = guided
+    else:
+        maps[SCALING] = decode(training.scaling.apply(logits), case.regions)
+        maps[GUIDED] = guided
+    if inside is None:
+        return maps
+    return {name: np.where(inside, labels, network) for name, labels in maps.items()}
+
+
+def _with_largest_kept(
+    maps: Mapping[str, NDArray[Any]], kind: str, case: Case
+) -> dict[str, NDArray[Any]]:
+    """Return label maps by method, and each of them with its largest component alone."""
+    rule = PostprocessParameters(keep_largest=kind)
+    voxel_ml = float(np.prod(case.spacing)) / 1000.0
+    kept = dict(maps)
+    for name, labels in maps.items():
+        method = LARGEST if name == NETWORK else with_largest(name)
+        kept[method] = clean(labels, rule, voxel_ml).label_map
+    return kept
+
+
+def _measure_maps(
+    case: Case, regions: Mapping[str, Sequence[int]], maps: Mapping[str, NDArray[Any]]
+) -> MethodValues:
+    """Return METRICS of label maps, by method and region."""
+    assert case.labels is not None
+    # Methods often agree, and distances take most of the time.
+    values_of_map: dict[bytes, RegionValues] = {}
+    values: MethodValues = {}
+    for name, labels in maps.items():
+        key = labels.tobytes()
+        if key not in values_of_map:
+            values_of_map[key] = measure_case(
+                labels,
+                case.labels,
+                regions,
+                case.spacing,
+                tolerance_mm=one_voxel(case.spacing),
+                metrics=METRICS,
+                ignore_label=case.num_labels,
+            )
+        values[name] = values_of_map[key]
+    return values
+
+
+def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS.
+
+    For overlapping regions, they are means over the regions.
+    """
+    assert case.labels is not None
+    if case.regions is None:
+        return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
+    channels = case.regions.labels
+    values = measure_calibration(
+        probabilities,
+        case.labels,
+        {str(number): labels for number, labels in enumerate(channels)},
+        channels=channels,
+        ignore_label=case.num_labels,
+    )
+    means = {}
+    for metric in CALIBRATION_METRICS:
+        of_regions = [values[str(number)][metric] for number in range(len(channels))]
+        means[metric] = float(np.mean(of_regions))
+    return {ALL_LABELS: means}
