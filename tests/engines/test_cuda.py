@@ -3,14 +3,13 @@ its limits. The kernels run as C++.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import ShimDevice, watched_backend
+from every_kernel import Watched, not_run, run_each
 from oracles import Case, kernel_set, one_kernel, random_case, resolve
-from script_imports import importing_from
 from strict_device import PARAMETERS, StrictDevice, use
 
 from crfrefine import RegionScheme, refine
@@ -213,19 +212,12 @@ watched_only = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """Runs of the engine that have every kernel in them."""
-    with importing_from(Path(__file__).resolve().parents[2] / "benchmarks") as load:
-        yield load("gpu_every_kernel")
-
-
 @watched_only
-def test_every_kernel_keeps_to_the_rules(runs):
+def test_every_kernel_keeps_to_the_rules():
     """One that the runs leave out is named."""
-    launched = runs.run_each(ShimDevice(is_watched=True))
-    assert not runs.not_run(launched)
-    assert runs.not_run({key for key in launched if key[1] != "splat"}) == ["lattice.splat"]
+    launched = run_each(ShimDevice(is_watched=True))
+    assert not not_run(launched)
+    assert not_run({key for key in launched if key[1] != "splat"}) == ["lattice.splat"]
 
 
 def _options():
@@ -249,9 +241,9 @@ def _options():
     not cuda_shim.all_are_watched(),
     reason="compiles each kernel several times: make test-gpu-emulated",
 )
-def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
+def test_every_option_of_a_kernel_keeps_to_the_rules():
     """Forward and backward with rows of each width, keys of more than 64 bits, and volumes."""
-    watched = runs.Watched(ShimDevice(is_watched=True))
+    watched = Watched(ShimDevice(is_watched=True))
     rng = np.random.default_rng(5)
     shape = (3, 4, 17)
     engine = CudaBackend(watched)
