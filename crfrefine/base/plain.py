@@ -1,65 +1,150 @@
-"""Conversion of frozen dataclasses to plain values for JSON, and back by their fields' types.
+"""Dataclasses as plain values for JSON, and back by the types of their fields.
 
 A field is stored under its name, or under the `key` of its metadata. A class that has `to_dict` and
-`from_dict` converts itself.
+`from_dict` converts itself, with `fields_to_plain` and `fields_from_plain` if it likes. JSON has no
+NaN, so that null is read as NaN where a number must be, and no numbers as keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from crfrefine.base.text import shorten_value
+
+# The types of values in JSON that stand for a type; a whole number may be written as 1.
+_KINDS_OF_JSON: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    NoneType: (NoneType,),
+}
+
 
 def to_plain(value: Any) -> Any:
-    """Return dataclasses and mappings as dictionaries, and tuples as lists."""
+    """Return dataclasses and mappings as dictionaries, tuples as lists, paths and times as text."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {_key_of(field): to_plain(getattr(value, field.name)) for field in fields}
+        return fields_to_plain(value)
     if isinstance(value, Mapping):
         return {key: to_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(entry) for entry in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
     return value
+
+
+def fields_to_plain(record: Any) -> dict[str, Any]:
+    """Return the plain values of a dataclass's fields."""
+    fields = dataclasses.fields(record)
+    return {_key_of(field): to_plain(getattr(record, field.name)) for field in fields}
 
 
 def from_plain(kind: Any, value: Any) -> Any:
     """Return the value of the type `kind` that `to_plain` was called on.
 
-    Raises errors of several kinds for any other value.
+    Raises:
+        TypeError: the value does not fit the type.
+        KeyError: a field without a default is missing.
+        ValueError: the value has the right type, but is none of those allowed.
     """
+    if kind is Any:
+        return value
     if get_origin(kind) is not None:
         return _from_plain_generic(kind, value)
-    if kind is float:
-        return math.nan if value is None else float(value)
     if hasattr(kind, "from_dict"):
         return kind.from_dict(value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        types = get_type_hints(kind)
-        arguments = {}
-        for field in dataclasses.fields(kind):
-            arguments[field.name] = from_plain(types[field.name], value[_key_of(field)])
-        return kind(**arguments)
-    return value
+        return kind(**fields_from_plain(kind, value))
+    if kind is float and value is None:
+        return math.nan
+    if kind in _KINDS_OF_JSON:
+        _require(type(value) in _KINDS_OF_JSON[kind], kind, value)
+        return value
+    _require(type(value) is str, kind, value)
+    read = datetime.fromisoformat if kind is datetime else kind
+    return read(value)  # a time, a path, or a word of an enumeration
+
+
+def fields_from_plain(kind: type, values: Any) -> dict[str, Any]:
+    """Return the arguments of a dataclass from the plain values of its fields.
+
+    Fields that are missing or null have their defaults; others than its own are left out. Raises
+    like `from_plain`, with the name of the field.
+    """
+    _require(isinstance(values, Mapping), kind, values)
+    types = _types_of(kind)
+    arguments = {}
+    for field in dataclasses.fields(kind):
+        key = _key_of(field)
+        value = values.get(key)
+        if value is None and not _is_required(field):
+            continue
+        if key not in values:
+            raise KeyError(key)
+        try:
+            arguments[field.name] = from_plain(types[field.name], value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{key}: expected {field.type}, got {shorten_value(value)}") from error
+    return arguments
 
 
 def _from_plain_generic(kind: Any, value: Any) -> Any:
     """Return that of a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
     outer = get_origin(kind)
-    arguments = get_args(kind)
+    inner = get_args(kind)
     if outer in (Union, UnionType):
-        members = [member for member in arguments if member is not NoneType]
-        # A value that may have several types is checked by the class that has the field.
-        if len(members) > 1 or value is None:
-            return value
-        return from_plain(members[0], value)
+        if value is None and NoneType in inner:
+            return None
+        for member in inner:
+            try:
+                return from_plain(member, value)
+            except (TypeError, ValueError, KeyError):
+                continue
+        raise TypeError(f"expected {kind}, got {shorten_value(value)}")
     if outer in (list, tuple):
-        return outer(from_plain(arguments[0], entry) for entry in value)
-    return {key: from_plain(arguments[1], entry) for key, entry in value.items()}
+        _require(isinstance(value, list), kind, value)
+        kinds = inner
+        if outer is list or inner[-1] is Ellipsis:
+            kinds = (inner[0],) * len(value)
+        _require(len(kinds) == len(value), kind, value)
+        return outer(from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
+    _require(isinstance(value, dict), kind, value)
+    entries = {}
+    for key, entry in value.items():
+        if inner[0] is int:
+            key = int(key)
+        entries[key] = from_plain(inner[1], entry)
+    return entries
+
+
+def _require(is_right: bool, kind: Any, value: Any) -> None:
+    """Raise TypeError unless a value fits a type."""
+    if not is_right:
+        raise TypeError(f"expected {kind}, got {shorten_value(value)}")
+
+
+_types_of = functools.cache(get_type_hints)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _key_of(field: dataclasses.Field[Any]) -> str:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +18,7 @@ from typing import Any, Self
 from crfrefine.base.failures import Failure
 from crfrefine.base.notes import Note
 from crfrefine.base.option import path_of_part
-from crfrefine.base.text import shorten_value
+from crfrefine.base.plain import fields_from_plain
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
@@ -137,61 +135,12 @@ class CaseRecord(Record):
 
         Raise TypeError or KeyError if a field has a value of another kind or is missing.
         """
-        check_kinds(cls, values, ("case_id", "status"))
-        fields: dict[str, Any] = {}
-        for each in dataclasses.fields(cls):
-            value = values.get(each.name)
-            if value is not None:
-                fields[each.name] = value
-        for name in _PATHS:
-            if name in fields:
-                fields[name] = Path(fields[name])
-        fields["notes"] = [Note.from_dict(note) for note in values.get("notes") or ()]
-        fields["failures"] = []
+        fields = fields_from_plain(cls, {**values, "failures": None})
+        fields["status"] = values["status"]
         error = values.get("error")
         if isinstance(error, str):
-            fields["failures"].append(Failure(error, str(values.get("error_kind"))))
+            fields["failures"] = [Failure(error, str(values.get("error_kind")))]
         return cls(**fields)
-
-
-# Fields of a record that are paths.
-_PATHS = ("output", "probabilities", "logits", "preview", "structures")
-
-
-def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
-    """Raise TypeError or KeyError unless the values of a line fit the fields of a dataclass.
-
-    Each has the type of its field as JSON writes it, and none of `required` is missing.
-    """
-    for name, kind in typing.get_type_hints(cls).items():
-        value = values.get(name)
-        if value is None:
-            if name in required:
-                raise KeyError(name)
-        elif not _fits(value, kind):
-            expected = cls.__annotations__.get(name, kind)
-            raise TypeError(f"{name}: expected {expected}, got {shorten_value(value)}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value of JSON may be one of a type, such as `tuple[float, ...] | None`."""
-    origin = typing.get_origin(kind) or kind
-    inner = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if kind is Any:
-        return True
-    if kind is Note:
-        return isinstance(value, (dict, str))  # Older records have only the sentence.
-    if kind is float:  # JSON has 1 for 1.0, and null for NaN.
-        return value is None or type(value) in (int, float)
-    if origin in (list, tuple):
-        return type(value) is list and all(_fits(entry, inner[0]) for entry in value)
-    if origin in (dict, Mapping):  # Keys of JSON are texts.
-        return type(value) is dict and all(_fits(entry, inner[1]) for entry in value.values())
-    if kind in (int, bool, types.NoneType):
-        return type(value) is kind
-    return type(value) is str
 
 
 @dataclass

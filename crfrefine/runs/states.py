@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
@@ -21,7 +22,6 @@ from crfrefine.runs.records import (
     SETTINGS,
     CaseRecord,
     RunSummary,
-    check_kinds,
     time_of_change,
     times_of_strokes,
 )
@@ -206,17 +206,16 @@ def _read_head(values: dict[str, Any]) -> RunSummary:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     optional = (*SETTINGS, "choice", "version")  # An older version had fewer.
     fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
-    check_kinds(RunSummary, fields, _HEAD)
+    for name in _HEAD:
+        if fields.get(name) is None:
+            raise KeyError(name)
+    arguments = fields_from_plain(RunSummary, {"device": "", "threads": 0, **fields})
     part_id = values["part_id"]
     if not 0 <= part_id < values["num_parts"]:
         raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
-    started = datetime.fromisoformat(values["started"])
-    if started.tzinfo is None:
+    if arguments["started"].tzinfo is None:
         raise ValueError("started: expected a time zone")
-
-    fields["started"] = started
-    fields["inputs"] = tuple(values["inputs"])
-    return RunSummary("", 0, **fields)
+    return RunSummary(**arguments)
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:

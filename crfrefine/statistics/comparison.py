@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.plain import to_plain
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
@@ -351,7 +352,7 @@ def describe_families(rows: Iterable[SummaryRow]) -> str:
 
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     """Return the summary for a JSON file: None for an undefined or infinite number."""
-    return [without_nonfinite(asdict(row)) for row in rows]
+    return [without_nonfinite(to_plain(row)) for row in rows]
 
 
 def comparison_texts(row: SummaryRow) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from crfrefine.base.plain import fields_to_plain
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
@@ -83,9 +84,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
-        values = asdict(self)
-        values["outcome"] = self.outcome.value
-        values["p_adjusted"] = self.comparison.p_value
+        values = {**fields_to_plain(self), "p_adjusted": self.comparison.p_value}
         return dict(without_nonfinite(values))
 
 

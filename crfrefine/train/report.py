@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from crfrefine.base.option import REFERENCE, mapping_of
@@ -42,7 +41,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "comparison": summary_dicts(result.summary),
         "comparison_with_largest_component": summary_dicts(result.summary_of_largest),
         "comparison_of_probabilities": summary_dicts(result.summary_of_probabilities),
-        "measurements": [asdict(line) for line in result.table],
+        "measurements": [to_plain(line) for line in result.table],
     }
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.notes import Note
+from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.other_grid import WorkGrid
@@ -59,7 +59,7 @@ def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str
             "file such as NAME.nii.gz first"
         )
     damaged = source if is_dicom(source) else options.like
-    request = {"source": source, "target": target, "options": asdict(options)}
+    request = {"source": source, "target": target, "options": to_plain(options)}
     return _ask(request, damaged or source)
 
 
@@ -122,7 +122,7 @@ def _answer(source: Path, request: dict[str, Any]) -> Any:
         if header is not None:  # Only the voxels tell the type that they become.
             lines += [line for line in describe_header(header) if line[0] != "type"]
         return lines
-    options = ConversionOptions.from_json(request["options"])
+    options = from_plain(ConversionOptions, request["options"])
     return _convert(source, Path(request["target"]), options)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 from crfrefine.base.option import INPUT, MAP, OUTPUT, Mapped, Option, mapping_of, parse_own_mapped
 from crfrefine.errors import InputError
@@ -134,13 +133,3 @@ class ConversionOptions:
     def mapping(self) -> dict[int, int]:
         """The new label of values in a label map; ConfigError if a value has two."""
         return mapping_of(self.mapped)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return options that were written as JSON, which has texts for paths and lists."""
-        restored = dict(values)
-        for name in ("like", "segments"):
-            if values[name] is not None:
-                restored[name] = Path(values[name])
-        restored["mapped"] = tuple(tuple(one) for one in values["mapped"])
-        return cls(**restored)
