@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 from check import exact_rows, message_at
-from peers import BENCH, ROOT
 from report import describe, markdown_table, write_between_markers
+from scripts import BENCH, ROOT
 from workers.measure import Workload
 from workloads import accuracy_spec, store
 

@@ -23,14 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import BENCH, ROOT
 from report import describe, markdown_table, provenance, write_between_markers
+from scripts import BENCH, DATA, ROOT
 from workers.measure import Workload
 from workloads import WORKLOADS, store
 
 from crfrefine.layer.functional import mean_field
 
-DATA = Path(os.environ.get("CRFREFINE_DATA", "../shared/data")).absolute()
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 REPEATS = 3
 NUM_TRAINED = 20  # cases of the training

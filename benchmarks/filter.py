@@ -163,8 +163,9 @@ def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int
 
 
 def main() -> None:
-    from peers import BENCH, interpreter, run_measured
+    from peers import interpreter, run_measured
     from report import describe, markdown_table, provenance
+    from scripts import BENCH
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

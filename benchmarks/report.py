@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from peers import ROOT
+from scripts import ROOT
 
 import crfrefine
 

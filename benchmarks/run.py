@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from check import check_result
 from numpy.typing import NDArray
-from peers import BENCH, ROOT, run_worker
+from peers import run_worker
 from report import describe, tables, write_between_markers
+from scripts import BENCH, ROOT
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 

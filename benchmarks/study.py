@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import BENCH, ROOT
 from report import describe, source_hash, write_between_markers
+from scripts import BENCH, ROOT
 from study_stages import Stages, crfrefine, link_files, listing, say
 from study_tables import (
     ENVIRONMENT,
