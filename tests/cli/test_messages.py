@@ -1,11 +1,15 @@
 """Messages on standard error: each kind of note once, and names that do not print are escaped."""
 
+import re
+
 import numpy as np
 import pytest
 from cli_helpers import FAST, infer, load_nifti, run_here, save_nifti, write_folders
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cli.evaluation_reporting import EvaluationReporter
+from crfrefine.cli.reporting import QUIET, RunReporter
+from crfrefine.cli.training_reporting import TrainingReporter
 from crfrefine.evaluate.measuring import CaseResult
 
 
@@ -36,6 +40,23 @@ def test_each_kind_of_warning_about_a_method_is_printed_once(capsys):
     said = capsys.readouterr().err
     assert said.count("no voxel has the label") == 1
     assert said.count("no calibration") == 1
+
+
+@pytest.mark.parametrize("reporter_of", [RunReporter, EvaluationReporter, TrainingReporter])
+def test_what_takes_long_has_a_line_in_a_log(reporter_of, capsys, monkeypatch):
+    """Of every command: what is in work, and for how long, or how long the run takes yet."""
+    reporter = reporter_of()
+    monkeypatch.setattr(reporter, "silent_seconds", 0.0)
+    reporter.stage_changed("a", "drawing", 2, 5)
+    reporter.progressed(0.5)
+    reporter.stage_changed("fold 1", "12/400")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"[0-9:]{8} a: drawing 2/5, [0-9]+ s so far", first)
+    assert re.fullmatch(r"[0-9:]{8} fold 1: 12/400, about [0-9]+.* left", second)
+    quiet = reporter_of(QUIET)
+    monkeypatch.setattr(quiet, "silent_seconds", 0.0)
+    quiet.stage_changed("a", "drawing")
+    assert capsys.readouterr().err == ""
 
 
 def test_paths_are_printed_without_escape_sequences(tmp_path):
