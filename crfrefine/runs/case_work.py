@@ -35,13 +35,13 @@ from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
 from crfrefine.runs.records import CaseRecord, times_of_strokes
-from crfrefine.runs.task import CaseInWork, CaseSettings, Task, Turns
+from crfrefine.runs.task import ALONE, CaseInWork, CaseSettings, Task, Turns
 
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
 
-def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) -> CaseInWork:
+def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
     if task.files.case_id in settings.options.held_out:
@@ -66,8 +66,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
         needed, work.input_bytes = bytes_to_refine(headers, settings.reading, may_stream=may_stream)
-        if turns is not None:
-            turns.take_memory(needed)
+        turns.take_memory(needed)
         case = cases.read_case(
             headers,
             settings.reading,
@@ -96,10 +95,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
 
 
 def finish_case(
-    settings: CaseSettings,
-    work: CaseInWork,
-    observer: Observer,
-    turns: Turns | None = None,
+    settings: CaseSettings, work: CaseInWork, observer: Observer, turns: Turns = ALONE
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
@@ -111,18 +107,14 @@ def finish_case(
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
         result, names, segments = _refine(settings, work, observer, turns)
-        if turns is not None:
-            turns.end_computing()
+        turns.end_computing()
         for note in write_case(settings, work, result, names, segments, turns):
             observer.note(note, case_id=record.case_id)
     return record
 
 
 def _refine(
-    settings: CaseSettings,
-    work: CaseInWork,
-    observer: Observer,
-    turns: Turns | None,
+    settings: CaseSettings, work: CaseInWork, observer: Observer, turns: Turns
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names and segments of labels."""
     started = time.perf_counter()
@@ -140,9 +132,8 @@ def _refine(
         options.threads,
         partial(observer.stage_changed, record.case_id),
         limit - REFINING_PROCESS - work.input_bytes,
+        take=lambda more: turns.take_more(work.input_bytes + more),
     )
-    if turns is not None:
-        context = replace(context, take=lambda more: turns.take_more(work.input_bytes + more))
     result = refine_network(
         case.network,
         case.image,

@@ -40,7 +40,7 @@ def write_case(
     result: RefinementResult,
     names: Names,
     segments: tuple[Segment, ...],
-    turns: Turns | None,
+    turns: Turns,
 ) -> list[Note]:
     """Write a refined case, and close its record; the images are freed. Return notes.
 
@@ -60,10 +60,9 @@ def write_case(
     named = segments or named_segments(names.labels)
     written = _write_beside(outputs, like, result, named, picture, threads)
     if outputs.structures or outputs.folder is not None:
-        if turns is not None:
-            turns.wait_to_name()  # The files of structures are written by other threads.
+        turns.wait_to_name()  # The files of structures are written by other threads.
         written += _write_structures(outputs, like, segments, threads)
-    if turns is not None and (work.task.before or work.task.unknown):
+    if work.task.before or work.task.unknown:
         turns.wait_to_name()  # Until then a run may end that leaves the case as it was.
     notes = list(remove_stale(outputs, work.task.before, work.task.unknown, record, written))
     record.notes += notes

@@ -16,7 +16,7 @@ from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import CaseSettings, Task
+from crfrefine.runs.task import ALONE, CaseSettings, Task, Turns
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
@@ -153,7 +153,7 @@ class Places:
             self._changed.notify_all()
 
 
-class CaseInFlight(Observer):
+class CaseInFlight(Observer, Turns):
     """A case in flight: its notes and its stage until they are shown, and what it waits for.
 
     It ends at its next stage if the run is over, or another case needs its memory.
@@ -301,7 +301,7 @@ class CasesInFlight:
 
     def _refine_with_device(self, task: Task, case: CaseInFlight) -> CaseRecord:
         """Read, refine and write a case; on the CPU after the loss of a GPU in another one."""
-        record = self._refine(task, case, case)
+        record = self._refine(task, case, turns=case)
         if self._settings.options.device == "auto" and record.has_failed_by(DeviceLostError):
             with self._lock:
                 has_lost_gpu = self._settings.device != "cpu"
@@ -310,11 +310,11 @@ class CasesInFlight:
                 case.note(Note.of(NoteKind.GPU_LOST))
             else:  # The case has only met the loss in another one.
                 case.notes.clear()
-                record = self._refine(task, case, None)
+                record = self._refine(task, case, turns=ALONE)
         return record
 
-    def _refine(self, task: Task, case: CaseInFlight, turns: CaseInFlight | None) -> CaseRecord:
-        """Read, refine and write a case; with `turns` it waits until there is memory for it."""
+    def _refine(self, task: Task, case: CaseInFlight, turns: Turns) -> CaseRecord:
+        """Read, refine and write a case; it waits for memory if `turns` is the case."""
         work = read_case(self._share_of(0), task, turns)
         with naming_after(case.wait_to_name):
             return finish_case(self._share_of(case.num_bytes), work, case, case)

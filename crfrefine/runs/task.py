@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
@@ -59,8 +58,8 @@ class CaseInWork:
     input_bytes: int = 0  # that its input takes in memory, by an estimate
 
 
-class Turns(Protocol):
-    """What a case waits for while others are in work."""
+class Turns:
+    """What a case waits for while others are in work; a case alone waits for nothing."""
 
     def take_memory(self, num_bytes: int) -> None:
         """Wait until the case, whose voxels will now be read, may take so much memory."""
@@ -73,3 +72,6 @@ class Turns(Protocol):
 
     def wait_to_name(self) -> None:
         """Wait until the files of the case, which are whole, may get their names."""
+
+
+ALONE = Turns()
