@@ -109,13 +109,25 @@ def tune(
         folder = worklist.keep_lost()
         if folder:
             print(for_terminal(f"crfrefine: strokes are kept in {folder}"), file=sys.stderr)
+        if worklist.is_busy:
+            print("crfrefine: interrupted", file=sys.stderr)
+            _leave_at_once(130)
         raise
     finally:
         worklist.end()
+    if worklist.is_busy:
+        _leave_at_once(0)
 
 
-def _tell_address(address: str, *, opens_browser: bool) -> None:
-    """Print the address of the page, and open it in a browser if wanted."""
+def _leave_at_once(status: int) -> None:
+    """End without waiting for a step that cannot stop; files are whole or not there."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _tell_address(address: str, ticket: str, *, opens_browser: bool) -> None:
+    """Print the address of the page, and open it in a browser if wanted, by a ticket."""
     ending = "the page's button or Ctrl-C ends it"
     print(f"crfrefine: open this address in a browser of this machine; {ending}", file=sys.stderr)
     print(address, flush=True)
@@ -123,4 +135,4 @@ def _tell_address(address: str, *, opens_browser: bool) -> None:
     has_screen = "SSH_CONNECTION" not in os.environ
     has_screen = has_screen and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if opens_browser and has_screen:
-        run_beside(partial(webbrowser.open, address))
+        run_beside(partial(webbrowser.open, ticket))

@@ -80,7 +80,8 @@ def picture(driver, number=0):
     wait(driver, "!document.querySelector('.plane canvas[aria-busy=true]')")
     return driver.execute_async_script(
         "const [number, done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => "
-        "done(document.querySelectorAll('.plane canvas')[number].toDataURL())))",
+        "done([...document.querySelectorAll('.plane')[number].querySelectorAll('canvas')]"
+        ".map((canvas) => canvas.toDataURL()).join())))",
         number,
     )
 
@@ -88,7 +89,7 @@ def picture(driver, number=0):
 # Where voxels of a plane, (across, up), lie in the window, unless the plane is enlarged.
 PLACES = """
     const [number, { size, steps }, voxels] = arguments;
-    const box = document.querySelectorAll('.plane canvas')[number].getBoundingClientRect();
+    const box = document.querySelectorAll('.overlay')[number].getBoundingClientRect();
     const scale = Math.min(box.width / (size[0] * steps[0]), box.height / (size[1] * steps[1]));
     const left = box.left + (box.width - size[0] * steps[0] * scale) / 2;
     const bottom = box.bottom - (box.height - size[1] * steps[1] * scale) / 2;
@@ -114,7 +115,8 @@ def drag(driver, number, start, end, kind):
     places = places_of(driver, number, [start, end])
     driver.execute_script(
         "const [number] = arguments; document.addEventListener('pointerup', () => { window.inked ="
-        " document.querySelectorAll('.plane canvas')[number].toDataURL(); },"
+        " [...document.querySelectorAll('.plane')[number].querySelectorAll('canvas')]"
+        ".map((canvas) => canvas.toDataURL()).join(); },"
         " { once: true, capture: true })",
         number,
     )

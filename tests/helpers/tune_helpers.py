@@ -89,10 +89,12 @@ class Page(NamedTuple):
 
 
 @contextmanager
-def open_page(*arguments):
+def open_page(*arguments, env=None):
     """Start the command, and end it afterwards unless it has ended."""
     words = command("tune", "--no-browser", "--threads", 1, *arguments)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
     try:
         address = process.stdout.readline().strip()
         assert address, process.communicate()[1]

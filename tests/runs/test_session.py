@@ -1,10 +1,15 @@
 """The state of the page: parameters, newest results, planes, saving."""
 
+import http.client
 import json
+import os
 import signal
 import socket
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -456,3 +461,59 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
         assert all(line.startswith("crfrefine: ") for line in told)
+
+
+@needs_server
+def test_the_browser_gets_an_address_that_leads_to_the_page_once(labeled_folders, tmp_path):
+    """Other users may read the command line of the browser."""
+    seen = tmp_path / "seen"
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {seen}.part && mv {seen}.part {seen}\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "BROWSER": f"{program} %s", "DISPLAY": ":99"}
+    environment.pop("SSH_CONNECTION", None)
+    with open_page(*arguments(labeled_folders), "--browser", env=environment) as page:
+        token = page.address.split("/")[3]
+        while not seen.exists():
+            time.sleep(0.05)
+        ticket = seen.read_text().strip().split("/")[3]
+        assert ticket != token
+        status, _, headers = page.ask("", token=ticket)
+        assert (status, headers["location"]) == (303, f"/{token}/")
+        assert page.ask("", token=ticket)[0] == 403
+
+
+@needs_server
+def test_the_page_ends_at_once_and_silently_in_a_step_that_takes_long(large):
+    slow = ("--set", "mean_field.filter=exact")
+    inputs = ("-i", large[0].images, "-p", large[0].logits)
+    with open_page(*inputs, *slow) as page:
+        state = {**STATE, "place": CENTER}
+        waiting = threading.Thread(target=_ask_silently, args=(page, "case/0/refine", state))
+        waiting.start()
+        time.sleep(1)
+        assert waiting.is_alive(), "the step takes long"
+        page.json("end", {})
+        assert page.process.wait(15) == 0
+        waiting.join(15)
+        told = page.process.stderr.read().splitlines()
+        assert all(line.startswith("crfrefine: ") for line in told), told
+
+
+def _ask_silently(page, name, sent):
+    with suppress(OSError, http.client.HTTPException):
+        page.ask(name, sent)
+
+
+@needs_server
+def test_a_request_without_a_host_is_refused_silently(labeled_folders):
+    with open_page(*arguments(labeled_folders)) as page:
+        parts = urlsplit(page.address)
+        with socket.create_connection((parts.hostname, parts.port)) as connection:
+            request = f"GET {parts.path}cases HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n"
+            connection.sendall(request.encode())
+            answer = connection.makefile("rb").readline()
+        assert b" 40" in answer
+        page.json("end", {})
+        assert page.process.wait(30) == 0
+        assert "Traceback" not in page.process.stderr.read()

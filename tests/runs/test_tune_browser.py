@@ -101,6 +101,7 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     assert dice(page) != before[1]
     shown = page.execute_script("return document.querySelector('#toml').textContent")
     assert not saved.exists()
+    page.execute_script("document.querySelector('#controls').open = true")
     page.find_element("id", "save").click()
     wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
     assert saved.read_text() == shown
@@ -122,7 +123,7 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     assert len(set(seen)) == len(seen)
     position = "return document.querySelector('.plane output').textContent"
     first = page.execute_script(position)
-    page.find_element("css selector", ".plane canvas").send_keys(Keys.PAGE_UP)
+    page.find_element("css selector", ".overlay").send_keys(Keys.PAGE_UP)
     assert page.execute_script(position) != first
 
     # A value that is not allowed is marked beside the one that applies.
@@ -153,9 +154,10 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     page, running, saved, labeled_folders, tmp_path
 ):
     names = page.execute_script(
-        "return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)"
+        "return [...document.querySelectorAll('#tools label, #brushes label')]"
+        ".map((node) => node.textContent)"
     )
-    assert names == ["crosshair", "move", "label 1", "label 2", "label 3", "background", "erase"]
+    assert names == ["crosshair", "move", "background", "erase", "label 1", "label 2", "label 3"]
     x, y, z = running.json("case/0/describe")["place"]
     expected = np.zeros(UPRIGHT, int)
     before = dice(page)
@@ -188,7 +190,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     # The keyboard draws, too, and takes back what it drew.
     last = number(page)
     press(page, "2]")
-    page.find_element("css selector", ".plane canvas").send_keys(" ")
+    page.find_element("css selector", ".overlay").send_keys(" ")
     wait_until_done(page, last)
     assert drawn(page) > np.count_nonzero(expected)
     last = number(page)
@@ -203,6 +205,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     press(page, "z")
     wait_until_done(page, last)
 
+    page.execute_script("document.querySelector('#controls').open = true")
     for button, told in (("save", "#saved"), ("save-case", "#saved-case")):
         page.find_element("id", button).click()
         wait(page, f"document.querySelector('{told}').textContent.startsWith('saved')")
@@ -226,7 +229,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
 
 ZOOM = """
     const [number, [clientX, clientY], deltaY] = arguments;
-    document.querySelectorAll('.plane canvas')[number].dispatchEvent(new WheelEvent('wheel',
+    document.querySelectorAll('.overlay')[number].dispatchEvent(new WheelEvent('wheel',
         { clientX, clientY, deltaY, ctrlKey: true, bubbles: true, cancelable: true }));
 """
 
@@ -284,6 +287,7 @@ def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folder
     wait(page, "document.querySelector('#case').textContent === 'first'")
     wait_until_done(page)
     assert drawn(page) == 4
+    page.execute_script("document.querySelector('#controls').open = true")
     page.find_element("id", "save").click()
     wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
 
@@ -306,12 +310,14 @@ def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folder
         "const node = document.getElementById('order'); node.value = '-1';"
         "node.dispatchEvent(new Event('change'))"
     )
-    wait(page, "[...document.querySelectorAll('#case-list .count')].every((one) => one.innerText)")
+    wait(
+        page, "[...document.querySelectorAll('#case-list .count')].every((one) => one.textContent)"
+    )
 
 
 def test_every_control_has_a_name_and_a_narrow_page_is_no_wider_than_its_window(page):
     unnamed = page.execute_script(
-        "return [...document.querySelectorAll('button, input, select, summary, canvas')].filter("
+        "return [...document.querySelectorAll('button, input, select, summary, .overlay')].filter("
         "(node) => !(node.ariaLabel || node.textContent.trim() || node.labels?.length || "
         "node.hidden)).map((node) => node.outerHTML)"
     )
@@ -330,7 +336,7 @@ def test_every_control_has_a_name_and_a_narrow_page_is_no_wider_than_its_window(
     )
     assert small == []
     main, beside = page.execute_script(
-        "return [...document.querySelectorAll('.plane canvas')].slice(0, 2).map((node) => "
+        "return [...document.querySelectorAll('.overlay')].slice(0, 2).map((node) => "
         "node.clientWidth)"
     )
     assert main > 1.5 * beside > 60

@@ -16,7 +16,6 @@ from tune_browser import (
     number,
     open_browser,
     open_case,
-    picture,
     places_of,
     press,
     wait,
@@ -53,7 +52,10 @@ def correcting(arguments, folder, profile):
 def stroke(driver, start, end, key="2"):
     """Draw with a brush of one voxel in the first plane, and wait for the result."""
     last = number(driver)
-    driver.execute_script("document.querySelector('#size').value = 1")
+    driver.execute_script(
+        "const size = document.querySelector('#size'); size.value = 1;"
+        "size.dispatchEvent(new Event('input'))"
+    )
     press(driver, key)
     drag(driver, 0, start, end, "mouse")
     wait_until_done(driver, last)
@@ -127,6 +129,10 @@ def test_strokes_and_undone_ones_come_back_however_the_program_ends(
     check_infer_gives_what_is_saved(arguments, folder, tmp_path / "out")
 
 
+def strokes_on_their_way(driver):
+    return driver.execute_script("return document.querySelector('.overlay').toDataURL()")
+
+
 def connect(driver, *, is_offline):
     conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     driver.execute_cdp_cmd("Network.enable", {})
@@ -138,13 +144,13 @@ def connect(driver, *, is_offline):
 def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, folder):
     with correcting(arguments, folder, "profile") as (_, page):
         stroke(page, (2, 3), (6, 3))
-        before = picture(page)
+        before = strokes_on_their_way(page)
         places = places_of(page, 0, [(2, 5), (2, 7)])
         connect(page, is_offline=True)
         for place in places:
             pointer(page, place, "down", "up")
         wait(page, is_shown("connection"))
-        assert picture(page) != before, "what is not sent yet stays in sight"
+        assert strokes_on_their_way(page) != before, "what is not sent yet stays in sight"
         last = number(page)
         connect(page, is_offline=False)
         wait(page, f"!{is_shown('connection')}")
@@ -214,9 +220,12 @@ def test_nothing_is_drawn_outside_of_the_image_or_in_a_case_that_is_not_there_ye
 ):
     with correcting(arguments, folder, "profile") as (_, page):
         press(page, "2")
-        ((left, top), (right, _)) = places_of(page, 0, [(0, 12), (14, 12)])
-        for across in (left - 40, right + 40):
-            pointer(page, (across, top), "down", (across, top + 30), "up")
+        left, top, right, bottom = page.execute_script(
+            "const box = document.querySelector('.overlay').getBoundingClientRect();"
+            "return [box.left, box.top, box.right, box.bottom]"
+        )
+        for corner in ((left + 4, top + 4), (right - 4, bottom - 4)):
+            pointer(page, corner, "down", (corner[0], corner[1] + 2), "up")
         assert drawn(page) == 0
 
         # A stroke that is being drawn belongs to its case.

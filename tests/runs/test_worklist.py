@@ -36,6 +36,8 @@ from crfrefine.runs.tune.worklist import Worklist
 
 STROKE = {"plane": 1, "place": [4, 5, 6], "voxels": [5 + 15 * 2, 6 + 15 * 2], "value": 3}
 
+SENT = {**STROKE, "radius": 0, "within": {}, "mark": ""}  # as the page sends it
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -228,7 +230,7 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
         first_voxels = range(0, 15 * 11, 11)
 
         def draw(voxel):
-            page.json("case/0/draw", {**STROKE, "voxels": [voxel], "mark": ""})
+            page.json("case/0/draw", {**SENT, "voxels": [voxel]})
             page.json("case/0/save-case", {"preset": "", "changes": {}})
 
         threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]
@@ -250,7 +252,7 @@ def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
     arguments = ("-i", folders[0].images, "-p", folders[0].logits)
     for delay in (0.0, 0.01, 0.03):
         with open_page(*arguments, "--corrections", tmp_path) as page:
-            page.json("case/0/draw", {**STROKE, "mark": ""})
+            page.json("case/0/draw", SENT)
             saving = threading.Thread(target=_save, args=(page,))
             saving.start()
             threading.Event().wait(delay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.label_maps import Box, channels_of
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
@@ -25,7 +26,7 @@ from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import Strokes
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.pictures.planes import (
     BONE,
     LOWEST_WITHOUT_AIR,
@@ -45,8 +46,17 @@ Integers = NDArray[np.int64]
 # (docs/guide/tuning.md).
 MAX_VALUES = 150_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
+_MIN_MARGIN = 6.0  # mm around a stroke that a box has at least, however many labels there are
 # Usual windows of CT that the page offers beside the one by the image's percentiles.
 CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
+
+
+def enclose(one: Box, other: Box) -> Box:
+    """Return the box around two boxes."""
+    box = []
+    for part, second in zip(one, other, strict=True):
+        box.append(slice(min(part.start, second.start), max(part.stop, second.stop)))
+    return tuple(box)
 
 
 class TuneCase(Case):
@@ -107,16 +117,6 @@ class TuneCase(Case):
         index[up] = slice(None)
         return self.pose.turn(array)[tuple(index)]
 
-    def voxels_of_plane(
-        self, number: int, place: Sequence[int], across: Integers, up: Integers
-    ) -> Integers:
-        """Return the sorted places in the flattened arrays of voxels of a plane."""
-        _, axis_across, axis_up, _ = PLANES[number]
-        upright = [np.full_like(across, at) for at in place]
-        upright[axis_across] = across
-        upright[axis_up] = up
-        return self.stored_places(upright)
-
     def stored_places(self, upright: Sequence[Integers]) -> Integers:
         """Return the sorted places in the flattened arrays of voxels of the upright grid."""
         stored = list(upright)
@@ -147,31 +147,62 @@ class TuneCase(Case):
             maps.append(self.pose.turn(self.labels))
         return choose_places(maps, network != maps[-1], self.upright_spacing).point
 
-    def box_around(self, place: Sequence[int]) -> Box | None:
-        """Return a box of the upright grid around a voxel; None if the whole grid is small enough.
-
-        It is as nearly a cube in mm as the grid allows.
-        """
-        num_channels = self.network.shape[0]
-        grid = self.upright_grid
-        spacing = self.upright_spacing
-        max_voxels = MAX_VALUES / max(num_channels, _MIN_LABELS)
-        if np.prod(grid) <= max_voxels:
-            return None
-
-        # Axes that the cube does not fit into are taken whole, the shortest first, and the others
-        # share the rest.
-        order = sorted(range(len(grid)), key=lambda axis: grid[axis] * spacing[axis])
-        box = [slice(0)] * len(grid)
-        for position, axis in enumerate(order):
-            remaining = order[position:]
-            voxel_mm = float(np.prod([spacing[other] for other in remaining]))
-            edge_mm = (max_voxels * voxel_mm) ** (1 / len(remaining))
-            extent = min(grid[axis], max(1, round(edge_mm / spacing[axis])))
-            start = min(max(0, place[axis] - extent // 2), grid[axis] - extent)
-            box[axis] = slice(start, start + extent)
-            max_voxels /= extent
+    def upright_box(self, voxels: Integers) -> Box:
+        """Return the box of the upright grid around places in the flattened arrays."""
+        stored = np.unravel_index(voxels, self.network_labels.shape)
+        box = []
+        for axis, is_flipped, size in zip(
+            self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
+            first = int(stored[axis].min())
+            last = int(stored[axis].max())
+            if is_flipped:
+                first, last = size - 1 - last, size - 1 - first
+            box.append(slice(first, last + 1))
         return tuple(box)
+
+    def labels_in(self, box: Box, drawn: Array) -> tuple[int, ...]:
+        """Return the background, and the labels that the network or a stroke has in a box."""
+        part = self.stored_box(box)
+        labels = {0, *np.unique(self.network_labels[part]).tolist()}
+        labels.update(np.unique(drawn[part]).tolist())
+        return tuple(sorted(labels - {BACKGROUND}))
+
+    def box_around(self, inside: Box, drawn: Array) -> Box | None:
+        """Return a box of the upright grid around another one, as wide in mm on all sides.
+
+        It is as large as what is refined at once with the labels in it, and reaches as far as a
+        stroke does at least. None if the whole grid is small enough.
+        """
+        max_voxels = MAX_VALUES / _MIN_LABELS
+        for _ in range(2):  # A smaller box may have fewer labels, but hardly matters then.
+            margin = self._margin(inside, max_voxels)
+            box = self.widened(inside, max(margin, _MIN_MARGIN))
+            max_voxels = MAX_VALUES / max(len(self.labels_in(box, drawn)), _MIN_LABELS)
+        if box == tuple(slice(0, size) for size in self.upright_grid):
+            return None
+        return box
+
+    def widened(self, box: Box, margin: float) -> Box:
+        """Return a box with a margin in mm, as far as the grid has it."""
+        widened = []
+        for part, spacing, size in zip(box, self.upright_spacing, self.upright_grid, strict=True):
+            voxels = round(margin / spacing)
+            widened.append(slice(max(0, part.start - voxels), min(size, part.stop + voxels)))
+        return tuple(widened)
+
+    def _margin(self, box: Box, max_voxels: float) -> float:
+        """Return the largest margin in mm with which a box has at most so many voxels."""
+        lowest = 0.0
+        highest = max(np.multiply(self.upright_grid, self.upright_spacing)) + 1.0
+        while highest - lowest > min(self.upright_spacing) / 2:
+            middle = (lowest + highest) / 2
+            widened = self.widened(box, middle)
+            if math.prod(part.stop - part.start for part in widened) <= max_voxels:
+                lowest = middle
+            else:
+                highest = middle
+        return lowest
 
 
 def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
@@ -238,7 +269,10 @@ class CaseRefiner:
         image = self._normalized_image(parameters, mask)
         network = case.network
         if isinstance(network, LabelMapNetwork):
-            network = replace(network, labels=network.labels[part])
+            labels = network.labels[part]
+            network = replace(network, labels=labels)
+            if box is not None:
+                network = replace(network, channels=channels_of(np.unique(labels).tolist()))
         elif isinstance(network, ArrayNetwork):
             network = replace(network, values=network.values[(slice(None), *part)])
         backend = self._keeping_backend

@@ -24,6 +24,7 @@ from crfrefine.refinement.strokes import BACKGROUND, Strokes
 _MAX_MARKS = 1000  # edits that are known again if they are sent twice
 
 Places = NDArray[np.int64]
+NOWHERE: Places = np.empty(0, np.int64)
 
 
 class Edit(NamedTuple):
@@ -107,25 +108,33 @@ class Drawing:
         """Free the array, which is made again when it is needed."""
         self._values = None
 
-    def draw(self, edit: Edit, mark: str = "") -> None:
-        """Draw a stroke. One with the mark of an earlier call is the same one, sent again."""
+    def draw(self, edit: Edit, mark: str = "") -> Places:
+        """Draw a stroke. One with the mark of an earlier call is the same one, sent again.
+
+        Return the voxels that may have changed, as do `undo` and `redo`.
+        """
         with self._lock:
             if self._is_new(mark):
                 del self._edits[self._num_done :]
                 self._edits.append(edit)
                 self._step(1)
+        return edit.voxels
 
-    def undo(self, mark: str = "") -> None:
+    def undo(self, mark: str = "") -> Places:
         """Take the last stroke back, if any."""
         with self._lock:
             if self._is_new(mark) and self._num_done > self._num_given:
                 self._step(-1)
+                return self._edits[self._num_done].voxels
+        return NOWHERE
 
-    def redo(self, mark: str = "") -> None:
+    def redo(self, mark: str = "") -> Places:
         """Draw the stroke again that was taken back last, if any."""
         with self._lock:
             if self._is_new(mark) and self._num_done < len(self._edits):
                 self._step(1)
+                return self._edits[self._num_done - 1].voxels
+        return NOWHERE
 
     def follow(self, values: Array) -> None:
         """Take strokes that were changed elsewhere, as one would draw them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -34,7 +35,16 @@ _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
 _MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
-_STROKE: dict[str, type] = {"plane": int, "place": list, "voxels": list, "value": int, **_MARK}
+_STROKE: dict[str, type] = {
+    "plane": int,
+    "place": list,
+    "voxels": list,
+    "value": int,
+    "radius": float,
+    "within": dict,
+    **_MARK,
+}
+_REVIEW: dict[str, type] = {"number": int, "review": str, "note": str}
 _VIEW: dict[str, type] = {
     "plane": int,
     "place": list,
@@ -61,10 +71,10 @@ def check_libraries() -> None:
         )
 
 
-def serve(worklist: Worklist, port: int, tell: Callable[[str], None]) -> None:
+def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> None:
     """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
 
-    `tell` gets its address. InputError: port taken.
+    `tell` gets its address, and one that leads there a single time. InputError: port taken.
     """
     import uvicorn
 
@@ -72,10 +82,16 @@ def serve(worklist: Worklist, port: int, tell: Callable[[str], None]) -> None:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # A page that still waits for a result would be cut off, and its traceback printed.
             worklist.end()
+            _be_silent()
             super().handle_exit(sig, frame)
 
+    def end() -> None:
+        _be_silent()
+        server.should_exit = True
+
     token = secrets.token_urlsafe(24)
-    app = make_app(worklist, token, lambda: setattr(server, "should_exit", True))
+    ticket = secrets.token_urlsafe(24)
+    app = make_app(worklist, token, end, [ticket])
     server = Server(
         uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2)
     )
@@ -89,14 +105,23 @@ def serve(worklist: Worklist, port: int, tell: Callable[[str], None]) -> None:
         # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm
         # its beginning.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tell(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")
+        root = f"http://{HOST}:{listener.getsockname()[1]}"
+        tell(f"{root}/{token}/", f"{root}/{ticket}/")
         server.run(sockets=[listener])
 
 
-def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp:
+def _be_silent() -> None:
+    """Say nothing of requests that the end of the program cuts off."""
+    logging.getLogger("uvicorn.error").disabled = True
+
+
+def make_app(
+    worklist: Worklist, token: str, end: Callable[[], None], tickets: list[str]
+) -> ASGIApp:
     """Return the application.
 
-    Every address begins with the token, and `end` is called when the page asks to end.
+    Every address begins with the token, and `end` is called when the page asks to end. A ticket in
+    its place leads to the page once: other users may read the command line of a browser.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -158,12 +183,13 @@ def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp
         post("read-ahead", worklist.read_ahead, {"number": int}),
         post("count-changes", worklist.count_changes, _PARAMETERS),
         post("keep", worklist.keep, {}),
+        post("review", worklist.review, _REVIEW),
         post("save-all", worklist.save_all, _PARAMETERS),
         post("end", close, {}),
         Mount("/", assets),
     ]
     guards = [
-        Middleware(BaseHTTPMiddleware, dispatch=_guard(token)),
+        Middleware(BaseHTTPMiddleware, dispatch=_guard(token, tickets)),
         Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
     ]
     refusals = {CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400)}
@@ -179,16 +205,19 @@ def _as_json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
 
-def _guard(token: str) -> Callable[..., Awaitable[Response]]:
+def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]:
     """Return what refuses addresses without the token, and adds the headers of every answer."""
-    from starlette.responses import PlainTextResponse
+    from starlette.responses import PlainTextResponse, RedirectResponse
 
     async def guard(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         sent_token = request.url.path.split("/")[1]
         response: Response
-        if not secrets.compare_digest(sent_token.encode(), token.encode()):
+        if sent_token in tickets:
+            tickets.remove(sent_token)
+            response = RedirectResponse(f"/{token}/", 303)
+        elif not secrets.compare_digest(sent_token.encode(), token.encode()):
             response = PlainTextResponse(
                 "wrong address: take the one that crfrefine tune printed", 403
             )
@@ -239,4 +268,10 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
 def _has_kinds(sent: object, kinds: dict[str, type]) -> bool:
     if not isinstance(sent, dict):
         return False
-    return {name: type(value) for name, value in sent.items()} == kinds
+    if sent.keys() != kinds.keys():
+        return False
+    for name, kind in kinds.items():  # Numbers need no decimal point.
+        is_kind = type(sent[name]) is kind or (kind is float and type(sent[name]) is int)
+        if not is_kind:
+            return False
+    return True

@@ -30,15 +30,17 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
-from crfrefine.runs.pictures.drawing import label_color
-from crfrefine.runs.tune.case import CaseRefiner, open_case
+from crfrefine.runs.tune.brush import voxels_of_stroke
+from crfrefine.runs.tune.case import CaseRefiner, enclose, open_case
+from crfrefine.runs.tune.colors import choose_label_colors
 from crfrefine.runs.tune.controls import describe_controls
 from crfrefine.runs.tune.corrections import CORRECTED, UNTOUCHED, Corrections
-from crfrefine.runs.tune.drawing import Drawing, Edit
+from crfrefine.runs.tune.drawing import Drawing, Edit, Places
 from crfrefine.runs.tune.finding import FoundCases, TuneOptions, find_cases
 from crfrefine.runs.tune.scores import score_labels
 from crfrefine.runs.tune.slices import View, describe_planes, pack_plane
 
+NO_LIMIT: Mapping[str, Any] = {}  # of the intensities that a stroke draws on
 AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
 
 
@@ -102,8 +104,10 @@ class Session:
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
+        titles = {part.label: f"{part.label} {part.name}" for part in self.case.segments}
+        titles.update(found.inputs.names.titles)
         for label in range(1, self._num_labels):
-            self._labels.append(found.inputs.names.titles.get(label, f"label {label}"))
+            self._labels.append(titles.get(label, f"label {label}"))
         self._regions = self._scored_regions()
         self._saving_lock = threading.Lock()
         self.shown = Shown()
@@ -111,6 +115,7 @@ class Session:
         self._whole: Array | None = None
         self._former: Array | None = None
         self._kept: _Kept | None = None
+        self._edited: Box | None = None  # around the strokes that no whole result has yet
         self._newest: float = 0  # the highest counter
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
@@ -140,6 +145,19 @@ class Session:
             return self._options.regions
         return tuple(map(Region, scheme.names, scheme.labels))
 
+    def _describe_labels(self) -> list[dict[str, Any]]:
+        named = {}
+        for part in self.case.segments:
+            if part.color is not None:
+                levels = [round(255 * share) for share in part.color]
+                named[part.label] = f"#{bytes(levels).hex()}"
+        colors = choose_label_colors(self.case.network_labels, self._num_labels, named)
+        labels = []
+        for label in range(1, self._num_labels):
+            row = {"label": label, "name": self._labels[label], "color": colors[label]}
+            labels.append(row)
+        return labels
+
     def state(self, parameters: CrfParameters) -> str:
         """Return the state of the case with these parameters, one of those of `corrections`."""
         if self.drawing.is_unsaved:
@@ -160,15 +178,13 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
         case = self.case
-        labels = []
-        for label in range(1, self._num_labels):
-            labels.append(
-                {"label": label, "name": self._labels[label], "color": label_color(label)}
-            )
         modalities = list(self._inputs.names.modalities[: len(case.image)])
         for number in range(len(modalities), len(case.image)):
             modalities.append(f"image {number + 1}")
         output = self._options.output
+        windows = []
+        for number in range(len(case.image)):
+            windows.append([vars(window) for window in case.offered_windows(number)])
         return {
             "case": case.case_id,
             "grid": list(case.upright_grid),
@@ -176,11 +192,9 @@ class Session:
             "place": list(case.first_place()),
             "planes": describe_planes(case),
             "modalities": modalities,
-            "windows": [
-                [vars(window) for window in case.offered_windows(number)]
-                for number in range(len(case.image))
-            ],
-            "labels": labels,
+            "windows": windows,
+            "units": ["HU" if len(offered) > 2 else "" for offered in windows],
+            "labels": self._describe_labels(),
             "has_reference": case.labels is not None,
             "notes": [*map(str, (*self._inputs.notes, *case.notes, *self._notes))],
             "presets": [AS_GIVEN, *list_presets()],
@@ -220,7 +234,8 @@ class Session:
         self._newest = max(self._newest, counter)
         box = None
         if not is_whole:
-            box = self.case.box_around(place)
+            inside = self._edited or tuple(slice(at, at + 1) for at in place)
+            box = self.case.box_around(inside, self.drawing.values)
 
         def check(*progress: object) -> None:
             if counter < self._newest:
@@ -246,38 +261,39 @@ class Session:
         return {"saved": str(self._options.output), **described}
 
     def draw(
-        self, plane: int, place: Sequence[int], voxels: Sequence[int], value: int, mark: str = ""
+        self,
+        plane: int,
+        place: Sequence[int],
+        voxels: Sequence[int],
+        value: int,
+        *,
+        radius: float = 0.0,
+        within: Mapping[str, Any] = NO_LIMIT,
+        mark: str = "",
     ) -> dict[str, Any]:
-        """Draw a label, 255 for background or 0 for nothing, at voxels of a plane.
+        """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
 
-        The number of a voxel is its place across + width * its place up. A stroke with the mark of
-        an earlier one is the same one, sent again.
+        A stroke with the mark of an earlier one is the same one, sent again.
         """
-        case = self.case
-        shape: tuple[int, ...] = (0, 0)
-        if case.has_plane(plane, place):
-            shape = case.plane(case.network_labels, plane, place).shape
-        if not voxels or not all(0 <= voxel < math.prod(shape) for voxel in voxels):
-            raise InputError("no such voxels")
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
-        across, up = np.unravel_index(np.unique(np.array(voxels)), shape, order="F")
-        self.drawing.draw(Edit(case.voxels_of_plane(plane, place, across, up), value), mark)
-        return self._drawn()
+        drawn = voxels_of_stroke(self.case, plane, place, voxels, radius, within)
+        return self._drawn(self.drawing.draw(Edit(drawn, value), mark))
 
     def undo(self, mark: str = "") -> dict[str, Any]:
         """Take the last stroke back, if any."""
-        self.drawing.undo(mark)
-        return self._drawn()
+        return self._drawn(self.drawing.undo(mark))
 
     def redo(self, mark: str = "") -> dict[str, Any]:
         """Draw the stroke again that was taken back last, if any."""
-        self.drawing.redo(mark)
-        return self._drawn()
+        return self._drawn(self.drawing.redo(mark))
 
-    def _drawn(self) -> dict[str, Any]:
+    def _drawn(self, voxels: Places) -> dict[str, Any]:
         """Return the strokes after one was drawn; the labels before it are kept."""
         self._former = self._whole
+        if len(voxels):
+            box = self.case.upright_box(voxels)
+            self._edited = box if self._edited is None else enclose(self._edited, box)
         return self.drawing.describe()
 
     def keep_in(self, folder: Path) -> None:
@@ -325,7 +341,7 @@ class Session:
             "reference": self.case.labels,
             "strokes": self.drawing.values,
         }
-        return pack_plane(self.case, view, *self.shown, others)
+        return pack_plane(self.case, view, *self.shown, others, self._whole)
 
     def _result(
         self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]
@@ -378,6 +394,8 @@ class Session:
         }
         if box is None:
             self._whole = result.label_map
+            if drawn is self.drawing.values:
+                self._edited = None
             self._kept = _Kept(parameters, drawn, facts, result.label_map)
         return facts
 

@@ -61,25 +61,25 @@ def cut_plane(case: TuneCase, array: Array, view: View, corner: Sequence[int] = 
 
 
 def cover(
-    case: TuneCase, network: Array, refined: Array | None, box: Box | None, view: View
+    case: TuneCase, before: Array, refined: Array | None, box: Box | None, view: View
 ) -> tuple[Array, list[int] | None]:
     """Return the refined labels of a plane, and the box that was refined by itself.
 
-    Outside of a box, and without refined labels, they are the network's. The box is that in the
+    Outside of a box, and without refined labels, they are those of `before`. The box is that in the
     plane: its first and last row and column, the latter not included; None means the whole plane.
     """
     if refined is None:
-        return network, None
+        return before, None
     if box is None:
         return cut_plane(case, refined, view), None
     _, across, up, _ = PLANES[view.plane]
     for axis, part in enumerate(box):
         if axis not in (across, up) and not part.start <= view.place[axis] < part.stop:
-            return network, None
+            return before, None
 
     num_rows = case.upright_grid[up]
     rows = slice(num_rows - box[up].stop, num_rows - box[up].start)
-    covered = network.copy()
+    covered = before.copy()
     corner = [part.start for part in box]
     covered[rows, box[across]] = cut_plane(case, refined, view, corner)
     return covered, [rows.start, rows.stop, box[across].start, box[across].stop]
@@ -91,6 +91,7 @@ def pack_plane(
     refined: Array | None,
     box: Box | None,
     others: Mapping[str, Array | None],
+    whole: Array | None = None,
 ) -> bytes:
     """Return a plane of the image and of label maps as the page takes it.
 
@@ -104,13 +105,16 @@ def pack_plane(
         refined: refined labels of a box of the upright grid.
         box: this box; None means the whole grid.
         others: further label maps of the whole grid by their names; None is left out.
+        whole: the last result of the whole grid, which stays in sight outside of the box; None
+            means the network's labels.
 
     """
     has_modality = 0 <= view.modality < len(case.image)
     if not case.has_plane(view.plane, view.place) or not has_modality:
         raise InputError("no such plane")
     network = cut_plane(case, case.network_labels, view)
-    labels, frame = cover(case, network, refined, box, view)
+    before = network if whole is None else cut_plane(case, whole, view)
+    labels, frame = cover(case, before, refined, box, view)
     layers = {"network": network, "refined": labels}
     for name, array in others.items():
         if array is not None:

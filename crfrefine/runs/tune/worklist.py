@@ -29,6 +29,7 @@ from crfrefine.runs.tune.corrections import (
 )
 from crfrefine.runs.tune.drawing import Drawing
 from crfrefine.runs.tune.finding import FoundCases, TuneOptions
+from crfrefine.runs.tune.review import Reviews
 from crfrefine.runs.tune.session import AS_GIVEN, Session
 
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
@@ -47,6 +48,9 @@ class Worklist:
         self._folder_lock: FolderLock | None = None
         if options.corrections is not None:
             self._folder_lock = FolderLock(options.corrections)
+        self._reviews = Reviews([files.case_id for files in found.files])
+        if options.corrections is not None:
+            self._reviews.keep_in(options.corrections)
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._drawings_lock = threading.Lock()
@@ -119,8 +123,11 @@ class Worklist:
             is_counting = self._counting is not None and not self._counting.done()
             cases = []
             for number, files in enumerate(self._found.files):
+                review = self._reviews.of_case(files.case_id)
                 entry = {
                     "name": files.case_id,
+                    "review": review.state,
+                    "note": review.note,
                     "state": self._state_of(number),
                     "is_counted": number in self._num_changed,
                     "changed": self._num_changed.get(number),
@@ -174,10 +181,18 @@ class Worklist:
                     files.check()
                     drawing.keep_in(files.drawing)
                 self._session.keep_in(folder)
+                self._reviews.keep_in(folder)
                 self._ahead = None  # It would keep none.
             for drawing in self._drawings.values():
                 drawing.keep()
         return self.describe()
+
+    def review(self, number: int, review: str, note: str) -> dict[str, Any]:
+        """Note a state and a text of a case."""
+        self._require_case(number)
+        with self._lock:
+            self._reviews.note(self._found.files[number].case_id, review, note)
+        return {}
 
     def keep_lost(self) -> str:
         """Keep strokes that would be gone with the program; return the folder, "" if none were."""
@@ -308,6 +323,14 @@ class Worklist:
             time.sleep(_PAUSE)
         if self._has_ended:
             raise _EndedError
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step of some work has not stopped yet."""
+        tasks: list[Future[Any] | None] = [self._counting, self._saving]
+        if self._ahead is not None:
+            tasks.append(self._ahead[1])
+        return self._session.is_computing or any(task and not task.done() for task in tasks)
 
     def end(self) -> None:
         """Stop all work at its next step."""

@@ -1,9 +1,11 @@
 // How a plane becomes pixels: gray values, colors of labels, contours, and lines of the screen.
+import { contoursOf } from "./contours.js";
 import { make } from "./page.js";
 
 export const BACKGROUND = 255; // value of a stroke that draws background
 const WHITE = 0xffffff;
 const GAP = 10; // pixels between the crosshair's lines and its place
+const HATCH = 3; // voxels between the dark ones of strokes of background, which bright tissue needs
 
 // A canvas with a pixel for each voxel. color(place) has blue, green and red in its lowest bytes,
 // undefined for nothing; opacity is from 0 to 1.
@@ -35,6 +37,11 @@ export function colorTable(labels, hidden) {
   return new Map(shown.map(({ label, color }) => [label, swap(color)]));
 }
 
+// A color halfway to white.
+export const paler = (color) =>
+  `#${[1, 3, 5].map((at) => (255 + parseInt(color.slice(at, at + 2), 16)) >> 1)
+    .map((share) => share.toString(16)).join("")}`;
+
 // Labels with an opacity. With `base`, only those that differ from it, and white for background.
 export const labelRaster = (plane, values, table, opacity, base = null) =>
   raster(plane, opacity, (place) => {
@@ -42,54 +49,56 @@ export const labelRaster = (plane, values, table, opacity, base = null) =>
     return base && values[place] === 0 ? WHITE : table.get(values[place]);
   });
 
+const isDark = (row, column) => (row + column) % HATCH === 0;
+
+// Drawn voxels, those of hidden labels too; background is hatched.
 export const strokeRaster = (plane, table) =>
   raster(plane, 0.9, (place) => {
     const value = plane.strokes[place];
-    return value === BACKGROUND ? WHITE : table.get(value);
+    if (value !== BACKGROUND) return table.get(value);
+    return isDark(Math.floor(place / plane.columns), place % plane.columns) ? 0 : WHITE;
   });
 
+// Voxels of a stroke that is on its way, as of `brush.js`.
+export function drawInk(pen, { left, top, stepX, stepY }, [columns, rows], stroke) {
+  const { voxels, value, color } = stroke;
+  for (const voxel of voxels) {
+    const [row, column] = [rows - 1 - Math.floor(voxel / columns), voxel % columns];
+    pen.fillStyle = value === BACKGROUND && isDark(row, column) ? "#000" : color;
+    pen.fillRect(left + column * stepX, top + row * stepY, Math.ceil(stepX), Math.ceil(stepY));
+  }
+}
+
 // The borders of labels as a path for each label, in voxels from the upper left corner.
-export function contourPaths({ rows, columns }, values, table, isDotted) {
-  const paths = new Map();
-  const wide = columns + 2; // of the plane with a margin, in which hidden labels are 0
-  const shown = new Uint16Array((rows + 2) * wide);
+export function contourPaths(plane, values, table) {
   const isShown = new Uint8Array(65536);
   for (const label of table.keys()) isShown[label] = 1;
-  for (let row = 0; row < rows; row += 1) {
-    for (let column = 0; column < columns; column += 1) {
-      const value = values[row * columns + column];
-      if (isShown[value]) shown[(row + 1) * wide + column + 1] = value;
+  const paths = new Map();
+  for (const [label, lines] of contoursOf(plane, values, isShown)) {
+    const path = new Path2D();
+    for (const line of lines) {
+      path.moveTo(line[0], line[1]);
+      for (let at = 2; at < line.length; at += 2) path.lineTo(line[at], line[at + 1]);
     }
-  }
-  const add = (label, fromX, fromY, toX, toY) => {
-    if (!paths.has(label)) paths.set(label, new Path2D());
-    paths.get(label).moveTo(fromX, fromY);
-    paths.get(label).lineTo(toX, toY);
-  };
-  for (let row = 0; row <= rows; row += 1) {
-    for (let column = isDotted ? row % 2 : 0; column <= columns; column += isDotted ? 2 : 1) {
-      const here = shown[row * wide + column];
-      const right = shown[row * wide + column + 1];
-      const below = shown[(row + 1) * wide + column];
-      if (here !== right) add(here || right, column, row - 1, column, row);
-      if (here !== below) add(here || below, column - 1, row, column, row);
-    }
+    paths.set(label, path);
   }
   return paths;
 }
 
 // Draw paths in voxels with lines of the screen; color(label) is that of a path.
-export function strokePaths(pen, paths, { stepX, stepY, left, top }, lineWidth, color) {
+export function strokePaths(pen, paths, { stepX, stepY, left, top }, { width, dash = [] }, color) {
+  Object.assign(pen, { lineWidth: width, lineJoin: "round" });
+  pen.setLineDash(dash);
   for (const [label, path] of paths) {
     const onScreen = new Path2D();
-    const strokeStyle = color(label);
     onScreen.addPath(path, new DOMMatrix([stepX, 0, 0, stepY, left, top]));
-    Object.assign(pen, { strokeStyle, lineWidth, lineCap: "round" });
+    pen.strokeStyle = color(label);
     pen.stroke(onScreen);
   }
+  pen.setLineDash([]);
 }
 
-export function drawCrosshair(pen, x, y, { width, height }) {
+export function drawCrosshair(pen, { x, y }, { width, height }) {
   Object.assign(pen, { strokeStyle: "#9aa4ad", lineWidth: 1 });
   const across = `M0 ${y}H${x - GAP}M${x + GAP} ${y}H${width}`;
   pen.stroke(new Path2D(`${across}M${x} 0V${y - GAP}M${x} ${y + GAP}V${height}`));

@@ -1,18 +1,23 @@
 // What all parts of the page share: nodes, messages, and requests.
 export const CHANGED = "changed";
+const RETRY = 700; // milliseconds until a request that did not arrive is sent again
+
+/** @returns {any} the node of the page with an id */
 export const find = (id) => document.getElementById(id);
-export const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+/** @returns {any[]} the nodes of the page that a selector has */
+export const findAll = (selector) => [...document.querySelectorAll(selector)];
 export const hasEnded = () => document.body.dataset.state === "ended";
 export const tell = (text) => Object.assign(find("error"), { textContent: text, hidden: !text });
 
+/** @returns {any} a new node */
 export function make(tag, attributes, ...children) {
   const node = Object.assign(document.createElement(tag), attributes);
   node.append(...children);
   return node;
 }
 
-export const swatch = (color) =>
-  make("span", { className: "swatch", style: `background: ${color}` });
+export const swatch = (color, look = "") =>
+  make("span", { className: `swatch ${look}`, style: color && `background: ${color}` });
 
 // Promise true once something is done, and false if it was refused, which is then told.
 export const attempt = (promise) =>
@@ -31,12 +36,9 @@ export function fill(select, pairs, chosen, other = "") {
 export function showEnd() {
   document.body.dataset.state = "ended";
   find("status").textContent = "The program has ended; this page can be closed.";
-  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
+  findAll("button, input, select").forEach((node) => { node.disabled = true; });
   find("planes").inert = true;
 }
-
-const RETRY = 700; // milliseconds until a request that did not arrive is sent again
-const sleep = (time) => new Promise((done) => setTimeout(done, time));
 
 // Send a request until the program answers it; what it asks for may be done twice.
 async function request(address, options) {
@@ -48,7 +50,7 @@ async function request(address, options) {
     } catch (error) {
       if (hasEnded()) throw error;
       find("connection").hidden = false;
-      await sleep(RETRY);
+      await new Promise((done) => { setTimeout(done, RETRY); });
     }
   }
 }

@@ -1,22 +1,36 @@
-// A plane of the case on a canvas: moved through, enlarged, windowed and drawn on.
-import { askPlane, clamp, hasEnded, make } from "./page.js";
+// A plane of the case on two canvases: the picture, and over it what follows the pointer.
+import { askPlane, hasEnded, make } from "./page.js";
+import { set, state } from "./store.js";
+import * as brush from "./brush.js";
 import * as drawing from "./drawing.js";
+import * as geometry from "./geometry.js";
 
-const MAX_ZOOM = 40;
 const ZOOM_STEP = 1.25;
-const LINE = 1.6; // width of contours in pixels
+const SOLID = { width: 1.8 };
+const DASHED = { width: 1.1, dash: [5, 4] };
 
 export class Plane {
-  // `page` is the state of the page (see tune.js); `spec` describes the plane.
-  constructor(spec, page) {
-    Object.assign(this, { spec, page, data: null, key: "", layers: {}, stroke: null, sent: [] });
-    Object.assign(this, { isLoading: false, pointer: null, drag: null, touches: new Map() });
-    this.extent = spec.size.map((size, axis) => size * spec.steps[axis]); // mm
-    this.canvas = make("canvas", { tabIndex: 0, role: "application" });
+  // `spec` describes the plane; `host` draws, enlarges and changes the window: see tune.js.
+  constructor(spec, host) {
+    /** @type {any} */ this.spec = spec;
+    /** @type {any} */ this.host = host;
+    /** @type {any} */ this.data = null; // the newest plane, as of `askPlane`
+    this.key = ""; // what it shows
+    this.shownImage = "";
+    this.layers = {};
+    /** @type {any} */ this.stroke = null; // that is being drawn
+    /** @type {any[]} */ this.sent = []; // strokes that no plane has yet
+    this.isLoading = false;
+    this.isOutdated = false;
+    /** @type {any} */ this.pointer = null;
+    /** @type {string|null} */ this.drag = null;
+    this.touches = new Map();
+    this.picture = make("canvas", { className: "picture", ariaHidden: "true" });
+    this.canvas = make("canvas", { className: "overlay", tabIndex: 0, role: "application" });
     this.canvas.ariaLabel = `${spec.name} plane`;
     this.canvas.setAttribute("aria-describedby", "plane-keys");
     const { through } = spec;
-    const last = through === null ? 0 : page.grid[through] - 1;
+    const last = through === null ? 0 : state.about.grid[through] - 1;
     this.slider = make("input", { type: "range", min: 0, max: last, step: 1 });
     this.slider.ariaLabel = `${spec.name} plane, position`;
     this.output = make("output", {});
@@ -24,7 +38,7 @@ export class Plane {
     this.title.title = "Show this plane large";
     const caption = make("figcaption", {}, this.title);
     if (through !== null) caption.append(this.slider, this.output);
-    this.view = make("div", { className: "view" }, this.canvas);
+    this.view = make("div", { className: "view" }, this.picture, this.canvas);
     this.node = make("figure", { className: "plane" }, this.view, caption);
     this.listen();
     this.fit();
@@ -33,21 +47,9 @@ export class Plane {
 
   // ---- Geometry
 
-  // Where the picture lies: the corner of the first voxel, and the size of a voxel, in pixels.
-  geometry() {
+  layout() {
     const { clientWidth: width, clientHeight: height } = this.view;
-    const { center, extent, spec, zoom } = this;
-    const scale = zoom * Math.min(width / extent[0], height / extent[1]);
-    const [stepX, stepY] = spec.steps.map((step) => step * scale);
-    const [left, top] = [width / 2 - center[0] * scale, height / 2 - center[1] * scale];
-    return { width, height, left, top, stepX, stepY, scale };
-  }
-
-  // The voxel under a place of the screen: across, and up. It may lie outside of the image.
-  voxelAt({ x, y }) {
-    const { left, top, stepX, stepY } = this.geometry();
-    const row = this.spec.size[1] - 1 - Math.floor((y - top) / stepY);
-    return [Math.floor((x - left) / stepX), row];
+    return geometry.layOut(this.spec, { width, height }, this.pose);
   }
 
   placeOf(event) {
@@ -55,38 +57,37 @@ export class Plane {
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
-  zoomAt({ x, y }, factor) {
-    const { width, height, scale } = this.geometry();
-    const zoom = clamp(this.zoom * factor, 1, MAX_ZOOM);
-    const share = 1 / scale - this.zoom / (scale * zoom); // The place stays under the pointer.
-    const byMiddle = [x - width / 2, y - height / 2];
-    this.center = this.center.map((mm, axis) => mm + byMiddle[axis] * share);
-    this.zoom = zoom;
-    this.pan(0, 0);
+  voxelAt(place) {
+    return geometry.voxelAt(this.spec, this.layout(), place);
   }
 
-  pan(...pixels) {
-    const { scale } = this.geometry();
-    const move = (mm, axis) => clamp(mm - pixels[axis] / scale, 0, this.extent[axis]);
-    this.center = this.center.map(move);
+  take(pose) {
+    this.pose = pose;
     this.paint();
   }
 
+  zoomAt(place, factor) {
+    this.take(geometry.zoomed(this.spec, this.layout(), this.pose, place, factor));
+  }
+
+  pan(...pixels) {
+    this.take(geometry.panned(this.spec, this.layout(), this.pose, pixels));
+  }
+
   zoomByKey(isCloser) {
-    const { width, height } = this.geometry();
+    const { width, height } = this.layout();
     this.zoomAt({ x: width / 2, y: height / 2 }, isCloser ? ZOOM_STEP : 1 / ZOOM_STEP);
   }
 
   fit() {
-    Object.assign(this, { zoom: 1, center: this.extent.map((mm) => mm / 2) });
-    this.paint();
+    this.take({ zoom: 1, center: geometry.extentOf(this.spec).map((mm) => mm / 2) });
   }
 
   // ---- Mouse, pen, fingers, keys
 
   listen() {
-    const { canvas, page, spec } = this;
-    this.title.addEventListener("click", () => page.enlarge(this));
+    const { canvas, spec } = this;
+    this.title.addEventListener("click", () => this.host.enlarge(this));
     this.slider.addEventListener("input", () => this.go(spec.through, Number(this.slider.value)));
     canvas.addEventListener("wheel", (event) => this.turnWheel(event), { passive: false });
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
@@ -99,25 +100,37 @@ export class Plane {
 
   point(place) {
     this.pointer = place;
-    this.paint();
+    this.paintOver();
+    this.host.tellUnder(place && this.under(this.voxelAt(place)));
+  }
+
+  // What is at a voxel of the plane; null outside of the image.
+  under(voxel) {
+    const { data, spec } = this;
+    if (!data || !geometry.isInside(spec, voxel)) return null;
+    const at = (spec.size[1] - 1 - voxel[1]) * data.columns + voxel[0];
+    return { place: this.placeAt(voxel), value: data.image[at], refined: data.refined[at],
+      network: data.network[at] };
+  }
+
+  // The voxel of the case that a voxel of the plane is.
+  placeAt(/** @type {number[]} */ [x, y]) {
+    return state.place.with(this.spec.across, x).with(this.spec.up, y);
   }
 
   go(axis, place) {
-    const { page } = this;
-    if (!this.stroke) page.move(page.place.with(axis, clamp(place, 0, page.grid[axis] - 1)));
+    const last = state.about.grid[axis] - 1;
+    if (!this.stroke) set({ place: state.place.with(axis, geometry.clamp(place, 0, last)) });
   }
 
   aim(place) {
-    const { page, spec } = this;
-    const [x, y] = this.voxelAt(place);
+    const voxel = this.voxelAt(place);
     if (this.stroke) {
-      this.draw(x, y);
+      this.draw(voxel);
       return;
     }
-    const inside = (at, size) => clamp(at, 0, size - 1);
-    const [columns, rows] = spec.size;
-    const moved = page.place.with(spec.across, inside(x, columns)).with(spec.up, inside(y, rows));
-    page.move(moved);
+    const inside = voxel.map((at, axis) => geometry.clamp(at, 0, this.spec.size[axis] - 1));
+    set({ place: this.placeAt(inside) });
   }
 
   turnWheel(event) {
@@ -126,9 +139,9 @@ export class Plane {
     if (!turned) return;
     event.preventDefault();
     if (event.ctrlKey || event.metaKey || event.shiftKey) {
-      this.zoomAt(this.placeOf(event), Math.exp(-clamp(turned, -150, 150) / 300));
+      this.zoomAt(this.placeOf(event), Math.exp(-geometry.clamp(turned, -150, 150) / 300));
     } else if (through !== null) {
-      this.go(through, this.page.place[through] + (turned < 0 ? 1 : -1));
+      this.go(through, state.place[through] + (turned < 0 ? 1 : -1));
     }
   }
 
@@ -141,7 +154,7 @@ export class Plane {
       Object.assign(this, { drag: "pinch", stroke: null }); // The first finger draws nothing.
     } else if (event.button === 2) {
       this.drag = "window";
-    } else if (event.button === 1 || event.shiftKey || this.page.brush().isHand) {
+    } else if (event.button === 1 || event.shiftKey || state.tool.isHand) {
       this.drag = "pan";
     } else {
       this.drag = "aim";
@@ -159,7 +172,7 @@ export class Plane {
     const moved = [place.x - before.x, place.y - before.y];
     if (this.drag === "aim") this.aim(place);
     if (this.drag === "pan") this.pan(...moved);
-    if (this.drag === "window") this.page.changeWindow(...moved);
+    if (this.drag === "window") this.host.changeWindow(...moved);
     if (this.drag === "pinch") this.pinch(before, place, event.pointerId);
   }
 
@@ -182,86 +195,86 @@ export class Plane {
   }
 
   pressKey(event) {
-    const { page, spec: { across, up, through } } = this;
+    const { across, up, through } = this.spec;
     const steps = { ArrowLeft: [across, -1], ArrowRight: [across, 1], ArrowDown: [up, -1],
       ArrowUp: [up, 1], PageDown: [through, -1], PageUp: [through, 1], " ": [across, 0] };
     const [axis, step] = steps[event.key] ?? [null, 0];
     if (axis === null || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     if (step) {
-      this.go(axis, page.place[axis] + step);
+      this.go(axis, state.place[axis] + step);
       return;
     }
     this.begin();
-    this.draw(page.place[across], page.place[up]);
+    this.draw([state.place[across], state.place[up]]);
     this.finish();
   }
 
   // ---- Strokes
 
   begin() {
-    const brush = this.page.brush();
-    if (brush.value === null || this.stroke) return;
-    this.stroke = { ...brush, place: this.page.place, voxels: new Set(), last: null };
+    const { place, range, shape, size, tool: { color, value } } = state;
+    if (value === null || this.stroke || !this.data) return;
+    const radius = shape === "outline" ? 0 : brush.radiusOf(this.spec, size);
+    this.stroke = { color, value, shape, range, place, radius, points: [], voxels: new Set() };
   }
 
-  // Add a line of the brush, from the last voxel to this one; its disk is round in mm.
-  draw(x, y) {
+  // Add a line of the brush, from the last voxel to this one.
+  draw(voxel) {
     const { stroke, spec } = this;
     if (!stroke) return;
-    const [columns, rows] = spec.size;
-    const radius = (stroke.size / 2) * Math.min(...spec.steps);
-    const [wide, high] = spec.steps.map((step) => Math.floor(radius / step));
-    const [fromX, fromY] = stroke.last ?? [x, y];
-    const steps = Math.max(Math.abs(x - fromX), Math.abs(y - fromY), 1);
-    for (let step = 0; step <= steps; step += 1) {
-      const middleX = fromX + Math.round(((x - fromX) * step) / steps);
-      const middleY = fromY + Math.round(((y - fromY) * step) / steps);
-      for (let right = -wide; right <= wide; right += 1) {
-        for (let above = -high; above <= high; above += 1) {
-          const [column, row] = [middleX + right, middleY + above];
-          const isInside = column >= 0 && column < columns && row >= 0 && row < rows;
-          const distance = Math.hypot(right * spec.steps[0], above * spec.steps[1]);
-          if (isInside && distance <= radius) stroke.voxels.add(column + columns * row);
-        }
-      }
+    for (const point of brush.lineBetween(stroke.points.at(-1) ?? voxel, voxel)) {
+      stroke.points.push(point);
+      brush.addDisk(stroke.voxels, spec, point, stroke.radius);
     }
-    stroke.last = [x, y];
-    this.paint();
+    this.paintOver();
   }
 
-  // Send the stroke, and move the crosshair to its end, around which the case is refined first.
+  // Send the stroke, and move the crosshair to its end.
   async finish() {
-    const { stroke, page, spec } = this;
+    const { stroke, spec, data } = this;
     this.stroke = null;
     if (!stroke?.voxels.size) return;
+    if (stroke.shape === "outline") stroke.voxels = brush.fillOutline(stroke.points, spec);
+    const sent = { plane: spec.number, place: stroke.place, value: stroke.value, radius: 0,
+      within: stroke.range ? { ...stroke.range, modality: state.modality } : {} };
+    if (stroke.shape === "ball") {
+      sent.radius = stroke.radius;
+      const inside = stroke.points.filter((point) => geometry.isInside(spec, point));
+      sent.voxels = inside.map(([x, y]) => x + spec.size[0] * y);
+    }
+    if (stroke.range) {
+      stroke.voxels = brush.limitTo(stroke.voxels, data.image, spec.size, stroke.range);
+    }
+    sent.voxels ??= [...stroke.voxels];
+    const end = sent.voxels.at(-1);
+    if (end === undefined) {
+      this.host.tellEmpty();
+      this.paintOver();
+      return;
+    }
     this.sent.push(stroke); // It is shown until a plane with it has come.
-    const { place, value } = stroke;
-    const end = [...stroke.voxels].at(-1);
-    const [columns] = spec.size;
-    const ended = place.with(spec.across, end % columns);
-    page.place = ended.with(spec.up, Math.floor(end / columns));
-    page.drawnOn = this;
-    const isDrawn =
-      await page.draw({ plane: spec.number, place, voxels: [...stroke.voxels], value });
-    stroke.version = isDrawn ? page.version : 0;
+    set({ place: this.placeAt([end % spec.size[0], Math.floor(end / spec.size[0])]),
+      drawnOn: this });
+    const isDrawn = await this.host.draw(sent);
+    stroke.version = isDrawn ? state.version : 0;
     if (!isDrawn) this.forgetSent(0);
   }
 
   // Show no longer strokes that a plane of this version has, or that were refused.
   forgetSent(version) {
     this.sent = this.sent.filter((stroke) => !(stroke.version <= version));
-    this.paint();
+    this.paintOver();
   }
 
   // ---- Drawing
 
   // Get the present plane and draw it; while one is on its way, only the last further call counts.
   load() {
-    const { spec: { through }, page } = this;
+    const { spec: { through } } = this;
     if (through !== null) {
-      this.slider.value = page.place[through];
-      this.output.textContent = `${page.place[through] + 1} / ${page.grid[through]}`;
+      this.slider.value = state.place[through];
+      this.output.textContent = `${state.place[through] + 1} / ${state.about.grid[through]}`;
     }
     this.isOutdated = true;
     if (!this.isLoading) this.loading = this.loadNewest();
@@ -269,12 +282,12 @@ export class Plane {
   }
 
   async loadNewest() {
-    const { spec, page } = this;
+    const { spec } = this;
     this.isLoading = true;
     this.canvas.ariaBusy = "true";
     while (this.isOutdated && !hasEnded()) {
       this.isOutdated = false;
-      const { version, number, place, modality } = page;
+      const { version, number, place, modality } = state;
       const key = [number, version, place[spec.through], modality].join();
       try {
         if (key !== this.key) {
@@ -298,6 +311,10 @@ export class Plane {
     this.frame ??= requestAnimationFrame(() => this.paintNow());
   }
 
+  paintOver() {
+    this.overFrame ??= requestAnimationFrame(() => this.paintOverNow());
+  }
+
   // What was made of the plane for some settings is kept until one of them changes.
   layer(name, settings, makeLayer) {
     const key = JSON.stringify(settings);
@@ -305,43 +322,59 @@ export class Plane {
     return this.layers[name].made;
   }
 
-  paintNow() {
-    this.frame = null;
-    const { canvas, data, page, spec } = this;
-    const view = this.geometry();
-    if (!data || !view.width || !view.height) return;
+  // A cleared canvas of the size of the view, in pixels of the page.
+  pen(canvas, layout) {
     const ratio = window.devicePixelRatio;
-    const width = Math.round(view.width * ratio);
-    const height = Math.round(view.height * ratio);
+    const [width, height] = [layout.width, layout.height].map((size) => Math.round(size * ratio));
     if (canvas.width !== width || canvas.height !== height) {
       Object.assign(canvas, { width, height });
     }
     const pen = canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, view.width, view.height);
+    pen.clearRect(0, 0, layout.width, layout.height);
+    return pen;
+  }
+
+  paintNow() {
+    this.frame = null;
+    const { data } = this;
+    const view = this.layout();
+    if (!data || !view.width || !view.height) return;
+    const pen = this.pen(this.picture, view);
     const box = [view.left, view.top, data.columns * view.stepX, data.rows * view.stepY];
-    pen.imageSmoothingEnabled = this.zoom === 1; // Enlarged voxels stay sharp.
-    const gray = this.layer("gray", page.window, () => drawing.grayRaster(data, page.window));
+    pen.imageSmoothingEnabled = state.isSmooth || view.stepX < 1;
+    pen.imageSmoothingQuality = "high";
+    const gray = this.layer("gray", state.window, () => drawing.grayRaster(data, state.window));
     pen.drawImage(gray, ...box);
     pen.imageSmoothingEnabled = false;
     this.paintLabels(pen, view, box);
-    for (const ink of [...this.sent, this.stroke]) if (ink) this.paintInk(pen, view, ink);
-    const x = view.left + (page.place[spec.across] + 0.5) * view.stepX;
-    const y = view.top + (spec.size[1] - 0.5 - page.place[spec.up]) * view.stepY;
-    drawing.drawCrosshair(pen, x, y, view);
+    this.paintOverNow();
+  }
+
+  paintOverNow() {
+    this.overFrame = null;
+    const { data, spec } = this;
+    const view = this.layout();
+    if (!data || !view.width || !view.height) return;
+    const pen = this.pen(this.canvas, view);
+    for (const ink of [...this.sent, this.stroke]) {
+      if (ink) drawing.drawInk(pen, view, spec.size, ink);
+    }
+    const voxel = [state.place[spec.across], state.place[spec.up]];
+    drawing.drawCrosshair(pen, geometry.middleOf(spec, view, voxel), view);
     drawing.drawSides(pen, spec.sides, view);
-    const { value, size, color } = page.brush();
-    const radius = (size / 2) * Math.min(...spec.steps) * view.scale;
+    const { tool: { color, value }, size, shape } = state;
+    const radius = shape === "outline" ? 2 : brush.radiusOf(spec, size) * view.scale;
     if (value !== null && this.pointer) drawing.drawRing(pen, this.pointer, radius, color);
   }
 
   paintLabels(pen, view, box) {
-    const { data, page } = this;
-    const { opacity, since, shown } = page;
-    const hidden = [...page.hidden];
-    const table = drawing.colorTable(page.labels, page.hidden);
+    const { data } = this;
+    const { hidden, labels, opacity, shown, since } = state;
+    const hiddenLabels = [...hidden];
+    const table = drawing.colorTable(labels, hidden);
     const fill = (name, settings, makeLayer) =>
-      pen.drawImage(this.layer(name, [hidden, settings], makeLayer), ...box);
+      pen.drawImage(this.layer(name, [hiddenLabels, settings], makeLayer), ...box);
     if (opacity > 0) {
       fill("fill", opacity, () => drawing.labelRaster(data, data.refined, table, opacity));
     }
@@ -349,46 +382,30 @@ export class Plane {
     if (base) {
       fill("changes", since, () => drawing.labelRaster(data, data.refined, table, 0.75, base));
     }
-    if (shown.has("strokes")) fill("strokes", "", () => drawing.strokeRaster(data, table));
-    const contours = (name, color) => {
+    if (shown.has("strokes")) {
+      const all = drawing.colorTable(labels, new Set());
+      fill("strokes", "", () => drawing.strokeRaster(data, all));
+    }
+    const contours = (name, style, color) => {
       if (!shown.has(name) || !data[name]) return;
-      const makeLayer = () => drawing.contourPaths(data, data[name], table, name === "network");
-      const paths = this.layer(`contours ${name}`, hidden, makeLayer);
-      drawing.strokePaths(pen, paths, view, LINE, color);
+      const makeLayer = () => drawing.contourPaths(data, data[name], table);
+      const paths = this.layer(`contours ${name}`, hiddenLabels, makeLayer);
+      drawing.strokePaths(pen, paths, view, style, color);
     };
-    const ofLabel = (label) => page.labels[label - 1].color;
-    contours("reference", () => "#fff");
-    this.clipped(pen, view, () => contours("refined", ofLabel));
-    contours("network", ofLabel);
+    const ofLabel = (label) => labels[label - 1].color;
+    contours("reference", SOLID, () => "#fff");
+    contours("network", DASHED, (label) => drawing.paler(ofLabel(label)));
+    contours("refined", SOLID, ofLabel);
+    if (data.frame) this.paintFrame(pen, view);
   }
 
-  // Draw inside of the box that was refined by itself, if any; a frame says that it is provisional.
-  clipped(pen, view, drawInside) {
-    if (!this.data.frame) {
-      drawInside();
-      return;
-    }
+  // The box that was refined by itself: what is in it is provisional.
+  paintFrame(pen, view) {
     const [top, bottom, left, right] = this.data.frame;
     const corner = [view.left + left * view.stepX, view.top + top * view.stepY];
-    const box = new Path2D();
-    box.rect(...corner, (right - left) * view.stepX, (bottom - top) * view.stepY);
-    pen.save();
-    pen.clip(box);
-    drawInside();
-    pen.restore();
     pen.setLineDash([6, 4]);
     Object.assign(pen, { strokeStyle: "#fff", lineWidth: 1 });
-    pen.stroke(box);
+    pen.strokeRect(...corner, (right - left) * view.stepX, (bottom - top) * view.stepY);
     pen.setLineDash([]);
-  }
-
-  paintInk(pen, { left, top, stepX, stepY }, ink) {
-    const [columns, rows] = this.spec.size;
-    pen.fillStyle = ink.color;
-    for (const voxel of ink.voxels) {
-      const row = rows - 1 - Math.floor(voxel / columns);
-      const place = [left + (voxel % columns) * stepX, top + row * stepY];
-      pen.fillRect(...place, Math.ceil(stepX), Math.ceil(stepY));
-    }
   }
 }

@@ -2,13 +2,17 @@
 import { make } from "./page.js";
 
 // From the place of a slider, 0 to 1, to the value, and back.
-const power = ({ is_fine }) => (is_fine ? 3 : 1);
-const valueAt = (control, place) => Number((control.low + (control.high - control.low) * place ** power(control)).toPrecision(3));
-const placeOf = (control, value) => Math.max(0, (value - control.low) / (control.high - control.low)) ** (1 / power(control));
+const power = ({ is_fine: isFine }) => (isFine ? 3 : 1);
+const valueAt = (control, place) => Number(
+  (control.low + (control.high - control.low) * place ** power(control)).toPrecision(3));
+const placeOf = (control, value) => Math.max(
+  0, (value - control.low) / (control.high - control.low)) ** (1 / power(control));
 
-// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", or why it was refused.
+// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", or why
+// it was refused.
 export function buildControls(parent, controls, change) {
-  const lists = new Map(controls.filter(({ place }) => place !== null).map(({ key, value }) => [key, value]));
+  const inLists = controls.filter(({ place }) => place !== null);
+  const lists = new Map(inLists.map(({ key, value }) => [key, value]));
   const send = async ({ key, place }, value) => {
     if (place === null) return change(key, value);
     const former = lists.get(key);
@@ -21,19 +25,23 @@ export function buildControls(parent, controls, change) {
 }
 
 function slider(control, send) {
-  const { key, is_whole: isWhole } = control, name = control.place === null ? key : `${key}.${control.place}`;
-  let applied = control.place === null ? control.value : control.value[control.place];
-  const words = control.unit ? `${control.title}, ${control.unit}` : control.title;
-  const scale = isWhole ? { min: control.low, max: control.high, step: 1 } : { min: 0, max: 1, step: "any" };
-  const range = make("input", { type: "range", name, ariaLabel: words, ...scale });
-  const field = make("input", { type: "number", step: isWhole ? 1 : "any", value: applied, ariaLabel: `${words}, value` });
+  const { is_whole: isWhole, key, low, high, place, title, unit } = control;
+  const name = place === null ? key : `${key}.${place}`;
+  let applied = place === null ? control.value : control.value[place];
+  const ariaLabel = unit ? `${title}, ${unit}` : title;
+  const scale = isWhole ? { min: low, max: high, step: 1 } : { min: 0, max: 1, step: "any" };
+  const range = make("input", { type: "range", name, ariaLabel, ...scale });
+  const field = make("input", { type: "number", step: isWhole ? 1 : "any", value: applied,
+    ariaLabel: `${ariaLabel}, value` });
   const wrong = make("p", { className: "wrong", id: `wrong-${name}`, role: "alert", hidden: true });
   field.setAttribute("aria-describedby", wrong.id);
-  const show = (value) => Object.assign(range, { value: isWhole ? value : placeOf(control, value), ariaValueText: String(value) });
+  const show = (value) => Object.assign(range,
+    { value: isWhole ? value : placeOf(control, value), ariaValueText: String(value) });
   // A number that does not apply stays in its field, marked, with the one that does.
   const mark = (why) => {
     field.ariaInvalid = String(Boolean(why));
-    Object.assign(wrong, { textContent: why && `${why}; ${applied} still applies`, hidden: !why });
+    wrong.textContent = why && `${why}; ${applied} still applies`;
+    wrong.hidden = !why;
     if (why) show(applied);
   };
   const put = async (value) => {
@@ -49,5 +57,7 @@ function slider(control, send) {
   });
   field.addEventListener("change", () => put(field.valueAsNumber));
   show(applied);
-  return make("div", { className: "slider" }, make("div", { className: "name" }, make("span", {}, words, make("code", {}, key)), field), range, wrong);
+  const words = make("span", {}, ariaLabel, make("code", {}, key));
+  const head = make("div", { className: "name" }, words, field);
+  return make("div", { className: "slider" }, head, range, wrong);
 }

@@ -1,0 +1,69 @@
+"""What somebody notes of each case: a state and a text, in a table beside the corrections."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from crfrefine.base.text import for_spreadsheet
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import write_small_file
+
+TO_DO = "to do"
+STATES = (TO_DO, "done", "to discuss")
+_HEADINGS = ("case", "state", "note")
+_MAX_NOTE = 500  # characters
+
+
+class Review(NamedTuple):
+    """What is noted of a case."""
+
+    state: str = TO_DO
+    note: str = ""
+
+
+class Reviews:
+    """The notes of all cases, in `reviews.csv` of a folder; without one only in memory."""
+
+    def __init__(self, case_ids: Sequence[str]) -> None:
+        self._case_ids = case_ids
+        self._noted: dict[str, Review] = {}
+        self._path: Path | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Read what was noted in a folder, and write there from now on."""
+        self._path = folder / "reviews.csv"
+        if not self._path.exists():
+            return
+        try:
+            for row in csv.DictReader(io.StringIO(self._path.read_text(encoding="utf-8-sig"))):
+                state = row["state"] if row["state"] in STATES else TO_DO
+                self._noted[row["case"]] = Review(state, row["note"] or "")
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise InputError(
+                f"{self._path}: expected a table with the columns {', '.join(_HEADINGS)}; "
+                "move it away to begin anew"
+            ) from error
+
+    def of_case(self, case_id: str) -> Review:
+        """Return what is noted of a case."""
+        return self._noted.get(for_spreadsheet(case_id), Review())
+
+    def note(self, case_id: str, state: str, note: str) -> None:
+        """Note a state and a text, and write the table; raise InputError for others."""
+        if state not in STATES:
+            raise InputError(f"{state}: expected {', '.join(STATES)}")
+        if len(note) > _MAX_NOTE:
+            raise InputError(f"expected at most {_MAX_NOTE} characters")
+        self._noted[for_spreadsheet(case_id)] = Review(state, for_spreadsheet(note))
+        if self._path is None:
+            return
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(_HEADINGS)
+        for name in map(for_spreadsheet, self._case_ids):
+            writer.writerow((name, *self._noted.get(name, Review())))
+        write_small_file(self._path, table.getvalue().encode("utf-8", "replace"))
