@@ -52,6 +52,9 @@ lint: setup $(VENV)/train.stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	@# Of JavaScript, by what is installed: npm install --global typescript@5 eslint@9
+	if command -v tsc; then tsc -p jsconfig.json; fi
+	if command -v eslint; then eslint; fi
 
 check: setup $(VENV)/train.stamp browser  ## the tests of make test; PYTEST_ARGS="-k lattice -x"
 	$(RUN_TESTS) -m 'not long'

@@ -1,0 +1,8 @@
+// Rules for the JavaScript of the page of `tune`; its types are those of jsconfig.json.
+export default [{
+  files: ["crfrefine/runs/tune/assets/*.js", "tests/runs/*.mjs"],
+  rules: {
+    "eqeqeq": "error", "max-len": ["error", 100], "no-unused-vars": "error", "no-var": "error",
+    "prefer-const": ["error", { destructuring: "all" }],
+  },
+}];
