@@ -320,7 +320,10 @@ class Note:
 
     @classmethod
     def of(cls, kind: NoteKind, file: str = "", **values: Any) -> Self:
-        """Return a note with values of JSON: texts, numbers and lists."""
+        """Return a note with values of JSON: texts, numbers and lists; numpy's become Python's."""
+        for name, value in values.items():
+            if hasattr(value, "item"):
+                values[name] = value.item()
         return cls(kind, values, file)
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType  # not generic before click 8.4
 
+# What a shell makes of a pattern without quotes.
+_VOLUME = r"\.(nii|npz|mha|mhd|nrrd|dcm)\b"
+_ONE_PATH = (
+    "An option takes one path: give the folder of many cases, "
+    "or repeat the option for the files of one case."
+)
 _MIN_OF_PANELS = 12  # parameters from which on the help has panels
 
 
@@ -37,11 +44,18 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; of inputs that are DICOM, that matters more than what is missing."""
         named = list(args)
+        ctx.allow_extra_args = True  # They are refused below, with advice.
         try:
-            return super().parse_args(ctx, args)
+            extra = super().parse_args(ctx, args)
         except click.MissingParameter:
             refuse_named_dicom(self.name, named)
             raise
+        if extra and not ctx.resilient_parsing:
+            problem = f"Got unexpected extra arguments: {' '.join(extra)}"
+            if any(re.search(_VOLUME, text) for text in extra):
+                problem += f"\n  {_ONE_PATH}"
+            ctx.fail(problem)
+        return extra
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""

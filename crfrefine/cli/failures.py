@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -108,10 +107,7 @@ def reporting_failures(*, verbose: bool) -> Iterator[None]:
 
 
 def print_usage_error(error: click.UsageError) -> None:
-    """Print an error about the command line in the form of all other errors.
-
-    Its quotes are shortened, and what to do may follow.
-    """
+    """Print an error about the command line in the form of all other errors, quotes shortened."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):  # A call without arguments.
         error.show()
         return
@@ -119,12 +115,6 @@ def print_usage_error(error: click.UsageError) -> None:
     if isinstance(error, click.NoSuchOption):
         message = GONE.get(error.option_name, message)
     text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
-    is_extra = "unexpected extra argument" in message
-    if is_extra and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", message):
-        text += (
-            "\n  An option takes one path: give the folder of many cases, "
-            "or repeat the option for the files of one case."
-        )
     if error.ctx is not None:
         help_command = f"{error.ctx.command_path} --help"
         text = f"{error.ctx.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
