@@ -35,23 +35,18 @@ from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
 from crfrefine.runs.records import CaseRecord, times_of_strokes
-from crfrefine.runs.task import ALONE, CaseInWork, CaseSettings, Task, Turns
+from crfrefine.runs.task import ALONE, CaseInWork, Task, Turns
 
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
 
-def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseInWork:
+def read_case(task: Task, turns: Turns = ALONE) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
-    record = CaseRecord(task.files.case_id)
-    if task.files.case_id in settings.options.held_out:
-        record.held_out_by = settings.options.held_out[task.files.case_id].fold
-    settings = settings.of_case(task.files.case_id)
+    record = CaseRecord(task.files.case_id, held_out_by=task.held_out_by)
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
-        if task.earlier is not None and is_complete(
-            task.outputs, task.files, settings.reading.mapping
-        ):
+        if task.earlier is not None and is_complete(task.outputs, task.files, task.reading.mapping):
             changed = changed_inputs(task.files, task.earlier.contents)
             if not changed:
                 work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
@@ -60,19 +55,19 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
-        headers = read_case_headers(task.files, settings.reading)
+        headers = read_case_headers(task.files, task.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
-        parameters = settings.options.parameters
+        parameters = task.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-        may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        needed, work.input_bytes = bytes_to_refine(headers, settings.reading, may_stream=may_stream)
+        may_stream = leaves_out and get_backend(task.device).name == "cpu"
+        needed, work.input_bytes = bytes_to_refine(headers, task.reading, may_stream=may_stream)
         turns.take_memory(needed)
         case = cases.read_case(
             headers,
-            settings.reading,
+            task.reading,
             as_logits=False,
             may_stream=may_stream,
-            threads=settings.options.threads,
+            threads=task.options.threads,
         )
         record.contents.update(contents_of_inputs(task.files))
         record.times["read"] = time.perf_counter() - started
@@ -94,38 +89,36 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
     return work
 
 
-def finish_case(
-    settings: CaseSettings, work: CaseInWork, observer: Observer, turns: Turns = ALONE
-) -> CaseRecord:
+def finish_case(work: CaseInWork, observer: Observer, turns: Turns = ALONE) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
     record = work.record
-    settings = settings.of_case(task.files.case_id)
     if work.case is None:
         return record
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
-        result, names, segments = _refine(settings, work, observer, turns)
+        result, names, segments = _refine(work, observer, turns)
         turns.end_computing()
-        for note in write_case(settings, work, result, names, segments, turns):
+        for note in write_case(work, result, names, segments, turns):
             observer.note(note, case_id=record.case_id)
     return record
 
 
 def _refine(
-    settings: CaseSettings, work: CaseInWork, observer: Observer, turns: Turns
+    work: CaseInWork, observer: Observer, turns: Turns
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names and segments of labels."""
     started = time.perf_counter()
-    options = settings.options
+    task = work.task
+    options = task.options
     case = work.case
     assert case is not None
     record = work.record
-    names = settings.names
+    names = task.names
     if case.segments:  # The input has names itself, such as in a NIfTI table.
         names = replace(names, labels={segment.label: segment.name for segment in case.segments})
-    strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
+    strokes = read_strokes(options, case, task.reading.declared) if case.strokes else None
     # The limit and the case decide how it is refined, not what others beside it leave.
     limit = memory_limit(options.max_memory).bytes
     context = RunContext(
@@ -140,7 +133,7 @@ def _refine(
         spacing=case.spacing,
         parameters=options.parameters,
         mask=case.mask,
-        backend=get_backend(settings.device),
+        backend=get_backend(task.device),
         context=context,
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
@@ -150,7 +143,7 @@ def _refine(
     notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append(Note.of(NoteKind.NO_STROKES))
-    notes += _record_result(settings, record, case, names.labels, result)
+    notes += _record_result(work, case, names.labels, result)
     for note in notes:
         observer.note(note, case_id=record.case_id)
     record.notes += notes
@@ -158,13 +151,14 @@ def _refine(
 
 
 def _record_result(
-    settings: CaseSettings,
-    record: CaseRecord,
+    work: CaseInWork,
     case: Case,
     names: Mapping[int, str],
     result: RefinementResult,
 ) -> list[Note]:
     """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
+    record = work.record
+    options = work.task.options
     for stage, seconds in result.timings.items():
         record.times[f"refine.{stage}"] = seconds
     changes = result.changes
@@ -183,7 +177,7 @@ def _record_result(
             record.label_names[str(label)] = names[label]
         if before and not after:
             outvoted[label] = before
-    if settings.options.statistics:
+    if options.statistics:
         record.statistics = measure(case, result, record.label_names)
     lost: Mapping[int, int] = {}  # labels that resampling has removed, with their voxels
     if isinstance(case.network, LabelMap):
@@ -199,7 +193,7 @@ def _record_result(
             kind = NoteKind.VANISHED_BY_CRF
         notes.append(Note.of(kind, labels=labels))
     has_foreground = any(changes.voxels_before[1:])
-    has_weight = settings.options.parameters.has_weight
+    has_weight = options.parameters.has_weight
     if has_foreground and not changes.voxels_changed and has_weight:
         unchanged = NoteKind.NO_CHANGE_BY_CRF
         if any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes):

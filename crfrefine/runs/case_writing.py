@@ -29,13 +29,12 @@ from crfrefine.runs.contents import LABEL_MAP, content_of
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import time_of_change
 from crfrefine.runs.stale import all_files, remove_stale
-from crfrefine.runs.task import CaseInWork, CaseSettings, Turns
+from crfrefine.runs.task import CaseInWork, Turns
 
 _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 
 
 def write_case(
-    settings: CaseSettings,
     work: CaseInWork,
     result: RefinementResult,
     names: Names,
@@ -50,7 +49,7 @@ def write_case(
     started = time.perf_counter()
     record = work.record
     outputs = work.task.outputs
-    threads = settings.options.threads or available_threads()
+    threads = work.task.options.threads or available_threads()
     like = replace(work.case.like, data=result.label_map)
     picture = None
     if outputs.preview is not None:

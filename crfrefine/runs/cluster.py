@@ -18,7 +18,7 @@ from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import CaseSettings, Task
+from crfrefine.runs.task import Task
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
@@ -30,7 +30,7 @@ def records_of_cluster(plan: RunPlan, observer: Observer) -> Generator[CaseRecor
 
     Closing it cancels the cases not begun.
     """
-    address = plan.settings.options.dask
+    address = plan.options.dask
     assert address is not None
     client = _connect(address)
     from distributed import as_completed
@@ -43,7 +43,7 @@ def records_of_cluster(plan: RunPlan, observer: Observer) -> Generator[CaseRecor
                 RuntimeWarning,
                 stacklevel=2,
             )
-        work = partial(refine_on_worker, __version__, plan.settings)
+        work = partial(refine_on_worker, __version__)
         futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
         tasks = dict(zip(futures, plan.tasks, strict=True))
         for future in as_completed(futures):
@@ -116,7 +116,7 @@ def _record_from(future: Any, task: Task, address: str) -> CaseRecord:
     return record
 
 
-def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRecord:
+def refine_on_worker(version: str, task: Task) -> CaseRecord:
     """Read, refine and write a case.
 
     Refuse to on a worker with another version of this package, whose results may differ.
@@ -126,4 +126,4 @@ def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRe
             f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
             "install the same version on all machines"
         )
-    return finish_case(settings, read_case(settings, task), Observer())
+    return finish_case(read_case(task), Observer())

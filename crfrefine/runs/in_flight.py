@@ -16,7 +16,7 @@ from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import ALONE, CaseSettings, Task, Turns
+from crfrefine.runs.task import ALONE, Task, Turns
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
@@ -238,7 +238,7 @@ def num_cases_in_flight(plan: RunPlan) -> int:
     The GPU engine takes one case at a time, much more quickly than a thread reads and writes it:
     only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a machine.
     """
-    options = plan.settings.options
+    options = plan.options
     if plan.summary.device.startswith("torch"):
         return 1
     num_jobs = options.num_jobs or options.threads or available_threads()
@@ -254,8 +254,8 @@ class CasesInFlight:
     """
 
     def __init__(self, plan: RunPlan) -> None:
-        options = plan.settings.options
-        self._settings = plan.settings
+        options = plan.options
+        self._is_gpu_lost = False
         self._tasks = plan.tasks
         self._num_jobs = num_cases_in_flight(plan)
         self._num_threads = options.threads or available_threads()
@@ -302,10 +302,10 @@ class CasesInFlight:
     def _refine_with_device(self, task: Task, case: CaseInFlight) -> CaseRecord:
         """Read, refine and write a case; on the CPU after the loss of a GPU in another one."""
         record = self._refine(task, case, turns=case)
-        if self._settings.options.device == "auto" and record.has_failed_by(DeviceLostError):
+        if task.options.device == "auto" and record.has_failed_by(DeviceLostError):
             with self._lock:
-                has_lost_gpu = self._settings.device != "cpu"
-                self._settings = replace(self._settings, device="cpu")
+                has_lost_gpu = not self._is_gpu_lost
+                self._is_gpu_lost = True
             if has_lost_gpu:
                 case.note(Note.of(NoteKind.GPU_LOST))
             else:  # The case has only met the loss in another one.
@@ -315,19 +315,20 @@ class CasesInFlight:
 
     def _refine(self, task: Task, case: CaseInFlight, turns: Turns) -> CaseRecord:
         """Read, refine and write a case; it waits for memory if `turns` is the case."""
-        work = read_case(self._share_of(0), task, turns)
+        work = read_case(self._with_share(task, 0), turns)
+        work.task = self._with_share(task, case.num_bytes)
         with naming_after(case.wait_to_name):
-            return finish_case(self._share_of(case.num_bytes), work, case, case)
+            return finish_case(work, case, case)
 
-    def _share_of(self, num_bytes: int) -> CaseSettings:
-        """Return the settings of a case that takes so much memory, with its share of threads."""
+    def _with_share(self, task: Task, num_bytes: int) -> Task:
+        """Return a case that takes so much memory with its share of threads, and its device."""
         with self._lock:
             num_cases = min(self._num_jobs, self._num_unfinished)
         if num_bytes:
             num_cases = min(num_cases, max(1, self._places.num_bytes // num_bytes))
         threads = max(1, self._num_threads // num_cases)
-        options = replace(self._settings.options, threads=threads)
-        return replace(self._settings, options=options)
+        device = "cpu" if self._is_gpu_lost else task.device
+        return replace(task, options=replace(task.options, threads=threads), device=device)
 
 
 def _show_stages(case: CaseInFlight, case_id: str, observer: Observer) -> None:

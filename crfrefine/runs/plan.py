@@ -32,7 +32,7 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
 from crfrefine.runs.records import READING, RunSummary, record_path
 from crfrefine.runs.states import files_before, take_up
-from crfrefine.runs.task import CaseSettings, Task
+from crfrefine.runs.task import Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunPlan:
     """A run before it begins."""
 
     inputs: RunInputs
-    settings: CaseSettings
+    options: InferenceOptions
     tasks: list[Task]
     summary: RunSummary  # without its cases
     notes: tuple[Note, ...]
@@ -219,13 +219,17 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     summary = _summary_of(options, device, inputs, all_outputs)
     summary.num_cases = len(cases)
 
-    tasks = [Task(files, outputs) for files, outputs in zip(cases, all_outputs[part], strict=True)]
     if note_on_device is not None:
         notes.append(note_on_device)
     used_device = device
     if device != "cpu" and not options.dask:
         # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
         used_device = options.device
+    tasks = []
+    for files, outputs in zip(cases, all_outputs[part], strict=True):
+        tasks.append(
+            Task.of_run(files, outputs, options, inputs.reading, inputs.names, used_device)
+        )
     tasks = _with_files_there(tasks, all_outputs, options, summary)
     left: list[Note] = []
     if options.resume:
@@ -236,11 +240,10 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     folder_files = plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
     if inputs.structures and record is not None:
         folder_files += plan_names_file(inputs.structures, options.output)
-    settings = CaseSettings(options, inputs.reading, inputs.names, used_device)
     if options.parameters.trained_on:
         notes += _notes_on_training(cases, options)
     return RunPlan(
-        inputs, settings, tasks, summary, tuple(notes), tuple(left), tuple(folder_files), record
+        inputs, options, tasks, summary, tuple(notes), tuple(left), tuple(folder_files), record
     )
 
 

@@ -97,7 +97,7 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
 
     A full disk ends the run, and with --fail-fast any failure.
     """
-    options = plan.settings.options
+    options = plan.options
     summary = plan.summary
     if options.dask is not None:
         records = records_of_cluster(plan, observer)
@@ -126,7 +126,7 @@ def _write_statistics(plan: RunPlan) -> None:
     records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
     known = [record for record in records if record is not None]
     table = statistics_csv(known, plan.inputs.names.modalities)
-    write_small_file(statistics_path(plan.settings.options), table.encode())
+    write_small_file(statistics_path(plan.options), table.encode())
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:

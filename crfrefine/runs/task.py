@@ -1,4 +1,4 @@
-"""A case to refine: its files, the settings of the work on it, and what it waits for."""
+"""A case to refine: its files, how they are refined, and what it waits for."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from crfrefine.runs.records import CaseRecord
 
 @dataclass(frozen=True)
 class Task:
-    """A case to refine."""
+    """A case to refine, and how; it can be sent to other machines."""
 
     files: CaseFiles
     outputs: OutputFiles
+    options: InferenceOptions  # with the parameters of this case
+    reading: ReadingOptions
+    names: Names
+    device: str  # as `get_backend` takes it
+    held_out_by: str | None = None  # the fold with its parameters, if not those of all cases
     # The record of existing outputs, with --continue; None means that the case is refined.
     earlier: CaseRecord | None = None
     # Files that earlier runs wrote for the case, each with its checksum, and the contents of the
@@ -30,22 +35,23 @@ class Task:
     before: Mapping[Path, tuple[str, Mapping[str, Content]]] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
 
-
-@dataclass(frozen=True)
-class CaseSettings:
-    """The settings of the work on each case; they can be sent to other machines."""
-
-    options: InferenceOptions
-    reading: ReadingOptions
-    names: Names
-    device: str  # as `get_backend` takes it
-
-    def of_case(self, case_id: str) -> CaseSettings:
-        """Return the settings of a case, with parameters that were not learned on it."""
-        held_out = self.options.held_out.get(case_id)
-        if held_out is None:
-            return self
-        return replace(self, options=replace(self.options, parameters=held_out.parameters))
+    @classmethod
+    def of_run(
+        cls,
+        files: CaseFiles,
+        outputs: OutputFiles,
+        options: InferenceOptions,
+        reading: ReadingOptions,
+        names: Names,
+        device: str,
+    ) -> Task:
+        """Return a case of a run, with parameters that were not learned on it."""
+        held_out = options.held_out.get(files.case_id)
+        fold = None
+        if held_out is not None:
+            options = replace(options, parameters=held_out.parameters)
+            fold = held_out.fold
+        return cls(files, outputs, options, reading, names, device, held_out_by=fold)
 
 
 @dataclass

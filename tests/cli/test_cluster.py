@@ -141,4 +141,4 @@ def test_a_worker_with_another_version_does_no_case():
             "install the same version"
         ),
     ):
-        refine_on_worker("9.8.7", None, None)
+        refine_on_worker("9.8.7", None)

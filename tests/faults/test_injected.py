@@ -20,11 +20,9 @@ def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     read = in_flight.read_case
     vanishing = {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
 
-    def read_late(settings, task, *rest):
-        vanishing.get(
-            (getattr(task, "record", None) or task.files).case_id, folders.images / "none"
-        ).unlink(missing_ok=True)
-        return read(settings, task, *rest)
+    def read_late(task, *rest):
+        vanishing.get(task.files.case_id, folders.images / "none").unlink(missing_ok=True)
+        return read(task, *rest)
 
     monkeypatch.setattr(in_flight, "read_case", read_late)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)

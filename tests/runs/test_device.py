@@ -91,6 +91,6 @@ def test_a_run_says_why_it_takes_the_cpu(gpu, folders):
     )
     plan = plan_run(options)
     assert plan.summary.device == "cpu"
-    assert plan.settings.device == "cpu"
+    assert plan.tasks[0].device == "cpu"
     assert any("--device cuda takes the GPU" in note for note in map(str, plan.notes))
     assert gpu == []

@@ -268,14 +268,14 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
     refine = case_work._refine
     begun = []
 
-    def refine_or_lack(settings, work, observer, turns):
+    def refine_or_lack(work, observer, turns):
         case_id = work.task.files.case_id
         if case_id in names and not turns.is_alone:
             if by_error:
                 raise MemoryError
             turns.take_more(1 << 60)
         begun.append(case_id)
-        return refine(settings, work, observer, turns)
+        return refine(work, observer, turns)
 
     monkeypatch.setattr(case_work, "_refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")
@@ -311,14 +311,14 @@ def test_the_memory_of_a_case_does_not_depend_on_others(folders, tmp_path, monke
 )
 def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases, expected):
     shares = []
-    share_of = in_flight.CasesInFlight._share_of
+    with_share = in_flight.CasesInFlight._with_share
 
-    def note_share(self, num_bytes):
-        settings = share_of(self, num_bytes)
-        shares.append(settings.options.threads)
-        return settings
+    def note_share(self, task, num_bytes):
+        shared = with_share(self, task, num_bytes)
+        shares.append(shared.options.threads)
+        return shared
 
-    monkeypatch.setattr(in_flight.CasesInFlight, "_share_of", note_share)
+    monkeypatch.setattr(in_flight.CasesInFlight, "_with_share", note_share)
     several = write_folders(folders.output.parent / "more", *"abcdefghi"[:num_cases])
     infer(several, "--threads", threads, "--jobs", jobs, status=0)
     assert shares[0] == expected
@@ -338,7 +338,7 @@ def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases,
 def test_a_gpu_computes_one_case_while_others_are_read_and_written(device, jobs, expected):
     options = SimpleNamespace(num_jobs=jobs, threads=6)
     plan = SimpleNamespace(
-        settings=SimpleNamespace(options=options),
+        options=options,
         summary=SimpleNamespace(device=device),
         tasks=range(40),
     )
