@@ -187,12 +187,10 @@ class Tiles {
 
     // logits: of the label at its own voxels, near them, and elsewhere.
     template <class Label>
-    void fill_labels(const Contiguous<const Label>& label_map, int64_t first_plane, int label,
-                     const Extents& reach, const std::array<float, 3>& logits, const Indices& tiles,
+    void fill_labels(const Contiguous<const Label>& label_map, int label, const Extents& reach,
+                     const std::array<float, 3>& logits, const Indices& tiles,
                      const Indices& entries, const FloatOut& out) const {
-        const int64_t num_planes = checked_planes(label_map, tiling_);
-        require(first_plane >= 0 && first_plane <= num_planes - tiling_.shape[0],
-                "expected a label map with the planes of the grid");
+        require_grid(tiling_, label_map);
         require_reach(reach);
         int64_t size = 1;
         for (int a = 0; a < 3; ++a) {
@@ -201,9 +199,8 @@ class Tiles {
             size *= tiling_.tile[a] + 2 * reach[a];
         }
         require_entries(tiles, entries, out, tiling_);
-        const LabelPlanes<Label> map{label_map.data(), num_planes, first_plane};
         run_pool(threads_, [&](ThreadPool& pool) {
-            fill_label_entries(tiling_, map, label, {reach[0], reach[1], reach[2]},
+            fill_label_entries(tiling_, label_map.data(), label, {reach[0], reach[1], reach[2]},
                                {logits[0], logits[1], logits[2]}, tiles.data(),
                                static_cast<int64_t>(tiles.size()), entries.data(), out.data(),
                                pool);
@@ -448,9 +445,8 @@ void define_tiles(nb::module_& m) {
         tiles
             .def("mark_near", &Tiles::mark_near<Label>, "label_map"_a.noconvert(), "reach"_a,
                  "near"_a.noconvert())
-            .def("fill_labels", &Tiles::fill_labels<Label>, "label_map"_a.noconvert(),
-                 "first_plane"_a, "label"_a, "reach"_a, "logits"_a, "tiles"_a, "entries"_a,
-                 "out"_a.noconvert());
+            .def("fill_labels", &Tiles::fill_labels<Label>, "label_map"_a.noconvert(), "label"_a,
+                 "reach"_a, "logits"_a, "tiles"_a, "entries"_a, "out"_a.noconvert());
     };
     define_labels(uint8_t{});
     define_labels(uint16_t{});

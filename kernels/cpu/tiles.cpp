@@ -286,11 +286,10 @@ void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const 
 }
 
 template <class Label>
-void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int label,
+void fill_label_entries(const Tiling& tiling, const Label* label_map, int label,
                         const int64_t (&reach)[3], const LabelLogits& logits, const int64_t* tiles,
                         int64_t num_tiles, const int64_t* entry, float* out, ThreadPool& pool) {
     const Neighborhood around(tiling, reach);
-    const int64_t whole[3] = {map.num_planes, tiling.shape[1], tiling.shape[2]};
     std::vector<Occurrence> scratch(pool.num_threads());
     pool.run(num_tiles, [&](int64_t item, int thread) {
         Occurrence& found = scratch[thread];
@@ -298,14 +297,15 @@ void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int
             end[3];  // corner: of the neighborhood; begin, end: what lies in the label map
         tiling.place(tiles[item], at);
         for (int a = 0; a < 3; ++a) {
-            corner[a] = tiling.begin(a, at[a]) - reach[a] + (a == 0 ? map.first_plane : 0);
+            corner[a] = tiling.begin(a, at[a]) - reach[a];
             begin[a] = std::max<int64_t>(0, corner[a]);
-            end[a] = std::min(whole[a], corner[a] + around.shape[a]);
+            end[a] = std::min(tiling.shape[a], corner[a] + around.shape[a]);
         }
         found.here.assign(around.size, 0);
         for (int64_t z = begin[0]; z < end[0]; ++z)
             for (int64_t y = begin[1]; y < end[1]; ++y) {
-                const Label* row = map.values + (z * whole[1] + y) * whole[2] + begin[2];
+                const Label* row =
+                    label_map + (z * tiling.shape[1] + y) * tiling.shape[2] + begin[2];
                 uint8_t* to =
                     found.here.data() +
                     ((z - corner[0]) * around.shape[1] + y - corner[1]) * around.shape[2] +
@@ -330,10 +330,10 @@ template void mark_tiles_near_labels(const Tiling&, const uint8_t*, const int64_
                                      uint8_t*, ThreadPool&);
 template void mark_tiles_near_labels(const Tiling&, const uint16_t*, const int64_t (&)[3], int64_t,
                                      uint8_t*, ThreadPool&);
-template void fill_label_entries(const Tiling&, const LabelPlanes<uint8_t>&, int,
-                                 const int64_t (&)[3], const LabelLogits&, const int64_t*, int64_t,
-                                 const int64_t*, float*, ThreadPool&);
-template void fill_label_entries(const Tiling&, const LabelPlanes<uint16_t>&, int,
-                                 const int64_t (&)[3], const LabelLogits&, const int64_t*, int64_t,
-                                 const int64_t*, float*, ThreadPool&);
+template void fill_label_entries(const Tiling&, const uint8_t*, int, const int64_t (&)[3],
+                                 const LabelLogits&, const int64_t*, int64_t, const int64_t*,
+                                 float*, ThreadPool&);
+template void fill_label_entries(const Tiling&, const uint16_t*, int, const int64_t (&)[3],
+                                 const LabelLogits&, const int64_t*, int64_t, const int64_t*,
+                                 float*, ThreadPool&);
 }  // namespace crf

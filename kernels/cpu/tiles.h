@@ -176,14 +176,6 @@ void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, i
 // A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that
 // have it within reach.
 
-// A label map (plane, *plane of the tiling), tiled from `first_plane` on; planes before and after
-// are neighbors.
-template <class Label>
-struct LabelPlanes {
-    const Label* values;
-    int64_t num_planes, first_plane;
-};
-
 // The logits of a label: at a voxel that has it, at others within reach of such a voxel, and
 // elsewhere.
 struct LabelLogits {
@@ -201,7 +193,7 @@ void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const 
 // entries, as `fill_entries` does. A voxel is near a label if the label occurs up to `reach` voxels
 // away along each axis.
 template <class Label>
-void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int label,
+void fill_label_entries(const Tiling& tiling, const Label* label_map, int label,
                         const int64_t (&reach)[3], const LabelLogits& logits, const int64_t* tiles,
                         int64_t num_tiles, const int64_t* entry, float* out, ThreadPool& pool);
 }  // namespace crf

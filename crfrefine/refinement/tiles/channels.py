@@ -129,7 +129,7 @@ class LabelMapChannels(ChannelSource):
             fill_by_rows(self.grid, logits_of, tiles, entries, out, num_rows=_MAX_ROWS)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
-        engine.fill_labels(self.numbers, 0, label, self.reach, logits, tiles, entries, out)
+        engine.fill_labels(self.numbers, label, self.reach, logits, tiles, entries, out)
 
     def of_box(self, label: int, box: Box) -> Float32:
         """Return the logits of a label at the voxels of a box."""
