@@ -5,6 +5,7 @@ An exception in the processing of a case fails only this case; an interrupt ends
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -125,13 +126,19 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
 
 
 def _raised_at(error: BaseException) -> str:
-    """Return the last two lines of this package that an error came through, and its causes."""
+    """Return the last two lines of this package that an error came through, and its causes.
+
+    Beside them stands the folder of a file that could not be opened: a missing image is not like
+    missing logits.
+    """
     places = []
     cause: BaseException | None = error
     while cause is not None:
         frames = traceback.extract_tb(cause.__traceback__)
         inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
         places += [f"{frame.filename}:{frame.lineno}" for frame in inside[-2:]]
+        if isinstance(cause, OSError) and cause.filename:
+            places.append(str(Path(os.fsdecode(cause.filename)).parent))
         cause = cause.__cause__ or cause.__context__
     return " ".join(places)
 
