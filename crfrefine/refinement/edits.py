@@ -18,7 +18,7 @@ RULED_OUT = 20.0
 
 
 class Rise(NamedTuple):
-    """What strokes add to the logits of a channel in a box."""
+    """What strokes add to the logits of a channel in a box; it is negative outside of regions."""
 
     channel: int
     box: Box  # of whole tiles
@@ -46,7 +46,7 @@ class Edits:
         """Change logits or log-odds, (channels, *grid), in place."""
         for rise in self.rises:
             channel = logits[rise.channel]
-            self.raise_logits(channel[rise.box], rise.values)
+            self._add_rise(channel[rise.box], rise.values)
         logits[(slice(None), *self.strokes.positions)] = self.fixed
 
     def find_ruled_out(
@@ -74,7 +74,7 @@ class Edits:
         )
         return (note,)
 
-    def raise_logits(self, logits: Float32, rise: Float32) -> None:
+    def _add_rise(self, logits: Float32, rise: Float32) -> None:
         """Add a rise to logits in place."""
         if self.lifted is not None:
             is_lifted = (rise > 0) & (logits < 0.5 * ABSENT_LOGIT)
@@ -108,7 +108,7 @@ class Edits:
             tiles, values = rise.by_tile(grid)
             entries, places = sets.find_entries(rise.channel, tiles - first_tile)
             of_entries = logits[entries]
-            self.raise_logits(of_entries, values[places])
+            self._add_rise(of_entries, values[places])
             logits[entries] = of_entries
         tiles, offsets = self._drawn_tiles(grid)
         for label, fixed in enumerate(self.fixed):

@@ -47,8 +47,6 @@ def plan_edits(
     mask: Bool | None,
     normalized: Callable[[Box], Float32],
     network: Array,
-    *,
-    is_label_map: bool,
 ) -> Edits:
     """Return the edits of a case in storage order, whose grid may have further leading axes.
 
@@ -59,7 +57,6 @@ def plan_edits(
         normalized: returns the normalized image of a box, (M, *box).
         network: the network's label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel
             is inside of those that have its label, and outside of others.
-        is_label_map: whether the network's output is a label map.
     """
     regions = case.regions
     shape = network.shape if regions is None else network.shape[1:]
@@ -75,10 +72,10 @@ def plan_edits(
 
     strength = STRENGTH
     lifted = None
-    if is_label_map and case.model.kernels.network_spacing is None:
+    if case.is_label_map and case.model.kernels.network_spacing is None:
         strength = STRENGTH_OF_LABELS
         lifted = 0.0
-    elif is_label_map:
+    elif case.is_label_map:
         strength = STRENGTH_OF_SHARES
         lifted = math.log(MIN_SHARE)
     rises = []
@@ -90,7 +87,7 @@ def plan_edits(
         if not is_wrong.any():
             return
         rise = case.model.mean_field.temperature * strength
-        if is_label_map and not has_label.any():
+        if case.is_label_map and not has_label.any():
             # Where a map lacks a label, its logits are as far below others at any temperature.
             rise = max(rise, strength)
         for box, closeness in _closeness(positions[:, is_wrong], has_label, case, normalized):

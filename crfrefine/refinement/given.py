@@ -1,4 +1,7 @@
-"""A case as it is given, besides the network's output, and as it is prepared for the mean field."""
+"""A case as it is given, besides the network's output, and as it is prepared for the mean field.
+
+`Case` does not change. `Prepared` is filled step by step by `preparing` and `tiles.planning`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +47,7 @@ class Case:
     regions: RegionScheme | None = None
     # mm between voxels of the network; None means that they are the image's
     network_spacing: tuple[float, ...] | None = None
+    is_label_map: bool = False  # whether the network's output is a label map
     # Stored: one model, or that of each region, all with the same kernels.
     models: Sequence[ModelSpec] = ()
     notes: tuple[Note, ...] = ()  # on the image, for the user
@@ -50,6 +56,12 @@ class Case:
     def model(self) -> ModelSpec:
         """The first model, which has the kernels of all."""
         return self.models[0]
+
+    @property
+    def can_have_tiles(self) -> bool:
+        """Whether labels can be left out on tiles, which the C++ engine alone does."""
+        num_dims = len(self.image.spacing)
+        return self.backend.name == "cpu" and num_dims <= MAX_DIMS and self.regions is None
 
     @property
     def voxel_ml(self) -> float:
@@ -72,7 +84,7 @@ class Prepared:
     image: GridImage  # raw, then normalized, of the box; with tiles that of their problem counts
     # (*grid), True inside the mask and outside the padding; None means everywhere
     mask: Bool | None
-    largest: float = 0.0  # the largest magnitude of a logit
+    largest: float = 0.0  # the largest magnitude of a logit, for checks while it is prepared
     # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
     is_probability: bool = False
     # (*grid) the network's label map; None means that it is still to be made from the logits
@@ -82,7 +94,7 @@ class Prepared:
     problem: TileProblem | None = None  # that on tiles; None means all labels everywhere
     # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
     # temperature; None without tiles
-    best: Float64 | None = None
+    largest_sums: Float64 | None = None
     # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
     # no volumes are kept
     gained: NDArray[np.int64] | None = None

@@ -29,12 +29,12 @@ from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.coarse import plan_coarse
-from crfrefine.refinement.tiles.grid import MAX_DIMS, LabelSets
+from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.problem import TileProblem
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
-WORTH_IT = 0.9
+WORTH_BOX = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
 
@@ -45,7 +45,7 @@ def prepare(network: Network, case: Case) -> Prepared:
             prepared = _channels_of_labels(network, case)
         else:
             prepared = _channels_of_regions(network, case)
-        _plan_channels(prepared, case, is_label_map=False)
+        _plan_channels(prepared, case)
         return prepared
     if isinstance(network, LabelMapNetwork):
         return _prepare_label_map(network, case)
@@ -53,7 +53,7 @@ def prepare(network: Network, case: Case) -> Prepared:
         prepared = plan_stream(network, case)
     else:
         prepared = plan_coarse(network, case)
-    _draw_strokes_on_tiles(prepared, case, is_label_map=False)
+    _draw_strokes_on_tiles(prepared, case)
     return prepared
 
 
@@ -77,10 +77,9 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     if takes_part_nearby:
         leaves_out = case.parameters.mean_field.label_threshold > 0
         keeps_volumes = case.parameters.volume.weight > 0
-        has_tiles = case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS
-        if has_tiles and leaves_out and not keeps_volumes:
+        if case.can_have_tiles and leaves_out and not keeps_volumes:
             prepared = plan_label_map(numbers, sigma, case)
-            _draw_strokes_on_tiles(prepared, case, is_label_map=True)
+            _draw_strokes_on_tiles(prepared, case)
             return prepared
         where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
         what = f"the logits of {num_channels} labels, which only {where} can do without, take"
@@ -98,29 +97,24 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
                 np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
     _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
     prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
-    _plan_channels(prepared, case, is_label_map=True)
+    _plan_channels(prepared, case)
     return prepared
 
 
-def _draw_strokes_on_tiles(prepared: Prepared, case: Case, *, is_label_map: bool) -> None:
+def _draw_strokes_on_tiles(prepared: Prepared, case: Case) -> None:
     """Edit channels that are not in memory, and count the voxels as `_draw_strokes` does."""
     problem = prepared.problem
     labels = prepared.labels
     if case.strokes is None or problem is None or labels is None:
         return
     grid = problem.grid
-    edits = plan_edits(
-        case,
-        case.strokes,
-        problem.mask,
-        problem.normalized,
-        labels.reshape(grid.shape),
-        is_label_map=is_label_map,
-    )
+    network = labels.reshape(grid.shape)
+    edits = plan_edits(case, case.strokes, problem.mask, problem.normalized, network)
     changed = edits.changed_tiles(grid, len(problem.present))
     # Labels take part where their logits rise, too.
     edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)
     edited = replace(edited, edits=edits)
+    # The tiles that the edits change, by themselves: labels gain voxels only there.
     is_near = changed.any(axis=0)
     near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
     if case.parameters.volume.match_input:
@@ -209,9 +203,10 @@ def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
 
 
 def _normalize(prepared: Prepared, case: Case, *, is_whole: bool) -> Box | None:
-    """Normalize the image, in the box of a mask without padding if that is worth it.
+    """Normalize the image, in the box of the mask without padding if so much lies outside it.
 
-    With `is_whole` the mask's box does not matter. Return it, or None.
+    Return that box, which tiles cover however large it is; None without a mask, or with `is_whole`,
+    for which it does not matter.
     """
     mask = prepared.mask
     mask_box = None
@@ -220,7 +215,7 @@ def _normalize(prepared: Prepared, case: Case, *, is_whole: bool) -> Box | None:
     raw = case.image
     if mask_box is not None:
         num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
-        if num_inside < WORTH_IT * raw.values[0].size:
+        if num_inside < WORTH_BOX * raw.values[0].size:
             prepared.box = mask_box
     box = prepared.box
     # Padding of the logits is not a property of the image: intensities are normalized as if there
@@ -235,7 +230,7 @@ def _normalize(prepared: Prepared, case: Case, *, is_whole: bool) -> Box | None:
     return mask_box
 
 
-def _plan_channels(prepared: Prepared, case: Case, *, is_label_map: bool) -> None:
+def _plan_channels(prepared: Prepared, case: Case) -> None:
     """Normalize the image, edit the channels in memory by strokes, and plan their tiles."""
     # Energies and marginals are sums of a few logits over the temperature.
     largest_bias = 0.0
@@ -251,17 +246,15 @@ def _plan_channels(prepared: Prepared, case: Case, *, is_label_map: bool) -> Non
             f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
         )
 
-    has_tiles = case.backend.name == "cpu" and prepared.logits.ndim <= MAX_DIMS + 1
-    has_tiles = has_tiles and case.regions is None
-    is_coarser = not is_label_map and case.model.kernels.network_spacing is not None
-    is_interpolated = has_tiles and is_coarser  # as logits that stream, which have no box
+    is_coarser = not case.is_label_map and case.model.kernels.network_spacing is not None
+    is_interpolated = case.can_have_tiles and is_coarser  # as logits that stream, without a box
     started = time.perf_counter()
     mask_box = _normalize(prepared, case, is_whole=is_interpolated)
     prepared.timings["normalize"] = time.perf_counter() - started
 
     if case.strokes is not None:
-        _draw_strokes(prepared, case, case.strokes, is_label_map=is_label_map)
-    if not has_tiles:
+        _draw_strokes(prepared, case, case.strokes)
+    if not case.can_have_tiles:
         return
     image = prepared.image
     if prepared.box is None and mask_box is not None and image.mask is not None:
@@ -270,7 +263,7 @@ def _plan_channels(prepared: Prepared, case: Case, *, is_label_map: bool) -> Non
     plan_array(prepared, image, mask_box, case, is_interpolated=is_interpolated)
 
 
-def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes, *, is_label_map: bool) -> None:
+def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes) -> None:
     """Edit the channels, and count the voxels that labels gain if volumes are kept."""
     labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
     prepared.labels = labels
@@ -280,10 +273,8 @@ def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes, *, is_label_
         prepared.is_probability = False
     are_regions = case.regions is not None
     network: Array = prepared.logits if are_regions else labels
-    edits = plan_edits(
-        case, strokes, prepared.mask, prepared.image_in, network, is_label_map=is_label_map
-    )
-    if not is_label_map:
+    edits = plan_edits(case, strokes, prepared.mask, prepared.image_in, network)
+    if not case.is_label_map:
         temperature = case.model.mean_field.temperature
         prepared.notes += edits.find_ruled_out(
             prepared.logits, temperature, are_regions=are_regions

@@ -21,7 +21,7 @@ from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.volumes import Integers, Member, matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_rows
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_layers
 from crfrefine.refinement.tiles.running import RefinedTiles
 
 if TYPE_CHECKING:
@@ -29,14 +29,20 @@ if TYPE_CHECKING:
 
 
 class RefinedChannels:
-    """The refined logits of a case.
+    """The refined logits of a case, in one of four forms.
+
+    All labels were refined everywhere (`is_array`), or in the mask's box; or labels took part in
+    `tiles`, with the network's logits in memory, or without (`is_streamed`). Voxels and labels that
+    were not refined follow from the network's logits, or from its label map where these are not in
+    memory.
 
     Attributes:
         computed: the result of the engine: logits, or (1, entries, voxels of a tile) those of the
             tiles.
         tiles: the tiles that took part; None means all labels everywhere.
         is_array: whether the logits are an array already.
-        is_streamed: whether they and the network's were never all in memory.
+        is_streamed: whether they and the network's were never all in memory: those of files, or of
+            a label map with many labels.
         marginals: the softmax of the whole array, if the engine computed it.
         num_channels: of labels or regions.
         report: steps, energy and filters.
@@ -59,14 +65,14 @@ class RefinedChannels:
         box = prepared.box
         if isinstance(outcome, RefinedTiles):
             assert prepared.problem is not None
-            assert prepared.best is not None
+            assert prepared.largest_sums is not None
             self.tiles = outcome
             self.computed: Float32 = outcome.values[None]
             self._mask = prepared.problem.mask  # of the tiles' grid
             self.is_array = False
             # The energy of each step with that of the voxels of settled tiles. If every voxel is
             # settled, no step is taken, and the energy is that of the network's output.
-            settled = -float(prepared.best[~outcome.sets.active].sum())
+            settled = -float(prepared.largest_sums[~outcome.sets.active].sum())
             of_steps = outcome.report.energy if outcome.sets.num_entries else (0.0,)
             energy = tuple(value + settled for value in of_steps)
             self.report = replace(outcome.report, energy=energy)
@@ -88,7 +94,7 @@ class RefinedChannels:
         if self.is_streamed:
             assert prepared.labels is not None
             prepared.labels.setflags(write=False)  # They are shown to the user, too.
-            self._labels = self._settled(prepared.labels)
+            self._labels = self._with_settled_labels(prepared.labels)
 
     def watch(self, given: Array) -> None:
         """Remember a checksum of the network's values if they are those of a caller's array."""
@@ -134,17 +140,17 @@ class RefinedChannels:
         sets = tiles.sets
         grid = sets.grid
         # The voxels of settled tiles keep their label.
-        is_settled = ~grid.voxels(sets.active)
+        is_settled = ~grid.to_voxels(sets.active)
         if self._mask is not None:
             is_settled &= self._mask
-        labels = self._settled(network)[self._box]
+        labels = self._with_settled_labels(network)[self._box]
         labels = labels.reshape(grid.shape)
         settled = np.bincount(labels[is_settled], minlength=self.num_channels)
         entries = []
         for tiles_of_label, entries_of_label in sets.entries:
             rows = np.searchsorted(sets.tiles, tiles_of_label)
             entries.append(Member(rows, tiles.values[entries_of_label]))
-        inside = grid.by_tile(self._mask, sets.tiles)
+        inside = grid.mask_of_tiles(self._mask, sets.tiles)
         biases = matching_bias(entries, inside, counts - settled)
         for (_, entries_of_label), bias in zip(sets.entries, biases, strict=True):
             tiles.values[entries_of_label] += np.float32(bias)
@@ -156,7 +162,7 @@ class RefinedChannels:
 
         `decode` turns logits into labels.
         """
-        labels = self._settled(network).copy()
+        labels = self._with_settled_labels(network).copy()
         part = labels[self._box]
         if self.tiles is None:
             part[...] = decode(self.computed)
@@ -167,7 +173,7 @@ class RefinedChannels:
             part[...] = inner.reshape(part.shape)
         return labels
 
-    def _settled(self, network: Labels) -> Labels:
+    def _with_settled_labels(self, network: Labels) -> Labels:
         """Return the network's labels, with a bias those that it leaves in settled tiles."""
         if self.tiles is None or self._run.bias is None:
             return network
@@ -175,11 +181,11 @@ class RefinedChannels:
         grid = self.tiles.sets.grid
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
-        for row in range(grid.counts[0]):
-            planes = grid.planes_of_row(row)
+        for layer in range(grid.counts[0]):
+            planes = grid.planes_of_layer(layer)
             target = inner[planes]
-            by_tile = self.tiles.sets.settled[row : row + 1]
-            settled = TileGrid(target.shape).voxels(by_tile)
+            by_tile = self.tiles.sets.settled[layer : layer + 1]
+            settled = TileGrid(target.shape).to_voxels(by_tile)
             where = settled >= 0
             if self._mask is not None:
                 where &= self._mask[planes]
@@ -200,7 +206,7 @@ class RefinedChannels:
         if self.tiles is None:
             piece[in_piece] = self.computed[label, of_box]
             return piece
-        refined, where = self._spread(label, of_box)
+        refined, where = self._planes_on_tiles(label, of_box)
         piece[in_piece] += self._penalty[of_box]
         where &= ~np.isnan(refined)
         np.copyto(piece[in_piece], refined, where=where)
@@ -229,6 +235,7 @@ class RefinedChannels:
 
     @property
     def _box_shape(self) -> tuple[int, ...]:
+        """Voxels along each axis of the box."""
         return tuple(axis.stop - axis.start for axis in self._box)
 
     def probabilities(
@@ -279,7 +286,7 @@ class RefinedChannels:
         """
         is_label = self._labels[planes] == label
         piece = np.where(is_label, np.float32(single), np.float32(absent))
-        refined, where = self._spread(label, planes, output_temperature)
+        refined, where = self._planes_on_tiles(label, planes, output_temperature)
         refined[np.isnan(refined)] = absent
         np.copyto(piece, refined, where=where)
         return piece
@@ -292,12 +299,12 @@ class RefinedChannels:
         planes = self._box[0]
         in_planes, of_box = overlap(planes, self._box)
         for label in range(self.num_channels):
-            refined, where = self._spread(label, of_box)
+            refined, where = self._planes_on_tiles(label, of_box)
             network = self._network_channel(label, planes)[in_planes]
             penalty = np.fmin(penalty, refined - network)
         return np.where(where, penalty, np.float32(0.0))
 
-    def _spread(
+    def _planes_on_tiles(
         self, label: int, planes: slice, output_temperature: float | None = None
     ) -> tuple[Float32, Bool]:
         """Return planes of a label's refined logits in the box, and the voxels that took part.
@@ -310,10 +317,10 @@ class RefinedChannels:
         is_volume = len(self._shape) == MAX_DIMS
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         planes_of_tiles = planes if is_volume else slice(0, 1)
-        rows = tile_rows(planes_of_tiles.start, planes_of_tiles.stop)
-        first = rows.start * TILE[0]
+        layers = tile_layers(planes_of_tiles.start, planes_of_tiles.stop)
+        first = layers.start * TILE[0]
         grid = sets.grid
-        last = min(rows.stop * TILE[0], grid.shape[0])
+        last = min(layers.stop * TILE[0], grid.shape[0])
         part = TileGrid((last - first, *grid.shape[1:]))
         tiles, entries = sets.entries[label]
         first_tile = grid.first_tile(first)
@@ -326,8 +333,8 @@ class RefinedChannels:
             scaled = over_output_temperature(values, output_temperature)
             values = marginal(scaled, self._log_sums_of(output_temperature)[places])
 
-        refined = part.spread(tiles - first_tile, values)
-        where = part.voxels(sets.active[rows])
+        refined = part.scatter(tiles - first_tile, values)
+        where = part.to_voxels(sets.active[layers])
         if self._mask is not None:
             where &= self._mask[first:last]
         if is_volume:

@@ -130,7 +130,13 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
-    case = replace(case, parameters=parameters, strokes=strokes, network_spacing=network_spacing)
+    case = replace(
+        case,
+        parameters=parameters,
+        strokes=strokes,
+        network_spacing=network_spacing,
+        is_label_map=True,
+    )
     result = _refine(numbered, case)
 
     network_labels = result.network_label_map

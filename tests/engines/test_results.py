@@ -208,7 +208,7 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(
         options = {"regions": REGIONS}
     result = refine(case, parameters, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crfrefine.refinement.preparing.WORTH_IT", 0.0)
+        patch.setattr("crfrefine.refinement.preparing.WORTH_BOX", 0.0)
         whole = refine(case, parameters, **options)
     np.testing.assert_array_equal(result.logits, whole.logits)
     np.testing.assert_array_equal(result.label_map, whole.label_map)

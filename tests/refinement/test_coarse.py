@@ -304,7 +304,7 @@ def test_streamed_logits_are_refined_as_in_memory(preset, num_labels, height, is
     sets = streamed.channels.tiles.sets
     planes = slice(0, stored[0])
     for label in range(num_labels):
-        takes_part = sets.grid.voxels(sets.domains[label] & sets.active) & mask
+        takes_part = sets.grid.to_voxels(sets.domains[label] & sets.active) & mask
         one, other = (
             result.channels.channel(label, planes)[takes_part]
             for result in (streamed, dense_result)

@@ -100,7 +100,7 @@ class DenseChannels(ChannelSource):
 
 # Voxels of a tile and its surroundings up to which each tile is searched for a label by itself.
 MAX_NEIGHBORHOOD = 1 << 17
-_MAX_ROWS = 4  # rows of tiles whose logits are made at once otherwise
+_MAX_LAYERS = 4  # layers of tiles whose logits are made at once otherwise
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class LabelMapChannels(ChannelSource):
             size *= tile + 2 * extent
         if self.sigma is not None or size > MAX_NEIGHBORHOOD:
             logits_of = partial(self.of_box, label)
-            fill_by_rows(self.grid, logits_of, tiles, entries, out, num_rows=_MAX_ROWS)
+            fill_by_layers(self.grid, logits_of, tiles, entries, out, num_layers=_MAX_LAYERS)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
         engine.fill_labels(self.numbers, label, self.reach, logits, tiles, entries, out)
@@ -143,22 +143,22 @@ class LabelMapChannels(ChannelSource):
         return logits[relative(box, around)]
 
 
-def fill_by_rows(
+def fill_by_layers(
     grid: TileGrid,
     values_of: Callable[[Box], Float32],
     tiles: TileNumbers,
     entries: EntryNumbers,
     out: Float32,
     *,
-    num_rows: int = 1,
+    num_layers: int = 1,
     threads: int = 1,
 ) -> None:
-    """Fill entries as `ChannelSource.fill_entries` does, a few rows of tiles at a time.
+    """Fill entries as `ChannelSource.fill_entries` does, a few layers of tiles at a time.
 
-    `values_of` makes the values of a box, which lies around the tiles of some rows.
+    `values_of` makes the values of a box, which lies around the tiles of some layers.
     """
     places = np.stack(np.unravel_index(tiles, grid.counts))
-    group_of = places[0] // num_rows
+    group_of = places[0] // num_layers
 
     def fill(group: int) -> None:
         chosen = np.flatnonzero(group_of == group)

@@ -60,7 +60,7 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
         survey.mask, *_ = leave_out(padding, None, "logits")
     coarse_labels = survey.labels
     survey.release()
-    store = candidates.store(survey, reach, case.context)
+    store = candidates.store(survey, reach)
     threads = case.context.threads or available_threads()
     source = CoarseChannels(store, padding, grid, interpolation, threads)
 
@@ -80,15 +80,16 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
         present,
         may_matter,
         mask,
-        settled=float(thresholds.may_matter.min()),
+        settled_below=thresholds.settled_below,
         checks_borders=not thresholds.leave_out_nothing,
     )
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     source.ensure(problem.sets.domains, threads)
-    labels, problem, best = _interpolated(source, problem, sums, thresholds)
+    labels, problem, largest_sums = _interpolated(source, problem, sums, thresholds)
     labels[~covered] = 0
     labels = labels.reshape(network.grid_shape)
-    prepared = prepare_on_tiles(problem, labels, best / spec.mean_field.temperature, case)
+    largest_sums /= spec.mean_field.temperature
+    prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
     return prepared
@@ -118,26 +119,26 @@ def _best_of(
     lowest = np.empty(grid.counts, np.float32)
     sums = np.empty(grid.counts)
 
-    def fill(row: int) -> None:
-        planes = grid.planes_of_row(row)
+    def fill(layer: int) -> None:
+        planes = grid.planes_of_layer(layer)
         part = grid.with_planes(planes.stop - planes.start)
         best = np.full(part.shape, -np.inf, np.float32)
-        for label in map(int, np.flatnonzero(likeliest[:, row].any(axis=(1, 2)))):
-            tiles = likeliest[label, row : row + 1]
+        for label in map(int, np.flatnonzero(likeliest[:, layer].any(axis=(1, 2)))):
+            tiles = likeliest[label, layer : layer + 1]
             tile_box = bounding_box(tiles)
             assert tile_box is not None
             box = part.voxels_in(tile_box)
             of_grid = (planes, *box[1:])
             logits = source.of_box(label, of_grid)
             logits += bias[label]
-            is_more = part.voxels(tiles)[box] & (logits > best[box])
+            is_more = part.to_voxels(tiles)[box] & (logits > best[box])
             np.copyto(best[box], logits, where=is_more)
         inside = None if mask is None else mask[planes]
-        (sums[row],) = part.reduced(np.add, best, np.float64, inside)
+        (sums[layer],) = part.reduced(np.add, best, np.float64, inside)
         best[~covered[planes]] = np.inf
-        (lowest[row],) = part.reduced(np.minimum, best, np.float32)
+        (lowest[layer],) = part.reduced(np.minimum, best, np.float32)
 
-    jobs = [partial(fill, row) for row in range(grid.counts[0])]
+    jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
     run_all(jobs, source.threads)
     return lowest, sums
 
@@ -205,37 +206,38 @@ def _interpolated(
     labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(possible) - 1))
     present = np.zeros_like(possible)
     may_matter = problem.may_matter & ~possible
-    best = sums.copy()
+    largest_sums = sums.copy()
 
-    def fill(row: int) -> None:
-        planes = grid.planes_of_row(row)
-        rows = slice(row, row + 1)
+    def fill(layer: int) -> None:
+        planes = grid.planes_of_layer(layer)
+        of_layer = slice(layer, layer + 1)
         part = grid.with_planes(planes.stop - planes.start)
-        sets = LabelSets(part, np.ascontiguousarray(possible[:, rows]))
-        settled = part.voxels(sets.settled)
+        sets = LabelSets(part, np.ascontiguousarray(possible[:, of_layer]))
+        settled = part.to_voxels(sets.settled)
         labels[planes] = np.where(settled > 0, settled, 0)
         inside = np.ones(part.shape, np.bool_) if mask is None else mask[planes]
         has_voxels = part.reduced(np.logical_or, inside, np.bool_)
         is_single = (sets.num_labels_of == 1) & has_voxels
-        present[:, rows] |= sets.domains & is_single
-        may_matter[:, rows] |= sets.domains & is_single
+        present[:, of_layer] |= sets.domains & is_single
+        may_matter[:, of_layer] |= sets.domains & is_single
         if not sets.num_entries:
             return
 
         logits = source.of_entries(sets, 1, grid.first_tile(planes.start))
         sets.engine(None, 1).decode(logits, labels[planes])
         logits += bias[sets.labels][:, None]
-        inside_tiles = part.by_tile(inside, sets.tiles)
+        inside_tiles = part.mask_of_tiles(inside, sets.tiles)
         margins, largest = _margins(logits, sets, inside_tiles, temperature)
-        best[row].flat[sets.tiles] = largest.sum(axis=1, dtype=float, where=inside_tiles)
+        sums_of_tiles = largest.sum(axis=1, dtype=float, where=inside_tiles)
+        largest_sums[layer].flat[sets.tiles] = sums_of_tiles
         for label, (tiles, entries) in enumerate(sets.entries):
             of_label = margins[entries]
-            present[label, row].flat[tiles] = of_label > thresholds.present[label]
-            may_matter[label, row].flat[tiles] = of_label > thresholds.may_matter[label]
+            present[label, layer].flat[tiles] = of_label > thresholds.present[label]
+            may_matter[label, layer].flat[tiles] = of_label > thresholds.may_matter[label]
 
-    jobs = [partial(fill, row) for row in range(grid.counts[0])]
+    jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
     run_all(jobs, source.threads)
-    return labels, problem.with_presence(present, may_matter), best
+    return labels, problem.with_presence(present, may_matter), largest_sums
 
 
 def _margins(

@@ -61,12 +61,12 @@ class TileGrid:
         return TileGrid((num_planes, *self.shape[1:]))
 
     def first_tile(self, plane: int) -> int:
-        """Return the flat number of the first tile of the row of tiles that holds a plane."""
+        """Return the flat number of the first tile of the layer of tiles that holds a plane."""
         return plane // TILE[0] * self.counts[1] * self.counts[2]
 
-    def planes_of_row(self, row: int) -> slice:
-        """Return the planes of a row of tiles."""
-        start = row * TILE[0]
+    def planes_of_layer(self, layer: int) -> slice:
+        """Return the planes of a layer of tiles."""
+        start = layer * TILE[0]
         return slice(start, min(start + TILE[0], self.shape[0]))
 
     def voxels_in(self, tile_box: Box) -> Box:
@@ -77,14 +77,14 @@ class TileGrid:
             box.append(slice(along.start * tile, stop))
         return tuple(box)
 
-    def voxels(self, tiles: Array) -> Array:
-        """Spread values per tile over the voxels."""
+    def to_voxels(self, values: Array) -> Array:
+        """Return (*grid), at each voxel the value of its tile, from (*tiles) values."""
         for axis, extent in enumerate(self.shape):
             tile_of_voxel = np.arange(extent) // TILE[axis]
-            tiles = tiles.take(tile_of_voxel, axis=axis)
-        return tiles
+            values = values.take(tile_of_voxel, axis=axis)
+        return values
 
-    def by_tile(self, mask: Bool | None, tiles: TileNumbers) -> Bool:
+    def mask_of_tiles(self, mask: Bool | None, tiles: TileNumbers) -> Bool:
         """Return which voxels of some tiles count, (n, voxels of a tile).
 
         Those count that are in the grid and in the mask, (*grid), if there is one.
@@ -98,8 +98,8 @@ class TileGrid:
         places = np.unravel_index(tiles, self.counts)
         return by_tile[places].reshape(len(tiles), TILE_VOXELS)
 
-    def spread(self, tiles: TileNumbers, values: Float32) -> Float32:
-        """Return (*grid) with values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
+    def scatter(self, tiles: TileNumbers, values: Float32) -> Float32:
+        """Return (*grid) with values of some tiles, as `gather` has them, and NaN elsewhere."""
         shape = (self.num_tiles, *TILE)
         padded = np.full(shape, np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
@@ -114,8 +114,8 @@ class TileGrid:
         Voxels where `where` is False count as 0.
         """
         reduced = np.empty(self.counts, dtype)
-        for row in range(self.counts[0]):
-            planes = slice(row * TILE[0], (row + 1) * TILE[0])
+        for layer in range(self.counts[0]):
+            planes = self.planes_of_layer(layer)
             part = values[planes]
             if where is not None:
                 part = np.where(where[planes], part, values.dtype.type(0))
@@ -123,7 +123,7 @@ class TileGrid:
             for axis in (0, 1):
                 starts = range(0, of_tiles.shape[axis], TILE[axis + 1])
                 of_tiles = ufunc.reduceat(of_tiles, starts, axis=axis)
-            reduced[row] = of_tiles
+            reduced[layer] = of_tiles
         return reduced
 
     @property
@@ -143,8 +143,8 @@ def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:
     return tuple(slice(first, end) for first, end in ends)
 
 
-def tile_rows(start: int, stop: int) -> slice:
-    """Return the rows of tiles that hold some planes."""
+def tile_layers(start: int, stop: int) -> slice:
+    """Return the layers of tiles that hold some planes."""
     return slice(start // TILE[0], -(-stop // TILE[0]))
 
 

@@ -13,7 +13,7 @@ from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_rows
+from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_layers
 from crfrefine.refinement.tiles.grid import (
     TILE,
     EntryNumbers,
@@ -109,7 +109,7 @@ class CoarseChannels(ChannelSource):
     ) -> None:
         """See `ChannelSource`."""
         logits_of = partial(self.of_box, label)
-        fill_by_rows(self.grid, logits_of, tiles, entries, out, threads=self.threads)
+        fill_by_layers(self.grid, logits_of, tiles, entries, out, threads=self.threads)
 
     def of_box(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the image's grid."""
@@ -134,8 +134,8 @@ class CoarseChannels(ChannelSource):
         part = TileGrid([along.stop - along.start for along in around])
         places_in_part = places[:, chosen] - first
         in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
-        spread = part.spread(in_part, kept)
-        logits = np.ascontiguousarray(spread[relative(box, around)])
+        scattered = part.scatter(in_part, kept)
+        logits = np.ascontiguousarray(scattered[relative(box, around)])
         np.copyto(logits, np.float32(missing), where=np.isnan(logits))
         if self.padding is not None:
             logits[self.padding[box]] = 0.0
@@ -154,10 +154,10 @@ class CoarseChannels(ChannelSource):
 
         linear = Interpolation(self.interpolation.grid_map, self.interpolation.nearest)
         _, height, width = self.grid.shape
-        for row in range(self.grid.counts[0]):
-            of_row = self.grid.planes_of_row(row)
-            box = (of_row, slice(0, height), slice(0, width))
-            covered[of_row] &= linear.of_box(no_padding, box) > 0
+        for layer in range(self.grid.counts[0]):
+            of_layer = self.grid.planes_of_layer(layer)
+            box = (of_layer, slice(0, height), slice(0, width))
+            covered[of_layer] &= linear.of_box(no_padding, box) > 0
         return covered
 
     def where_likeliest(self, coarse_labels: Labels, num_labels: int) -> Bool:

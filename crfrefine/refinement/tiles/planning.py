@@ -25,7 +25,7 @@ from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, La
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE_VOXELS, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import TileProblem, label_sets
 from crfrefine.refinement.tiles.streaming import survey_stream
-from crfrefine.refinement.tiles.survey import Survey, find_thresholds
+from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 from crfrefine.refinement.tiles.work import choose_tiles, count_pairs
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def plan_array(
     if mask is not None:
         image = replace(image, mask=mask.reshape(image.values.shape[1:]))
     can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
-    if can_sample and not is_interpolated and _is_crowded(source, mask, case):
+    if can_sample and not is_interpolated and _is_crowded(source, mask, thresholds, case):
         return
 
-    survey = _survey(source, mask, case)
+    survey = _survey(source, mask, thresholds, case)
     # The smallest probabilities have one logarithm.
     if mask_box is None and not source.is_probability and prepared.labels is None:
         dtype = np.min_scalar_type(len(source.values) - 1)
@@ -82,7 +82,7 @@ def plan_array(
         image,
         spec,
         threshold,
-        settled=float(thresholds.may_matter.min()),
+        settled_below=thresholds.settled_below,
     )
     if is_interpolated:
         problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
@@ -92,7 +92,7 @@ def plan_array(
             return
         problem = replace(problem, is_direct=is_direct)
     prepared.problem = problem
-    prepared.best = survey.best_by_tile()
+    prepared.largest_sums = survey.largest_sums()
     prepared.box = mask_box
 
 
@@ -103,10 +103,9 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
     return np.ascontiguousarray(image.mask).reshape(grid.shape)
 
 
-def _survey(source: DenseChannels, mask: Bool | None, case: Case) -> Survey:
+def _survey(source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case) -> Survey:
     """Return the survey of all channels, with labels marked where they are."""
     run = case.model.mean_field
-    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, case.model)
     survey = Survey(source.grid, run, mask, thresholds, case.context.threads)
     survey.is_probability = source.is_probability
     for label, channel in enumerate(source.values):
@@ -127,17 +126,19 @@ MAX_CROWDED_LABELS = 8
 CROWDED = 1.1
 
 
-def _is_crowded(source: DenseChannels, mask: Bool | None, case: Case) -> bool:
+def _is_crowded(
+    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case
+) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
     grid = source.grid
     num_entries = 0
     num_voxels = 0
-    for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
-        planes = grid.planes_of_row(row)
+    for number in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
+        planes = grid.planes_of_layer(number)
         inside = None if mask is None else mask[planes]
         values = source.values[:, planes]
         layer = DenseChannels(values, is_probability=source.is_probability)
-        survey = _survey(layer, inside, case)
+        survey = _survey(layer, inside, thresholds, case)
         num_labels_of = survey.present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
         if inside is None:
@@ -169,23 +170,23 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     padding = survey.padding()
     if padding is not None:
         survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
-    best = survey.best_by_tile()
+    largest_sums = survey.largest_sums()
     dtype = np.min_scalar_type(network.num_labels - 1)
     labels = survey.labels.astype(dtype, copy=False).reshape(network.grid_shape)
     survey.release()
 
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
-    store = candidates.store(survey, reach, case.context)
+    store = candidates.store(survey, reach)
     problem = lazy_problem(
         case,
         store,
         survey.present,
         survey.may_matter,
         survey.mask,
-        settled=float(thresholds.may_matter.min()),
+        settled_below=thresholds.settled_below,
         checks_borders=not thresholds.leave_out_nothing,
     )
-    prepared = prepare_on_tiles(problem, labels, best, case)
+    prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
     return prepared
@@ -198,7 +199,7 @@ def lazy_problem(
     may_matter: Bool,
     mask: Bool | None,
     *,
-    settled: float,
+    settled_below: float,
     checks_borders: bool,
 ) -> TileProblem:
     """Return the problem of channels that are not in memory; other arguments as its fields.
@@ -222,16 +223,23 @@ def lazy_problem(
         case.model,
         case.parameters.mean_field.label_threshold,
         checks_borders=checks_borders,
-        settled=settled,
+        settled_below=settled_below,
         maps=maps,
     )
 
 
-def prepare_on_tiles(problem: TileProblem, labels: Labels, best: Float64, case: Case) -> Prepared:
-    """Return a case whose channels are not in memory, with the network's label map, (*grid)."""
+def prepare_on_tiles(
+    problem: TileProblem, labels: Labels, largest_sums: Float64, case: Case
+) -> Prepared:
+    """Return a case whose channels are not in memory, with the network's label map, (*grid).
+
+    The sums are those of `Prepared`.
+    """
     no_channel: Float32 = np.zeros((0, *labels.shape), np.float32)
     mask = problem.image.mask
-    return Prepared(no_channel, case.image, mask, labels=labels, problem=problem, best=best)
+    return Prepared(
+        no_channel, case.image, mask, labels=labels, problem=problem, largest_sums=largest_sums
+    )
 
 
 # Voxels in the windows up to which a label map's sums are direct: half the time of the lattice.
@@ -256,16 +264,17 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     if sigma is None:
         source = LabelMapChannels(grid, labels, reach)
         confidence = CONFIDENCE
-        settled = settled_probability(spec) if is_plain else -math.inf
+        settled_below = settled_bound(spec) if is_plain else -math.inf
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source = LabelMapChannels(grid, labels, share_reach(sigma), sigma)
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
-        settled = float(find_thresholds(threshold, spec).may_matter.min())
+        settled_below = find_thresholds(threshold, spec).settled_below
 
-    problem, voxels = _nearby_problem(source, settled, case, is_plain=is_plain)
-    # of the only label of each settled tile, over the temperature
+    problem, voxels = _nearby_problem(source, settled_below, case, is_plain=is_plain)
+    # Of the only label of each settled tile, over the temperature. The sums of active tiles do not
+    # count.
     logits = np.full(grid.counts, confidence / run.temperature)
     if run.bias is not None:
         settled_label = problem.sets.settled
@@ -285,7 +294,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
 
 
 def _nearby_problem(
-    source: LabelMapChannels, settled: float, case: Case, *, is_plain: bool
+    source: LabelMapChannels, settled_below: float, case: Case, *, is_plain: bool
 ) -> tuple[TileProblem, NDArray[np.int64]]:
     """Return the problem of labels near where they occur, and the voxels of each tile."""
     grid = source.grid
@@ -304,18 +313,23 @@ def _nearby_problem(
     engine.mark_near(source.numbers, near, present.view(np.uint8))
     present &= voxels > 0
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
-    stored = replace(case, image=image)
     # No label was left out because its probability was low.
     problem = lazy_problem(
-        stored, source, present, present, mask, settled=settled, checks_borders=False
+        replace(case, image=image),
+        source,
+        present,
+        present,
+        mask,
+        settled_below=settled_below,
+        checks_borders=False,
     )
     return problem, voxels
 
 
-def settled_probability(spec: ModelSpec) -> float:
-    """Return a bound that only labels that take part exceed: the logarithm of a probability.
+def settled_bound(spec: ModelSpec) -> float:
+    """Return `TileProblem.settled_below` of a label map, which only labels that take part exceed.
 
-    Other labels stay below it. It is minus infinity if weights or temperatures bring ABSENT_LOGIT
+    It is minus infinity if weights or temperatures bring ABSENT_LOGIT
     near the other logits.
     """
     run = spec.mean_field

@@ -15,7 +15,14 @@ from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
-from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, TileGrid, num_rings, tile_rows
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    Extents,
+    LabelSets,
+    TileGrid,
+    num_rings,
+    tile_layers,
+)
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -37,7 +44,7 @@ class TileProblem:
     checks_borders: bool = True  # whether domains grow where a label exceeds that near the border
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
     # marginals. Minus infinity means nowhere.
-    settled: float = -math.inf
+    settled_below: float = -math.inf
     # One of each modality, for an image that is not normalized; None means that it is.
     maps: Sequence[IntensityMap] | None = None
     # Most voxels of a slab and the planes beside it; None means any number.
@@ -116,13 +123,13 @@ class TileProblem:
         mask = None if self.mask is None else self.mask[planes]
         values = self.normalized((planes,))
         origin = replace(origin, position=(first - planes.start, *others))
-        rows = tile_rows(planes.start, planes.stop)
+        layers = tile_layers(planes.start, planes.stop)
         grid = self.grid.with_planes(planes.stop - planes.start)
         return replace(
             self,
-            sets=LabelSets(grid, self.sets.domains[:, rows]),
-            present=self.present[:, rows],
-            may_matter=self.may_matter[:, rows],
+            sets=LabelSets(grid, self.sets.domains[:, layers]),
+            present=self.present[:, layers],
+            may_matter=self.may_matter[:, layers],
             image=replace(self.image, values=values, mask=mask, origin=origin),
             maps=None,
             first_plane=planes.start,

@@ -70,7 +70,7 @@ def run_tiles(
     # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
     is_direct = bool(problem.is_direct)
-    engine.open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
+    engine.open_voxels(logits, run.temperature, problem.settled_below, not is_direct, is_open)
     started = time.perf_counter()
     image = problem.normalized()
     built: Any = None  # the engine's own kernels; None means direct sums

@@ -12,7 +12,7 @@ from crfrefine.base.limits import format_size
 from crfrefine.engines.base import Backend, MeanFieldReport, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError
 from crfrefine.refinement.tiles.channels import DenseChannels
-from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, TileGrid, tile_rows
+from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, TileGrid, tile_layers
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.running import RefinedTiles, run_tiles
 from crfrefine.refinement.tiles.work import sums_are_direct
@@ -136,10 +136,10 @@ def slab_bytes(problem: TileProblem, planes: slice) -> int:
     """Return an estimate of the memory of a run on some planes."""
     num_modalities = len(problem.image.values)
     sets = problem.sets
-    rows = tile_rows(planes.start, planes.stop)
-    active = sets.active[rows]
+    layers = tile_layers(planes.start, planes.stop)
+    active = sets.active[layers]
     voxels = (planes.stop - planes.start) * math.prod(problem.grid.shape[1:])
-    num_labels_of = sets.num_labels_of[rows]
+    num_labels_of = sets.num_labels_of[layers]
     entries = int(num_labels_of[active].sum())
     total = entries * TILE_VOXELS * BYTES_PER_ENTRY
     if problem.maps is not None:  # The normalized image.
@@ -170,9 +170,9 @@ def plan_slabs(problem: TileProblem, num_bytes: int | None) -> tuple[list[slice]
     halo = math.ceil(reach / TILE[0]) * TILE[0]
     largest_slab = problem.largest_slab or math.inf
     num_planes = grid.shape[0]
-    num_rows = grid.counts[0]
-    for count in range(1, num_rows + 1):
-        height = math.ceil(num_rows / count) * TILE[0]  # The last slab may be lower.
+    num_layers = grid.counts[0]
+    for count in range(1, num_layers + 1):
+        height = math.ceil(num_layers / count) * TILE[0]  # The last slab may be lower.
         slabs = []
         for start in range(0, num_planes, height):
             slabs.append(slice(start, min(start + height, num_planes)))

@@ -184,8 +184,7 @@ class Candidates:
         With `reach`, as of `store`, tiles are not kept that `store` would forget.
         """
         self._store = store
-        self._threads = context.threads
-        self._take = context.take
+        self._context = context
         self._rings = None if reach is None else num_rings(reach)
         self._max_bytes = math.inf
         if context.num_bytes is not None:
@@ -199,7 +198,7 @@ class Candidates:
             return
         store = self._store
         store.keep(brick.label, *self._tiles_of(survey, brick))
-        self._take(store.num_bytes)
+        self._context.take(store.num_bytes)
         if store.num_bytes <= self._next_look:
             return
         for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
@@ -212,14 +211,14 @@ class Candidates:
             self._has_room = False
             self._store = StoredChannels(store.grid, store.num_labels, store.read)
 
-    def store(self, survey: Survey, reach: Extents, context: RunContext) -> StoredChannels:
+    def store(self, survey: Survey, reach: Extents) -> StoredChannels:
         """Return the channels, and mark where labels are, which take part within `reach`.
 
         Raises CapacityError if tiles that are read once more take too much memory.
         """
         max_bytes = None
-        if context.num_bytes is not None:  # Pieces on their way need the rest.
-            max_bytes = context.num_bytes - FIRST_LOOK
+        if self._context.num_bytes is not None:  # Pieces on their way need the rest.
+            max_bytes = self._context.num_bytes - FIRST_LOOK
         store = self._store
         store.is_probability = survey.is_probability
         rings = num_rings(reach)
@@ -236,7 +235,7 @@ class Candidates:
             store.keep(brick.label, tiles[chosen], values[chosen])
             if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
                 _forget_far_tiles(store, survey, brick.label, rings)
-            self._take(store.num_bytes)
+            self._context.take(store.num_bytes)
             if max_bytes is not None and store.num_bytes > max_bytes:
                 raise CapacityError(
                     "the logits of labels that may take part need more than the "
@@ -255,16 +254,16 @@ class Candidates:
         matters = margins > survey.thresholds.may_matter[label]
         if self._rings is not None:
             present = margins > survey.thresholds.present[label]
-            by_row = present.reshape(-1, *grid.counts[1:])
-            near = widen(by_row, self._rings)
-            rows = self._rings[0]
+            by_axis = present.reshape(-1, *grid.counts[1:])
+            near = widen(by_axis, self._rings)
+            num_layers = self._rings[0]
             if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
-                near[:rows] = True
+                near[:num_layers] = True
             if brick.first_plane + len(brick.values) < grid.shape[0]:
-                near[-rows:] = True
+                near[-num_layers:] = True
             matters &= near.reshape(-1)
         inner = np.flatnonzero(matters)
-        values = TileGrid(brick.values.shape).gather(brick.values, inner, self._threads)
+        values = TileGrid(brick.values.shape).gather(brick.values, inner, self._context.threads)
         return inner + tiles_of_brick.start, values
 
 
@@ -288,6 +287,10 @@ def survey_stream(
 
     The note is on the kind of the channels. A kind that is not declared is guessed from the
     first brick, and after a wrong guess all is read again.
+
+    `reach` is for channels that are interpolated: the voxels of their own grid within which a label
+    takes part is then known before the survey ends. Tiles farther away are not kept, and the survey
+    has ranges.
     """
     input_type = stream.input_type
     kind = stream.kind if input_type == "auto" else input_type

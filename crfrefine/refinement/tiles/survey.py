@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.padding import padding_among
-from crfrefine.refinement.tiles.grid import tile_rows
+from crfrefine.refinement.tiles.grid import tile_layers
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
@@ -37,6 +37,11 @@ class Thresholds:
     def leave_out_nothing(self) -> bool:
         """Whether all labels take part everywhere."""
         return bool(np.isneginf(self.present).all())
+
+    @property
+    def settled_below(self) -> float:
+        """The bound below which no label may matter; see `TileProblem`."""
+        return float(self.may_matter.min())
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
@@ -119,11 +124,11 @@ class Survey:
         )
         if self.ranges.size:
             part = self.grid.with_planes(len(values))
-            rows = tile_rows(first_plane, first_plane + len(values))
+            layers = tile_layers(first_plane, first_plane + len(values))
             for of_label, ufunc in zip(
                 self.ranges[:, label], (np.minimum, np.maximum), strict=True
             ):
-                of_label[rows] = part.reduced(ufunc, values, np.float32)
+                of_label[layers] = part.reduced(ufunc, values, np.float32)
 
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
@@ -133,7 +138,7 @@ class Survey:
         """Give up the arrays that only the first pass needs."""
         del self.best, self.labels, self.is_equal, self.largest
 
-    def best_by_tile(self) -> Float64:
+    def largest_sums(self) -> Float64:
         """Return the sum of `largest` over the temperature inside the mask, (*tiles)."""
         sums = self.grid.reduced(np.add, self.largest, np.float64, self.mask)
         return sums / self.temperature

@@ -27,7 +27,7 @@ PAIRS_OF_FILTERS = 120
 PAIRS_OF_LARGE_FILTERS = 400
 GROUP = 4  # channels that are filtered together
 # Share of the work with all labels below which tiles are used: with direct sums, with filters.
-WORTH_IT = 0.9
+WORTH_TILES = 0.9
 WORTH_CHANNELS = 0.5
 # Share of a grid's rows that is filtered over that of uncertain voxels; work below which it is
 # used.
@@ -75,9 +75,9 @@ def _filtered_tiles(problem: TileProblem) -> int:
 
 
 def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> bool | None:
-    """Return whether a case in memory has direct sums on tiles, or filters (False).
+    """Return whether a case in memory has direct sums on tiles (True), or filters (False).
 
-    None means no tiles.
+    None means that tiles save no work, and all labels take part everywhere.
     """
     sets = problem.sets
     if not sets.active.any():
@@ -85,7 +85,7 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
     channels = problem.spec.mean_field.num_channels
     kernels = problem.spec.kernels
     num_voxels = problem.image.num_voxels
-    if sets.num_entries * TILE_VOXELS >= WORTH_IT * channels * num_voxels:
+    if sets.num_entries * TILE_VOXELS >= WORTH_TILES * channels * num_voxels:
         return None
     name = kernels.filter
     if name == "auto" and kernels.bilateral:
@@ -108,7 +108,7 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
         steps = kernels.num_iterations * channels
         most_labels = int(sets.num_labels_of.max())
         around = _num_tiles_around(problem) * TILE_VOXELS * (1 + most_labels)
-        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
+        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled_below))
         if around + num_voxels * steps * share < WORTH_ROWS * num_voxels * (2 + steps):
             return False
     if on_tiles < WORTH_CHANNELS * everywhere:
