@@ -86,11 +86,13 @@ def plan_edits(
         is_wrong = is_drawn & ~has_label[tuple(positions)]
         if not is_wrong.any():
             return
+        num_voxels = strokes.volume_of_label(is_wrong, has_label)
         rise = case.model.mean_field.temperature * strength
-        if case.is_label_map and not has_label.any():
+        if case.is_label_map and not num_voxels:
             # Where a map lacks a label, its logits are as far below others at any temperature.
             rise = max(rise, strength)
-        for box, closeness in _closeness(positions[:, is_wrong], has_label, case, normalized):
+        drawn = positions[:, is_wrong]
+        for box, closeness in _closeness(drawn, has_label, num_voxels, case, normalized):
             if mask is not None:
                 closeness *= mask[box]
             rises.append(Rise(channel, box, closeness * np.float32(sign * rise)))
@@ -106,19 +108,22 @@ def plan_edits(
 
 
 def _closeness(
-    positions: Integers, has_label: Bool, case: Case, normalized: Callable[[Box], Float32]
+    positions: Integers,
+    has_label: Bool,
+    num_voxels: int,
+    case: Case,
+    normalized: Callable[[Box], Float32],
 ) -> Iterator[tuple[Box, Float32]]:
     """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles.
 
     No voxel has a value above 0 in two of the boxes. `has_label` is True at the voxels of the grid
-    where the network has the label of the drawn voxels already.
+    where the network has the label of the drawn voxels already, `num_voxels` in the whole case.
     """
     parameters = case.parameters.strokes
     num_dims = len(case.image.spacing)
     spacing = (*(1.0,) * (has_label.ndim - num_dims), *case.image.spacing)
     reach = max(MIN_RADIUS, parameters.reach)
     largest_radius = reach
-    num_voxels = np.count_nonzero(has_label)
     if num_voxels:
         volume = num_voxels * math.prod(spacing)
         edge = volume ** (1 / num_dims)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ class Strokes:
 
     positions: Integers  # (axes, N), indices of voxels
     labels: Integers  # (N,), their labels; 0 is background
+    # (N,), voxels that the network's map of the whole case has of the label of each, if these are
+    # the strokes of a part of it, whose own map says too little
+    volumes: Integers | None = None
 
     @classmethod
     def of_array(
@@ -81,9 +84,19 @@ class Strokes:
         num_leading = num_dims - len(self.positions)
         positions = np.pad(self.positions, ((num_leading, 0), (0, 0)))
         if mask is None:
-            return Strokes(positions, self.labels)
+            return replace(self, positions=positions)
         is_inside = mask[tuple(positions)]
-        return Strokes(positions[:, is_inside], self.labels[is_inside])
+        volumes = None if self.volumes is None else self.volumes[is_inside]
+        return Strokes(positions[:, is_inside], self.labels[is_inside], volumes)
+
+    def volume_of_label(self, is_drawn: Bool, has_label: Bool) -> int:
+        """Return the voxels that the network has of the label of some drawn voxels.
+
+        `has_label` is the map of these strokes, (*grid), which may be a part of the whole one.
+        """
+        if self.volumes is None:
+            return int(np.count_nonzero(has_label))
+        return int(self.volumes[is_drawn].max())
 
     def draw(self, label_map: Labels) -> Labels:
         """Return a label map with the drawn voxels."""

@@ -104,8 +104,9 @@ class Session:
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
-        titles = {part.label: f"{part.label} {part.name}" for part in self.case.segments}
-        titles.update(found.inputs.names.titles)
+        titles = dict(found.inputs.names.titles)
+        for part in self.case.segments:  # The network's file has names itself.
+            titles[part.label] = f"{part.label} {part.name}"
         for label in range(1, self._num_labels):
             self._labels.append(titles.get(label, f"label {label}"))
         self._regions = self._scored_regions()
@@ -363,6 +364,8 @@ class Session:
             part = case.stored_box(box)
         drawn_in_part = drawn[part]
         strokes = Strokes.of_array(drawn_in_part, drawn_in_part.shape, self._num_labels)
+        if strokes is not None and box is not None and case.regions is None:
+            strokes = replace(strokes, volumes=case.label_volumes(strokes.labels))
         try:
             result = self._refiner.refine(parameters, part or None, check, strokes)
         except (ConfigError, _StaleError):
