@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +12,13 @@ from numpy.typing import NDArray
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.softmax import sigmoid, softmax
-from crfrefine.base.array_types import Float32, Labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
-from crfrefine.cases.dataset_description import (
-    DatasetDescription,
-    read_descriptions,
-)
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.network_output import Scores
 from crfrefine.cases.other_grid import WorkGrid
@@ -57,10 +53,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     DICOM see `runs.tools.dicom`.
     Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
-    require_suffix(target)
     _check_options(source, target, options)
-    if options.to == "labels":
-        require_suffix(target, io.WRITTEN_SUFFIXES)
     add_volumes(source, options.like)
     *_, target_file = check_replaceable(*reversed(files_written(target)))
 
@@ -79,7 +72,9 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         notes.append(placed.turning)
     descriptions = list(read_descriptions([source]))
     regions = find_regions(None, descriptions)
-    named = _segments_in(descriptions)
+    named: Sequence[Segment] = ()
+    if descriptions:
+        named = named_segments(descriptions[0].label_names)
 
     has_scores = _has_scores(header, target, options, regions)
     has_labels = not has_scores and _has_labels(header, target, options)
@@ -94,8 +89,8 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     geometry = _geometry(placed, like, target)
     check_writable(target_file.parent)
     if has_scores:
-        conversion = _ScoresConversion(placed, target, options.to, geometry)
-        sentence = _convert_channels(conversion, regions, header.segments or named)
+        segments = header.segments or named
+        sentence = _convert_channels(placed, target, options.to, geometry, regions, segments)
     elif has_labels:
         sentence = _convert_labels(placed, target, options, geometry, named, notes)
     else:
@@ -104,7 +99,11 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
 
 
 def _check_options(source: Path, target: Path, options: ConversionOptions) -> None:
-    """Raise InputError for options that do not go together, or that are about DICOM."""
+    """Raise InputError for a target without a format, and for options that do not go together.
+
+    And for those that are about DICOM.
+    """
+    require_suffix(target)
     if options.content == "image" and options.to is not None:
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if options.align is not None and options.axes is None:
@@ -124,13 +123,8 @@ def _check_options(source: Path, target: Path, options: ConversionOptions) -> No
             f"{source}, {target}: neither is DICOM; leave --series, --series-number and "
             "--series-description out"
         )
-
-
-def _segments_in(descriptions: Sequence[DatasetDescription]) -> Sequence[Segment]:
-    """Return segments with the names of labels in the first `dataset.json`, if there is one."""
-    if not descriptions:
-        return ()
-    return named_segments(descriptions[0].label_names)
+    if options.to == "labels":
+        require_suffix(target, io.WRITTEN_SUFFIXES)
 
 
 def _has_scores(
@@ -216,7 +210,12 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
     planes = replace(stored, values=values).planes
     io.write_image(target, dtype, like, planes, num_channels=header.num_channels)
 
-    kind = _image_kind(header.num_channels, dtype, content)
+    kind = "image"
+    if header.num_channels > 1:
+        kind = counted(header.num_channels, "channel")
+        # Channels of floats may be an image's or the scores of labels.
+        if content is not None or dtype.kind != "f":
+            kind = f"image of {kind}"
     described = describe_source(header, f"{kind}, {header.dtype}")
     sentence = f"{described} -> {target}: {kind}, {dtype}"
     if stored.scaling.is_none:
@@ -227,73 +226,47 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
     return f"{sentence}\nits values are {stored.scaling}{remark}"
 
 
-def _image_kind(num_channels: int, dtype: np.dtype[Any], content: str | None) -> str:
-    """Return what the values are; channels of floats may be an image's or the scores of labels."""
-    if num_channels == 1:
-        return "image"
-    channels = counted(num_channels, "channel")
-    if content is None and dtype.kind == "f":
-        return channels
-    return f"image of {channels}"
-
-
 def _convert_channels(
-    conversion: _ScoresConversion, regions: RegionReading, named: Sequence[Segment]
+    header: VolumeHeader,
+    target: Path,
+    to: str | None,
+    like: Volume,
+    regions: RegionReading,
+    named: Sequence[Segment],
 ) -> str:
     """Write channels as they are, as logits, as probabilities, or as the label map they give.
 
-    Logits of regions are log-odds.
+    Logits of regions are log-odds. `like` has the geometry of the target.
     """
-    header = conversion.header
     fewest = 1 if regions.declares(1) else 2
-    placed = io.logits_header([header], fewest=fewest, grid=conversion.like.header)
+    placed = io.logits_header([header], fewest=fewest, grid=like.header)
     values = reverse_grid(io.read_channels(*placed.files))
-    if not conversion.needs_kind:
+    kind = header.kind
+    if to is None and (kind is not None or not require_suffix(target).holds_scores_alone):
         source = describe_source(header, counted(len(values), "label"))
-        return conversion.write_channels(values, header.kind, source)
-    to = conversion.to
-    scores = Scores(reverse_grid(values).copy(), header, regions)
-    scheme = scores.regions
-    source = describe_source(header, counted(len(values), "label" if scheme is None else "region"))
-    if to == "labels" and scheme is None:
-        return conversion.write_labels(argmax_labels(values), named, source)
-    if to in (None, scores.kind):
-        return conversion.write_channels(values, scores.kind, source)
-    logits = scores.take_logits()
-    if to == "labels" and scheme is not None:
-        return conversion.write_labels(scheme.decode(reverse_grid(logits)), (), source)
-    if to == "probabilities":
-        logits = softmax(logits) if scheme is None else sigmoid(logits)
-    return conversion.write_channels(reverse_grid(logits), to, source)
-
-
-@dataclass(frozen=True)
-class _ScoresConversion:
-    """The conversion of a file with logits or probabilities."""
-
-    header: VolumeHeader
-    target: Path
-    to: str | None
-    like: Volume  # without values, with the geometry of the target
-
-    @property
-    def needs_kind(self) -> bool:
-        """True if it matters whether the values are logits or probabilities."""
-        if self.to is not None:
-            return True
-        return self.header.kind is None and require_suffix(self.target).holds_scores_alone
-
-    def write_labels(self, label_map: Labels, segments: Sequence[Segment], source: str) -> str:
-        """Write a label map; return the sentence, which begins with the source."""
-        labels = label_map.reshape(self.like.grid_shape)
-        io.write_label_map(self.target, labels, self.like, segments=segments)
-        return f"{source} -> {self.target}: label map"
-
-    def write_channels(self, values: Float32, kind: str | None, source: str) -> str:
-        """Write channels, whose kind may be unknown; return the sentence."""
-        channels = values.reshape(len(values), *self.like.grid_shape)
-        io.write_channels(self.target, channels, self.like, kind=kind or "logits")
-        return f"{source} -> {self.target}: {kind or 'the same values'}"
+    else:  # It matters whether the values are logits or probabilities.
+        scores = Scores(reverse_grid(values).copy(), header, regions)
+        scheme = scores.regions
+        kind = scores.kind
+        word = "label" if scheme is None else "region"
+        source = describe_source(header, counted(len(values), word))
+        if to == "labels":
+            if scheme is None:
+                labels = argmax_labels(values)
+            else:
+                labels = scheme.decode(reverse_grid(scores.take_logits()))
+                named = ()
+            io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=named)
+            return f"{source} -> {target}: label map"
+        if to not in (None, kind):
+            kind = to
+            logits = scores.take_logits()
+            if to == "probabilities":
+                logits = softmax(logits) if scheme is None else sigmoid(logits)
+            values = reverse_grid(logits)
+    channels = values.reshape(len(values), *like.grid_shape)
+    io.write_channels(target, channels, like, kind=kind or "logits")
+    return f"{source} -> {target}: {kind or 'the same values'}"
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:

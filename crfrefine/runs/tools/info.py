@@ -89,7 +89,10 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return the content that `convert` takes a volume for, and the ranges and counts of values."""
+    """Return the content that `convert` takes a volume for, and the ranges and counts of values.
+
+    They are counted if they are a few whole numbers, or labels with names.
+    """
     if header.num_channels > 1:  # Logits, which may not have NaN.
         return _describe_channels(io.read_channels(header))
     content = "label map" if is_label_map(header) else "image"
@@ -103,7 +106,14 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
         lines.append(("NaN", f"{values.size - numbers.size} of {values.size} voxels"))
         return lines
     lines.append(("values", _describe_range(values)))
-    return [*lines, *_count_labels(values, names)]
+    numbers, counts = np.unique(values, return_counts=True)
+    are_few = len(numbers) <= _MAX_LISTED_VALUES or bool(names)
+    if are_few and (numbers == np.rint(numbers)).all():
+        parts = []
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            parts.append(f"{names.get(int(number), int(number))}: {count}")
+        lines.append(("voxels", ", ".join(parts)))
+    return lines
 
 
 def _describe_channels(values: Float32) -> list[tuple[str, str]]:
@@ -116,18 +126,6 @@ def _describe_channels(values: Float32) -> list[tuple[str, str]]:
         scale = "as of probabilities in percent or from 0 to 255: not taken for logits"
         lines.append(("sum", f"{total:.4g} at each voxel, {scale}"))
     return lines
-
-
-def _count_labels(values: Float32, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return how often each value occurs, if they are a few whole numbers, or labels with names."""
-    numbers, counts = np.unique(values, return_counts=True)
-    are_few = len(numbers) <= _MAX_LISTED_VALUES or bool(names)
-    if not are_few or not (numbers == np.rint(numbers)).all():
-        return []
-    parts = []
-    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-        parts.append(f"{names.get(int(number), int(number))}: {count}")
-    return [("voxels", ", ".join(parts))]
 
 
 def _describe_range(values: Float32) -> str:
@@ -269,8 +267,13 @@ class _Inspection:
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]
         parts.append(describe_grid(image.grid_shape, image.affine))
-        if headers.logits is not None:
-            parts.append(_describe_network(headers.logits, self._regions))
+        network = headers.logits
+        if network is not None and network.lacks_background:
+            parts.append(_FOREGROUND)
+        elif network is not None and network.num_labels:
+            parts.append(_channels(network.num_labels, self._regions))
+        elif network is not None:
+            parts.append("label map for logits")
         if headers.mask is not None:
             parts.append("mask")
         if headers.labels is not None:
@@ -311,14 +314,6 @@ def _logits_words(num_labels: int) -> str:
     if num_labels:
         return f"logits of {counted(num_labels, 'label')}"
     return "a label map"
-
-
-def _describe_network(network: io.LogitsHeader, regions: RegionReading) -> str:
-    if network.lacks_background:
-        return _FOREGROUND
-    if network.num_labels:
-        return _channels(network.num_labels, regions)
-    return "label map for logits"
 
 
 def _channels(number: int, regions: RegionReading) -> str:

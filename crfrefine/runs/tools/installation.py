@@ -18,38 +18,30 @@ def installation() -> dict[str, str]:
 
     Nothing is raised: an engine that does not run says why.
     """
-    python = f"Python {platform.python_version()}"
-    return {
-        "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
-        "engine": _describe_engine(),
-        "GPU": _describe_gpu(),
-        "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
-        **_describe_extras(),
-    }
-
-
-def _describe_engine() -> str:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import find_levels
 
     try:
         cpu: Any = get_backend("cpu")
         levels = find_levels()
+        built = ", ".join(levels.built)
+        engine = f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
     except CrfRefineError as error:
-        return str(error)
-    built = ", ".join(levels.built)
-    return f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
-
-
-def _describe_gpu() -> str:
-    from crfrefine.engines import get_backend
-
+        engine = str(error)
     try:
-        gpu: Any = get_backend("cuda")
-        properties = gpu.device.properties()
+        cuda: Any = get_backend("cuda")
+        properties = cuda.device.properties()
+        gpu = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
-        return str(error)
-    return f"{properties['name']}, {format_size(properties['memory'])}"
+        gpu = str(error)
+    python = f"Python {platform.python_version()}"
+    return {
+        "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
+        "engine": engine,
+        "GPU": gpu,
+        "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
+        **_describe_extras(),
+    }
 
 
 def _describe_extras() -> dict[str, str]:
