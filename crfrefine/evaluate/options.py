@@ -256,7 +256,10 @@ class EvaluationOptions:
 
 
 def check_options(options: EvaluationOptions) -> None:
-    """Raise ConfigError or InputError for invalid options, before anything is read."""
+    """Raise ConfigError or InputError for invalid options, before anything is read.
+
+    All inputs have to exist, and the output to be another folder.
+    """
     _check_names(options)
     tolerance_mm = options.tolerance_mm
     if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
@@ -267,7 +270,20 @@ def check_options(options: EvaluationOptions) -> None:
             f"--ignore-label: expected a label from 1 to {MAX_LABEL}, "
             f"got {shorten_value(ignore_label)}"
         )
-    _check_paths(options)
+
+    output = options.output
+    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+
+    for path in options.inputs:
+        if not path.exists() and not is_pattern(path):
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_dir() and output.is_dir() and path.samefile(output):
+            raise InputError(
+                f"{output}: is an input of this run, whose files could be replaced; "
+                "choose another folder for the results"
+            )
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; name a folder for the results")
 
 
 def _check_names(options: EvaluationOptions) -> None:
@@ -311,20 +327,3 @@ def _require_once(option: str, names: list[str]) -> None:
             raise ConfigError(
                 f"{option} {shorten(name)}: two methods have this name; give each a different one"
             )
-
-
-def _check_paths(options: EvaluationOptions) -> None:
-    """Raise InputError unless all inputs exist and the output is another folder."""
-    output = options.output
-    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
-
-    for path in options.inputs:
-        if not path.exists() and not is_pattern(path):
-            raise InputError(f"{path}: no such file or folder")
-        if path.is_dir() and output.is_dir() and path.samefile(output):
-            raise InputError(
-                f"{output}: is an input of this run, whose files could be replaced; "
-                "choose another folder for the results"
-            )
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; name a folder for the results")

@@ -189,11 +189,11 @@ def _plan(options: EvaluationOptions) -> Evaluation:
             f"{options.labels}: structures are compared by their names, and have no numbers that "
             "--map could change; leave --map out"
         )
-    channels = {method: _channels(method, options) for method in options.methods}
+    channels, names = _read_descriptions_of_methods(options)
     measured = replace(
         measured.with_structures(pairing.structures),
         channels=channels,
-        names_of_methods={} if pairing.structures else _names_of_methods(options),
+        names_of_methods={} if pairing.structures else names,
     )
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(
@@ -211,26 +211,27 @@ def _plan(options: EvaluationOptions) -> Evaluation:
     return evaluation
 
 
-def _channels(method: str, options: EvaluationOptions) -> RegionReading:
-    """Return which channels are regions, by a `dataset.json` of the method or the reference."""
-    folder = options.methods[method]
-    probabilities = dict(options.probabilities).get(method, folder)
-    return find_regions(None, read_descriptions((probabilities, folder, options.labels)))
+def _read_descriptions_of_methods(
+    options: EvaluationOptions,
+) -> tuple[dict[str, RegionReading], dict[int, str]]:
+    """Return what each `dataset.json` says of the methods.
 
-
-def _names_of_methods(options: EvaluationOptions) -> dict[int, str]:
-    """Return the names of labels in the `dataset.json` of methods, the judged one first.
-
-    Numbers that `--map` changes have no names there.
+    It is which channels of each method are regions, for which that of the reference counts as well,
+    and the names of labels, the judged method first. Numbers that `--map` changes have no names.
     """
-    places = []
-    for method, path in options.methods.items():
+    channels = {}
+    named_places = []
+    for method, folder in options.methods.items():
+        probabilities = dict(options.probabilities).get(method, folder)
+        channels[method] = find_regions(
+            None, read_descriptions((probabilities, folder, options.labels))
+        )
         if not options.mappings.get(method):
-            places += [path, dict(options.probabilities).get(method, path)]
+            named_places += [folder, probabilities]
     names: dict[int, str] = {}
-    for description in read_descriptions(places, []):
+    for description in read_descriptions(named_places, []):
         names = {**description.label_names, **names}
-    return names
+    return channels, names
 
 
 def _measure(evaluation: Evaluation, observer: Observer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,14 +31,6 @@ from crfrefine.io.volume import Volume
 _UNNAMED = ""  # The name of a case whose path does not tell it.
 
 
-class Structures(NamedTuple):
-    """The structures of all cases, each with binary files or a label map with names of labels."""
-
-    numbers: Mapping[str, int]  # Number of each structure by its name.
-    references: dict[str, CaseFiles]  # By case.
-    methods: dict[str, dict[str, CaseFiles]]  # By method and case.
-
-
 def has_structures(options: EvaluationOptions) -> bool:
     """Return whether the folders hold one binary file per structure: if asked for, or if clear.
 
@@ -63,9 +54,13 @@ def has_structures(options: EvaluationOptions) -> bool:
     return len(num_files) == len(places) and min(num_files.values()) > 1
 
 
-def find_structures(options: EvaluationOptions) -> Structures:
-    """Return the pattern of the structures, or the label map, of each case.
+def find_structures(
+    options: EvaluationOptions,
+) -> tuple[dict[str, int], dict[str, CaseFiles], dict[str, dict[str, CaseFiles]]]:
+    """Find the binary files of structures, or the label map with names of labels, of each case.
 
+    The result is the number of each structure by its name, the references by case, and the files
+    of the methods by method and case.
     Raise InputError without structures, for labels without names, and for a path that names no case
     although there are several.
     """
@@ -73,13 +68,21 @@ def find_structures(options: EvaluationOptions) -> Structures:
         _, path = options.probabilities[0]
         raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
     sources = [_cases_of(path) for path in (options.labels, *options.methods.values())]
-    numbers = _number_structures(sources)
+    files = [case for cases in sources for case in cases.values()]
+    numbers = dict(number_structures([case for case in files if case.structures]).structures)
+    # Names in the folders of label maps count, too.
+    described = dict.fromkeys(case.labels.parent for case in files if case.labels is not None)
+    if described:
+        names_of_all = set(numbers)
+        for folder in described:
+            names_of_all.update(_names_of(folder))
+        numbers = {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
     only_case = _name_of_only_case(options, sources)
     for cases in sources:
         if _UNNAMED in cases:
             cases[only_case] = replace(cases.pop(_UNNAMED), case_id=only_case)
     references, *methods = sources
-    return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
+    return numbers, references, dict(zip(options.methods, methods, strict=True))
 
 
 def _cases_of(path: Path) -> dict[str, CaseFiles]:
@@ -106,20 +109,6 @@ def _cases_of(path: Path) -> dict[str, CaseFiles]:
             f"or a folder of such files per case{advise(path, holds_images=False)}"
         )
     return cases
-
-
-def _number_structures(sources: Sequence[Mapping[str, CaseFiles]]) -> dict[str, int]:
-    """Return the number of each structure, as of structures without label maps."""
-    files = [case for cases in sources for case in cases.values()]
-    numbers = number_structures([case for case in files if case.structures]).structures
-    # the folders of label maps
-    described = dict.fromkeys(case.labels.parent for case in files if case.labels is not None)
-    if not described:
-        return dict(numbers)
-    names_of_all = set(numbers)
-    for folder in described:
-        names_of_all.update(_names_of(folder))
-    return {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
 
 
 def _name_of_only_case(

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,20 +30,10 @@ from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, form
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
-    import jinja2
-
     from crfrefine.base.array_types import Array, Float32
 
 Tell = Callable[[Note], None]
 Progress = Callable[[str, int, int], None]
-
-
-class Picture(NamedTuple):
-    """The picture of a case, or the reason why it is missing."""
-
-    shown: ShownCase
-    png: bytes = b""
-    problem: str = ""
 
 
 def write_report(
@@ -70,17 +60,17 @@ def write_report(
     except BackendUnavailableError as error:
         problem = str(error)
 
-    pictures = []
+    drawn_cases = []
     shown_cases = report.shown_cases(num_shown)
     for number, shown in enumerate(shown_cases):
         progress(shown.case, number, len(shown_cases))
         try:
-            picture = Picture(shown, draw_case(report, shown, modalities, tell))
+            drawn = shown._replace(png=draw_case(report, shown, modalities, tell))
         except CrfRefineError as error:
-            picture = Picture(shown, problem=str(error))
-        pictures.append(picture)
+            drawn = shown._replace(problem=str(error))
+        drawn_cases.append(drawn)
 
-    page = _render(report, charts, problem, pictures)
+    page = _render(report, charts, problem, drawn_cases)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
         tell(Note.of(NoteKind.NO_CHARTS, problem=problem))
@@ -190,9 +180,11 @@ _SPELLED = {letter: f"\\u{letter:04x}" for letter in _DIRECTIONS}
 
 
 def _render(
-    report: Report, charts: Sequence[Chart], problem: str, pictures: Sequence[Picture]
+    report: Report, charts: Sequence[Chart], problem: str, drawn_cases: Sequence[ShownCase]
 ) -> str:
-    """Fill the page template; `problem` says why there are no charts."""
+    """Fill the page template, which escapes everything; `problem` says why there are no charts."""
+    import jinja2
+
     evaluation = report.evaluation
     method = report.compared[-1]
     others = [name for name in evaluation.table.methods if name not in report.compared]
@@ -201,30 +193,6 @@ def _render(
     for metric in map(metric_named, evaluation.table.metrics):
         if metric.better == "nearer_zero":
             unsigned.append(metric.title)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            report=report,
-            evaluation=evaluation,
-            options=evaluation.options,
-            method=method,
-            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            families=describe_families(evaluation.summary),
-            unsigned=unsigned,
-            lines={name: report.summary_lines(name) for name in (method, *others)},
-            charts=charts,
-            problem=problem,
-            pictures=pictures,
-            lead="" if lead is None else report.region_title(lead),
-        )
-    )
-
-
-def _environment() -> jinja2.Environment:
-    """Return the environment of the template, which escapes everything."""
-    import jinja2
-
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -234,7 +202,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
     )
     environment.filters["typeset"] = _typeset
-    environment.globals.update(
+    return environment.get_template("page.html").render(
         version=__version__,
         dice=DICE,
         metric_named=metric_named,
@@ -242,8 +210,19 @@ def _environment() -> jinja2.Environment:
         harm_text=harm_text,
         harm_column=HARM_COLUMN.capitalize(),
         url=_data_url,
+        report=report,
+        evaluation=evaluation,
+        options=evaluation.options,
+        method=method,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        families=describe_families(evaluation.summary),
+        unsigned=unsigned,
+        lines={name: report.summary_lines(name) for name in (method, *others)},
+        charts=charts,
+        problem=problem,
+        drawn_cases=drawn_cases,
+        lead="" if lead is None else report.region_title(lead),
     )
-    return environment
 
 
 def _spell_directions(value: object) -> object:

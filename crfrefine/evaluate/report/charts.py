@@ -130,6 +130,11 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     """
     is_paired = report.baseline is not None
     factor = DICE.difference_factor if is_paired else 1.0
+    summarized = {}
+    for line in report.evaluation.summary:
+        if (line.method, line.metric) == (report.compared[-1], ENDPOINT) and line.comparison:
+            summarized[line.region] = line.comparison.interval
+
     for row, region in enumerate(regions):
         _, dice = report.pairs(region)
         if is_paired:
@@ -141,8 +146,10 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
         # The golden section puts the marks of neighbors far apart.
         heights = 0.55 * (np.arange(len(values), dtype=np.float64) * 0.618 % 1 - 0.5)
         _add_cases(axes, factor * values, row + heights, gains)
-        interval = factor * np.array(_interval_of(report, region, values))
-        axes.plot(interval, [row, row], color="black", linewidth=2)
+        interval = summarized.get(region)
+        if interval is None:
+            interval = bootstrap_interval(values)
+        axes.plot(factor * np.array(interval), [row, row], color="black", linewidth=2)
         axes.plot([factor * values.mean()], [row], **_MEAN_MARK)
 
     axes.set_xlabel(DICE.title)
@@ -152,15 +159,6 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     titles = [_short(report.region_title(region)) for region in regions]
     axes.set_yticks(range(len(regions)), titles)
     axes.set_ylim(len(regions) - 0.5, -0.5)
-
-
-def _interval_of(report: Report, region: str, values: Float64) -> tuple[float, float]:
-    """Return the interval of a region's mean: the summary's, or that of the values without one."""
-    judged = report.compared[-1]
-    for row in report.evaluation.summary:
-        if (row.method, row.metric, row.region) == (judged, ENDPOINT, region) and row.comparison:
-            return row.comparison.interval
-    return bootstrap_interval(values)
 
 
 def _add_cases(

@@ -23,6 +23,8 @@ class ShownCase(NamedTuple):
     # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline.
     place: str
     values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
+    png: bytes = b""  # The picture, once it is drawn.
+    problem: str = ""  # The reason why the picture is missing.
 
 
 class SummaryLine(NamedTuple):
@@ -132,24 +134,24 @@ class Report(NamedTuple):
             if row.method == method and (row.num_values or row.comparison is not None):
                 rows_by_metric.setdefault(row.metric, []).append(row)
         lines = []
-        for metric, rows in rows_by_metric.items():
-            lead = self.regions_of(metric)[:1]
-            of_metric = [self._line_of(row, is_lead=(row.region,) == lead) for row in rows]
+        for name, rows in rows_by_metric.items():
+            lead = self.regions_of(name)[:1]
+            metric = metric_named(name)
+            of_metric = []
+            for row in rows:
+                before = math.nan
+                after = row.mean
+                num_cases = row.num_values
+                if self.baseline is not None:  # The means are over the cases that both have.
+                    methods = [self.baseline, row.method]
+                    judged = self.evaluation.judged_regions
+                    table = self.evaluation.table
+                    values = table.compared(methods, row.region, row.metric, judged)
+                    values = values[:, ~np.isnan(values).any(axis=0)]
+                    num_cases = values.shape[1]
+                    if num_cases > 0:
+                        before, after = values.mean(axis=1).tolist()
+                is_lead = (row.region,) == lead
+                of_metric.append(SummaryLine(row, metric, is_lead, before, after, num_cases))
             lines += sorted(of_metric, key=lambda line: not line.is_lead)
         return lines
-
-    def _line_of(self, row: SummaryRow, *, is_lead: bool) -> SummaryLine:
-        """Return the line of a row; both means are over the cases that both methods have."""
-        metric = metric_named(row.metric)
-        if self.baseline is None:
-            return SummaryLine(row, metric, is_lead, math.nan, row.mean, row.num_values)
-
-        values = self.evaluation.table.compared(
-            [self.baseline, row.method], row.region, row.metric, self.evaluation.judged_regions
-        )
-        values = values[:, ~np.isnan(values).any(axis=0)]
-        num_cases = values.shape[1]
-        if num_cases == 0:
-            return SummaryLine(row, metric, is_lead, math.nan, row.mean, num_cases)
-        before, after = values.mean(axis=1).tolist()
-        return SummaryLine(row, metric, is_lead, before, after, num_cases)
