@@ -25,7 +25,6 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written
-from crfrefine.io.volume import Segment
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
@@ -98,17 +97,15 @@ def finish_case(work: CaseInWork, observer: Observer, turns: Turns = ALONE) -> C
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
-        result, names, segments = _refine(work, observer, turns)
+        result, names = _refine(work, observer, turns)
         turns.end_computing()
-        for note in write_case(work, result, names, segments, turns):
+        for note in write_case(work, result, names, turns):
             observer.note(note, case_id=record.case_id)
     return record
 
 
-def _refine(
-    work: CaseInWork, observer: Observer, turns: Turns
-) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
-    """Run the CRF, and record the outcome; return it with the names and segments of labels."""
+def _refine(work: CaseInWork, observer: Observer, turns: Turns) -> tuple[RefinementResult, Names]:
+    """Run the CRF, and record the outcome; return it with the names of labels."""
     started = time.perf_counter()
     task = work.task
     options = task.options
@@ -147,7 +144,7 @@ def _refine(
     for note in notes:
         observer.note(note, case_id=record.case_id)
     record.notes += notes
-    return result, names, case.segments
+    return result, names
 
 
 def _record_result(

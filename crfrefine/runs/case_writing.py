@@ -38,7 +38,6 @@ def write_case(
     work: CaseInWork,
     result: RefinementResult,
     names: Names,
-    segments: tuple[Segment, ...],
     turns: Turns,
 ) -> list[Note]:
     """Write a refined case, and close its record; the images are freed. Return notes.
@@ -54,6 +53,7 @@ def write_case(
     picture = None
     if outputs.preview is not None:
         picture = _draw(work.case, result, names)
+    segments = work.case.segments
     work.case = None
 
     named = segments or named_segments(names.labels)
@@ -63,7 +63,7 @@ def write_case(
         written += _write_structures(outputs, like, segments, threads)
     if work.task.before or work.task.unknown:
         turns.wait_to_name()  # Until then a run may end that leaves the case as it was.
-    notes = list(remove_stale(outputs, work.task.before, work.task.unknown, record, written))
+    notes = list(remove_stale(work.task, record, written))
     record.notes += notes
     write_label_map(outputs.label_map, result.label_map, like, segments=named)
     record.times["write"] = time.perf_counter() - started

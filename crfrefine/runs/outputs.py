@@ -130,9 +130,14 @@ def plan_outputs(
     plans = [_outputs_of(files, options, label_names) for files in cases]
     if options.save_probabilities and not options.writes_file:
         plans = _with_archives(cases, plans)
+    # Folders of inputs and of label maps, into which no structures go.
     occupied: set[Path] = set()
     if options.save_structures:
-        occupied = _folders_with_files(cases, plans)
+        occupied = {outputs.label_map.parent.resolve() for outputs in plans}
+        for files in cases:
+            for name in (*files.images, *files.logits, files.mask):
+                if name is not None:
+                    occupied.update(path.resolve().parent for path in files_read(name))
     _check_paths(cases, plans, occupied)
     # The next run would take results there as images or logits.
     if is_folder_run and options.output.resolve() in _input_folders(cases):
@@ -236,16 +241,6 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
         for path in files.logits:
             if files.are_structures and path.parent.name == files.case_id:
                 folders.add(path.parent.parent.resolve())
-    return folders
-
-
-def _folders_with_files(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> set[Path]:
-    """Return the folders of all inputs and of all label maps."""
-    folders = {outputs.label_map.parent.resolve() for outputs in plans}
-    for files in cases:
-        for name in (*files.images, *files.logits, files.mask):
-            if name is not None:
-                folders.update(path.resolve().parent for path in files_read(name))
     return folders
 
 

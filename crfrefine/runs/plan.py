@@ -221,16 +221,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
 
     if note_on_device is not None:
         notes.append(note_on_device)
-    used_device = device
-    if device != "cpu" and not options.dask:
-        # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
-        used_device = options.device
-    tasks = []
-    for files, outputs in zip(cases, all_outputs[part], strict=True):
-        tasks.append(
-            Task.of_run(files, outputs, options, inputs.reading, inputs.names, used_device)
-        )
-    tasks = _with_files_there(tasks, all_outputs, options, summary)
+    tasks = _make_tasks(inputs, part, all_outputs, options, summary)
     left: list[Note] = []
     if options.resume:
         tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
@@ -288,24 +279,49 @@ def _summary_of(
     )
 
 
-def _with_files_there(
-    tasks: Sequence[Task],
+def _make_tasks(
+    inputs: RunInputs,
+    part: slice,
     all_outputs: Sequence[OutputFiles],
     options: InferenceOptions,
     summary: RunSummary,
 ) -> list[Task]:
-    """Return the tasks with the files of their cases that are there and may be of other runs."""
+    """Return the cases of a part, each with parameters that were not learned on it.
+
+    They have the files of their cases that are there and may be of other runs.
+    """
+    device = summary.device
+    if device != "cpu" and not options.dask:
+        # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
+        device = options.device
     before = {}
     if not options.writes_file:
         before = files_before(options.output, summary)
     planned = {path for outputs in all_outputs for path in outputs.all()}
-    found = []
-    for task in tasks:
-        recorded = before.get(task.files.case_id, {})
+    tasks = []
+    for files, outputs in zip(inputs.cases[part], all_outputs[part], strict=True):
+        of_case = options
+        fold = None
+        held_out = options.held_out.get(files.case_id)
+        if held_out is not None:
+            of_case = replace(options, parameters=held_out.parameters)
+            fold = held_out.fold
+        recorded = before.get(files.case_id, {})
         replaceable = {path: made_of for path, made_of in recorded.items() if path not in planned}
-        unknown = set(task.outputs.others_there()) - planned - recorded.keys()
-        found.append(replace(task, before=replaceable, unknown=tuple(sorted(unknown))))
-    return found
+        unknown = set(outputs.others_there()) - planned - recorded.keys()
+        task = Task(
+            files,
+            outputs,
+            of_case,
+            inputs.reading,
+            inputs.names,
+            device,
+            held_out_by=fold,
+            before=replaceable,
+            unknown=tuple(sorted(unknown)),
+        )
+        tasks.append(task)
+    return tasks
 
 
 def _with_earlier_records(
@@ -316,10 +332,7 @@ def _with_earlier_records(
     And notes on them, and those on what is left.
     """
     folder = None if options.writes_file else options.output
-    outputs_of_cases = []
-    for task in tasks:
-        outputs_of_cases.append((task.files, task.outputs.label_map, task.outputs.all()))
-    earlier, notes, left = take_up(folder, outputs_of_cases, summary)
+    earlier, notes, left = take_up(folder, tasks, summary)
     if options.statistics:
         unknown = [case_id for case_id, record in earlier.items() if record.statistics is None]
         for case_id in unknown:

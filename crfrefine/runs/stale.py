@@ -12,8 +12,8 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.runs.contents import LABEL_MAP, Content, content_of
-from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import CaseRecord
+from crfrefine.runs.task import Task
 
 
 def all_files(paths: Iterable[Path]) -> list[Path]:
@@ -21,27 +21,20 @@ def all_files(paths: Iterable[Path]) -> list[Path]:
     return [file for path in dict.fromkeys(paths) for file in files_written(path)]
 
 
-def remove_stale(
-    outputs: OutputFiles,
-    before: Mapping[Path, tuple[str, Mapping[str, Content]]],
-    unknown: Sequence[Path],
-    record: CaseRecord,
-    written: Sequence[Path],
-) -> Iterator[Note]:
+def remove_stale(task: Task, record: CaseRecord, written: Sequence[Path]) -> Iterator[Note]:
     """Remove files of a case that are of other parameters, options or inputs; yield notes.
 
-    Such is the file of a label that has vanished. `before` has the files by the records of earlier
-    runs: their checksums, and the contents of the inputs that they were made of if their settings
-    were those of this run. Files that somebody has changed since, and those that no record has,
-    `unknown`, are only named.
+    Such is the file of a label that has vanished. Files that somebody has changed since an earlier
+    run wrote them, and those that no record has, are only named.
     """
+    outputs = task.outputs
     kept = set(all_files(written))
     made_of = _checksums(record.contents)
-    left = {path for path in unknown if path.is_file()}
+    left = {path for path in task.unknown if path.is_file()}
     if outputs.folder is not None:
         left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
     stale = []
-    for path, (checksum, contents) in before.items():
+    for path, (checksum, contents) in task.before.items():
         left.discard(path)
         if path in kept or _checksums(contents) == made_of or not path.is_file():
             continue

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.plain import fields_from_plain
@@ -25,6 +25,9 @@ from crfrefine.runs.records import (
     time_of_change,
     times_of_strokes,
 )
+
+if TYPE_CHECKING:
+    from crfrefine.runs.task import Task
 
 REFINED_AGAIN = "refined again"
 _OMIT = "skipped if it is complete; omit --continue to refine all cases again"
@@ -196,12 +199,7 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
         if values["run"] not in runs:
             raise ValueError("its run has no line")
         runs[values["run"]].cases.append(CaseRecord.from_dict(values))
-    else:
-        runs[values["run"]] = _read_head(values)
-
-
-def _read_head(values: dict[str, Any]) -> RunSummary:
-    """Return the run of a line, without its cases; raises like `_read_line`."""
+        return
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     optional = (*SETTINGS, "choice", "version")  # An older version had fewer.
@@ -215,7 +213,7 @@ def _read_head(values: dict[str, Any]) -> RunSummary:
         raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
     if arguments["started"].tzinfo is None:
         raise ValueError("started: expected a time zone")
-    return RunSummary(**arguments)
+    runs[values["run"]] = RunSummary(**arguments)
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
@@ -283,24 +281,24 @@ def files_before(
 
 
 def take_up(
-    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
+    folder: Path | None, tasks: Sequence[Task], now: RunSummary
 ) -> tuple[dict[str, CaseRecord], list[Note], list[Note]]:
     """Return the records of the cases that earlier runs into a folder have done, for --continue.
 
     And notes on them, and notes on cases that are left although they may differ from what this run
-    would give. Each case has its label map and all outputs. Without a folder, only the files count.
+    would give. Without a folder, only the files count.
     """
     recorded = RecordedRuns()
     if folder is not None:
         recorded = read_records(folder)
     done: dict[str, CaseRecord] = {}
     cases_of_reason: dict[Note, list[str]] = {}
-    for files, label_map, outputs in cases:
-        case_id = files.case_id
-        case = recorded.state_of(case_id, label_map, outputs, now)
+    for task in tasks:
+        case_id = task.files.case_id
+        case = recorded.state_of(case_id, task.outputs.label_map, task.outputs.all(), now)
         has_record = folder is not None
         reason = case.reason
-        if case.state == "done" and _has_other_strokes(files, case, has_record=has_record):
+        if case.state == "done" and _has_other_strokes(task.files, case, has_record=has_record):
             reason = Note.of(NoteKind.WITH_OTHER_STROKES)
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)

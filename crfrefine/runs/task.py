@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.cases.case import Case
@@ -34,24 +34,6 @@ class Task:
     # under names of its outputs.
     before: Mapping[Path, tuple[str, Mapping[str, Content]]] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
-
-    @classmethod
-    def of_run(
-        cls,
-        files: CaseFiles,
-        outputs: OutputFiles,
-        options: InferenceOptions,
-        reading: ReadingOptions,
-        names: Names,
-        device: str,
-    ) -> Task:
-        """Return a case of a run, with parameters that were not learned on it."""
-        held_out = options.held_out.get(files.case_id)
-        fold = None
-        if held_out is not None:
-            options = replace(options, parameters=held_out.parameters)
-            fold = held_out.fold
-        return cls(files, outputs, options, reading, names, device, held_out_by=fold)
 
 
 @dataclass

@@ -151,7 +151,10 @@ def _draw_panel(
     size: Size,
     colors: Colors,
 ) -> None:
-    """Draw a plane in the middle of its panel, in true proportions."""
+    """Draw a plane in the middle of its panel, in true proportions.
+
+    The image and the changes have a frame around the largest change, if the plane has one.
+    """
     width_mm, height_mm = plane.size_mm
     scale = min(size[0] / width_mm, size[1] / height_mm)
     width = max(1, round(width_mm * scale))
@@ -160,7 +163,15 @@ def _draw_panel(
     top = corner[1] + (size[1] - height) // 2
     canvas.paste(_pixels_of(plane, panel, (width, height), colors), (left, top))
     if plane.frame is not None and panel in ("image", "changes"):
-        _draw_frame(canvas, plane, (left, top), (width, height), scale)
+        column, row, across_mm, down_mm = plane.frame
+        across = round(across_mm * scale)
+        down = round(down_mm * scale)
+        rows, columns = plane.image.shape
+        x = round((column + 0.5) * width / columns)
+        y = round((row + 0.5) * height / rows)
+        first = (left + max(0, x - across), top + max(0, y - down))
+        last = (left + min(x + across, width - 1), top + min(y + down, height - 1))
+        canvas.frame((*first, *last), _FRAME)
     if panel == "image":
         # The letters of the sides are beside a plane that is too narrow for them.
         room = (max(width, _MIN_HEIGHT), max(height, _MIN_HEIGHT))
@@ -185,26 +196,6 @@ def _pixels_of(plane: Plane, panel: str, size: Size, colors: Colors) -> NDArray[
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line], colors)
     return pixels
-
-
-def _draw_frame(
-    canvas: drawing.Canvas, plane: Plane, corner: tuple[int, int], size: Size, scale: float
-) -> None:
-    """Draw the frame around the largest change of a plane; `scale` is in pixels per mm."""
-    assert plane.frame is not None
-    column, row, across_mm, down_mm = plane.frame
-    across = round(across_mm * scale)
-    down = round(down_mm * scale)
-    rows, columns = plane.image.shape
-    left, top = corner
-    width, height = size
-    x = round((column + 0.5) * width / columns)
-    y = round((row + 0.5) * height / rows)
-    first_x = left + max(0, x - across)
-    first_y = top + max(0, y - down)
-    last_x = left + min(x + across, width - 1)
-    last_y = top + min(y + down, height - 1)
-    canvas.frame((first_x, first_y, last_x, last_y), _FRAME)
 
 
 def _legend_entries(

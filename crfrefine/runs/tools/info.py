@@ -94,7 +94,15 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
     They are counted if they are a few whole numbers, or labels with names.
     """
     if header.num_channels > 1:  # Logits, which may not have NaN.
-        return _describe_channels(io.read_channels(header))
+        lines = []
+        channels = io.read_channels(header)
+        for number, channel in enumerate(channels):
+            lines.append((f"values, channel {number}", _describe_range(channel)))
+        total = look_at(channels).scaled_sum
+        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
+            scale = "as of probabilities in percent or from 0 to 255: not taken for logits"
+            lines.append(("sum", f"{total:.4g} at each voxel, {scale}"))
+        return lines
     content = "label map" if is_label_map(header) else "image"
     lines = [("content", f"{content}, as convert takes it")]
     nan_files: list[Path] = []
@@ -113,18 +121,6 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             parts.append(f"{names.get(int(number), int(number))}: {count}")
         lines.append(("voxels", ", ".join(parts)))
-    return lines
-
-
-def _describe_channels(values: Float32) -> list[tuple[str, str]]:
-    """Return the range of each channel, and the sum at each voxel if it shows a scale."""
-    lines = []
-    for number, channel in enumerate(values):
-        lines.append((f"values, channel {number}", _describe_range(channel)))
-    total = look_at(values).scaled_sum
-    if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-        scale = "as of probabilities in percent or from 0 to 255: not taken for logits"
-        lines.append(("sum", f"{total:.4g} at each voxel, {scale}"))
     return lines
 
 
