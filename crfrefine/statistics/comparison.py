@@ -289,7 +289,10 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     The correction is Holm's, over each method's family; `regions` are the judged ones.
     """
     judged_region = regions[0] if len(regions) == 1 else MEAN
-    tested = [number for number, row in enumerate(rows) if _is_tested(row)]
+    tested = []
+    for number, row in enumerate(rows):
+        if not math.isnan(row.p_value) and not metric_named(row.metric).follows:
+            tested.append(number)
     of_probabilities = _tests_of_probabilities(rows, tested, judged_region)
     members: dict[tuple[str, Family], list[int]] = {}
     for number in tested:
@@ -311,10 +314,6 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
                 rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers)
             )
     return corrected
-
-
-def _is_tested(row: SummaryRow) -> bool:
-    return not math.isnan(row.p_value) and not metric_named(row.metric).follows
 
 
 def _tests_of_probabilities(

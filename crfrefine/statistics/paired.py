@@ -274,8 +274,13 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
 def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
     """Return 2 P(W <= smaller_sum) over all assignments of signs; W is the doubled rank sum."""
     if len(doubled_ranks) > _MAX_EXACT:
-        return _normal_p_value(doubled_ranks, smaller_sum)
-    # The distribution is built up one rank at a time.
+        # The normal approximation has a continuity correction of one half.
+        ranks = doubled_ranks / 2.0
+        distance = float(ranks.sum()) / 2 - smaller_sum / 2 - 0.5
+        deviation = math.sqrt(float((ranks**2).sum()) / 4)
+        return math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))
+
+    # The exact distribution is built up one rank at a time.
     probability = np.zeros(smaller_sum + 1)
     probability[0] = 1.0
     for rank in doubled_ranks:
@@ -283,14 +288,6 @@ def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
         shifted[rank:] = probability[: max(smaller_sum + 1 - rank, 0)]
         probability = 0.5 * (probability + shifted)
     return 2.0 * float(probability.sum())
-
-
-def _normal_p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
-    """Return the normal approximation of `_p_value`, with a continuity correction of one half."""
-    ranks = doubled_ranks / 2.0
-    distance = float(ranks.sum()) / 2 - smaller_sum / 2 - 0.5
-    deviation = math.sqrt(float((ranks**2).sum()) / 4)
-    return math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))
 
 
 def smallest_p_value(num_pairs: int) -> float:

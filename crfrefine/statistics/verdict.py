@@ -291,9 +291,12 @@ def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> st
         if primary.num_pairs < needed:
             return f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
         enough = cases_to_find(primary.mean_difference, primary.standard_deviation)
+        number = "more than 1000"
+        if enough is not None:
+            number = f"about {enough}"
         return (
             f"too few cases to tell whether {subject} helps. If the mean and the scatter of these "
-            f"cases are typical, {_about(enough)} would show the difference with probability 80 %."
+            f"cases are typical, {number} would show the difference with probability 80 %."
         )
     worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
     return (
@@ -336,12 +339,6 @@ def _against_rivals(subject: str, rivals: Sequence[Rival]) -> str:
         f" But not shown to gain more than {name}: {figures} "
         f"Advice: prefer {name} if it is simpler.{sentences}"
     )
-
-
-def _about(num_cases: int | None) -> str:
-    if num_cases is None:
-        return "more than 1000"
-    return f"about {num_cases}"
 
 
 def _better_cases(comparison: PairedComparison) -> str:
