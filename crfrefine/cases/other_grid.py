@@ -26,6 +26,7 @@ from crfrefine.base.text import TIMES
 from crfrefine.base.workers import run_all
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
+from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
 
@@ -153,7 +154,7 @@ class WorkGrid:
         """
         whole = grid_map.in_whole_voxels
         paths = (self.header.path, other.path)
-        if whole is None or any(path.name.lower().endswith(".seg.nrrd") for path in paths):
+        if whole is None or any(suffix_of(path) in LABELS_SUFFIXES for path in paths):
             return None
         if not whole.offset.any():
             return (

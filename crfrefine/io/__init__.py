@@ -22,6 +22,7 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import (
     FORMATS,
+    LABELS_SUFFIXES,
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     WRITTEN_SUFFIXES,
@@ -162,7 +163,7 @@ def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         known = require_suffix(path, WRITTEN_SUFFIXES)
     else:
         known = require_suffix(path)
-    if voxels.kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
+    if voxels.kind != "labels" and suffix_of(path) in LABELS_SUFFIXES:
         raise UnsupportedFormatError(
             f"{path}: a segmentation holds a label map alone, no {voxels.kind}; "
             "write NIfTI (.nii.gz) instead"

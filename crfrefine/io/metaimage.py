@@ -64,15 +64,15 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
-    fields, end, num_listed = _fields(path)
+    fields, end, num_listed = _read_fields(path)
     try:
-        return _read_fields(fields, end, num_listed)
+        return _header_of(fields, end, num_listed)
     except RareHeaderError as rare:
         text_header.require_mm(fields, [fields.text(_UNITS, "")], rare)
         raise
 
 
-def _read_fields(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
+def _header_of(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
     """Return the header of a file with these fields, which take so many bytes."""
     path = fields.path
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
@@ -83,14 +83,14 @@ def _read_fields(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
     _require_planes(fields, num_listed, sizes[-1])
     grid_shape, num_channels = text_header.grid_and_channels(path, sizes, channels)
     num_axes = len(grid_shape)
-    template = _geometry_of(fields, num_dims) if num_dims == num_axes else ()
+    template = _stored_geometry_lines(fields, num_dims) if num_dims == num_axes else ()
     source = _source(fields, end, inner=1 if channels > 1 else None)
     affine = _affine(fields, num_dims, num_axes)
     header = volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
     return text_header.lengths_in_mm(header, _UNITS, [fields.text(_UNITS, "")] * num_axes)
 
 
-def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
+def _stored_geometry_lines(fields: Fields, num_dims: int) -> tuple[str, ...]:
     """Return the header's lines that place its grid, no words after their numbers."""
     lines = []
     for key in _GEOMETRY_KEYS:
@@ -104,7 +104,7 @@ def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _fields(path: Path) -> tuple[Fields, int, int]:
+def _read_fields(path: Path) -> tuple[Fields, int, int]:
     """Return the fields, the bytes of the header, and the number of files in the list after it."""
     fields = Fields(path, NAME, " = ")
     problem = "no line `ElementDataFile = ...` in its header"
@@ -198,7 +198,9 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
-    geometry = text_header.lines_to_write(path, like, NAME, _geometry_lines)
+    geometry = text_header.kept_lines(path, like, NAME)
+    if not geometry:
+        geometry = _geometry_lines(*text_header.place_in_lps(like.affine, len(like.spacing)))
     blocks = voxels.blocks(interleaved=True)
     if voxels.voxel_files:
         with atomic_files(*voxels.voxel_files, path) as (voxel_file, file):

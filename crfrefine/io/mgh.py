@@ -5,7 +5,6 @@ Voxels are big-endian. nibabel interprets the geometry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -83,14 +82,14 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     header = _geometry_to_write(voxels.path, like, shape)
     header["dims"] = (*shape, voxels.num_channels or 1)
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
+    given = voxels.dtype.newbyteorder("<")
     stored = np.dtype(_TYPES[int(header["type"])])
-
     content = chain(
         [header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")],
-        _converted(voxels.blocks(), voxels.dtype.newbyteorder("<"), stored),
+        (np.frombuffer(block, given).astype(stored).tobytes() for block in voxels.blocks()),
     )
     with atomic_files(voxels.path) as (file,):
-        if voxels.path.name.lower().endswith(streams.GZIP_ENDINGS):
+        if streams.is_named_gzip(voxels.path):
             streams.write_gzip(file, content, threads)
         else:
             file.writelines(content)
@@ -114,10 +113,3 @@ def _geometry_to_write(path: Path, like: Volume, shape: tuple[int, ...]) -> Any:
     header["Mdc"] = (axes / spacing).T
     header["Pxyz_c"] = like.affine[:3, 3] + axes @ np.array(shape) / 2
     return header
-
-
-def _converted(
-    blocks: Iterable[bytes], dtype: np.dtype[Any], stored: np.dtype[Any]
-) -> Iterator[bytes]:
-    for block in blocks:
-        yield np.frombuffer(block, dtype).astype(stored).tobytes()

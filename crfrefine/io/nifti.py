@@ -96,7 +96,7 @@ def read_header(path: Path) -> VolumeHeader:
     with streams.open_bytes(path, "raw") as reader:
         start = reader.read(streams.START_BYTES)
     # The content, or else the name, says whether a file is compressed.
-    is_named_gzip = path.name.lower().endswith(streams.GZIP_ENDINGS)
+    is_named_gzip = streams.is_named_gzip(path)
     encoding = "raw"
     if start.startswith(streams.GZIP_MAGIC) or (is_named_gzip and not recognizes(start)):
         encoding = "gzip"
@@ -353,7 +353,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
 
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        if voxels.path.name.lower().endswith(streams.GZIP_ENDINGS):
+        if streams.is_named_gzip(voxels.path):
             streams.write_gzip(files[0], chain([block], voxels.blocks()), threads)
         else:
             files[-1].write(block)

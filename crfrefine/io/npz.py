@@ -42,29 +42,30 @@ def read_header(path: Path) -> VolumeHeader:
     """Read the header of an .npy, or of the one array named probabilities or logits."""
     if streams.read_start(path).startswith(_NPY_MAGIC):
         with path.open("rb") as file:
-            array = _read_array_header(file, path, "the array")
-            source = streams.VoxelSource(path, "raw", array.dtype, array.inner, start=file.tell())
-        header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
+            shape, source = _read_array_header(file, path, "the array")
+            source = replace(source, start=file.tell())
+        header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
     else:
         with _open_member(path) as member:
-            array = member.array
-            promised = math.prod(array.shape) * array.dtype.itemsize
+            shape = member.shape
+            source = member.source
+            promised = math.prod(shape) * source.dtype.itemsize
             if promised > member.most_bytes:
                 raise UnsupportedFormatError(
-                    f"{path}: damaged: the array {member.key!r} has shape {array.shape}, "
+                    f"{path}: damaged: the array {member.key!r} has shape {shape}, "
                     "but not as many values"
                 )
         header = VolumeHeader(
             path,
             "nnU-Net npz",
-            array.shape[:0:-1],
-            array.shape[0],
-            array.dtype.name,
+            shape[:0:-1],
+            shape[0],
+            source.dtype.name,
             spacing=None,
             affine=None,
             kind=member.key,
         )
-    if array.is_fortran:
+    if source.inner == 1:
         return in_fortran_order(header)
     return header
 
@@ -77,21 +78,14 @@ def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     return replace(header, turned=(stored, Reorientation(axes, (False, False, False))))
 
 
-class _Array(NamedTuple):
-    """An array, by its header."""
+def _read_array_header(
+    stream: Any, path: Path, what: str
+) -> tuple[tuple[int, ...], streams.VoxelSource]:
+    """Return the shape of an array, (channel, [z,] y, x), and its values in the bytes that follow.
 
-    shape: tuple[int, ...]  # (channel, [z,] y, x)
-    is_fortran: bool
-    dtype: np.dtype[Any]
-
-    @property
-    def inner(self) -> int | None:
-        """The values of one channel that are side by side, as in `streams.VoxelSource`."""
-        return 1 if self.is_fortran else None
-
-
-def _read_array_header(stream: Any, path: Path, what: str) -> _Array:
-    """Read the header of an array; raise UnsupportedFormatError if it holds no channels."""
+    In Fortran's order, the channels of a voxel are together. Raise UnsupportedFormatError if the
+    array holds no channels.
+    """
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
@@ -114,15 +108,14 @@ def _read_array_header(stream: Any, path: Path, what: str) -> _Array:
         )
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
-    return _Array(shape, is_fortran, dtype)
+    return shape, streams.VoxelSource(path, "raw", dtype, inner=1 if is_fortran else None)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[streams.Decoder]:
     """Open an .npz at its first voxel."""
     with _open_member(header.path) as member:
-        source = streams.VoxelSource(header.path, "raw", member.array.dtype, member.array.inner)
-        yield streams.Decoder(member.reader, source, header.stored_shape)
+        yield streams.Decoder(member.reader, member.source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -172,7 +165,8 @@ class _Member(NamedTuple):
     """An open array of an archive, at its first value."""
 
     key: str  # its name
-    array: _Array
+    shape: tuple[int, ...]  # (channel, [z,] y, x)
+    source: streams.VoxelSource  # how `reader` gives the values
     reader: streams.BlockReader
     most_bytes: int  # that it can hold
 
@@ -211,9 +205,10 @@ def _open_member(path: Path) -> Iterator[_Member]:
         # This inflates faster than the zipfile module.
         with streams.open_bytes(path, container, archive.fp.tell()) as reader:
             member = streams.BlockReader(_checked(reader, info, path))
-            array = _read_array_header(member, path, f"the array {key!r}")
+            shape, source = _read_array_header(member, path, f"the array {key!r}")
             most_packed = min(info.compress_size, path.stat().st_size)
-            yield _Member(key, array, member, min(info.file_size, streams.MAX_RATIO * most_packed))
+            most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
+            yield _Member(key, shape, source, member, most_bytes)
 
 
 def _checked(

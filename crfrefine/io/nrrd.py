@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import spacing_of
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
+from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import (
@@ -32,7 +32,6 @@ from crfrefine.io.volume import (
 )
 
 NAME = "NRRD"
-_SEGMENTATION = ".seg.nrrd"  # the ending of a segmentation of 3D Slicer
 # The pairs of key and value of a segment that are read.
 _OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color)")
 
@@ -85,9 +84,9 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end, and check all fields that are used; segments have one layer."""
-    fields, end = _fields(path)
+    fields, end = _read_fields(path)
     try:
-        return _read_fields(fields, end)
+        return _header_of(fields, end)
     except RareHeaderError as rare:
         text_header.require_mm(fields, [*_units(fields, "space units"), *_units(fields)], rare)
         num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
@@ -95,7 +94,7 @@ def read_header(path: Path) -> VolumeHeader:
         raise
 
 
-def _read_fields(fields: Fields, end: int) -> VolumeHeader:
+def _header_of(fields: Fields, end: int) -> VolumeHeader:
     """Return the header of a file with these fields, which take so many bytes."""
     path = fields.path
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
@@ -106,7 +105,7 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
     if channel_axis is not None:
         axes.remove(channel_axis)
         channels = sizes[channel_axis]
-    if channels > 1 and path.name.lower().endswith(_SEGMENTATION):
+    if channels > 1 and suffix_of(path) in LABELS_SUFFIXES:
         raise UnsupportedFormatError(
             f"{path}: the segments are in {channels} layers, as where they overlap; "
             "expected one layer\n"
@@ -126,7 +125,7 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
         units = _units(fields, "space units")
     template: tuple[str, ...] = ()
     if "space" in fields and len(axes) == len(grid_shape) == 3:
-        template = _geometry_of(fields, units)
+        template = _stored_geometry_lines(fields, units)
     elif len(axes) == len(grid_shape) == units.count(units[0] if units else ""):
         template = _geometry_in(units, affine)
     time = _time_along(fields, sizes)
@@ -138,7 +137,7 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
     return text_header.lengths_in_mm(header, "units of length", units)
 
 
-def _fields(path: Path) -> tuple[Fields, int]:
+def _read_fields(path: Path) -> tuple[Fields, int]:
     """Return the fields, and the bytes of the header up to an empty line."""
     fields = Fields(path, NAME, ": ")
     end = 0
@@ -307,7 +306,10 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
-    space, *geometry = text_header.lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    lines_of_place = text_header.kept_lines(voxels.path, like, NAME)
+    if not lines_of_place:
+        lines_of_place = _geometry_lines(*text_header.place_in_lps(like.affine, len(like.spacing)))
+    space, *geometry = lines_of_place
     sizes = voxels.shape[::-1]
     kinds = ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
@@ -330,7 +332,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     lines.append("encoding: gzip")
     for file in voxels.voxel_files:
         lines.append(f"data file: {file.name}")
-    if voxels.path.name.lower().endswith(_SEGMENTATION):
+    if suffix_of(voxels.path) in LABELS_SUFFIXES:
         lines += _lines_of_segments(voxels)
     lines.append("" if voxels.voxel_files else "\n")  # An empty line comes before voxels.
 
@@ -369,7 +371,13 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     if "axis mins" in fields:
         raise RareHeaderError("axis mins")
     if not _IN_SPACE & set(fields):
-        spacings = _spacings(fields, num_dims, axes)
+        # A grid without a place in the world.
+        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
+        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
+        if spacings is None or len(words) != num_dims or 0.0 in spacings:
+            raise fields.damaged(
+                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+            )
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
 
     signs = _signs(fields)
@@ -384,17 +392,6 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     origin = np.array(_origin(fields, len(axes)))
     columns = _directions(fields, num_dims, axes)
     return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
-
-
-def _spacings(fields: Fields, num_dims: int, axes: list[int]) -> tuple[float, ...]:
-    """Return the voxel sizes along the axes of a grid without a place in the world."""
-    words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
-    spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
-    if spacings is None or len(words) != num_dims or 0.0 in spacings:
-        raise fields.damaged(
-            "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-        )
-    return spacings
 
 
 def _signs(fields: Fields) -> tuple[float, ...]:
@@ -459,7 +456,7 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     return vectors
 
 
-def _geometry_of(fields: Fields, units: list[str]) -> tuple[str, ...]:
+def _stored_geometry_lines(fields: Fields, units: list[str]) -> tuple[str, ...]:
     """Return the header's lines that place its grid, without the entry of a channel axis."""
     entries = _ENTRIES.findall(fields.text("space directions", ""))
     directions = [entry for entry in entries if entry.startswith("(")]
@@ -476,11 +473,8 @@ def _geometry_in(units: list[str], affine: NDArray[np.float64]) -> tuple[str, ..
     """Return the lines that place a grid in LPS, its affine and the file in one unit; () for mm."""
     if text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
         return ()
-    num_axes = len(units)
-    lps = np.diag([*LPS, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
-    spacing = spacing_of(affine, num_axes)
-    direction = lps[:num_axes, :num_axes] / np.array(spacing)
-    return (*_geometry_lines(direction, lps[:num_axes, 3], spacing), _units_line(units))
+    lines = _geometry_lines(*text_header.place_in_lps(affine, len(units)))
+    return (*lines, _units_line(units))
 
 
 def _units_line(units: list[str]) -> str:

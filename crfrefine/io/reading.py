@@ -111,7 +111,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> Note | None:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == path.name.lower().endswith(streams.GZIP_ENDINGS):
+    if is_gzip == streams.is_named_gzip(path):
         return None
     if is_gzip:
         return Note.of(NoteKind.COMPRESSED)
@@ -505,23 +505,18 @@ def logits_header(
         files.append(placed_on(header, first))
     if are_several:
         for file in files:
-            _require_one_label(file, first, num_labels)
+            if file.num_channels > 1 or file.affine is None:
+                raise InputError(
+                    f"{file.path}: expected one label, as in each of the {num_labels} files, "
+                    f"this one has {file.num_channels}"
+                )
+            if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
+                raise GridMismatchError(
+                    f"{file.path}: the logits of two labels are on different grids\n"
+                    f"{first.difference_from(file)}"
+                )
     placed = tuple(placed_on(file, grid) for file in files)
     return LogitsHeader(placed, num_labels, first.kind)
-
-
-def _require_one_label(file: VolumeHeader, first: VolumeHeader, num_files: int) -> None:
-    """Raise an error if a file is not that of one label, on the first file's grid."""
-    if file.num_channels > 1 or file.affine is None:
-        raise InputError(
-            f"{file.path}: expected one label, as in each of the {num_files} files, "
-            f"this one has {file.num_channels}"
-        )
-    if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
-        raise GridMismatchError(
-            f"{file.path}: the logits of two labels are on different grids\n"
-            f"{first.difference_from(file)}"
-        )
 
 
 def read_logits(

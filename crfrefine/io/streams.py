@@ -28,7 +28,6 @@ BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
 # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
 COMPRESSION_LEVEL = 2
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_ENDINGS = (".gz", ".mgz")  # of the names of compressed files
 START_BYTES = 4096  # Enough to recognize a format.
 
 
@@ -139,6 +138,11 @@ def read_start(path: Path) -> bytes:
             return file.read(START_BYTES)
     except (OSError, ValueError):  # Opening it for reading reports the error.
         return b""
+
+
+def is_named_gzip(path: Path) -> bool:
+    """Return whether the name of a file says that it is compressed with gzip as a whole."""
+    return path.name.lower().endswith((".gz", ".mgz"))
 
 
 def inflated(start: bytes) -> bytes:

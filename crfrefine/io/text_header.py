@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,10 +139,6 @@ OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
 # Signs that turn left, posterior, superior into RAS+, the convention of all affines here.
 LPS = (-1.0, -1.0, 1.0)
-# From direction, origin and spacing in LPS to the lines that place a grid.
-GeometryLines = Callable[
-    ["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]
-]
 
 
 def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
@@ -265,16 +261,22 @@ def require_mm(fields: Fields, names: Iterable[str], rare: RareHeaderError) -> N
             )
 
 
-def lines_to_write(
-    path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines
-) -> tuple[str, ...]:
-    """Return the lines that place a grid: those of its header if it has the same format."""
+def kept_lines(path: Path, like: Volume, format_name: str) -> tuple[str, ...]:
+    """Return the lines that place a grid in its header, if that has the same format; else ().
+
+    Raise UnsupportedFormatError if lines would have to hold a sheared grid.
+    """
     header = like.header
     if header is not None and header.format == format_name and header.template:
         return header.template
     require_right_angles(path, like)
-    num_axes = len(like.spacing)
-    lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
-    axes = lps[:num_axes, :num_axes]
-    spacing = spacing_of(like.affine, num_axes)
-    return geometry_lines(axes / np.array(spacing), lps[:num_axes, 3], spacing)
+    return ()
+
+
+def place_in_lps(
+    affine: NDArray[np.float64], num_axes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]:
+    """Return directions as columns, origin and voxel sizes of a grid in LPS, by its affine."""
+    lps = np.diag([*LPS, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
+    spacing = spacing_of(affine, num_axes)
+    return lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing

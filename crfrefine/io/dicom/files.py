@@ -14,6 +14,7 @@ import pydicom
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.paths import STRUCTURES_ADVICE
 from crfrefine.io.streams import MAX_RATIO, cut_off
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -186,8 +187,6 @@ def _advice(datasets: Iterable[Any]) -> str:
     """Return what to do with files that are no slices."""
     kinds = {class_of(dataset) for dataset in datasets}
     if STRUCTURE_SET in kinds:
-        from crfrefine.io.paths import STRUCTURES_ADVICE
-
         return f"; {STRUCTURES_ADVICE}"
     if DIRECTORY in kinds:
         return "; a DICOMDIR lists files in other folders: name the folder of one series"

@@ -90,39 +90,45 @@ def _read_segmentation(path: Path, notes: list[Note]) -> Any:
         algorithms = item.get("SegmentationAlgorithmIdentificationSequence") or []
         del algorithms[1:]  # highdicom reads a single one.
     if dataset.get("SegmentationType") == "FRACTIONAL":
-        _require_known_fractions(path, dataset)
-        maximum = int(dataset.MaximumFractionalValue)
+        # Half of another fraction means nothing.
+        kind = text_of(dataset, "SegmentationFractionalType")
+        if kind not in ("OCCUPANCY", "PROBABILITY"):
+            raise UnsupportedFormatError(
+                f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
+                f"found {shorten(kind)!r}"
+            )
+        maximum = int(dataset.get("MaximumFractionalValue") or 0)
+        if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
+            raise UnsupportedFormatError(
+                f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to "
+                f"255, found {dataset.BitsAllocated} bits and the maximum {maximum}"
+            )
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress()
         fractions = np.frombuffer(dataset.PixelData, np.uint8)
         is_inside = fractions >= maximum / 2
         dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
-        kind = dataset.SegmentationFractionalType.lower()
-        notes.append(Note.of(NoteKind.FRACTIONS, what=kind))
+        notes.append(Note.of(NoteKind.FRACTIONS, what=kind.lower()))
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
-
-
-def _require_known_fractions(path: Path, dataset: Any) -> None:
-    """Raise UnsupportedFormatError if half of a fraction means nothing."""
-    kind = text_of(dataset, "SegmentationFractionalType")
-    if kind not in ("OCCUPANCY", "PROBABILITY"):
-        raise UnsupportedFormatError(
-            f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
-            f"found {shorten(kind)!r}"
-        )
-    maximum = int(dataset.get("MaximumFractionalValue") or 0)
-    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
-        raise UnsupportedFormatError(
-            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
-            f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
-        )
 
 
 def _open(
     path: Path, dataset: Any, like: Path | None, uid: str | None, notes: list[Note]
 ) -> tuple[Any, VolumeHeader | None]:
-    """Return a segmentation, and the header of the series `like`, whose patient is the same."""
-    _require_place(path, dataset)
+    """Return a segmentation, and the header of the series `like`, whose patient is the same.
+
+    Raise InputError for segments of a picture, such as a radiograph or a slide.
+    """
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
+    places = ("PlanePositionSequence",)
+    if not any(groups_in(frame, places) for frame in (*frames[:1], *shared[:1])):
+        raise InputError(
+            f"{path}: its segments have no place in the world, as those of a radiograph, a "
+            "photograph or a slide; expected a segmentation of a series of slices, such as of CT, "
+            "MR or PET\n"
+            "  Refine such a picture as an array, with crfrefine.refine of Python."
+        )
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
     limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     grid = None
@@ -134,20 +140,6 @@ def _open(
     else:
         notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
     return _read_segmentation(path, notes), grid
-
-
-def _require_place(path: Path, dataset: Any) -> None:
-    """Raise InputError for segments of a picture, such as a radiograph or a slide."""
-    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
-    names = ("PlanePositionSequence",)
-    if any(groups_in(frame, names) for frame in (*groups[:1], *shared[:1])):
-        return
-    raise InputError(
-        f"{path}: its segments have no place in the world, as those of a radiograph, a photograph "
-        "or a slide; expected a segmentation of a series of slices, such as of CT, MR or PET\n"
-        "  Refine such a picture as an array, with crfrefine.refine of Python."
-    )
 
 
 def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
@@ -222,32 +214,25 @@ def _placed(
 ) -> Volume:
     """Return labels, (slices, rows, columns), on the whole grid of their series if it is given."""
     if grid is not None:
-        stored = _padded(path, stored, affine, grid)
-        affine, _ = grid.geometry()
+        whole, _ = grid.geometry()
+        shape = stored.shape[::-1]
+        offset = np.rint(np.linalg.solve(whole, affine[:, 3])[:3]).astype(int)
+        expected = whole.copy()
+        expected[:3, 3] += whole[:3, :3] @ offset
+        after = grid.grid_shape - offset - shape
+        if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
+            difference = describe_difference(
+                (path, shape, affine), (grid.path, grid.grid_shape, whole)
+            )
+            raise GridMismatchError(
+                f"{path}: not on the grid of --like\n{difference}\n"
+                "  Name the series that it was made on."
+            )
+        stored = np.pad(stored, np.column_stack([offset, after])[::-1])
+        affine = whole
     header = volume_of(path, SEGMENTATION, stored.shape, affine, notes)
     header = replace(header, dtype=stored.dtype.name, segments=segments)
     return Volume(stored.T, *header.geometry(), path, header)
-
-
-def _padded(
-    path: Path, stored: NDArray[Any], affine: NDArray[np.float64], series: VolumeHeader
-) -> NDArray[Any]:
-    """Return a label map, (slices, rows, columns), extended to the grid of a whole series."""
-    grid, _ = series.geometry()
-    shape = stored.shape[::-1]
-    offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
-    expected = grid.copy()
-    expected[:3, 3] += grid[:3, :3] @ offset
-    after = series.grid_shape - offset - shape
-    if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
-        difference = describe_difference(
-            (path, shape, affine), (series.path, series.grid_shape, grid)
-        )
-        raise GridMismatchError(
-            f"{path}: not on the grid of --like\n{difference}\n"
-            "  Name the series that it was made on."
-        )
-    return np.pad(stored, np.column_stack([offset, after])[::-1])
 
 
 def _segment(label: int, item: Any) -> Segment:

@@ -49,9 +49,7 @@ _CONVERTED: dict[str, Any] = {
 # How a refined segment says so, and former words of this kind.
 _REFINEMENT = f"refined with crfrefine {__version__}"
 _REFINED = re.compile(r"(?:^|; )(?:refined with )?crfrefine \S+$")
-# Characters of a name, and of a description.
-_MOST_OF_A_NAME = 64
-_MOST_OF_A_TEXT = 1022
+_MOST_OF_A_TEXT = 1022  # characters of a description
 
 
 def write(
@@ -253,7 +251,7 @@ def _refined(item: Any, number: int) -> Any:
     return highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
 
 
-def _joined(text: object, words: str, most: int = _MOST_OF_A_NAME) -> str:
+def _joined(text: object, words: str, most: int = MAX_OF_A_NAME) -> str:
     """Return a text with further words at its end, in place of those of an earlier refinement."""
     before = _REFINED.sub("", str(text or ""))[: most - len(words) - 2]
     return "; ".join(filter(None, [before, words]))
