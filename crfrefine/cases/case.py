@@ -29,7 +29,7 @@ from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.case_memory import plan_memory
-from crfrefine.cases.label_input import KIND, LabelMap, read_label_map
+from crfrefine.cases.label_input import LabelMap, read_label_map
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -163,7 +163,7 @@ def read_case(
         headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels
     )
     threads = threads or available_threads()
-    keeps_logits = not is_streamed and (as_logits or headers.network.kind != KIND)
+    keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
     first = headers.images[0]
     notes: list[Note] = []
@@ -171,7 +171,7 @@ def read_case(
     network: Network
     if arrays.label_map is not None:
         network = arrays.label_map
-        kind = KIND
+        kind = "labels"
     elif arrays.scores is None:
         network, kind = network_of_stream(headers.network, first, options, headers.spacing, notes)
     else:
@@ -240,7 +240,7 @@ class _FileArrays:
         self.times: dict[str, float] = {}  # seconds that some of them took
         jobs: list[Callable[[], None]] = []
         # The job that takes longest comes first: the network's output.
-        if network.kind == KIND:
+        if network.is_label_map:
             jobs.append(partial(self._read_label_map, headers, options))
         elif keeps_logits:
             num_computed = int(network.lacks_background)

@@ -13,7 +13,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import lacks_background
 from crfrefine.cases.grid_differences import explain_difference
-from crfrefine.cases.label_input import KIND, label_map_header
+from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError, naming_case
@@ -61,7 +61,7 @@ class CaseHeaders:
             what = "logits"
             if self.files.are_structures:
                 what = "structure"
-            elif self.logits.kind == KIND:
+            elif self.logits.is_label_map:
                 what = "label map"
             named += [(what, header) for header in self.logits.files]
         for what, header in (("mask", self.mask), ("labels", self.labels)):
@@ -167,7 +167,7 @@ def _read_all_headers(files: CaseFiles, options: ReadingOptions) -> CaseHeaders:
 
 def _require_declared(files: CaseFiles, network: io.LogitsHeader, options: ReadingOptions) -> None:
     """Raise InputError unless a network's output has the channels or the values of the options."""
-    is_one_map = network.kind == KIND and not files.are_structures
+    is_one_map = network.is_label_map and not files.are_structures
     if options.mapping and not is_one_map:
         found = "logits or probabilities, whose channels are labels in their order"
         if files.are_structures:
@@ -176,7 +176,7 @@ def _require_declared(files: CaseFiles, network: io.LogitsHeader, options: Readi
             f"{network.path}: --map gives the values of a label map new labels; found {found}; "
             "leave --map out"
         )
-    if network.kind != KIND:
+    if not network.is_label_map:
         options.regions.require_number(
             network.num_channels, network.path, lacks_background=network.lacks_background
         )
@@ -212,10 +212,10 @@ def _read_network_header(
     regions = options.regions
     headers = [io.read_header(path) for path in files.logits]
     first = headers[0]
-    if options.input_type != KIND:
+    if options.input_type != "labels":
         headers = [with_channel_axis(header, image) for header in headers]
     if lacks_background(headers, options):
-        if options.add_background and options.input_type in (KIND, "logits"):
+        if options.add_background and options.input_type in ("labels", "logits"):
             raise InputError(
                 f"{first.path}: --add-background: the background is computed from probabilities; "
                 f"leave --input-type {options.input_type} out"
@@ -230,7 +230,7 @@ def _read_network_header(
 
     # The one channel of a single region is no label map, unless the user declares it.
     has_one_value = headers[0].num_channels == 1 and not regions.declares(1)
-    may_be_map = options.input_type == KIND or (options.input_type == "auto" and has_one_value)
+    may_be_map = options.input_type == "labels" or (options.input_type == "auto" and has_one_value)
     label_map = None
     if may_be_map and (len(files.logits) == 1 or files.are_structures):
         label_map = label_map_header([io.placed_on(file, image) for file in headers], options)

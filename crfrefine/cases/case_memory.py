@@ -9,10 +9,9 @@ import numpy as np
 from crfrefine.base.limits import PROCESS, RUN_BYTES, MemoryLimit, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.case_headers import CaseHeaders
-from crfrefine.cases.label_input import KIND
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.io.volume import MAX_BYTES
+from crfrefine.io.volume import PIECE_BYTES
 
 MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.
@@ -26,7 +25,7 @@ _FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a 
 # are equal, and the label maps.
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
 # pieces on their way from the file, and the process itself
-_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS
+_STREAM_BYTES = 3 * PIECE_BYTES + 2 * PROCESS
 _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
@@ -56,7 +55,7 @@ def plan_memory(
     if is_streamed:
         how = "without the logits, which are streamed"
     labels = f"{network.num_labels} labels"
-    if network.kind == KIND:
+    if network.is_label_map:
         labels = "a label map"
     lines = []
     contents = (f"{headers.num_modalities} modalities", labels)
@@ -82,7 +81,7 @@ def _stays_in_files(
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
     num_axes = len(first.grid_shape)
     has_axes = num_axes <= MAX_DIMS and len(file.grid_shape) == num_axes
-    if network.kind == KIND or has_regions or not has_axes:
+    if network.is_label_map or has_regions or not has_axes:
         return False
     # Channels on an oblique grid are interpolated as a whole.
     is_same = first.on_same_grid(file)
@@ -118,7 +117,7 @@ def bytes_to_refine(
     if may_stream and _stays_in_files(headers, options, needed, memory_limit(options.max_memory)):
         beside = _bytes_beside_stream(headers) - PROCESS
         return 2 * beside, of_input + num_voxels * _SURVEY_BYTES
-    if network.kind == KIND:
+    if network.is_label_map:
         of_input += math.prod(network.files[0].grid_shape)
     else:
         of_input = needed - PROCESS
@@ -131,7 +130,7 @@ def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:
     first = headers.images[0]
     num_voxels = math.prod(first.grid_shape)
     num_network_voxels = math.prod(network.files[0].grid_shape)
-    is_map = network.kind == KIND
+    is_map = network.is_label_map
     # Beside logits, images are read as float32, and normalized into a copy.
     num_copies = 1 if is_map and not as_logits else 2
     needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels

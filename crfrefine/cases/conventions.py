@@ -1,6 +1,8 @@
 """The names that the files of a case may have: a table of patterns.
 
-Whoever uses other names gives a pattern in place of the folder.
+Whoever uses other names gives a pattern in place of the folder. A further name goes into a line of
+its `Kind`. The word at the end of a name such as `{case}_seg` goes into one of the lists of words,
+from which `OTHER_WORDS` and `OTHERS` are made, so that no other kind takes the file for its own.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Kind:
 
     what: str  # for messages: "no logits in study/logits"
     one: str  # a single file, for messages
-    # The best names first; the first line with a file of the case counts.
+    # The best names first: of a case, the first line that has a file of it counts. Two files of
+    # this line are an error, unless they are strokes, or of different modalities or labels. If a
+    # file has different cases by two names, that of a name with `_` counts.
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
@@ -65,6 +69,7 @@ class Kind:
 
 
 # nnU-Net's names, with the number of a modality, or any name; else as in TotalSegmentator's data.
+# In each line, the last name is the one without a number (`discovery.py`).
 IMAGES = Kind(
     "image",
     "one image, or one file per numbered modality",

@@ -21,7 +21,6 @@ from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.workers import run_all
-from crfrefine.cases.label_input import KIND
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
@@ -43,7 +42,7 @@ def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
     first = files[0]
     if options.regions.declares(1):
         return False
-    if len(files) > 1 or first.num_channels > 1 or options.input_type == KIND:
+    if len(files) > 1 or first.num_channels > 1 or options.input_type == "labels":
         return False
     if options.input_type != "auto" or first.kind is not None:
         return True

@@ -32,7 +32,6 @@ from crfrefine.refinement.networks import LabelMapNetwork
 if TYPE_CHECKING:
     from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 
-KIND = "labels"  # `LogitsHeader.kind` of a label map
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
@@ -75,7 +74,7 @@ def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
             f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
             "for logits or probabilities, leave --input-type labels out"
         )
-    return LogitsHeader(tuple(files), options.num_declared, KIND)
+    return LogitsHeader(tuple(files), options.num_declared, "labels")
 
 
 def read_label_map(
@@ -211,7 +210,7 @@ def _coarse_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...]
 
 def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) -> LabelMap:
     """Read a label map as it is in its file; InputError if it cannot be one."""
-    is_requested = options.input_type == KIND
+    is_requested = options.input_type == "labels"
     advice = (
         "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
         "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "

@@ -30,7 +30,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
-from crfrefine.cases.label_input import KIND, LabelMap, read_one_hot
+from crfrefine.cases.label_input import LabelMap, read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
@@ -137,7 +137,7 @@ def network_of_scores(
         _refuse_structures(header, scores.look)
         one_hot = read_one_hot(header, values, like, options)
         if one_hot is not None:
-            return one_hot, KIND
+            return one_hot, "labels"
     notes.append(scores.note)
     values = scores.take_logits(threads)
 
@@ -202,7 +202,7 @@ def network_of_stream(
         notes += of_background
     one_hot = read_one_hot(header, read(), like, options)
     if one_hot is not None:
-        return one_hot, KIND
+        return one_hot, "labels"
 
     first = header.files[0]
     network = StreamedNetwork(

@@ -37,15 +37,25 @@ ALL_TYPES = (
 
 @dataclass(frozen=True)
 class Format:
-    """A file format."""
+    """A file format, and the module that reads and writes it.
+
+    The module has these functions:
+
+    - `recognizes(start)`: whether a file with these first bytes, compressed or not, is of the
+      format.
+    - `read_header(path)`: the `VolumeHeader`, by `volume.volume_header`, which checks that the file
+      can hold its voxels. It raises UnsupportedFormatError for damage and for another format, and
+      RareHeaderError for what only SimpleITK reads. `reading.read_header`, which calls it, adds
+      `family`, `states` and the note on a wrong name.
+    - `open_voxels(header)`, only for headers whose `source` is None: a context with a
+      `streams.Decoder` at the first voxel.
+    - `write(voxels, like, threads)`, unless the format is only read: writes `VoxelsToWrite`, whole
+      or not at all. If `like` came from a file of this format, its geometry stays exactly.
+    """
 
     name: str  # for people, and in `VolumeHeader.family`
     suffixes: tuple[str, ...]  # the default for writing first
-    # This module has `recognizes(start)`, whether a file with this beginning, compressed or not,
-    # has the format; `read_header(path)`, which also checks that the file can hold its voxels;
-    # `open_voxels(header)` if these are not in one place; and `write(voxels, like, threads)`, whole
-    # or not at all, which keeps the geometry of a file of the same format.
-    module: str
+    module: str  # its name
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     # Names of such files that readers take for something else: a pattern or list of files, another

@@ -26,7 +26,7 @@ from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
 from crfrefine.io.streams import Decoder, allocate_array, open_bytes
 from crfrefine.io.volume import (
-    MAX_BYTES,
+    PIECE_BYTES,
     FileState,
     RareHeaderError,
     Volume,
@@ -68,7 +68,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     misnamed = _wrong_name_of(header, actual)
     if misnamed is not None:
         notes = (misnamed, *notes)
-    return replace(header, misnamed=misnamed, notes=notes, states=tuple(states))
+    return replace(header, notes=notes, states=tuple(states))
 
 
 def _read_by_content(
@@ -297,7 +297,7 @@ class Piece:
 
 
 def read_pieces(
-    *headers: VolumeHeader, most_bytes: int = MAX_BYTES
+    *headers: VolumeHeader, most_bytes: int = PIECE_BYTES
 ) -> Generator[Piece, None, None]:
     """Read files piece by piece, while a thread reads one piece ahead.
 
@@ -454,15 +454,20 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
 
 @dataclass(frozen=True)
 class LogitsHeader:
-    """The headers of a case's logits."""
+    """The headers of a network's output: logits, probabilities, a label map or structures."""
 
-    files: tuple[VolumeHeader, ...]  # one with all labels, or one per label
+    files: tuple[VolumeHeader, ...]  # one with all labels, or one per label or structure
     num_labels: int  # L, background included
-    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by
-    # `crfrefine.cases.label_input`), else None.
+    # "logits" or "probabilities" if the file declares it, "labels" for a label map or structures
+    # (by `crfrefine.cases.label_input`), else None.
     kind: str | None
     # Whether the files hold only the labels from 1 on, so that the background has to be computed.
     lacks_background: bool = False
+
+    @property
+    def is_label_map(self) -> bool:
+        """Whether it is a label map, or binary masks of structures that become one."""
+        return self.kind == "labels"
 
     @property
     def path(self) -> Path:

@@ -54,7 +54,8 @@ class VolumeHeader:
     """The header of a volume: everything but the voxels."""
 
     path: Path  # the file
-    format: str  # for people, such as "NIfTI-1, gzip"
+    # for people, such as "NIfTI-1, gzip"; of MetaImage and NRRD, `text_header` compares it, too
+    format: str
     grid_shape: tuple[int, ...]  # voxels along x, y(, z)
     num_channels: int  # 1 for a scalar volume
     dtype: str  # the type as stored, such as "int16"
@@ -72,7 +73,6 @@ class VolumeHeader:
     time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
-    misnamed: Note | None = None  # the format, if the name says something else; also the first note
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
@@ -81,6 +81,14 @@ class VolumeHeader:
     source: VoxelSource | None = field(default=None, repr=False)
     # the states of its files when the header was read
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def misnamed(self) -> Note | None:
+        """The note on the format, if the name says something else."""
+        for note in self.notes:
+            if note.kind in (NoteKind.OTHER_FORMAT, NoteKind.COMPRESSED, NoteKind.NOT_COMPRESSED):
+                return note
+        return None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -280,7 +288,7 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
 # returns (planes, [y,] x).
 Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
 # bytes of a piece that is read or written at once, if a plane of it is not larger
-MAX_BYTES = 16 << 20
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -313,7 +321,7 @@ class VoxelsToWrite:
         shape = (self.num_channels or 1, *self.grid_shape)
         waiting = bytearray()
         stored = self.dtype.newbyteorder("<")
-        pieces = iter_pieces(shape, stored.itemsize, MAX_BYTES, by_channel=not interleaved)
+        pieces = iter_pieces(shape, stored.itemsize, PIECE_BYTES, by_channel=not interleaved)
         for channels, planes in pieces:
             numbers = range(channels.start, channels.stop)
             values = [self.piece(number, planes) for number in numbers]

@@ -19,7 +19,7 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
-from crfrefine.cases.label_input import KIND, LabelMap
+from crfrefine.cases.label_input import LabelMap
 from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -180,7 +180,7 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     else:
         log_odds = case.logits.max(axis=0)
     # The confidence of a label map says nothing about where else a label is possible.
-    threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
+    threshold = 0.0 if case.input_kind == "labels" else math.log(FOREGROUND_RATIO)
     in_reference = (labels > 0) & (labels < case.num_labels)
     return (log_odds > threshold) | in_reference
 

@@ -25,7 +25,6 @@ from crfrefine.cases.case_files import (
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
@@ -210,7 +209,7 @@ def _sizes(headers: CaseHeaders) -> tuple[int, int, int]:
     """Return the numbers of channels (0 for a label map), modalities and axes."""
     logits = headers.logits
     num_channels = 0
-    if logits is not None and logits.kind != KIND:
+    if logits is not None and not logits.is_label_map:
         num_channels = logits.num_labels
     return num_channels, headers.num_modalities, len(headers.images[0].grid_shape)
 

@@ -19,7 +19,7 @@ from crfrefine.io.dicom.files import (
     read_folder,
     text_of,
 )
-from crfrefine.io.dicom.segmentation import labels_of
+from crfrefine.io.dicom.segmentation import described_segments
 from crfrefine.io.dicom.series import read_series
 from crfrefine.io.paths import STRUCTURES_ADVICE
 from crfrefine.io.volume import VolumeHeader
@@ -82,7 +82,7 @@ def _describe_segmentation(path: Path, dataset: Any) -> list[tuple[str, str]]:
     size = TIMES.join([text_of(dataset, "Columns"), text_of(dataset, "Rows")])
     frames = counted(int(dataset.get("NumberOfFrames") or 1), "frame")
     lines = [("type", f"{kind}, {frames} of {size}")]
-    described = labels_of(path, dataset)
+    described = described_segments(path, dataset)
     names = []
     for label, item in described.values():
         algorithm = text_of(item, "SegmentAlgorithmName")

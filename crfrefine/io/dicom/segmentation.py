@@ -32,7 +32,7 @@ from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader
 SEGMENTATION = "DICOM segmentation"
 
 # End of a segment's description, where its label is not its number: numbers have no gaps.
-LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
+LABEL_ENDING = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
 
 
 def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume:
@@ -62,14 +62,14 @@ class Described(NamedTuple):
     item: Any
 
 
-def labels_of(path: Path, dataset: Any) -> dict[int, Described]:
+def described_segments(path: Path, dataset: Any) -> dict[int, Described]:
     """Return the label of each segment by its number, and what describes it."""
     segments = {}
     for item in dataset.SegmentSequence:
         number = int(item.SegmentNumber)
         if number == 0:  # It is the background of a label map.
             continue
-        written = LABEL.search(text_of(item, "SegmentDescription"))
+        written = LABEL_ENDING.search(text_of(item, "SegmentDescription"))
         segments[number] = Described(int(written[1]) if written else number, item)
     labels = [label for label, _ in segments.values()]
     are_different = len(set(labels)) == len(labels)
@@ -145,7 +145,7 @@ def _open(
 def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
     """Return the label map of a segmentation."""
     notes: list[Note] = []
-    described = labels_of(path, dataset)
+    described = described_segments(path, dataset)
     segmentation, grid = _open(path, dataset, like, uid, notes)
     try:
         volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
@@ -170,11 +170,11 @@ def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None
 def list_segments(path: Path) -> list[Segment]:
     """Return the segments of a segmentation; raises as `read`."""
     with decoding(path):
-        _, described = _describe(path)
+        _, described = _read_described(path)
         return [_segment(label, item) for label, item in described.values()]
 
 
-def _describe(path: Path) -> tuple[Any, dict[int, Described]]:
+def _read_described(path: Path) -> tuple[Any, dict[int, Described]]:
     """Return the header of a segmentation, and what describes its segments."""
     limit(path, [path])
     dataset = read_file(path)
@@ -183,14 +183,14 @@ def _describe(path: Path) -> tuple[Any, dict[int, Described]]:
             f"{path}: is no segmentation, whose segments become the files of a folder; "
             "name a file to write, such as ct.nii.gz"
         )
-    return dataset, labels_of(path, dataset)
+    return dataset, described_segments(path, dataset)
 
 
 def read_segments(path: Path, like: Path | None = None, uid: str | None = None) -> Iterator[Volume]:
     """Yield the mask of each segment, of 0 and 1, which may overlap; otherwise as `read`."""
     with decoding(path):
         notes: list[Note] = []
-        dataset, described = _describe(path)
+        dataset, described = _read_described(path)
         segmentation, grid = _open(path, dataset, like, uid, notes)
         for number, (label, item) in described.items():
             volume = segmentation.get_volume(segment_numbers=[number], rtol=0.05).flip_spatial(0)

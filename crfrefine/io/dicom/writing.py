@@ -17,7 +17,7 @@ from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
-from crfrefine.io.dicom.segmentation import LABEL, labels_of
+from crfrefine.io.dicom.segmentation import LABEL_ENDING, described_segments
 from crfrefine.io.dicom.series import Series
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, segments_of
 from crfrefine.version import __version__
@@ -149,7 +149,7 @@ def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
         raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
     first = next(iter(like.datasets.values()))
     require_same_identity(file, dataset, like.header.path, first)
-    return dict(labels_of(file, dataset).values())
+    return dict(described_segments(file, dataset).values())
 
 
 def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[Note]) -> dict[int, Any]:
@@ -214,7 +214,7 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
     else:
         description = _refined(item, number)
     ending = f"label value {label}" if label != number else ""
-    text = LABEL.sub("", str(description.get("SegmentDescription") or ""))
+    text = LABEL_ENDING.sub("", str(description.get("SegmentDescription") or ""))
     text = text[: _MOST_OF_A_TEXT - len(ending)]
     if text and ending:
         text += "; "
@@ -234,7 +234,7 @@ def _refined(item: Any, number: int) -> Any:
     if item.get("SegmentAlgorithmType") not in ("AUTOMATIC", "SEMIAUTOMATIC"):
         item.SegmentAlgorithmType = "SEMIAUTOMATIC"
     item.SegmentAlgorithmName = _joined(item.get("SegmentAlgorithmName"), _REFINEMENT)
-    text = LABEL.sub("", str(item.get("SegmentDescription") or ""))
+    text = LABEL_ENDING.sub("", str(item.get("SegmentDescription") or ""))
     item.SegmentDescription = _joined(text, _REFINEMENT, _MOST_OF_A_TEXT)
     if "TrackingUID" in item:
         item.TrackingUID = highdicom.UID()

@@ -12,7 +12,6 @@ from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
-from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.listing import Files
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
@@ -99,7 +98,7 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
     network = read_case_headers(
         case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
     ).logits
-    if network is None or network.kind != LABEL_MAP:
+    if network is None or not network.is_label_map:
         return network is not None and network.num_channels == len(regions)
     if len(regions) > 1:
         return False
