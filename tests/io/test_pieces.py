@@ -216,7 +216,7 @@ def test_no_thread_stays_behind(tmp_path):
         return [
             thread.name
             for thread in threading.enumerate()
-            if thread.name.startswith("crfrefine-ahead")
+            if thread.name.startswith("one ahead")
         ]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
