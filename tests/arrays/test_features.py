@@ -77,11 +77,11 @@ def test_a_window_that_does_not_fit_is_noted():
         "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: "
         "100% of the voxels are outside"
     )
-    assert found in note
+    assert found in str(note)
     for mri in (np.abs(ct), np.where(ct < 0, ct / 20, ct)):
         (note,) = window_notes(np.concatenate([ct, mri]), wide)
-        assert "modality 1: it is [-1000, 1000]" in note
-        assert "hardly any value is below 0" in note
+        assert "modality 1: it is [-1000, 1000]" in str(note)
+        assert "hardly any value is below 0" in str(note)
         assert window_notes(mri, positive) == window_notes(mri, IntensityParameters()) == ()
 
 

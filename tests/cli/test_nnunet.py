@@ -171,10 +171,8 @@ def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_
     np.savez(predictions / "case2.npz", probabilities=probabilities / probabilities.sum(axis=0))
     told = run_here("info", predictions, status=1).stdout
     assert "wrong: case 'case1': no case1.npz" in told
-    assert (
-        f"wrong: {predictions / 'case2.npz'}: the network's output has 3 channels, expected 4"
-        in told
-    )
+    output = f"case 'case2': {predictions / 'case2.npz'}: the network's output"
+    assert f"wrong: {output} has 3 channels, expected 4" in told
     assert not tree.trap.exists()
 
 

@@ -391,12 +391,12 @@ def plan_of(image=PHANTOM.image, mask=None):
 
 
 def run(parameters, plan, logits=PHANTOM.logits, progress=None):
-    """The result, and how often something was built."""
+    """The result, and how often kernels were built."""
     stages = []
     result = plan.run(
-        logits, parameters, progress=progress or (lambda stage, *_: stages.append(stage))
+        logits, parameters, progress=progress or (lambda *stage: stages.append(stage[:2]))
     )
-    return result, stages.count("build")
+    return result, stages.count(("build", 0))
 
 
 def refine_once(parameters, image=PHANTOM.image, logits=PHANTOM.logits, mask=None):

@@ -214,9 +214,7 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
 def test_no_thread_stays_behind(tmp_path):
     def threads():
         return [
-            thread.name
-            for thread in threading.enumerate()
-            if thread.name.startswith("one ahead")
+            thread.name for thread in threading.enumerate() if thread.name.startswith("one ahead")
         ]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))

@@ -86,7 +86,7 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
         )
     header = io.placed_on(io.read_header(tmp_path / name), grid)
     assert header.grid_shape == SHAPE
-    assert header.turning.startswith("voxel axes turned from ")
+    assert str(header.turning).startswith(f"{name}: voxel axes turned from ")
     values = io.read_channels(header)
     np.testing.assert_array_equal(values.transpose(3, 2, 1, 0), scores())
     pieces = np.full_like(values, np.nan)

@@ -33,13 +33,19 @@ def chosen(**changes):
     )
 
 
+def box_around(case, place):
+    """The box around a voxel without strokes."""
+    inside = tuple(slice(at, at + 1) for at in place)
+    return case.box_around(inside, np.zeros_like(case.network_labels))
+
+
 def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     """Messages come from 4 sigmas at most, 8 mm, in each of the steps; far fewer than 1 % of the
     voxels inside hear of the cut.
     """
     parameters = chosen()
     refiner = CaseRefiner(large, 1)
-    box = large.stored_box(large.box_around((26, 38, 30)))
+    box = large.stored_box(box_around(large, (26, 38, 30)))
     whole = refiner.refine(parameters)
     everything = refiner.refine(
         parameters, tuple(slice(0, size) for size in large.network_labels.shape)
@@ -74,7 +80,7 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, is_coarse):
         more += ("--input-type", "labels", "--network-spacing", "4,5,6")
     inputs = dataclasses.replace(options.inputs, **changes)
     case = opened(dataclasses.replace(options, inputs=inputs))
-    assert case.box_around((0,) * len(case.upright_grid)) is None, "a small case needs no box"
+    assert box_around(case, (0,) * len(case.upright_grid)) is None, "a small case needs no box"
     changes["parameters"].save(tmp_path / "saved.toml")
     run_here("infer", *folders.arguments, "-c", tmp_path / "saved.toml", *more, status=0)
     written = read_volume(next(folders.output.glob("a.*"))).data
