@@ -92,7 +92,12 @@ class CrfRefine(Transform):
             self.parameters = CrfParameters.from_dict(parameters)
         else:
             self.parameters = as_parameters(parameters)
-        self.spacing = _checked_spacing(spacing)
+        self.spacing: Spacing = None  # One distance, or one per axis.
+        if spacing is not None:
+            distances = given_spacing(spacing, np.size(spacing))
+            self.spacing = distances
+            if np.ndim(spacing) == 0:
+                self.spacing = distances[0]
         check_threads(threads)
         if regions is not None:
             regions = RegionScheme.of(regions)
@@ -148,7 +153,12 @@ class CrfRefine(Transform):
             raise InputError(
                 f"batches of {counts} cases; logits, image and mask must have the same cases"
             )
-        batches = [_cases_of(value) for value in values]
+        batches = []
+        for value in values:
+            cases = value
+            if isinstance(value, MetaTensor):  # Each of its cases has its own metadata.
+                cases = decollate_batch(value)
+            batches.append(cases)
         results = []
         for number, case in enumerate(zip(*batches, strict=True)):
             results.append(self._refine_case(*case, place=f"case {number} of the batch"))
@@ -163,7 +173,14 @@ class CrfRefine(Transform):
         """
         try:
             spacing = _spacing_of_case(logits, image, mask, self.spacing)
-            channels = self._channels(logits)
+            channels = _to_numpy(logits)
+            if self.input_type == "labels":
+                if len(channels) != 1:
+                    raise InputError(
+                        f"the label map has shape {channels.shape}; expected one channel, "
+                        "(1, *grid)"
+                    )
+                channels = channels[0]
             if mask is not None:
                 mask = _to_numpy(mask).reshape(logits.shape[1:])  # of one channel
             image_array = _to_numpy(image)
@@ -174,17 +191,6 @@ class CrfRefine(Transform):
                 raise
             raise type(error)(f"{', '.join(names)}: {error}") from error
         return self._output_of(result)
-
-    def _channels(self, logits: Any) -> NDArray[Any]:
-        """Return logits (L, *grid), or a label map (*grid), of one case."""
-        channels = _to_numpy(logits)
-        if self.input_type != "labels":
-            return channels
-        if len(channels) != 1:
-            raise InputError(
-                f"the label map has shape {channels.shape}; expected one channel, (1, *grid)"
-            )
-        return channels[0]
 
     def _output_of(self, result: RefinementResult) -> NDArray[Any]:
         """Return logits, probabilities or labels, as the settings ask for, channels first."""
@@ -277,23 +283,6 @@ def _checked_output(output: Output | None, input_type: InputType) -> Output:
     return output
 
 
-def _checked_spacing(spacing: ArrayLike | None) -> Spacing:
-    """Return one distance, or one per axis; raise InputError if they cannot be used."""
-    if spacing is None:
-        return None
-    distances = given_spacing(spacing, np.size(spacing))
-    if np.ndim(spacing) == 0:
-        return distances[0]
-    return distances
-
-
-def _cases_of(batch: Any) -> Any:
-    """Return the cases of a batch; each case of a MetaTensor has its own metadata."""
-    if isinstance(batch, MetaTensor):
-        return decollate_batch(batch)
-    return batch
-
-
 def _file_of(*values: Any) -> str | None:
     """Return the file that the first MetaTensor with such an entry was read from."""
     for value in values:
@@ -378,7 +367,14 @@ def _located_inputs(logits: Any, image: Any, mask: Any | None) -> list[_Input]:
     grid = tuple(logits.shape[1:])
     inputs = [_Input("logits", logits, grid), _Input("image", image, tuple(image.shape[1:]))]
     if mask is not None:
-        inputs.append(_Input("mask", mask, _grid_of_mask(mask, grid)))
+        grid_of_mask = tuple(mask.shape)
+        if len(grid_of_mask) > len(grid):
+            if len(mask) != 1:
+                raise InputError(
+                    f"the mask has shape {grid_of_mask}; expected one channel, {(1, *grid)}"
+                )
+            grid_of_mask = grid_of_mask[1:]
+        inputs.append(_Input("mask", mask, grid_of_mask))
     for found in inputs:
         # Lazy operations that are pending may change voxels and affine.
         if isinstance(found.value, MetaTensor) and found.value.has_pending_operations:
@@ -387,16 +383,6 @@ def _located_inputs(logits: Any, image: Any, mask: Any | None) -> list[_Input]:
                 "or Compose"
             )
     return [found._replace(affine=_affine_of(found.value)) for found in inputs]
-
-
-def _grid_of_mask(mask: Any, grid: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a mask without its channel; InputError if it has several channels."""
-    shape = tuple(mask.shape)
-    if len(shape) <= len(grid):
-        return shape
-    if len(mask) != 1:
-        raise InputError(f"the mask has shape {shape}; expected one channel, {(1, *grid)}")
-    return shape[1:]
 
 
 def _check_same_grid(logits: _Input, other: _Input) -> None:
@@ -427,18 +413,14 @@ def _affine_of(value: Any) -> NDArray[np.float64] | None:
     if stored.shape not in ((2, 2), (3, 3), (4, 4)):
         name = _file_of(value) or "a MetaTensor"
         raise InputError(f"{name}: an affine of shape {stored.shape}; expected (4, 4)")
-    if np.array_equal(stored, np.eye(len(stored))) and not _has_place(value):
+    has_place = _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
+    if np.array_equal(stored, np.eye(len(stored))) and not has_place:
         return None
     num_axes = len(stored) - 1
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = stored[:num_axes, :num_axes]
     affine[:num_axes, 3] = stored[:num_axes, num_axes]
     return affine
-
-
-def _has_place(value: MetaTensor) -> bool:
-    """Return whether a MetaTensor is known to come from somewhere in the world."""
-    return _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
 
 
 def _to_numpy(value: Any) -> NDArray[Any]:
