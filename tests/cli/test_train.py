@@ -13,7 +13,7 @@ import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, run_process, wait_for
 from training_helpers import phantom, shorten, write_cases
 
-import crfrefine.cli.main
+import crfrefine.cli.failures
 from crfrefine.engines import unexpected_device
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
         return fit(self)
 
     monkeypatch.setattr(fitting.Fit, "run", interrupted)
-    with pytest.raises(crfrefine.cli.main._Stopped, match="--resume"):
+    with pytest.raises(crfrefine.cli.failures.Stopped, match="--resume"):
         run_here(*arguments)
     monkeypatch.setattr(fitting.Fit, "run", fit)
     assert files_in(tmp_path) == ["p.fold1.json"]
