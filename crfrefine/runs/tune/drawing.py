@@ -49,9 +49,10 @@ class Drawing:
         self._num_given = len(self._edits)
         self._num_done = len(self._edits)
         self._marks: dict[str, None] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._values: Array | None = None
-        self._saved = digest(self.values)  # of the values that are saved with their result
+        self._digest: str | None = None
+        self._saved = self._present_digest()  # of the values that are saved with their result
         self.problem = ""  # why the file cannot be written
 
     @classmethod
@@ -75,19 +76,28 @@ class Drawing:
         drawing._num_given = content["given"]
         drawing._num_done = content["done"]
         drawing._saved = content["saved"]
+        drawing._digest = None
         drawing.forget()
         return drawing
 
     @property
     def values(self) -> Array:
         """(*grid), as in a file of strokes; the array of an older state stays as it is."""
-        if self._values is None:
-            largest = max([BACKGROUND, *(edit.value for edit in self._edits)])
-            values = np.zeros(self._grid, np.min_scalar_type(largest), order="F")
-            for voxels, value in self._edits[: self._num_done]:
-                values[np.unravel_index(voxels, self._grid)] = value
-            self._values = values
-        return self._values
+        with self._lock:  # An edit meanwhile would leave the array of the state before it.
+            if self._values is None:
+                largest = max([BACKGROUND, *(edit.value for edit in self._edits)])
+                values = np.zeros(self._grid, np.min_scalar_type(largest), order="F")
+                for voxels, value in self._edits[: self._num_done]:
+                    values[np.unravel_index(voxels, self._grid)] = value
+                self._values = values
+            return self._values
+
+    def _present_digest(self) -> str:
+        """Return the digest of the values of now, which stays when these are forgotten."""
+        with self._lock:
+            if self._digest is None:
+                self._digest = digest(self.values)
+            return self._digest
 
     @property
     def largest(self) -> int:
@@ -98,11 +108,11 @@ class Drawing:
     @property
     def is_unsaved(self) -> bool:
         """Whether there are strokes that are not saved with their result."""
-        return digest(self.values) != self._saved
+        return self._present_digest() != self._saved
 
     def has_had(self, values: Array) -> bool:
         """Return whether these values are those of now, or those that were saved last."""
-        return digest(values) in (self._saved, digest(self.values))
+        return digest(values) in (self._saved, self._present_digest())
 
     def forget(self) -> None:
         """Free the array, which is made again when it is needed."""
@@ -143,7 +153,7 @@ class Drawing:
             added = _edits_of(changed, values.ravel()[changed])
             self._edits[self._num_done :] = added
             self._step(len(added))
-            self._saved = digest(self.values)
+            self._saved = self._present_digest()
 
     def _is_new(self, mark: str) -> bool:
         is_new = not mark or mark not in self._marks
@@ -155,6 +165,7 @@ class Drawing:
     def _step(self, by: int) -> None:
         self._num_done += by
         self._values = None
+        self._digest = None
         self._write()
 
     # ---- The file
@@ -188,7 +199,7 @@ class Drawing:
             "given": self._num_given,
             "done": self._num_done,
             "saved": self._saved,
-            "digest": digest(self.values),
+            "digest": self._present_digest(),
             "edits": edits,
         }
         self.problem = ""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +93,7 @@ class Session:
         if options.corrections is not None:
             self._corrections = Corrections.of_case(files.case_id, options.corrections)
             self._corrections.check()
-            if self._corrections.strokes.exists():
+            if drawing is None and self._corrections.strokes.exists():
                 files = replace(files, strokes=(*files.strokes, self._corrections.strokes))
 
         inputs = options.inputs
@@ -297,12 +296,9 @@ class Session:
             self._edited = box if self._edited is None else enclose(self._edited, box)
         return self.drawing.describe()
 
-    def keep_in(self, folder: Path) -> None:
-        """Keep the strokes in a folder of corrections from now on."""
-        corrections = Corrections.of_case(self.case.case_id, folder)
-        corrections.check()
+    def keep_in(self, corrections: Corrections) -> None:
+        """Save the case in these files from now on; its drawing is kept in one of them already."""
         self._corrections = corrections
-        self.drawing.keep_in(corrections.drawing)
 
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the strokes, and the whole case refined with them and these parameters.

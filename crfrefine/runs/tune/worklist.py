@@ -180,7 +180,8 @@ class Worklist:
                     files = Corrections.of_case(self._found.files[number].case_id, folder)
                     files.check()
                     drawing.keep_in(files.drawing)
-                self._session.keep_in(folder)
+                    if number == self._open:
+                        self._session.keep_in(files)
                 self._reviews.keep_in(folder)
                 self._ahead = None  # It would keep none.
             for drawing in self._drawings.values():
@@ -198,8 +199,7 @@ class Worklist:
         """Keep strokes that would be gone with the program; return the folder, "" if none were."""
         if not self._describe_folder()["num_lost"]:
             return ""
-        folder: str = self.keep()["folder"]["path"]
-        return folder
+        return str(self.keep()["folder"]["path"])
 
     def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to save each case whose strokes, or whose parameters, are not those of its result.
