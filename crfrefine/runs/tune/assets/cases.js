@@ -5,6 +5,9 @@ import { parameters, state, watch } from "./store.js";
 const ORDERS = [["name", "name"], ["-1", "largest change first"], ["1", "smallest change first"]];
 const STATES = { outdated: "older than the parameters" };
 const WAIT = 700; // milliseconds between looks while changes are counted
+let nextLook = 0; // the timer of the next look
+let reviews = Promise.resolve();
+let numReviews = 0; // on their way
 let page = null;
 let list = { open: 0, cases: [], folder: {} };
 let at = 0; // the case that was opened, or could not be
@@ -33,7 +36,8 @@ function showCases(answer) {
   showEntries(order);
   find("order").ariaBusy = String(list.is_counting);
   showFolder();
-  if (list.is_counting || list.is_saving) setTimeout(refreshCases, WAIT);
+  clearTimeout(nextLook);
+  if (list.is_counting || list.is_saving) nextLook = setTimeout(refreshCases, WAIT);
 }
 
 // Change the entries in place: the one that has the focus keeps it.
@@ -76,7 +80,8 @@ function showFolder() {
     isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
   find("save-all").disabled = Boolean(isSaving);
   if (refused) tell(refused);
-  if (list.open !== state.number) return; // Another one is being opened.
+  // Another case is being opened, or has a state and a note that the program does not know yet.
+  if (list.open !== state.number || numReviews) return;
   const { review, note } = list.cases[list.open];
   find("review-state").value = review;
   if (document.activeElement !== find("note")) find("note").value = note;
@@ -87,7 +92,7 @@ export const refreshCases = () => attempt(ask("cases", parameters()).then(showCa
 // Take the new state of a case, which a stroke has given it.
 export function showState(number, word) {
   list.cases[number].state = word;
-  showCases({ ...list, is_counting: false, is_saving: false, refused: "" });
+  showCases({ ...list, refused: "" });
 }
 
 // Keep strokes in files from now on, or write those again that a full disk did not take.
@@ -96,6 +101,7 @@ export const keep = () => attempt(ask("keep", {}).then(showCases));
 // Ask before strokes are gone; promise whether the program may end.
 export async function mayEnd() {
   await page.edited();
+  await reviews;
   await refreshCases();
   if (!list.folder.num_lost) return true;
   const choice = await choose();
@@ -151,8 +157,16 @@ function orderCases() {
   attempt(ask("count-changes", parameters()).then(refreshCases));
 }
 
-const review = () => attempt(ask("review", { number: state.number,
-  review: find("review-state").value, note: find("note").value }).then(refreshCases));
+// Send the state and the note of the case after those before, which would replace them otherwise.
+function review() {
+  const sent = { number: state.number, review: find("review-state").value,
+    note: find("note").value };
+  numReviews += 1;
+  reviews = attempt(reviews.then(() => ask("review", sent))).then(() => {
+    numReviews -= 1;
+    return refreshCases();
+  });
+}
 
 // `host` opens cases, and says which strokes are on their way: see tune.js.
 export function startCases(host, answer) {

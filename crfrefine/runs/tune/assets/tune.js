@@ -55,14 +55,18 @@ async function openCase(number) {
 
 // Cover the planes while another case opens; a stroke that is being drawn ends.
 function cover(name) {
+  leaving = state.number;
   for (const plane of planes) plane.finish();
   find("planes").inert = true;
   Object.assign(find("opening"), { textContent: `Opening ${name} …`, hidden: false });
 }
 
 function uncover() {
+  const isLeft = leaving !== state.number;
+  leaving = null;
   find("planes").inert = false;
   find("opening").hidden = true;
+  if (!isLeft) refine();
 }
 
 function enlarge(plane) {
@@ -91,6 +95,7 @@ let pointed = null;
 // ---- Parameters: the page sends all of them with a counter; the newest state wins
 
 let counter = 0;
+let leaving = null; // the case that another one is to replace: it is refined no more
 let running = null;
 let wholeSeconds = Infinity;
 let saving = Promise.resolve(true);
@@ -116,7 +121,7 @@ async function refineNewest() {
 }
 
 async function compute(isWhole) {
-  if (hasEnded()) return "";
+  if (hasEnded() || state.number === leaving) return "";
   const [sent, number] = [counter, state.number];
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
