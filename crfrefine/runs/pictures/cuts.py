@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, grown
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.runs.pictures.planes import (
     CHANGE_WINDOW_MM,
@@ -107,12 +107,10 @@ def _crop(structure: Bool, steps: Sequence[float]) -> list[slice]:
     """Return the box of a structure with a margin, so that small structures are visible."""
     extent_mm = np.array(structure.shape) * steps
     margin_mm = 0.12 * float(extent_mm.max())
-    crop = [slice(0, size) for size in structure.shape]
-    for axis, part in enumerate(bounding_box(structure) or ()):
-        margin = math.ceil(margin_mm / steps[axis])
-        stop = min(crop[axis].stop, part.stop + margin)
-        crop[axis] = slice(max(0, part.start - margin), stop)
-    return crop
+    box = bounding_box(structure)
+    if box is None:
+        return [slice(0, size) for size in structure.shape]
+    return list(grown(box, [math.ceil(margin_mm / step) for step in steps], structure.shape))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box, channels_of
+from crfrefine.arrays.label_maps import Box, channels_of, grown
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
@@ -198,11 +198,8 @@ class TuneCase(Case):
 
     def widened(self, box: Box, margin: float) -> Box:
         """Return a box with a margin in mm, as far as the grid has it."""
-        widened = []
-        for part, spacing, size in zip(box, self.upright_spacing, self.upright_grid, strict=True):
-            voxels = round(margin / spacing)
-            widened.append(slice(max(0, part.start - voxels), min(size, part.stop + voxels)))
-        return tuple(widened)
+        voxels = [round(margin / spacing) for spacing in self.upright_spacing]
+        return grown(box, voxels, self.upright_grid)
 
     def _margin(self, box: Box, max_voxels: float) -> float:
         """Return the largest margin in mm with which a box has at most so many voxels."""
