@@ -23,6 +23,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.train.choice import Candidate
 from crfrefine.train.crops import Crop
+from crfrefine.train.fit import spread_out
 from crfrefine.train.material import Material
 from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
 from crfrefine.train.starts import BATCH_SIZE, Start, rounded, without_crf
@@ -43,9 +44,7 @@ MIN_CALIBRATED = 8
 # Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases
 # without a single wrong voxel would ask for 0.
 RANGE = (0.25, 20.0)
-# Most cases, and most refined logits of each, that the temperature is fitted to: a single number
-# needs no more.
-MAX_CASES = 48
+# Most refined logits of a case that the temperature is fitted to: a single number needs no more.
 MAX_VALUES = 400_000
 
 
@@ -266,8 +265,7 @@ def calibrate_output(
         def refine_some(case: int, threads: int) -> Refined:
             return _refine_some(refine, material, case, threads)
 
-        step = max(1, math.ceil(len(cases) / MAX_CASES))
-        refined = workers.run_on_device(refine_some, cases[::step])
+        refined = workers.run_on_device(refine_some, spread_out(cases))
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
     changes = {"mean_field.output_temperature": temperature}
     return replace(fitted, parameters=rounded(fitted.parameters.replace(**changes)))

@@ -28,12 +28,13 @@ LAST_STEP_LENGTH = 0.05
 # Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of
 # any size.
 MAX_GRADIENT = 10.0
-MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
+# More cases take longer without improving a decision, or the fit of a single number.
+MAX_NEEDED = 48
 
 
-def deciding_ones(cases: Sequence[int]) -> Sequence[int]:
-    """Return at most MAX_DECIDING of some cases, evenly spread."""
-    return cases[:: max(1, math.ceil(len(cases) / MAX_DECIDING))]
+def spread_out(cases: Sequence[int]) -> Sequence[int]:
+    """Return at most MAX_NEEDED of some cases, evenly spread."""
+    return cases[:: max(1, math.ceil(len(cases) / MAX_NEEDED))]
 
 
 class Evaluation(NamedTuple):
@@ -230,7 +231,7 @@ class Fit:
 
     def _evaluate(self, trajectory: Trajectory) -> float:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
-        cases = deciding_ones(self.split.deciding)
+        cases = spread_out(self.split.deciding)
         samples = [self.material.samples[case] for case in cases]
         dice, losses = score_cases(trajectory.model.refine, samples, self.material, self.workers)
         mean = mean_defined(dice)

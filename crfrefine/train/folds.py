@@ -44,7 +44,7 @@ from crfrefine.train.choice import (
 )
 from crfrefine.train.comparison import MethodValues, Training
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import Fit, Trajectory, deciding_ones, histories_of
+from crfrefine.train.fit import Fit, Trajectory, histories_of, spread_out
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
 from crfrefine.train.plan import Plan, Split
@@ -135,7 +135,7 @@ def _try(
     `models` has kind and parameters of each candidate, simpler ones first.
     """
     material = prepared.material
-    crops = [material.crops[case] for case in deciding_ones(held_out)]
+    crops = [material.crops[case] for case in spread_out(held_out)]
     dice = [_dice(network_refiner(material.device), crops, prepared)]
     for kind, parameters in models:
         dice.append(_dice(refiner_of(kind, parameters, material), crops, prepared))

@@ -17,7 +17,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Scores
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit import Trajectory, deciding_ones, score_cases
+from crfrefine.train.fit import Trajectory, score_cases, spread_out
 from crfrefine.train.material import NUM_SAMPLED, Sample
 from crfrefine.train.model import Model, mean_defined
 from crfrefine.train.preparing import Prepared
@@ -105,7 +105,7 @@ def best_on_crops(
     The trajectories are the best first by samples of these cases; whole crops decide if there are
     larger ones.
     """
-    crops = [prepared.material.crops[case] for case in deciding_ones(deciding)]
+    crops = [prepared.material.crops[case] for case in spread_out(deciding)]
     if len(trajectories) == 1 or _are_whole(crops):
         return trajectories[0]
 
