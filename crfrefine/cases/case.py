@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
@@ -34,7 +33,7 @@ from crfrefine.cases.network_output import logits_of_labels, network_of_scores, 
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError, naming_case
-from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
+from crfrefine.io.reading import NanFiles, read_mask, read_stored, read_whole_numbers, reading_jobs
 from crfrefine.io.volume import Segment, Volume, VolumeHeader
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 
@@ -191,12 +190,12 @@ def read_case(
     grid = WorkGrid(first)
     labels = None
     if with_labels and headers.labels is not None:
-        values = io.read_labels(headers.labels.path, grid=first).data.T
+        values = read_whole_numbers(headers.labels)
         values, _ = map_labels(values, options.reference_mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
-        values = io.read_labels(header.path, grid=first).data.T
+        values = read_whole_numbers(header)
         remark = note_on_interpolated(values, header.path.name)
         if remark is not None:
             notes.append(remark)

@@ -158,7 +158,7 @@ def _read_all_headers(files: CaseFiles, options: ReadingOptions) -> CaseHeaders:
         # The files of labels are on one grid.
         is_first = what != "logits" or header.path == files.logits[0]
         if is_first and not image.on_same_grid(header):
-            _require_overlap(files, what, image, header, resample=options.resample)
+            _require_overlap(what, image, header, resample=options.resample)
     # After the grids: a file with its channels first has a wrong number of channels.
     if logits is not None:
         _require_declared(files, logits, options)
@@ -246,7 +246,7 @@ def _read_network_header(
 
 
 def _require_overlap(
-    files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
+    what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
 ) -> None:
     """Raise GridMismatchError unless a file on another grid may be filled or interpolated."""
     if what in _FILLED and WorkGrid(image).part(other, what) is not None:

@@ -21,12 +21,12 @@ from crfrefine.arrays.label_maps import (
     share_logits,
     share_sigma,
 )
-from crfrefine.arrays.probabilities import Look, decide, look_at, take_logarithms
+from crfrefine.arrays.probabilities import Look, identify, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import Note
 from crfrefine.base.option import CUBIC
 from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
@@ -75,8 +75,7 @@ class Scores:
         path = self.header.path
         if self.regions is not None:
             return self.reading.identify(self.values, self.input_type, self.header.kind, path)
-        kind, reason = decide(self.look, self.input_type, self.header.kind, str(path))
-        return kind, Note.of(NoteKind.TAKEN_AS, name=path.name, what=kind, reason=reason)
+        return identify(self.look, self.input_type, self.header.kind, path)
 
     def take_logits(self, threads: int = 1) -> Float32:
         """Turn probabilities into logits, or into log-odds of regions, in place; return them."""
