@@ -397,13 +397,13 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     )
 
 
-def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, Note]:
+def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple[str, Note]:
     """Return "logits" or "probabilities", and a note that says which and why.
 
-    The values of a file, (L, [z,] y, x), are finite. Other arguments and errors are those of
+    The values of a file, (L, [z,] y, x), are finite. The arguments and errors are those of
     `decide`.
     """
-    decided, reason = decide(look_at(values), input_type, kind, str(path))
+    decided, reason = decide(look, input_type, kind, str(path))
     return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
 
 

@@ -279,11 +279,10 @@ class CrfParameters:
     def bandwidths(self) -> dict[str, Any]:
         """The bandwidths by key: of all appearance kernels, and of others that have a weight."""
         bandwidths = {}
-        for name, prefix, section in self._tables():
-            values = vars(section)
-            for key, value in values.items():
-                if key.startswith("theta_") and (name == "bilateral" or values["weight"]):
-                    bandwidths[f"{prefix}.{key}"] = value
+        for prefix, kernel in self.kernels.items():
+            if kernel.section == "bilateral" or kernel.weight:
+                for key in kernel.bandwidths():
+                    bandwidths[f"{prefix}.{key}"] = getattr(kernel, key)
         return bandwidths
 
     @property

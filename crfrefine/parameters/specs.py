@@ -73,7 +73,7 @@ class KernelSetSpec:
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:
         """The appearance kernels."""
-        return tuple(kernel for kernel in self.kernels if kernel.theta_intensity)
+        return tuple(kernel for kernel in self.kernels if kernel.kind == "bilateral")
 
     @property
     def names(self) -> tuple[str, ...]:

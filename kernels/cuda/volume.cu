@@ -3,15 +3,6 @@
 #include "cuda/update.h"
 
 namespace crf {
-// The logits of a voxel with biases, by label.
-struct BiasedLogits {
-    const Real* logits;
-    int64 grid_size;
-    const Real* bias;
-
-    CRF_D Real operator[](int label) const { return logits[label * grid_size] + bias[label]; }
-};
-
 // One thread per voxel: the update of its logits with biases.
 // logits: (label, *grid). grid_index: (voxel). bias: (label). marginals: (label, voxel).
 CRF_KERNEL(find_marginals, const Real* logits, int64 grid_size, const int64* grid_index,
@@ -19,7 +10,9 @@ CRF_KERNEL(find_marginals, const Real* logits, int64 grid_size, const int64* gri
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const OfVoxel<Real> q{marginals + n, num_voxels};
-    update_marginals(num_labels, BiasedLogits{logits + grid_index[n], grid_size, bias}, q);
+    const Real* const own = logits + grid_index[n];
+    const auto biased = [&](int l) { return own[l * grid_size] + bias[l]; };
+    update_marginals(num_labels, ByLabel{biased}, q);
 }
 
 // One thread per voxel: adds the biases to its logits where the term applies.

@@ -316,9 +316,6 @@ class Lattice(Filter):
             rows, blurred = blurred, rows
         return {"vertex_rows": rows, **self._corners}
 
-    def _row_constants(self, group: Any) -> dict[str, int]:
-        return {**row_constants(group), "CRFTHREADS": THREADS}
-
 
 def _lanes_for(mean_length: float) -> int:
     """Return how many threads of `splat` share a vertex whose list has the mean length."""

@@ -89,12 +89,10 @@ class StoredChannels(ChannelSource):
     `read` returns the pieces, for tiles that are wanted later.
     """
 
-    def __init__(
-        self, grid: TileGrid, num_labels: int, read: ReadPieces, *, is_probability: bool = False
-    ) -> None:
+    def __init__(self, grid: TileGrid, num_labels: int, read: ReadPieces) -> None:
         self.grid = grid
         self.num_labels = num_labels
-        self.is_probability = is_probability
+        self.is_probability = False
         self.read = read
         self._num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in range(num_labels)]
