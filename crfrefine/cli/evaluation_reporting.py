@@ -81,7 +81,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
             names.append(REPORT_NAME)
         for name in names:
             print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
-        failed = list(dict.fromkeys(case_id for case_id, _ in evaluation.failures))
+        failed = list(dict.fromkeys(failure.case_id for failure in evaluation.failures))
         if failed:
             count = f"{len(failed)} of {len(evaluation.pairs)} cases"
             print(f"failed: {listed(failed, most=MAX_LISTED)} ({count})", file=sys.stderr)

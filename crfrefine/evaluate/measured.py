@@ -27,7 +27,7 @@ class MeasuredRegions:
     judged: tuple[str, ...] = ()
     # Displayed name of a region, by its name.
     titles: Mapping[str, str] = field(default_factory=dict)
-    # Names of labels that neither these titles nor a label map names.
+    # Names of labels in files beside the methods, which titles and label maps do not name.
     names_of_methods: Mapping[int, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     # By method, which channels of its files are regions.
@@ -59,6 +59,7 @@ class MeasuredRegions:
             labels=tuple(labels),
             named={name: self.named[name] for name in self.judged if name in self.named},
             titles=titles,
+            names_of_methods={},
             ignore_label=None,
             structures=structures,
         )
@@ -67,31 +68,19 @@ class MeasuredRegions:
 def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegions:
     """Return the regions of the options and of a `dataset.json`.
 
-    The file is beside the reference or above it. Raise ConfigError for unusable regions.
+    The file is beside the reference or above it; one beside a method says which of its channels are
+    regions, and names labels. Raise ConfigError for unusable regions.
     """
     description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
-    names = description.label_names
+    label_names = description.label_names
     scheme = find_regions(None, [description]).scheme
     if scheme is not None:
-        names = {**scheme.label_names, **names}
-    titles = {str(label): f"{label} {name}" for label, name in names.items()}
+        label_names = {**scheme.label_names, **label_names}
+    titles = {str(label): f"{label} {name}" for label, name in label_names.items()}
     ignored = options.ignore_label
     if ignored is None:
         ignored = description.ignore_label
-
-    described = _described_regions(description, titles, notes)
-    asked: dict[str, tuple[int, ...]] = {}
-    for text in options.regions:
-        region = _as_label(parse_region(text), titles)
-        if asked.setdefault(region.name, region.labels) != region.labels:
-            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
-    regions = dict(asked)
-    for region in described:
-        if region.name not in asked:
-            regions[region.name] = region.labels
-    _check_regions(regions, ignored)
-    judged = asked or dict.fromkeys(region.name for region in described)
-
+    regions, judged = _find_regions(options.regions, description, titles, ignored, notes)
     # A region that equals a label, such as "2=2", would appear twice.
     numbers = set().union(*description.labels.values())
     named = {}
@@ -100,38 +89,63 @@ def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegi
             numbers.add(labels[0])
         else:
             named[name] = labels
+
+    channels = {}
+    named_places = []
+    for method, folder in options.methods.items():
+        probabilities = dict(options.probabilities).get(method, folder)
+        places = (probabilities, folder, options.labels)
+        channels[method] = find_regions(None, read_descriptions(places))
+        if not options.mappings.get(method):  # Numbers that `--map` changes have no names.
+            named_places += [folder, probabilities]
+    names_of_methods: dict[int, str] = {}
+    for description in read_descriptions(named_places, []):
+        names_of_methods = {**description.label_names, **names_of_methods}
     return MeasuredRegions(
         options,
         labels=tuple(sorted(numbers - {0, ignored})),
         named=named,
-        judged=tuple(judged),
+        judged=judged,
         titles=titles,
+        names_of_methods=names_of_methods,
         ignore_label=ignored,
+        channels=channels,
     )
 
 
-def _described_regions(
-    description: DatasetDescription, titles: Mapping[str, str], notes: list[Note]
-) -> list[Region]:
-    """Return the regions of a `dataset.json`; none if they cannot be measured, with a note."""
-    if not description.has_regions:
-        return []
-    regions = []
+def _find_regions(
+    texts: Sequence[str],
+    description: DatasetDescription,
+    titles: Mapping[str, str],
+    ignored: int | None,
+    notes: list[Note],
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Return the labels of the regions that are asked for or described, and those to judge.
+
+    Regions of a `dataset.json` that cannot be measured are none, with a note. Raise ConfigError for
+    two with one name, and for one with the name of a label, or with the label to ignore.
+    """
+    regions: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        region = _as_label(parse_region(text), titles)
+        if regions.setdefault(region.name, region.labels) != region.labels:
+            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
+    asked = tuple(regions)
+
+    described: dict[str, tuple[int, ...]] = {}
     try:
         for name, labels in description.labels.items():
-            if name != "ignore" and 0 not in labels:
-                regions.append(_as_label(make_region(name, labels), titles))
+            if description.has_regions and name != "ignore" and 0 not in labels:
+                region = _as_label(make_region(name, labels), titles)
+                described[region.name] = region.labels
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
         notes.append(Note.of(NoteKind.BAD_REGIONS, str(description.path), problem=str(error)))
-        return []
-    return regions
+        described = {}
+    for name, labels in described.items():
+        regions.setdefault(name, labels)
 
-
-def _check_regions(regions: Mapping[str, tuple[int, ...]], ignored: int | None) -> None:
-    """Raise ConfigError for a region that has the name of a label, or an ignored label."""
     for name, labels in regions.items():
-        is_other_label = name.isdigit() and name != "+".join(map(str, labels))
-        if name == ALL_LABELS or is_other_label:
+        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, labels))):
             raise ConfigError(
                 f"region {name!r}: is the name of a label, or of all labels together; "
                 "choose another one"
@@ -141,6 +155,7 @@ def _check_regions(regions: Mapping[str, tuple[int, ...]], ignored: int | None) 
                 f"region {name!r}: label {ignored} marks voxels that are ignored, "
                 "it cannot belong to a region"
             )
+    return regions, asked or tuple(described)
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:

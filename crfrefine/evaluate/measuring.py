@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import count_pairs, foreground_labels
-from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
@@ -22,8 +22,8 @@ from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import (
+    Prediction,
     Reference,
-    SoftLabels,
     read_masks,
     read_probabilities,
     read_reference,
@@ -54,6 +54,16 @@ class CaseResult(Record):
     # The methods whose labels are the channels of logits or probabilities.
     from_channels: set[str] = field(default_factory=set)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry in `summary.json`."""
+        return {
+            "case": self.case_id,
+            "status": self.status,
+            "methods": list(self.values),
+            "seconds": self.seconds,
+            "notes": [note.to_dict() for note in (*self.warnings, *self.notes)],
+        }
+
 
 # Most labels of a case: the finest atlases have half as many, a gray image has thousands.
 MAX_MEASURED = 2000
@@ -79,7 +89,11 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         for method, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, method), *pair.files_of(method)):
                 own = replace(reference, notes=[])
-                _measure_method(method, files, pair.named.get(method), own, result)
+                prediction = _measure_labels(method, files, own, result)
+                _measure_probabilities(
+                    method, files, pair.named.get(method), prediction, own, result
+                )
+                result.notes += _named(method, dict.fromkeys(own.notes))
     result.times["measure"] = time.perf_counter() - started
     return result
 
@@ -93,56 +107,24 @@ def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
     result.fail(replace(failure, part=method))
 
 
-def _measure_method(
-    method: str, files: CaseFiles, named: CaseFiles | None, reference: Reference, result: CaseResult
-) -> None:
-    """Add the values of a method to the result, with its warnings and notes.
+def _measure_labels(
+    method: str, files: CaseFiles, reference: Reference, result: CaseResult
+) -> Prediction | None:
+    """Add the metrics of a method's labels, with their names, and the pairs with other labels.
 
-    `named` has the probabilities that the user named.
+    Return what its file holds if these are probabilities; they need the memory of a label map.
+    Raise InputError for far too many labels.
     """
-    warnings: list[Note] = []
-    masks = read_masks(method, files, reference, warnings)
-    result.warnings += _named(method, warnings)
-    result.mapped[method] = masks.mapped
-    result.names[method] = dict(masks.names)
-    values = _measure_masks(masks.label_map, reference)
-    result.values[method] = values
-    if not reference.measured.structures:
-        result.pairs[method] = _count_pairs(masks.label_map, reference)
-    if masks.soft is not None:
-        result.from_channels.add(method)
-    soft = masks.soft
-    del masks  # The probabilities need the memory of the label map.
-
-    fail = partial(_fail_method, result, method)
-    if named is not None:  # The calibration uses other files than the masks.
-        with failing_alone(fail, *named.logits):
-            if named.lack and not named.missing:
-                raise InputError(named.lack)
-            soft = _read_scores(method, named, reference)
-    elif soft is None:
-        failures: list[Failure] = []
-        with failing_alone(failures.append, *files.logits):
-            soft = _read_scores(method, files, reference)
-        for failure in failures:
-            # A calibration that nobody asked for may be missing, unless that is a bug.
-            if failure.traceback is not None:
-                fail(failure)
-            else:
-                note = Note.of(NoteKind.NO_CALIBRATION, problem=failure.message)
-                result.warnings += _named(method, [note])
-    if soft is not None:
-        with failing_alone(fail, *(named or files).logits):
-            _add_calibration(values, soft, reference)
-            result.notes += _named(method, [soft.note])
-    result.notes += _named(method, dict.fromkeys(reference.notes))
-
-
-def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
-    """Return the metrics of every region; raise InputError for far too many labels."""
     measured = reference.measured
     truth = reference.volume.data
     spacing = reference.volume.spacing
+    warnings: list[Note] = []
+    prediction = read_masks(method, files, reference, warnings)
+    result.warnings += _named(method, warnings)
+    result.mapped[method] = prediction.mapped
+    result.names[method] = dict(prediction.names)
+
+    label_map = prediction.label_map
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
     labels = sorted({*foreground_labels(label_map), *foreground_labels(truth)})
@@ -154,7 +136,7 @@ def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
     tolerance_mm = measured.options.tolerance_mm
     if isinstance(tolerance_mm, str):
         tolerance_mm = one_voxel(spacing)
-    return measure_case(
+    result.values[method] = measure_case(
         label_map,
         truth,
         measured.all_regions(labels),
@@ -162,40 +144,71 @@ def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
         tolerance_mm=tolerance_mm,
         ignore_label=measured.ignore_label,
     )
-
-
-def _count_pairs(label_map: Labels, reference: Reference) -> dict[tuple[int, int], int]:
-    """Return the voxels of each pair of a label of a method and one of the reference."""
-    pairs = count_pairs(label_map, reference.volume.data)
-    ignored = reference.measured.ignore_label
-    return {pair: count for pair, count in pairs.items() if pair[1] != ignored}
-
-
-def _read_scores(method: str, files: CaseFiles, reference: Reference) -> SoftLabels | None:
-    """Read the logits or probabilities of a method that are not in its label map's file."""
-    measured = reference.measured
-    if not files.logits or files.are_structures:
+    if not measured.structures:
+        pairs = count_pairs(prediction.label_map, truth)
+        ignored = measured.ignore_label
+        result.pairs[method] = {pair: pairs[pair] for pair in pairs if pair[1] != ignored}
+    if prediction.probabilities is None:
         return None
-    if measured.options.mappings.get(method):
-        raise InputError(
-            f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
-            "probabilities"
-        )
-    channels = measured.channels.get(method, NO_REGIONS)
-    return read_probabilities(files.logits, reference, channels)
+    result.from_channels.add(method)
+    return prediction
 
 
-def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
+def _measure_probabilities(
+    method: str,
+    files: CaseFiles,
+    named: CaseFiles | None,
+    prediction: Prediction | None,
+    reference: Reference,
+    result: CaseResult,
+) -> None:
+    """Add the calibration of a method, if it has probabilities.
+
+    They are those in the files that the user named, in the method's own, or beside these.
+    """
+    measured = reference.measured
+    source = named or files
+    failures: list[Failure] = []
+    if named is not None or prediction is None:
+        with failing_alone(failures.append, *source.logits):
+            if source.lack and not source.missing:
+                raise InputError(source.lack)
+            if not source.logits or source.are_structures:
+                prediction = None
+            elif measured.options.mappings.get(method):
+                raise InputError(
+                    f"{source.logits[0]}: --map gives the label map new labels, not the channels "
+                    "of probabilities"
+                )
+            else:
+                channels = measured.channels.get(method, NO_REGIONS)
+                prediction = read_probabilities(source.logits, reference, channels)
+    fail = partial(_fail_method, result, method)
+    for failure in failures:
+        # A calibration that nobody asked for may be missing, unless that is a bug.
+        if named is not None or failure.traceback is not None:
+            fail(failure)
+        else:
+            note = Note.of(NoteKind.NO_CALIBRATION, problem=failure.message)
+            result.warnings += _named(method, [note])
+    if prediction is not None:
+        with failing_alone(fail, *source.logits):
+            _add_calibration(result.values[method], prediction, reference)
+            result.notes += _named(method, prediction.notes)
+
+
+def _add_calibration(values: RegionValues, prediction: Prediction, reference: Reference) -> None:
     """Add the metrics of probabilities to the values of regions, and those of all labels."""
     measured = reference.measured
-    num_labels = len(soft.probabilities)
+    assert prediction.probabilities is not None
+    num_labels = len(prediction.probabilities)
     channels = None
-    if soft.regions is not None:
-        num_labels = soft.regions.num_labels
-        channels = soft.regions.labels
+    if prediction.regions is not None:
+        num_labels = prediction.regions.num_labels
+        channels = prediction.regions.labels
     labels = [int(name) for name in values if name.isdigit()]
     calibration = measure_calibration(
-        soft.probabilities,
+        prediction.probabilities,
         reference.volume.data,
         measured.all_regions([*labels, *range(1, num_labels)]),
         channels=channels,

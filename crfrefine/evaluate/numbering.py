@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
 from crfrefine.base.notes import Note, NoteKind
@@ -33,29 +33,21 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
         from_channels |= result.from_channels
         for method, pairs in result.pairs.items():
             pairs_of.setdefault(method, Counter()).update(pairs)
-    reference: dict[int, int] = {}
-    for method, pairs in pairs_of.items():
-        if method in from_channels and not reference:
-            reference = _numbers_for_channels(pairs, other_numbers(pairs))
-    options_of: dict[str, list[str]] = {}
-    for method, pairs in pairs_of.items():
-        source = "" if method == own else f"{method}:"
-        options_of[method] = []
-        if method not in from_channels:
-            renumbered: Counter[tuple[int, int]] = Counter()
-            for (label, wanted), count in pairs.items():
-                renumbered[label, reference.get(wanted, wanted)] += count
-            options_of[method] = _options_of_method(renumbered, source)
+    options_of = _find_options(pairs_of, from_channels, own)
 
     notes = _notes_on_names(results)
     for method, pairs in pairs_of.items():
-        options = options_of[method]
-        if reference:  # It has one numbering, which all methods then need.
-            options = [f"--map {REFERENCE}:{old}={new}" for old, new in reference.items()]
-            options += chain(*options_of.values())
-        numbers = other_numbers(pairs)
-        if numbers:
-            notes.append(_note(method, pairs, numbers, options))
+        covered = []
+        for label, wanted in other_numbers(pairs).items():
+            size = sum(count for (_, other), count in pairs.items() if other == wanted)
+            share = pairs[label, wanted] / size
+            covered.append(f"label {label} is at {share:.0%} of the voxels of label {wanted}")
+        if covered and options_of[method]:
+            options = " ".join(options_of[method])
+            kind = NoteKind.OTHER_NUMBERS_WITH_MAP
+            notes.append(Note.of(kind, what=method, labels=covered, options=options))
+        elif covered:
+            notes.append(Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered))
     return notes
 
 
@@ -104,31 +96,48 @@ def other_numbers(pairs: Pairs) -> dict[int, int]:
     return {label: wanted[0] for label, wanted in sorted(covers.items()) if len(wanted) == 1}
 
 
-def _options_of_method(pairs: Pairs, source: str) -> list[str]:
-    """Return the options that give a method the numbers of the reference."""
-    mapping = other_numbers(pairs)
-    predicted = {label for label, _ in pairs}
-    for wanted in [*mapping.values()]:
-        if wanted in predicted:  # It would be one with the label that gets its number.
-            mapping.setdefault(wanted, 0)
-    return [f"--map {shlex.quote(f'{source}{old}={new}')}" for old, new in mapping.items()]
+def _numbers_of_channels(
+    pairs_of: Mapping[str, Pairs], from_channels: Collection[str]
+) -> dict[int, int]:
+    """Return the number of a channel for each label of the reference that can get it.
+
+    The channels, whose numbers cannot change, are those of the first method with other ones.
+    """
+    mapping: dict[int, int] = {}
+    for method, pairs in pairs_of.items():
+        if method not in from_channels or mapping:
+            continue
+        numbers = {wanted: label for label, wanted in other_numbers(pairs).items()}
+        in_reference = {wanted for _, wanted in pairs}
+        for old, new in numbers.items():
+            if new in numbers or new not in in_reference:
+                mapping[old] = new
+    return mapping
 
 
-def _numbers_for_channels(pairs: Pairs, numbers: Mapping[int, int]) -> dict[int, int]:
-    """Return the number of a method's channel for each label of the reference that can get it."""
-    mapping = {wanted: label for label, wanted in numbers.items()}
-    in_reference = {wanted for _, wanted in pairs}
-    return {old: new for old, new in mapping.items() if new in mapping or new not in in_reference}
-
-
-def _note(method: str, pairs: Pairs, numbers: Mapping[int, int], options: list[str]) -> Note:
-    """Return the note on the labels of a method, with the options that give them their numbers."""
-    covered = []
-    for label, wanted in numbers.items():
-        size = sum(count for (_, other), count in pairs.items() if other == wanted)
-        share = pairs[label, wanted] / size
-        covered.append(f"label {label} is at {share:.0%} of the voxels of label {wanted}")
-    if not options:
-        return Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered)
-    kind = NoteKind.OTHER_NUMBERS_WITH_MAP
-    return Note.of(kind, what=method, labels=covered, options=" ".join(options))
+def _find_options(
+    pairs_of: Mapping[str, Pairs], from_channels: Collection[str], own: str
+) -> dict[str, list[str]]:
+    """Return the options that give each method and the reference the same numbers."""
+    of_reference = _numbers_of_channels(pairs_of, from_channels)
+    options_of: dict[str, list[str]] = {method: [] for method in pairs_of}
+    for method, pairs in pairs_of.items():
+        if method in from_channels:
+            continue
+        renumbered: Counter[tuple[int, int]] = Counter()
+        for (label, wanted), count in pairs.items():
+            renumbered[label, of_reference.get(wanted, wanted)] += count
+        mapping = other_numbers(renumbered)
+        predicted = {label for label, _ in pairs}
+        for wanted in [*mapping.values()]:
+            if wanted in predicted:  # It would be one with the label that gets its number.
+                mapping.setdefault(wanted, 0)
+        source = "" if method == own else f"{method}:"
+        for old, new in mapping.items():
+            options_of[method].append(f"--map {shlex.quote(f'{source}{old}={new}')}")
+    if not of_reference:
+        return options_of
+    # The reference has one numbering, which all methods then need.
+    options = [f"--map {REFERENCE}:{old}={new}" for old, new in of_reference.items()]
+    options += chain(*options_of.values())
+    return dict.fromkeys(pairs_of, options)

@@ -22,8 +22,7 @@ from crfrefine.arrays.probabilities import (
     find_padding,
     find_ties,
 )
-from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.arrays.softmax import sigmoid, softmax
+from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
@@ -42,21 +41,15 @@ from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_a
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 
-class SoftLabels(NamedTuple):
-    """The contents of a file of logits or probabilities."""
+class Prediction(NamedTuple):
+    """What a file of a method says of a case, on the grid of the reference."""
 
-    label_map: Labels  # (*grid) the most probable label; regions are combined as nnU-Net does.
-    probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
-    note: Note  # Tells if they were taken as logits or as probabilities, and why.
+    label_map: Labels  # (*grid); regions are combined as nnU-Net does.
+    # (L, *grid) float32, or of regions (R, *grid); None for a file of labels.
+    probabilities: Float32 | None = None
+    notes: tuple[Note, ...] = ()  # Whether they were taken as logits or as probabilities, and why.
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None = None
-
-
-class Masks(NamedTuple):
-    """What a method says of a case."""
-
-    label_map: Labels  # (*grid)
-    soft: SoftLabels | None = None  # The contents of a file that holds probabilities.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     names: Mapping[int, str] = {}  # Those of labels in the file.
 
@@ -142,21 +135,17 @@ def read_reference(
         )
     stored = volume.header
     assert stored is not None
-    ignored = None
-    if measured.ignore_label is not None:
-        ignored = volume.data == measured.ignore_label
-        if ignored.all():
-            raise InputError(
-                f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
-            )
+    if measured.ignore_label is not None and (volume.data == measured.ignore_label).all():
+        raise InputError(
+            f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
+        )
     union = union_of(stored, _other_grids(pair, stored, measured))
-    if union is stored:
-        return Reference(volume, union, measured, ignored, mapped)
-
-    labels: Labels = WorkGrid(union, "comparison").nearest(
-        stored, volume.data.T, "reference", notes, outside="are background"
-    )
-    volume = replace(volume, data=labels.T, affine=union.geometry()[0])
+    if union is not stored:
+        labels: Labels = WorkGrid(union, "comparison").nearest(
+            stored, volume.data.T, "reference", notes, outside="are background"
+        )
+        volume = replace(volume, data=labels.T, affine=union.geometry()[0])
+    ignored = None
     if measured.ignore_label is not None:
         ignored = volume.data == measured.ignore_label
     return Reference(volume, union, measured, ignored, mapped)
@@ -230,7 +219,9 @@ def read_structures(
     return Volume(labels.T, *file.geometry(), file.path, file)
 
 
-def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: list[Note]) -> Masks:
+def read_masks(
+    method: str, files: CaseFiles, reference: Reference, warnings: list[Note]
+) -> Prediction:
     """Read the label map of a method, with its probabilities if the file holds them."""
     if files.lack:
         raise InputError(files.lack)
@@ -240,26 +231,26 @@ def read_masks(method: str, files: CaseFiles, reference: Reference, warnings: li
     regions = measured.channels.get(method, NO_REGIONS)
     if measured.structures:
         volume = read_structures(files, measured.structures, warnings, grid=grid)
-        return Masks(_labels_on_grid(reference, volume, "structures"))
+        return Prediction(_labels_on_grid(reference, volume, "structures"))
     mapping = measured.options.mappings.get(method, {})
     if path is not None and _is_label_map(path, grid, regions):
         volume, mapped = _read_labels(path, mapping, warnings, grid)
         assert volume.header is not None
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
-        return Masks(label_map, mapped=mapped, names=names)
+        return Prediction(label_map, mapped=mapped, names=names)
     paths = files.logits if path is None else (path,)
     if mapping:
         raise InputError(
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
             "probabilities, whose channels are labels in their order; leave --map out"
         )
-    soft = read_probabilities(paths, reference, regions)
+    prediction = read_probabilities(paths, reference, regions)
     header = io.read_header(paths[0])
-    is_alone = len(paths) == 1 and header.num_channels == 1 and soft.regions is None
-    if is_alone and not soft.label_map.any():
+    is_alone = len(paths) == 1 and header.num_channels == 1 and prediction.regions is None
+    if is_alone and not prediction.label_map.any():
         warnings.append(Note.of(NoteKind.NOWHERE_HALF, header.path.name))
-    return Masks(soft.label_map, soft, names=names_in(header, {}))
+    return prediction._replace(names=names_in(header, {}))
 
 
 def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:
@@ -286,7 +277,7 @@ def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
 
 def read_probabilities(
     paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS
-) -> SoftLabels:
+) -> Prediction:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
     Logits on another grid are interpolated.
@@ -321,56 +312,49 @@ def read_probabilities(
             are_of_labels=scheme is None,
         )
         kind = "logits"
-    if scheme is None:
-        labels = _decode(stored, kind, str(header.path), is_elsewhere)
-    else:
-        labels = _decode_regions(stored, scheme, kind, note)
+    what = str(header.path) if scheme is None else str(note)
+    labels = _decode(stored, scheme, kind, what, is_elsewhere)
 
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
-    return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
+    return Prediction(labels.reshape(shape).T, probabilities, (note,), scheme)
 
 
-def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
-    """Return the label map of (L, [z,] y, x) logits or probabilities, with background in padding.
+def _decode(
+    stored: Float32, scheme: RegionScheme | None, kind: str, what: str, is_elsewhere: bool
+) -> Array:
+    """Return the label map of (channels, [z,] y, x) scores, with background in padding.
 
-    Logits become probabilities in place. With `is_elsewhere`, voxels outside the file's own grid
-    are padding, too.
+    Logits, or log-odds of regions, become probabilities in place. With `is_elsewhere`, voxels
+    outside the file's own grid are padding, too. `what` names the scores in an error.
     """
-    labels = argmax_labels(stored)
-    if kind == "probabilities":
-        padding = find_ties(stored)
-        if padding is not None:  # Equal probabilities that sum to 1 are no padding.
-            padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
-    else:
-        padding = find_padding(stored)
-    if padding is not None:
-        check_share(int(np.count_nonzero(padding)), padding.size, name)
+    half = np.float32(0.5)
+    if scheme is None:
+        labels = argmax_labels(stored)
+        if kind == "probabilities":
+            padding = find_ties(stored)
+            if padding is not None:  # Equal probabilities that sum to 1 are no padding.
+                padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+        else:
+            padding = find_padding(stored)
 
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
             block = flat[:, start : start + BLOCK_VOXELS]
-            block[:] = softmax(block)
-    if padding is not None and (kind == "probabilities" or is_elsewhere):
-        stored[:, padding] = 0.0
-        stored[0, padding] = 1.0
+            block[:] = probabilities_of(block, scheme)
+    if scheme is not None:
+        padding = find_padding(stored - half, are_regions=True)
+    if padding is not None:
+        check_share(int(np.count_nonzero(padding)), padding.size, what)
+        if scheme is not None:
+            stored[:, padding] = 0.0
+        elif kind == "probabilities" or is_elsewhere:
+            stored[:, padding] = 0.0
+            stored[0, padding] = 1.0
+    if scheme is not None:
+        labels = scheme.decode(stored - half)
     return labels
-
-
-def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: Note) -> Array:
-    """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions.
-
-    Log-odds become probabilities in place.
-    """
-    if kind == "logits":
-        for channel in stored:
-            channel[:] = sigmoid(channel)
-    undecided = find_padding(stored - np.float32(0.5), are_regions=True)
-    if undecided is not None:
-        check_share(int(np.count_nonzero(undecided)), undecided.size, str(note))
-        stored[:, undecided] = 0.0
-    return scheme.decode(stored - np.float32(0.5))
 
 
 def read_image(path: Path, reference: Reference) -> Float32:

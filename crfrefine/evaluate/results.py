@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.array_types import Bool
+from crfrefine.base.failures import Failure
 from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
@@ -25,7 +26,6 @@ from crfrefine.metrics.registry import (
     CALIBRATION_METRICS,
     DICE,
     MASK_METRICS,
-    RegionValues,
     metric_named,
 )
 from crfrefine.statistics.comparison import (
@@ -83,15 +83,12 @@ class Evaluation:
         return note_on_left_out(self.left_out, len(self.pairs) + len(self.left_out))
 
     @property
-    def failures(self) -> list[tuple[str, str]]:
-        """Case and message of every failure."""
+    def failures(self) -> list[Failure]:
+        """Every failure, with its case."""
         failures = []
         for result in self.results:
             for failure in result.failures:
-                message = failure.message
-                if failure.part is not None:
-                    message = f"{failure.part}: {message}"
-                failures.append((result.case_id, message))
+                failures.append(replace(failure, case_id=result.case_id))
         return failures
 
     @property
@@ -142,9 +139,21 @@ class Evaluation:
         measurements = []
         for result in self.results:
             for method in self.options.methods:
-                if method in result.values:
-                    values = self._completed(method, result.values[method])
-                    measurements += measurements_of(result.case_id, method, values)
+                if method not in result.values:
+                    continue
+                values = result.values[method]
+                absent: dict[str, float] = {}
+                if method in self._calibrated:
+                    # A label without a channel is correctly predicted with probability 0
+                    # everywhere; its values are undefined if the case has no probabilities.
+                    default = 0.0 if ALL_LABELS in values else math.nan
+                    absent = dict.fromkeys(CALIBRATION_METRICS, default)
+                completed = {}
+                for region in self.regions:  # A label that neither map has is empty in both.
+                    completed[region] = {**_VALUES_OF_EMPTY, **absent, **values.get(region, {})}
+                if absent:
+                    completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
+                measurements += measurements_of(result.case_id, method, completed)
         return ResultTable(measurements)
 
     @cached_property
@@ -221,6 +230,13 @@ class Evaluation:
                 sentence = f"{self.learned_text}. Without these: {judged.sentence}"
                 judged = replace(judged, sentence=sentence)
         return replace(judged, notes=(*judged.notes, *self.empty_notes))
+
+    @property
+    def compared(self) -> list[str]:
+        """The methods that charts and pictures compare, the judged one last."""
+        if self.verdict is None:
+            return [self.options.name]
+        return [self.verdict.baseline, self.options.name]
 
     @cached_property
     def recovered(self) -> dict[str, dict[str, float]]:
@@ -352,23 +368,6 @@ class Evaluation:
                 if ALL_LABELS in values:
                     methods.add(method)
         return methods
-
-    def _completed(self, method: str, values: RegionValues) -> RegionValues:
-        """Return the values of a case with one row per region.
-
-        A label that neither map has is an empty mask in both.
-        """
-        absent: dict[str, float] = {}
-        if method in self._calibrated:
-            # A label without a channel is correctly predicted with probability 0 everywhere; its
-            # values are undefined if the case has no probabilities.
-            absent = dict.fromkeys(CALIBRATION_METRICS, 0.0 if ALL_LABELS in values else math.nan)
-        completed = {}
-        for region in self.regions:
-            completed[region] = {**_VALUES_OF_EMPTY, **absent, **values.get(region, {})}
-        if absent:
-            completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
-        return completed
 
 
 def _empty(table: ResultTable, method: str, region: str) -> Bool:

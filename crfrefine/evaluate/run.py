@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,6 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
-from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import find_measured
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
@@ -72,16 +69,16 @@ def metrics_csv(table: ResultTable) -> str:
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
     verdict = evaluation.verdict
-    cases = []
-    for result in evaluation.results:
+    failures = []
+    for failure in evaluation.failures:
         entry = {
-            "case": result.case_id,
-            "status": result.status,
-            "methods": list(result.values),
-            "seconds": result.seconds,
-            "notes": [note.to_dict() for note in (*result.warnings, *result.notes)],
+            "case": failure.case_id,
+            "method": failure.part,
+            "error": failure.message,
+            "error_kind": failure.kind,
+            "error_traceback": failure.traceback,
         }
-        cases.append(entry)
+        failures.append(entry)
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -101,8 +98,8 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "num_failed": evaluation.num_failed,
         "num_left_out": len(evaluation.left_out),
         "left_out": left_out_entries(evaluation.left_out),
-        "cases": cases,
-        "failures": _failure_entries(evaluation.results),
+        "cases": [result.to_dict() for result in evaluation.results],
+        "failures": failures,
         "found": evaluation.found,
         "notes": [note.to_dict() for note in evaluation.notes],
         "summary": summary_dicts(evaluation.summary),
@@ -133,21 +130,6 @@ def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _failure_entries(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    entries = []
-    for result in results:
-        for failure in result.failures:
-            entry = {
-                "case": result.case_id,
-                "method": failure.part,
-                "error": failure.message,
-                "error_kind": failure.kind,
-                "error_traceback": failure.traceback,
-            }
-            entries.append(entry)
-    return entries
-
-
 @keeping_inputs()
 def run_evaluation(options: EvaluationOptions, observer: Observer | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results.
@@ -165,7 +147,25 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
         _ = evaluation.summary  # It is computed now, so that the seconds include it.
         _ = evaluation.verdict
     evaluation.seconds = time.perf_counter() - started
-    _write_results(evaluation, observer)
+
+    table = metrics_csv(evaluation.full_table)
+    write_small_file(options.output / METRICS_NAME, table.encode())
+    summary = to_json(make_summary(evaluation), indent=2)
+    write_small_file(options.output / SUMMARY_NAME, summary.encode())
+
+    path = options.output / REPORT_NAME
+    if options.report and evaluation.table.cases:
+        observer.stage_changed("", "writing the report")
+        write_report(
+            path,
+            evaluation,
+            observer.note,
+            progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step),
+        )
+        evaluation.has_report = True
+    elif path.exists():
+        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(path)))
+
     observer.run_ended(evaluation)
     return evaluation
 
@@ -189,16 +189,10 @@ def _plan(options: EvaluationOptions) -> Evaluation:
             f"{options.labels}: structures are compared by their names, and have no numbers that "
             "--map could change; leave --map out"
         )
-    channels, names = _read_descriptions_of_methods(options)
-    measured = replace(
-        measured.with_structures(pairing.structures),
-        channels=channels,
-        names_of_methods={} if pairing.structures else names,
-    )
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(
         options,
-        measured,
+        measured.with_structures(pairing.structures),
         pairing.cases,
         found=pairing.found,
         notes=notes,
@@ -209,29 +203,6 @@ def _plan(options: EvaluationOptions) -> Evaluation:
     if learned:
         notes.append(Note.of(NoteKind.MEASURED_ON_LEARNED, learned=evaluation.learned_text))
     return evaluation
-
-
-def _read_descriptions_of_methods(
-    options: EvaluationOptions,
-) -> tuple[dict[str, RegionReading], dict[int, str]]:
-    """Return what each `dataset.json` says of the methods.
-
-    It is which channels of each method are regions, for which that of the reference counts as well,
-    and the names of labels, the judged method first. Numbers that `--map` changes have no names.
-    """
-    channels = {}
-    named_places = []
-    for method, folder in options.methods.items():
-        probabilities = dict(options.probabilities).get(method, folder)
-        channels[method] = find_regions(
-            None, read_descriptions((probabilities, folder, options.labels))
-        )
-        if not options.mappings.get(method):
-            named_places += [folder, probabilities]
-    names: dict[int, str] = {}
-    for description in read_descriptions(named_places, []):
-        names = {**description.label_names, **names}
-    return channels, names
 
 
 def _measure(evaluation: Evaluation, observer: Observer) -> None:
@@ -268,28 +239,6 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
     for note in late_notes:
         observer.note(note)
     evaluation.notes = [*evaluation.notes, *late_notes]
-
-
-def _write_results(evaluation: Evaluation, observer: Observer) -> None:
-    """Write the table, the summary, and the report if it is wanted and a case was measured."""
-    options = evaluation.options
-    table = metrics_csv(evaluation.full_table)
-    write_small_file(options.output / METRICS_NAME, table.encode())
-    summary = to_json(make_summary(evaluation), indent=2)
-    write_small_file(options.output / SUMMARY_NAME, summary.encode())
-
-    path = options.output / REPORT_NAME
-    if options.report and evaluation.table.cases:
-        observer.stage_changed("", "writing the report")
-        write_report(
-            path,
-            evaluation,
-            observer.note,
-            progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step),
-        )
-        evaluation.has_report = True
-    elif path.exists():
-        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(path)))
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, list[str]]:

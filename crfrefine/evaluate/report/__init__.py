@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +16,25 @@ import numpy as np
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
-from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
-from crfrefine.evaluate.report.charts import Chart, draw_charts
-from crfrefine.evaluate.report.numbers import Report, ShownCase
+from crfrefine.evaluate.report.charts import draw_charts
+from crfrefine.evaluate.report.numbers import (
+    ShownCase,
+    means_of,
+    region_title,
+    regions_of,
+    rows_of,
+    shown_cases,
+)
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
+from crfrefine.statistics.verdict import ENDPOINT
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
@@ -50,27 +58,38 @@ def write_report(
     most `num_shown` cases each are shown with the lowest, median and highest difference. Before a
     case is drawn, `progress` gets its name and the numbers of cases done and to draw.
     """
-    report = Report(evaluation)
-    modalities = _modality_names(evaluation, tell)
+    options = evaluation.options
+    modalities: tuple[str, ...] = ()
+    if options.images is not None:
+        problems: list[Note] = []
+        places = [options.images, options.labels]
+        description = next(read_descriptions(places, problems), None)
+        if description is not None:
+            modalities = description.channel_names
+        for note in problems:
+            if note not in evaluation.notes:
+                tell(note)
 
-    charts: list[Chart] = []
+    charts: dict[str, bytes] = {}
     problem = ""
     try:
-        charts = draw_charts(report)
+        charts = draw_charts(evaluation)
     except BackendUnavailableError as error:
         problem = str(error)
 
     drawn_cases = []
-    shown_cases = report.shown_cases(num_shown)
-    for number, shown in enumerate(shown_cases):
-        progress(shown.case, number, len(shown_cases))
-        try:
-            drawn = shown._replace(png=draw_case(report, shown, modalities, tell))
-        except CrfRefineError as error:
-            drawn = shown._replace(problem=str(error))
-        drawn_cases.append(drawn)
+    region = next(iter(regions_of(evaluation, ENDPOINT)), None)
+    if region is not None:
+        chosen = shown_cases(evaluation, region, num_shown)
+        for number, shown in enumerate(chosen):
+            progress(shown.case, number, len(chosen))
+            try:
+                drawn = shown._replace(png=draw_case(evaluation, shown, modalities, tell))
+            except CrfRefineError as error:
+                drawn = shown._replace(problem=str(error))
+            drawn_cases.append(drawn)
 
-    page = _render(report, charts, problem, drawn_cases)
+    page = _render(evaluation, charts, problem, drawn_cases).translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
         tell(Note.of(NoteKind.NO_CHARTS, problem=problem))
@@ -79,33 +98,38 @@ def write_report(
 # The pictures.
 
 
-def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], tell: Tell) -> bytes:
+def draw_case(
+    evaluation: Evaluation, shown: ShownCase, modalities: Sequence[str], tell: Tell
+) -> bytes:
     """Read a case and draw the changes by the judged method, or its errors without a baseline.
 
     An image that cannot be read is noted, and left out.
     """
-    evaluation = report.evaluation
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.measured, [], [])
     channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, tell)
     image = np.stack(channels) if channels else None
     maps = []
-    for method in report.compared:
+    for method in evaluation.compared:
         masks = read_masks(method, pair.methods[method], reference, [])
         maps.append(np.atleast_3d(masks.label_map))
 
     label_names = {}
     for region, labels in evaluation.regions.items():
         if len(labels) == 1:
-            label_names[labels[0]] = report.region_title(region)
+            label_names[labels[0]] = region_title(evaluation, region)
     truth = np.atleast_3d(reference.volume.data)
     before = truth
     before_name = "reference"
     panel: Array | None = None
-    if report.baseline is not None:
+    # Such as "0.8123", or "0.8123 to 0.8311 (+1.88 points)".
+    dice = " to ".join(map(DICE.value_text, shown.values.tolist()))
+    if evaluation.verdict is not None:
         before = maps[0]
-        before_name = report.baseline
+        before_name = evaluation.verdict.baseline
         panel = truth
+        difference = DICE.difference_text(shown.values[1] - shown.values[0])
+        dice += f" ({difference} {DICE.difference_unit})"
 
     return draw_preview(
         image,
@@ -114,28 +138,14 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], tell:
         spacing_of(reference.volume.affine),
         affine=reference.volume.affine,
         title=printable(shown.case),
-        subtitle=f"{DICE.title} {_typeset(_dice_text(shown))}",
+        subtitle=f"{DICE.title} {_typeset(dice)}",
         label_names=label_names,
         modality_names=tuple(names),
         before_name=before_name,
-        after_name=report.compared[-1],
+        after_name=evaluation.options.name,
         reference=panel,
-        shows_errors=report.baseline is None,
+        shows_errors=evaluation.verdict is None,
     )
-
-
-def _modality_names(evaluation: Evaluation, tell: Tell) -> tuple[str, ...]:
-    """Return the names of the modalities in a `dataset.json` beside the images or the reference."""
-    options = evaluation.options
-    if options.images is None:
-        return ()
-    problems: list[Note] = []
-    descriptions = read_descriptions([options.images, options.labels], problems)
-    description = next(descriptions, DatasetDescription(options.images))
-    for problem in problems:
-        if problem not in evaluation.notes:
-            tell(problem)
-    return description.channel_names
 
 
 def _read_images(
@@ -163,15 +173,6 @@ def _read_images(
     return channels, names
 
 
-def _dice_text(shown: ShownCase) -> str:
-    """Return the Dice of a case, such as "0.8123", or "0.8123 to 0.8311 (+1.88 points)"."""
-    text = " to ".join(map(DICE.value_text, shown.values.tolist()))
-    if len(shown.values) == 1:
-        return text
-    difference = DICE.difference_text(shown.values[1] - shown.values[0])
-    return f"{text} ({difference} {DICE.difference_unit})"
-
-
 # The page.
 
 # Letters that reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
@@ -180,17 +181,19 @@ _SPELLED = {letter: f"\\u{letter:04x}" for letter in _DIRECTIONS}
 
 
 def _render(
-    report: Report, charts: Sequence[Chart], problem: str, drawn_cases: Sequence[ShownCase]
+    evaluation: Evaluation,
+    charts: Mapping[str, bytes],
+    problem: str,
+    drawn_cases: Sequence[ShownCase],
 ) -> str:
     """Fill the page template, which escapes everything; `problem` says why there are no charts."""
     import jinja2
 
-    evaluation = report.evaluation
-    method = report.compared[-1]
-    others = [name for name in evaluation.table.methods if name not in report.compared]
-    lead = report.lead_region
+    lead_of: dict[str, str | None] = {}
     unsigned = []  # titles of the metrics that are compared by size, without their sign
-    for metric in map(metric_named, evaluation.table.metrics):
+    for name in evaluation.table.metrics:
+        lead_of[name] = next(iter(regions_of(evaluation, name)), None)
+        metric = metric_named(name)
         if metric.better == "nearer_zero":
             unsigned.append(metric.title)
     environment = jinja2.Environment(
@@ -198,10 +201,10 @@ def _render(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_spell_directions,
         loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
     )
     environment.filters["typeset"] = _typeset
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
     return environment.get_template("page.html").render(
         version=__version__,
         dice=DICE,
@@ -209,33 +212,21 @@ def _render(
         format_p=format_p,
         harm_text=harm_text,
         harm_column=HARM_COLUMN.capitalize(),
-        url=_data_url,
-        report=report,
+        region_title=region_title,
+        rows_of=rows_of,
+        means_of=means_of,
+        lead_of=lead_of,
         evaluation=evaluation,
         options=evaluation.options,
-        method=method,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         families=describe_families(evaluation.summary),
         unsigned=unsigned,
-        lines={name: report.summary_lines(name) for name in (method, *others)},
         charts=charts,
         problem=problem,
         drawn_cases=drawn_cases,
-        lead="" if lead is None else report.region_title(lead),
     )
-
-
-def _spell_directions(value: object) -> object:
-    """Return a text with its letters of direction spelled out, and any other value as it is."""
-    if type(value) is str:  # Finished markup is a subclass.
-        return value.translate(_SPELLED)
-    return value
 
 
 def _typeset(text: str) -> str:
     """Return a number with a true minus, and a dash for an undefined one."""
     return text.replace("-", "\u2212") or "–"
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

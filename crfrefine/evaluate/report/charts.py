@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.evaluate.report.numbers import Report
+from crfrefine.evaluate.report.numbers import dice_of, region_title, regions_of
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.metrics.registry import DICE
 from crfrefine.runs.pictures.drawing import drawable
 from crfrefine.statistics.paired import bootstrap_interval
@@ -18,6 +17,7 @@ from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from crfrefine.base.array_types import Float64
 
@@ -26,34 +26,18 @@ MAX_LETTERS = 24  # Most letters of a name beside an axis.
 _HEIGHT = 3.4  # Height of a chart in inches.
 
 
-class Chart(NamedTuple):
-    """A chart of the page."""
-
-    title: str
-    png: bytes
-
-
-class _Style(NamedTuple):
-    """How the cases of one kind are drawn."""
-
-    color: str
-    marker: str
-    line: str
-
-
-_STYLE_OF_GAIN = {
-    1: _Style("#00649c", "^", "-"),
-    0: _Style("#5c656e", "o", ":"),
-    -1: _Style("#a84300", "v", "--"),
-}
+# How better, equal and worse cases are drawn, by the sign of their gain.
+_COLORS = {1: "#00649c", 0: "#5c656e", -1: "#a84300"}
+_MARKERS = {1: "^", 0: "o", -1: "v"}
+_LINES = {1: "-", 0: ":", -1: "--"}
 _ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 _MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
 
 
-def draw_charts(report: Report) -> list[Chart]:
-    """Return the charts: of both methods, of their agreement and of each region.
+def draw_charts(evaluation: Evaluation) -> dict[str, bytes]:
+    """Return the charts by title, as PNG: of both methods, of their agreement, of each region.
 
-    Without a baseline, only the last is drawn. Raise BackendUnavailableError without matplotlib.
+    Without a verdict, only the last is drawn. Raise BackendUnavailableError without matplotlib.
     """
     try:
         import matplotlib.figure
@@ -62,47 +46,54 @@ def draw_charts(report: Report) -> list[Chart]:
             f"the report has no charts, which need matplotlib ({error}): "
             "pip install 'crfrefine[report]'"
         ) from error
-    regions = [region for region in report.regions_of(ENDPOINT) if report.pairs(region)[0]]
+    regions = []
+    for region in regions_of(evaluation, ENDPOINT):
+        cases, _ = dice_of(evaluation, region)
+        if cases:
+            regions.append(region)
     if not regions:
-        return []
+        return {}
 
-    charts = []
+    charts = {}
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        if report.baseline is not None:
-            _, values = report.pairs(regions[0])
-            paired = partial(_draw_pairs, values=values, methods=report.compared)
-            charts.append(_draw_chart("Before and after", paired))
-            agreement = partial(_draw_agreement, values=values)
-            charts.append(_draw_chart("Agreement (Bland-Altman)", agreement))
+        if evaluation.verdict is not None:
+            _, values = dice_of(evaluation, regions[0])
+            figure, axes = _new_chart()
+            x = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
+            _add_cases(axes, x, values, values[1] - values[0], has_lines=True)
+            axes.plot([-0.06, 1.06], values.mean(axis=1), linestyle="", **_MEAN_MARK)
+            axes.set_xticks([0, 1], [_short(method) for method in evaluation.compared])
+            axes.set_xlim(-0.3, 1.3)
+            axes.set_ylabel(DICE.title)
+            charts["Before and after"] = _png_of(figure)
+            figure, axes = _new_chart()
+            _draw_agreement(axes, values)
+            charts["Agreement (Bland-Altman)"] = _png_of(figure)
         shown = regions[:MAX_REGIONS]
         title = "Each region"
         if len(shown) < len(regions):
             title = f"The first {MAX_REGIONS} of {len(regions)} regions"
-        rows = partial(_draw_regions, report=report, regions=shown)
-        charts.append(_draw_chart(title, rows, max(_HEIGHT, 0.8 + 0.4 * len(shown))))
+        figure, axes = _new_chart(max(_HEIGHT, 0.8 + 0.4 * len(shown)))
+        _draw_regions(axes, evaluation, shown)
+        charts[title] = _png_of(figure)
     return charts
 
 
-def _draw_chart(title: str, draw: Callable[[Axes], None], height: float = _HEIGHT) -> Chart:
+def _new_chart(height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    """Return a new chart, and its axes to draw on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
+    return figure, axes
+
+
+def _png_of(figure: Figure) -> bytes:
+    """Return a chart as the contents of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Chart(title, buffer.getvalue())
-
-
-def _draw_pairs(axes: Axes, values: Float64, methods: list[str]) -> None:
-    """Draw a line from the baseline's value of each case to that of the judged method."""
-    x = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
-    _add_cases(axes, x, values, values[1] - values[0], has_lines=True)
-    axes.plot([-0.06, 1.06], values.mean(axis=1), linestyle="", **_MEAN_MARK)
-    axes.set_xticks([0, 1], [_short(method) for method in methods])
-    axes.set_xlim(-0.3, 1.3)
-    axes.set_ylabel(DICE.title)
+    return buffer.getvalue()
 
 
 def _draw_agreement(axes: Axes, values: Float64) -> None:
@@ -123,20 +114,21 @@ def _draw_agreement(axes: Axes, values: Float64) -> None:
     axes.set_ylabel(f"difference ({DICE.difference_unit})")
 
 
-def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
+def _draw_regions(axes: Axes, evaluation: Evaluation, regions: list[str]) -> None:
     """Draw a row per region: the difference of each case, or its value without a baseline.
 
     Each row has the mean and its interval, as in the summary.
     """
-    is_paired = report.baseline is not None
+    is_paired = evaluation.verdict is not None
     factor = DICE.difference_factor if is_paired else 1.0
     summarized = {}
-    for line in report.evaluation.summary:
-        if (line.method, line.metric) == (report.compared[-1], ENDPOINT) and line.comparison:
+    judged = evaluation.options.name
+    for line in evaluation.summary:
+        if (line.method, line.metric) == (judged, ENDPOINT) and line.comparison is not None:
             summarized[line.region] = line.comparison.interval
 
     for row, region in enumerate(regions):
-        _, dice = report.pairs(region)
+        _, dice = dice_of(evaluation, region)
         if is_paired:
             values = dice[1] - dice[0]
             gains = values
@@ -156,7 +148,7 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     if is_paired:
         axes.axvline(0, **_ZERO_LINE)
         axes.set_xlabel(f"difference in {DICE.title} ({DICE.difference_unit})")
-    titles = [_short(report.region_title(region)) for region in regions]
+    titles = [_short(region_title(evaluation, region)) for region in regions]
     axes.set_yticks(range(len(regions)), titles)
     axes.set_ylim(len(regions) - 0.5, -0.5)
 
@@ -166,14 +158,14 @@ def _add_cases(
 ) -> None:
     """Draw each case as a mark, or as a line between two marks: better, equal or worse."""
     signs = np.sign(np.round(gains, 12))  # Smaller differences are rounding errors.
-    for sign, style in _STYLE_OF_GAIN.items():
+    for sign in _COLORS:
         chosen = signs == sign
         axes.plot(
             x[..., chosen],
             y[..., chosen],
-            color=style.color,
-            marker=style.marker,
-            linestyle=style.line if has_lines else "",
+            color=_COLORS[sign],
+            marker=_MARKERS[sign],
+            linestyle=_LINES[sign] if has_lines else "",
             linewidth=0.8,
             markersize=3.5,
             alpha=0.7,
