@@ -102,7 +102,18 @@ def measure_calibration(
         InputError: the reference does not hold integers.
     """
     members = {name: sorted(set(labels)) for name, labels in regions.items()}
-    region_channels = _channels_of_regions(members, len(probabilities), channels)
+    # The numbers of the channels that make up each region. An overlapping region has one, that with
+    # the same labels, or is left out.
+    region_channels: dict[str, list[int]] = {}
+    if channels is None:
+        for name, labels in members.items():
+            region_channels[name] = [label for label in labels if label < len(probabilities)]
+    else:
+        number_of = {tuple(sorted(set(of))): number for number, of in enumerate(channels)}
+        for name, labels in members.items():
+            if tuple(labels) in number_of:
+                region_channels[name] = [number_of[tuple(labels)]]
+
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
         for name, numbers in region_channels.items():
@@ -114,26 +125,6 @@ def measure_calibration(
         if channels is None:
             sums[ALL_LABELS].add_labels(block, truth)
     return {name: region_sums.values() for name, region_sums in sums.items()}
-
-
-def _channels_of_regions(
-    members: Mapping[str, list[int]], num_channels: int, channels: Sequence[Iterable[int]] | None
-) -> dict[str, list[int]]:
-    """Return the numbers of the channels that make up each region.
-
-    An overlapping region has one channel, that with the same labels in `channels`, or is left out.
-    """
-    found = {}
-    if channels is None:
-        for name, labels in members.items():
-            found[name] = [label for label in labels if label < num_channels]
-        return found
-    numbers = {tuple(sorted(set(labels))): number for number, labels in enumerate(channels)}
-    for name, labels in members.items():
-        number = numbers.get(tuple(labels))
-        if number is not None:
-            found[name] = [number]
-    return found
 
 
 def _blocks(

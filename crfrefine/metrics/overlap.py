@@ -170,43 +170,30 @@ def boundary_distances(
     They are to the nearest boundary voxel, center to center. A boundary voxel shares a face with a
     voxel outside the mask, or with the border of the grid.
     """
-    predicted_edge = _boundary(prediction)
-    reference_edge = _boundary(reference)
+    from scipy import ndimage
+
+    predicted_edge = prediction & ~ndimage.binary_erosion(prediction)
+    reference_edge = reference & ~ndimage.binary_erosion(reference)
     shared = predicted_edge & reference_edge
     only_predicted = predicted_edge & ~shared
     only_reference = reference_edge & ~shared
 
     num_points = np.count_nonzero(only_predicted) + np.count_nonzero(only_reference)
-    nearest = _nearest_by_transform
-    if _VOXELS_PER_POINT * num_points <= shared.size:
-        nearest = _nearest_by_tree
-    zeros = np.zeros(np.count_nonzero(shared))
-    from_prediction = nearest(only_predicted, reference_edge, spacing)
-    from_reference = nearest(only_reference, predicted_edge, spacing)
-    return np.concatenate([zeros, from_prediction]), np.concatenate([zeros, from_reference])
-
-
-def _boundary(mask: Bool) -> Bool:
-    from scipy import ndimage
-
-    return mask & ~ndimage.binary_erosion(mask)
-
-
-def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
-    """Return the distance in mm from each point to the nearest target, in C order of the points."""
-    from scipy.spatial import cKDTree
-
+    by_tree = _VOXELS_PER_POINT * num_points <= shared.size
     sides = np.asarray(spacing, np.float64)
-    distances, _ = cKDTree(np.argwhere(targets) * sides).query(np.argwhere(points) * sides)
-    return np.asarray(distances, np.float64)
+    zeros = np.zeros(np.count_nonzero(shared))
+    both = []
+    for points, targets in ((only_predicted, reference_edge), (only_reference, predicted_edge)):
+        if by_tree:
+            from scipy.spatial import cKDTree
 
-
-def _nearest_by_transform(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
-    """Return what `_nearest_by_tree` does, in a time that depends only on the size of the grid."""
-    from scipy import ndimage
-
-    distances = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))
-    return np.asarray(distances[points], np.float64)
+            tree = cKDTree(np.argwhere(targets) * sides)
+            distances, _ = tree.query(np.argwhere(points) * sides)
+        else:
+            distances = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points]
+        both.append(np.concatenate([zeros, distances]))
+    from_prediction, from_reference = both
+    return from_prediction, from_reference
 
 
 def one_voxel(spacing: Sequence[float]) -> float:

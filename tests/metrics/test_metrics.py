@@ -21,12 +21,7 @@ from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration
-from crfrefine.metrics.overlap import (
-    OverlapCounts,
-    _nearest_by_transform,
-    _nearest_by_tree,
-    measure_case,
-)
+from crfrefine.metrics.overlap import OverlapCounts, boundary_distances, measure_case
 from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 
@@ -101,7 +96,7 @@ def _itk_distances(image, other):
     return np.abs(SimpleITK.GetArrayFromImage(distances))[is_boundary]
 
 
-def test_boundaries_distances_and_pieces_equal_those_of_simpleitk():
+def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(monkeypatch):
     rng = np.random.default_rng(16)
     spacing = (2.0, 0.5, 1.1)
     masks = _smooth_mask(rng, 0.2), _smooth_mask(rng, 0.3)
@@ -125,9 +120,12 @@ def test_boundaries_distances_and_pieces_equal_those_of_simpleitk():
         "hd95_mm": measured["hd95_mm"],
         "dice": measured["dice"],
     }
-    by_tree = _nearest_by_tree(masks[0], masks[1], spacing)
-    by_transform = _nearest_by_transform(masks[0], masks[1], spacing)
-    np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
+    ways = []
+    for voxels_per_point in (0, math.inf):  # A search tree, and a transform.
+        monkeypatch.setattr("crfrefine.metrics.overlap._VOXELS_PER_POINT", voxels_per_point)
+        ways.append(boundary_distances(*masks, spacing))
+    for by_tree, by_transform in zip(*ways, strict=True):
+        np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
 
 
 def test_a_shift_by_exactly_the_tolerance_is_within_it():
