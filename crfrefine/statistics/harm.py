@@ -73,6 +73,7 @@ def find_harm(
         method: the method.
         titles: names of regions for people.
     """
+    known_titles = {MEAN: "the mean over regions", **(titles or {})}
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
     num_comparisons = 0
@@ -81,12 +82,18 @@ def find_harm(
             if (row.method, row.family) != (method, family):
                 continue
             num_comparisons += 1
-            candidate = _candidate(row, titles or {})
+            assert row.comparison is not None
+            is_overall = family == Family.OTHER_METRICS
+            name = metric_named(row.metric).in_text
+            # A calibration always names its region: another sentence has the one over all labels.
+            if not is_overall or row.metric in CALIBRATION_METRICS:
+                name = f"{name} of {known_titles.get(row.region, row.region)}"
+            candidate = Decline(
+                row.metric, row.region, name, is_overall, row.comparison, row.p_adjusted
+            )
             if candidate.is_significant:
                 significant.append(candidate)
-            elif candidate.is_in_most_cases and (
-                candidate.is_overall or candidate.metric == DICE.name
-            ):
+            elif candidate.is_in_most_cases and (is_overall or row.metric == DICE.name):
                 in_most_cases.append(candidate)
 
     sentence = "No other metric got significantly worse."
@@ -97,18 +104,6 @@ def find_harm(
     if in_most_cases:
         sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
     return Harm(sentence, tuple(significant), tuple(in_most_cases), num_comparisons)
-
-
-def _candidate(row: SummaryRow, titles: Mapping[str, str]) -> Decline:
-    """Return the decline that a row of the summary would be, if its metric got worse."""
-    assert row.comparison is not None
-    is_overall = row.family == Family.OTHER_METRICS
-    name = metric_named(row.metric).in_text
-    # A calibration always names its region: another sentence has the one over all labels.
-    if not is_overall or row.metric in CALIBRATION_METRICS:
-        default = "the mean over regions" if row.region == MEAN else row.region
-        name = f"{name} of {titles.get(row.region, default)}"
-    return Decline(row.metric, row.region, name, is_overall, row.comparison, row.p_adjusted)
 
 
 def _shown(declines: Sequence[Decline]) -> list[Decline]:
@@ -170,24 +165,35 @@ def judge_probabilities(
     probabilities of both methods.
     `titles` are names of regions for people.
     """
-    rows = [row for row in summary if row.method == method]
-    region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
+    region = None
+    by_region: dict[str, dict[str, PairedComparison]] = {}
+    for row in summary:
+        if row.method == method and row.comparison is not None:
+            by_region.setdefault(row.region, {})[row.metric] = row.comparison
+            if row.family == Family.PROBABILITIES:
+                region = row.region
     if region is None:
         return None
-    compared: dict[str, PairedComparison] = {}
-    for row in rows:
-        if row.region == region and row.comparison is not None:
-            compared[row.metric] = row.comparison
+    compared = by_region[region]
     deciding = compared[NLL.name]
-    change = _change_of(deciding)
+    change = Change.WORSE
+    # Programs round a softmax differently, and ranks ignore how small such differences are. Equal
+    # displayed means therefore count as no difference.
+    if NLL.value_text(deciding.mean) == NLL.value_text(deciding.mean_baseline):
+        change = Change.NO_DIFFERENCE
+    elif smallest_p_value(deciding.num_pairs) > ALPHA:
+        change = Change.TOO_FEW
+    elif deciding.p_value >= ALPHA:
+        change = Change.NO_DIFFERENCE
+    elif deciding.effect_size < 0:
+        change = Change.BETTER
 
     cases = f"better in {deciding.wins} of {deciding.num_pairs} cases"
     figures = [f"{_means_text(NLL, deciding)} ({cases}, p {format_p(deciding.p_value)})"]
     for metric in CALIBRATION_METRICS.values():
         if metric.name in compared and metric.name != NLL.name:
             figures.append(_means_text(metric, compared[metric.name]))
-    known_titles = {ALL_LABELS: "all labels", MEAN: "the regions, on average"}
-    known_titles.update(titles or {})
+    known_titles = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}
     title = known_titles.get(region, region)
     conclusion = _CONCLUSIONS.get(change, change)
     sentence = f"The probabilities of {title}: {conclusion}, {', '.join(figures)}."
@@ -198,21 +204,6 @@ _CONCLUSIONS = {
     Change.NO_DIFFERENCE: "neither significantly better nor worse",
     Change.TOO_FEW: "too few cases to tell",
 }
-
-
-def _change_of(comparison: PairedComparison) -> Change:
-    """Return the change that a comparison of the negative log likelihood shows."""
-    # Programs round a softmax differently, and ranks ignore how small such differences are. Equal
-    # displayed means therefore count as no difference.
-    if NLL.value_text(comparison.mean) == NLL.value_text(comparison.mean_baseline):
-        return Change.NO_DIFFERENCE
-    if smallest_p_value(comparison.num_pairs) > ALPHA:
-        return Change.TOO_FEW
-    if comparison.p_value >= ALPHA:
-        return Change.NO_DIFFERENCE
-    if comparison.effect_size < 0:
-        return Change.BETTER
-    return Change.WORSE
 
 
 def _means_text(metric: Metric, comparison: PairedComparison) -> str:

@@ -267,18 +267,14 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     total = int(doubled_ranks.sum())
     positive_sum = int(doubled_ranks[nonzero > 0].sum())
     smaller_sum = min(positive_sum, total - positive_sum)
-    p_value = _p_value(doubled_ranks, smaller_sum)
-    return min(1.0, p_value), (2 * positive_sum - total) / total
-
-
-def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
-    """Return 2 P(W <= smaller_sum) over all assignments of signs; W is the doubled rank sum."""
+    effect_size = (2 * positive_sum - total) / total
+    # The p value is 2 P(W <= smaller_sum) over all assignments of signs; W is the doubled rank sum.
     if len(doubled_ranks) > _MAX_EXACT:
         # The normal approximation has a continuity correction of one half.
         ranks = doubled_ranks / 2.0
         distance = float(ranks.sum()) / 2 - smaller_sum / 2 - 0.5
         deviation = math.sqrt(float((ranks**2).sum()) / 4)
-        return math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))
+        return min(1.0, math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))), effect_size
 
     # The exact distribution is built up one rank at a time.
     probability = np.zeros(smaller_sum + 1)
@@ -287,7 +283,7 @@ def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
         shifted = np.zeros_like(probability)
         shifted[rank:] = probability[: max(smaller_sum + 1 - rank, 0)]
         probability = 0.5 * (probability + shifted)
-    return 2.0 * float(probability.sum())
+    return min(1.0, 2.0 * float(probability.sum())), effect_size
 
 
 def smallest_p_value(num_pairs: int) -> float:

@@ -141,7 +141,11 @@ def verdict(
         if _are_too_few_for(judged_rivals):
             outcome = Outcome.TOO_FEW
         sentence += _against_rivals(subject or method, judged_rivals)
-        worse = _names_of_worse(harm, probabilities)
+        worse = []
+        if harm is not None and harm.headline:
+            worse.append(harm.headline)
+        if probabilities is not None and probabilities.change == Change.WORSE:
+            worse.append("the probabilities")
         if worse:
             sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}."
     return Verdict(
@@ -201,15 +205,6 @@ def _cases_needed(num_tests: int = 1) -> int:
     return needed
 
 
-def _names_of_worse(harm: Harm | None, probabilities: ProbabilityChange | None) -> list[str]:
-    names = []
-    if harm is not None and harm.headline:
-        names.append(harm.headline)
-    if probabilities is not None and probabilities.change == Change.WORSE:
-        names.append("the probabilities")
-    return names
-
-
 def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) -> Verdict:
     """Return the verdict on a method not measured in every case; `reason` completes a sentence."""
     return Verdict(
@@ -259,12 +254,35 @@ def _outcome(primary: PairedComparison) -> Outcome:
 
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
-    conclusion = _conclusion(outcome, subject, primary)
+    """Return the figures of the comparison with the baseline, and what follows from them."""
+    needed = _cases_needed()
+    if outcome == Outcome.HELPS:
+        conclusion = f"{subject} helps."
+    elif outcome == Outcome.HURTS:
+        conclusion = f"{subject} hurts. Advice: do not use it."
+    elif outcome == Outcome.NO_DIFFERENCE:
+        conclusion = f"{subject} is not shown to help. Advice: do not use it."
+    elif outcome == Outcome.MIXED:
+        worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
+        conclusion = (
+            "no clear benefit, as ranks and mean disagree. "
+            f"Advice: look at the worst cases before using it ({', '.join(worst)})."
+        )
+    elif primary.num_pairs < needed:
+        conclusion = f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
+    else:
+        enough = cases_to_find(primary.mean_difference, primary.standard_deviation)
+        number = "more than 1000" if enough is None else f"about {enough}"
+        conclusion = (
+            f"too few cases to tell whether {subject} helps. If the mean and the scatter of these "
+            f"cases are typical, {number} would show the difference with probability 80 %."
+        )
     if not primary.num_pairs:
         return f"No case allows a comparison with {baseline}: {conclusion}"
+
     figures = []
     interval = DICE.interval_text(*primary.interval, sign="")
-    if outcome == Outcome.TOO_FEW and primary.num_pairs < _cases_needed():
+    if outcome == Outcome.TOO_FEW and primary.num_pairs < needed:
         interval = ""  # Intervals of few cases are too narrow.
     if interval:
         figures.append(f"95 % CI {interval}")
@@ -277,32 +295,6 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
     if power and outcome == Outcome.NO_DIFFERENCE:
         sentence += f" {power[0].upper()}{power[1:]}."
     return sentence
-
-
-def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> str:
-    if outcome == Outcome.HELPS:
-        return f"{subject} helps."
-    if outcome == Outcome.HURTS:
-        return f"{subject} hurts. Advice: do not use it."
-    if outcome == Outcome.NO_DIFFERENCE:
-        return f"{subject} is not shown to help. Advice: do not use it."
-    if outcome == Outcome.TOO_FEW:
-        needed = _cases_needed()
-        if primary.num_pairs < needed:
-            return f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
-        enough = cases_to_find(primary.mean_difference, primary.standard_deviation)
-        number = "more than 1000"
-        if enough is not None:
-            number = f"about {enough}"
-        return (
-            f"too few cases to tell whether {subject} helps. If the mean and the scatter of these "
-            f"cases are typical, {number} would show the difference with probability 80 %."
-        )
-    worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
-    return (
-        "no clear benefit, as ranks and mean disagree. "
-        f"Advice: look at the worst cases before using it ({', '.join(worst)})."
-    )
 
 
 def _against_rivals(subject: str, rivals: Sequence[Rival]) -> str:
