@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,11 +27,16 @@ from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine
-from crfrefine.refinement.result import RefinementResult
 
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
+# A name for messages, the shape of a grid, and its (4, 4) affine; None if that is unknown.
+Place = tuple[str, tuple[int, ...], NDArray[np.float64] | None]
 MAX_AXES = 3  # most axes that an affine places in the world
+_NO_PLACE = (
+    "the spacing is unknown: neither logits nor image have metadata with an affine of their own; "
+    "give spacing=(...), in mm, one per axis of the grid, or read files with LoadImage"
+)
 
 
 class CrfRefine(Transform):
@@ -136,7 +141,20 @@ class CrfRefine(Transform):
                     f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
                 )
         if _is_batch(logits, image, self.spacing):
-            refined = self._refine_batch(values)
+            sizes = [len(value) for value in values]
+            if len(set(sizes)) > 1:
+                counts = " and ".join(str(size) for size in sizes)
+                raise InputError(
+                    f"batches of {counts} cases; logits, image and mask must have the same cases"
+                )
+            batches = []
+            for value in values:
+                # Each case of a MetaTensor has its own metadata.
+                batches.append(decollate_batch(value) if isinstance(value, MetaTensor) else value)
+            results = []
+            for number, case in enumerate(zip(*batches, strict=True)):
+                results.append(self._refine_case(*case, place=f"case {number} of the batch"))
+            refined = np.stack(results)
         else:
             refined = self._refine_case(*values)
         dtype = logits.dtype
@@ -145,29 +163,10 @@ class CrfRefine(Transform):
         converted, *_ = convert_to_dst_type(refined, logits, dtype=dtype)
         return converted
 
-    def _refine_batch(self, values: list[Any]) -> NDArray[Any]:
-        """Return the results of a batch of logits, images and, maybe, masks."""
-        sizes = [len(value) for value in values]
-        if len(set(sizes)) > 1:
-            counts = " and ".join(str(size) for size in sizes)
-            raise InputError(
-                f"batches of {counts} cases; logits, image and mask must have the same cases"
-            )
-        batches = []
-        for value in values:
-            cases = value
-            if isinstance(value, MetaTensor):  # Each of its cases has its own metadata.
-                cases = decollate_batch(value)
-            batches.append(cases)
-        results = []
-        for number, case in enumerate(zip(*batches, strict=True)):
-            results.append(self._refine_case(*case, place=f"case {number} of the batch"))
-        return np.stack(results)
-
     def _refine_case(
         self, logits: Any, image: Any, mask: Any = None, *, place: str = ""
     ) -> NDArray[Any]:
-        """Return the result of one case as an array.
+        """Return the result of one case as an array, channels first, as the settings ask for.
 
         Errors begin with its place in the batch, if any, and the name of its file.
         """
@@ -190,10 +189,6 @@ class CrfRefine(Transform):
             if not names:
                 raise
             raise type(error)(f"{', '.join(names)}: {error}") from error
-        return self._output_of(result)
-
-    def _output_of(self, result: RefinementResult) -> NDArray[Any]:
-        """Return logits, probabilities or labels, as the settings ask for, channels first."""
         if self.output == "logits":
             return result.logits
         if self.output == "probabilities":
@@ -313,21 +308,6 @@ def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
     raise InputError(_NO_PLACE)
 
 
-class _Input(NamedTuple):
-    """A tensor or array of a case, and where its voxels are."""
-
-    name: str
-    value: Any
-    grid: tuple[int, ...]
-    affine: NDArray[np.float64] | None = None  # (4, 4); None if unknown
-
-    @property
-    def label(self) -> str:
-        """The name for messages, with the file if that is known."""
-        file = _file_of(self.value)
-        return self.name if file is None else f"{self.name} ({file})"
-
-
 def _spacing_of_case(
     logits: Any, image: Any, mask: Any | None, spacing: Spacing
 ) -> tuple[float, ...]:
@@ -336,83 +316,84 @@ def _spacing_of_case(
     Without a given one, it is that of the image's affine, or of the logits' if the image has none.
     Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
     """
-    first, *others = _located_inputs(logits, image, mask)
-    for other in others:
-        _check_same_grid(first, other)
+    grid = tuple(logits.shape[1:])
+    others = {"image": image}
+    grids = {"image": tuple(image.shape[1:])}
+    if mask is not None:
+        others["mask"] = mask
+        grids["mask"] = tuple(mask.shape)
+        if mask.ndim > len(grid):
+            if len(mask) != 1:
+                shape = tuple(mask.shape)
+                raise InputError(f"the mask has shape {shape}; expected one channel, {(1, *grid)}")
+            grids["mask"] = tuple(mask.shape[1:])
+    affine = _affine_of("logits", logits)
+    affines = {name: _affine_of(name, value) for name, value in others.items()}
+    for name, value in others.items():
+        _check_same_grid(
+            (_label("logits", logits), grid, affine),
+            (_label(name, value), grids[name], affines[name]),
+            name,
+        )
     if isinstance(spacing, Sequence):
         return tuple(spacing)
     if spacing is not None:
-        return (spacing,) * len(first.grid)
+        return (spacing,) * len(grid)
 
-    affine = first.affine if others[0].affine is None else others[0].affine
+    if affines["image"] is not None:
+        affine = affines["image"]
     if affine is None:
         raise InputError(_NO_PLACE)
-    num_axes = len(first.grid)
-    if not 1 <= num_axes <= MAX_AXES:
+    if not 1 <= len(grid) <= MAX_AXES:
         raise InputError(
-            f"{first.label}: shape {tuple(logits.shape)} on {num_axes} axes; an affine has "
-            f"at most {MAX_AXES}"
+            f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an "
+            f"affine has at most {MAX_AXES}"
         )
-    return spacing_of(affine, num_axes)
+    return spacing_of(affine, len(grid))
 
 
-_NO_PLACE = (
-    "the spacing is unknown: neither logits nor image have metadata with an affine of their own; "
-    "give spacing=(...), in mm, one per axis of the grid, or read files with LoadImage"
-)
+def _label(name: str, value: Any) -> str:
+    """Return the name of a tensor or array for messages, with its file if that is known."""
+    file = _file_of(value)
+    return name if file is None else f"{name} ({file})"
 
 
-def _located_inputs(logits: Any, image: Any, mask: Any | None) -> list[_Input]:
-    """Return logits, image and, if there is one, the mask of a case."""
-    grid = tuple(logits.shape[1:])
-    inputs = [_Input("logits", logits, grid), _Input("image", image, tuple(image.shape[1:]))]
-    if mask is not None:
-        grid_of_mask = tuple(mask.shape)
-        if len(grid_of_mask) > len(grid):
-            if len(mask) != 1:
-                raise InputError(
-                    f"the mask has shape {grid_of_mask}; expected one channel, {(1, *grid)}"
-                )
-            grid_of_mask = grid_of_mask[1:]
-        inputs.append(_Input("mask", mask, grid_of_mask))
-    for found in inputs:
-        # Lazy operations that are pending may change voxels and affine.
-        if isinstance(found.value, MetaTensor) and found.value.has_pending_operations:
-            raise InputError(
-                f"{found.label}: lazy operations are pending; apply them first, with ApplyPending "
-                "or Compose"
-            )
-    return [found._replace(affine=_affine_of(found.value)) for found in inputs]
-
-
-def _check_same_grid(logits: _Input, other: _Input) -> None:
+def _check_same_grid(logits: Place, other: Place, name: str) -> None:
     """Raise GridMismatchError if logits and another input differ in shape or in place."""
-    if logits.grid == other.grid:
-        if logits.affine is None or other.affine is None or len(logits.grid) > MAX_AXES:
+    _, grid, affine = logits
+    _, other_grid, other_affine = other
+    if grid == other_grid:
+        if affine is None or other_affine is None or len(grid) > MAX_AXES:
             return
-        if same_grid(logits.grid, logits.affine, other.grid, other.affine):
+        if same_grid(grid, affine, other_grid, other_affine):
             return
-    lines = describe_difference(
-        (logits.label, logits.grid, logits.affine), (other.label, other.grid, other.affine)
-    )
+    lines = describe_difference(logits, other)
     raise GridMismatchError(
-        f"logits and {other.name} are on different grids\n{lines}\n"
+        f"logits and {name} are on different grids\n{lines}\n"
         "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."
     )
 
 
-def _affine_of(value: Any) -> NDArray[np.float64] | None:
+def _affine_of(name: str, value: Any) -> NDArray[np.float64] | None:
     """Return the (4, 4) affine of a MetaTensor; None without one.
 
-    It is also None for the unit matrix that MONAI gives to tensors without a file.
+    It is also None for the unit matrix that MONAI gives to tensors without a file. Raises
+    InputError if lazy operations are pending, which may change voxels and affine.
     """
-    if not isinstance(value, MetaTensor) or MetaKeys.AFFINE not in value.meta:
+    if not isinstance(value, MetaTensor):
+        return None
+    if value.has_pending_operations:
+        raise InputError(
+            f"{_label(name, value)}: lazy operations are pending; apply them first, with "
+            "ApplyPending or Compose"
+        )
+    if MetaKeys.AFFINE not in value.meta:
         return None
     on_host = torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu()
     stored = np.asarray(on_host, np.float64)
     if stored.shape not in ((2, 2), (3, 3), (4, 4)):
-        name = _file_of(value) or "a MetaTensor"
-        raise InputError(f"{name}: an affine of shape {stored.shape}; expected (4, 4)")
+        file = _file_of(value) or "a MetaTensor"
+        raise InputError(f"{file}: an affine of shape {stored.shape}; expected (4, 4)")
     has_place = _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
     if np.array_equal(stored, np.eye(len(stored))) and not has_place:
         return None
