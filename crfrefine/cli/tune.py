@@ -98,11 +98,11 @@ def tune(
         regions=tuple(map(parse_region, regions)),
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
-    found = find_cases(tune_options)
-    if found.inputs.found:
-        print(for_terminal(found.inputs.found), file=sys.stderr)
+    inputs_of_run = find_cases(tune_options)
+    if inputs_of_run.found:
+        print(for_terminal(inputs_of_run.found), file=sys.stderr)
     print("crfrefine: reading the case", file=sys.stderr)
-    worklist = Worklist(tune_options, found)
+    worklist = Worklist(tune_options, inputs_of_run)
     try:
         serve(worklist, port, partial(_tell_address, opens_browser=browser))
     except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """Images that are NaN somewhere: the results are those of a mask without these voxels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cli_helpers import (
@@ -22,6 +24,7 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 
 PHANTOM = make_phantom(0, GRID_SHAPE, SPACING)
@@ -214,7 +217,8 @@ def test_training_and_the_page_get_a_mask_and_numbers(tmp_path):
     # Background stays as dark as the darkest voxel.
     assert case.image[1, 0, 0, 0] == np.nanmin(with_nan(PHANTOM.image)[1])
 
-    page = CaseRefiner(open_case(files, ReadingOptions(), 1), 1)
+    inputs = InferenceOptions((), (), Path(), threads=1)
+    page = CaseRefiner(open_case(files, ReadingOptions(), 1), inputs)
     for mode in ("none", "nonzero"):
         parameters = CrfParameters().replace(**{"intensity.mask": mode})
         mask = ~IS_NAN if mode == "none" else ~IS_NAN & (PHANTOM.image != 0).any(axis=0)

@@ -16,6 +16,7 @@ from cli_helpers import (
     save_nifti,
 )
 from evaluation_helpers import read_metrics
+from tune_helpers import new_session
 
 import crfrefine
 from crfrefine.refinement.tiles import planning
@@ -23,7 +24,6 @@ from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tools.info import inspect_folder
 from crfrefine.runs.tune.finding import TuneOptions
-from crfrefine.runs.tune.session import Session
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.options import DataFolders
 
@@ -354,7 +354,7 @@ def test_training_and_tuning_read_the_same_two_labels(tmp_path):
         explicit = EXPLICIT if options else PAIR
         assert cases.sizes == (len(explicit), 1, 3)
         inputs = InferenceOptions((folders.images,), (folders.logits,), tmp_path, **options)
-        session = Session(TuneOptions(inputs))
+        session = new_session(TuneOptions(inputs))
         reading = session._inputs.reading
         for case in (read_labeled(cases.files[0], cases, reading, threads=1), session.case):
             np.testing.assert_array_equal(case.logits, np.log(np.maximum(explicit, 1e-7)))

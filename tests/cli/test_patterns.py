@@ -14,7 +14,7 @@ from layouts import BESIDE, LAYOUTS
 
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune import server
-from crfrefine.runs.tune.finding import TuneOptions, find_cases
+from crfrefine.runs.tune.finding import TuneOptions, find_cases, number_of_first
 
 SHAPE = (9, 7, 5)
 RNG = np.random.default_rng(7)
@@ -390,12 +390,13 @@ def test_the_page_of_tune_finds_cases_strokes_and_references_by_patterns(brats):
         output=Path(),
         strokes=(Path("drawn/{case}/strokes.nii.gz"),),
     )
-    found = find_cases(TuneOptions(inputs, labels=Path(SEG), first="B-2"))
-    assert found.first == 2
-    for number, case in enumerate(found.files):
+    options = TuneOptions(inputs, labels=Path(SEG), first="B-2")
+    found = find_cases(options)
+    assert number_of_first(found, options) == 2
+    for number, case in enumerate(found.cases):
         assert case.labels == Path(f"brats/B-{number}/B-{number}-seg.nii.gz")
         assert len(case.images) == 2
-    drawn = [len(case.strokes) for case in found.files]
+    drawn = [len(case.strokes) for case in found.cases]
     assert drawn == [0, 1, 0, 0]
 
 

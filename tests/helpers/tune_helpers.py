@@ -17,7 +17,7 @@ from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nift
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.finding import TuneOptions, find_cases, number_of_first
 from crfrefine.runs.tune.session import Session
 
 
@@ -105,10 +105,16 @@ def open_page(*arguments, env=None):
         process.communicate()
 
 
+def new_session(options):
+    """The case to show first, without a server."""
+    inputs = find_cases(options)
+    return Session(options, inputs, number_of_first(inputs, options), None)
+
+
 @contextmanager
 def open_session(options):
     """A page without a server, ended afterwards."""
-    session = Session(options)
+    session = new_session(options)
     try:
         yield session
     finally:

@@ -3,6 +3,7 @@ write.
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from tune_helpers import options_for, write_labeled, write_large
 
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.finding import find_cases
 
+INPUTS = InferenceOptions((), (), Path(), threads=1)
+
 
 def opened(options):
-    found = find_cases(options)
-    files = found.files[found.first]
-    return open_case(files, found.inputs.reading, 1)
+    inputs = find_cases(options)
+    return open_case(inputs.cases[0], inputs.reading, 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +47,15 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     voxels inside hear of the cut.
     """
     parameters = chosen()
-    refiner = CaseRefiner(large, 1)
+    refiner = CaseRefiner(large, INPUTS)
     box = large.stored_box(box_around(large, (26, 38, 30)))
     whole = refiner.refine(parameters)
-    everything = refiner.refine(
+    everything = refiner.refine_box(
         parameters, tuple(slice(0, size) for size in large.network_labels.shape)
     )
     assert everything.num_iterations == whole.num_iterations
     np.testing.assert_array_equal(everything.label_map, whole.label_map)
-    found = refiner.refine(parameters, box).label_map
+    found = refiner.refine_box(parameters, box).label_map
     wanted = whole.label_map[box]
     inner = tuple(slice(int(8 / step), -int(8 / step)) for step in large.spacing)
     assert found[inner].size > 10_000
@@ -84,6 +87,6 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, is_coarse):
     changes["parameters"].save(tmp_path / "saved.toml")
     run_here("infer", *folders.arguments, "-c", tmp_path / "saved.toml", *more, status=0)
     written = read_volume(next(folders.output.glob("a.*"))).data
-    found = CaseRefiner(case, 1).refine(changes["parameters"])
+    found = CaseRefiner(case, inputs).refine(changes["parameters"])
     np.testing.assert_array_equal(found.label_map, written)
     assert found.changes.voxels_changed > 0

@@ -8,9 +8,11 @@ import pytest
 from cli_helpers import AFFINE, save_nifti
 from tune_helpers import open_session, options_for, whole_result
 
+from crfrefine.io.volume import Segment
 from crfrefine.runs.tune.colors import COLORS, choose_label_colors
 
 GRID = (76, 52, 60)
+BLUE = (0.0, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_24_colors_differ_and_neighbors_are_not_alike(options):
         for label, other in pairs:
             if label and other and label != other:
                 assert colors[label] != colors[other]
-    assert choose_label_colors(labels, 43, {7: "#123456"})[7] == "#123456"
+    assert choose_label_colors(labels, 43, [Segment(7, "seven", BLUE)])[7] == "#0000ff"
 
 
 def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):
@@ -58,12 +60,12 @@ def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):
         width, _, _ = session.case.upright_grid
         across = range(0, min(60, width))
         voxels = [at + width * place[1] for at in across]
-        session.draw(0, place, voxels, 9)
+        session.draw(0, place, voxels, 9, radius=0.0, within={}, mark="")
         counter = 10**9
         session.refine(counter, "", {}, place, is_whole=False)
         box = session.shown.box
-        provisional = session.shown.labels
         assert box is not None
+        provisional = session.shown.labels[session.case.stored_box(box)]
         assert box[0].start == 0
         assert box[0].stop >= len(across)
         assert box[1].start <= place[1] < box[1].stop

@@ -28,10 +28,11 @@ from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune import server
 from crfrefine.runs.tune.case import CaseRefiner
-from crfrefine.runs.tune.slices import View, pack_plane
+from crfrefine.runs.tune.corrections import Corrections
+from crfrefine.runs.tune.slices import pack_plane
 
 PLACE = [4, 5, 6]
-VIEW = View(0, PLACE, 0)
+VIEW = {"plane": 0, "place": PLACE, "modality": 0}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
         {"modality": 2},
     ):
         with pytest.raises(InputError, match="no such plane"):
-            session.plane(replace(VIEW, **changes))
+            session.plane(**VIEW | changes)
     assert session.refine(1001, "", {}, PLACE, is_whole=True)["result"]["num_iterations"] > 0
     changed = session.refine(2001, "default", {"bilateral.weight": 3.0}, PLACE, is_whole=True)
     assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(
@@ -129,36 +130,33 @@ def unpack(content):
     return header, layers
 
 
-def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
+def test_planes_are_upright_with_the_frame_of_a_box(large):
     with open_session(options_for(*large)) as session:
         case = session.case
     assert case.pose.flips != (False, False, False)
     box = (slice(5, 30), slice(10, 40), slice(20, 50))
     place = (25, 11, 33)  # Each plane meets the box.
-    whole = case.network_labels.copy()
-    whole[case.stored_box(box)] = 2
-    refined = whole[case.stored_box(box)]
-    others = {"former": None, "reference": case.labels}
+    refined = case.network_labels.copy()
+    refined[case.stored_box(box)] = 2
+    label_maps = {"refined": refined, "former": None, "reference": case.labels}
     for number, through in ((0, 2), (1, 1), (2, 0)):
-        content = pack_plane(case, View(number, place, 0), refined, box, others)
+        content = pack_plane(case, number, place, 0, label_maps, box)
         header, layers = unpack(content)
 
         def shown(array, through=through):
             return case.pose.turn(array).take(place[through], axis=through).T[::-1]
 
-        assert header["layers"] == ["network", "refined", "reference"]
+        assert header["layers"] == ["refined", "reference"]
         np.testing.assert_array_equal(layers["image"], shown(case.image[0]))
-        np.testing.assert_array_equal(layers["network"], shown(case.network_labels))
-        np.testing.assert_array_equal(layers["refined"], shown(whole))
+        np.testing.assert_array_equal(layers["refined"], shown(refined))
         np.testing.assert_array_equal(layers["reference"], shown(case.labels))
         top, bottom, left, right = header["frame"]
-        differs = layers["refined"] != layers["network"]
+        differs = layers["refined"] != shown(case.network_labels)
+        assert differs.any()
         differs[top:bottom, left:right] = False
         assert not differs.any()
-    beside = View(0, (25, 11, 60 - 1), 0)
-    header, layers = unpack(pack_plane(case, beside, refined, box, {}))
+    header, _ = unpack(pack_plane(case, 0, (25, 11, 60 - 1), 0, label_maps, box))
     assert header["frame"] is None
-    np.testing.assert_array_equal(layers["refined"], layers["network"])
     marked = np.zeros(case.network_labels.shape, bool)
     marked[case.stored_box([slice(at, at + 1) for at in place])] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
@@ -178,15 +176,25 @@ def test_windows_begin_with_the_chosen_one_and_ct_has_its_usual_ones(session):
 
 # ---- Strokes
 
-STROKE = {"plane": 1, "place": PLACE, "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3], "value": 3}
+STROKE = {
+    "plane": 1,
+    "place": PLACE,
+    "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3],
+    "value": 3,
+    "radius": 0.0,
+    "within": {},
+    "mark": "",
+}
 
 
 def strokes_with(drawn, *, can_undo=True, can_redo=False):
     return {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "problem": ""}
 
 
-def state_of(session, preset="", changes=()):
-    return session.state(session.parameters(preset, dict(changes)))
+def state_of(session, changes=()):
+    """The state of the first case in its files."""
+    corrections = Corrections.of_case("first", session._options.corrections)
+    return corrections.state(session.parameters("", dict(changes)))
 
 
 def test_strokes_are_undone_to_the_first_one_and_drawn_again(session):
@@ -197,17 +205,17 @@ def test_strokes_are_undone_to_the_first_one_and_drawn_again(session):
     for value in (3, 1, 255):
         session.draw(**STROKE | {"value": value})
         values.append(session.drawing.values)
-        assert state_of(session) == "corrected"
+        assert session.drawing.is_unsaved
     for number in (2, 1, 0):
-        session.undo()
+        session.undo("")
         np.testing.assert_array_equal(session.drawing.values, values[number])
-    assert session.undo() == strokes_with(0, can_undo=False, can_redo=True)
-    assert state_of(session) == "untouched"
+    assert session.undo("") == strokes_with(0, can_undo=False, can_redo=True)
+    assert not session.drawing.is_unsaved
     for number in (1, 2):
-        session.redo()
+        session.redo("")
         np.testing.assert_array_equal(session.drawing.values, values[number])
     assert session.draw(**STROKE | {"value": 2}) == strokes_with(3)
-    assert session.redo() == strokes_with(3), "nothing is left to redo"
+    assert session.redo("") == strokes_with(3), "nothing is left to redo"
 
 
 def test_the_labels_before_the_last_stroke_are_kept_to_compare(session):
@@ -217,12 +225,12 @@ def test_the_labels_before_the_last_stroke_are_kept_to_compare(session):
     whole_result(session)
     after = session.shown[0]
     assert (after != before).any()
-    _, layers = unpack(session.plane(View(1, PLACE, 0)))
+    _, layers = unpack(session.plane(1, PLACE, 0))
     turned = session.case.plane(before, 1, PLACE).T[::-1]
     np.testing.assert_array_equal(layers["former"], turned)
     np.testing.assert_array_equal(layers["refined"], session.case.plane(after, 1, PLACE).T[::-1])
     session.draw(**STROKE | {"value": 1})
-    _, layers = unpack(session.plane(View(1, PLACE, 0)))
+    _, layers = unpack(session.plane(1, PLACE, 0))
     np.testing.assert_array_equal(layers["former"], session.case.plane(after, 1, PLACE).T[::-1])
 
 
@@ -255,7 +263,7 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         background = STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}
         assert session.draw(**background) == strokes_with(4)
         assert session.draw(**STROKE | {"value": 0}) == strokes_with(1)
-        assert session.undo() == strokes_with(4, can_redo=True)
+        assert session.undo("") == strokes_with(4, can_redo=True)
         whole_result(session)
         shown = session.shown[0]
         drawn = session.drawing.values
@@ -267,7 +275,7 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         assert state_of(session) == "corrected"
         session.save_case("", {})
         assert state_of(session) == "saved"
-        assert state_of(session, changes={"bilateral.weight": 3.0}) == "outdated"
+        assert state_of(session, {"bilateral.weight": 3.0}) == "outdated"
     np.testing.assert_array_equal(read_volume(folder / "refined" / "first.nii.gz").data, shown)
     inputs = (
         "-i",
@@ -286,10 +294,10 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
     with open_session(options) as session:
         np.testing.assert_array_equal(session.drawing.values, drawn)
         assert state_of(session) == "saved"
-        assert session.redo() == strokes_with(1), "what was undone is kept, too"
+        assert session.redo("") == strokes_with(1), "what was undone is kept, too"
         for _ in range(3):
-            session.undo()
-        assert session.undo() == strokes_with(0, can_undo=False, can_redo=True)
+            session.undo("")
+        assert session.undo("") == strokes_with(0, can_undo=False, can_redo=True)
         assert state_of(session) == "corrected"
 
 
@@ -319,17 +327,54 @@ STEPS = {
 }
 
 
+def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
+    large, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("crfrefine.runs.tune.case.LARGE", 0)
+    options = replace(options_for(*large), corrections=tmp_path / "kept")
+    with open_session(options) as session:
+        network = session.case.network_labels
+        assert session.describe()["is_large"]
+        session.prepare(lambda *progress: None)
+        assert session.shown.labels is network, "nothing is computed ahead"
+        boxes = []
+        drawn = []
+        for counter, place in enumerate(([8, 10, 30], [45, 60, 30])):
+            voxel = place[0] + session.case.upright_grid[0] * place[1]
+            session.draw(**STROKE | {"plane": 0, "place": place, "voxels": [voxel], "value": 1})
+            answer = session.refine(counter, "", {}, place, is_whole=False)
+            assert not answer["result"]["is_whole"]
+            boxes.append(session.case.stored_box(session.shown.box))
+            drawn.append(session.case.pose.turn(session.shown.labels)[tuple(place)])
+        assert drawn == [1, 1], "an answer stays when the next one comes"
+        outside = session.shown.labels != network
+        assert outside.any()
+        for box in boxes:
+            outside[box] = False
+        assert not outside.any()
+        saved = session.save_case("", {})
+        assert saved["result"]["is_whole"]
+        shown = session.shown.labels
+    inputs = ("-i", large[0].images, "-p", large[0].logits, "--threads", 1)
+    parameters = ("-c", tmp_path / "kept" / "parameters" / "large.toml")
+    strokes = ("--strokes", tmp_path / "kept" / "strokes")
+    run_here("infer", *inputs, *parameters, *strokes, "-o", tmp_path / "out", status=0)
+    written = read_volume(tmp_path / "out" / "large.nii.gz").data
+    np.testing.assert_array_equal(shown, written)
+    refined = read_volume(tmp_path / "kept" / "refined" / "large.nii.gz").data
+    np.testing.assert_array_equal(refined, written)
+
+
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
     begun = threading.Event()
     may_go = threading.Event()
     answers = []
     refine = CaseRefiner.refine
 
-    def slow(refiner, parameters, box, progress, strokes):
-        if box is None:
-            begun.set()
-            assert may_go.wait(60)
-        return refine(refiner, parameters, box, progress, strokes)
+    def slow(refiner, parameters, progress, strokes):
+        begun.set()
+        assert may_go.wait(60)
+        return refine(refiner, parameters, progress, strokes)
 
     monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*large, **STEPS)) as session:

@@ -12,6 +12,7 @@ from cli_helpers import run_here
 from tune_helpers import (
     Page,
     missing_server,
+    new_session,
     open_page,
     options_for,
     whole_result,
@@ -31,12 +32,18 @@ from crfrefine.runs.tune.corrections import (
     Corrections,
 )
 from crfrefine.runs.tune.finding import find_cases
-from crfrefine.runs.tune.session import Session
 from crfrefine.runs.tune.worklist import Worklist
 
-STROKE = {"plane": 1, "place": [4, 5, 6], "voxels": [5 + 15 * 2, 6 + 15 * 2], "value": 3}
-
-SENT = {**STROKE, "radius": 0, "within": {}, "mark": ""}  # as the page sends it
+# As the page sends it.
+STROKE = {
+    "plane": 1,
+    "place": [4, 5, 6],
+    "voxels": [5 + 15 * 2, 6 + 15 * 2],
+    "value": 3,
+    "radius": 0.0,
+    "within": {},
+    "mark": "",
+}
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +140,12 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
     edited = strokes.data.astype(np.uint8)
     edited[7, 8, 9] = 2
     write_label_map(files.strokes, edited, replace(strokes, data=edited))
-    reopened = Session(options)
+    reopened = new_session(options)
     np.testing.assert_array_equal(reopened.drawing.values, edited)
     assert "changed elsewhere" in reopened.describe()["notes"][-1]
     while reopened.drawing.values[7, 8, 9]:
-        reopened.undo()
-    reopened.undo()
+        reopened.undo("")
+    reopened.undo("")
     np.testing.assert_array_equal(reopened.drawing.values, drawn)
 
 
@@ -230,7 +237,7 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
         first_voxels = range(0, 15 * 11, 11)
 
         def draw(voxel):
-            page.json("case/0/draw", {**SENT, "voxels": [voxel]})
+            page.json("case/0/draw", {**STROKE, "voxels": [voxel]})
             page.json("case/0/save-case", {"preset": "", "changes": {}})
 
         threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]
@@ -252,7 +259,7 @@ def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
     arguments = ("-i", folders[0].images, "-p", folders[0].logits)
     for delay in (0.0, 0.01, 0.03):
         with open_page(*arguments, "--corrections", tmp_path) as page:
-            page.json("case/0/draw", SENT)
+            page.json("case/0/draw", STROKE)
             saving = threading.Thread(target=_save, args=(page,))
             saving.start()
             threading.Event().wait(delay)
@@ -273,12 +280,6 @@ def _save(page: Page):
         return
 
 
-def test_a_session_of_one_case_needs_no_list(options):
-    session = Session(options)
-    assert session.case.case_id == "a"
-    session.end()
-
-
 # ---- Nothing that was drawn is lost
 
 
@@ -286,14 +287,14 @@ def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, option
     worklist.open(1)
     assert worklist.draw(0, **STROKE)["state"] == CORRECTED
     assert worklist.describe()["open"] == 1
-    assert Session(options).drawing.values.any()
+    assert new_session(options).drawing.values.any()
     worklist.open(0)
     assert worklist.session(0).drawing.values.any()
 
 
 def test_a_stroke_that_is_sent_twice_is_drawn_once(worklist):
     for mark in ("one", "one", "two"):
-        worklist.draw(0, **STROKE, mark=mark)
+        worklist.draw(0, **STROKE | {"mark": mark})
     for mark in ("three", "three", "four"):
         described = worklist.undo(0, mark)
     assert described["can_undo"] is False
@@ -309,9 +310,9 @@ def test_a_full_disk_is_told_and_strokes_are_written_once_there_is_room(
         patched.setattr(drawing, "write_small_file", fails)
         assert "the disk is full" in worklist.draw(0, **STROKE)["problem"]
         assert worklist.describe()["folder"]["num_lost"] == 1
-    assert not Session(options).drawing.values.any()
+    assert not new_session(options).drawing.values.any()
     assert worklist.keep()["folder"]["num_lost"] == 0
-    assert Session(options).drawing.values.any()
+    assert new_session(options).drawing.values.any()
 
 
 def test_without_a_folder_one_is_offered_and_takes_all_strokes(folders, tmp_path, monkeypatch):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABEL
 
 if TYPE_CHECKING:
@@ -53,15 +55,12 @@ def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
     Args:
         maps: the planes that are shown, (rows, columns).
     """
-    neighbors: dict[int, set[int]] = {
-        label: set() for labels in maps for label in np.unique(labels).tolist()
-    }
+    neighbors: dict[int, set[int]] = {}
     for labels in maps:
-        for label, other in _pairs_nearby(labels):
-            neighbors[label].add(other)
-            neighbors[other].add(label)
+        for label, near in labels_nearby(labels).items():
+            neighbors.setdefault(label, set()).update(near)
     colors: dict[int, int] = {}
-    for label in sorted(neighbors.keys() - {0}):
+    for label in sorted(neighbors):
         near = {colors[other] for other in neighbors[label] if other in colors}
         similar = near.union(*(pair for pair in _SIMILAR if near & pair))
         alike = {colors[other] for other in colors if _period(other) == _period(label)}
@@ -73,16 +72,25 @@ def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
     return colors
 
 
-def _pairs_nearby(labels: Array) -> list[tuple[int, int]]:
-    """Return the pairs of labels of a plane that are at most _NEAR voxels apart in a line."""
-    pairs: set[int] = set()
-    wide = labels.astype(np.int64)
-    for lines in (wide, wide.T):
+def labels_nearby(label_map: Array) -> dict[int, set[int]]:
+    """Return the labels at most _NEAR voxels from each label that occurs, along an axis.
+
+    The labels are (*grid), unsigned; background is left out.
+    """
+    neighbors: dict[int, set[int]] = {label: set() for label in foreground_labels(label_map)}
+    stored = StorageOrder.of_memory(label_map).to_storage(label_map)
+    for axis in range(stored.ndim):
         for step in range(1, _NEAR + 1):
-            codes = lines[:-step] * (MAX_LABEL + 1) + lines[step:]
-            pairs.update(np.unique(codes).tolist())
-    found = [divmod(code, MAX_LABEL + 1) for code in pairs]
-    return [(label, other) for label, other in found if label != other and label and other]
+            lines = (slice(None),) * axis
+            before = stored[(*lines, slice(None, -step))]
+            after = stored[(*lines, slice(step, None))]
+            differs = (before != after) & (before > 0) & (after > 0)
+            codes = before[differs].astype(np.int64) * (MAX_LABEL + 1) + after[differs]
+            for code in np.unique(codes).tolist():
+                label, other = divmod(code, MAX_LABEL + 1)
+                neighbors[label].add(other)
+                neighbors[other].add(label)
+    return neighbors
 
 
 def label_levels(labels: Array, colors: Mapping[int, int]) -> NDArray[np.uint8]:

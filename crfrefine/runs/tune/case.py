@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
-from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.intensity import IntensityMap, fit_intensity
 from crfrefine.arrays.label_maps import Box, channels_of, grown
 from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.limits import REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError, naming_case
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
+from crfrefine.parameters.sections import (
+    NORMALIZED,
+    IntensityParameters,
+    PostprocessParameters,
+)
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.planes import (
     BONE,
     LOWEST_WITHOUT_AIR,
@@ -45,6 +53,9 @@ Integers = NDArray[np.int64]
 # Logits of a box, voxels times labels: refined in about 0.04 s of processor time
 # (docs/guide/tuning.md).
 MAX_VALUES = 300_000
+# Voxels of a case from which on the whole is refined only when somebody asks for it, or saves it:
+# it takes more than ten seconds.
+LARGE = 20_000_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 _MIN_MARGIN = 6.0  # mm around a stroke that a box has at least, however many labels there are
 # Usual windows of CT that the page offers beside the one by the image's percentiles.
@@ -59,16 +70,35 @@ def enclose(one: Box, other: Box) -> Box:
     return tuple(box)
 
 
+@dataclass(frozen=True)
 class TuneCase(Case):
     """A case, and the views that the page shows.
 
     Places and boxes of the page are those of the upright grid.
     """
 
+    input_bytes: int = 0  # of its arrays, as `infer` counts them
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the whole case is refined only when somebody asks for it, or saves it."""
+        return self.network_labels.size >= LARGE
+
     @cached_property
     def pose(self) -> Upright:
         """How to show the arrays upright."""
         return Upright.of(self.like.affine, self.network_labels.ndim)
+
+    def mask_with(self, intensity: IntensityParameters) -> Bool | None:
+        """Return where the model applies: the mask of a file, or as the parameters say."""
+        if self.has_mask_file or intensity.mask != "nonzero":
+            return self.mask
+        return self._nonzero
+
+    @cached_property
+    def _nonzero(self) -> Bool:
+        """Where any modality is not 0, inside of the mask."""
+        return nonzero_mask(self.image, self.like.path, self.mask)
 
     @property
     def upright_grid(self) -> tuple[int, ...]:
@@ -161,19 +191,6 @@ class TuneCase(Case):
             box.append(slice(first, last + 1))
         return tuple(box)
 
-    @cached_property
-    def _num_voxels(self) -> Integers:
-        """The voxels that the network has of each label."""
-        return np.bincount(self.network_labels.ravel(order="K"))
-
-    def label_volumes(self, labels: Integers) -> Integers:
-        """Return the voxels that the network has of the label of each of several strokes."""
-        counts = self._num_voxels
-        volumes = np.zeros(len(labels), np.int64)
-        is_known = labels < len(counts)
-        volumes[is_known] = counts[labels[is_known]]
-        return volumes
-
     def labels_in(self, box: Box, drawn: Array) -> tuple[int, ...]:
         """Return the background, and the labels that the network or a stroke has in a box."""
         part = self.stored_box(box)
@@ -225,8 +242,9 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
     if num_axes not in (2, 3):
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
     with naming_case(files.case_id):
-        case = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
-    case = TuneCase(**vars(case))
+        read = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
+    _, input_bytes = bytes_to_refine(headers, reading, may_stream=False)
+    case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
     if not isinstance(network, LabelMapNetwork) or network.network_spacing is None:
         return case
@@ -242,81 +260,87 @@ class CaseRefiner:
     """Refines one case with ever new parameters. A box may be refined while the whole case is."""
 
     def __init__(
-        self,
-        case: TuneCase,
-        threads: int | None,
-        device: str = "cpu",
-        *,
-        keeps_kernels: bool = True,
+        self, case: TuneCase, inputs: InferenceOptions, *, keeps_kernels: bool = True
     ) -> None:
         """Take a case that is refined again, or with `keeps_kernels` False only once."""
         self.case = case
-        self._threads = threads
-        self._backend = get_backend(device)
-        self._keeping_backend = get_backend(device, keeps_kernels=keeps_kernels)
-        # The normalized image of the whole case, and for which parameters it is.
-        self._image: Float32 | None = None
-        self._intensity: object = None
-        self._nonzero: Bool | None = None
+        self._inputs = inputs
+        self._backend = get_backend(inputs.device)
+        self._keeping_backend = get_backend(inputs.device, keeps_kernels=keeps_kernels)
+        # How each modality of the whole case is normalized, and the parameters for which it is.
+        self._maps: Sequence[IntensityMap] = ()
+        self._intensity: IntensityParameters | None = None
 
     def refine(
         self,
         parameters: CrfParameters,
-        box: Box | None = None,
         progress: Progress | None = None,
         strokes: Strokes | None = None,
     ) -> RefinementResult:
-        """Return the refined case, or a box of the arrays, refined by itself, with its strokes.
+        """Return the refined case; raises as `infer` does. `progress` may raise to stop.
 
-        Raises as `infer` does.
+        The kernels are kept: one call at a time may refine the case.
         """
-        # A box differs from the whole case near its faces and in volumes that are kept, and has no
-        # rules for small objects. The kernels of the whole case are kept: one call at a time may
-        # refine it. `progress` may raise to stop.
         case = self.case
-        part = () if box is None else box
-        mask = self._mask(parameters)
-        image = self._normalized_image(parameters, mask)
-        network = case.network
-        if isinstance(network, LabelMapNetwork):
-            labels = network.labels[part]
-            network = replace(network, labels=labels)
-            if box is not None:
-                network = replace(network, channels=channels_of(np.unique(labels).tolist()))
-        elif isinstance(network, ArrayNetwork):
-            network = replace(network, values=network.values[(slice(None), *part)])
-        backend = self._keeping_backend
-        parameters = replace(parameters, intensity=NORMALIZED)
-        if box is not None:
-            backend = self._backend
-            parameters = replace(parameters, postprocess=PostprocessParameters())
+        # As in `infer`, the limit and the case decide how it is refined.
+        limit = memory_limit(self._inputs.max_memory).bytes
+        num_bytes = limit - REFINING_PROCESS - case.input_bytes
         return refine_network(
-            network,
-            image[(slice(None), *part)],  # on the scale of the whole case
+            case.network,
+            case.image,
             spacing=case.spacing,
             parameters=parameters,
-            mask=None if mask is None else mask[part],
-            backend=backend,
-            context=RunContext(self._threads, progress),
+            mask=case.mask_with(parameters.intensity),
+            backend=self._keeping_backend,
+            context=RunContext(self._inputs.threads, progress, num_bytes),
             allow_vanishing=True,
             strokes=strokes,
         )
 
-    def _mask(self, parameters: CrfParameters) -> Bool | None:
-        """Return the mask of the whole case: that of a file, or as the parameters say."""
-        case = self.case
-        if case.has_mask_file or parameters.intensity.mask != "nonzero":
-            return case.mask
-        if self._nonzero is None:
-            self._nonzero = nonzero_mask(case.image, case.like.path, case.mask)
-        return self._nonzero
+    def refine_box(
+        self,
+        parameters: CrfParameters,
+        box: Box,
+        progress: Progress | None = None,
+        strokes: Strokes | None = None,
+    ) -> RefinementResult:
+        """Return a box of the arrays, refined by itself, with its strokes.
 
-    def _normalized_image(self, parameters: CrfParameters, mask: Bool | None) -> Float32:
-        """Return the normalized image of the whole case; the last one is kept."""
-        if self._image is None or self._intensity != parameters.intensity:
-            self._image = None  # Two need not fit into memory.
-            self._image = normalize_intensity(
-                self.case.image, parameters.intensity, mask, threads=self._threads
-            )
-            self._intensity = parameters.intensity
-        return self._image
+        It differs from the whole case near its faces and in volumes that are kept, and has no rules
+        for small objects.
+        """
+        case = self.case
+        network = case.network
+        if isinstance(network, LabelMapNetwork):
+            labels = network.labels[box]
+            channels = channels_of(np.unique(labels).tolist())
+            network = replace(network, labels=labels, channels=channels)
+        elif isinstance(network, ArrayNetwork):
+            network = replace(network, values=network.values[(slice(None), *box)])
+        mask = case.mask_with(parameters.intensity)
+        image = self._normalized(box, parameters.intensity, mask)
+        return refine_network(
+            network,
+            image,
+            spacing=case.spacing,
+            parameters=replace(
+                parameters, intensity=NORMALIZED, postprocess=PostprocessParameters()
+            ),
+            mask=None if mask is None else mask[box],
+            backend=self._backend,
+            context=RunContext(self._inputs.threads, progress),
+            allow_vanishing=True,
+            strokes=strokes,
+        )
+
+    def _normalized(self, box: Box, intensity: IntensityParameters, mask: Bool | None) -> Float32:
+        """Return the normalized image in a box, on the scale of the whole case."""
+        if self._intensity != intensity:
+            stored_mask = None if mask is None else mask.T
+            self._maps = fit_intensity(reverse_grid(self.case.image), intensity, stored_mask)
+            self._intensity = intensity
+        part = reverse_grid(self.case.image[(slice(None), *box)])
+        values = np.empty(part.shape, np.float32)
+        for source, target, mapped in zip(part, values, self._maps, strict=True):
+            mapped.apply(source, target)
+        return reverse_grid(values)

@@ -92,11 +92,23 @@ class Drawing:
                 self._values = values
             return self._values
 
+    def _drawn(self) -> tuple[Places, Array]:
+        """Return the sorted places of the drawn voxels, and their values."""
+        edits = self._edits[: self._num_done]
+        places = np.concatenate([NOWHERE, *(edit.voxels for edit in edits)])
+        values = np.concatenate(
+            [NOWHERE, *(np.full(len(voxels), value) for voxels, value in edits)]
+        )
+        # Of several edits of a voxel the last one counts.
+        drawn, last = np.unique(places[::-1], return_index=True)
+        values = values[::-1][last]
+        return drawn[values != 0], values[values != 0]
+
     def _present_digest(self) -> str:
-        """Return the digest of the values of now, which stays when these are forgotten."""
+        """Return the digest of the strokes of now."""
         with self._lock:
             if self._digest is None:
-                self._digest = digest(self.values)
+                self._digest = _digest(*self._drawn(), self._grid)
             return self._digest
 
     @property
@@ -112,7 +124,12 @@ class Drawing:
 
     def has_had(self, values: Array) -> bool:
         """Return whether these values are those of now, or those that were saved last."""
-        return digest(values) in (self._saved, self._present_digest())
+        return self._digest_of(values) in (self._saved, self._present_digest())
+
+    def _digest_of(self, values: Array) -> str:
+        """Return the digest of (*grid) values as in a file of strokes."""
+        drawn = np.flatnonzero(values)
+        return _digest(drawn, values[np.unravel_index(drawn, self._grid)], self._grid)
 
     def forget(self) -> None:
         """Free the array, which is made again when it is needed."""
@@ -186,7 +203,7 @@ class Drawing:
     def mark_saved(self, values: Array) -> None:
         """Note that these values are saved with their result."""
         with self._lock:
-            self._saved = digest(values)
+            self._saved = self._digest_of(values)
             self._write()
 
     def _write(self) -> None:
@@ -211,7 +228,7 @@ class Drawing:
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of the strokes."""
         return {
-            "drawn": int(np.count_nonzero(self.values)),
+            "drawn": len(self._drawn()[0]),
             "can_undo": self._num_done > self._num_given,
             "can_redo": self._num_done < len(self._edits),
             "problem": self.problem,
@@ -233,13 +250,14 @@ def _digests_of(path: Path, _mtime_ns: int) -> tuple[str, str]:
         return "", "unknown"  # Whoever opens the case is told why.
 
 
-def digest(values: Array) -> str:
-    """Return a text that is that of equal values alone; "" if nothing is drawn."""
-    stored = values.ravel(order="F")
-    drawn = np.flatnonzero(stored)
-    if not len(drawn):
+def _digest(places: Places, values: Array, grid: Sequence[int]) -> str:
+    """Return a text that is that of equal strokes alone; "" if nothing is drawn."""
+    if not len(places):
         return ""
-    content = drawn.astype("<i8").tobytes() + stored[drawn].astype("<u2").tobytes()
+    # As in files, the first axis is the fastest.
+    stored = np.ravel_multi_index(np.unravel_index(places, grid), tuple(grid), order="F")
+    order = np.argsort(stored)
+    content = stored[order].astype("<i8").tobytes() + values[order].astype("<u2").tobytes()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -38,20 +38,14 @@ class TuneOptions:
     regions: tuple[Region, ...] = ()
 
 
-@dataclass(frozen=True)
-class FoundCases:
-    """The cases of the page, in the order of their names."""
+def find_cases(options: TuneOptions) -> RunInputs:
+    """Find the cases, in the order of their names, with the references that there are.
 
-    inputs: RunInputs
-    files: tuple[CaseFiles, ...]  # with the reference of each case that has one
-    first: int  # the number of the case to show first
-
-
-def find_cases(options: TuneOptions) -> FoundCases:
-    """Find the cases and their references; raise an error for contradicting options."""
+    Raise an error for contradicting options.
+    """
     inputs = find_inputs(options.inputs)
-    first = _first_case(inputs, options.first)
-    if options.regions and _are_channels(options.regions, inputs, inputs.cases[first]):
+    first = inputs.cases[number_of_first(inputs, options)]
+    if options.regions and _are_channels(options.regions, inputs, first):
         pairs = [(region.name, region.labels) for region in options.regions]
         scheme = RegionScheme.of(pairs)
         inputs = find_inputs(replace(options.inputs, regions=scheme))
@@ -59,18 +53,18 @@ def find_cases(options: TuneOptions) -> FoundCases:
     _add_references(cases, options)
     for case in cases:
         add_volumes(*case.paths)
-    return FoundCases(inputs, tuple(cases), first)
+    return replace(inputs, cases=tuple(cases))
 
 
-def _first_case(inputs: RunInputs, name: str | None) -> int:
-    """Return the number of the case of that name; None means the first one."""
-    if name is None:
-        return 0
-    for number, case in enumerate(inputs.cases):
-        if case.case_id == name:
-            return number
+def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:
+    """Return the number of the case to show first."""
     names = [case.case_id for case in inputs.cases]
-    raise InputError(f"--case {shorten(name)}: no such case; there are {listed(names)}")
+    if options.first is None:
+        return 0
+    if options.first not in names:
+        first = shorten(options.first)
+        raise InputError(f"--case {first}: no such case; there are {listed(names)}")
+    return names.index(options.first)
 
 
 def _add_references(cases: CaseList, options: TuneOptions) -> None:

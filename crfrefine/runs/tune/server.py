@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
-from crfrefine.runs.tune.slices import View
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -139,8 +138,8 @@ def make_app(
         return _as_json(session_of(request).describe())
 
     def plane(request: Request) -> Response:
-        view = View(**_checked(unquote(request.url.query), _VIEW))
-        content = session_of(request).plane(view)
+        view = _checked(unquote(request.url.query), _VIEW)
+        content = session_of(request).plane(**view)
         return Response(content, media_type="application/octet-stream")
 
     def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:

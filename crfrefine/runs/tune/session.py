@@ -9,13 +9,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.label_maps import Box, count_labels
 from crfrefine.base.array_types import Array
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
@@ -27,36 +28,32 @@ from crfrefine.io.volume import named_segments
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
+from crfrefine.runs.plan import RunInputs
 from crfrefine.runs.tune.brush import voxels_of_stroke
 from crfrefine.runs.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.runs.tune.colors import choose_label_colors
 from crfrefine.runs.tune.controls import describe_controls
-from crfrefine.runs.tune.corrections import CORRECTED, UNTOUCHED, Corrections
+from crfrefine.runs.tune.corrections import Corrections
 from crfrefine.runs.tune.drawing import Drawing, Edit, Places
-from crfrefine.runs.tune.finding import FoundCases, TuneOptions, find_cases
+from crfrefine.runs.tune.finding import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
-from crfrefine.runs.tune.slices import View, describe_planes, pack_plane
+from crfrefine.runs.tune.slices import describe_planes, pack_plane
 
-NO_LIMIT: Mapping[str, Any] = {}  # of the intensities that a stroke draws on
 AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
 
 
-class Shown(NamedTuple):
-    """The newest labels, and the box of the upright grid that they cover; None means all of it."""
+class Result(NamedTuple):
+    """Labels that the page shows, and what they were computed with."""
 
-    labels: Array | None = None
+    labels: Array  # (*grid)
+    # The box of the upright grid that was refined last, by itself; None means that nothing was.
     box: Box | None = None
-
-
-class _Kept(NamedTuple):
-    """The newest result of the whole case, and what it was computed with."""
-
-    parameters: CrfParameters
-    strokes: Array
-    facts: dict[str, Any]
-    labels: Array
+    parameters: CrfParameters | None = None  # None means that they are the network's labels
+    strokes: Array | None = None
+    facts: Mapping[str, Any] = {}
 
 
 class _StaleError(Exception):
@@ -70,23 +67,15 @@ class Session:
     """
 
     def __init__(
-        self,
-        options: TuneOptions,
-        found: FoundCases | None = None,
-        number: int | None = None,
-        drawing: Drawing | None = None,
+        self, options: TuneOptions, inputs: RunInputs, number: int, drawing: Drawing | None
     ) -> None:
-        """Read a case: that of a number, or the one to show first.
+        """Read the case of a number.
 
-        Its drawing is taken from an earlier session, or else from its files.
+        Its drawing is that of an earlier session; None means to read it from files.
         """
-        if found is None:
-            found = find_cases(options)
-        if number is None:
-            number = found.first
         self._options = options
-        self._inputs = found.inputs
-        files = found.files[number]
+        self._inputs = inputs
+        files = inputs.cases[number]
         if options.output is not None:
             check_replaceable(options.output)
         self._corrections: Corrections | None = None
@@ -96,29 +85,31 @@ class Session:
             if drawing is None and self._corrections.strokes.exists():
                 files = replace(files, strokes=(*files.strokes, self._corrections.strokes))
 
-        inputs = options.inputs
-        self.case = open_case(files, self._inputs.reading, inputs.threads)
-        self._refiner = CaseRefiner(self.case, inputs.threads, inputs.device)
+        self.case = open_case(files, inputs.reading, options.inputs.threads)
+        self._refiner = CaseRefiner(self.case, options.inputs)
         self._notes: list[Note] = []
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
-        titles = dict(found.inputs.names.titles)
+        titles = dict(inputs.names.titles)
         for part in self.case.segments:  # The network's file has names itself.
             titles[part.label] = f"{part.label} {part.name}"
         for label in range(1, self._num_labels):
             self._labels.append(titles.get(label, f"label {label}"))
-        self._regions = self._scored_regions()
-        self._saving_lock = threading.Lock()
-        self.shown = Shown()
-        # The newest labels of the whole case, and those before the last stroke.
-        self._whole: Array | None = None
-        self._former: Array | None = None
-        self._kept: _Kept | None = None
-        self._edited: Box | None = None  # around the strokes that no whole result has yet
+        # The regions that have a row in the table: those of the options, or channels.
+        self._regions = options.regions
+        scheme = self.case.regions
+        if scheme is not None and not options.regions:
+            self._regions = tuple(map(Region, scheme.names, scheme.labels))
+        self.shown = Result(self.case.network_labels)
+        self._whole = self.shown  # the newest result of the whole case
+        self._former: Array | None = None  # the labels before the last stroke
+        self._edited: Box | None = None  # around the strokes that no result has yet
         self._newest: float = 0  # the highest counter
         self._num_computing = 0  # number of requests that wait for a result
+        self._saving_lock = threading.Lock()
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
+        self._shown_lock = threading.Lock()
 
     def _open_drawing(self) -> Drawing:
         """Return the strokes that were drawn before, or else those of files."""
@@ -138,34 +129,6 @@ class Session:
             drawing.keep_in(corrections.drawing)
         return drawing
 
-    def _scored_regions(self) -> tuple[Region, ...]:
-        """Return the regions that have a row in the table: those of the options, or channels."""
-        scheme = self.case.regions
-        if self._options.regions or scheme is None:
-            return self._options.regions
-        return tuple(map(Region, scheme.names, scheme.labels))
-
-    def _describe_labels(self) -> list[dict[str, Any]]:
-        named = {}
-        for part in self.case.segments:
-            if part.color is not None:
-                levels = [round(255 * share) for share in part.color]
-                named[part.label] = f"#{bytes(levels).hex()}"
-        colors = choose_label_colors(self.case.network_labels, self._num_labels, named)
-        labels = []
-        for label in range(1, self._num_labels):
-            row = {"label": label, "name": self._labels[label], "color": colors[label]}
-            labels.append(row)
-        return labels
-
-    def state(self, parameters: CrfParameters) -> str:
-        """Return the state of the case with these parameters, one of those of `corrections`."""
-        if self.drawing.is_unsaved:
-            return CORRECTED
-        if self._corrections is None:
-            return UNTOUCHED
-        return self._corrections.state(parameters)
-
     @property
     def is_computing(self) -> bool:
         """Whether a request waits for a result."""
@@ -182,6 +145,10 @@ class Session:
         for number in range(len(modalities), len(case.image)):
             modalities.append(f"image {number + 1}")
         output = self._options.output
+        colors = choose_label_colors(case.network_labels, self._num_labels, case.segments)
+        labels = []
+        for label, color in colors.items():
+            labels.append({"label": label, "name": self._labels[label], "color": color})
         windows = []
         for number in range(len(case.image)):
             windows.append([vars(window) for window in case.offered_windows(number)])
@@ -194,8 +161,9 @@ class Session:
             "modalities": modalities,
             "windows": windows,
             "units": ["HU" if len(offered) > 2 else "" for offered in windows],
-            "labels": self._describe_labels(),
+            "labels": labels,
             "has_reference": case.labels is not None,
+            "is_large": case.is_large,
             "notes": [*map(str, (*self._inputs.notes, *case.notes, *self._notes))],
             "presets": [AS_GIVEN, *list_presets()],
             "strokes": self.drawing.describe(),
@@ -206,11 +174,12 @@ class Session:
     def prepare(self, progress: Callable[..., None]) -> None:
         """Compute what the page shows first, the result with the parameters that it begins with.
 
-        `progress` is called at each step, and may raise to stop.
+        `progress` is called at each step, and may raise to stop. A large case has none.
         """
-        parameters = self._options.inputs.parameters
-        with self._whole_lock, suppress(CrfRefineError):  # The page is told by `refine`.
-            self._result(parameters, None, progress)
+        if self.case.is_large:
+            return
+        with suppress(CrfRefineError):  # The page is told by `refine`.
+            self._refine_whole(self._options.inputs.parameters, progress)
 
     def refine(
         self,
@@ -243,9 +212,11 @@ class Session:
 
         self._num_computing += 1
         try:
-            with nullcontext() if box else self._whole_lock:
-                check()
-                result = self._result(parameters, box, check)
+            check()
+            if box is None:
+                result: Mapping[str, Any] | None = self._refine_whole(parameters, check).facts
+            else:
+                result = self._refine_box(parameters, box, check)
         except _StaleError:
             return {"is_stale": True}
         finally:
@@ -267,9 +238,9 @@ class Session:
         voxels: Sequence[int],
         value: int,
         *,
-        radius: float = 0.0,
-        within: Mapping[str, Any] = NO_LIMIT,
-        mark: str = "",
+        radius: float,
+        within: Mapping[str, Any],
+        mark: str,
     ) -> dict[str, Any]:
         """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
 
@@ -280,17 +251,17 @@ class Session:
         drawn = voxels_of_stroke(self.case, plane, place, voxels, radius, within)
         return self._drawn(self.drawing.draw(Edit(drawn, value), mark))
 
-    def undo(self, mark: str = "") -> dict[str, Any]:
+    def undo(self, mark: str) -> dict[str, Any]:
         """Take the last stroke back, if any."""
         return self._drawn(self.drawing.undo(mark))
 
-    def redo(self, mark: str = "") -> dict[str, Any]:
+    def redo(self, mark: str) -> dict[str, Any]:
         """Draw the stroke again that was taken back last, if any."""
         return self._drawn(self.drawing.redo(mark))
 
     def _drawn(self, voxels: Places) -> dict[str, Any]:
         """Return the strokes after one was drawn; the labels before it are kept."""
-        self._former = self._whole
+        self._former = self.shown.labels
         if len(voxels):
             box = self.case.upright_box(voxels)
             self._edited = box if self._edited is None else enclose(self._edited, box)
@@ -303,7 +274,7 @@ class Session:
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the strokes, and the whole case refined with them and these parameters.
 
-        Return their folder.
+        Return their files, and the result, which is None if something was drawn meanwhile.
         """
         corrections = self._corrections
         if corrections is None:
@@ -316,87 +287,111 @@ class Session:
             segments = network.segments
         like = self.case.like
         with self._saving_lock:  # The files belong together.
-            with self._whole_lock:
-                self._result(parameters, None, lambda *progress: None)
-                assert self._kept is not None
-                _, strokes, _, labels = self._kept
+            result = self._refine_whole(parameters, lambda *progress: None)
+            strokes = result.strokes
+            assert strokes is not None
             write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
             write_small_file(corrections.parameters, described["toml"].encode())
-            refined = replace(like, data=labels)
-            write_label_map(corrections.refined, labels, refined, segments=segments)
+            refined = replace(like, data=result.labels)
+            write_label_map(corrections.refined, result.labels, refined, segments=segments)
             self.drawing.mark_saved(strokes)
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
             "strokes": self.drawing.describe(),
+            "result": result.facts if self.shown is result else None,
             **described,
         }
 
-    def plane(self, view: View) -> bytes:
+    def plane(self, plane: int, place: Sequence[int], modality: int) -> bytes:
         """Return a plane with the newest labels, as of `pack_plane`."""
-        others = {
+        shown = self.shown
+        layers = {
+            "network": self.case.network_labels,
+            "refined": shown.labels,
             "former": self._former,
             "reference": self.case.labels,
             "strokes": self.drawing.values,
         }
-        return pack_plane(self.case, view, *self.shown, others, self._whole)
+        return pack_plane(self.case, plane, place, modality, layers, shown.box)
 
-    def _result(
-        self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]
+    def _refine_whole(self, parameters: CrfParameters, check: Callable[..., None]) -> Result:
+        """Return the result of the whole case, and show it unless something was drawn meanwhile."""
+        with self._whole_lock:
+            check()
+            started = time.perf_counter()
+            drawn = self.drawing.values
+            result = self._whole
+            if result.strokes is not drawn or result.parameters != parameters:
+                strokes = Strokes.of_array(drawn, drawn.shape, self._num_labels)
+                refined = self._refiner.refine(parameters, check, strokes)
+                facts = self._facts(refined, (), started)
+                check()
+                result = Result(refined.label_map, None, parameters, drawn, facts)
+                self._whole = result
+        if drawn is self.drawing.values:
+            self.shown = result
+            self._edited = None
+        return result
+
+    def _refine_box(
+        self, parameters: CrfParameters, box: Box, check: Callable[..., None]
     ) -> dict[str, Any] | None:
-        """Return the facts of a result, and keep its labels to show.
+        """Return the facts of a box, refined by itself, and show it among the last labels.
 
-        None means that nothing in the box can be refined.
+        None means that nothing in it can be refined.
         """
         started = time.perf_counter()
         case = self.case
         drawn = self.drawing.values
-        kept = self._kept
-        is_known = kept is not None and kept.strokes is drawn and kept.parameters == parameters
-        if box is None and kept is not None and is_known:
-            self.shown = Shown(kept.labels)
-            return kept.facts
-        part: Box | tuple[()] = ()
-        if box is not None:
-            part = case.stored_box(box)
-        drawn_in_part = drawn[part]
-        strokes = Strokes.of_array(drawn_in_part, drawn_in_part.shape, self._num_labels)
-        if strokes is not None and box is not None and case.regions is None:
-            strokes = replace(strokes, volumes=case.label_volumes(strokes.labels))
+        part = case.stored_box(box)
+        strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
+        if strokes is not None and case.regions is None:
+            strokes = replace(strokes, volumes=self._voxels_of_labels[strokes.labels])
         try:
-            result = self._refiner.refine(parameters, part or None, check, strokes)
+            refined = self._refiner.refine_box(parameters, part, check, strokes)
         except (ConfigError, _StaleError):
             raise
-        except Exception:
-            # Only a box may have nothing to refine; the whole case reports its own errors.
-            if box is not None:
-                return None
-            raise
+        except Exception:  # The whole case reports its own errors.
+            return None
+        facts = self._facts(refined, part, started)
+        with self._shown_lock:
+            check()
+            before = self.shown.labels
+            labels = before.astype(np.promote_types(before.dtype, refined.label_map.dtype))
+            labels[part] = refined.label_map
+            self.shown = Result(labels, box)
+            if drawn is self.drawing.values:
+                self._edited = None
+        return facts
+
+    @cached_property
+    def _voxels_of_labels(self) -> Array:
+        """(labels), the voxels that the network has of each label."""
+        return np.array(count_labels(self.case.network_labels, self._num_labels))
+
+    def _facts(
+        self, refined: RefinementResult, part: Box | tuple[()], started: float
+    ) -> dict[str, Any]:
+        """Return what the page tells of a result; () is the part of the whole case."""
+        case = self.case
         rows, num_changed = score_labels(
             case.network_labels[part],
-            result.label_map,
+            refined.label_map,
             None if case.labels is None else case.labels[part],
             self._num_labels,
             self._regions,
         )
-        check()
-        self.shown = Shown(result.label_map, box)
-        facts = {
-            "is_whole": box is None,
+        return {
+            "is_whole": part == (),
             "voxels_changed": num_changed,
             "labels": rows,
             "seconds": time.perf_counter() - started,
-            "num_iterations": result.num_iterations,
-            "converged": result.converged,
-            "filters": result.filters,
-            "notes": [str(note) for note in result.notes],
-            "device": result.device,
+            "num_iterations": refined.num_iterations,
+            "converged": refined.converged,
+            "filters": refined.filters,
+            "notes": [str(note) for note in refined.notes],
+            "device": refined.device,
         }
-        if box is None:
-            self._whole = result.label_map
-            if drawn is self.drawing.values:
-                self._edited = None
-            self._kept = _Kept(parameters, drawn, facts, result.label_map)
-        return facts
 
     def parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
         """Return the parameters of a preset with changed entries; raise ConfigError for others."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from crfrefine.arrays.label_maps import Box
@@ -15,15 +14,6 @@ from crfrefine.runs.tune.case import TuneCase
 
 # The arrays of an answer begin at multiples of so many bytes, as typed arrays of a browser must.
 _ALIGNMENT = 8
-
-
-@dataclass(frozen=True)
-class View:
-    """A plane that the page asks for."""
-
-    plane: int  # number in `PLANES`
-    place: Sequence[int]  # the voxel of the upright grid under the crosshair
-    modality: int  # number of the image
 
 
 def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
@@ -49,81 +39,51 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     return planes
 
 
-def cut_plane(case: TuneCase, array: Array, view: View, corner: Sequence[int] = ()) -> Array:
-    """Return a plane as it is shown, (rows from the top, columns from the left).
-
-    The array begins at the voxel `corner` of the upright grid; () means its first voxel.
-    """
-    place = list(view.place)
-    for axis, first in enumerate(corner):
-        place[axis] -= first
-    return case.plane(array, view.plane, place).T[::-1]
-
-
-def cover(
-    case: TuneCase, before: Array, refined: Array | None, box: Box | None, view: View
-) -> tuple[Array, list[int] | None]:
-    """Return the refined labels of a plane, and the box that was refined by itself.
-
-    Outside of a box, and without refined labels, they are those of `before`. The box is that in the
-    plane: its first and last row and column, the latter not included; None means the whole plane.
-    """
-    if refined is None:
-        return before, None
-    if box is None:
-        return cut_plane(case, refined, view), None
-    _, across, up, _ = PLANES[view.plane]
-    for axis, part in enumerate(box):
-        if axis not in (across, up) and not part.start <= view.place[axis] < part.stop:
-            return before, None
-
-    num_rows = case.upright_grid[up]
-    rows = slice(num_rows - box[up].stop, num_rows - box[up].start)
-    covered = before.copy()
-    corner = [part.start for part in box]
-    covered[rows, box[across]] = cut_plane(case, refined, view, corner)
-    return covered, [rows.start, rows.stop, box[across].start, box[across].stop]
-
-
 def pack_plane(
     case: TuneCase,
-    view: View,
-    refined: Array | None,
+    plane: int,
+    place: Sequence[int],
+    modality: int,
+    label_maps: Mapping[str, Array | None],
     box: Box | None,
-    others: Mapping[str, Array | None],
-    whole: Array | None = None,
 ) -> bytes:
     """Return a plane of the image and of label maps as the page takes it.
 
-    It is a line of JSON, which says what follows, and then arrays row by row: the image as 32-bit
-    floating-point numbers, and labels as 16-bit integers, all with their lowest byte first. Raise
-    InputError if the case has no such plane.
+    It is a line of JSON, which says what follows, and then arrays row by row from the top: the
+    image as 32-bit floating-point numbers, and labels as 16-bit integers, all with their lowest
+    byte first. Raise InputError if the case has no such plane.
 
     Args:
         case: the case.
-        view: the plane.
-        refined: refined labels of a box of the upright grid.
-        box: this box; None means the whole grid.
-        others: further label maps of the whole grid by their names; None is left out.
-        whole: the last result of the whole grid, which stays in sight outside of the box; None
-            means the network's labels.
-
+        plane: the number of the plane in `PLANES`.
+        place: a voxel of the upright grid in the plane.
+        modality: the number of the image.
+        label_maps: (*grid) each, by their names; None is left out.
+        box: a part of the upright grid, whose first and last row and column in the plane are told,
+            the latter not included; None means none.
     """
-    has_modality = 0 <= view.modality < len(case.image)
-    if not case.has_plane(view.plane, view.place) or not has_modality:
+    if not case.has_plane(plane, place) or not 0 <= modality < len(case.image):
         raise InputError("no such plane")
-    network = cut_plane(case, case.network_labels, view)
-    before = network if whole is None else cut_plane(case, whole, view)
-    labels, frame = cover(case, before, refined, box, view)
-    layers = {"network": network, "refined": labels}
-    for name, array in others.items():
-        if array is not None:
-            layers[name] = cut_plane(case, array, view)
-    rows, columns = network.shape
-    header = {"rows": rows, "columns": columns, "frame": frame, "layers": list(layers)}
+    frame = None
+    if box is not None:
+        _, across, up, _ = PLANES[plane]
+        is_cut = [part.start <= at < part.stop for part, at in zip(box, place, strict=True)]
+        if all(is_cut[axis] for axis in range(len(box)) if axis not in (across, up)):
+            num_rows = case.upright_grid[up]
+            top = num_rows - box[up].stop
+            bottom = num_rows - box[up].start
+            frame = [top, bottom, box[across].start, box[across].stop]
+
+    image = case.plane(case.image[modality], plane, place).T[::-1]
+    parts = [image.astype("<f4").tobytes()]
+    names = []
+    for name, label_map in label_maps.items():
+        if label_map is not None:
+            names.append(name)
+            labels = case.plane(label_map, plane, place).T[::-1]
+            parts.append(labels.astype("<u2").tobytes())
+    rows, columns = image.shape
+    header = {"rows": rows, "columns": columns, "frame": frame, "layers": names}
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n"
-    parts = [line, cut_plane(case, case.image[view.modality], view).astype("<f4").tobytes()]
-    for layer in layers.values():
-        parts.append(layer.astype("<u2").tobytes())
-    return b"".join(parts)
+    return b"".join([line, *parts])

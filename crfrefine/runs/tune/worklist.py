@@ -19,6 +19,7 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.plan import RunInputs
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
@@ -28,7 +29,7 @@ from crfrefine.runs.tune.corrections import (
     FolderLock,
 )
 from crfrefine.runs.tune.drawing import Drawing
-from crfrefine.runs.tune.finding import FoundCases, TuneOptions
+from crfrefine.runs.tune.finding import TuneOptions, number_of_first
 from crfrefine.runs.tune.review import Reviews
 from crfrefine.runs.tune.session import AS_GIVEN, Session
 
@@ -42,19 +43,19 @@ class _EndedError(Exception):
 class Worklist:
     """The cases that the page goes through. Its methods may be called from any thread."""
 
-    def __init__(self, options: TuneOptions, found: FoundCases) -> None:
+    def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
         self._options = options
-        self._found = found
+        self._inputs = inputs
         self._folder_lock: FolderLock | None = None
         if options.corrections is not None:
             self._folder_lock = FolderLock(options.corrections)
-        self._reviews = Reviews([files.case_id for files in found.files])
+        self._reviews = Reviews([files.case_id for files in inputs.cases])
         if options.corrections is not None:
             self._reviews.keep_in(options.corrections)
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._drawings_lock = threading.Lock()
-        self._open = self._found.first
+        self._open = number_of_first(inputs, options)
         self._session = self._read(self._open)
         self._lock = threading.Lock()  # of what is open and read ahead
         self._reader = thread_pool(1, "read ahead", gives_way=True)
@@ -74,14 +75,14 @@ class Worklist:
         with self._lock:
             if number == self._open:
                 return self._session
-        name = self._found.files[self._open].case_id
+        name = self._inputs.cases[self._open].case_id
         raise InputError(f"another case is open now, {name}: reload the page to see it")
 
     def _read(self, number: int) -> Session:
         """Read a case; its strokes are those of an earlier time that it was open, if any."""
         with self._drawings_lock:  # Two readers of a case would keep its strokes twice.
             known = self._drawings.get(number)
-            session = Session(self._options, self._found, number, known)
+            session = Session(self._options, self._inputs, number, known)
             self._drawings[number] = session.drawing
         return session
 
@@ -109,7 +110,7 @@ class Worklist:
         described = edit(session)
         if session is not self._session:
             session.drawing.forget()
-        return {**described, "state": session.state(self._parameters)}
+        return {**described, "state": self._state_of(number)}
 
     def describe(
         self, preset: str = AS_GIVEN, changes: Mapping[str, Any] | None = None
@@ -122,7 +123,7 @@ class Worklist:
         with self._lock:
             is_counting = self._counting is not None and not self._counting.done()
             cases = []
-            for number, files in enumerate(self._found.files):
+            for number, files in enumerate(self._inputs.cases):
                 review = self._reviews.of_case(files.case_id)
                 entry = {
                     "name": files.case_id,
@@ -156,14 +157,12 @@ class Worklist:
         }
 
     def _state_of(self, number: int) -> str:
-        if number == self._open:
-            return self._session.state(self._parameters)
         drawing = self._drawings.get(number)
         if drawing is not None and drawing.is_unsaved:
             return CORRECTED
         if self._options.corrections is None:
             return UNTOUCHED
-        case_id = self._found.files[number].case_id
+        case_id = self._inputs.cases[number].case_id
         return Corrections.of_case(case_id, self._options.corrections).state(self._parameters)
 
     def keep(self) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class Worklist:
                 self._folder_lock = FolderLock(folder)
                 self._options = replace(self._options, corrections=folder)
                 for number, drawing in self._drawings.items():
-                    files = Corrections.of_case(self._found.files[number].case_id, folder)
+                    files = Corrections.of_case(self._inputs.cases[number].case_id, folder)
                     files.check()
                     drawing.keep_in(files.drawing)
                     if number == self._open:
@@ -192,7 +191,7 @@ class Worklist:
         """Note a state and a text of a case."""
         self._require_case(number)
         with self._lock:
-            self._reviews.note(self._found.files[number].case_id, review, note)
+            self._reviews.note(self._inputs.cases[number].case_id, review, note)
         return {}
 
     def keep_lost(self) -> str:
@@ -209,7 +208,7 @@ class Worklist:
         parameters = self._session.parameters(preset, changes)
 
         def save() -> None:
-            for number in range(len(self._found.files)):
+            for number in range(len(self._inputs.cases)):
                 if self._has_ended:
                     return
                 if self._state_of(number) in (CORRECTED, OUTDATED):
@@ -229,7 +228,7 @@ class Worklist:
                 session = self._read(number)
             session.save_case(preset, changes)
         except CrfRefineError as error:
-            self._refused += f"{self._found.files[number].case_id}: {error}\n"
+            self._refused += f"{self._inputs.cases[number].case_id}: {error}\n"
         finally:
             if session is not self._session:
                 session.drawing.forget()
@@ -250,7 +249,7 @@ class Worklist:
         return self.describe()
 
     def _require_case(self, number: int) -> None:
-        if not 0 <= number < len(self._found.files):
+        if not 0 <= number < len(self._inputs.cases):
             raise InputError(f"{number}: no such case")
 
     def _take(self, number: int) -> Session:
@@ -278,10 +277,10 @@ class Worklist:
 
     def _read_next(self, number: int) -> Session | None:
         """Return a case with its result; None if there is no memory for it beside the open one."""
-        files = self._found.files[number]
+        files = self._inputs.cases[number]
         inputs = self._options.inputs
-        headers = read_case_headers(files, replace(self._found.inputs.reading, mask_mode="none"))
-        needed, _ = bytes_to_refine(headers, self._found.inputs.reading, may_stream=False)
+        headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
+        needed, _ = bytes_to_refine(headers, self._inputs.reading, may_stream=False)
         if needed > memory_left(memory_limit(inputs.max_memory)):
             return None
         session = self._read(number)
@@ -294,7 +293,7 @@ class Worklist:
 
         def count() -> None:
             try:
-                for number in range(len(self._found.files)):
+                for number in range(len(self._inputs.cases)):
                     self._num_changed[number] = self._count_changed(number, parameters)
             except _EndedError:
                 return
@@ -309,10 +308,10 @@ class Worklist:
         inputs = self._options.inputs
         self._give_way()
         try:
-            reading = self._found.inputs.reading
-            case = open_case(self._found.files[number], reading, inputs.threads)
-            refiner = CaseRefiner(case, inputs.threads, inputs.device, keeps_kernels=False)
-            result = refiner.refine(parameters, progress=self._give_way)
+            reading = self._inputs.reading
+            case = open_case(self._inputs.cases[number], reading, inputs.threads)
+            refiner = CaseRefiner(case, inputs, keeps_kernels=False)
+            result = refiner.refine(parameters, self._give_way)
         except CrfRefineError:  # Whoever opens the case is told why.
             return None
         return int(np.count_nonzero(result.label_map != case.network_labels))

@@ -41,6 +41,7 @@ async function openCase(number) {
   fill(find("modality"), modalities.map((name, order) => [order, name]), modality);
   for (const node of findAll(".dice")) node.hidden = !about.has_reference;
   find("reference-choice").hidden = !about.has_reference;
+  find("whole").hidden = !about.is_large;
   Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
   showNotes(about.notes);
   buildLabels();
@@ -116,7 +117,8 @@ async function refineNewest() {
     why = await compute(false);
   } while (sent !== counter);
   running = null;
-  if (!why && !state.result?.is_whole) compute(true);
+  // The whole of a large case is refined when somebody asks for it, or saves it.
+  if (!why && !state.result?.is_whole && !state.about.is_large) compute(true);
   return why;
 }
 
@@ -161,7 +163,7 @@ async function showAnswer(answer) {
     wholeSeconds = result.seconds;
     refreshCases(); // Saved cases may be older than the parameters now.
   }
-  showStatus("", isWhole);
+  showStatus("", isWhole || state.about.is_large);
 }
 
 // Take a value; promise "", or why it was refused: then the former value applies again.
@@ -214,9 +216,12 @@ async function saveCase() {
   await edits;
   find("saved-case").textContent = "saving …";
   const { number } = state;
-  saving = attempt(askCase("save-case", parameters()).then(({ strokes, saved }) => {
+  const sent = counter;
+  saving = attempt(askCase("save-case", parameters()).then(async (answer) => {
+    const { result, saved, strokes } = answer;
     tell("");
     if (number === state.number) {
+      if (state.about.is_large && result && sent === counter) await showAnswer(answer);
       showStrokes(strokes);
       find("saved-case").textContent = `saved to ${saved}`;
     }
@@ -301,8 +306,8 @@ const host = {
 };
 const actions = {
   click: {
-    "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false), save,
-    "save-case": saveCase, undo: () => edit("undo", {}), redo: () => edit("redo", {}),
+    whole: () => compute(true), "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
+    save, "save-case": saveCase, undo: () => edit("undo", {}), redo: () => edit("redo", {}),
     exchange: () => enlarge(planes[(planes.indexOf(largePlane()) + 1) % planes.length]),
     closer: () => largePlane().zoomByKey(true), farther: () => largePlane().zoomByKey(false),
     fit: () => largePlane().fit(), end: () => attempt(end()),
