@@ -107,18 +107,19 @@ class SpatialFilter final : public Filter {
         return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock;
     }
 
-    // Fills the box with one channel and filters it along all axes except the first. taps(axis):
-    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
+    // Fills the box with one channel, filtered along all axes except the first. taps(axis): the
+    // axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
     // while it is in the cache.
     template <class Taps>
     void filter_slabs(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;
         pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
             float* const box = box_ + slab * slab_size_;
-            scatter(slab, values, pre, box);
-            if (first_run_[slab] == first_run_[slab + 1]) return;
-            const int64_t length = voxels_.box_shape[num_axes - 1];
-            filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
+            if (first_run_[slab] == first_run_[slab + 1]) {
+                std::fill(box, box + slab_size_, 0.0f);
+                return;
+            }
+            fill_rows(slab, values, pre, taps(num_axes - 1), scratch_[thread]);
             for (int a = num_axes - 2; a > 0; --a) {
                 const int64_t inner = stride_of(a);
                 const int64_t num_of_slab =
@@ -127,6 +128,32 @@ class SpatialFilter final : public Filter {
                               &needed_[a][slab * num_of_slab], scratch_[thread]);
             }
         });
+    }
+
+    // Fills the rows of a slab with one channel, filtered along them.
+    void fill_rows(int64_t slab, const float* values, const float* pre,
+                   const std::vector<float>& taps, Buffer<float>& scratch) {
+        const int64_t length = voxels_.box_shape[voxels_.num_axes - 1];
+        float* const row = padded_row(scratch, length, taps);
+        int64_t r = first_run_[slab];
+        for (int64_t first = slab * slab_size_; first < (slab + 1) * slab_size_; first += length) {
+            std::fill(row, row + length, 0.0f);
+            for (; r < first_run_[slab + 1] && voxels_.runs[r].box < first + length; ++r) {
+                const Run& run = voxels_.runs[r];
+                float* const to = row + (run.box - first);
+                const float* const from = values + run.voxel;
+                if (pre) {
+                    for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * pre[run.voxel + i];
+                } else {
+                    std::copy(from, from + run.length, to);
+                }
+            }
+            if (is_zero(row, length)) {
+                std::fill_n(box_ + first, length, 0.0f);
+            } else {
+                filter_row(row, box_ + first, length, taps);
+            }
+        }
     }
 
     template <class Taps>
@@ -138,23 +165,6 @@ class SpatialFilter final : public Filter {
                          std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
                          taps(0), scratch_[thread]);
         });
-    }
-
-    void scatter(int64_t slab, const float* values, const float* pre, float* slab_to) const {
-        float *cleared = slab_to, *const end = cleared + slab_size_;
-        for (int64_t r = first_run_[slab]; r < first_run_[slab + 1]; ++r) {
-            const Run& run = voxels_.runs[r];
-            float* const to = slab_to + (run.box - slab * slab_size_);
-            const float* const from = values + run.voxel;
-            std::fill(cleared, to, 0.0f);
-            if (pre) {
-                for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * pre[run.voxel + i];
-            } else {
-                std::copy(from, from + run.length, to);
-            }
-            cleared = to + run.length;
-        }
-        std::fill(cleared, end, 0.0f);
     }
 
     void gather(const float* post, float weight, float* sum) {

@@ -98,19 +98,10 @@ inline void filter_row(const float* center, float* row, int64_t length,
     }
 }
 
-// Filters consecutive rows of the last axis in place; values beyond their ends are zero.
-inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length,
-                           const std::vector<float>& taps, Buffer<float>& scratch) {
+// Room for a row of the last axis that `filter_row` is to read: values beyond its ends are zero.
+inline float* padded_row(Buffer<float>& scratch, int64_t length, const std::vector<float>& taps) {
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-    const int64_t margin = std::max<int64_t>(radius, kLanes) + kLanes;
-    float* const center = padded_copy(scratch, length, margin);
-    for (int64_t r = 0; r < num_rows; ++r) {
-        float* const row = rows + r * length;
-        if (is_zero(row, length)) continue;
-        for (int64_t i = 0; i < length; i += kLanes)
-            store(center + i, load_some(row + i, length - i));
-        filter_row(center, row, length, taps);
-    }
+    return padded_copy(scratch, length, std::max<int64_t>(radius, kLanes) + kLanes);
 }
 
 // Filters one row, or two consecutive rows, of a panel.
