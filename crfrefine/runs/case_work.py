@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import Case
@@ -34,22 +32,24 @@ from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
 from crfrefine.runs.records import CaseRecord, times_of_strokes
-from crfrefine.runs.task import ALONE, CaseInWork, Task, Turns
+from crfrefine.runs.task import CaseInWork
 
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
 
-def read_case(task: Task, turns: Turns = ALONE) -> CaseInWork:
+def read_case(work: CaseInWork) -> None:
     """Read a case, unless its outputs are complete; errors are in its record."""
+    task = work.task
     record = CaseRecord(task.files.case_id, held_out_by=task.held_out_by)
-    work = CaseInWork(task, record)
+    work.record = record
+    work.case = None
     with failing_alone(record.fail, *task.files.paths):
         if task.earlier is not None and is_complete(task.outputs, task.files, task.reading.mapping):
             changed = changed_inputs(task.files, task.earlier.contents)
             if not changed:
                 work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
-                return work
+                return
             record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
@@ -60,7 +60,7 @@ def read_case(task: Task, turns: Turns = ALONE) -> CaseInWork:
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(task.device).name == "cpu"
         needed, work.input_bytes = bytes_to_refine(headers, task.reading, may_stream=may_stream)
-        turns.take_memory(needed)
+        work.take_memory(needed)
         case = cases.read_case(
             headers,
             task.reading,
@@ -85,44 +85,39 @@ def read_case(task: Task, turns: Turns = ALONE) -> CaseInWork:
         if case.strokes:
             record.strokes = times_of_strokes(task.files)
         work.case = case
-    return work
 
 
-def finish_case(work: CaseInWork, observer: Observer, turns: Turns = ALONE) -> CaseRecord:
+def finish_case(work: CaseInWork) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
-    task = work.task
-    record = work.record
     if work.case is None:
-        return record
-    for note in record.notes:
-        observer.note(note, case_id=record.case_id)
-    with failing_alone(record.fail, *task.files.paths):
-        result, names = _refine(work, observer, turns)
-        turns.end_computing()
-        for note in write_case(work, result, names, turns):
-            observer.note(note, case_id=record.case_id)
-    return record
+        return work.record
+    with failing_alone(work.record.fail, *work.task.files.paths):
+        names = work.task.names
+        if work.case.segments:  # The input has names itself, such as in a NIfTI table.
+            labels = {segment.label: segment.name for segment in work.case.segments}
+            names = replace(names, labels=labels)
+        result = _refine(work, names)
+        work.end_computing()
+        write_case(work, result, names)
+    return work.record
 
 
-def _refine(work: CaseInWork, observer: Observer, turns: Turns) -> tuple[RefinementResult, Names]:
-    """Run the CRF, and record the outcome; return it with the names of labels."""
+def _refine(work: CaseInWork, names: Names) -> RefinementResult:
+    """Run the CRF, and record the outcome."""
     started = time.perf_counter()
     task = work.task
     options = task.options
     case = work.case
     assert case is not None
     record = work.record
-    names = task.names
-    if case.segments:  # The input has names itself, such as in a NIfTI table.
-        names = replace(names, labels={segment.label: segment.name for segment in case.segments})
     strokes = read_strokes(options, case, task.reading.declared) if case.strokes else None
     # The limit and the case decide how it is refined, not what others beside it leave.
     limit = memory_limit(options.max_memory).bytes
     context = RunContext(
         options.threads,
-        partial(observer.stage_changed, record.case_id),
+        work.enter_stage,
         limit - REFINING_PROCESS - work.input_bytes,
-        take=lambda more: turns.take_more(work.input_bytes + more),
+        take=lambda more: work.take_memory(work.input_bytes + more),
     )
     result = refine_network(
         case.network,
@@ -137,14 +132,11 @@ def _refine(work: CaseInWork, observer: Observer, turns: Turns) -> tuple[Refinem
         strokes=strokes,
     )
     record.times["refine"] = time.perf_counter() - started
-    notes = list(result.notes)
+    record.notes += result.notes
     if case.strokes and strokes is None:
-        notes.append(Note.of(NoteKind.NO_STROKES))
-    notes += _record_result(work, case, names.labels, result)
-    for note in notes:
-        observer.note(note, case_id=record.case_id)
-    record.notes += notes
-    return result, names
+        record.notes.append(Note.of(NoteKind.NO_STROKES))
+    _record_result(work, case, names.labels, result)
+    return result
 
 
 def _record_result(
@@ -152,8 +144,8 @@ def _record_result(
     case: Case,
     names: Mapping[int, str],
     result: RefinementResult,
-) -> list[Note]:
-    """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
+) -> None:
+    """Record the outcome of the CRF, with notes on labels that vanished, and on no change."""
     record = work.record
     options = work.task.options
     for stage, seconds in result.timings.items():
@@ -166,7 +158,6 @@ def _record_result(
     if case.mask is not None:
         record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
 
-    notes = []
     outvoted = {}
     counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(counts):
@@ -188,15 +179,14 @@ def _record_result(
         kind = NoteKind.VANISHED
         if outvoted.keys() - result.lost_to_rules.keys():
             kind = NoteKind.VANISHED_BY_CRF
-        notes.append(Note.of(kind, labels=labels))
+        record.notes.append(Note.of(kind, labels=labels))
     has_foreground = any(changes.voxels_before[1:])
     has_weight = options.parameters.has_weight
     if has_foreground and not changes.voxels_changed and has_weight:
         unchanged = NoteKind.NO_CHANGE_BY_CRF
         if any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes):
             unchanged = NoteKind.NO_CHANGE
-        notes.append(Note.of(unchanged))
-    return notes
+        record.notes.append(Note.of(unchanged))
 
 
 def read_strokes(

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads
-from crfrefine.base.notes import Note
 from crfrefine.base.text import printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
@@ -28,19 +27,14 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.contents import LABEL_MAP, content_of
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import time_of_change
-from crfrefine.runs.stale import all_files, remove_stale
-from crfrefine.runs.task import CaseInWork, Turns
+from crfrefine.runs.stale import remove_stale
+from crfrefine.runs.task import CaseInWork
 
 _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 
 
-def write_case(
-    work: CaseInWork,
-    result: RefinementResult,
-    names: Names,
-    turns: Turns,
-) -> list[Note]:
-    """Write a refined case, and close its record; the images are freed. Return notes.
+def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None:
+    """Write a refined case, and close its record; the images are freed.
 
     Each file is written whole or not at all, and the label map last.
     """
@@ -59,18 +53,18 @@ def write_case(
     named = segments or named_segments(names.labels)
     written = _write_beside(outputs, like, result, named, picture, threads)
     if outputs.structures or outputs.folder is not None:
-        turns.wait_to_name()  # The files of structures are written by other threads.
+        work.wait_to_name()  # The files of structures are written by other threads.
         written += _write_structures(outputs, like, segments, threads)
     if work.task.before or work.task.unknown:
-        turns.wait_to_name()  # Until then a run may end that leaves the case as it was.
-    notes = list(remove_stale(work.task, record, written))
-    record.notes += notes
+        work.wait_to_name()  # Until then a run may end that leaves the case as it was.
+    files = [file for path in dict.fromkeys(written) for file in files_written(path)]
+    record.notes += remove_stale(work.task, record, files)
     write_label_map(outputs.label_map, result.label_map, like, segments=named)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)
     record.contents[LABEL_MAP] = content_of(files_written(outputs.label_map))
     folder = outputs.label_map.parent
-    for path in all_files(written):
+    for path in files:
         record.files[str(path.relative_to(folder))] = content_of([path])["checksum"]
     # Nothing below can fail: a failed case has no outputs.
     record.output = outputs.label_map
@@ -81,7 +75,6 @@ def write_case(
     if outputs.structures:
         record.structures = next(iter(outputs.structures)).parent
     record.status = "done"
-    return notes
 
 
 def _write_beside(

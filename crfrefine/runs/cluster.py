@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.failures import describe_failure
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import Task
+from crfrefine.runs.task import CaseInWork, Task
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
 RETRIES = 1
 
 
-def records_of_cluster(plan: RunPlan, observer: Observer) -> Generator[CaseRecord]:
+def records_of_cluster(plan: RunPlan) -> Generator[CaseRecord]:
     """Yield the record of each case, which a worker of a running Dask cluster has done.
 
     Closing it cancels the cases not begun.
@@ -47,11 +46,7 @@ def records_of_cluster(plan: RunPlan, observer: Observer) -> Generator[CaseRecor
         futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
         tasks = dict(zip(futures, plan.tasks, strict=True))
         for future in as_completed(futures):
-            record = _record_from(future, tasks[future], address)
-            if record.status != "skipped":
-                for note in record.notes:
-                    observer.note(note, case_id=record.case_id)
-            yield record
+            yield _record_from(future, tasks[future], address)
     finally:
         with suppress(Exception):  # The scheduler may be gone.
             client.cancel(list(tasks), force=True)
@@ -126,4 +121,6 @@ def refine_on_worker(version: str, task: Task) -> CaseRecord:
             f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
             "install the same version on all machines"
         )
-    return finish_case(read_case(task), Observer())
+    work = CaseInWork(task)
+    read_case(work)
+    return finish_case(work)

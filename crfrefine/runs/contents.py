@@ -20,6 +20,9 @@ _BLOCK_BYTES = 1 << 20
 
 # The checksum of files, and a stamp, which is one of their sizes and times.
 Content: TypeAlias = Mapping[str, str]
+# The checksum of a file that an earlier run has written, and those of the inputs that it was made
+# of, or none if the run had other settings.
+FileBefore: TypeAlias = tuple[str, Mapping[str, str | None]]
 
 
 def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str, str]:
@@ -72,18 +75,23 @@ def contents_of_inputs(
     return contents
 
 
+def checksums_of_inputs(contents: Mapping[str, Content]) -> dict[str, str | None]:
+    """Return the checksum of each kind of input among the contents of a case."""
+    checksums = {}
+    for kind, content in contents.items():
+        if kind != LABEL_MAP:
+            checksums[kind] = content.get("checksum")
+    return checksums
+
+
 def changed_inputs(files: CaseFiles, known: Mapping[str, Content]) -> list[str]:
     """Return the words of the inputs that are not those of the known contents.
 
     None are known of a record of an older version; then nothing tells.
     """
-    kinds = {kind: content for kind, content in known.items() if kind != LABEL_MAP}
-    if not kinds:
+    before = checksums_of_inputs(known)
+    if not before:
         return []
-    now = contents_of_inputs(files, kinds)
-    changed = []
-    for kind in dict.fromkeys((*kinds, *now)):
-        checksums = {contents.get(kind, {}).get("checksum") for contents in (kinds, now)}
-        if len(checksums) > 1:
-            changed.append(kind)
-    return changed
+    now = checksums_of_inputs(contents_of_inputs(files, known))
+    kinds = dict.fromkeys((*before, *now))
+    return [kind for kind in kinds if before.get(kind) != now.get(kind)]

@@ -6,7 +6,6 @@ Its report, beside the file of parameters, has the folds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,10 @@ from crfrefine.io.json import read_json
 from crfrefine.parameters.model import CrfParameters
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The parameters of a fold that held a case out."""
-
-    fold: str  # its name in the report
-    parameters: CrfParameters
-
-
 def read_held_out(
     config: str, parameters: CrfParameters, entries: Mapping[str, Any]
-) -> dict[str, HeldOut]:
-    """Return the parameters of the fold that held a case out, by the case.
+) -> dict[str, tuple[str, CrfParameters]]:
+    """Return the name and the parameters of the fold that held a case out, by the case.
 
     There are none if the file `config` has no report beside it, or its parameters were learned on
     no case. They get the entries of `--set`. Raise InputError for a report of other cases.
@@ -44,7 +35,7 @@ def read_held_out(
             if entries:
                 own = own.replace(**entries)
             for case_id in fold["held_out"]:
-                held_out[str(case_id)] = HeldOut(str(fold["name"]), own)
+                held_out[str(case_id)] = (str(fold["name"]), own)
     except (KeyError, TypeError, ConfigError):
         held_out = {}
     if not {printable(case_id) for case_id in held_out} <= set(parameters.trained_on):

@@ -16,7 +16,7 @@ from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import finish_case, read_case
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import ALONE, Task, Turns
+from crfrefine.runs.task import CaseInWork, Task
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
@@ -32,306 +32,226 @@ class BeginAgainError(BaseException):
     """
 
 
-class Places:
-    """The places of a run for cases in work, its memory, and the turns of the cases.
+class CaseInFlight(CaseInWork):
+    """A case among others: places and memory are given to the cases in their order.
 
-    Places and memory are given to the cases in their order. A case that takes more memory than
-    there is runs alone, as it would without others.
+    It ends at its next stage if the run is over, or another case needs its memory. A case that
+    takes more memory than there is runs alone, as it would without others.
     """
 
-    def __init__(self, num_places: int, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        self._num_free = num_places
-        self._taken = 0  # bytes
-        self._next = 0  # number of the case that is begun next
-        self._served: set[int] = set()  # numbers of later cases that wait no longer
-        self._turn = -1  # number of the last case whose files may get their names
-        self._alone: set[int] = set()  # numbers of cases that are begun again without others
-        self._yielding: set[int] = set()  # numbers of cases that such a case has asked to end
-        self._changed = threading.Condition()
-        self._is_over = False
-
-    def take(self, number: int, num_bytes: int) -> None:
-        """Wait until a case has its turn, and a place and memory are free for it.
-
-        A case never waits for a later one. Raise RunIsOverError after `close`.
-        """
-        with self._changed:
-            while not self._is_over and not self._is_free_for(number, num_bytes):
-                self._changed.wait()
-            if self._is_over:
-                raise RunIsOverError
-            self._yielding.discard(number)
-            self._num_free -= 1
-            self._taken += num_bytes
-            if number == self._next:
-                self._pass_turn(number)
-
-    def _is_free_for(self, number: int, num_bytes: int) -> bool:
-        if self._num_free == 0 or number > self._next:
-            return False
-        if self._alone and number > min(self._alone):
-            return False
-        if number not in self._alone and self._taken + num_bytes <= self.num_bytes:
-            return True
-        return self._taken == 0
-
-    def take_more(self, number: int, num_bytes: int) -> bool:
-        """Take memory for a case in work; return whether others have left it."""
-        with self._changed:
-            fits = self._taken + num_bytes <= self.num_bytes
-            if fits or number in self._alone:
-                self._taken += num_bytes
-                return True
-            return False
-
-    def _pass_turn(self, number: int) -> None:
-        """Note that a case waits no longer, and wake the others."""
-        self._served.add(number)
-        while self._next in self._served:
-            self._served.remove(self._next)
-            self._next += 1
-        self._changed.notify_all()
-
-    def leave(self) -> None:
-        """Let another case have a place that was taken."""
-        with self._changed:
-            self._num_free += 1
-            self._changed.notify_all()
-
-    def give_back(self, number: int, num_bytes: int) -> None:
-        """Let other cases have the memory of a case that has ended, and its turn."""
-        with self._changed:
-            self._taken -= num_bytes
-            if number >= self._next:
-                self._pass_turn(number)
-            self._changed.notify_all()
-
-    def give_turn(self, number: int) -> None:
-        """Let the files of a case get their names, since those before are recorded."""
-        with self._changed:
-            self._turn = number
-            self._changed.notify_all()
-
-    def await_turn(self, number: int) -> None:
-        """Wait until the files of a case may get their names; raises as `check` does."""
-        with self._changed:
-            while self._turn < number:
-                self.check(number)
-                self._changed.wait()
-        self.check(number)
-
-    def await_others(self, number: int) -> None:
-        """Wait until the cases before are recorded, and ask those in work to end.
-
-        The case, which has given back its memory, takes it next, and has all of it.
-        """
-        with self._changed:
-            self._alone.add(number)
-            while self._turn < number and not self._is_over:
-                self._changed.wait()
-            self._yielding.update(range(number + 1, self._next))
-            self._changed.notify_all()
-
-    def end_alone(self, number: int) -> None:
-        """Let others run again beside a case that has ended."""
-        with self._changed:
-            self._alone.discard(number)
-            self._changed.notify_all()
-
-    def check(self, number: int) -> None:
-        """Raise RunIsOverError or BeginAgainError if a case in work has to end."""
-        if self._is_over:
-            raise RunIsOverError
-        if number in self._yielding:
-            raise BeginAgainError
-
-    def close(self) -> None:
-        """Let no further case begin."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-
-class CaseInFlight(Observer, Turns):
-    """A case in flight: its notes and its stage until they are shown, and what it waits for.
-
-    It ends at its next stage if the run is over, or another case needs its memory.
-    """
-
-    def __init__(self, number: int, places: Places) -> None:
-        self.notes: list[Note] = []
+    def __init__(self, task: Task, number: int, run: CasesInFlight) -> None:
+        super().__init__(task)
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
-        self.lacks_memory = False  # beside others
-        self.is_alone = False  # whether it was begun again without others
+        self.is_alone = False  # whether it lacked memory, and is begun again without others
+        self.has_lost_gpu = False  # as the first one
         # Set when the case has ended, or waits for those before: with its files, or for memory.
         self.is_ready = threading.Event()
         self._number = number
-        self._places = places
+        self._run = run
         self._has_place = False
 
-    def note(self, note: Note, *, case_id: str = "") -> None:
-        """Keep a note."""
-        self.notes.append(note)
-
-    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
-        self._places.check(self._number)
-        self.stage = (stage, step, num_steps)
-
     def take_memory(self, num_bytes: int) -> None:
-        """Wait until there is a place for the case, and it fits beside those in work."""
-        self._places.take(self._number, num_bytes)
-        self.num_bytes = num_bytes
-        self._has_place = True
+        """Take so much memory in all, at first with a place; a case never waits for a later one.
 
-    def take_more(self, num_bytes: int) -> None:
-        """Take so much memory in all; raise BeginAgainError if others have it."""
-        if num_bytes <= self.num_bytes:
-            return
-        if not self._places.take_more(self._number, num_bytes - self.num_bytes):
-            self.lacks_memory = True
+        Raise BeginAgainError if others have what a case in work lacks, and RunIsOverError.
+        """
+        run = self._run
+        with run.changed:
+            more = num_bytes - self.num_bytes
+            if not self._has_place:
+                run.changed.wait_for(lambda: run.is_over or self._may_begin(num_bytes))
+                run.yielding.discard(self._number)
+                self._check()
+                run.num_free -= 1
+                self._has_place = True
+                self._wait_no_longer()
+            elif more <= 0:
+                return
+            elif not self.is_alone and run.num_taken + more > run.num_bytes:
+                self.is_alone = True
+                raise BeginAgainError
+            run.num_taken += more
+            self.num_bytes = num_bytes
+
+    def _may_begin(self, num_bytes: int) -> bool:
+        run = self._run
+        if run.num_free == 0 or self._number > run.next:
+            return False
+        if run.alone and self._number > min(run.alone):
+            return False
+        if not self.is_alone and run.num_taken + num_bytes <= run.num_bytes:
+            return True
+        return run.num_taken == 0
+
+    def _wait_no_longer(self) -> None:
+        """Let the next case begin, once those before it have."""
+        run = self._run
+        if self._number >= run.next:
+            run.served.add(self._number)
+        while run.next in run.served:
+            run.served.remove(run.next)
+            run.next += 1
+        run.changed.notify_all()
+
+    def _check(self) -> None:
+        """Raise RunIsOverError or BeginAgainError if the case has to end."""
+        if self._run.is_over:
+            raise RunIsOverError
+        if self._number in self._run.yielding:
             raise BeginAgainError
-        self.num_bytes = num_bytes
+
+    def enter_stage(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
+        self._check()
+        self.stage = (stage, step, num_steps)
 
     def end_computing(self) -> None:
         """Let another case compute."""
-        if self._has_place:
-            self._has_place = False
-            self._places.leave()
+        with self._run.changed:
+            if self._has_place:
+                self._has_place = False
+                self._run.num_free += 1
+                self._run.changed.notify_all()
 
     def wait_to_name(self) -> None:
-        """Wait until the cases before are recorded; raises as `stage_changed` does."""
+        """Wait until the cases before are recorded; raises as `enter_stage` does."""
+        run = self._run
         self.is_ready.set()
-        self._places.await_turn(self._number)
+        with run.changed:
+            while run.turn < self._number:
+                self._check()
+                run.changed.wait()
+        self._check()
 
     def give_back(self) -> None:
-        """Let other cases have what the case has taken."""
+        """Let other cases have what the case has taken, and its turn; forget its voxels."""
+        self.case = None
         self.end_computing()
-        self._places.give_back(self._number, self.num_bytes)
-        self.num_bytes = 0
+        with self._run.changed:
+            self._run.num_taken -= self.num_bytes
+            self.num_bytes = 0
+            self._run.alone.discard(self._number)
+            self._wait_no_longer()
 
     def begin_again(self) -> None:
-        """Forget what the case has done; if it lacks memory, wait until it may have all."""
+        """Forget what the case has done; if it lacks memory, wait until it may have all.
+
+        The cases before are recorded then, and those in work are asked to end.
+        """
         self.give_back()
-        self.notes.clear()
         self.stage = None
         self.is_ready.clear()
-        if self.lacks_memory:
-            self.lacks_memory = False
-            self.is_alone = True
-            self.is_ready.set()
-            self._places.await_others(self._number)
-            self.is_ready.clear()
-
-    def end(self) -> None:
-        """Let other cases have what the case has taken; show that it has ended."""
-        self.give_back()
-        self._places.end_alone(self._number)
+        if not self.is_alone:
+            return
+        run = self._run
         self.is_ready.set()
-
-
-def num_cases_in_flight(plan: RunPlan) -> int:
-    """Return how many cases are in work at a time if there is memory for them.
-
-    The GPU engine takes one case at a time, much more quickly than a thread reads and writes it:
-    only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a machine.
-    """
-    options = plan.options
-    if plan.summary.device.startswith("torch"):
-        return 1
-    num_jobs = options.num_jobs or options.threads or available_threads()
-    return max(1, min(num_jobs, len(plan.tasks)))
+        with run.changed:
+            run.alone.add(self._number)
+            while run.turn < self._number and not run.is_over:
+                run.changed.wait()
+            run.yielding.update(range(self._number + 1, run.next))
+            run.changed.notify_all()
+        self.is_ready.clear()
 
 
 class CasesInFlight:
-    """The cases of a run, several of them in work at a time.
+    """The cases of a run, several of them in work at a time, with what they share.
 
     While some are read and refined, results of earlier ones are compressed. Their files get their
     names in the order of the cases, so that a run that ends early leaves what it would leave
     without others in flight. A case that lacks memory beside others is begun again alone.
+
+    `changed` is held by who reads or changes what the cases share, and notified of a change.
     """
 
     def __init__(self, plan: RunPlan) -> None:
         options = plan.options
-        self._is_gpu_lost = False
-        self._tasks = plan.tasks
-        self._num_jobs = num_cases_in_flight(plan)
         self._num_threads = options.threads or available_threads()
-        self._places = Places(self._num_jobs, memory_left(memory_limit(options.max_memory)))
-        self._cases = [CaseInFlight(number, self._places) for number in range(len(plan.tasks))]
+        # The GPU engine takes one case at a time, much more quickly than a thread reads and writes
+        # it: only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a
+        # machine.
+        num_jobs = options.num_jobs or self._num_threads
+        if plan.summary.device.startswith("torch"):
+            num_jobs = 1
+        self.num_jobs = max(1, min(num_jobs, len(plan.tasks)))
+        self.changed = threading.Condition()
+        self.num_bytes = memory_left(memory_limit(options.max_memory))  # for all cases
+        self.num_taken = 0  # bytes
+        self.num_free = self.num_jobs  # places for cases in work
+        self.next = 0  # number of the case that is begun next
+        self.served: set[int] = set()  # numbers of later cases that wait no longer
+        self.turn = -1  # number of the last case whose files may get their names
+        self.alone: set[int] = set()  # numbers of cases that are begun again without others
+        self.yielding: set[int] = set()  # numbers of cases that such a case has asked to end
+        self.is_over = False
         self._num_unfinished = len(plan.tasks)
-        self._lock = threading.Lock()
+        self._is_gpu_lost = False
+        self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(plan.tasks)]
 
     def records(self, observer: Observer) -> Generator[CaseRecord]:
-        """Yield the record of each case in the order of the tasks, after its notes."""
-        pool = thread_pool(2 * self._num_jobs, "case")
+        """Yield the record of each case in the order of the tasks."""
+        pool = thread_pool(2 * self.num_jobs, "case")
         try:
-            pairs = list(zip(self._tasks, self._cases, strict=True))
-            futures = [pool.submit(self._work_on, task, case) for task, case in pairs]
-            for number, (future, (task, case)) in enumerate(zip(futures, pairs, strict=True)):
-                _show_stages(case, task.files.case_id, observer)
+            futures = [pool.submit(self._work_on, case) for case in self.cases]
+            for number, (future, case) in enumerate(zip(futures, self.cases, strict=True)):
+                _show_stages(case, observer)
                 # Only now, so that an interrupt while a case is shown leaves no file of it.
-                self._places.give_turn(number)
+                with self.changed:
+                    self.turn = number
+                    self.changed.notify_all()
                 if case.is_alone:
-                    _show_stages(case, task.files.case_id, observer)
+                    _show_stages(case, observer)
                 record = future.result()
-                for note in case.notes:
-                    observer.note(note, case_id=record.case_id)
+                if case.has_lost_gpu:
+                    observer.note(Note.of(NoteKind.GPU_LOST), case_id=record.case_id)
                 yield record
         finally:
-            self._places.close()
+            with self.changed:
+                self.is_over = True
+                self.changed.notify_all()
             pool.shutdown(cancel_futures=True)
 
-    def _work_on(self, task: Task, case: CaseInFlight) -> CaseRecord:
-        """Read, refine and write a case, again if it has to give way or lacks memory."""
+    def _work_on(self, case: CaseInFlight) -> CaseRecord:
+        """Read, refine and write a case, again if it has to give way, or lacks memory or a GPU."""
+        task = case.task
         try:
             while True:
-                with suppress(BeginAgainError):
-                    record = self._refine_with_device(task, case)
+                with suppress(BeginAgainError), naming_after(case.wait_to_name):
+                    case.task = self._with_share(task, 0)
+                    read_case(case)
+                    case.task = self._with_share(task, case.num_bytes)
+                    record = finish_case(case)
+                    if not record.failures:
+                        return record
+                    if task.options.device == "auto" and record.has_failed_by(DeviceLostError):
+                        with self.changed:
+                            case.has_lost_gpu = not self._is_gpu_lost
+                            self._is_gpu_lost = True
+                        if not case.has_lost_gpu:  # It has only met the loss in another one.
+                            continue
                     if case.is_alone or not record.has_failed_by(MemoryError):
                         return record
-                    case.lacks_memory = True
+                    case.is_alone = True
                 case.begin_again()
         finally:
-            case.end()
-            with self._lock:
+            case.give_back()
+            case.is_ready.set()
+            with self.changed:
                 self._num_unfinished -= 1
-
-    def _refine_with_device(self, task: Task, case: CaseInFlight) -> CaseRecord:
-        """Read, refine and write a case; on the CPU after the loss of a GPU in another one."""
-        record = self._refine(task, case, turns=case)
-        if task.options.device == "auto" and record.has_failed_by(DeviceLostError):
-            with self._lock:
-                has_lost_gpu = not self._is_gpu_lost
-                self._is_gpu_lost = True
-            if has_lost_gpu:
-                case.note(Note.of(NoteKind.GPU_LOST))
-            else:  # The case has only met the loss in another one.
-                case.notes.clear()
-                record = self._refine(task, case, turns=ALONE)
-        return record
-
-    def _refine(self, task: Task, case: CaseInFlight, turns: Turns) -> CaseRecord:
-        """Read, refine and write a case; it waits for memory if `turns` is the case."""
-        work = read_case(self._with_share(task, 0), turns)
-        work.task = self._with_share(task, case.num_bytes)
-        with naming_after(case.wait_to_name):
-            return finish_case(work, case, case)
 
     def _with_share(self, task: Task, num_bytes: int) -> Task:
         """Return a case that takes so much memory with its share of threads, and its device."""
-        with self._lock:
-            num_cases = min(self._num_jobs, self._num_unfinished)
+        with self.changed:
+            num_cases = min(self.num_jobs, self._num_unfinished)
         if num_bytes:
-            num_cases = min(num_cases, max(1, self._places.num_bytes // num_bytes))
+            num_cases = min(num_cases, max(1, self.num_bytes // num_bytes))
         threads = max(1, self._num_threads // num_cases)
         device = "cpu" if self._is_gpu_lost else task.device
         return replace(task, options=replace(task.options, threads=threads), device=device)
 
 
-def _show_stages(case: CaseInFlight, case_id: str, observer: Observer) -> None:
+def _show_stages(case: CaseInFlight, observer: Observer) -> None:
     """Show the stages of a case until it waits for the cases before, or has ended."""
     shown = None
     is_ready = False
@@ -339,4 +259,4 @@ def _show_stages(case: CaseInFlight, case_id: str, observer: Observer) -> None:
         is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES)
         if case.stage is not None and case.stage != shown:
             shown = case.stage
-            observer.stage_changed(case_id, *shown)
+            observer.stage_changed(case.task.files.case_id, *shown)

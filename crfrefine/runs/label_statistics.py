@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Labels
 from crfrefine.base.option import path_of_part
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
@@ -27,33 +26,15 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     """Return the statistics of each label above 0 that a case has before or after.
 
     `names` are by the label's number, as in a record. Means are over the refined label, per
-    modality in order, and None where it is empty.
+    modality in order, and None where it is empty; voxels that are NaN do not count.
     """
     voxel_ml = math.prod(case.spacing) / 1000
     changes = result.changes
-    means = _means(case, result.label_map, len(changes.voxels_after))
-    rows = []
-    for label in range(1, len(changes.voxels_before)):
-        before = changes.voxels_before[label]
-        after = changes.voxels_after[label]
-        if before or after:
-            row = {
-                "label": label,
-                "name": names.get(str(label), ""),
-                "ml_before": before * voxel_ml,
-                "ml_after": after * voxel_ml,
-                "means": [of_labels[label] for of_labels in means],
-            }
-            rows.append(row)
-    return rows
-
-
-def _means(case: Case, label_map: Labels, num_labels: int) -> list[list[float | None]]:
-    """Return the mean intensity of each label, per modality; voxels that are NaN do not count."""
+    num_labels = len(changes.voxels_after)
     sums = np.zeros((len(case.image), num_labels))
     counts = np.zeros(num_labels, np.int64)
-    for index in range(label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
-        labels = label_map[..., index]
+    for index in range(result.label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
+        labels = result.label_map[..., index]
         inside: Any = slice(None)
         if case.has_nan and case.mask is not None:
             inside = case.mask[..., index]
@@ -62,11 +43,21 @@ def _means(case: Case, label_map: Labels, num_labels: int) -> list[list[float | 
         for modality, of_labels in zip(case.image, sums, strict=True):
             values = modality[..., index][inside].ravel()
             of_labels += np.bincount(flat, weights=values, minlength=num_labels)
-    means: list[list[float | None]] = []
-    for of_labels in sums:
-        pairs = zip(of_labels.tolist(), counts.tolist(), strict=True)
-        means.append([total / count if count else None for total, count in pairs])
-    return means
+    rows = []
+    for label in range(1, len(changes.voxels_before)):
+        before = changes.voxels_before[label]
+        after = changes.voxels_after[label]
+        if before or after:
+            count = int(counts[label])
+            row = {
+                "label": label,
+                "name": names.get(str(label), ""),
+                "ml_before": before * voxel_ml,
+                "ml_after": after * voxel_ml,
+                "means": [total / count if count else None for total in sums[:, label].tolist()],
+            }
+            rows.append(row)
+    return rows
 
 
 def statistics_path(options: InferenceOptions) -> Path:
@@ -76,9 +67,12 @@ def statistics_path(options: InferenceOptions) -> Path:
     return path_of_part(options.output / "statistics.csv", options.num_parts, options.part_id)
 
 
-def statistics_csv(records: Iterable[CaseRecord], modality_names: Sequence[str]) -> str:
-    """Return a table with a line per case and label; an undefined value is an empty field."""
-    ended = [record for record in records if record.status != "failed"]
+def statistics_csv(records: Iterable[CaseRecord | None], modality_names: Sequence[str]) -> str:
+    """Return a table with a line per case and label; an undefined value is an empty field.
+
+    None stands for a case without a record.
+    """
+    ended = [record for record in records if record is not None and record.status != "failed"]
     rows = [(record, row) for record in ended for row in record.statistics or ()]
     num_modalities = max((len(row["means"]) for _, row in rows), default=1)
     titles: Sequence[object] = range(1, num_modalities + 1)

@@ -32,7 +32,6 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.runs.held_out import HeldOut
 
 INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
 
@@ -310,8 +309,8 @@ class InferenceOptions:
             panel=INPUT,
         ),
     ] = None
-    # by the case, parameters that were not learned on it
-    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+    # by the case, the fold of a training that held it out, and the parameters of this fold
+    held_out: Mapping[str, tuple[str, CrfParameters]] = field(default_factory=dict)
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
         str | None,

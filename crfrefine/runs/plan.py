@@ -6,7 +6,7 @@ It has the device, the cases, their outputs and the summary.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files,
 from crfrefine.runs.label_statistics import statistics_path
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
-from crfrefine.runs.records import READING, RunSummary, record_path
-from crfrefine.runs.states import files_before, take_up
+from crfrefine.runs.records import READING, CaseRecord, RunSummary, record_path
+from crfrefine.runs.states import files_before, read_records, take_up
 from crfrefine.runs.task import Task
 
 
@@ -208,31 +208,28 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         )
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
     notes = [*inputs.notes, *check_summary_path(options.summary_path, all_outputs)]
-    # The parts are disjoint and cover all cases.
-    part_id = options.part_id or 0
-    part = slice(part_id, None, options.num_parts)
-    cases = inputs.cases[part]
-
-    record = None
-    if not options.writes_file and not all(files.problem for files in cases):
-        record = record_path(options.output, options.num_parts, part_id)
-    summary = _summary_of(options, device, inputs, all_outputs)
-    summary.num_cases = len(cases)
-
     if note_on_device is not None:
         notes.append(note_on_device)
-    tasks = _make_tasks(inputs, part, all_outputs, options, summary)
-    left: list[Note] = []
-    if options.resume:
-        tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
-        notes += notes_on_earlier
+    summary = _summary_of(options, device, inputs, all_outputs)
+    tasks, left = _make_tasks(inputs, all_outputs, options, summary, notes)
+
+    # If no case can be read, no folder is needed.
+    readable = [task.outputs for task in tasks if not task.files.problem]
+    record = None
+    if not options.writes_file and readable:
+        record = record_path(options.output, options.num_parts, summary.part_id)
     statistics = statistics_path(options) if options.statistics else None
-    _check_places(tasks, (options.summary_path, record, statistics))
+    _check_places(readable, (options.summary_path, record, statistics))
     folder_files = plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
     if inputs.structures and record is not None:
         folder_files += plan_names_file(inputs.structures, options.output)
-    if options.parameters.trained_on:
-        notes += _notes_on_training(cases, options)
+    names = {task.files.case_id for task in tasks}
+    held_out = names & options.held_out.keys()
+    learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
+    if held_out:
+        notes.append(Note.of(NoteKind.HELD_OUT, cases=len(held_out)))
+    if learned:
+        notes.append(Note.of(NoteKind.LEARNED_ON, learned=len(learned), cases=len(tasks)))
     return RunPlan(
         inputs, options, tasks, summary, tuple(notes), tuple(left), tuple(folder_files), record
     )
@@ -241,7 +238,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
 def _summary_of(
     options: InferenceOptions, device: str, inputs: RunInputs, all_outputs: Sequence[OutputFiles]
 ) -> RunSummary:
-    """Return the summary of a run, without its cases and their number."""
+    """Return the summary of a run, without its cases."""
     limit = memory_limit(options.max_memory)
     all_cases = {}
     for files, outputs in zip(inputs.cases, all_outputs, strict=True):
@@ -264,7 +261,8 @@ def _summary_of(
         num_parts=options.num_parts,
         part_id=options.part_id or 0,
         label_names={number: name for name, number in inputs.structures.items()},
-        held_out={case_id: each.fold for case_id, each in options.held_out.items()},
+        held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
+        num_cases=len(inputs.cases[options.part_id or 0 :: options.num_parts]),
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=tuple(map(os.path.realpath, inputs.sources)),
@@ -281,93 +279,70 @@ def _summary_of(
 
 def _make_tasks(
     inputs: RunInputs,
-    part: slice,
     all_outputs: Sequence[OutputFiles],
     options: InferenceOptions,
     summary: RunSummary,
-) -> list[Task]:
-    """Return the cases of a part, each with parameters that were not learned on it.
+    notes: list[Note],
+) -> tuple[list[Task], list[Note]]:
+    """Return the cases of this part, each with parameters that were not learned on it.
 
-    They have the files of their cases that are there and may be of other runs.
+    They have the records of what earlier runs have done, with --continue, and the files of their
+    cases that are there and may be of other runs. `notes` gets notes on what is done, and notes on
+    what is left are returned.
     """
     device = summary.device
     if device != "cpu" and not options.dask:
         # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
         device = options.device
-    before = {}
-    if not options.writes_file:
-        before = files_before(options.output, summary)
+    # The parts are disjoint and cover all cases.
+    part = slice(summary.part_id, None, summary.num_parts)
+    pairs = list(zip(inputs.cases[part], all_outputs[part], strict=True))
+    recorded = read_records(None if options.writes_file else options.output)
+    before = files_before(recorded, summary)
+    earlier: dict[str, CaseRecord] = {}
+    left: list[Note] = []
+    if options.resume:
+        earlier, left = take_up(recorded, pairs, summary, notes)
+    unmeasured = []
     planned = {path for outputs in all_outputs for path in outputs.all()}
     tasks = []
-    for files, outputs in zip(inputs.cases[part], all_outputs[part], strict=True):
-        of_case = options
-        fold = None
-        held_out = options.held_out.get(files.case_id)
-        if held_out is not None:
-            of_case = replace(options, parameters=held_out.parameters)
-            fold = held_out.fold
-        recorded = before.get(files.case_id, {})
-        replaceable = {path: made_of for path, made_of in recorded.items() if path not in planned}
-        unknown = set(outputs.others_there()) - planned - recorded.keys()
+    for files, outputs in pairs:
+        fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
+        record = earlier.get(files.case_id)
+        if options.statistics and record is not None and record.statistics is None:
+            record = None
+            unmeasured.append(files.case_id)
+        written = before.get(files.case_id, {})
+        replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
+        unknown = set(outputs.others_there()) - planned - written.keys()
         task = Task(
             files,
             outputs,
-            of_case,
+            replace(options, parameters=parameters),
             inputs.reading,
             inputs.names,
             device,
-            held_out_by=fold,
-            before=replaceable,
-            unknown=tuple(sorted(unknown)),
+            fold,
+            record,
+            replaceable,
+            tuple(sorted(unknown)),
         )
         tasks.append(task)
-    return tasks
+    if unmeasured:
+        kind = NoteKind.WITHOUT_STATISTICS
+        notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
+    return tasks, left
 
 
-def _with_earlier_records(
-    tasks: Sequence[Task], options: InferenceOptions, summary: RunSummary
-) -> tuple[list[Task], list[Note], list[Note]]:
-    """Return the tasks with the records of cases that earlier runs have done.
-
-    And notes on them, and those on what is left.
-    """
-    folder = None if options.writes_file else options.output
-    earlier, notes, left = take_up(folder, tasks, summary)
-    if options.statistics:
-        unknown = [case_id for case_id, record in earlier.items() if record.statistics is None]
-        for case_id in unknown:
-            del earlier[case_id]
-        if unknown:
-            notes.append(Note.of(NoteKind.WITHOUT_STATISTICS, cases=len(unknown), names=unknown))
-    taken_up = [replace(task, earlier=earlier.get(task.files.case_id)) for task in tasks]
-    return taken_up, notes, left
-
-
-def _check_places(tasks: Sequence[Task], about_the_run: Sequence[Path | None]) -> None:
+def _check_places(planned: Iterable[OutputFiles], about_the_run: Iterable[Path | None]) -> None:
     """Raise InputError unless all outputs, and the files about the run, can be written."""
     folders: set[Path] = set()
-    for task in tasks:
-        if task.files.problem:  # If no case can be read, no folder is needed.
-            continue
-        folders.update(path.parent for path in task.outputs.all())
-        if task.outputs.folder is not None:
-            folders.add(task.outputs.folder)
+    for outputs in planned:
+        folders.update(path.parent for path in outputs.all())
+        if outputs.folder is not None:
+            folders.add(outputs.folder)
     for folder in folders:
         check_writable(folder)
     for path in about_the_run:
         if path is not None:
             check_small_output(path)
-
-
-def _notes_on_training(cases: Sequence[CaseFiles], options: InferenceOptions) -> list[Note]:
-    """Return notes if the parameters were learned on some of the cases."""
-    names = {files.case_id for files in cases}
-    held_out = names & options.held_out.keys()
-    notes = []
-    if held_out:
-        notes.append(Note.of(NoteKind.HELD_OUT, cases=len(held_out)))
-    learned = {printable(name) for name in names - held_out}
-    number = len(learned.intersection(options.parameters.trained_on))
-    if number:
-        notes.append(Note.of(NoteKind.LEARNED_ON, learned=number, cases=len(cases)))
-    return notes

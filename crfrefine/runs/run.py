@@ -53,14 +53,6 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
         file.append(summary.head())
     try:
         _run_cases(plan, observer, file)
-        late_notes = (
-            note_on_num_labels(summary.cases),
-            note_on_mapping(summary.cases, options.mapping),
-            *plan.left,
-        )
-        for late_note in late_notes:
-            if late_note is not None:
-                observer.note(late_note)
     except (KeyboardInterrupt, CrfRefineError):
         summary.interrupted = True
         raise
@@ -75,7 +67,11 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
                 content = summary.to_json().encode()
                 ending.callback(write_small_file, options.summary_path, content)
             if options.statistics and summary.cases:
-                ending.callback(_write_statistics, plan)
+                # Of all cases of the part that are done, also in earlier runs.
+                ended = {record.case_id: record for record in summary.cases}
+                records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
+                table = statistics_csv(records, plan.inputs.names.modalities)
+                ending.callback(write_small_file, statistics_path(options), table.encode())
             if file is not None:
                 ending.callback(file.close)
     return summary
@@ -93,40 +89,43 @@ def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
 
 
 def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None:
-    """Refine the cases, and record each one when it ends.
+    """Refine the cases, record each one when it ends, and tell what is to be noted of all.
 
     A full disk ends the run, and with --fail-fast any failure.
     """
     options = plan.options
     summary = plan.summary
     if options.dask is not None:
-        records = records_of_cluster(plan, observer)
+        records = records_of_cluster(plan)
     else:
         records = CasesInFlight(plan).records(observer)
     is_full = False
     with closing(records):
         for record in records:
+            if record.status != "skipped" and "read" in record.times:
+                for note in record.notes:
+                    observer.note(note, case_id=record.case_id)
             summary.cases.append(record)
             if file is not None and record.status != "skipped":
                 # The line is written with the next one; `close` reports the error.
                 with suppress(CrfRefineError):
                     file.append(record.to_dict())
             observer.case_ended(record)
-            is_full = record.has_failed_by(StorageError)
-            if is_full or (options.fail_fast and record.failures):
-                break
+            if record.failures:
+                is_full = record.has_failed_by(StorageError)
+                if is_full or options.fail_fast:
+                    break
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
         observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
-
-
-def _write_statistics(plan: RunPlan) -> None:
-    """Write the table of all cases of the part that are done, also in earlier runs."""
-    ended = {record.case_id: record for record in plan.summary.cases}
-    records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
-    known = [record for record in records if record is not None]
-    table = statistics_csv(known, plan.inputs.names.modalities)
-    write_small_file(statistics_path(plan.options), table.encode())
+    late_notes = (
+        note_on_num_labels(summary.cases),
+        note_on_mapping(summary.cases, options.mapping),
+        *plan.left,
+    )
+    for late_note in late_notes:
+        if late_note is not None:
+            observer.note(late_note)
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:

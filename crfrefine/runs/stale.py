@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import files_written, suffix_of
-from crfrefine.runs.contents import LABEL_MAP, Content, content_of
+from crfrefine.io.paths import suffix_of
+from crfrefine.runs.contents import checksums_of_inputs, content_of
 from crfrefine.runs.records import CaseRecord
 from crfrefine.runs.task import Task
 
 
-def all_files(paths: Iterable[Path]) -> list[Path]:
-    """Return files, each once, and the separate files of their voxels."""
-    return [file for path in dict.fromkeys(paths) for file in files_written(path)]
-
-
-def remove_stale(task: Task, record: CaseRecord, written: Sequence[Path]) -> Iterator[Note]:
+def remove_stale(task: Task, record: CaseRecord, kept: Collection[Path]) -> Iterator[Note]:
     """Remove files of a case that are of other parameters, options or inputs; yield notes.
 
-    Such is the file of a label that has vanished. Files that somebody has changed since an earlier
-    run wrote them, and those that no record has, are only named.
+    Such is the file of a label that has vanished; `kept` are those of the new result. Files that
+    somebody has changed since an earlier run wrote them, and those that no record has, are only
+    named.
     """
     outputs = task.outputs
-    kept = set(all_files(written))
-    made_of = _checksums(record.contents)
+    made_of = checksums_of_inputs(record.contents)
     left = {path for path in task.unknown if path.is_file()}
     if outputs.folder is not None:
         left.update(outputs.folder.glob(f"*{suffix_of(outputs.label_map)}"))
     stale = []
-    for path, (checksum, contents) in task.before.items():
+    for path, (checksum, inputs) in task.before.items():
         left.discard(path)
-        if path in kept or _checksums(contents) == made_of or not path.is_file():
+        if path in kept or inputs == made_of or not path.is_file():
             continue
         if content_of([path])["checksum"] != checksum:
             left.add(path)
@@ -55,13 +50,6 @@ def remove_stale(task: Task, record: CaseRecord, written: Sequence[Path]) -> Ite
                 path.parent.rmdir()
     if stale:
         yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])
-    names = sorted(path.name for path in left - kept)
+    names = sorted(path.name for path in left.difference(kept))
     if names:
         yield Note.of(NoteKind.STALE_LEFT, names=names)
-
-
-def _checksums(contents: Mapping[str, Content]) -> dict[str, str | None]:
-    """Return the checksums of the inputs of a case."""
-    return {
-        kind: content.get("checksum") for kind, content in contents.items() if kind != LABEL_MAP
-    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
 from crfrefine.io.paths import files_written, require_file, stem_of
-from crfrefine.runs.contents import LABEL_MAP, Content, content_of
+from crfrefine.runs.contents import LABEL_MAP, FileBefore, checksums_of_inputs, content_of
 from crfrefine.runs.records import (
     RECORD_FOLDER,
     SCHEMA,
@@ -27,7 +27,7 @@ from crfrefine.runs.records import (
 )
 
 if TYPE_CHECKING:
-    from crfrefine.runs.task import Task
+    from crfrefine.runs.outputs import OutputFiles
 
 REFINED_AGAIN = "refined again"
 _OMIT = "skipped if it is complete; omit --continue to refine all cases again"
@@ -56,84 +56,63 @@ class CaseState(NamedTuple):
 
 
 class RecordedRuns:
-    """All runs into a folder, in the order in which they began.
+    """All runs into a folder, in the order in which they began; none without a folder.
 
     `notes` are on lines that cannot be used.
     """
 
-    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[Note] = ()) -> None:
+    def __init__(
+        self, folder: Path | None, runs: Iterable[RunSummary], notes: Sequence[Note]
+    ) -> None:
+        self.folder = folder
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
         # By case: when the last run without --continue began, and the last line that no later run
-        # has begun anew.
-        self._begun: dict[str, datetime] = {}
-        self.latest: dict[str, RecordedCase] = {}
+        # has begun anew, with its run.
+        self._begun: dict[str, str] = {}
+        self.latest: dict[str, tuple[CaseRecord, RunSummary]] = {}
         for run in self.runs:
             if not run.resumed:
+                began = run.started.astimezone(UTC).isoformat(timespec="microseconds")
                 for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
-                    self._begun[case_id] = run.started
+                    self._begun[case_id] = began
                     self.latest.pop(case_id, None)
             for record in run.cases:
-                self.latest[record.case_id] = RecordedCase(record, run)
+                self.latest[record.case_id] = (record, run)
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
     ) -> CaseState:
         """Return whether a case with these outputs is done, by the settings of a run."""
-        recorded = self.latest.get(case_id)
-        if recorded is not None and not recorded.describes(label_map):
-            recorded = None
-        if recorded is None:
-            return self._unrecorded_state(case_id, label_map, others)
-        record = recorded.record
-        if record.status == "failed":
+        record, run = self.latest.get(case_id, (None, now))
+        if record is not None and (record.output or label_map).name != label_map.name:
+            record = None  # It is of a label map in another format.
+        if record is not None and record.status == "failed":
             problem = "no reason is recorded"
             if record.failures:
                 problem = record.failures[0].message
             reason = Note.of(NoteKind.FAILED, problem=problem)
             return CaseState(case_id, "failed", label_map, reason)
 
-        written = time_of_change(label_map)
-        missing = _first_missing((label_map, *others))
-        if written is None or missing is not None:
-            reason = Note.of(NoteKind.GONE, path=str(missing))
+        paths = (label_map, *others)
+        # No exception for odd names.
+        gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
+        # Files of an earlier run are not results of the run that is continued.
+        is_older = (time_of_change(label_map) or "") < self._begun.get(case_id, "")
+        if record is None and (is_older or gone == label_map):
+            return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
+        if gone is not None:
+            reason = Note.of(NoteKind.GONE, path=str(gone))
             return CaseState(case_id, "missing", label_map, reason)
+        if record is None:
+            return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
         if _is_changed(record, label_map):
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
-        keys = _differing(recorded.run.settings, now.settings)
+        keys = _differing(run.settings, now.settings)
         if keys:
             reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
             return CaseState(case_id, "missing", label_map, reason)
         return CaseState(case_id, "done", label_map, None, record)
-
-    def _unrecorded_state(self, case_id: str, label_map: Path, others: Sequence[Path]) -> CaseState:
-        """Return the state of a case whose label map no record describes."""
-        written = time_of_change(label_map)
-        missing = _first_missing((label_map, *others))
-        run_began = self._begun.get(case_id)
-        # Files of an earlier run are not results of the run that is continued.
-        is_older = (
-            written is not None
-            and run_began is not None
-            and datetime.fromisoformat(written) < run_began
-        )
-        if is_older or missing == label_map:
-            return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
-        if written is None or missing is not None:
-            reason = Note.of(NoteKind.GONE, path=str(missing))
-            return CaseState(case_id, "missing", label_map, reason)
-        return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
-
-
-class RecordedCase(NamedTuple):
-    """The record of a case, and the run that wrote it."""
-
-    record: CaseRecord
-    run: RunSummary
-
-    def describes(self, label_map: Path) -> bool:
-        """Return whether the record is not of a label map in another format."""
-        return self.record.output is None or self.record.output.name == label_map.name
 
 
 def _is_changed(record: CaseRecord, label_map: Path) -> bool:
@@ -144,22 +123,17 @@ def _is_changed(record: CaseRecord, label_map: Path) -> bool:
     return content_of(files_written(label_map), known)["checksum"] != known.get("checksum")
 
 
-def _first_missing(paths: Iterable[Path]) -> Path | None:
-    """Return the first path that does not exist; None if all do."""
-    for path in paths:
-        if not os.path.exists(path):  # noqa: PTH110 - no exception for odd names
-            return path
-    return None
-
-
-def read_records(folder: Path) -> RecordedRuns:
-    """Read the records of all runs into a folder.
+def read_records(folder: Path | None) -> RecordedRuns:
+    """Read the records of all runs into a folder; None means that they write a file.
 
     A line that cannot be used is left out, with a note.
     """
     runs: dict[str, RunSummary] = {}
     notes: list[Note] = []
-    for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
+    paths: list[Path] = []
+    if folder is not None:
+        paths = sorted((folder / RECORD_FOLDER).glob("record*.jsonl"))
+    for path in paths:
         try:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
@@ -181,7 +155,7 @@ def read_records(folder: Path) -> RecordedRuns:
         if problems:
             kind = NoteKind.UNUSABLE_LINES
             notes.append(Note.of(kind, str(path), lines=len(problems), first=problems[0]))
-    return RecordedRuns(runs.values(), notes)
+    return RecordedRuns(folder, runs.values(), notes)
 
 
 # Fields of the line of a run that are read again.
@@ -243,7 +217,7 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
             label_map = folder / name
             others = []
             if case_id in recorded.latest:
-                record = recorded.latest[case_id].record
+                record, _ = recorded.latest[case_id]
                 paths = (record.probabilities, record.logits, record.preview, record.structures)
                 others = [label_map.parent / path.name for path in paths if path is not None]
             state = recorded.state_of(case_id, label_map, others, run)
@@ -252,16 +226,13 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     return list(states.values())
 
 
-def files_before(
-    folder: Path, now: RunSummary
-) -> dict[str, dict[Path, tuple[str, Mapping[str, Content]]]]:
-    """Return the files that earlier runs into a folder have written for each case, by its name.
-
-    With the checksum of each file, and the contents of the inputs that it was made of, or none if
-    this run has other settings.
-    """
-    found: dict[str, dict[Path, tuple[str, Mapping[str, Content]]]] = {}
-    for run in read_records(folder).runs:
+def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path, FileBefore]]:
+    """Return the files that earlier runs into a folder have written for each case, by its name."""
+    found: dict[str, dict[Path, FileBefore]] = {}
+    folder = recorded.folder
+    if folder is None:
+        return found
+    for run in recorded.runs:
         is_same = run.version == now.version and not _differing(run.settings, now.settings)
         for record in run.cases:
             if record.output is None or record.case_id not in run.all_cases:
@@ -269,46 +240,48 @@ def files_before(
             label_map = folder / run.all_cases[record.case_id]
             if not label_map.is_relative_to(folder) or ".." in label_map.relative_to(folder).parts:
                 continue
-            contents = record.contents if is_same else {}
+            inputs = checksums_of_inputs(record.contents) if is_same else {}
             for written, checksum in record.files.items():
                 name = Path(written)
                 # Whoever wrote the record, no other file is taken for one of the case.
                 is_of_case = name.parts[:1] and name.parts[0].startswith(stem_of(label_map))
                 if is_of_case and len(name.parts) <= 2 and ".." not in name.parts:
                     path = label_map.parent / name
-                    found.setdefault(record.case_id, {})[path] = (checksum, contents)
+                    found.setdefault(record.case_id, {})[path] = (checksum, inputs)
     return found
 
 
 def take_up(
-    folder: Path | None, tasks: Sequence[Task], now: RunSummary
-) -> tuple[dict[str, CaseRecord], list[Note], list[Note]]:
-    """Return the records of the cases that earlier runs into a folder have done, for --continue.
+    recorded: RecordedRuns,
+    files_of_cases: Iterable[tuple[CaseFiles, OutputFiles]],
+    now: RunSummary,
+    notes: list[Note],
+) -> tuple[dict[str, CaseRecord], list[Note]]:
+    """Return the records of the cases that earlier runs have done, for --continue.
 
-    And notes on them, and notes on cases that are left although they may differ from what this run
-    would give. Without a folder, only the files count.
+    With notes on cases that are left although they may differ from what this run would give; other
+    ones are added to `notes`. Without a folder, only the files count.
     """
-    recorded = RecordedRuns()
-    if folder is not None:
-        recorded = read_records(folder)
     done: dict[str, CaseRecord] = {}
     cases_of_reason: dict[Note, list[str]] = {}
-    for task in tasks:
-        case_id = task.files.case_id
-        case = recorded.state_of(case_id, task.outputs.label_map, task.outputs.all(), now)
-        has_record = folder is not None
+    for files, outputs in files_of_cases:
+        case_id = files.case_id
+        case = recorded.state_of(case_id, outputs.label_map, outputs.all(), now)
         reason = case.reason
-        if case.state == "done" and _has_other_strokes(task.files, case, has_record=has_record):
+        if case.state == "done" and _has_other_strokes(files, case, recorded.folder):
             reason = Note.of(NoteKind.WITH_OTHER_STROKES)
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
-            reason = reason or _doubt(recorded, case_id, now)
-        if reason is not None and reason.kind in CONSEQUENCES:
+            if reason is None:
+                _, run = recorded.latest[case_id]
+                if not done[case_id].contents and run.inputs != now.inputs:
+                    reason = Note.of(NoteKind.FROM_OTHER_INPUTS)
+                elif run.version != now.version:
+                    reason = Note.of(NoteKind.BY_OTHER_VERSION)
+        if reason is not None and reason.kind in CONSEQUENCES and recorded.folder is not None:
             cases_of_reason.setdefault(reason, []).append(case_id)
-    notes = list(recorded.notes)
+    notes += recorded.notes
     left: list[Note] = []
-    if folder is None:
-        return done, notes, left
     for reason, names in cases_of_reason.items():
         consequence = CONSEQUENCES[reason.kind]
         note = Note.of(
@@ -322,20 +295,10 @@ def take_up(
             notes.append(note)
         else:
             left.append(note)
-    return done, notes, left
+    return done, left
 
 
-def _doubt(recorded: RecordedRuns, case_id: str, now: RunSummary) -> Note | None:
-    """Return why a case that is done may differ from what this run would give, or None."""
-    record, run = recorded.latest[case_id]
-    if not record.contents and run.inputs != now.inputs:
-        return Note.of(NoteKind.FROM_OTHER_INPUTS)
-    if run.version != now.version:
-        return Note.of(NoteKind.BY_OTHER_VERSION)
-    return None
-
-
-def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:
+def _has_other_strokes(files: CaseFiles, case: CaseState, folder: Path | None) -> bool:
     """Return whether the times of a case's strokes show that it was refined with others.
 
     Contents tell more, if they are recorded.
@@ -343,7 +306,7 @@ def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -
     drawn = times_of_strokes(files)
     if case.record is not None:
         return not case.record.contents and case.record.strokes != drawn
-    if has_record:
+    if folder is not None:
         return False
     # A single file has no record: only newer strokes show.
     written = time_of_change(case.label_map) or ""

@@ -10,7 +10,7 @@ from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import Names
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.runs.contents import Content
+from crfrefine.runs.contents import FileBefore
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import CaseRecord
@@ -29,37 +29,35 @@ class Task:
     held_out_by: str | None = None  # the fold with its parameters, if not those of all cases
     # The record of existing outputs, with --continue; None means that the case is refined.
     earlier: CaseRecord | None = None
-    # Files that earlier runs wrote for the case, each with its checksum, and the contents of the
-    # inputs that it is of if the settings were those of this run; and files of unknown origin
-    # under names of its outputs.
-    before: Mapping[Path, tuple[str, Mapping[str, Content]]] = field(default_factory=dict)
+    # Files that earlier runs wrote for the case, and those of unknown origin under names of its
+    # outputs.
+    before: Mapping[Path, FileBefore] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
 
 
-@dataclass
 class CaseInWork:
-    """A case that was read."""
+    """A case that is read, refined and written: what is known of it, and what it waits for.
 
-    task: Task
-    record: CaseRecord
-    case: Case | None = None  # None means that nothing is left to do, or that it failed
-    input_bytes: int = 0  # that its input takes in memory, by an estimate
+    Alone it waits for nothing.
+    """
 
-
-class Turns:
-    """What a case waits for while others are in work; a case alone waits for nothing."""
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.record = CaseRecord(task.files.case_id)
+        self.case: Case | None = None  # while it is in memory
+        self.input_bytes = 0  # that its input takes in memory, by an estimate
 
     def take_memory(self, num_bytes: int) -> None:
-        """Wait until the case, whose voxels will now be read, may take so much memory."""
+        """Take so much memory in all: wait for it before the voxels are read.
 
-    def take_more(self, num_bytes: int) -> None:
-        """Take so much memory in all; an error begins the case again if there is less."""
+        Later, an error begins the case again if there is less.
+        """
+
+    def enter_stage(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """The case is in another stage of its refinement, or in the next step of one."""
 
     def end_computing(self) -> None:
         """The case is refined, and only has to be written."""
 
     def wait_to_name(self) -> None:
         """Wait until the files of the case, which are whole, may get their names."""
-
-
-ALONE = Turns()

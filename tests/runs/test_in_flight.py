@@ -24,9 +24,9 @@ from strict_device import use
 import crfrefine.engines
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
-from crfrefine.runs import case_work, case_writing, in_flight
+from crfrefine.runs import case_work, case_writing
 from crfrefine.runs import device as devices
-from crfrefine.runs.in_flight import BeginAgainError, Places, RunIsOverError
+from crfrefine.runs.in_flight import BeginAgainError, CasesInFlight, RunIsOverError
 
 CASES = "abcdefg"
 # Entries that differ between any two runs; the memory that is free on the machine is one.
@@ -148,13 +148,23 @@ def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeyp
     assert len(errors(result.stderr)) == 1
 
 
-def taking(places, number, num_bytes):
-    """A thread that takes a place, and whether it has it."""
+def cases_in_flight(number, num_places, num_bytes=100, device="cpu", threads=4):
+    """A run with so many cases in flight, which share places and memory."""
+    options = SimpleNamespace(num_jobs=num_places, threads=threads, max_memory=None)
+    task = SimpleNamespace(files=SimpleNamespace(case_id="case"))
+    summary = SimpleNamespace(device=device)
+    run = CasesInFlight(SimpleNamespace(options=options, summary=summary, tasks=[task] * number))
+    run.num_bytes = num_bytes
+    return run, run.cases
+
+
+def taking(case, num_bytes):
+    """A thread that takes a place and memory, and whether the case has them."""
     has_place = threading.Event()
 
     def take():
         try:
-            places.take(number, num_bytes)
+            case.take_memory(num_bytes)
         except RunIsOverError:
             return
         has_place.set()
@@ -165,92 +175,93 @@ def taking(places, number, num_bytes):
 
 
 def test_cases_get_places_and_memory_in_their_order():
-    places = Places(num_places=3, num_bytes=100)
-    second, has_second = taking(places, 1, 60)
+    _, (a, b, c, d) = cases_in_flight(4, num_places=3)
+    second, has_second = taking(b, 60)
     assert not has_second.wait(0.05)  # The first case has not had its turn.
-    first, has_first = taking(places, 0, 30)
+    first, has_first = taking(a, 30)
     wait_for(has_first.is_set)
     wait_for(has_second.is_set)
 
-    third, has_third = taking(places, 2, 20)
-    fourth, has_fourth = taking(places, 3, 5)
+    third, has_third = taking(c, 20)
+    fourth, has_fourth = taking(d, 5)
     assert not has_third.wait(0.05)
     assert not has_fourth.is_set()  # It would fit, but a case before it waits.
-    places.leave()
-    places.give_back(0, 30)
+    a.give_back()
     wait_for(has_third.is_set)
     wait_for(lambda: not has_fourth.is_set() or has_third.is_set())
-    places.leave()
+    b.end_computing()
     wait_for(has_fourth.is_set)
     for thread in (first, second, third, fourth):
         thread.join()
 
 
 def test_no_more_cases_than_places_are_in_work_and_one_that_failed_early_holds_up_none():
-    places = Places(num_places=1, num_bytes=100)
-    places.take(0, 1)
-    places.give_back(1, 0)  # The second case failed before its voxels were read.
-    thread, has_place = taking(places, 2, 1)
+    _, (a, b, c) = cases_in_flight(3, num_places=1)
+    a.take_memory(1)
+    b.give_back()  # It failed before its voxels were read.
+    thread, has_place = taking(c, 1)
     assert not has_place.wait(0.05)
-    places.leave()
+    a.end_computing()
     wait_for(has_place.is_set)
     thread.join()
 
 
 def test_a_case_that_does_not_fit_runs_alone():
-    places = Places(num_places=2, num_bytes=100)
-    places.take(0, 1000)
-    thread, has_place = taking(places, 1, 1)
+    _, (a, b) = cases_in_flight(2, num_places=2)
+    a.take_memory(1000)
+    thread, has_place = taking(b, 1)
     assert not has_place.wait(0.05)
-    places.give_back(0, 1000)
+    a.give_back()
     wait_for(has_place.is_set)
     thread.join()
 
 
 def test_cases_that_wait_end_with_the_run():
-    places = Places(num_places=1, num_bytes=100)
-    places.take(0, 1)
-    thread, has_place = taking(places, 1, 1)
-    places.close()
+    run, (a, b) = cases_in_flight(2, num_places=1)
+    a.take_memory(1)
+    thread, has_place = taking(b, 1)
+    with run.changed:
+        run.is_over = True
+        run.changed.notify_all()
     thread.join(20)
     assert not thread.is_alive()
     assert not has_place.is_set()
+    with pytest.raises(RunIsOverError):
+        a.enter_stage("refining")
 
 
 def test_a_case_that_lacks_memory_takes_all_of_it_once_those_before_are_recorded():
-    places = Places(num_places=3, num_bytes=100)
-    for number in (0, 1, 2):
-        places.take(number, 30)
-    assert places.take_more(1, 10)
-    assert not places.take_more(1, 10)
-    places.leave()
-    places.give_back(1, 40)
+    run, (a, b, c, d) = cases_in_flight(4, num_places=3)
+    for case in (a, b, c):
+        case.take_memory(30)
+    b.take_memory(40)
+    with pytest.raises(BeginAgainError):
+        b.take_memory(50)
     is_alone = threading.Event()
 
     def begin_again():
-        places.await_others(1)
-        places.take(1, 90)
+        b.begin_again()
+        b.take_memory(90)
         is_alone.set()
 
     thread = threading.Thread(target=begin_again, daemon=True)
     thread.start()
-    fourth, has_fourth = taking(places, 3, 1)
-    places.leave()
-    places.give_back(0, 30)
-    places.check(2)  # The turn of the second case has not come.
-    places.give_turn(1)
+    fourth, has_fourth = taking(d, 1)
+    a.give_back()
+    c.enter_stage("refining")  # The turn of the second case has not come.
+    with run.changed:
+        run.turn = 1
+        run.changed.notify_all()
     with pytest.raises(BeginAgainError):
-        places.await_turn(2)
+        c.wait_to_name()
     assert not is_alone.wait(0.05)
-    places.leave()
-    places.give_back(2, 30)
+    c.begin_again()
     wait_for(is_alone.is_set)
-    assert places.take_more(1, 1000)
+    b.take_memory(1090)
     assert not has_fourth.wait(0.05)
-    third, has_third = taking(places, 2, 30)
-    places.leave()
-    places.give_back(1, 1090)
-    places.end_alone(1)
+    third, has_third = taking(c, 30)
+    assert not has_third.wait(0.05)
+    b.give_back()
     wait_for(has_third.is_set)
     wait_for(has_fourth.is_set)
     for ended in (thread, third, fourth):
@@ -268,14 +279,14 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
     refine = case_work._refine
     begun = []
 
-    def refine_or_lack(work, observer, turns):
+    def refine_or_lack(work, labels):
         case_id = work.task.files.case_id
-        if case_id in names and not turns.is_alone:
+        if case_id in names and not work.is_alone:
             if by_error:
                 raise MemoryError
-            turns.take_more(1 << 60)
+            work.take_memory(1 << 60)
         begun.append(case_id)
-        return refine(work, observer, turns)
+        return refine(work, labels)
 
     monkeypatch.setattr(case_work, "_refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")
@@ -311,14 +322,14 @@ def test_the_memory_of_a_case_does_not_depend_on_others(folders, tmp_path, monke
 )
 def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases, expected):
     shares = []
-    with_share = in_flight.CasesInFlight._with_share
+    with_share = CasesInFlight._with_share
 
     def note_share(self, task, num_bytes):
         shared = with_share(self, task, num_bytes)
         shares.append(shared.options.threads)
         return shared
 
-    monkeypatch.setattr(in_flight.CasesInFlight, "_with_share", note_share)
+    monkeypatch.setattr(CasesInFlight, "_with_share", note_share)
     several = write_folders(folders.output.parent / "more", *"abcdefghi"[:num_cases])
     infer(several, "--threads", threads, "--jobs", jobs, status=0)
     assert shares[0] == expected
@@ -336,13 +347,8 @@ def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases,
     ],
 )
 def test_a_gpu_computes_one_case_while_others_are_read_and_written(device, jobs, expected):
-    options = SimpleNamespace(num_jobs=jobs, threads=6)
-    plan = SimpleNamespace(
-        options=options,
-        summary=SimpleNamespace(device=device),
-        tasks=range(40),
-    )
-    assert in_flight.num_cases_in_flight(plan) == expected
+    run, _ = cases_in_flight(40, jobs, device=device, threads=6)
+    assert run.num_jobs == expected
 
 
 class LostGpu(cuda_shim.ShimDevice):

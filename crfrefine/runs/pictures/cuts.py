@@ -17,9 +17,11 @@ from crfrefine.runs.pictures.planes import (
     PLANES,
     Upright,
     Window,
+    best_view,
     choose_modality,
-    choose_places,
+    choose_point,
     choose_window,
+    largest_change,
     planes_of,
 )
 
@@ -77,7 +79,7 @@ def cut_planes(
     structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
     refined = maps["refined"]
     changed = maps["before"] != refined
-    places = choose_places([*maps.values()], changed, steps)
+    point = choose_point([*maps.values()], changed, steps)
     windows = [choose_window(modality, structure) for modality in modalities]
     contours = refined if refined.any() else maps["before"]
     chosen = choose_modality(modalities, windows, contours, steps)
@@ -85,13 +87,14 @@ def cut_planes(
     crop = _crop(structure, steps)
     volume = _Volume(pose, modalities[chosen], windows[chosen], maps, steps, crop)
     numbers = planes_of(refined.shape)
-    planes = [volume.cut(plane, places.point) for plane in numbers]
-    if places.change is not None:
-        peak, plane = places.change
+    planes = [volume.cut(plane, point) for plane in numbers]
+    peak = largest_change(changed, steps)
+    if peak is not None:
+        plane, is_near = best_view(changed, peak, point, steps)
         zoomed = volume.zoom(plane, peak)
         reach = _ZOOM_MM if zoomed is not None else (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
         framed = volume.cut_through_change(plane, peak, reach)
-        if not places.is_near:
+        if not is_near:
             planes.append(framed)
         elif zoomed is not None:
             nearest = numbers.index(plane)

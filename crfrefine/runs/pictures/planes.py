@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,18 +98,8 @@ class Upright:
 Voxel = tuple[int, ...]  # an index per axis
 
 
-class Places(NamedTuple):
-    """The places where a volume is cut."""
-
-    point: Voxel  # one index per axis: planes through the structure, which need not meet inside it
-    # The voxel of the largest change, and the number in `PLANES` of the plane that shows most of
-    # it; None without changes.
-    change: tuple[Voxel, int] | None
-    is_near: bool  # whether that plane through the structure is near enough to show the change
-
-
-def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
-    """Choose the planes that show a case.
+def choose_point(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Voxel:
+    """Choose where planes go through the structure of a case; they need not meet inside it.
 
     The structure is the largest connected part of what most maps have in common. Along each axis,
     planes with a large cross-section of it qualify, and the one with the most changes is taken.
@@ -121,72 +110,17 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
         changed: (*grid), where they changed.
         steps: mm between voxels along each axis.
     """
-    peak = _largest_change(changed, steps)
-    structure = _find_structure(maps)
-    point = peak or tuple(size // 2 for size in changed.shape)
-    if structure is not None:
-        point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
-    if peak is None:
-        return Places(point, None, True)
-    if changed.ndim != 3:
-        return Places(point, (peak, 0), True)
-
-    planes = planes_of(changed.shape)
-    near = []
-    for plane in planes:
-        through = PLANES[plane][-1]
-        if abs(peak[through] - point[through]) * steps[through] <= CHANGE_WINDOW_MM / 2:
-            near.append(plane)
-    return Places(point, (peak, _best_view(changed, peak, near or planes, steps)), bool(near))
-
-
-def _find_structure(maps: Sequence[Array]) -> Bool | None:
-    """Return the largest connected part of what most label maps have in common, (*grid)."""
     votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
     box = bounding_box(votes > 0)
     if box is None:
-        return None
+        return largest_change(changed, steps) or tuple(size // 2 for size in changed.shape)
     # Parts are connected over faces alone, so that fewer bridges lead to the surroundings.
     parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
     structure: Bool = np.zeros(votes.shape, bool)
     structure[box] = parts == sizes.argmax()
-    return structure
-
-
-def _best_view(changed: Bool, peak: Voxel, planes: Sequence[int], steps: Sequence[float]) -> int:
-    """Return the plane through the largest change that shows most changed voxels around it."""
-    around = []
-    for place, step in zip(peak, steps, strict=True):
-        reach = round(CHANGE_WINDOW_MM / 2 / step)
-        start = max(0, place - reach)
-        around.append(slice(start, place + reach + 1))
-
-    def num_changed(plane: int) -> int:
-        through = PLANES[plane][-1]
-        cut: list[int | slice] = [*around]
-        cut[through] = peak[through]
-        return int(np.count_nonzero(changed[tuple(cut)]))
-
-    return max(planes, key=num_changed)
-
-
-def _largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:
-    """Return the changed voxel with the most changed voxels around it; None without changes."""
-    box = bounding_box(changed)
-    if box is None:
-        return None
-    inside = changed[box]
-    size = []
-    for step, extent in zip(steps, inside.shape, strict=True):
-        reach = min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1)
-        size.append(2 * reach + 1)
-    # Only changed voxels qualify: a plane next to the change would show nothing.
-    density = uniform_filter(inside.astype(np.float32), size, mode="constant")
-    density[~inside] = -1
-    densest = np.unravel_index(int(density.argmax()), density.shape)
-    return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
+    return tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
 
 
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
@@ -203,6 +137,52 @@ def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
     sections_of_candidates = sections[candidates]
     largest = candidates[sections_of_candidates == sections_of_candidates.max()]
     return int(largest[len(largest) // 2])
+
+
+def largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:
+    """Return the changed voxel with the most changed voxels around it; None without changes."""
+    box = bounding_box(changed)
+    if box is None:
+        return None
+    inside = changed[box]
+    size = []
+    for step, extent in zip(steps, inside.shape, strict=True):
+        reach = min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1)
+        size.append(2 * reach + 1)
+    # Only changed voxels qualify: a plane next to the change would show nothing.
+    density = uniform_filter(inside.astype(np.float32), size, mode="constant")
+    density[~inside] = -1
+    densest = np.unravel_index(int(density.argmax()), density.shape)
+    return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
+
+
+def best_view(changed: Bool, peak: Voxel, point: Voxel, steps: Sequence[float]) -> tuple[int, bool]:
+    """Return the plane that shows most changed voxels around the largest change, by its number.
+
+    Planes count that go through the structure near enough to show the change; else all, and then
+    the second value is False.
+    """
+    if changed.ndim != 3:
+        return 0, True
+    planes = planes_of(changed.shape)
+    near = []
+    for plane in planes:
+        through = PLANES[plane][-1]
+        if abs(peak[through] - point[through]) * steps[through] <= CHANGE_WINDOW_MM / 2:
+            near.append(plane)
+    around = []
+    for place, step in zip(peak, steps, strict=True):
+        reach = round(CHANGE_WINDOW_MM / 2 / step)
+        start = max(0, place - reach)
+        around.append(slice(start, place + reach + 1))
+
+    def num_changed(plane: int) -> int:
+        through = PLANES[plane][-1]
+        cut: list[int | slice] = [*around]
+        cut[through] = peak[through]
+        return int(np.count_nonzero(changed[tuple(cut)]))
+
+    return max(near or planes, key=num_changed), bool(near)
 
 
 @dataclass(frozen=True)
@@ -297,21 +277,16 @@ def choose_modality(
     for modality, window in zip(modalities, windows, strict=True):
         values = modality[tuple(box)]
         counted = is_near & _is_tissue(values)
-        shares.append(_explained_share(values[counted], labels[counted], window))
+        if not counted.any():
+            shares.append(0.0)
+            continue
+        clipped = np.clip(values[counted], window.low, window.high).astype(np.float64)
+        groups = labels[counted].astype(np.intp)
+        means = np.bincount(groups, clipped) / np.maximum(np.bincount(groups), 1)
+        # A spread of rounding errors explains nothing.
+        smallest = 1e-12 * (window.high - window.low) ** 2
+        shares.append(float(means[groups].var() / max(clipped.var(), smallest)))
     return int(np.argmax(shares))
-
-
-def _explained_share(values: Float32, labels: Array, window: Window) -> float:
-    """Return the share of the variance of values in a window that the means of labels explain."""
-    if not values.size:
-        return 0.0
-    clipped = np.clip(values, window.low, window.high).astype(np.float64)
-    groups = labels.astype(np.intp)
-    counts = np.bincount(groups)
-    means = np.bincount(groups, clipped) / np.maximum(counts, 1)
-    # A spread of rounding errors explains nothing.
-    smallest = 1e-12 * (window.high - window.low) ** 2
-    return float(means[groups].var() / max(clipped.var(), smallest))
 
 
 def _is_tissue(image: Float32) -> Bool:

@@ -43,7 +43,7 @@ from crfrefine.runs.pictures.planes import (
     SOFT_TISSUE,
     Upright,
     Window,
-    choose_places,
+    choose_point,
     choose_window,
     planes_of,
 )
@@ -175,7 +175,7 @@ class TuneCase(Case):
         maps = [network]
         if self.labels is not None:
             maps.append(self.pose.turn(self.labels))
-        return choose_places(maps, network != maps[-1], self.upright_spacing).point
+        return choose_point(maps, network != maps[-1], self.upright_spacing)
 
     def upright_box(self, voxels: Integers) -> Box:
         """Return the box of the upright grid around places in the flattened arrays."""
