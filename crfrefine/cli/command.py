@@ -41,6 +41,8 @@ _MIN_OF_PANELS = 12  # parameters from which on the help has panels
 class Command(click.Command):
     """A command with panels in its help, and with errors as lines on standard error."""
 
+    shared: Sequence[str] = ()  # names of parameters that the function gets as its `options`
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; of inputs that are DICOM, that matters more than what is missing."""
         named = list(args)
@@ -64,6 +66,8 @@ class Command(click.Command):
             ctx.fail("--verbose and --quiet exclude each other")
         with reporting_failures(verbose=is_verbose):
             refuse_dicom(self.name, ctx.params)
+            if self.shared:
+                ctx.params["options"] = {name: ctx.params.pop(name) for name in self.shared}
             super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -145,9 +149,7 @@ class _Argument(click.Argument):
 class _Option(click.Option):
     """An option with its place in the help."""
 
-    def __init__(self, names: Sequence[str], panel: str, **settings: Any) -> None:
-        super().__init__(names, **settings)
-        self.panel = panel
+    panel = MESSAGES
 
 
 def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> list[click.Parameter]:
@@ -194,15 +196,11 @@ def command(
             if one.name not in names_of_function:
                 taken.append(one)
 
-        def run(**values: Any) -> None:
-            if shared:
-                options = {str(one.name): values.pop(str(one.name)) for one in taken}
-                values["options"] = options
-            function(**values)
-
         name = function.__name__.replace("_", "-")
         text = inspect.getdoc(function)
-        return Command(name, callback=run, params=[*taken, *described], help=text)
+        made = Command(name, callback=function, params=[*taken, *described], help=text)
+        made.shared = [str(one.name) for one in taken]
+        return made
 
     return make
 
@@ -240,12 +238,13 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
         text += f"  [required without {option.unless}]"
     if option.bare is not None:
         settings["flag_value"] = option.bare
-    return _Option(
+    described = _Option(
         [name, *option.names.split()],
-        option.panel,
         help=text,
         is_flag=is_flag,
         multiple=is_list,
         show_default=option.show_default,
         **settings,
     )
+    described.panel = option.panel
+    return described

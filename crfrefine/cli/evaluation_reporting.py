@@ -58,7 +58,7 @@ class EvaluationReporter(RunReporter):
         for failure in result.failures:
             self._say_failure(result.case_id, replace(failure, case_id=result.case_id))
         if self._bar is None and not result.failures:
-            self._say(f"{head} {result.case_id}: {result.seconds:.2f} s")
+            self._say(f"{head} {result.case_id}: {result.seconds:.2f} s", is_timed=True)
         for warning in result.warnings:
             self.note(warning, case_id=result.case_id)
         for note in result.notes:
@@ -71,10 +71,24 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     Before it come the comparison, the separate counts, the judgment of probabilities, and the
     declines.
     """
+    from crfrefine.statistics.comparison import describe_families
+
     verdict = evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
-        for text in (*_lines_on_empty_masks(evaluation, verbosity), *_remarks(evaluation)):
+        texts = _lines_on_empty_masks(evaluation, verbosity)
+        notes = evaluation.empty_notes if verdict is None else verdict.notes
+        texts += [f"note: {note}" for note in notes]
+        if evaluation.recovered_text:
+            texts.append(evaluation.recovered_text)
+        if evaluation.power_note:
+            texts.append(f"power: {evaluation.power_note}")
+        families = describe_families(evaluation.summary)
+        if families:
+            texts.append(f"p (Holm): {families}")
+        if verdict is not None:
+            texts += sentences_of(verdict)
+        for text in texts:
             print(for_terminal(text))
         names = [METRICS_NAME, SUMMARY_NAME]
         if evaluation.has_report:
@@ -114,25 +128,6 @@ def _lines_on_empty_masks(evaluation: Evaluation, verbosity: int) -> list[str]:
     table = evaluation.options.output / SUMMARY_NAME
     more = f"empty masks: {num_more} more regions in {table}; -v prints them"
     return [*lines[:_MAX_REGIONS], more]
-
-
-def _remarks(evaluation: Evaluation) -> list[str]:
-    """Return what a reader of the comparison has to know."""
-    from crfrefine.statistics.comparison import describe_families
-
-    verdict = evaluation.verdict
-    notes = evaluation.empty_notes if verdict is None else verdict.notes
-    remarks = [f"note: {note}" for note in notes]
-    if evaluation.recovered_text:
-        remarks.append(evaluation.recovered_text)
-    if evaluation.power_note:
-        remarks.append(f"power: {evaluation.power_note}")
-    families = describe_families(evaluation.summary)
-    if families:
-        remarks.append(f"p (Holm): {families}")
-    if verdict is not None:
-        remarks += sentences_of(verdict)
-    return remarks
 
 
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:

@@ -74,6 +74,12 @@ class Stopped(BaseException):
         super().__init__(": ".join([word, *getattr(cause, "__notes__", ())]))
 
 
+def tell(text: str) -> None:
+    """Print a message of the program on standard error, unless that is closed."""
+    with contextlib.suppress(OSError):
+        print(for_terminal(f"crfrefine: {text}"), file=sys.stderr, flush=True)
+
+
 def print_failure(failure: Failure, *, verbose: bool) -> None:
     """Print a failure on standard error.
 
@@ -101,8 +107,7 @@ def reporting_failures(*, verbose: bool) -> Iterator[None]:
         if error.errno == errno.EPIPE:  # of standard error
             raise OutputClosedError from error
         place = error.filename or "standard output"
-        with contextlib.suppress(OSError):
-            print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
+        tell(f"error: {place}: {error.strerror}")
         raise SystemExit(1) from error
 
 

@@ -19,7 +19,6 @@ from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
-    from crfrefine.runs.tools.info import FolderReport
 
 
 @command(
@@ -81,39 +80,37 @@ def info(
 def _inspect_folder(
     folder: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
-    """Return the cases of a folder for programs, and print them if wanted."""
+    """Return the cases of a folder for programs, and print them if wanted.
+
+    A line is about a case, a note or a problem; if verbose, tracebacks follow.
+    """
     from crfrefine.runs.tools.info import inspect_folder
 
     if options["masks"] == "nonzero":
         options = {**options, "masks": None}
     report = inspect_folder(folder, **options)
-    messages = [str(problem) for problem in report.problems]
     notes = [str(note) for note in report.notes]
+    messages = [str(problem) for problem in report.problems]
+    if is_printed:
+        if report.found:
+            print(for_terminal(report.found))
+        num_cases = counted(len(report.cases), "case")
+        num_problems = counted(len(messages), "problem")
+        print(f"{printable(str(folder))}: {num_cases} in order, {num_problems}")
+        names = list(map(printable, report.cases))
+        width = max(map(len, names), default=0)
+        for name, line in zip(names, report.cases.values(), strict=True):
+            print(f"  {name:<{width}}  {line}")
+        for note in notes:
+            print(for_terminal(f"  note: {note}"))
+        for message in messages:
+            print(for_terminal(f"  wrong: {message}"))
+        for problem in report.problems:
+            if is_verbose and problem.traceback is not None:
+                print(for_terminal(indented(problem.traceback)), file=sys.stderr)
     if report.found:
         notes.insert(0, report.found)
-    if is_printed:
-        _print_report(folder, report, is_verbose=is_verbose)
     return {"cases": report.cases, "notes": notes, "problems": messages}
-
-
-def _print_report(folder: Path, report: FolderReport, *, is_verbose: bool) -> None:
-    """Print a line about each case, and the notes and problems; if verbose, with tracebacks."""
-    if report.found:
-        print(for_terminal(report.found))
-    num_cases = counted(len(report.cases), "case")
-    num_problems = counted(len(report.problems), "problem")
-    print(f"{printable(str(folder))}: {num_cases} in order, {num_problems}")
-    names = list(map(printable, report.cases))
-    width = max(map(len, names), default=0)
-    for name, line in zip(names, report.cases.values(), strict=True):
-        print(f"  {name:<{width}}  {line}")
-    for note in report.notes:
-        print(for_terminal(f"  note: {note}"))
-    for problem in report.problems:
-        print(for_terminal(f"  wrong: {problem}"))
-    for problem in report.problems:
-        if is_verbose and problem.traceback is not None:
-            print(for_terminal(indented(problem.traceback)), file=sys.stderr)
 
 
 def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from typing import Any, NoReturn, cast
 import click
 
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.text import for_terminal
 from crfrefine.cli.completion import complete
-from crfrefine.cli.failures import GONE, Stopped, print_usage_error, reporting_failures
+from crfrefine.cli.failures import GONE, Stopped, print_usage_error, reporting_failures, tell
 from crfrefine.cli.standard_output import CLOSED_STATUS, OutputClosedError, prepare_streams
 from crfrefine.version import __version__
 
@@ -37,32 +36,22 @@ class Group(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None for an unknown name."""
+        """Import a command; None for an unknown name, an error of usage for one that is gone."""
+        if cmd_name in GONE:
+            ctx.fail(GONE[cmd_name])
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
         return cast(click.Command, getattr(import_module(f"crfrefine.cli.{name}"), name))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments name; an error of usage for an unknown name."""
-        if args[0] in GONE:
-            ctx.fail(GONE[args[0]])
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the name of a command; records have the arguments as typed."""
-        ctx.obj = list(args)
-        return super().parse_args(ctx, args)
-
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, **settings: Any
     ) -> NoReturn:
         """Run the command that the arguments name, and exit with its status."""
+        typed = list(sys.argv[1:] if args is None else args)  # Records have them.
         try:
             with keeping_inputs(), reporting_failures(verbose=False):
-                status = super().main(args, **settings, standalone_mode=False)
+                status = super().main(typed, **settings, obj=typed, standalone_mode=False)
         except click.UsageError as error:
             print_usage_error(error)
             status = error.exit_code
@@ -113,7 +102,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
     prepare_streams()
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    # A warning is a line, without its place in the code.
+    warnings.showwarning = lambda warning, *_: tell(f"warning: {warning}")
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take
         # 0.2 s.
@@ -146,15 +136,8 @@ def _exit_stopped(stopped: Stopped) -> None:
     """Write what was printed, say that the command was stopped, and end the process at once."""
     with contextlib.suppress(OSError, OutputClosedError):
         sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
+    tell(str(stopped))
     os._exit(stopped.status)
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    """Print a warning as one line, without its place in the code."""
-    with contextlib.suppress(OSError):
-        print(for_terminal(f"crfrefine: warning: {message}"), file=sys.stderr)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ _OUTPUTS = ("output", "summary", "corrections")
 def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
     """Raise InputError if an input of a command is a DICOM file, or a folder of them.
 
-    `values` are those of its parameters. The error names the commands to run.
+    `values` are those of its parameters, also in lists and pairs. The error names the commands to
+    run.
     """
     if command not in _READERS:
         return
-    for path in _paths_in([value for name, value in values.items() if name not in _OUTPUTS]):
-        if not is_named_dicom(path) and not path.exists():
+    pending = [value for name, value in values.items() if name not in _OUTPUTS]
+    while pending:
+        path = pending.pop(0)
+        if isinstance(path, list | tuple):
+            pending[:0] = path
+        if not isinstance(path, Path) or not (path.exists() or is_named_dicom(path)):
             continue
         from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize
 
@@ -52,12 +57,3 @@ def refuse_named_dicom(command: str | None, texts: Sequence[str]) -> None:
 def is_named_dicom(path: str | Path) -> bool:
     """Return whether a name ends like that of a DICOM file."""
     return re.search(_ENDING, str(path), re.IGNORECASE) is not None
-
-
-def _paths_in(value: object) -> Iterator[Path]:
-    """Yield the paths of a value: itself, or those in its lists and pairs."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _paths_in(part)

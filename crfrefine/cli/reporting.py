@@ -50,6 +50,9 @@ class RunReporter(Observer, AbstractContextManager[Any]):
     """
 
     silent_seconds = 30.0  # after which a stage is told of
+    tells_all_from = VERBOSE + 1  # the verbosity from which on every stage is told of
+    before_note = "note: "
+    before_note_on_case = "note: case {!r}: "
 
     # QUIET: no line, and only errors; VERBOSE: further details of the command
     verbosity: int = NORMAL
@@ -81,15 +84,12 @@ class RunReporter(Observer, AbstractContextManager[Any]):
 
         One about a case is printed for the first of many cases, or for each if VERBOSE.
         """
+        before = self.before_note_on_case.format(case_id) if case_id else self.before_note
         if self.verbosity >= VERBOSE or not case_id or note.gist not in self._known:
-            self._say(f"{self._before_note(case_id)}{note}")
+            self._say(f"{before}{note}")
         elif note.kind in LOSSES:
-            note = replace(note, kind=LOSSES[note.kind])
-            self._say(f"{self._before_note(case_id)}{note}")
+            self._say(f"{before}{replace(note, kind=LOSSES[note.kind])}")
         self._known.add(note.gist)
-
-    def _before_note(self, case_id: str) -> str:
-        return f"note: case {case_id!r}: " if case_id else "note: "
 
     def cases_found(self, text: str) -> None:
         """Print how many cases a pattern has."""
@@ -123,57 +123,41 @@ class RunReporter(Observer, AbstractContextManager[Any]):
             self._say_if_due(done)
 
     def _say_if_due(self, text: str) -> None:
-        """Print what is in work, with a time, if it is due."""
-        if not self._is_due():
-            return
-        clock = f"{time.monotonic() - self._name_began:.0f} s so far"
-        if self._left is not None:
-            clock = f"about {timedelta(seconds=round(self._left))} left"
-        self._say(f"{self._clock()}{text}, {clock}")
-
-    def _is_due(self) -> bool:
-        """Return whether nothing has shown for some time that the run goes on."""
-        silent_seconds = time.monotonic() - self._said
-        return self._bar is None and silent_seconds >= self.silent_seconds
+        """Print what is in work, with a time, if nothing has shown for long that it goes on."""
+        is_silent = time.monotonic() - self._said >= self.silent_seconds
+        if (self._bar is None and is_silent) or self.verbosity >= self.tells_all_from:
+            clock = f"{time.monotonic() - self._name_began:.0f} s so far"
+            if self._left is not None:
+                clock = f"about {timedelta(seconds=round(self._left))} left"
+            self._say(f"{text}, {clock}", is_timed=True)
 
     def stage_ended(self, text: str) -> None:
         """Print the outcome of a part of the run."""
         self._say(text)
 
-    def _clock(self) -> str:
-        """Return the time of day before a line of a log; on a terminal nothing."""
-        return "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
+    def _begin(
+        self, amount: str, total: float = 0, *, counts: bool = True, detail: str = ""
+    ) -> None:
+        """Print the amount of work, and on a terminal, unless QUIET, show a bar up to a total.
 
-    def _begin(self, amount: str, num_cases: int = 0, detail: str = "") -> None:
-        """Print the amount of work, and show how many of the cases are done."""
+        It counts cases, or else shows percentages of the total.
+        """
         self._began = time.monotonic()
         self._name_began = self._began
-        self._total = num_cases
-        self._say(amount)
-        if num_cases:
-            self._start(num_cases, counts=True, detail=detail)
-
-    def _end_case(self, name: str) -> str:
-        """Count a case that has ended; return the begin of the line about it, without its name."""
-        self._ended += 1
-        self._update(completed=self._ended, text=name)
-        return f"{self._clock()}[{self._ended}/{self._total}]"
-
-    def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
-        """Show the bar, on a terminal and unless QUIET.
-
-        It counts things up to a total, or shows percentages of it.
-        """
-        if self.verbosity <= QUIET or not sys.stderr.isatty():
+        if counts:
+            self._total = int(total)
+        if amount:
+            self._say(amount)
+        if not total or self.verbosity <= QUIET or not sys.stderr.isatty():
             return
         from rich import progress
         from rich.console import Console
 
-        amount: progress.ProgressColumn = progress.TaskProgressColumn()
+        column: progress.ProgressColumn = progress.TaskProgressColumn()
         if counts:
-            amount = progress.MofNCompleteColumn()
+            column = progress.MofNCompleteColumn()
         self._bar = progress.Progress(
-            amount,
+            column,
             progress.BarColumn(bar_width=24),
             progress.TextColumn("{task.fields[text]}", markup=False),
             progress.TextColumn("{task.fields[detail]}", style="dim", markup=False),
@@ -186,6 +170,12 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         self._bar.add_task("", total=total, text="", detail=detail)
         self._bar.start()
 
+    def _end_case(self, name: str) -> str:
+        """Count a case that has ended; return the begin of the line about it, without its name."""
+        self._ended += 1
+        self._update(completed=self._ended, text=name)
+        return f"[{self._ended}/{self._total}]"
+
     def _update(self, *, completed: float | None = None, text: str = "", detail: str = "") -> None:
         """Change the content of the bar; None, and an empty text, leave a value unchanged."""
         if self._bar is None:
@@ -197,11 +187,16 @@ class RunReporter(Observer, AbstractContextManager[Any]):
             fields["detail"] = printable(detail)
         self._bar.update(self._bar.task_ids[0], completed=completed, **fields)
 
-    def _say(self, text: str, at_least: int = NORMAL) -> None:
-        """Print a message if the verbosity is high enough."""
+    def _say(self, text: str, at_least: int = NORMAL, *, is_timed: bool = False) -> None:
+        """Print a message if the verbosity is high enough.
+
+        In a log, unlike on a terminal, the time of day comes before one that `is_timed`.
+        """
         if self.verbosity < at_least:
             return
         self._said = time.monotonic()
+        if is_timed and not sys.stderr.isatty():
+            text = f"{time.strftime('%H:%M:%S')} {text}"
         text = for_terminal(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, soft_wrap=True)
@@ -215,7 +210,7 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         """
         self._causes = self._causes or Causes()
         if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
-            self._say(f"{self._clock()}crfrefine: error: {failure}", at_least=QUIET)
+            self._say(f"crfrefine: error: {failure}", at_least=QUIET, is_timed=True)
         if failure.traceback is not None:
             self._say(indented(failure.traceback), at_least=VERBOSE)
 
@@ -239,6 +234,8 @@ class Reporter(RunReporter):
     case. VERBOSE adds filters and times.
     """
 
+    before_note = ""
+    before_note_on_case = "{}: "
     note_on_parameters: Note | None = None  # which ones are taken, if that needs saying
     summary: RunSummary | None = None  # of the run that is shown
 
@@ -260,12 +257,9 @@ class Reporter(RunReporter):
                 device += " (auto)"
         if device is not None:
             means.insert(0, device)
-        self._begin(f"{cases}; {', '.join(means)}", summary.num_cases, "reading")
+        self._begin(f"{cases}; {', '.join(means)}", summary.num_cases, detail="reading")
         if self.note_on_parameters is not None:
             self.note(self.note_on_parameters)
-
-    def _before_note(self, case_id: str) -> str:
-        return f"{case_id}: " if case_id else ""
 
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""
@@ -274,15 +268,15 @@ class Reporter(RunReporter):
             failure = replace(record.failures[0], case_id=record.case_id)
             self._say_failure(record.case_id, failure)
         elif record.status == "skipped":
-            self._say(f"{head}: exists, skipped")
+            self._say(f"{head}: exists, skipped", is_timed=True)
         elif self._bar is None or self.verbosity >= VERBOSE:
             steps = counted(record.num_iterations or 0, "step")
             if record.converged:
                 steps += " (converged)"
             num_changed = record.voxels_changed or 0
             voxels = "voxel" if num_changed == 1 else "voxels"
-            text = f"{head}: {steps}, {num_changed:,} {voxels} changed"
-            self._say(f"{text}, {record.seconds:.2f} s -> {record.output}")
+            outcome = f"{steps}, {num_changed:,} {voxels} changed, {record.seconds:.2f} s"
+            self._say(f"{head}: {outcome} -> {record.output}", is_timed=True)
         if record.status == "done" and self.verbosity >= VERBOSE:
             times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
             for line in (*record.filters, ", ".join(times)):
@@ -305,7 +299,7 @@ class Reporter(RunReporter):
             if len(summary.cases) < summary.num_cases:
                 counts.append(f"{summary.num_cases - len(summary.cases)} not started")
             what = ", ".join(counts) or "no case in this part"
-            self._say(f"{self._clock()}{what} in {summary.seconds:.1f} s")
+            self._say(f"{what} in {summary.seconds:.1f} s", is_timed=True)
         if summary.num_cases == 1:
             return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
@@ -326,7 +320,7 @@ class FolderReporter(RunReporter):
         """Print the amount of work."""
         # In several folders, files may have the same name.
         self._has_folders = len({file.parent for file in files}) > 1
-        self._begin(counted(len(files), "file"), len(files), "converting")
+        self._begin(counted(len(files), "file"), len(files), detail="converting")
 
     def case_ended(self, conversion: Conversion) -> None:
         """Print the outcome of a file."""
@@ -336,7 +330,7 @@ class FolderReporter(RunReporter):
             self._say_failure(name, conversion.failure)
         else:
             sentence = conversion.sentence.replace("\n", "\n  ")
-            self._say(f"{head} {sentence}")
+            self._say(f"{head} {sentence}", is_timed=True)
 
     def _name_of(self, conversion: Conversion) -> str:
         if self._has_folders:

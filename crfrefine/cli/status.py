@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,13 +36,13 @@ def status(
     is_complete = True
     content = []
     for folder in folders:
-        runs = _read_runs(folder)
-        is_complete = is_complete and runs.is_complete
+        states, notes, are_done = _read_runs(folder)
+        is_complete = is_complete and are_done
         if not as_json:
-            _show(folder, runs, max_listed=len(runs.cases) if verbose else _MAX_LISTED)
+            _show(folder, states, notes, max_listed=len(states) if verbose else _MAX_LISTED)
             continue
         cases = []
-        for case in runs.cases:
+        for case in states:
             values: dict[str, object] = {"case_id": case.case_id, "state": case.state}
             values |= {"label_map": str(case.label_map), "reason": "", "reason_kind": None}
             if case.reason is not None:
@@ -50,8 +50,8 @@ def status(
                 values["reason_kind"] = case.reason.kind.name.lower()
             values |= {"part_id": case.part_id, "num_parts": case.num_parts}
             cases.append(values)
-        notes = [str(note) for note in runs.notes]
-        content.append({"output_folder": str(folder.resolve()), "cases": cases, "notes": notes})
+        texts = [str(note) for note in notes]
+        content.append({"output_folder": str(folder.resolve()), "cases": cases, "notes": texts})
     if as_json:
         import json
 
@@ -60,17 +60,11 @@ def status(
         raise click.exceptions.Exit(1)
 
 
-@dataclass
-class _Runs:
-    """The runs into a folder."""
+def _read_runs(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
+    """Return the states of the cases of the runs into a folder, notes, and whether all are done.
 
-    cases: list[CaseState]
-    notes: list[Note]
-    is_complete: bool
-
-
-def _read_runs(folder: Path) -> _Runs:
-    """Read the records of the runs into a folder; raise InputError if there are none."""
+    Raise InputError if it has no records.
+    """
     from crfrefine.errors import InputError
     from crfrefine.runs.run import note_on_num_labels
     from crfrefine.runs.states import case_states, read_records
@@ -92,22 +86,31 @@ def _read_runs(folder: Path) -> _Runs:
     vanished = [record.case_id for record in done if record.vanished_labels]
     if vanished:
         notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
-    return _Runs(cases, notes, is_complete=are_done and not recorded.notes)
+    return cases, notes, are_done and not recorded.notes
 
 
-def _show(folder: Path, runs: _Runs, max_listed: int) -> None:
-    """Print the counts, and the reason of each case that is not done.
+def _show(folder: Path, cases: Sequence[CaseState], notes: Sequence[Note], max_listed: int) -> None:
+    """Print the counts, and each reason why cases are not done, with these cases.
 
     At most `max_listed` cases of a kind and reason are named, and so many reasons.
     """
-    states = [case.state for case in runs.cases]
+    states = [case.state for case in cases]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "missing"))
     print(f"{printable(str(folder))}: {counted(len(states), 'case')}: {counts}")
-    _print_reasons(runs.cases, max_listed)
-    for note in runs.notes:
+    names_of_reason: dict[tuple[str, str], list[str]] = {}
+    for case in sorted(cases, key=lambda case: case.state, reverse=True):
+        if case.reason is not None:
+            reason = first_line(str(case.reason))
+            names_of_reason.setdefault((case.state, reason), []).append(case.case_id)
+    for (state, reason), names in islice(names_of_reason.items(), max_listed):
+        print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
+    num_more = len(names_of_reason) - max_listed
+    if num_more > 0:
+        print(f"  {num_more} more reasons, which -v names")
+    for note in notes:
         print(for_terminal(f"  note: {note}"))
     if "failed" in states or "missing" in states:
-        print(f"  run the same command with --continue for the rest{_parts_left(runs.cases)}")
+        print(f"  run the same command with --continue for the rest{_parts_left(cases)}")
 
 
 def _parts_left(cases: Sequence[CaseState]) -> str:
@@ -127,17 +130,3 @@ def _parts_left(cases: Sequence[CaseState]) -> str:
         names = [f"{first}-{last}" if first < last else str(first) for first, last in ranges]
         texts.append(f": of {num_parts} parts these, --array={','.join(names)}")
     return "".join(texts)
-
-
-def _print_reasons(cases: Sequence[CaseState], max_listed: int) -> None:
-    """Print each reason with its cases."""
-    names_of_reason: dict[tuple[str, str], list[str]] = {}
-    for case in sorted(cases, key=lambda case: case.state, reverse=True):
-        if case.reason is not None:
-            reason = first_line(str(case.reason))
-            names_of_reason.setdefault((case.state, reason), []).append(case.case_id)
-    for (state, reason), names in islice(names_of_reason.items(), max_listed):
-        print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
-    num_more = len(names_of_reason) - max_listed
-    if num_more > 0:
-        print(f"  {num_more} more reasons, which -v names")

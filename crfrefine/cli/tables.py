@@ -36,17 +36,10 @@ def print_table(
     stays one line, a cell one cell.
     """
     rows = [tuple(map(printable, row)) for row in rows]
-    if sys.stdout.isatty():
-        _print_aligned(names, rows, numbers)
-    else:
+    if not sys.stdout.isatty():
         for row in (names, *rows):
             print("\t".join(row))
-
-
-def _print_aligned(
-    names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...]
-) -> None:
-    """Print a table on a terminal."""
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

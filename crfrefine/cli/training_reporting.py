@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from crfrefine.statistics.comparison import SummaryRow
     from crfrefine.train.comparison import TrainingResult
     from crfrefine.train.options import TrainingOptions
     from crfrefine.train.unlabeled_choice import Choice
@@ -29,9 +28,10 @@ class TrainingReporter(RunReporter):
     """Shows a training, or a choice of parameters: a bar, or lines; VERBOSE shows every step."""
 
     silent_seconds = 10.0
+    tells_all_from = VERBOSE
 
     def __enter__(self) -> Self:
-        self._start(1.0, counts=False)
+        self._begin("", 1.0, counts=False)
         return self
 
     def run_started(self, text: str) -> None:
@@ -44,37 +44,25 @@ class TrainingReporter(RunReporter):
         if not name and self._bar is None:
             self._say(stage)
 
-    def _is_due(self) -> bool:
-        return self.verbosity >= VERBOSE or super()._is_due()
-
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the results; the verdict is the last line.
 
-    Before it come the comparison of the methods, the written files, the probabilities, and what
-    got worse.
+    Before it come the comparison of the methods, a row for each region and method, the written
+    files, the probabilities, and what got worse.
     """
-    verdict = result.verdict
-    if verbosity > QUIET:
-        _print_comparison(result.summary)
-        _print_written(result.plan.options.files)
-        for note in verdict.notes:
-            print(for_terminal(f"note: {note}"), file=sys.stderr)
-        for sentence in sentences_of(verdict):
-            print(for_terminal(sentence))
-    print(for_terminal(f"verdict: {verdict.sentence}"))
-
-
-def _print_comparison(summary: Sequence[SummaryRow]) -> None:
-    """Print a table with a row for each region and method."""
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
     from crfrefine.train.comparison import METHODS, METRICS
 
+    verdict = result.verdict
+    if verbosity <= QUIET:
+        print(for_terminal(f"verdict: {verdict.sentence}"))
+        return
     metrics = [metric for metric in map(metric_named, METRICS) if metric.in_overview]
     first = metrics[0]  # that of the verdict, compared with the network
-    row_of = {(row.metric, row.region, row.method): row for row in summary}
-    regions = dict.fromkeys(row.region for row in summary)
+    row_of = {(row.metric, row.region, row.method): row for row in result.summary}
+    regions = dict.fromkeys(row.region for row in result.summary)
     cells = []
     for region, method in product(regions, METHODS):
         # There are rivals for the output of a coarser network, and others for any other network.
@@ -84,15 +72,18 @@ def _print_comparison(summary: Sequence[SummaryRow]) -> None:
             for metric in metrics[1:]:
                 texts.append(metric.value_text(row_of[metric.name, region, method].mean))
             cells.append((region, method, *texts))
-    if not cells:
-        return
-
-    titles = [f"{metric.title} {metric.unit}".rstrip() for metric in metrics]
-    change = f"change, {first.difference_unit}"
-    compared = (change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
-    names = ("region", "method", titles[0], *compared, *titles[1:])
-    print_table(names, cells, numbers=(change, *titles))
-    print(f"p (Holm): {describe_families(summary)}")
+    if cells:
+        titles = [f"{metric.title} {metric.unit}".rstrip() for metric in metrics]
+        change = f"change, {first.difference_unit}"
+        compared = (change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
+        names = ("region", "method", titles[0], *compared, *titles[1:])
+        print_table(names, cells, numbers=(change, *titles))
+        print(f"p (Holm): {describe_families(result.summary)}")
+    _print_written(result.plan.options.files)
+    for note in verdict.notes:
+        print(for_terminal(f"note: {note}"), file=sys.stderr)
+    for sentence in (*sentences_of(verdict), f"verdict: {verdict.sentence}"):
+        print(for_terminal(sentence))
 
 
 def _print_written(files: Sequence[Path]) -> None:
