@@ -37,22 +37,14 @@ def device_of_auto(
     share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
     seconds = 0.0
     for files in cases:
-        seconds += share * _seconds_of_one_thread(files, reading)
+        if files.problem:
+            continue
+        try:
+            headers = read_case_headers(files, reading)
+        except CrfRefineError:  # It is reported when its turn comes.
+            continue
+        num_values = math.prod(headers.images[0].grid_shape) * max(2, headers.network.num_labels)
+        seconds += share * SECONDS_PER_VALUE * num_values
         if seconds > GPU_START:
             return get_backend("auto").name, None
     return "cpu", Note.of(NoteKind.FASTER_ON_CPU, seconds=max(seconds, 0.1))
-
-
-def _seconds_of_one_thread(files: CaseFiles, reading: ReadingOptions) -> float:
-    """Return about how long five steps with one appearance kernel take.
-
-    It is 0 for a case that cannot be read.
-    """
-    if files.problem:
-        return 0.0
-    try:
-        headers = read_case_headers(files, reading)
-    except CrfRefineError:  # It is reported when its turn comes.
-        return 0.0
-    num_voxels = math.prod(headers.images[0].grid_shape)
-    return SECONDS_PER_VALUE * num_voxels * max(2, headers.network.num_labels)

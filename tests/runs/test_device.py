@@ -47,8 +47,10 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
     gpu, folders, monkeypatch
 ):
     cases = discover_cases([folders.images], [folders.logits], None)
-    of_one = devices._seconds_of_one_thread(cases[0], ReadingOptions())
-    assert of_one > 0.0
+    monkeypatch.setattr(devices, "SECONDS_PER_VALUE", 1.0)
+    monkeypatch.setattr(devices, "GPU_START", 1e9)
+    _, note = devices.device_of_auto(cases[:1], ReadingOptions(), PLAIN, 1)
+    of_one = note.values["seconds"]
     monkeypatch.setattr(devices, "GPU_START", 2.5 * of_one / 2)
     assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2) == ("cuda-shim", None)
     assert gpu == [True]

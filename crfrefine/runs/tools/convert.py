@@ -270,20 +270,31 @@ def _convert_channels(
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
-    """Return an empty volume with the geometry of the file to write."""
+    """Return an empty volume with the geometry of the file to write.
+
+    A plane becomes a volume of one slice if it has a place that only such a volume has in another
+    format.
+    """
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
-    if chosen.affine is not None and chosen.spacing is not None:
-        if _needs_third_axis(chosen, target):
-            spacing = spacing_of(chosen.affine)
-            return Volume(empty[..., np.newaxis], chosen.affine, spacing, chosen.path, chosen)
-        return Volume(empty, chosen.affine, chosen.spacing, chosen.path, chosen)
-    if not require_suffix(target).holds_scores_alone:
-        raise InputError(
-            f"{header.path}: has no geometry, and {target.name} needs one; name the image it "
-            "belongs to with --like IMAGE"
-        )
-    return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
+    if chosen.affine is None or chosen.spacing is None:
+        if not require_suffix(target).holds_scores_alone:
+            raise InputError(
+                f"{header.path}: has no geometry, and {target.name} needs one; name the image it "
+                "belongs to with --like IMAGE"
+            )
+        return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
+    spacing = chosen.spacing
+    is_same_format = FORMAT_OF_SUFFIX[suffix_of(target)].name == chosen.family
+    if len(chosen.grid_shape) != 3 and not is_same_format:
+        in_plane = np.array(chosen.affine)
+        in_plane[:2, :2] = np.eye(2)
+        in_plane[:2, 3] = 0.0
+        in_space = spacing_of(chosen.affine)
+        if in_space[2] > 0 and not np.array_equal(in_plane, np.eye(4)):
+            empty = empty[..., np.newaxis]
+            spacing = in_space
+    return Volume(empty, chosen.affine, spacing, chosen.path, chosen)
 
 
 def _require_grid(header: VolumeHeader, like: VolumeHeader, *, is_filled: bool) -> None:
@@ -304,19 +315,6 @@ def _require_grid(header: VolumeHeader, like: VolumeHeader, *, is_filled: bool) 
     raise GridMismatchError(
         f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}"
     )
-
-
-def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:
-    """Return whether a plane has a place that only a volume of one slice has in another format."""
-    if len(header.grid_shape) == 3 or header.affine is None:
-        return False
-    if FORMAT_OF_SUFFIX[suffix_of(target)].name == header.family:
-        return False
-    in_plane = np.array(header.affine)
-    in_plane[:2, :2] = np.eye(2)
-    in_plane[:2, 3] = 0.0
-    has_thickness = spacing_of(header.affine)[2] > 0
-    return has_thickness and not np.array_equal(in_plane, np.eye(4))
 
 
 def describe_source(header: VolumeHeader, kind: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
 from crfrefine.cases.patterns import (
     PARTS,
-    Match,
     check_pattern,
     describe_found,
     fill,
@@ -69,17 +67,25 @@ def _plan_folder(
     if not files:
         raise InputError(f"{source}: holds no volumes{advise(source)}")
     plan = []
+    sources: dict[Path, Path] = {}
     for match in files:
         becomes = target / f"{io.stem_of(match.path)}{suffix}"
         if is_pattern(target):
             becomes = fill(target, match)
+        first = sources.setdefault(becomes, match.path)
+        if is_pattern(source) and first != match.path:
+            parts = [f"{{{part}}}" for part in PARTS if getattr(match, part)]
+            raise InputError(
+                f"{target}: two files would become {becomes}: {first} and {match.path}\n"
+                f"  Nothing is converted. Name the output by a pattern with {' and '.join(parts)}, "
+                "and leave out other files of the input with a narrower pattern."
+            )
         image = like
         if like is not None and is_pattern(like):
             image = fill(like, match)
         plan.append((match.path, becomes, image))
     if is_pattern(source):
         found = describe_found(source, files)
-        _require_different(files, [becomes for _, becomes, _ in plan], target)
     return plan, found
 
 
@@ -100,20 +106,6 @@ def _require_folder(source: Path, target: Path, suffix: str | None) -> None:
         raise InputError(
             f"--output-format {shorten(suffix)}: expected one of {', '.join(ALL_WRITTEN_SUFFIXES)}"
         )
-
-
-def _require_different(files: Sequence[Match], targets: Sequence[Path], target: Path) -> None:
-    """Raise InputError if two files of a pattern become one."""
-    sources: dict[Path, Path] = {}
-    for match, becomes in zip(files, targets, strict=True):
-        first = sources.setdefault(becomes, match.path)
-        if first != match.path:
-            parts = [f"{{{part}}}" for part in PARTS if getattr(match, part)]
-            raise InputError(
-                f"{target}: two files would become {becomes}: {first} and {match.path}\n"
-                f"  Nothing is converted. Name the output by a pattern with {' and '.join(parts)}, "
-                "and leave out other files of the input with a narrower pattern."
-            )
 
 
 def convert_folder(

@@ -97,33 +97,29 @@ def serve() -> None:
     failures: list[Failure] = []
     answer: dict[str, Any] = {}
     with failing_alone(failures.append, source):
-        answer["done"] = _answer(source, request)
+        try:
+            from crfrefine.io.dicom import describe, files
+        except ImportError as error:
+            raise InputError(
+                f"{source}: DICOM needs a package that is not installed ({error}); "
+                "pip install 'crfrefine[dicom]'"
+            ) from None
+        files.seconds = request["seconds"]
+        if not source.exists():
+            raise InputError(f"{source}: no such file or folder")
+        if "target" in request:
+            options = from_plain(ConversionOptions, request["options"])
+            answer["done"] = _convert(source, Path(request["target"]), options)
+        else:
+            lines, header = describe(source)
+            if header is not None:  # Only the voxels tell the type that they become.
+                lines += [line for line in describe_header(header) if line[0] != "type"]
+            answer["done"] = lines
     for failure in failures:
         answer[failure.kind] = failure.message
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(0)
-
-
-def _answer(source: Path, request: dict[str, Any]) -> Any:
-    """Do what a request asks for."""
-    try:
-        from crfrefine.io.dicom import describe, files
-    except ImportError as error:
-        raise InputError(
-            f"{source}: DICOM needs a package that is not installed ({error}); "
-            "pip install 'crfrefine[dicom]'"
-        ) from None
-    files.seconds = request["seconds"]
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if "target" not in request:
-        lines, header = describe(source)
-        if header is not None:  # Only the voxels tell the type that they become.
-            lines += [line for line in describe_header(header) if line[0] != "type"]
-        return lines
-    options = from_plain(ConversionOptions, request["options"])
-    return _convert(source, Path(request["target"]), options)
 
 
 @keeping_inputs()

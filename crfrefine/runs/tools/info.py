@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,16 +39,6 @@ from crfrefine.runs.tools.content import is_label_map
 
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
-
-
-class FolderReport(NamedTuple):
-    """What `info` says of a folder."""
-
-    # a line about each case, by its name: modalities, grid, labels and other files
-    cases: dict[str, str]
-    notes: list[Note]  # on ignored files
-    problems: list[Failure]  # only the first one of each cause is in full
-    found: str = ""  # how many cases a pattern of images has
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
@@ -147,43 +135,46 @@ def inspect_folder(
     refine, of `images` if these are named. A folder may also hold nothing but logits without
     geometry, or folders of structures.
     """
-    report = FolderReport({}, [], [])
+    report = FolderReport(resample)
     with failing_alone(report.problems.append):
         if is_pattern(folder) or folder in images[:1]:
+            report.input_type = input_type
             images = images or (folder,)
             cases = discover_cases(
                 images, logits, masks, labels, input_type=input_type, include_imageless=True
             )
-            report = _inspect(cases, (), _places_of(cases, folder), resample, input_type)
+            report.add_cases(cases, _places_of(cases, folder))
         else:
-            report = _inspect_content(folder, resample, images)
+            _inspect_content(folder, images, report)
     return report
 
 
-def _inspect_content(folder: Path, resample: str | None, images: tuple[Path, ...]) -> FolderReport:
+def _inspect_content(folder: Path, images: tuple[Path, ...], report: FolderReport) -> None:
     """Describe what a folder holds; raise CrfRefineError if it cannot be told."""
     archives = list_files(folder, ARCHIVES.suffixes)
     if is_of_nnunet(folder):
         try:
             cases = find_cases_to_refine(folder, images, None)
+            archives = []
         except InputError as error:
             if not archives:
                 raise
-            note = Note.of(
-                NoteKind.WITHOUT_IMAGES_OF_NNUNET, problem=describe_failure(error).headline
-            )
-            return _inspect(CaseList(notes=[note]), archives, [folder], resample)
-        return _inspect(cases, (), [folder], resample)
+            kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
+            cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
+        report.add_cases(cases, [folder], archives)
+        return
     if images:
         raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
     if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
         structures = structures_in(folder)
         if are_clear(structures):
-            return _inspect_structures(folder, structures)
+            _inspect_structures(folder, structures, report)
+            return
         if archives:
-            return _inspect(CaseList(), archives, [folder], resample)
+            report.add_cases(CaseList(), [folder], archives)
+            return
     cases = _discover(folder)
-    return _inspect(cases, (), _places_of(cases, folder), resample)
+    report.add_cases(cases, _places_of(cases, folder))
 
 
 def _places_of(cases: CaseList, place: Path) -> list[Path]:
@@ -192,70 +183,73 @@ def _places_of(cases: CaseList, place: Path) -> list[Path]:
     return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [place]
 
 
-def _inspect(
-    cases: CaseList,
-    archives: Sequence[Path],
-    places: list[Path],
-    resample: str | None,
-    input_type: str = "auto",
-) -> FolderReport:
-    """Describe cases, and logits without geometry, one by one."""
-    inspection = _Inspection(cases, resample, input_type)
-    inspection.find_regions(places)
-    for path in archives:
-        inspection.add_archive(path)
-    for files in cases:
-        inspection.add_case(files)
-    return inspection.report()
+class FolderReport:
+    """What `info` says of a folder: of its cases, one by one, and of what they have in common."""
 
-
-class _Inspection:
-    """Describes the cases of a folder one by one, and compares their numbers of labels."""
-
-    def __init__(self, cases: CaseList, resample: str | None, input_type: str) -> None:
-        self._found = cases.found
-        self._notes = list(cases.notes)
+    def __init__(self, resample: str | None) -> None:
+        # a line about each case, by its name: modalities, grid, labels and other files
+        self.cases: dict[str, str] = {}
+        self.notes: list[Note] = []  # on ignored files
+        self.problems: list[Failure] = []  # only the first one of each cause is in full
+        self.found = ""  # how many cases a pattern of images has
+        self.input_type = "auto"
         self._resample = resample
-        self._input_type = input_type
-        self._lines: dict[str, str] = {}
-        self._problems: list[Failure] = []
         self._causes = Causes()
         self._regions = NO_REGIONS
         self._num_labels: dict[str, int] = {}  # of each case; 0 means a label map
         self._files_of_remark: dict[Note, list[str]] = {}
 
-    def find_regions(self, places: list[Path]) -> None:
-        """Find the regions that a `dataset.json` declares."""
-        with failing_alone(self._problems.append):
+    def add_cases(self, cases: CaseList, places: list[Path], archives: Sequence[Path] = ()) -> None:
+        """Describe cases, and logits without geometry, and compare their numbers of labels.
+
+        A `dataset.json` in one of the places may declare regions.
+        """
+        self.found = cases.found
+        self.notes += cases.notes
+        with failing_alone(self.problems.append):
             self._regions = find_regions(None, list(read_descriptions(places)))
         if self._regions.problem:
-            self._problems.append(describe_failure(InputError(self._regions.problem)))
+            self.problems.append(describe_failure(InputError(self._regions.problem)))
+        for path in archives:
+            with failing_alone(self.problems.append, path):
+                header = io.read_header(path)
+                number = header.num_channels
+                is_alone = number == 1 and not self._regions.declares(1)
+                self._regions.require_number(number, path, lacks_background=is_alone)
+                channels = _FOREGROUND if is_alone else _channels(number, self._regions)
+                name = io.stem_of(path)
+                self._num_labels[name] = number + is_alone
+                self.cases[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+        for files in cases:
+            failures: list[Failure] = []
+            with failing_alone(failures.append, *files.images, *files.logits):
+                self._add_case(files)
+            for failure in failures:
+                message = failure.message
+                if not self._causes.is_new(files.case_id, failure):
+                    message = failure.headline
+                message = "; ".join([message, *files.missing[1:]])
+                self.problems.append(replace(failure, message=message, case_id=files.case_id))
 
-    def add_archive(self, path: Path) -> None:
-        """Describe logits without geometry."""
-        with failing_alone(self._problems.append, path):
-            header = io.read_header(path)
-            num_channels = header.num_channels
-            is_alone = num_channels == 1 and not self._regions.declares(1)
-            self._regions.require_number(num_channels, path, lacks_background=is_alone)
-            channels = _FOREGROUND if is_alone else _channels(num_channels, self._regions)
-            name = io.stem_of(path)
-            self._num_labels[name] = num_channels + is_alone
-            self._lines[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+        for remark, names in self._files_of_remark.items():
+            self.notes.append(remark.about(listed(names, 3)))
+        numbers = list(self._num_labels.values())
+        usual = max(numbers, key=numbers.count, default=0)
+        for case_id, number in self._num_labels.items():
+            if number != usual:
+                problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
+                self.problems.append(Failure(problem, InputError.__name__, case_id=case_id))
 
-    def add_case(self, files: CaseFiles) -> None:
+    def _add_case(self, files: CaseFiles) -> None:
         """Describe a case."""
-        with failing_alone(partial(self._fail, files), *files.images, *files.logits):
-            reading = ReadingOptions(
-                self._input_type, regions=self._regions, resample=self._resample
-            )
-            headers = read_case_headers(files, reading)
-            self._lines[files.case_id] = self._describe(headers)
-            if headers.logits is not None:
-                self._num_labels[files.case_id] = headers.logits.num_labels
-            for image in headers.images:
-                for remark in image.notes:
-                    self._files_of_remark.setdefault(remark, []).append(image.path.name)
+        reading = ReadingOptions(self.input_type, regions=self._regions, resample=self._resample)
+        headers = read_case_headers(files, reading)
+        self.cases[files.case_id] = self._describe(headers)
+        if headers.logits is not None:
+            self._num_labels[files.case_id] = headers.logits.num_labels
+        for image in headers.images:
+            for remark in image.notes:
+                self._files_of_remark.setdefault(remark, []).append(image.path.name)
 
     def _describe(self, headers: CaseHeaders) -> str:
         """Return the line about a case."""
@@ -285,26 +279,6 @@ class _Inspection:
                 parts.append(f"{listed(names, 3)} on {words}")
         return ", ".join([*parts, *map(str, headers.notes)])
 
-    def _fail(self, files: CaseFiles, failure: Failure) -> None:
-        """Record the problem of a case, in full if it is the first one with its cause."""
-        message = failure.message
-        if not self._causes.is_new(files.case_id, failure):
-            message = failure.headline
-        message = "; ".join([message, *files.missing[1:]])
-        self._problems.append(replace(failure, message=message, case_id=files.case_id))
-
-    def report(self) -> FolderReport:
-        """Return the report on all cases."""
-        for remark, names in self._files_of_remark.items():
-            self._notes.append(remark.about(listed(names, 3)))
-        numbers = list(self._num_labels.values())
-        usual = max(numbers, key=numbers.count, default=0)
-        for case_id, number in self._num_labels.items():
-            if number != usual:
-                problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
-                self._problems.append(Failure(problem, InputError.__name__, case_id=case_id))
-        return FolderReport(self._lines, self._notes, self._problems, self._found)
-
 
 def _logits_words(num_labels: int) -> str:
     if num_labels:
@@ -317,12 +291,13 @@ def _channels(number: int, regions: RegionReading) -> str:
     return counted(number, "region" if is_regions else "label")
 
 
-def _inspect_structures(folder: Path, structures: Mapping[str, Sequence[Match]]) -> FolderReport:
+def _inspect_structures(
+    folder: Path, structures: Mapping[str, Sequence[Match]], report: FolderReport
+) -> None:
     """Describe cases that have a folder with one binary file per structure."""
     images = ""
     if any(found[0].path.parent != folder / name for name, found in structures.items()):
         images = f" and -i {folder}"
-    report = FolderReport({}, [], [])
     kind = NoteKind.BINARY_FILES
     report.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
     for number, (case_id, matches) in enumerate(structures.items()):
@@ -337,7 +312,6 @@ def _inspect_structures(folder: Path, structures: Mapping[str, Sequence[Match]])
                     raise InputError(f"{error}{propose(folder)}") from None
             grid = describe_grid(header.grid_shape, header.affine)
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
-    return report
 
 
 def _discover(folder: Path) -> CaseList:

@@ -14,7 +14,7 @@ from crfrefine.version import __version__
 
 
 def installation() -> dict[str, str]:
-    """Return names and texts, in the order of display.
+    """Return names and texts, in the order of display, at last what is there of each extra.
 
     Nothing is raised: an engine that does not run says why.
     """
@@ -35,27 +35,22 @@ def installation() -> dict[str, str]:
     except CrfRefineError as error:
         gpu = str(error)
     python = f"Python {platform.python_version()}"
-    return {
+    shown = {
         "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
         "engine": engine,
         "GPU": gpu,
         "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
-        **_describe_extras(),
     }
-
-
-def _describe_extras() -> dict[str, str]:
-    """Return the versions of the packages of each extra, or how to install them."""
     try:
         requirements = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
-        return {"extras": "not known, as crfrefine is not installed: pip install it"}
+        shown["extras"] = "not known, as crfrefine is not installed: pip install it"
+        return shown
     packages_of_extras: dict[str, list[str]] = {}
     for requirement in requirements:
         match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
         if match is not None and match[1] != "crfrefine":
             packages_of_extras.setdefault(match[2], []).append(match[1])
-    shown = {}
     for extra, packages in packages_of_extras.items():
         try:
             shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
