@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.contents import LABEL_MAP, content_of
-from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import time_of_change
 from crfrefine.runs.stale import remove_stale
 from crfrefine.runs.task import CaseInWork
@@ -42,7 +41,6 @@ def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None
     started = time.perf_counter()
     record = work.record
     outputs = work.task.outputs
-    threads = work.task.options.threads or available_threads()
     like = replace(work.case.like, data=result.label_map)
     picture = None
     if outputs.preview is not None:
@@ -51,14 +49,11 @@ def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None
     work.case = None
 
     named = segments or named_segments(names.labels)
-    written = _write_beside(outputs, like, result, named, picture, threads)
-    if outputs.structures or outputs.folder is not None:
-        work.wait_to_name()  # The files of structures are written by other threads.
-        written += _write_structures(outputs, like, segments, threads)
-    if work.task.before or work.task.unknown:
-        work.wait_to_name()  # Until then a run may end that leaves the case as it was.
+    written = _write_beside(work, like, result, segments, named, picture)
     files = [file for path in dict.fromkeys(written) for file in files_written(path)]
-    record.notes += remove_stale(work.task, record, files)
+    if work.task.before or work.task.unknown or outputs.folder is not None:
+        work.wait_to_name()  # Until then a run may end that leaves the case as it was.
+        record.notes += remove_stale(work.task, record, files)
     write_label_map(outputs.label_map, result.label_map, like, segments=named)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)
@@ -78,24 +73,27 @@ def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None
 
 
 def _write_beside(
-    outputs: OutputFiles,
+    work: CaseInWork,
     like: Volume,
     result: RefinementResult,
-    segments: tuple[Segment, ...],
+    segments: Sequence[Segment],
+    named: Sequence[Segment],
     picture: bytes | None,
-    threads: int,
 ) -> list[Path]:
-    """Write the files beside the label map, but for structures; return them, and its own.
+    """Write the files beside the label map, which `like` has; return them, and its own.
 
-    `segments` are those of the labels, which have a channel each unless there are regions.
+    Each structure, or label, of `segments` or the names of the case gets a binary file. `named` are
+    the labels with names, which have a channel each unless there are regions.
     """
+    outputs = work.task.outputs
+    threads = work.task.options.threads or available_threads()
     written = list(outputs.all())
-    named = () if result.regions is not None else segments
+    described = () if result.regions is not None else named
     for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
         if path is not None:
             num_channels, piece = _channels(result, kind)
             write_pieces(
-                path, like, num_channels, piece, kind=kind, threads=threads, segments=named
+                path, like, num_channels, piece, kind=kind, threads=threads, segments=described
             )
     if outputs.archive is not None:
         _write_archive(outputs.archive, outputs.properties, like, result, threads)
@@ -103,7 +101,20 @@ def _write_beside(
             written.append(outputs.archive.with_suffix(".pkl"))
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
-    return written
+
+    number_of_file = dict(outputs.structures)
+    if outputs.folder is not None:
+        for path, segment in outputs.files_of_labels(like.data, segments).items():
+            number_of_file[path] = segment.label
+
+    def write(path: Path, number: int) -> None:
+        alone = [replace(segment, label=1) for segment in segments if segment.label == number]
+        write_label_map(path, (like.data == number).view("u1"), like, segments=alone)
+
+    if number_of_file:
+        work.wait_to_name()  # These files are written by other threads.
+        run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
+    return written + list(number_of_file)
 
 
 def _write_archive(
@@ -129,24 +140,6 @@ def _write_archive(
         )
     if properties is not None:
         write_small_file(path.with_suffix(".pkl"), properties.read_bytes())
-
-
-def _write_structures(
-    outputs: OutputFiles, like: Volume, segments: tuple[Segment, ...], threads: int
-) -> list[Path]:
-    """Write and return one binary file per structure or label; `like` has the labels."""
-    labels = like.data
-    number_of_file = dict(outputs.structures)
-    if outputs.folder is not None:
-        for path, segment in outputs.files_of_labels(labels, segments).items():
-            number_of_file[path] = segment.label
-
-    def write(path: Path, number: int) -> None:
-        described = [replace(segment, label=1) for segment in segments if segment.label == number]
-        write_label_map(path, (labels == number).view("u1"), like, segments=described)
-
-    run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
-    return list(number_of_file)
 
 
 def _channels(

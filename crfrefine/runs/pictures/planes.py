@@ -102,8 +102,9 @@ def choose_point(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -
     """Choose where planes go through the structure of a case; they need not meet inside it.
 
     The structure is the largest connected part of what most maps have in common. Along each axis,
-    planes with a large cross-section of it qualify, and the one with the most changes is taken.
-    Without foreground the planes go through the largest change, or the middle.
+    planes with a large cross-section of it qualify, and the one with the most changes is taken; if
+    several have as many, that with the largest section, and the middle one of equals. Without
+    foreground the planes go through the largest change, or the middle.
 
     Args:
         maps: label maps, (*grid), where 0 is background.
@@ -120,23 +121,17 @@ def choose_point(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -
     sizes[0] = 0
     structure: Bool = np.zeros(votes.shape, bool)
     structure[box] = parts == sizes.argmax()
-    return tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
-
-
-def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
-    """Return the place along an axis of the plane that shows most.
-
-    Planes with a large cross-section qualify. The one with the most changes is taken; if several
-    have as many, that with the largest section, and the middle one of equals.
-    """
-    others = tuple(other for other in range(structure.ndim) if other != axis)
-    sections = structure.sum(axis=others)
-    changes = changed.sum(axis=others)
-    changes[sections < _LARGE_SECTION * sections.max()] = -1
-    candidates = np.flatnonzero(changes == changes.max())
-    sections_of_candidates = sections[candidates]
-    largest = candidates[sections_of_candidates == sections_of_candidates.max()]
-    return int(largest[len(largest) // 2])
+    point = []
+    for axis in range(changed.ndim):
+        others = tuple(other for other in range(changed.ndim) if other != axis)
+        sections = structure.sum(axis=others)
+        changes = changed.sum(axis=others)
+        changes[sections < _LARGE_SECTION * sections.max()] = -1
+        candidates = np.flatnonzero(changes == changes.max())
+        sections_of_candidates = sections[candidates]
+        largest = candidates[sections_of_candidates == sections_of_candidates.max()]
+        point.append(int(largest[len(largest) // 2]))
+    return tuple(point)
 
 
 def largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Float32, Float64
@@ -153,7 +152,8 @@ def _draw_panel(
 ) -> None:
     """Draw a plane in the middle of its panel, in true proportions.
 
-    The image and the changes have a frame around the largest change, if the plane has one.
+    It is the image, with contours or changes in the labels' colors. The image and the changes have
+    a frame around the largest change, if the plane has one.
     """
     width_mm, height_mm = plane.size_mm
     scale = min(size[0] / width_mm, size[1] / height_mm)
@@ -161,7 +161,19 @@ def _draw_panel(
     height = max(1, round(height_mm * scale))
     left = corner[0] + (size[0] - width) // 2
     top = corner[1] + (size[1] - height) // 2
-    canvas.paste(_pixels_of(plane, panel, (width, height), colors), (left, top))
+    if panel == "changes":
+        before = drawing.enlarge(plane.maps["before"], (width, height))
+        after = drawing.enlarge(plane.maps["refined"], (width, height))
+        gray = drawing.resize_gray(plane.image, (width, height), _DIMMED)
+        # Changed voxels have the color of the new label; white is background.
+        pixels = np.where(before != after, drawing.label_levels(after, colors), gray)
+    else:
+        pixels = drawing.resize_gray(plane.image, (width, height))
+    if panel in plane.maps:
+        labels = drawing.enlarge(plane.maps[panel], (width, height))
+        is_line = drawing.outline(labels)
+        pixels[is_line] = drawing.label_levels(labels[is_line], colors)
+    canvas.paste(pixels, (left, top))
     if plane.frame is not None and panel in ("image", "changes"):
         column, row, across_mm, down_mm = plane.frame
         across = round(across_mm * scale)
@@ -179,23 +191,6 @@ def _draw_panel(
         canvas.sides(plane.edges, place, room, _SMALL, _INK, _PAPER)
         place = (corner[0] + 5, corner[1] + size[1] - 4)
         canvas.text(place, plane.name, _SMALL, _INK, anchor="ld", edge=_PAPER)
-
-
-def _pixels_of(plane: Plane, panel: str, size: Size, colors: Colors) -> NDArray[np.uint8]:
-    """Return the levels of a panel: the image, and contours or changes in the labels' colors."""
-    if panel == "changes":
-        before = drawing.enlarge(plane.maps["before"], size)
-        after = drawing.enlarge(plane.maps["refined"], size)
-        pixels = drawing.resize_gray(plane.image, size, _DIMMED)
-        # Changed voxels have the color of the new label; white is background.
-        return np.where(before != after, drawing.label_levels(after, colors), pixels)
-
-    pixels = drawing.resize_gray(plane.image, size)
-    if panel in plane.maps:
-        labels = drawing.enlarge(plane.maps[panel], size)
-        is_line = drawing.outline(labels)
-        pixels[is_line] = drawing.label_levels(labels[is_line], colors)
-    return pixels
 
 
 def _legend_entries(
