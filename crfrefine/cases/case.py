@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -235,39 +235,41 @@ class _FileArrays:
         self.scores: Float32 | None = None  # channels that do not stay in their files
         self.label_map: LabelMap | None = None
         self.mask: Bool | None = None  # on the grid of its file
+        self.image: NDArray[Any]
         self.nan_files: list[Path] = []  # images with voxels that are NaN
         self.times: dict[str, float] = {}  # seconds that some of them took
+
+        def read_labels() -> None:
+            started = time.perf_counter()
+            self.label_map = read_label_map(
+                network, headers.images, options, headers.files.structures
+            )
+            self.times["labels"] = time.perf_counter() - started
+
+        def read_image() -> None:
+            started = time.perf_counter()
+            self.image = read_as_stored(headers.images, self.nan_files)
+            self.times["image"] = time.perf_counter() - started
+
+        def read_mask_file() -> None:
+            assert headers.mask is not None
+            self.mask = read_mask(headers.mask)
+
         jobs: list[Callable[[], None]] = []
         # The job that takes longest comes first: the network's output.
         if network.is_label_map:
-            jobs.append(partial(self._read_label_map, headers, options))
+            jobs.append(read_labels)
         elif keeps_logits:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
-        self.image: NDArray[Any]
         if keeps_logits:
             self.image, image_jobs = reading_jobs(headers.images, self.nan_files)
             jobs += image_jobs
         else:
-            jobs.append(partial(self._read_image_as_stored, headers))
+            jobs.append(read_image)
         if headers.mask is not None:
-            jobs.append(partial(self._read_mask, headers.mask))
+            jobs.append(read_mask_file)
         run_all(jobs, threads)
-
-    def _read_image_as_stored(self, headers: CaseHeaders) -> None:
-        started = time.perf_counter()
-        self.image = read_as_stored(headers.images, self.nan_files)
-        self.times["image"] = time.perf_counter() - started
-
-    def _read_label_map(self, headers: CaseHeaders, options: ReadingOptions) -> None:
-        started = time.perf_counter()
-        self.label_map = read_label_map(
-            headers.network, headers.images, options, headers.files.structures
-        )
-        self.times["labels"] = time.perf_counter() - started
-
-    def _read_mask(self, header: VolumeHeader) -> None:
-        self.mask = read_mask(header)
 
 
 def _find_mask(

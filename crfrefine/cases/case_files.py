@@ -42,11 +42,6 @@ class CaseFiles:
         return f"case {self.case_id!r}: {self.lack}"
 
     @property
-    def are_structures(self) -> bool:
-        """Whether the logits are binary masks, one file per structure."""
-        return bool(self.structures)
-
-    @property
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
         paths = (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
@@ -88,12 +83,15 @@ class CaseList(list[CaseFiles]):
 
     found = ""  # how many cases a pattern has, with an example; "" for folders
     is_single = False  # whether the images are files of one case
-    # one sentence per fold of a network that lacks something, with the command that makes it
-    advice: tuple[str, ...] = ()
 
     def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[Note] = ()) -> None:
         super().__init__(cases)
         self.notes = list(notes)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """How to make what folds of a network lack, one sentence per fold."""
+        return tuple(str(note) for note in self.notes if note.kind is NoteKind.FOLD_LACKS)
 
 
 _MAX_NAMED = 3
@@ -111,11 +109,6 @@ def note_on_left_out(incomplete: Incomplete, num_found: int) -> Note:
     """Return how many cases are left out, and how many and which for each reason."""
     reasons = "; ".join(_by_reason(incomplete, _MAX_NAMED))
     return Note.of(NoteKind.LEFT_OUT, left_out=len(incomplete), cases=num_found, reasons=reasons)
-
-
-def notes_on_folds(cases: CaseList) -> list[Note]:
-    """Return a note on each fold of a network that lacks something."""
-    return [Note.of(NoteKind.FOLD_LACKS, advice=advice) for advice in cases.advice]
 
 
 def require_complete(

@@ -54,25 +54,11 @@ class CaseHeaders:
         return sum(header.num_channels for header in self.images)
 
     @property
-    def by_word(self) -> list[tuple[str, VolumeHeader]]:
-        """All headers but the first image's, each with the user's word for its file."""
-        named = [("modality", header) for header in self.images[1:]]
-        if self.logits is not None:
-            what = "logits"
-            if self.files.are_structures:
-                what = "structure"
-            elif self.logits.is_label_map:
-                what = "label map"
-            named += [(what, header) for header in self.logits.files]
-        for what, header in (("mask", self.mask), ("labels", self.labels)):
-            if header is not None:
-                named.append((what, header))
-        return named + [("strokes", header) for header in self.strokes]
-
-    @property
     def companions(self) -> tuple[VolumeHeader, ...]:
         """All headers, without those of the images."""
-        return tuple(header for what, header in self.by_word if what != "modality")
+        companions = [] if self.logits is None else [*self.logits.files]
+        companions += [header for header in (self.mask, self.labels) if header is not None]
+        return (*companions, *self.strokes)
 
     @property
     def notes(self) -> list[Note]:
@@ -120,57 +106,80 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     with naming_case(files.case_id):
         if files.lack:
             raise InputError(files.lack, cause="; ".join(files.missing))
-        return _read_all_headers(files, options)
+        images = _read_images(files, options)
+        logits = None
+        if files.logits:
+            logits = _read_network_header(files, images[0], options)
+        mask = None
+        if files.mask is not None:
+            mask = _read_scalar(files.mask, "mask", images[0], options)
+        labels = None
+        if files.labels is not None:
+            labels = _read_scalar(files.labels, "labels", images[0], options)
+        strokes = [_read_scalar(path, "strokes", images[0], options) for path in files.strokes]
+        spacing = files.spacing or images[0].geometry()[1]
+        return CaseHeaders(files, images, logits, mask, labels, tuple(strokes), spacing)
 
 
-def _read_all_headers(files: CaseFiles, options: ReadingOptions) -> CaseHeaders:
-    image = io.read_header(files.images[0], io.VOLUME_SUFFIXES)
-    images = [image]
-    for path in files.images[1:]:
-        images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image))
-    spacing = image.geometry()[1]
-    if files.spacing is not None and len(files.spacing) != len(spacing):
+def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeader, ...]:
+    """Read the headers of the images, one modality per file, or all of them in a single one."""
+    first = io.read_header(files.images[0], io.VOLUME_SUFFIXES)
+    num_axes = len(first.grid_shape)
+    if files.spacing is not None and len(files.spacing) != num_axes:
         raise InputError(
-            f"{image.path}: has {len(spacing)} axes; "
+            f"{first.path}: has {num_axes} axes; "
             f"the spacing given for case {files.case_id!r} has {len(files.spacing)}"
         )
-    for header in images:
-        _require_modalities(header)
-        if len(images) > 1 and header.num_channels > 1:
+    images = [first]
+    for path in files.images[1:]:
+        images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), first))
+    for image in images:
+        if image.time and image.num_channels > 1:
+            description = read_dataset_description(image.path)
+            if description is None or len(description.channel_names) != image.num_channels:
+                raise InputError(
+                    f"{image.path}: by its header, its {image.num_channels} volumes follow each "
+                    f"other in time ({image.time}); expected modalities\n"
+                    "  Split it, and refine each volume as a case of its own:\n"
+                    f"    crfrefine convert {shlex.quote(str(image.path))} FOLDER --split\n"
+                    "  If they are modalities, name all of them in channel_names of a dataset.json "
+                    "beside it."
+                )
+        if len(images) > 1 and image.num_channels > 1:
             raise InputError(
-                f"{header.path}: expected one modality per file, as there are {len(images)} files; "
-                f"this one has {header.num_channels}"
+                f"{image.path}: expected one modality per file, as there are {len(images)} files; "
+                f"this one has {image.num_channels}"
             )
-    logits = None
-    if files.logits:
-        logits = _read_network_header(files, image, options)
-    mask = None
-    if files.mask is not None:
-        mask = _read_scalar(files.mask, "mask", image)
-    labels = None
-    if files.labels is not None:
-        labels = _read_scalar(files.labels, "labels", image)
-    strokes = tuple(_read_scalar(path, "strokes", image) for path in files.strokes)
-    headers = CaseHeaders(
-        files, tuple(images), logits, mask, labels, strokes, files.spacing or spacing
-    )
-    for what, header in headers.by_word:
-        # The files of labels are on one grid.
-        is_first = what != "logits" or header.path == files.logits[0]
-        if is_first and not image.on_same_grid(header):
-            _require_overlap(what, image, header, resample=options.resample)
+        _require_overlap("modality", first, image, options)
+    return tuple(images)
+
+
+def _read_scalar(
+    path: Path, what: str, image: VolumeHeader, options: ReadingOptions
+) -> VolumeHeader:
+    """Read the header of a file with one value per voxel, with its axes turned to the image's."""
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
+    require_scalar(header, what)
+    _require_overlap(what, image, header, options)
+    return header
+
+
+def _read_network_header(
+    files: CaseFiles, image: VolumeHeader, options: ReadingOptions
+) -> io.LogitsHeader:
+    """Read the headers of a network's output, and check its grid, its channels and its values."""
+    network = _recognize(files, image, options)
+    what = "logits"
+    num_grids = 1  # The files of labels are on one grid.
+    if network.is_label_map:
+        what = "structure" if files.structures else "label map"
+        num_grids = len(network.files)
+    for header in network.files[:num_grids]:
+        _require_overlap(what, image, header, options)
     # After the grids: a file with its channels first has a wrong number of channels.
-    if logits is not None:
-        _require_declared(files, logits, options)
-    return headers
-
-
-def _require_declared(files: CaseFiles, network: io.LogitsHeader, options: ReadingOptions) -> None:
-    """Raise InputError unless a network's output has the channels or the values of the options."""
-    is_one_map = network.is_label_map and not files.are_structures
-    if options.mapping and not is_one_map:
+    if options.mapping and what != "label map":
         found = "logits or probabilities, whose channels are labels in their order"
-        if files.are_structures:
+        if files.structures:
             found = "one file per structure, numbered by their names"
         raise InputError(
             f"{network.path}: --map gives the values of a label map new labels; found {found}; "
@@ -180,35 +189,11 @@ def _require_declared(files: CaseFiles, network: io.LogitsHeader, options: Readi
         options.regions.require_number(
             network.num_channels, network.path, lacks_background=network.lacks_background
         )
+    return network
 
 
-def _require_modalities(image: VolumeHeader) -> None:
-    """Raise InputError if the channels of an image are times by its header, not modalities."""
-    if not image.time or image.num_channels == 1:
-        return
-    description = read_dataset_description(image.path)
-    if description is not None and len(description.channel_names) == image.num_channels:
-        return
-    raise InputError(
-        f"{image.path}: by its header, its {image.num_channels} volumes follow each other in time "
-        f"({image.time}); expected modalities\n"
-        "  Split it, and refine each volume as a case of its own:\n"
-        f"    crfrefine convert {shlex.quote(str(image.path))} FOLDER --split\n"
-        "  If they are modalities, name all of them in channel_names of a dataset.json beside it."
-    )
-
-
-def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
-    """Read the header of a file with one value per voxel, with its axes turned to the image's."""
-    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
-    require_scalar(header, what)
-    return header
-
-
-def _read_network_header(
-    files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> io.LogitsHeader:
-    """Read the headers of logits, probabilities, with or without background, or a label map."""
+def _recognize(files: CaseFiles, image: VolumeHeader, options: ReadingOptions) -> io.LogitsHeader:
+    """Return the headers of logits, probabilities, with or without background, or a label map."""
     regions = options.regions
     headers = [io.read_header(path) for path in files.logits]
     first = headers[0]
@@ -232,7 +217,7 @@ def _read_network_header(
     has_one_value = headers[0].num_channels == 1 and not regions.declares(1)
     may_be_map = options.input_type == "labels" or (options.input_type == "auto" and has_one_value)
     label_map = None
-    if may_be_map and (len(files.logits) == 1 or files.are_structures):
+    if may_be_map and (len(files.logits) == 1 or files.structures):
         label_map = label_map_header([io.placed_on(file, image) for file in headers], options)
     if label_map is None:
         fewest = 1 if regions.declares(1) else 2
@@ -246,13 +231,15 @@ def _read_network_header(
 
 
 def _require_overlap(
-    what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
+    what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions
 ) -> None:
-    """Raise GridMismatchError unless a file on another grid may be filled or interpolated."""
+    """Raise GridMismatchError unless a file is on the image's grid, or may be brought onto it."""
+    if image.on_same_grid(other):
+        return
     if what in _FILLED and WorkGrid(image).part(other, what) is not None:
         return
     hint = _NEVER_RESAMPLED.get(what)
-    if hint is None and resample:
+    if hint is None and options.resample:
         WorkGrid(image).require_overlap(other, what)
         return
     if hint is None:

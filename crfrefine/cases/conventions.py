@@ -7,12 +7,10 @@ from which `OTHER_WORDS` and `OTHERS` are made, so that no other kind takes the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 
@@ -58,14 +56,6 @@ class Kind:
         if is_pattern(place):
             return [[place]]
         return [[place / name for name in line] for line in self.names]
-
-    def added(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
-        """Return a case with its files of this kind."""
-        if self.field in ("mask", "labels"):
-            files: dict[str, Any] = {self.field: next(iter(paths), None)}
-        else:
-            files = {self.field: tuple(paths)}
-        return replace(case, **files)
 
 
 # nnU-Net's names, with the number of a modality, or any name; else as in TotalSegmentator's data.
@@ -162,6 +152,13 @@ DATASET_FOLDERS = {
     "labels": ("labels", "labelsTr", "labelsTs"),
     "logits": ("logits",),
     "masks": ("masks",),
+}
+# Folders and files of nnU-Net's data sets, each with the environment variable of the folder of all
+# data sets; the first that is there counts.
+OF_NNUNET = {
+    "images": (("nnUNet_raw", "imagesTr"),),
+    "labels": (("nnUNet_raw", "labelsTr"), ("nnUNet_preprocessed", "gt_segmentations")),
+    "splits": (("nnUNet_preprocessed", "splits_final.json"),),
 }
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
@@ -35,7 +36,6 @@ from crfrefine.cases.patterns import (
     list_files,
     names_part,
     nearest_files,
-    of_case,
 )
 from crfrefine.errors import InputError
 from crfrefine.io.paths import file_to_read, is_folder, stem_of
@@ -167,28 +167,33 @@ class Files:
             else:
                 cases[number] = self._with_files(case, [match.path for match in matches])
 
-        taken = {path for case in cases for path in (*case.images, *case.logits)}
-        strays = self.strays({case.case_id for case in cases})
-        paths = set[Path]().union(*strays.values()) - taken
-        if paths and self.kind.strays:
-            kind = NoteKind.WITHOUT_IMAGES
-            what = self.kind.strays
-            first = min(path.name for path in paths)
-            cases.notes.append(
-                Note.of(kind, str(self.place), files=len(paths), what=what, first=first)
+        if not self.kind.strays:
+            return
+        strays = set[Path]().union(*self.strays([case.case_id for case in cases]).values())
+        strays.difference_update(*(case.paths for case in cases))
+        if strays:
+            note = Note.of(
+                NoteKind.WITHOUT_IMAGES,
+                str(self.place),
+                files=len(strays),
+                what=self.kind.strays,
+                first=min(path.name for path in strays),
             )
+            cases.notes.append(note)
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""
         takes_all = self.kind is STROKES or (self.kind.is_optional and not paths)
         if self.given or len(paths) == 1 or takes_all:
-            return self.kind.added(case, self.given or paths)
+            files: Any = tuple(self.given or paths)
+            if self.kind.field in ("mask", "labels"):
+                files = next(iter(files), None)
+            return replace(case, **{self.kind.field: files})
         if paths:
             return case.with_several(self.kind.one, paths, self.place)
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
-            nearest = nearest_files(of_case(self.place, case.case_id))
-            expected = f"a file by this pattern{nearest}"
+            expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
         what = self.kind.what.replace("CASE", case.case_id)
         return case.without(what, self.place, expected)
 

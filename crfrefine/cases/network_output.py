@@ -7,8 +7,8 @@ or of regions.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -39,50 +39,41 @@ from crfrefine.io.volume import VolumeHeader
 from crfrefine.refinement.networks import ArrayNetwork, Network, ReadPieces, StreamedNetwork
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """The channels of a file, judged by their values, by the file and by the user."""
+def recognize(
+    values: Float32,
+    header: LogitsHeader | VolumeHeader,
+    reading: RegionReading,
+    input_type: str = "auto",
+    look: Look | None = None,
+) -> tuple[RegionScheme | None, str, Note]:
+    """Return what the channels of a file are: their regions, None for labels; their kind; and why.
 
-    values: Float32  # (channels, [z,] y, x)
-    header: LogitsHeader | VolumeHeader
-    reading: RegionReading  # which channels are regions
-    input_type: str = "auto"  # "auto", "logits" or "probabilities"
+    The kind is "logits" (log-odds of regions) or "probabilities"; other values are an InputError.
 
-    @cached_property
-    def regions(self) -> RegionScheme | None:
-        """The regions of the channels; None means that they are labels."""
-        if len(self.values) != self.header.num_channels:  # The background was computed.
-            return None
-        return self.reading.scheme_of(self.values, self.header.path)
+    Args:
+        values: (channels, [z,] y, x), with the background if it was computed.
+        header: the header of the file, which may declare the kind.
+        reading: which channels are regions.
+        input_type: "auto", "logits" or "probabilities", as the user says.
+        look: what a pass over the values shows, if there was one.
 
-    @cached_property
-    def look(self) -> Look:
-        """The facts that tell logits of labels from probabilities."""
-        return look_at(self.values)
+    """
+    regions = reading.scheme_of(values, header)
+    if regions is not None:
+        kind, note = reading.identify(values, input_type, header.kind, header.path)
+    else:
+        kind, note = identify(look or look_at(values), input_type, header.kind, header.path)
+    return regions, kind, note
 
-    @property
-    def kind(self) -> str:
-        """What they are: "logits" (log-odds of regions) or "probabilities"; else InputError."""
-        return self._decision[0]
 
-    @property
-    def note(self) -> Note:
-        """A note that says which, and why."""
-        return self._decision[1]
-
-    @cached_property
-    def _decision(self) -> tuple[str, Note]:
-        path = self.header.path
-        if self.regions is not None:
-            return self.reading.identify(self.values, self.input_type, self.header.kind, path)
-        return identify(self.look, self.input_type, self.header.kind, path)
-
-    def take_logits(self, threads: int = 1) -> Float32:
-        """Turn probabilities into logits, or into log-odds of regions, in place; return them."""
-        if self.kind == "probabilities":
-            convert = take_logarithms if self.regions is None else take_log_odds
-            run_all([partial(convert, channel) for channel in self.values], threads)
-        return self.values
+def take_logits(
+    values: Float32, kind: str, regions: RegionScheme | None, threads: int = 1
+) -> Float32:
+    """Turn probabilities into logits, or into log-odds of regions, in place; return them."""
+    if kind == "probabilities":
+        convert = take_logarithms if regions is None else take_log_odds
+        run_all([partial(convert, channel) for channel in values], threads)
+    return values
 
 
 def logits_of_labels(label_map: LabelMap, spacing: tuple[float, ...]) -> tuple[LabelMap, Float32]:
@@ -131,14 +122,17 @@ def network_of_scores(
 
     """
     notes += complete(values, header, options.input_type)
-    scores = Scores(values, header, options.regions, options.input_type)
-    if scores.regions is None and options.input_type == "auto" and scores.look.is_binary:
-        _refuse_structures(header, scores.look)
-        one_hot = read_one_hot(header, values, like, options)
-        if one_hot is not None:
-            return one_hot, "labels"
-    notes.append(scores.note)
-    values = scores.take_logits(threads)
+    look = None
+    if options.input_type == "auto" and options.regions.scheme_of(values, header) is None:
+        look = look_at(values)
+        if look.is_binary:
+            _refuse_structures(header, look)
+            one_hot = read_one_hot(header, values, like, options)
+            if one_hot is not None:
+                return one_hot, "labels"
+    regions, kind, note = recognize(values, header, options.regions, options.input_type, look)
+    notes.append(note)
+    values = take_logits(values, kind, regions, threads)
 
     network_spacing = None
     if not like.on_same_grid(header.files[0]):
@@ -152,13 +146,13 @@ def network_of_scores(
             "logits",
             notes,
             outside="become background",
-            are_of_labels=scores.regions is None,
+            are_of_labels=regions is None,
             is_cubic=options.resample == CUBIC,
             threads=threads,
         )
         times["resample"] = time.perf_counter() - started
     logits = reverse_grid(values.reshape(len(values), *like.grid_shape[::-1]))
-    return ArrayNetwork(logits, "logits", scores.regions, network_spacing), scores.kind
+    return ArrayNetwork(logits, "logits", regions, network_spacing), kind
 
 
 def _refuse_structures(header: LogitsHeader, look: Look) -> None:

@@ -19,10 +19,9 @@ from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
     note_on_left_out,
-    notes_on_folds,
     require_complete,
 )
-from crfrefine.cases.conventions import ARCHIVES, VALIDATED
+from crfrefine.cases.conventions import ARCHIVES, OF_NNUNET, VALIDATED
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import find_matches, holds_many, list_files
@@ -62,16 +61,42 @@ class TrainedNetwork:
         folds = [path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()]
         return {path.name.removeprefix("fold_"): path for path in folds}
 
-    def places(self, variable: str) -> list[Path]:
-        """Return where a folder of nnU-Net, named by an environment variable, has the dataset.
+    def places(self, what: str) -> list[Path]:
+        """Return where nnU-Net may have "images", "labels" or "splits", the best place first.
 
-        The variable comes first, then the folder beside the results.
+        These are in a folder that an environment variable names, or beside the results.
         """
-        beside = self.folder.parents[2] / variable / self.dataset
-        root = os.environ.get(variable)
-        if not root:
-            return [beside]
-        return list(dict.fromkeys([Path(root) / self.dataset, beside]))
+        places: list[Path] = []
+        for variable, name in OF_NNUNET[what]:
+            root = os.environ.get(variable)
+            if root:
+                places.append(Path(root) / self.dataset / name)
+            places.append(self.folder.parents[2] / variable / self.dataset / name)
+        return places
+
+    def locate(self, what: str, requested: Path | None, *, beside: Path | None = None) -> Path:
+        """Return the folder of the "images" or "labels" that the network was trained on.
+
+        It is the one on request, or the first place of nnU-Net that is there; labels may also be
+        `beside` the folder of the images. The error names the places that were searched.
+        """
+        places = self.places(what)
+        if requested is not None:
+            places = [requested]
+            if what == "images":
+                places.insert(0, requested / "imagesTr")
+        elif beside is not None and beside.name == "imagesTr":
+            places.insert(0, beside.parent / "labelsTr")
+        looked_for = ""
+        for place in dict.fromkeys(places):
+            if holds_many(place):
+                return place
+            looked_for += f"    {place}\n"
+        raise InputError(
+            f"{self.folder}: cannot find the {what} of {self.dataset}; looked in\n{looked_for}"
+            f"  Set the environment variable nnUNet_raw, or name the folder: --{what}"
+            f"{', LABELS of evaluate' if what == 'labels' else ''}."
+        )
 
     def training_command(self, fold: str, *flags: str) -> str:
         """Return the command that trains or validates a fold, to be pasted into a shell."""
@@ -116,7 +141,6 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     cases[:] = [case for case in cases if case.logits]
     advice = cases.advice or ("Name the folder of the images of this network with --images.",)
     require_complete(left_out, num_found, "cases with probabilities", advice)
-    cases.notes = [*notes_on_folds(cases), *cases.notes]
     if left_out:
         cases.notes.insert(0, note_on_left_out(left_out, num_found))
     return cases
@@ -137,10 +161,10 @@ def find_trained_cases(
     if images or labels are not found, or the only fold was trained on all cases.
     """
     folds = _require_held_out(network)
-    image_folder = locate_images(network, images)
+    image_folder = network.locate("images", images)
     label_folder = None
     if with_labels:
-        label_folder = locate_labels(network, image_folder, labels)
+        label_folder = network.locate("labels", labels, beside=image_folder)
     cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
     splits = _splits(network)
     archives = _held_out_files(network, splits, ARCHIVES.suffixes)
@@ -173,9 +197,8 @@ def find_trained_cases(
                 first=min(archives),
             )
         )
-    if _reorients(network.folder):
-        cases[:] = [_require_ras(case) for case in cases]
-    cases.advice = tuple(advice[fold] for fold in sorted(advice))
+    _require_ras(cases, network.folder)
+    cases.notes[:0] = [Note.of(NoteKind.FOLD_LACKS, advice=advice[fold]) for fold in sorted(advice)]
     return cases
 
 
@@ -243,48 +266,6 @@ def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     return predictions
 
 
-def locate_images(network: TrainedNetwork, requested: Path | None) -> Path:
-    """Return the folder of the images that a network was trained on.
-
-    The error names the places that were searched.
-    """
-    if requested is not None and (requested / "imagesTr").is_dir():
-        return requested / "imagesTr"
-    places = [place / "imagesTr" for place in network.places("nnUNet_raw")]
-    return _locate(network, "images", requested, places)
-
-
-def locate_labels(network: TrainedNetwork, images: Path, requested: Path | None) -> Path:
-    """Return the folder of the labels; `images` is the folder of the images.
-
-    NnU-Net copies labels to its preprocessed data.
-    """
-    datasets = network.places("nnUNet_raw")
-    if images.name == "imagesTr":
-        datasets = [images.parent, *datasets]
-    places = [dataset / "labelsTr" for dataset in datasets]
-    places += [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
-    return _locate(network, "labels", requested, places)
-
-
-def _locate(
-    network: TrainedNetwork, what: str, requested: Path | None, places: Sequence[Path]
-) -> Path:
-    """Return the folder on request, or the first place that exists; InputError without one."""
-    if requested is not None:
-        places = [requested]
-    looked_for = ""
-    for place in dict.fromkeys(places):
-        if holds_many(place):
-            return place
-        looked_for += f"    {place}\n"
-    raise InputError(
-        f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
-        f"  Set the environment variable nnUNet_raw, or name the folder: --{what}"
-        f"{', LABELS of evaluate' if what == 'labels' else ''}."
-    )
-
-
 def is_of_nnunet(folder: Path) -> bool:
     """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
     if (folder / PLANS).is_file() or (folder / PREDICTION_ARGUMENTS).is_file():
@@ -303,8 +284,7 @@ def _splits(network: TrainedNetwork) -> _Splits:
 
     Raises InputError for a file that is not as nnU-Net writes it.
     """
-    places = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in network.places("splits") if place.is_file()), None)
     if path is None:
         return {}
     add_inputs(path)
@@ -362,8 +342,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             )
     cases = discover_cases(images, None, masks)
     files.add_to(cases)
-    if _reorients(folder):
-        cases[:] = [_require_ras(case) for case in cases]
+    _require_ras(cases, folder)
     return cases
 
 
@@ -382,18 +361,24 @@ def _read_table(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _require_ras(case: CaseFiles) -> CaseFiles:
-    """Return the case with a `problem` if its image has other voxel axes than its probabilities."""
-    if case.problem or not case.images or not case.logits:
-        return case
-    try:
-        orientation = read_header(case.images[0]).orientation
-    except CrfRefineError:
-        return case  # Reading the case reports it.
-    if orientation == "RAS":
-        return case
-    return case.lacking(
-        f"{case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: "
-        f"the plans use {_REORIENTING}, which turns images and does not turn probabilities back\n"
-        "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
-    )
+def _require_ras(cases: CaseList, folder: Path) -> None:
+    """Give a problem to each case whose image has other voxel axes than its probabilities.
+
+    By the plans in the folder of nnU-Net, axes are turned or not.
+    """
+    if not _reorients(folder):
+        return
+    for number, case in enumerate(cases):
+        if case.problem or not case.images or not case.logits:
+            continue
+        try:
+            orientation = read_header(case.images[0]).orientation
+        except CrfRefineError:
+            continue  # Reading the case reports it.
+        if orientation != "RAS":
+            cases[number] = case.lacking(
+                f"{case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward "
+                f"{orientation}: the plans use {_REORIENTING}, which turns images and does not "
+                "turn probabilities back\n  Give images turned to RAS with -i, such as those of "
+                "nibabel.as_closest_canonical."
+            )

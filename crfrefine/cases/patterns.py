@@ -86,11 +86,6 @@ def check_pattern(pattern: Path, parts: Collection[str]) -> None:
         )
 
 
-def of_case(pattern: Path, case_id: str) -> Path:
-    """Return the pattern of one case."""
-    return Path(re.sub(r"\{case(:[^{}/]*)?\}", lambda _: case_id, str(pattern)))
-
-
 def fill(pattern: Path, match: Match) -> Path:
     """Return the path that a pattern has with the parts of a file."""
     text = str(pattern)
@@ -148,8 +143,10 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [path for path in _visible(folder, {}) if suffix_of(path) in suffixes and _is_file(path)]
 
 
-def nearest_files(pattern: Path) -> str:
-    """Return a line with what is there in place of the files of a pattern: "" for nothing."""
+def nearest_files(pattern: Path, case_id: str | None = None) -> str:
+    """Return a line with what is there in place of the files of a pattern, or of one case."""
+    if case_id is not None:
+        pattern = Path(re.sub(r"\{case(:[^{}/]*)?\}", lambda _: case_id, str(pattern)))
     root, names = _split(pattern)
     while not is_folder(root):
         names = (root.name, *names)

@@ -24,6 +24,7 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
+    from crfrefine.io.reading import LogitsHeader
     from crfrefine.io.volume import VolumeHeader
 
 # Names with a meaning in `dataset.json`: no structure may have them.
@@ -60,12 +61,16 @@ class RegionReading:
             return False
         return bool(np.mod(io.read_volume(header.path).data, 1).any())
 
-    def scheme_of(self, values: Float32, path: Path) -> RegionScheme | None:
+    def scheme_of(
+        self, values: Float32, header: LogitsHeader | VolumeHeader
+    ) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x).
 
-        None means that the channels are labels.
+        None means that the channels are labels, as where their background was computed.
         """
-        self.require_number(len(values), path)
+        if len(values) != header.num_channels:
+            return None
+        self.require_number(len(values), header.path)
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
         if len(values) != self.scheme.num_regions:
@@ -185,7 +190,7 @@ def declared_labels(
 
     Structures declare them, else the first `dataset.json` with labels, else the parameters.
     """
-    if any(case.are_structures for case in cases):
+    if any(case.structures for case in cases):
         return number_structures(cases, descriptions)
     for description in descriptions:
         if description.labels:
@@ -207,7 +212,7 @@ def number_structures(
     """
     by_name: dict[str, Path] = {}  # a file of each structure
     for case in cases:
-        if case.logits and not case.are_structures:
+        if case.logits and not case.structures:
             raise InputError(
                 f"{case.logits[0]}: a label map, but other cases have one file per structure; "
                 "refine the two in separate runs"

@@ -173,7 +173,7 @@ def _measure_probabilities(
         with failing_alone(failures.append, *source.logits):
             if source.lack and not source.missing:
                 raise InputError(source.lack)
-            if not source.logits or source.are_structures:
+            if not source.logits or source.structures:
                 prediction = None
             elif measured.options.mappings.get(method):
                 raise InputError(

@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import (
-    CaseFiles,
-    CaseList,
-    Incomplete,
-    require_complete,
-)
+from crfrefine.cases.case_files import CaseFiles, CaseList, Incomplete, require_complete
 from crfrefine.cases.conventions import (
     ARCHIVES,
     CALIBRATION,
@@ -27,12 +22,7 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
-from crfrefine.cases.nnunet import (
-    is_trained,
-    locate_labels,
-    require_trained,
-    validated_predictions,
-)
+from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
 from crfrefine.cases.patterns import holds_many, is_pattern, names_part
 from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
@@ -105,8 +95,7 @@ def methods_with_nnunet(
     if nnunet is not None:
         network = require_trained(nnunet)
         if labels is None:
-            images = network.places("nnUNet_raw")[0] / "imagesTr"
-            labels = locate_labels(network, images, None)
+            labels = network.locate("labels", None)
         if predictions is None:
             return nnunet, labels, baselines
         baselines = ((NETWORK, nnunet), *baselines)

@@ -30,7 +30,7 @@ from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
-from crfrefine.cases.network_output import Scores
+from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
@@ -181,13 +181,13 @@ def _other_grids(
     """
     for method, files in pair.methods.items():
         groups = [files.logits]
-        if not files.are_structures:
+        if not files.structures:
             groups = [(path,) for path in pair.files_of(method)]
         for group in groups:
             with suppress(CrfRefineError, OSError):
                 members = [io.read_header(path) for path in group]
                 header = with_channel_axis(members[0], reference)
-                if files.are_structures:
+                if files.structures:
                     header = grid_of_structures(members)
                 if header.affine is not None and not reference.on_same_grid(header):
                     _require_comparable(reference, header, "label map", measured)
@@ -294,10 +294,7 @@ def read_probabilities(
     if header.lacks_background:
         reference.notes.extend(notes)
         regions.require_number(header.num_channels, header.path, lacks_background=True)
-    scores = Scores(stored, header, regions)
-    scheme = scores.regions
-    kind = scores.kind
-    note = scores.note
+    scheme, kind, note = recognize(stored, header, regions)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 
@@ -305,7 +302,7 @@ def read_probabilities(
     if is_elsewhere:
         stored = reference.work.interpolated(
             file,
-            scores.take_logits(),
+            take_logits(stored, kind, scheme),
             "logits",
             reference.notes,
             outside="are background",

@@ -252,7 +252,7 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, 
     for pair in pairs:
         for method, files in pair.methods.items():
             path = files.labels
-            if files.are_structures:
+            if files.structures:
                 path = files.logits[0].parent
             if path is None:
                 continue

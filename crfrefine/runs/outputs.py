@@ -202,7 +202,7 @@ def _outputs_of(
         return outputs
 
     folder = label_map.with_name(stem)
-    if not files.are_structures:
+    if not files.structures:
         return replace(outputs, folder=folder, label_names=label_names)
     numbers = {name: number for number, name in label_names.items()}
     structures = {}
@@ -239,7 +239,7 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
         for path in (*files.images, *files.logits):
             folders.add(path.parent.resolve())
         for path in files.logits:
-            if files.are_structures and path.parent.name == files.case_id:
+            if files.structures and path.parent.name == files.case_id:
                 folders.add(path.parent.parent.resolve())
     return folders
 

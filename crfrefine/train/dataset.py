@@ -19,7 +19,6 @@ from crfrefine.cases.case_files import (
     CaseList,
     Incomplete,
     note_on_left_out,
-    notes_on_folds,
     require_complete,
 )
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -104,7 +103,7 @@ def find_cases(
     num_channels, num_modalities, num_axes = _common_sizes(headers)
     regions = None
     declared = None
-    notes = [*notes_on_folds(cases), *cases.notes]
+    notes = [*cases.notes]
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels)
         if declared is None:
@@ -182,7 +181,7 @@ def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles]
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
-    if case.are_structures:
+    if case.structures:
         advice = "merge them into a label map with the numbers of the reference"
         raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
     return read_case_headers(case, reading)

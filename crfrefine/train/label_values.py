@@ -40,8 +40,7 @@ def require_all(
         try:
             return work(case, threads)
         except Exception as error:
-            paths = (*case.images, *case.logits, case.labels, case.mask)
-            named = expected_error(error, *paths)
+            named = expected_error(error, *case.paths)
             named.case_id = case.case_id
             errors[case.case_id] = named
             return None

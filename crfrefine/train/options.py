@@ -195,13 +195,13 @@ def locate_folders(
     """
     if nnunet is None:
         return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+    from crfrefine.cases.nnunet import require_trained
 
     network = require_trained(nnunet)
     masks = named.get("masks")
     locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
-    images = locate_images(network, named.get("images"))
-    labels = locate_labels(network, images, named.get("labels"))
+    images = network.locate("images", named.get("images"))
+    labels = network.locate("labels", named.get("labels"), beside=images)
     return DataFolders(images, labels, network.folder, masks, network.folder)
 
 

@@ -201,8 +201,7 @@ def choose(
         try:
             sources.append(_read_source(case, inputs, default, threads))
         except Exception as error:
-            paths = (*case.images, *case.logits, case.mask)
-            left_out[case.case_id] = describe_failure(error, *paths)
+            left_out[case.case_id] = describe_failure(error, *case.paths)
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
     if left_out:
         observer.note(_note_on_left_out(left_out))

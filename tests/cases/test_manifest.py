@@ -170,5 +170,5 @@ def test_structures_are_files_or_a_folder(archive):
         (found,) = read_manifest(
             write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), input_type="labels"
         )
-        assert found.are_structures
+        assert found.structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]

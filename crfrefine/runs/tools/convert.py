@@ -20,7 +20,7 @@ from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.grid_differences import explain_difference
-from crfrefine.cases.network_output import Scores
+from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
@@ -245,22 +245,21 @@ def _convert_channels(
     if to is None and (kind is not None or not require_suffix(target).holds_scores_alone):
         source = describe_source(header, counted(len(values), "label"))
     else:  # It matters whether the values are logits or probabilities.
-        scores = Scores(reverse_grid(values).copy(), header, regions)
-        scheme = scores.regions
-        kind = scores.kind
+        scores = reverse_grid(values).copy()
+        scheme, kind, _ = recognize(scores, header, regions)
         word = "label" if scheme is None else "region"
         source = describe_source(header, counted(len(values), word))
         if to == "labels":
             if scheme is None:
                 labels = argmax_labels(values)
             else:
-                labels = scheme.decode(reverse_grid(scores.take_logits()))
+                labels = scheme.decode(reverse_grid(take_logits(scores, kind, scheme)))
                 named = ()
             io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=named)
             return f"{source} -> {target}: label map"
         if to not in (None, kind):
+            logits = take_logits(scores, kind, scheme)
             kind = to
-            logits = scores.take_logits()
             if to == "probabilities":
                 logits = softmax(logits) if scheme is None else sigmoid(logits)
             values = reverse_grid(logits)

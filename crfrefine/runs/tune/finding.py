@@ -77,13 +77,13 @@ def _add_references(cases: CaseList, options: TuneOptions) -> None:
             number = counted(len(cases), "case")
             raise InputError(f"{options.labels}: no labels of any of the {number}")
     elif options.inputs.nnunet is not None:
-        from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+        from crfrefine.cases.nnunet import require_trained
 
         # The page is of use without the labels that the network was trained on.
         with suppress(InputError):
             network = require_trained(options.inputs.nnunet)
-            images = locate_images(network, next(iter(options.inputs.images), None))
-            Files(OPTIONAL_LABELS, locate_labels(network, images, None)).add_to(cases)
+            images = network.locate("images", next(iter(options.inputs.images), None))
+            Files(OPTIONAL_LABELS, network.locate("labels", None, beside=images)).add_to(cases)
 
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
