@@ -28,7 +28,7 @@ from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.case_memory import plan_memory
-from crfrefine.cases.label_input import LabelMap, read_label_map
+from crfrefine.cases.label_input import read_label_map, segments_in
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -49,7 +49,7 @@ class Case:
     # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files
     # if they have no scaling.
     image: NDArray[Any]
-    network: Network  # the network's output, as the CRF takes it; a `LabelMap` if it is one
+    network: Network  # the network's output, as the CRF takes it
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
     like: Volume  # the first modality; its geometry is that of the output
@@ -165,7 +165,7 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
     first = headers.images[0]
-    notes: list[Note] = []
+    notes = arrays.notes
     label_logits = None
     network: Network
     if arrays.label_map is not None:
@@ -177,15 +177,8 @@ def read_case(
         network, kind = network_of_scores(
             headers.network, arrays.scores, first, options, threads, arrays.times, notes
         )
-    segments: tuple[Segment, ...] = ()
-    if isinstance(network, LabelMap):
-        if as_logits:
-            network, label_logits = logits_of_labels(network, headers.spacing)
-        notes += network.notes
-        segments = network.segments
-    elif len(headers.network.files) == 1:
-        segments = headers.network.files[0].segments
-
+    if isinstance(network, LabelMapNetwork) and as_logits:
+        network, label_logits = logits_of_labels(network, headers.spacing, notes)
     mask = _find_mask(headers, arrays, options, notes)
     grid = WorkGrid(first)
     labels = None
@@ -215,7 +208,7 @@ def read_case(
         strokes=tuple(strokes),
         label_logits=label_logits,
         times=arrays.times,
-        segments=segments,
+        segments=segments_in(headers.network, options, headers.files.structures),
         has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
@@ -233,7 +226,8 @@ class _FileArrays:
         """
         network = headers.network
         self.scores: Float32 | None = None  # channels that do not stay in their files
-        self.label_map: LabelMap | None = None
+        self.label_map: LabelMapNetwork | None = None
+        self.notes: list[Note] = []  # on the label map
         self.mask: Bool | None = None  # on the grid of its file
         self.image: NDArray[Any]
         self.nan_files: list[Path] = []  # images with voxels that are NaN
@@ -242,7 +236,7 @@ class _FileArrays:
         def read_labels() -> None:
             started = time.perf_counter()
             self.label_map = read_label_map(
-                network, headers.images, options, headers.files.structures
+                network, headers.images, options, headers.files.structures, self.notes
             )
             self.times["labels"] = time.perf_counter() - started
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from crfrefine.io.json import read_json
 from crfrefine.io.paths import is_folder
 
 _MAX_CHANNELS = 10_000
-_MAX_DIGITS = 9  # Most digits of a channel or label number.
+_NUMBER = re.compile("[0-9]{1,9}")  # of a channel or label
 _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 
@@ -61,14 +62,6 @@ class DatasetDescription:
                 all_numbers.update(numbers)
         return frozenset(all_numbers)
 
-    @property
-    def num_labels(self) -> int | None:
-        """Channels of a softmax: one more than the largest label, "ignore" aside.
-
-        None without labels.
-        """
-        return max((number + 1 for number in self.all_numbers), default=None)
-
 
 def read_dataset_description(place: Path) -> DatasetDescription | None:
     """Read the `dataset.json` of a place; None without one. Raises like `read_descriptions`."""
@@ -93,16 +86,7 @@ def read_descriptions(
             continue
         done.add(path)
         try:
-            add_inputs(path)
-            content = read_json(path)
-            labels = _labels_of(content)
-            order = _region_order_of(content)
-            channel_names = _channel_names_of(content)
-            ignored = labels.get("ignore", ())
-            if "ignore" in labels and len(ignored) != 1:
-                raise ValueError(
-                    f"labels.ignore: expected one label, got {shorten_value(list(ignored))}"
-                )
+            description = _read(path)
         except (InputError, ValueError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             problem = f"{path}: not a dataset.json as nnU-Net writes it: {reason}"
@@ -111,8 +95,41 @@ def read_descriptions(
                 raise InputError(f"{problem}; {advice}") from None
             notes.append(Note.of(NoteKind.BAD_DESCRIPTION, problem=problem))
         else:
-            ignore_label = next(iter(ignored), None)
-            yield DatasetDescription(path, channel_names, labels, ignore_label, order)
+            yield description
+
+
+def _read(path: Path) -> DatasetDescription:
+    """Read a `dataset.json`; InputError or ValueError unless it is as nnU-Net writes it."""
+    add_inputs(path)
+    content = read_json(path)
+    labels = _labels_of(content)
+    order = content.get("regions_class_order")
+    if order is not None and not isinstance(order, list):
+        raise ValueError(
+            "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; "
+            f"got {shorten_value(order)}"
+        )
+    if order is not None:
+        order = tuple(_label_number(number, "regions_class_order") for number in order)
+
+    key = "channel_names" if "channel_names" in content else "modality"
+    names = content.get(key, {})
+    if isinstance(names, Mapping) and all(map(_NUMBER.fullmatch, names)):
+        names = [names[number] for number in sorted(names, key=int)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
+            f"got {shorten_value(names)}"
+        )
+    if len(names) > _MAX_CHANNELS:
+        raise ValueError(
+            f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
+            f"{_MAX_CHANNELS - 1}"
+        )
+    ignored = labels.get("ignore", ())
+    if "ignore" in labels and len(ignored) != 1:
+        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(ignored))}")
+    return DatasetDescription(path, tuple(names), labels, next(iter(ignored), None), order)
 
 
 def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
@@ -124,7 +141,7 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
             f"got {shorten_value(labels)}"
         )
     are_names = all(isinstance(name, str) for name in labels.values())
-    if are_names and all(map(_is_number, labels)):  # by number, as in older files
+    if are_names and all(map(_NUMBER.fullmatch, labels)):  # by number, as in older files
         by_name: dict[str, str] = {}
         for number, name in labels.items():
             if name in by_name:
@@ -141,51 +158,15 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
     return numbers
 
 
-def _region_order_of(content: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the label that each region writes; None if the file does not say."""
-    order = content.get("regions_class_order")
-    if order is None:
-        return None
-    if not isinstance(order, list):
-        raise ValueError(
-            "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; "
-            f"got {shorten_value(order)}"
-        )
-    return tuple(_label_number(number, "regions_class_order") for number in order)
-
-
-def _channel_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the modalities in order."""
-    key = "channel_names" if "channel_names" in content else "modality"
-    names = content.get(key, {})
-    if isinstance(names, Mapping) and all(map(_is_number, names)):
-        names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
-            f"got {shorten_value(names)}"
-        )
-    if len(names) > _MAX_CHANNELS:
-        raise ValueError(
-            f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
-            f"{_MAX_CHANNELS - 1}"
-        )
-    return tuple(names)
-
-
 def _label_number(value: Any, key: str) -> int:
     number = value
-    if isinstance(value, str) and _is_number(value):
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
         number = int(value)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
         raise ValueError(
             f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
         )
     return number
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 @dataclass(frozen=True)

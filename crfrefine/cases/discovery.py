@@ -73,25 +73,28 @@ def discover_cases(
     label begin with label 1. Raises InputError: a path that does not exist, no case, or several
     where one is expected.
     """
-    image_paths = _paths_of(images)
-    logits_paths = _paths_of(logits or ())
-    for path in (*image_paths, *logits_paths):
+    if isinstance(images, Path):
+        images = [images]
+    if isinstance(logits, Path):
+        logits = [logits]
+    logits = logits or ()
+    for path in (*images, *logits):
         if not path.exists() and not is_pattern(path):
             raise InputError(f"{path}: no such file or folder")
-        if len(image_paths) > 1 and path in image_paths and holds_many(path):
+        if len(images) > 1 and path in images and holds_many(path):
             raise InputError(
                 f"{path}: give one folder of images, one pattern, or the files of one case"
             )
 
-    place = image_paths[0]
+    place = images[0]
     if holds_many(place):
-        cases = _cases_of_images(place, next(iter(logits_paths), None), masks, labels)
+        cases = _cases_of_images(place, next(iter(logits), None), masks, labels)
     else:
-        cases = CaseList([_case_of_files(image_paths)])
+        cases = CaseList([_case_of_files(images)])
         cases.is_single = True
     others = []
-    if logits_paths:
-        others.append(Files(LABEL_MAP if input_type == "labels" else LOGITS, *logits_paths))
+    if logits:
+        others.append(Files(LABEL_MAP if input_type == "labels" else LOGITS, *logits))
     if masks is not None:
         others.append(Files(MASK, masks))
     if labels is not None:
@@ -110,30 +113,26 @@ def discover_cases(
     return cases
 
 
-def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
-    if isinstance(paths, str | Path):
-        return (Path(paths),)
-    return tuple(map(Path, paths))
-
-
-def _case_of_files(paths: tuple[Path, ...]) -> CaseFiles:
+def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
     """Return the case of single files, one per modality.
 
     Raises InputError if their names are those of several cases.
     """
     # Without other files to compare with, only the number of the first modality, 0000, is certainly
     # not part of the name.
+    numbered = set[str]()
     for path in paths:
         file_to_read(path, VOLUME_SUFFIXES)
-    first = [stem_of(path) for path in paths if stem_of(path).endswith("_0000")]
-    case_ids = sorted({stem.removesuffix("_0000") for stem in first} - {""})
+        if stem_of(path).endswith("_0000"):
+            numbered.add(stem_of(path).removesuffix("_0000"))
+    case_ids = sorted(numbered - {""})
     if len(case_ids) > 1:
         raise InputError(
             f"{paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; "
             "give the folder of the images"
         )
     stem = stem_of(paths[0])
-    return CaseFiles(stem.removesuffix("_0000") or stem, paths)
+    return CaseFiles(stem.removesuffix("_0000") or stem, tuple(paths))
 
 
 def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> CaseList:

@@ -52,12 +52,13 @@ def explain_difference(
     None means that neither header nor sizes show it. Sizes alone tell that axes are in another
     order only if the grids have hardly a place in common (`is_elsewhere`).
     """
-    order = _order_that_fits(reference, other)
     shape = reference.grid_shape
     # A file with the affine of the other one, or without any: its axes are not turned.
     has_its_affine = same_grid(shape, reference.affine, shape, other.affine)
-    if order is not None and (is_elsewhere or has_its_affine):
-        return _explain_order(reference, name, other, order)
+    if is_elsewhere or has_its_affine:
+        order = _explain_order(reference, name, other)
+        if order is not None:
+            return order
 
     # Planes of the size of an image that is a single plane.
     is_plane = (*shape, 1)[2] == 1
@@ -86,21 +87,6 @@ def explain_difference(
     return forms or _explain_lost_header((name, reference), (what, other))
 
 
-def _order_that_fits(reference: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
-    """Return the axis of the other file for each reference axis, by their sizes.
-
-    None means that they fit as they are, or not at all. Of several orders, the reversed one comes
-    first: arrays of other libraries are (z, y, x).
-    """
-    num_axes = len(reference.grid_shape)
-    if reference.grid_shape == other.grid_shape or num_axes != len(other.grid_shape):
-        return None
-    for order in permutations(reversed(range(num_axes))):
-        if tuple(other.grid_shape[axis] for axis in order) == reference.grid_shape:
-            return order
-    return None
-
-
 def _differs_in_units(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether a grid is as large as another one in another unit of length."""
     if reference.spacing is None or other.spacing is None:
@@ -113,25 +99,34 @@ def _differs_in_units(reference: VolumeHeader, other: VolumeHeader) -> bool:
     return bool(is_unit.any() and np.allclose(ratios, ratios[0]))
 
 
-def _explain_order(
-    reference: VolumeHeader, name: str, other: VolumeHeader, order: tuple[int, ...]
-) -> str:
-    """Return the order of the axes of a file, and how to transpose it back."""
-    axes_of_other = np.argsort(order)
-    letters = ", ".join("xyz"[axis] for axis in axes_of_other)
+def _explain_order(reference: VolumeHeader, name: str, other: VolumeHeader) -> str | None:
+    """Return the order of the axes of a file, by their sizes, and how to transpose it back.
+
+    None means that they fit as they are, or not at all. Of several orders, the reversed one comes
+    first: arrays of other libraries are (z, y, x).
+    """
+    shape = reference.grid_shape
+    num_axes = len(shape)
+    if shape == other.grid_shape or num_axes != len(other.grid_shape):
+        return None
+    for order in permutations(reversed(range(num_axes))):
+        if tuple(other.grid_shape[axis] for axis in order) == shape:
+            break
+    else:
+        return None
+    letters = ", ".join("xyz"[axis] for axis in np.argsort(order))
     sizes = TIMES.join(map(str, other.grid_shape))
-    wanted = TIMES.join(map(str, reference.grid_shape))
+    wanted = TIMES.join(map(str, shape))
     problem = (
         f"Its axes are in another order: {sizes} voxels are the {name}'s {wanted} as ({letters})."
     )
     if other.affine is None:
-        last = len(order) - 1
-        stored = tuple(1 + last - order[last - axis] for axis in range(len(order)))
+        stored = tuple(num_axes - order[num_axes - 1 - axis] for axis in range(num_axes))
         return (
             f"{problem}\n  Transpose them back, np.transpose(array, {(0, *stored)}): "
             "an .npz or .npy holds (label, z, y, x)."
         )
-    channels = (len(order),) if other.num_channels > 1 else ()
+    channels = (num_axes,) if other.num_channels > 1 else ()
     return (
         f"{problem}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
         f"that nibabel loads, and save it with the affine of the {name}."
@@ -146,45 +141,41 @@ def has_default_place(header: VolumeHeader) -> bool:
     return bool(np.allclose(origin, 0.0, atol=1e-3) or np.allclose(origin, -middle, atol=1e-3))
 
 
-def _has_lost_header(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a file of the same sizes has what programs write without a header.
-
-    These are a first voxel or a center at 0, axes along those of the world, and voxels of 1 mm; the
-    rest of its geometry is that of the reference. Or it is in LPS as if that were RAS.
-    """
-    if other.grid_shape != reference.grid_shape:
-        return False
-    affine, spacing = other.geometry()
-    like, like_spacing = reference.geometry()
-    nearly = partial(np.allclose, rtol=1e-3, atol=1e-3)
-    if nearly(affine, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like):
-        return True
-    num_axes = len(spacing)
-    directions = affine[:3, :num_axes] / spacing
-    is_default = (
-        nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
-        nearly(spacing, 1.0),
-        has_default_place(other),
-    )
-    is_equal = (
-        nearly(directions, like[:3, :num_axes] / like_spacing),
-        nearly(spacing, like_spacing),
-        nearly(affine[:3, 3], like[:3, 3]),
-    )
-    return not all(is_equal) and all(map(max, is_default, is_equal))
-
-
 def _explain_lost_header(*files: tuple[str, VolumeHeader]) -> str | None:
-    """Return which of two files has lost its header, and the repair; None if neither has."""
+    """Return which of two files has lost its header, and the repair; None if neither has.
+
+    Of as many voxels, it has what programs write without a header: a first voxel or a center at 0,
+    axes along those of the world, and voxels of 1 mm; the rest of its geometry is that of the other
+    one. Or it is in LPS as if that were RAS.
+    """
+    nearly = partial(np.allclose, rtol=1e-3, atol=1e-3)
     for (name, reference), (what, other) in (files, files[::-1]):
-        if _has_lost_header(reference, other):
+        if other.grid_shape != reference.grid_shape:
+            continue
+        affine, spacing = other.geometry()
+        like, like_spacing = reference.geometry()
+        num_axes = len(spacing)
+        directions = affine[:3, :num_axes] / spacing
+        is_default = (
+            nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
+            nearly(spacing, 1.0),
+            has_default_place(other),
+        )
+        is_equal = (
+            nearly(directions, like[:3, :num_axes] / like_spacing),
+            nearly(spacing, like_spacing),
+            nearly(affine[:3, 3], like[:3, 3]),
+        )
+        is_lost = not all(is_equal) and all(map(max, is_default, is_equal))
+        is_lps = nearly(affine, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like)
+        if is_lost or is_lps:
             path = shlex.quote(str(other.path))
-            like = shlex.quote(str(reference.path))
             return (
                 f"The {what} {verb_for(what, 'has', 'have')} as many voxels as the {name} along "
                 "each axis, and the geometry that programs write without a header: it seems to be "
                 f"lost. If the voxels are those of the {name}:\n"
-                f"    crfrefine convert {path} NEW.nii.gz --like {like} --same-voxels"
+                f"    crfrefine convert {path} NEW.nii.gz "
+                f"--like {shlex.quote(str(reference.path))} --same-voxels"
             )
     return None
 

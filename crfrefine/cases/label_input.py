@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -15,7 +15,6 @@ from crfrefine.arrays.label_maps import (
     count_labels,
     labels_of_one_hot,
     map_labels,
-    occurring_channels,
     present_labels,
 )
 from crfrefine.arrays.probabilities import plane_blocks
@@ -35,25 +34,6 @@ if TYPE_CHECKING:
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMap(LabelMapNetwork):
-    """A label map of files on the image's grid: ([z,] y, x) as it is read, then (*grid)."""
-
-    notes: tuple[Note, ...] = ()  # for the user
-    # Voxels of each label that the files have and this label map lacks: other structures have them,
-    # or the grid is coarser.
-    lost: Mapping[int, int] = field(default_factory=dict)
-    # names and colors of the labels in its file, or in those of structures
-    segments: tuple[Segment, ...] = ()
-    mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
-
-    @property
-    def absent_labels(self) -> tuple[int, ...]:
-        """The labels from 1 to L - 1 that do not occur."""
-        occurring = occurring_channels(self.labels, self.channels)
-        return tuple(label for label in range(self.num_labels) if label not in occurring)
 
 
 def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
@@ -81,20 +61,41 @@ def read_label_map(
     header: LogitsHeader,
     images: Sequence[VolumeHeader],
     options: ReadingOptions,
-    structures: Sequence[str] = (),
-) -> LabelMap:
+    structures: Sequence[str],
+    notes: list[Note],
+) -> LabelMapNetwork:
     """Read a label map, or one binary file per structure into one, onto the grid of the images.
 
-    `structures` are the names of the files, if they are structures.
+    `structures` are the names of the files, if they are structures; `notes` gets those for the
+    user.
     """
     file = header.files[0]
     if structures:
         assert options.declared is not None
         file = grid_of_structures(header.files)
-        label_map = _read_structures(header.files, structures, file, options.declared)
+        label_map = _read_structures(header.files, structures, file, options.declared, notes)
     else:
-        label_map = _read_one(file, options, images[0])
-    return _on_grid(label_map, file, images[0], options)
+        label_map = _read_one(file, options, images[0], notes)
+    return _on_grid(label_map, file, images[0], options, notes)
+
+
+def segments_in(
+    header: LogitsHeader, options: ReadingOptions, structures: Sequence[str]
+) -> tuple[Segment, ...]:
+    """Return names and colors of the labels: those in a single file, or in those of structures."""
+    if not structures and len(header.files) > 1:
+        return ()
+    if not structures:
+        return map_segments(header.files[0].segments, options.mapping)
+    assert options.declared is not None
+    # The segment of a structure is that of its file, if the file has a single one.
+    segments = {}
+    for name, number in options.declared.structures.items():
+        segments[name] = Segment(number, name)
+    for name, file in zip(structures, header.files, strict=True):
+        if len(file.segments) == 1:
+            segments[name] = replace(file.segments[0], label=segments[name].label)
+    return tuple(segments.values())
 
 
 def _read_structures(
@@ -102,13 +103,15 @@ def _read_structures(
     names: Sequence[str],
     grid: VolumeHeader,
     declared: DeclaredLabels,
-) -> LabelMap:
+    notes: list[Note],
+) -> LabelMapNetwork:
     """Read one binary file per structure onto a grid; only one is in memory at a time."""
     numbers = declared.structures
     labels, kept, num_shared = merge_structures(files, names, grid, numbers)
     num_not_empty = sum(size > 0 for _, size in kept.values())
     name = files[0].path.parent.name
-    notes = [Note.of(NoteKind.STRUCTURES, name=name, files=len(files), not_empty=num_not_empty)]
+    kind = NoteKind.STRUCTURES
+    notes.append(Note.of(kind, name=name, files=len(files), not_empty=num_not_empty))
     if num_shared:
         notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
     losers = list_losers(kept)
@@ -118,19 +121,7 @@ def _read_structures(
     for name, (num_left, size) in kept.items():
         if size and not num_left:
             lost[numbers[name]] = size
-    # The segment of a structure is that of its file, if the file has a single one.
-    segments = {name: Segment(number, name) for name, number in numbers.items()}
-    for name, file in zip(names, files, strict=True):
-        if len(file.segments) == 1:
-            segments[name] = replace(file.segments[0], label=numbers[name])
-    return LabelMap(
-        labels,
-        present_labels(labels),
-        declared.num_labels,
-        notes=tuple(notes),
-        lost=lost,
-        segments=tuple(segments.values()),
-    )
+    return LabelMapNetwork(labels, present_labels(labels), declared.num_labels, lost=lost)
 
 
 def read_one_hot(
@@ -138,10 +129,11 @@ def read_one_hot(
     values: Float32 | Iterable[Piece],
     like: VolumeHeader,
     options: ReadingOptions,
-) -> LabelMap | None:
+    notes: list[Note],
+) -> LabelMapNetwork | None:
     """Return the label map of one-hot channels, (L, [z,] y, x) or their pieces.
 
-    None if they are something else, or declared as such.
+    None if they are something else, or declared as such. `notes` gets those for the user.
     """
     if options.input_type != "auto":
         return None
@@ -155,24 +147,35 @@ def read_one_hot(
     if labels is None:
         return None
     reason = "each voxel has 1 in one channel and 0 in the others"
-    note = Note.of(NoteKind.TAKEN_AS, name=header.path.name, what="a label map", reason=reason)
-    label_map = LabelMap(labels, present_labels(labels), header.num_labels, notes=(note,))
-    return _on_grid(label_map, header.files[0], like, options)
+    name = header.path.name
+    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
+    label_map = LabelMapNetwork(labels, present_labels(labels), header.num_labels)
+    return _on_grid(label_map, header.files[0], like, options, notes)
 
 
 def _on_grid(
-    label_map: LabelMap, file: VolumeHeader, like: VolumeHeader, options: ReadingOptions
-) -> LabelMap:
+    label_map: LabelMapNetwork,
+    file: VolumeHeader,
+    like: VolumeHeader,
+    options: ReadingOptions,
+    notes: list[Note],
+) -> LabelMapNetwork:
     """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
     labels = label_map.labels
     present = label_map.channels
     lost = dict(label_map.lost)
-    notes = [*label_map.notes]
     network_spacing = options.network_spacing
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         if network_spacing == AUTO:
-            network_spacing = _coarse_spacing(file, like) or AUTO
+            num_axes = len(like.grid_shape)
+            image_axes = like.geometry()[0][:3, :3]
+            # Voxels of the file that one voxel of the image is long, along each axis.
+            in_file = np.linalg.solve(file.geometry()[0][:3, :3], image_axes)
+            lengths = np.linalg.norm(in_file, axis=0)[:num_axes]
+            if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
+                spacing = np.linalg.norm(image_axes, axis=0)[:num_axes]
+                network_spacing = tuple((spacing / lengths).tolist())
         # On another grid, small structures may be lost.
         before = set(present)
         present = present_labels(placed)
@@ -186,29 +189,13 @@ def _on_grid(
         channels=channels,
         num_labels=label_map.num_labels or channels[-1] + 1,
         network_spacing=network_spacing,
-        notes=tuple(notes),
         lost=lost,
     )
 
 
-def _coarse_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...] | None:
-    """Return the mm between voxels of a file on a coarser grid along each axis of the image.
-
-    None means that the grid is not coarser along any of them.
-    """
-    assert file.affine is not None
-    assert like.affine is not None
-    num_axes = len(like.grid_shape)
-    image_axes = like.affine[:3, :3]
-    # Voxels of the file that one voxel of the image is long, along each axis.
-    lengths = np.linalg.norm(np.linalg.solve(file.affine[:3, :3], image_axes), axis=0)[:num_axes]
-    if (lengths >= 1.0 - 1e-3).all():  # Headers keep six digits.
-        return None
-    spacing = np.linalg.norm(image_axes, axis=0)[:num_axes]
-    return tuple((spacing / lengths).tolist())
-
-
-def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) -> LabelMap:
+def _read_one(
+    file: VolumeHeader, options: ReadingOptions, image: VolumeHeader, notes: list[Note]
+) -> LabelMapNetwork:
     """Read a label map as it is in its file; InputError if it cannot be one."""
     is_requested = options.input_type == "labels"
     advice = (
@@ -231,32 +218,23 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
             "--input-type labels"
         )
     remark = note_on_interpolated(labels)
-    if options.declared is not None:
-        _require_declared(present, options.declared, file, remark)
-    reason = "it has one value per voxel, whole numbers from 0 up"
-    if is_requested:
-        reason = "requested"
-    notes = [Note.of(NoteKind.TAKEN_AS, name=file.path.name, what="a label map", reason=reason)]
-    if remark is not None:
-        notes.append(remark.about(file.path.name))
-    segments = map_segments(file.segments, options.mapping)
-    return LabelMap(
-        labels, present, options.num_declared, notes=tuple(notes), segments=segments, mapped=mapped
-    )
-
-
-def _require_declared(
-    present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader, remark: Note | None
-) -> None:
-    """Raise InputError if a label map has labels that are not declared; `remark` may say why."""
-    unknown = sorted(set(present) - set(declared.numbers))
-    if unknown:
+    declared = options.declared
+    if declared is not None and not set(present) <= set(declared.numbers):
+        unknown = sorted(set(present) - set(declared.numbers))
         raise InputError(
             f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
             f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
             f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
             + (f"\n  {remark}." if remark else "")
         )
+    reason = "it has one value per voxel, whole numbers from 0 up"
+    if is_requested:
+        reason = "requested"
+    name = file.path.name
+    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
+    if remark is not None:
+        notes.append(remark.about(name))
+    return LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
 
 
 # The voxels that each structure keeps where structures overlap, and those of its file.

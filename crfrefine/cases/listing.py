@@ -54,11 +54,13 @@ class Files:
         # the names of the case that each file may belong to, the best first
         self._cases_of: dict[Path, list[str]] = {}
         self._listings: dict[Path, list[Path]] = {}
-        self.given: tuple[Path, ...] = ()  # the files of the only case
+        self.given: list[Match] = []  # the files of the only case
         if len(places) > 1 or not holds_many(self.place):
-            self.given = places
+            # Several files of label maps are structures with the names of the files.
+            are_structures = kind is LABEL_MAP and len(places) > 1
             for path in places:
                 file_to_read(path, kind.suffixes)
+                self.given.append(Match(path, "", "", stem_of(path) if are_structures else ""))
             return
 
         stem = "{case}"
@@ -150,24 +152,23 @@ class Files:
         if not self.kind.is_optional:
             self.require_any()
         structures: dict[str, list[Match]] = {}
-        if self.kind is LABEL_MAP and len(self.given) > 1:
-            matches = [Match(path, "", "", stem_of(path)) for path in self.given]
-            structures[cases[0].case_id] = matches
-        elif self.kind is LABEL_MAP and not self.given:
+        if self.kind is LABEL_MAP and not self.given:
             structures = structures_in(self.place)
             if cases.is_single and is_folder(self.place):
                 inside = find_matches(self.place / STRUCTURE, self.kind.suffixes)
                 structures.setdefault(cases[0].case_id, inside)
         for number, case in enumerate(cases):
-            matches = self.of(case.case_id, case.images)
-            if case.case_id in structures and (is_pattern(self.place) or not matches):
-                cases[number] = with_structures(case, structures[case.case_id])
-            elif matches and matches[0].label:
-                cases[number] = _with_file_per_label(case, matches, self.place, first_label)
-            else:
+            matches = self.given or self.of(case.case_id, case.images)
+            if is_pattern(self.place) or not matches:
+                matches = structures.get(case.case_id, matches)
+            if not matches or not matches[0].label:
                 cases[number] = self._with_files(case, [match.path for match in matches])
+            elif self.kind is LABEL_MAP:
+                cases[number] = with_structures(case, matches)
+            else:
+                cases[number] = _with_file_per_label(case, matches, self.place, first_label)
 
-        if not self.kind.strays:
+        if self.given or not self.kind.strays:
             return
         strays = set[Path]().union(*self.strays([case.case_id for case in cases]).values())
         strays.difference_update(*(case.paths for case in cases))
@@ -183,9 +184,9 @@ class Files:
 
     def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
         """Return a case with its file, or with a problem if there are several or none."""
-        takes_all = self.kind is STROKES or (self.kind.is_optional and not paths)
-        if self.given or len(paths) == 1 or takes_all:
-            files: Any = tuple(self.given or paths)
+        takes_all = self.given or self.kind is STROKES
+        if takes_all or len(paths) == 1 or (self.kind.is_optional and not paths):
+            files: Any = tuple(paths)
             if self.kind.field in ("mask", "labels"):
                 files = next(iter(files), None)
             return replace(case, **{self.kind.field: files})

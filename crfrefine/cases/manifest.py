@@ -145,21 +145,16 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     Raises InputError or another CrfRefineError for a row that cannot be used.
     """
     cells = _split_cells(row)
-    case_id = cells["case"][0]
-    is_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
-    if not is_name or shorten(case_id, _MAX_OF_A_NAME) != case_id:
-        raise InputError(
-            f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without "
-            f"'/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
-        )
-    spacing = _parse_spacing(cells.get("spacing", []))
-    output = None
-    if "output" in cells:
-        output = _parse_output(cells["output"][0])
-
+    described = _describe(cells)
     files: dict[str, list[Path]] = {}
     for column in ("images", "logits", "mask"):
-        files[column] = [_path_of(part, folder) for part in cells.get(column, ())]
+        files[column] = []
+        for name in cells.get(column, ()):
+            path = folder / name
+            # Separators may be those of Windows. os.path.lexists raises no exception for odd names.
+            if not os.path.lexists(path):
+                path = folder / name.replace("\\", "/")
+            files[column].append(path)
         # A cell of logits may name the folder of structures.
         is_single = column == "logits" and len(files[column]) == 1
         if input_type == "labels" and is_single and is_folder(files[column][0]):
@@ -174,15 +169,9 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     (case,) = discover_cases(files["images"], files["logits"], mask, input_type=input_type)
     if case.problem is not None:
         raise InputError(case.problem)
-    return replace(case, case_id=case_id, output=output, spacing=spacing)
-
-
-def _path_of(name: str, folder: Path) -> Path:
-    """Return the path of a cell, with the separators of Windows if no file has this very name."""
-    # os.path.lexists raises no exception for odd names.
-    if os.path.lexists(folder / name):
-        return folder / name
-    return folder / name.replace("\\", "/")
+    return replace(
+        case, case_id=described.case_id, output=described.output, spacing=described.spacing
+    )
 
 
 def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
@@ -215,32 +204,42 @@ def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
     return cells
 
 
-def _parse_spacing(parts: Sequence[str]) -> tuple[float, ...] | None:
-    """Return the mm along each axis; None without any. Raises InputError if they are unusable."""
-    if not parts:
-        return None
-    low, high = SPACING_RANGE
-    try:
-        spacing = tuple(float(part.replace(",", ".")) for part in parts)
-    except ValueError:
-        spacing = ()
-    if len(spacing) in (2, 3) and all(low <= step <= high for step in spacing):
-        return spacing
-    raise InputError(
-        "spacing: expected mm along each axis, such as 1;1;2.5; "
-        f"got {shorten_value(SEPARATOR.join(parts))}"
-    )
+def _describe(cells: Mapping[str, Sequence[str]]) -> CaseFiles:
+    """Return a case without files: its name, the path of its output, and its spacing.
 
-
-def _parse_output(name: str) -> Path:
-    """Return the path of the output; InputError if it cannot be written, or leaves the folder."""
-    output = Path(os.path.normpath(name.replace("\\", "/")))
-    leaves_folder = not output.is_absolute() and output.parts[:1] == (os.pardir,)
-    has_format = suffix_of(output) in WRITTEN_SUFFIXES and not output.name.startswith(".")
-    if has_format and not leaves_folder:
-        return output
-    raise InputError(
-        f"output: {shorten(name)} cannot be written: it must end in one of "
-        f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder "
-        "unless it is absolute"
-    )
+    Raises InputError for a name or an output that cannot be written, an output that leaves the
+    folder, or a spacing that is none.
+    """
+    case_id = cells["case"][0]
+    is_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
+    if not is_name or shorten(case_id, _MAX_OF_A_NAME) != case_id:
+        raise InputError(
+            f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without "
+            f"'/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
+        )
+    case = CaseFiles(case_id, ())
+    if "spacing" in cells:
+        low, high = SPACING_RANGE
+        try:
+            spacing = tuple(float(part.replace(",", ".")) for part in cells["spacing"])
+        except ValueError:
+            spacing = ()
+        if len(spacing) not in (2, 3) or not all(low <= step <= high for step in spacing):
+            raise InputError(
+                "spacing: expected mm along each axis, such as 1;1;2.5; "
+                f"got {shorten_value(SEPARATOR.join(cells['spacing']))}"
+            )
+        case = replace(case, spacing=spacing)
+    if "output" in cells:
+        (name,) = cells["output"]
+        output = Path(os.path.normpath(name.replace("\\", "/")))
+        leaves_folder = not output.is_absolute() and output.parts[:1] == (os.pardir,)
+        has_format = suffix_of(output) in WRITTEN_SUFFIXES and not output.name.startswith(".")
+        if leaves_folder or not has_format:
+            raise InputError(
+                f"output: {shorten(name)} cannot be written: it must end in one of "
+                f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output "
+                "folder unless it is absolute"
+            )
+        case = replace(case, output=output)
+    return case

@@ -30,13 +30,19 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import CUBIC
 from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
-from crfrefine.cases.label_input import LabelMap, read_one_hot
+from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.refinement.networks import ArrayNetwork, Network, ReadPieces, StreamedNetwork
+from crfrefine.refinement.networks import (
+    ArrayNetwork,
+    LabelMapNetwork,
+    Network,
+    ReadPieces,
+    StreamedNetwork,
+)
 
 
 def recognize(
@@ -76,10 +82,13 @@ def take_logits(
     return values
 
 
-def logits_of_labels(label_map: LabelMap, spacing: tuple[float, ...]) -> tuple[LabelMap, Float32]:
+def logits_of_labels(
+    label_map: LabelMapNetwork, spacing: tuple[float, ...], notes: list[Note]
+) -> tuple[LabelMapNetwork, Float32]:
     """Return a label map with the spacing of its network, and (L, *grid) logits of all labels.
 
-    Those of a coarser network are of the labels' shares in its voxels. `spacing` is the image's.
+    Those of a coarser network are of the labels' shares in its voxels, on which `notes` gets one.
+    `spacing` is the image's.
     """
     channels = range(label_map.num_labels)
     absent = list(label_map.absent_labels)
@@ -96,8 +105,8 @@ def logits_of_labels(label_map: LabelMap, spacing: tuple[float, ...]) -> tuple[L
     sigma = share_sigma(network_spacing[::-1], spacing[::-1])
     values = share_logits(channel_numbers(stored, channels), len(channels), sigma)
     values[absent] = ABSENT_LOGIT
-    notes = (*label_map.notes, note)
-    return replace(label_map, network_spacing=network_spacing, notes=notes), reverse_grid(values)
+    notes.append(note)
+    return replace(label_map, network_spacing=network_spacing), reverse_grid(values)
 
 
 def network_of_scores(
@@ -126,8 +135,17 @@ def network_of_scores(
     if options.input_type == "auto" and options.regions.scheme_of(values, header) is None:
         look = look_at(values)
         if look.is_binary:
-            _refuse_structures(header, look)
-            one_hot = read_one_hot(header, values, like, options)
+            num_nowhere = int(np.count_nonzero(look.sums == 0))
+            if len(header.files) > 1 and num_nowhere:
+                # The first structure would be taken for background, and the background for padding.
+                raise InputError(
+                    f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at "
+                    f"{num_nowhere} voxels, as for one binary file per structure\n"
+                    "  For structures, give --input-type labels; for probabilities of all labels, "
+                    "background first, --input-type probabilities; for those of all labels but the "
+                    "background, --add-background."
+                )
+            one_hot = read_one_hot(header, values, like, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
     regions, kind, note = recognize(values, header, options.regions, options.input_type, look)
@@ -155,24 +173,6 @@ def network_of_scores(
     return ArrayNetwork(logits, "logits", regions, network_spacing), kind
 
 
-def _refuse_structures(header: LogitsHeader, look: Look) -> None:
-    """Raise InputError for files of 0 and 1 that are rather one binary file per structure.
-
-    The first structure would be taken for background, and the background for padding.
-    """
-    num_nowhere = 0
-    if len(header.files) > 1:
-        num_nowhere = int(np.count_nonzero(look.sums == 0))
-    if num_nowhere:
-        raise InputError(
-            f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} "
-            "voxels, as for one binary file per structure\n"
-            "  For structures, give --input-type labels; for probabilities of all labels, "
-            "background first, --input-type probabilities; for those of all labels but the "
-            "background, --add-background."
-        )
-
-
 def network_of_stream(
     header: LogitsHeader,
     like: VolumeHeader,
@@ -193,7 +193,7 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options.input_type)
         notes += of_background
-    one_hot = read_one_hot(header, read(), like, options)
+    one_hot = read_one_hot(header, read(), like, options, notes)
     if one_hot is not None:
         return one_hot, "labels"
 

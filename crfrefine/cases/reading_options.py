@@ -144,6 +144,7 @@ def find_regions(
         return NO_REGIONS
 
     source = str(description.path)
+    num_labels = max((number + 1 for number in description.all_numbers), default=None)
     order = description.regions_class_order
     scheme = None
     try:
@@ -164,8 +165,8 @@ def find_regions(
             f"{source}: {error}\n"
             f"  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
         )
-        return RegionReading(None, source, description.num_labels, problem)
-    return RegionReading(scheme, source, description.num_labels)
+        return RegionReading(None, source, num_labels, problem)
+    return RegionReading(scheme, source, num_labels)
 
 
 @dataclass(frozen=True)

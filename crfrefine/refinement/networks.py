@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from crfrefine.arrays.label_maps import occurring_channels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Labels
 
@@ -53,11 +54,21 @@ class LabelMapNetwork:
     network_spacing: ArrayLike | None = None
     # Of the channels, those of labels that do not occur: they take part only near strokes of them.
     absent: Collection[int] = ()
+    # Voxels of each label that the files have and this label map lacks: other structures have them,
+    # or the grid is coarser.
+    lost: Mapping[int, int] = field(default_factory=dict)
+    mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return (len(self.channels), *self.labels.shape)
+
+    @property
+    def absent_labels(self) -> tuple[int, ...]:
+        """The labels from 1 to L - 1 that do not occur."""
+        occurring = occurring_channels(self.labels, self.channels)
+        return tuple(label for label in range(self.num_labels) if label not in occurring)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,12 @@ from crfrefine.cases.case import Case
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.cases.dataset_description import Names
-from crfrefine.cases.label_input import LabelMap
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written
+from crfrefine.refinement.networks import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
@@ -79,7 +79,7 @@ def read_case(work: CaseInWork) -> None:
         if case.regions is not None:
             record.regions = case.regions.to_dict()
         record.input_type = case.input_kind
-        if isinstance(case.network, LabelMap):
+        if isinstance(case.network, LabelMapNetwork):
             record.mapped_values = case.network.mapped
         record.notes += case.notes
         if case.strokes:
@@ -168,7 +168,7 @@ def _record_result(
     if options.statistics:
         record.statistics = measure(case, result, record.label_names)
     lost: Mapping[int, int] = {}  # labels that resampling has removed, with their voxels
-    if isinstance(case.network, LabelMap):
+    if isinstance(case.network, LabelMapNetwork):
         lost = case.network.lost
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
@@ -194,7 +194,7 @@ def read_strokes(
 ) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
     num_labels = case.num_labels
-    if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
+    if isinstance(case.network, LabelMapNetwork):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
     drawn = []

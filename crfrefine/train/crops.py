@@ -19,9 +19,9 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
-from crfrefine.cases.label_input import LabelMap
 from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.refinement.networks import LabelMapNetwork
 
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
 # exclude most of a head.
@@ -215,7 +215,7 @@ def _half_logits(
 def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
     """Return the reference (*box), with L (no reference) in place of the absent labels."""
     absent: tuple[int, ...] = ()
-    if isinstance(case.network, LabelMap):
+    if isinstance(case.network, LabelMapNetwork):
         absent = case.network.absent_labels
     if not absent:
         return labels

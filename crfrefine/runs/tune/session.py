@@ -20,7 +20,6 @@ from crfrefine.arrays.label_maps import Box, count_labels
 from crfrefine.base.array_types import Array
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
-from crfrefine.cases.label_input import LabelMap
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, write_small_file
@@ -28,6 +27,7 @@ from crfrefine.io.volume import named_segments
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
+from crfrefine.refinement.networks import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
@@ -282,9 +282,8 @@ class Session:
         parameters = self.parameters(preset, changes)
         described = self._describe_parameters(parameters)
         segments = named_segments(self._inputs.names.labels)
-        network = self.case.network
-        if isinstance(network, LabelMap) and network.segments:
-            segments = network.segments
+        if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
+            segments = self.case.segments
         like = self.case.like
         with self._saving_lock:  # The files belong together.
             result = self._refine_whole(parameters, lambda *progress: None)
