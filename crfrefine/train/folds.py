@@ -202,10 +202,8 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
 
 def _kept(number: int, fold: Training, prepared: Prepared) -> Training:
     """Write a fold into its file, and return it."""
-    plan = prepared.plan
-    digest = fingerprint(plan, is_gpu=prepared.device.is_gpu)
-    content = {"fingerprint": digest, "fold": to_plain(fold)}
-    write_small_file(plan.fold_files[number], json.dumps(content).encode())
+    content = {"fingerprint": prepared.digest, "fold": to_plain(fold)}
+    write_small_file(prepared.plan.fold_files[number], json.dumps(content).encode())
     return fold
 
 

@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
     """The data that all parts of a run share: the material, the starts and the rivals' scores."""
 
     plan: Plan
+    digest: str  # of all that the result depends on, as it was when the run began
     device: TrainingDevice
     workers: Workers
     progress: Progress
@@ -46,7 +47,9 @@ class Prepared(NamedTuple):
     guided: Scores[Guidance]
 
 
-def prepare(plan: Plan, device: TrainingDevice, workers: Workers, progress: Progress) -> Prepared:
+def prepare(
+    plan: Plan, digest: str, device: TrainingDevice, workers: Workers, progress: Progress
+) -> Prepared:
     """Read the cases and set up what all parts share.
 
     Raise a CrfRefineError if cases cannot be trained on.
@@ -77,6 +80,7 @@ def prepare(plan: Plan, device: TrainingDevice, workers: Workers, progress: Prog
     num_channels, num_modalities, _ = cases.sizes
     return Prepared(
         plan,
+        digest,
         device,
         workers,
         progress,

@@ -29,9 +29,10 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     `started` is when the run began, in seconds of the monotonic clock.
     """
     device = choose_device(plan.options.device)
+    digest = fingerprint(plan, is_gpu=device.is_gpu)
     finished: dict[int, Training] = {}
     if plan.options.resume:
-        finished = read_folds(plan.fold_files, fingerprint(plan, is_gpu=device.is_gpu))
+        finished = read_folds(plan.fold_files, digest)
 
     num_threads = plan.options.threads or available_threads()
     if plan.cases.found:
@@ -49,7 +50,7 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     torch.set_num_threads(1)
     try:
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
-            prepared = prepare(plan, device, workers, progress)
+            prepared = prepare(plan, digest, device, workers, progress)
             # All cores but one would wait for these imports later.
             run_beside(_import_ahead)
             folds = _run_folds(prepared, finished)
