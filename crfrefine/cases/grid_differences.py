@@ -81,22 +81,14 @@ def explain_difference(
             f"  and give {placed} in its place, with --resample if it is not on the grid of the "
             f"{name}."
         )
-    if _differs_in_units(reference, other):
-        return OTHER_UNIT
+    if reference.spacing is not None and other.spacing is not None and shape == other.grid_shape:
+        ratios = np.array(other.spacing) / np.array(reference.spacing)
+        factors = np.array([factor for factor in MM_PER_UNIT.values() if factor != 1.0])
+        is_unit = np.isclose(ratios[0], [*factors, *(1 / factors)])
+        if is_unit.any() and np.allclose(ratios, ratios[0]):
+            return OTHER_UNIT
     forms = _explain_forms(reference, name, other, what)
     return forms or _explain_lost_header((name, reference), (what, other))
-
-
-def _differs_in_units(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a grid is as large as another one in another unit of length."""
-    if reference.spacing is None or other.spacing is None:
-        return False
-    if reference.grid_shape != other.grid_shape:
-        return False
-    ratios = np.array(other.spacing) / np.array(reference.spacing)
-    factors = np.array([*MM_PER_UNIT.values()])
-    is_unit = np.isclose(ratios[0], [*(factors[factors != 1.0]), *(1 / factors[factors != 1.0])])
-    return bool(is_unit.any() and np.allclose(ratios, ratios[0]))
 
 
 def _explain_order(reference: VolumeHeader, name: str, other: VolumeHeader) -> str | None:

@@ -161,12 +161,10 @@ class Files:
             matches = self.given or self.of(case.case_id, case.images)
             if is_pattern(self.place) or not matches:
                 matches = structures.get(case.case_id, matches)
-            if not matches or not matches[0].label:
-                cases[number] = self._with_files(case, [match.path for match in matches])
-            elif self.kind is LABEL_MAP:
+            if self.kind is LABEL_MAP and matches and matches[0].label:
                 cases[number] = with_structures(case, matches)
             else:
-                cases[number] = _with_file_per_label(case, matches, self.place, first_label)
+                cases[number] = self._with_files(case, matches, first_label)
 
         if self.given or not self.kind.strays:
             return
@@ -182,21 +180,47 @@ class Files:
             )
             cases.notes.append(note)
 
-    def _with_files(self, case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
-        """Return a case with its file, or with a problem if there are several or none."""
-        takes_all = self.given or self.kind is STROKES
-        if takes_all or len(paths) == 1 or (self.kind.is_optional and not paths):
+    def _with_files(self, case: CaseFiles, matches: Sequence[Match], first_label: int) -> CaseFiles:
+        """Return a case with its file, or with one per label, in order; else with a problem.
+
+        Labels are numbers, or names in a `dataset.json`.
+        """
+        paths = [match.path for match in matches]
+        expected = self.kind.one
+        before = ""
+        after = ""
+        is_complete = len(paths) == 1 or bool(self.given) or self.kind is STROKES
+        if paths and matches[0].label:
+            numbers: dict[str, int] = {}
+            description = read_dataset_description(self.place)
+            if description is not None:
+                numbers = {name: label for label, name in description.label_names.items()}
+            by_label = set[tuple[int, Path]]()
+            for match in matches:
+                is_number = match.label.isdecimal()
+                number = int(match.label) if is_number else numbers.get(match.label, -1)
+                by_label.add((number, match.path))
+            labels = [label for label, _ in sorted(by_label)]
+            paths = [path for _, path in sorted(by_label)]
+            is_complete = labels == [*range(first_label, first_label + len(paths))]
+            expected = f"one file for each label from {first_label}"
+            if labels[0] < 0:
+                after = "; {label} is a number, or a name in dataset.json, for structures with "
+                after += "--input-type labels any name"
+            elif labels[0] == 1 and first_label == 0:
+                before = "the background seems to be missing: "
+                after = "; --add-background computes it from the probabilities of labels 1, 2, …"
+        if is_complete or (self.kind.is_optional and not paths):
             files: Any = tuple(paths)
             if self.kind.field in ("mask", "labels"):
                 files = next(iter(files), None)
             return replace(case, **{self.kind.field: files})
         if paths:
-            return case.with_several(self.kind.one, paths, self.place)
+            return case.with_several(expected, paths, self.place, before=before, after=after)
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
             expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
-        what = self.kind.what.replace("CASE", case.case_id)
-        return case.without(what, self.place, expected)
+        return case.without(self.kind.what.replace("CASE", case.case_id), self.place, expected)
 
 
 def structures_in(place: Path) -> dict[str, list[Match]]:
@@ -240,35 +264,3 @@ def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
     if twice:
         return case.lacking(f"expected one file per structure, found {listed(twice)}")
     return case
-
-
-def _with_file_per_label(
-    case: CaseFiles, matches: Sequence[Match], place: Path, first_label: int
-) -> CaseFiles:
-    """Return a case with a file for each label, or with a problem if one is missing or double.
-
-    Labels are numbers, or names in a `dataset.json`.
-    """
-    numbers: dict[str, int] = {}
-    description = read_dataset_description(place)
-    if description is not None:
-        numbers = {name: label for label, name in description.label_names.items()}
-    by_label = {}
-    for match in matches:
-        number = int(match.label) if match.label.isdecimal() else numbers.get(match.label, -1)
-        by_label[number, match.path] = match.path
-    labels = [label for label, _ in sorted(by_label)]
-    paths = tuple(by_label[key] for key in sorted(by_label))
-    if labels == [*range(first_label, first_label + len(paths))]:
-        return replace(case, logits=paths)
-
-    before = ""
-    after = ""
-    if labels[0] < 0:
-        after = "; {label} is a number, or a name in dataset.json, for structures with "
-        after += "--input-type labels any name"
-    elif labels[0] == 1 and first_label == 0:
-        before = "the background seems to be missing: "
-        after = "; --add-background computes it from the probabilities of labels 1, 2, …"
-    expected = f"one file for each label from {first_label}"
-    return case.with_several(expected, paths, place, before=before, after=after)

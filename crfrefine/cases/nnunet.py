@@ -55,12 +55,6 @@ class TrainedNetwork:
     plans: str
     configuration: str  # such as "3d_fullres"
 
-    @property
-    def folds(self) -> dict[str, Path]:
-        """The folder of each fold by its name: "0", "1", ..., "all"."""
-        folds = [path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()]
-        return {path.name.removeprefix("fold_"): path for path in folds}
-
     def places(self, what: str) -> list[Path]:
         """Return where nnU-Net may have "images", "labels" or "splits", the best place first.
 
@@ -203,8 +197,12 @@ def find_trained_cases(
 
 
 def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
-    """Return the folders of the folds; InputError if the only one was trained on all cases."""
-    folds = network.folds
+    """Return the folder of each fold by its name: "0", "1", ..., "all".
+
+    Raises InputError if the only one was trained on all cases.
+    """
+    places = [path for path in sorted(network.folder.glob("fold_*")) if path.is_dir()]
+    folds = {path.name.removeprefix("fold_"): path for path in places}
     if list(folds) == [ALL]:
         raise InputError(
             f"{folds[ALL]}: this network was trained on all cases, including those of its "

@@ -60,7 +60,7 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
 
     They are "" if they are not clear. Images that differ in one word have `{modality}` there.
     """
-    templates = _nested(names) or _flat(names)
+    templates = _templates(names)
     if len(templates) > _MAX_WORDS:
         return "", ""
     images: list[str] = []
@@ -86,23 +86,22 @@ def _names_other(name: str) -> bool:
     return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
 
-def _nested(names: Sequence[str]) -> list[str]:
-    """Return the names that most cases have, if each case has a folder."""
-    found = Counter[str]()
+def _templates(names: Sequence[str]) -> list[str]:
+    """Return the names that cases have in common.
+
+    In a folder per case they are all but those of a single case; else they are such as
+    `{case}_t1.nii`, or else such as `volume-{case}.nii`. There, a case has a digit, and as many
+    cases as have the most frequent name must have each of them, or nearly.
+    """
     cases = set[str]()
+    nested = Counter[str]()
+    before = Counter[str]()
+    after = Counter[str]()
     for name in names:
         case_id, slash, _ = name.partition("/")
         if slash:
             cases.add(case_id)
-            found[name.replace(case_id, "{case}")] += 1
-    return sorted(name for name, count in found.items() if count > 1 or len(cases) == 1)
-
-
-def _flat(names: Sequence[str]) -> list[str]:
-    """Return names such as `{case}_t1.nii`, else `volume-{case}.nii`; a case has a digit."""
-    before = Counter[str]()
-    after = Counter[str]()
-    for name in names:
+            nested[name.replace(case_id, "{case}")] += 1
         suffix = suffix_of(Path(name))
         stem = name[: len(name) - len(suffix)]
         begins = re.fullmatch(r"(\D*\d[^_-]*(?:[_-]\d+(?=[_-]))*)([_-].*[A-Za-z].*)", stem)
@@ -111,10 +110,9 @@ def _flat(names: Sequence[str]) -> list[str]:
         ends = re.fullmatch(r"([A-Za-z]+[_-])(.*\d.*)", stem)
         if ends and not _names_other(ends[2]):
             after[f"{ends[1]}{{case}}{suffix}"] += 1
+    likely = sorted(name for name, count in nested.items() if count > 1 or len(cases) == 1)
     for found in (before, after):
-        # Each of them must be that of as many cases as the most frequent one, or nearly.
         most = max(found.values(), default=0)
-        likely = sorted(name for name, count in found.items() if 2 * count > most and count > 1)
-        if likely:
-            return likely
-    return []
+        enough = [name for name, count in found.items() if 2 * count > most and count > 1]
+        likely = likely or sorted(enough)
+    return likely
