@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.cases.patterns import is_pattern
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
@@ -39,57 +38,52 @@ class Kind:
     """A kind of files of a case, and their names in a folder."""
 
     what: str  # for messages: "no logits in study/logits"
-    one: str  # a single file, for messages
     # The best names first: of a case, the first line that has a file of it counts. Two files of
     # this line are an error, unless they are strokes, or of different modalities or labels. If a
     # file has different cases by two names, that of a name with `_` counts.
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
+    one: str = ""  # a single file, for messages; "" means a file of what it is
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
     field: str = "logits"  # of `CaseFiles`
     is_optional: bool = False  # whether a case may have none
     strays: str = ""  # what a note calls files of no case; "" means no note
 
-    def patterns(self, place: Path) -> list[list[Path]]:
-        """Return the lines of the table for a folder, or the pattern that is given instead."""
-        if is_pattern(place):
-            return [[place]]
-        return [[place / name for name in line] for line in self.names]
-
 
 # nnU-Net's names, with the number of a modality, or any name; else as in TotalSegmentator's data.
 # In each line, the last name is the one without a number (`discovery.py`).
 IMAGES = Kind(
     "image",
-    "one image, or one file per numbered modality",
     ((NUMBERED, IMAGE), ("{case}/{ct,mri}",)),
+    one="one image, or one file per numbered modality",
     parts=("case", "modality"),
     expected=f"CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}",
 )
 LOGITS = Kind(
     "logits",
-    "one file of logits",
     ((SCORED, "{case}.npz", "{case}.npy"), ("{case}",), (_PER_LABEL,), (ALONE,)),
     LOGITS_SUFFIXES,
-    ("case", "label"),
-    "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels",
+    parts=("case", "label"),
+    expected=(
+        "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels"
+    ),
     strays="logits",
 )
 # as `nnUNetv2_predict --save_probabilities` writes them
 ARCHIVES = Kind(
     "CASE.npz",
-    "one file of probabilities",
     (("{case}",),),
     SCORES_SUFFIXES,
+    "one file of probabilities",
     expected="the output of nnUNetv2_predict ... --save_probabilities",
     strays="probabilities",
 )
 # A network's label map; labels are a reference.
 LABEL_MAP = Kind(
     "label map",
-    "one label map",
     ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
+    one="one label map",
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
     strays="label maps",
@@ -98,21 +92,18 @@ LABEL_MAP = Kind(
 STRUCTURE = "{label}"  # in a folder of one case
 STRUCTURES = Kind(
     "structures",
-    "one file of a structure",
     (("{case}/segmentations/{label}",), ("{case}/{label}",), ("{case}/{case}_{label}",)),
     parts=("case", "label"),
 )
-LABELS = Kind("labels", "one label map", LABEL_MAP.names, field="labels")
+LABELS = Kind("labels", LABEL_MAP.names, one="one label map", field="labels")
 OPTIONAL_LABELS = replace(LABELS, is_optional=True)
 MASK = Kind(
     "mask",
-    "one file of mask",
     ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)),
     field="mask",
 )
 STROKES = Kind(
     "strokes",
-    "one file of strokes",
     (("{case}", "{case}_{strokes,scribbles}"),),
     field="strokes",
     is_optional=True,
@@ -121,7 +112,6 @@ STROKES = Kind(
 # Those of `infer` belong to its label map; an .npz of the same name may be its input.
 CALIBRATION = Kind(
     "probabilities",
-    "one file of probabilities",
     (
         ("{case}_probabilities",),
         ("{case}.npz", "{case}.npy"),
@@ -133,9 +123,7 @@ CALIBRATION = Kind(
     is_optional=True,
 )
 # A method's label maps or probabilities, to tell its cases.
-PREDICTION = Kind(
-    "prediction", "one file of a prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES
-)
+PREDICTION = Kind("prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES)
 # Names of files that belong to a case, though they are of another kind.
 OTHERS = (NUMBERED, SCORED, _PER_LABEL, _LABELED)
 

@@ -30,14 +30,17 @@ from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import (
     MAX_MODALITIES,
     Match,
+    advise,
     check_pattern,
     describe_found,
+    describe_patterns,
     find_matches,
+    find_patterns,
     holds_many,
     is_pattern,
     list_files,
+    patterns_of,
 )
-from crfrefine.cases.proposals import advise, describe_patterns, find_patterns
 from crfrefine.errors import InputError
 from crfrefine.io.paths import (
     LABELS_SUFFIXES,
@@ -184,7 +187,7 @@ def _find_images(
         check_pattern(place, IMAGES.parts)
     found: list[Match] = []
     numbered: dict[Path, Match] = {}
-    for *with_number, plain in IMAGES.patterns(place):
+    for *with_number, plain in patterns_of(IMAGES.names, place):
         found = found or find_matches(plain, IMAGES.suffixes)
         for pattern in with_number:
             numbered.update((match.path, match) for match in find_matches(pattern, IMAGES.suffixes))

@@ -36,6 +36,7 @@ from crfrefine.cases.patterns import (
     list_files,
     names_part,
     nearest_files,
+    patterns_of,
 )
 from crfrefine.errors import InputError
 from crfrefine.io.paths import file_to_read, is_folder, stem_of
@@ -49,6 +50,7 @@ class Files:
     def __init__(self, kind: Kind, *places: Path) -> None:
         self.kind = kind
         self.place = places[0]
+        self.one = kind.one or f"one file of {kind.what}"  # for messages
         # the files of each case, for each line of the table
         self.lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
@@ -67,7 +69,7 @@ class Files:
         if is_pattern(self.place):
             check_pattern(self.place, kind.parts)
             stem = stem_of(self.place).removesuffix(".*")
-        for line in kind.patterns(self.place):
+        for line in patterns_of(kind.names, self.place):
             by_case: dict[str, list[Match]] = {}
             for pattern in line:
                 for match in self._matches(pattern):
@@ -146,7 +148,7 @@ class Files:
         """
         if self.given and len(cases) != 1:
             raise InputError(
-                f"{self.place}: {self.kind.one} for {len(cases)} cases; "
+                f"{self.place}: {self.one} for {len(cases)} cases; "
                 "give a folder, a pattern, or the images of one case"
             )
         if not self.kind.is_optional:
@@ -186,7 +188,7 @@ class Files:
         Labels are numbers, or names in a `dataset.json`.
         """
         paths = [match.path for match in matches]
-        expected = self.kind.one
+        expected = self.one
         before = ""
         after = ""
         is_complete = len(paths) == 1 or bool(self.given) or self.kind is STROKES

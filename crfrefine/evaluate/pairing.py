@@ -23,8 +23,7 @@ from crfrefine.cases.conventions import (
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
 from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
-from crfrefine.cases.patterns import holds_many, is_pattern, names_part
-from crfrefine.cases.proposals import advise
+from crfrefine.cases.patterns import advise, holds_many, is_pattern, names_part
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures, has_structures

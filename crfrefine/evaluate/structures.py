@@ -14,6 +14,7 @@ from crfrefine.cases.conventions import LABELS, STRUCTURE
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.listing import Files, are_clear, structures_in, with_structures
 from crfrefine.cases.patterns import (
+    advise,
     find_matches,
     folder_of,
     holds_many,
@@ -21,7 +22,6 @@ from crfrefine.cases.patterns import (
     list_files,
     names_part,
 )
-from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions

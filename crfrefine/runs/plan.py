@@ -18,7 +18,7 @@ from crfrefine.cases.dataset_description import Names, read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.proposals import advise
+from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError

@@ -218,8 +218,7 @@ def locate(
     """
     # They import numpy, as `--help` does not.
     from crfrefine.cases.conventions import find_folders
-    from crfrefine.cases.patterns import holds_many
-    from crfrefine.cases.proposals import propose
+    from crfrefine.cases.patterns import holds_many, propose
 
     places = {} if folder is None else find_folders(folder)
     places |= {kind: path for kind, path in named.items() if path is not None}

@@ -7,8 +7,7 @@ from layouts import BESIDE, LAYOUTS
 
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import find_matches
-from crfrefine.cases.proposals import find_patterns
+from crfrefine.cases.patterns import find_matches, find_patterns
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES

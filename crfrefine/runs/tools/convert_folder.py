@@ -13,13 +13,13 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
 from crfrefine.cases.patterns import (
     PARTS,
+    advise,
     check_pattern,
     describe_found,
     fill,
     find_matches,
     is_pattern,
 )
-from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.atomic import check_writable
 from crfrefine.io.paths import (

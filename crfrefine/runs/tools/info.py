@@ -24,8 +24,7 @@ from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.listing import are_clear, structures_in
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match, is_pattern, list_files
-from crfrefine.cases.proposals import propose
+from crfrefine.cases.patterns import Match, is_pattern, list_files, propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
