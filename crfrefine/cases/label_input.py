@@ -29,7 +29,7 @@ from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.networks import LabelMapNetwork
 
 if TYPE_CHECKING:
-    from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
+    from crfrefine.cases.reading_options import ReadingOptions
 
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 MAX_SHOWN = 12  # most labels that a message lists
@@ -69,14 +69,34 @@ def read_label_map(
     `structures` are the names of the files, if they are structures; `notes` gets those for the
     user.
     """
-    file = header.files[0]
-    if structures:
-        assert options.declared is not None
-        file = grid_of_structures(header.files)
-        label_map = _read_structures(header.files, structures, file, options.declared, notes)
-    else:
-        label_map = _read_one(file, options, images[0], notes)
-    return _on_grid(label_map, file, images[0], options, notes)
+    first = header.files[0]
+    if not structures:
+        label_map = _read_one(first, options, images[0], notes)
+        return _on_grid(label_map, first, images[0], options, notes)
+
+    assert options.declared is not None
+    numbers = options.declared.structures
+    grid = grid_of_structures(header.files)
+    labels, kept, num_shared = merge_structures(header.files, structures, grid, numbers)
+    note = Note.of(
+        NoteKind.STRUCTURES,
+        name=first.path.parent.name,
+        files=len(header.files),
+        not_empty=sum(size > 0 for _, size in kept.values()),
+    )
+    notes.append(note)
+    if num_shared:
+        notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
+    losers = list_losers(kept)
+    if losers:
+        notes.append(Note.of(NoteKind.LOSING_STRUCTURES, structures=losers))
+    lost = {}
+    for name, (num_left, size) in kept.items():
+        if size and not num_left:
+            lost[numbers[name]] = size
+    num_labels = options.declared.num_labels
+    label_map = LabelMapNetwork(labels, present_labels(labels), num_labels, lost=lost)
+    return _on_grid(label_map, grid, images[0], options, notes)
 
 
 def segments_in(
@@ -96,32 +116,6 @@ def segments_in(
         if len(file.segments) == 1:
             segments[name] = replace(file.segments[0], label=segments[name].label)
     return tuple(segments.values())
-
-
-def _read_structures(
-    files: Sequence[VolumeHeader],
-    names: Sequence[str],
-    grid: VolumeHeader,
-    declared: DeclaredLabels,
-    notes: list[Note],
-) -> LabelMapNetwork:
-    """Read one binary file per structure onto a grid; only one is in memory at a time."""
-    numbers = declared.structures
-    labels, kept, num_shared = merge_structures(files, names, grid, numbers)
-    num_not_empty = sum(size > 0 for _, size in kept.values())
-    name = files[0].path.parent.name
-    kind = NoteKind.STRUCTURES
-    notes.append(Note.of(kind, name=name, files=len(files), not_empty=num_not_empty))
-    if num_shared:
-        notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
-    losers = list_losers(kept)
-    if losers:
-        notes.append(Note.of(NoteKind.LOSING_STRUCTURES, structures=losers))
-    lost = {}
-    for name, (num_left, size) in kept.items():
-        if size and not num_left:
-            lost[numbers[name]] = size
-    return LabelMapNetwork(labels, present_labels(labels), declared.num_labels, lost=lost)
 
 
 def read_one_hot(

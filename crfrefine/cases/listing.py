@@ -234,11 +234,12 @@ def structures_in(place: Path) -> dict[str, list[Match]]:
     found: dict[str, list[Match]] = {}
     if is_pattern(place) and not names_part(place, "label"):
         return found
-    num_files: dict[str, int] = {}
+    files_of: dict[str, list[Path]] = {}
     for by_case in Files(STRUCTURES, place).lines:
         for case_id, matches in by_case.items():
-            # The best names come first, and last those that all begin with the case.
-            if num_files.setdefault(case_id, len(matches)) != len(matches):
+            # The best names come first; of the same files, those that begin with the case are last.
+            paths = [match.path for match in matches]
+            if files_of.setdefault(case_id, paths) != paths:
                 continue
             begins = matches[0].path.name.startswith(case_id)
             if is_pattern(place) or len(matches) > 1 or not begins:

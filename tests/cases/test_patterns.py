@@ -195,6 +195,15 @@ def test_an_ending_says_more_of_the_case_than_a_plain_name(tmp_path):
     assert [case.case_id for case in cases if not case.images] == ["b", "c", "d"]
 
 
+def test_the_image_beside_a_single_structure_is_none(tmp_path):
+    """Of a case in TotalSegmentator's layout, with as many structures as images."""
+    root = make(
+        tmp_path, *(f"s{n}/{name}.nii" for n in (1, 2) for name in ("ct", "segmentations/a"))
+    )
+    for case in discover_cases(root, root, input_type="labels"):
+        assert (case.problem, case.structures) == (None, ("a",))
+
+
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
     root = make(tmp_path, "v/a.nii", "s/a/lung.nii", "s/a/liver.nii", "n/a-2.nii", "n/a-10.nii")
     cases = discover_cases(root / "v", root / "s", input_type="labels")
