@@ -183,27 +183,14 @@ class Files:
             cases.notes.append(note)
 
     def _with_files(self, case: CaseFiles, matches: Sequence[Match], first_label: int) -> CaseFiles:
-        """Return a case with its file, or with one per label, in order; else with a problem.
-
-        Labels are numbers, or names in a `dataset.json`.
-        """
+        """Return a case with its file, or with one per label, in order; else with a problem."""
         paths = [match.path for match in matches]
         expected = self.one
         before = ""
         after = ""
         is_complete = len(paths) == 1 or bool(self.given) or self.kind is STROKES
         if paths and matches[0].label:
-            numbers: dict[str, int] = {}
-            description = read_dataset_description(self.place)
-            if description is not None:
-                numbers = {name: label for label, name in description.label_names.items()}
-            by_label = set[tuple[int, Path]]()
-            for match in matches:
-                is_number = match.label.isdecimal()
-                number = int(match.label) if is_number else numbers.get(match.label, -1)
-                by_label.add((number, match.path))
-            labels = [label for label, _ in sorted(by_label)]
-            paths = [path for _, path in sorted(by_label)]
+            labels, paths = self._by_label(matches)
             is_complete = labels == [*range(first_label, first_label + len(paths))]
             expected = f"one file for each label from {first_label}"
             if labels[0] < 0:
@@ -223,6 +210,23 @@ class Files:
         if is_pattern(self.place):
             expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
         return case.without(self.kind.what.replace("CASE", case.case_id), self.place, expected)
+
+    def _by_label(self, matches: Sequence[Match]) -> tuple[list[int], list[Path]]:
+        """Return the labels of files, in order, and the files.
+
+        Labels are numbers, or names in a `dataset.json`; others are -1.
+        """
+        numbers: dict[str, int] = {}
+        description = read_dataset_description(self.place)
+        if description is not None:
+            numbers = {name: label for label, name in description.label_names.items()}
+        by_label = set[tuple[int, Path]]()
+        for match in matches:
+            if match.label.isdecimal():
+                by_label.add((int(match.label), match.path))
+            else:
+                by_label.add((numbers.get(match.label, -1), match.path))
+        return [label for label, _ in sorted(by_label)], [path for _, path in sorted(by_label)]
 
 
 def structures_in(place: Path) -> dict[str, list[Match]]:
