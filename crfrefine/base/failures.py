@@ -116,31 +116,25 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     if isinstance(described, UnexpectedError):
         cause = described.__cause__ or described
         shown_traceback = "".join(traceback.format_exception(cause))
+
+    # The last two lines of this package that the error came through, and its causes; and the folder
+    # of a file that could not be opened: a missing image is not like missing logits.
+    places = []
+    link: BaseException | None = error
+    while link is not None:
+        frames = traceback.extract_tb(link.__traceback__)
+        inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+        places += [f"{frame.filename}:{frame.lineno}" for frame in inside[-2:]]
+        if isinstance(link, OSError) and link.filename:
+            places.append(str(Path(os.fsdecode(link.filename)).parent))
+        link = link.__cause__ or link.__context__
     return Failure(
         described.message or kind,
         kind,
         shown_traceback,
         case_id=described.case_id,
-        cause=described.cause or _raised_at(error),
+        cause=described.cause or " ".join(places),
     )
-
-
-def _raised_at(error: BaseException) -> str:
-    """Return the last two lines of this package that an error came through, and its causes.
-
-    Beside them stands the folder of a file that could not be opened: a missing image is not like
-    missing logits.
-    """
-    places = []
-    cause: BaseException | None = error
-    while cause is not None:
-        frames = traceback.extract_tb(cause.__traceback__)
-        inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-        places += [f"{frame.filename}:{frame.lineno}" for frame in inside[-2:]]
-        if isinstance(cause, OSError) and cause.filename:
-            places.append(str(Path(os.fsdecode(cause.filename)).parent))
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(places)
 
 
 @contextmanager

@@ -92,7 +92,9 @@ def fields_from_plain(kind: type, values: Any) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         key = _key_of(field)
         value = values.get(key)
-        if value is None and not _is_required(field):
+        missing = dataclasses.MISSING
+        is_required = field.default is missing and field.default_factory is missing
+        if value is None and not is_required:
             continue
         if key not in values:
             raise KeyError(key)
@@ -139,12 +141,6 @@ def _require(is_right: bool, kind: Any, value: Any) -> None:
 
 
 _types_of = functools.cache(get_type_hints)
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    """Return whether a field has no default."""
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
 
 
 def _key_of(field: dataclasses.Field[Any]) -> str:

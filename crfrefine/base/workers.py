@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NICENESS = 10  # of threads whose results are not waited for
+_NICENESS = 10  # more than that of others: of threads whose results are not waited for
 
 
 def thread_pool(num_threads: int, name: str, *, gives_way: bool = False) -> ThreadPoolExecutor:
@@ -24,13 +23,10 @@ def thread_pool(num_threads: int, name: str, *, gives_way: bool = False) -> Thre
     # The import takes a hundredth of a second, and `--help` does without.
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(num_threads, name, _let_others_go_first if gives_way else None)
-
-
-def _let_others_go_first() -> None:
-    """Give this thread, and those that it starts, the time that others leave."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    if not gives_way:
+        return ThreadPoolExecutor(num_threads, name)
+    # In Linux it is a property of each thread, which those that it starts inherit.
+    return ThreadPoolExecutor(num_threads, name, os.nice, (_NICENESS,))
 
 
 def run_beside(function: Callable[[], object]) -> None:
@@ -38,7 +34,7 @@ def run_beside(function: Callable[[], object]) -> None:
     threading.Thread(target=function, daemon=True).start()
 
 
-def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
+def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
     """Run the jobs on at most `threads` threads, started in their order.
 
     Raises the error of the first job that failed; jobs that have not begun by then do not run.

@@ -249,7 +249,7 @@ class _FileArrays:
             assert headers.mask is not None
             self.mask = read_mask(headers.mask)
 
-        jobs: list[Callable[[], None]] = []
+        jobs: list[Callable[[], object]] = []
         # The job that takes longest comes first: the network's output.
         if network.is_label_map:
             jobs.append(read_labels)

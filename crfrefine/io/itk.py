@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import BinaryIO, Literal, cast
 
 from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.text import shorten
@@ -134,7 +134,7 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
             if name is None:
                 name = _convert_by_content(path, target, folder)
             else:
-                _convert(path, None, name, target, _NO_LIMIT)
+                _convert(path, None, name, target, 1 << 62)
             place = f"/dev/fd/{target.fileno()}"
             try:
                 yield name, nrrd.read_header(Path(place))
@@ -158,28 +158,21 @@ def _convert_by_content(path: Path, target: BinaryIO, folder: str) -> str:
         )
     if unpacked is start:
         with path.open("rb") as source:
-            _convert(path, source, name, target, _content_size(source, path, name, start))
+            _convert(path, source, name, target, *_content_size(source, path, name, start))
         return name
     with tempfile.TemporaryFile(dir=folder) as source:
         with open_bytes(path, "gzip") as reader:
             shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
         source.flush()
-        _convert(path, source, name, target, _content_size(source, path, name, unpacked))
+        _convert(path, source, name, target, *_content_size(source, path, name, unpacked))
     return name
 
 
-class _Size(NamedTuple):
-    """The capacity of a file."""
+def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[int, str]:
+    """Return the capacity of a file with this beginning, in "bytes of voxels" or "numbers".
 
-    number: int
-    unit: str  # "numbers" or "bytes of voxels"
-
-
-_NO_LIMIT = _Size(1 << 62, "numbers")
-
-
-def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
-    """Return the capacity of a file with this beginning; ITK would invent missing voxels."""
+    ITK would invent missing voxels.
+    """
     size = os.fstat(file.fileno()).st_size
     offset = 256
     if name == "MRC":
@@ -194,13 +187,20 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
         offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
-            return _Size(sum(len(line.split()) for line in file), "numbers")
+            return sum(len(line.split()) for line in file), "numbers"
     if size < offset:
         raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
-    return _Size(size - offset, "bytes of voxels")
+    return size - offset, "bytes of voxels"
 
 
-def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, most: _Size) -> None:
+def _convert(
+    path: Path,
+    source: BinaryIO | None,
+    name: str,
+    target: BinaryIO,
+    most: int,
+    unit: str = "numbers",
+) -> None:
     """Convert a file in a separate process, which refuses a header that promises more than `most`.
 
     `source` is the open file; None means that ITK opens the path itself, as its header may name
@@ -215,7 +215,7 @@ def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, m
     limits = [str(os.getpid()), str(memory)]
     conversion = [place, _READERS[name], str(target.fileno())]
     command = [sys.executable, "-P", "-c", _CONVERT, *limits, *conversion]
-    command += [most.unit, str(most.number)]
+    command += [unit, str(most)]
     try:
         # `errors` makes the output text.
         done = subprocess.run(
@@ -236,8 +236,8 @@ def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, m
             "pip install 'crfrefine[itk]'"
         )
     if done.returncode == _CUT_OFF:
-        promised = f"{done.stdout.split()[-1]} {most.unit}"
-        raise cut_off(path, promised, f"it holds {most.number}")
+        promised = f"{done.stdout.split()[-1]} {unit}"
+        raise cut_off(path, promised, f"it holds {most}")
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [""]
         raise _conversion_error(path, done.returncode, lines[-1])

@@ -13,6 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +104,35 @@ class LineFile:
         added = [to_json({**self._common, **line}) for line in lines]
         self._waiting += "".join(added).encode()
         try:
-            self._lock(fcntl.LOCK_EX)
-            try:
-                self._write(self._waiting)
-            finally:
-                self._lock(fcntl.LOCK_UN)
+            self._write()
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._waiting = b""
 
-    def _write(self, content: bytes) -> None:
-        """Write lines after the last whole one; after an error, the file has no new line."""
+    def _write(self) -> None:
+        """Write the waiting lines after the last whole one; after an error, there is no new line.
+
+        Storage without locks is used without one.
+        """
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         size = os.fstat(self._file).st_size
         try:
-            tail = self._last_line(size)
-            if tail and not isinstance(parse_line(tail), dict):
-                size -= len(tail)
+            start = size
+            tail = b""
+            while start > 0 and b"\n" not in tail:
+                begin = max(0, start - max(1 << 16, len(tail)))
+                tail = os.pread(self._file, start - begin, begin) + tail
+                start = begin
+            last_line = tail.rpartition(b"\n")[2]
+            content = self._waiting
+            if last_line and not isinstance(parse_line(last_line), dict):
+                size -= len(last_line)
                 os.ftruncate(self._file, size)
-            elif tail:  # An editor may leave out the last line break.
+            elif last_line:  # An editor may leave out the last line break.
                 content = b"\n" + content
             while content:
                 content = content[os.write(self._file, content) :]
@@ -128,6 +140,9 @@ class LineFile:
         except BaseException:
             os.ftruncate(self._file, size)
             raise
+        finally:
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Write the waiting lines, and close the file."""
@@ -136,24 +151,6 @@ class LineFile:
                 self.append()
         finally:
             os.close(self._file)
-
-    def _last_line(self, size: int) -> bytes:
-        """Return the part after the last line break of the file."""
-        start = size
-        tail = b""
-        while start > 0 and b"\n" not in tail:
-            begin = max(0, start - max(1 << 16, len(tail)))
-            tail = os.pread(self._file, start - begin, begin) + tail
-            start = begin
-        return tail.rpartition(b"\n")[2]
-
-    def _lock(self, operation: int) -> None:
-        """Take or return the lock of the file; storage without locks is used without one."""
-        try:
-            fcntl.flock(self._file, operation)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
 
 
 def parse_line(line: bytes) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -20,7 +21,7 @@ from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
 from crfrefine.io.text_header import LPS, Fields, affine_of
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 
@@ -65,16 +66,8 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     fields, end, num_listed = _read_fields(path)
-    try:
-        return _header_of(fields, end, num_listed)
-    except RareHeaderError as rare:
-        text_header.require_mm(fields, [fields.text(_UNITS, "")], rare)
-        raise
-
-
-def _header_of(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
-    """Return the header of a file with these fields, which take so many bytes."""
-    path = fields.path
+    unit = fields.text(_UNITS, "")
+    fields.units = [unit]
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
         raise fields.damaged("ObjectType", "Image")
     num_dims = fields.whole("NDims", limits=(2, 4))
@@ -83,25 +76,21 @@ def _header_of(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
     _require_planes(fields, num_listed, sizes[-1])
     grid_shape, num_channels = text_header.grid_and_channels(path, sizes, channels)
     num_axes = len(grid_shape)
-    template = _stored_geometry_lines(fields, num_dims) if num_dims == num_axes else ()
     source = _source(fields, end, inner=1 if channels > 1 else None)
     affine = _affine(fields, num_dims, num_axes)
-    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
-    return text_header.lengths_in_mm(header, _UNITS, [fields.text(_UNITS, "")] * num_axes)
-
-
-def _stored_geometry_lines(fields: Fields, num_dims: int) -> tuple[str, ...]:
-    """Return the header's lines that place its grid, no words after their numbers."""
-    lines = []
-    for key in _GEOMETRY_KEYS:
-        if key in fields:
-            count = num_dims**2 if key == "TransformMatrix" else num_dims
-            words = fields.text(key).split()[:count]
-            lines.append(f"{key} = {' '.join(words)}")
-    units = fields.text(_UNITS, "")
-    if units.lower() in text_header.MM_PER_UNIT:
-        lines.append(f"{_UNITS} = {units}")
-    return tuple(lines)
+    header = volume_header(path, source, NAME, grid_shape, num_channels, affine)
+    if num_dims == num_axes:
+        # The lines that place the grid, without words after their numbers, are kept for a writer.
+        lines = []
+        for key in _GEOMETRY_KEYS:
+            if key in fields:
+                count = num_dims**2 if key == "TransformMatrix" else num_dims
+                words = fields.text(key).split()[:count]
+                lines.append(f"{key} = {' '.join(words)}")
+        if unit.lower() in text_header.MM_PER_UNIT:
+            lines.append(f"{_UNITS} = {unit}")
+        header = replace(header, template=tuple(lines))
+    return text_header.lengths_in_mm(header, _UNITS, [unit] * num_axes)
 
 
 def _read_fields(path: Path) -> tuple[Fields, int, int]:
@@ -165,7 +154,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     if skipped and (is_compressed or not is_binary):
         raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
     if not is_binary:
-        raise RareHeaderError("voxels as text")
+        raise fields.rare("voxels as text")
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
@@ -198,9 +187,18 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
-    geometry = text_header.kept_lines(path, like, NAME)
+    geometry = list(text_header.kept_lines(path, like, NAME))
     if not geometry:
-        geometry = _geometry_lines(*text_header.place_in_lps(like.affine, len(like.spacing)))
+        direction, origin, spacing = text_header.place_in_lps(like.affine, len(like.spacing))
+        arrays = {
+            "TransformMatrix": direction.T,  # It lists one axis after the other.
+            "Offset": origin,
+            "CenterOfRotation": np.zeros_like(origin),
+            "ElementSpacing": np.array(spacing),
+        }
+        for key, array in arrays.items():
+            words = map(repr, array.reshape(-1).tolist())
+            geometry.append(f"{key} = {' '.join(words)}")
     blocks = voxels.blocks(interleaved=True)
     if voxels.voxel_files:
         with atomic_files(*voxels.voxel_files, path) as (voxel_file, file):
@@ -217,7 +215,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         shutil.copyfileobj(waiting, file, BLOCK_BYTES)
 
 
-def _header_to_write(voxels: VoxelsToWrite, geometry: tuple[str, ...], num_bytes: int) -> bytes:
+def _header_to_write(voxels: VoxelsToWrite, geometry: list[str], num_bytes: int) -> bytes:
     """Return the header of compressed voxels that take this many bytes."""
     data_file = voxels.voxel_files[0].name if voxels.voxel_files else "LOCAL"
     lines = [
@@ -235,20 +233,3 @@ def _header_to_write(voxels: VoxelsToWrite, geometry: tuple[str, ...], num_bytes
     lines.append(f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}")
     lines.append(f"ElementDataFile = {data_file}\n")
     return "\n".join(lines).encode("utf-8", "surrogateescape")
-
-
-def _geometry_lines(
-    direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
-) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS."""
-    arrays = {
-        "TransformMatrix": direction.T,  # It lists one axis after the other.
-        "Offset": origin,
-        "CenterOfRotation": np.zeros_like(origin),
-        "ElementSpacing": np.array(spacing),
-    }
-    lines = []
-    for key, array in arrays.items():
-        words = map(repr, array.reshape(-1).tolist())
-        lines.append(f"{key} = {' '.join(words)}")
-    return tuple(lines)

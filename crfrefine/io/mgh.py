@@ -78,8 +78,22 @@ def read_header(path: Path) -> VolumeHeader:
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels, labels above 255 in 32 bits; the geometry of an MGH file is kept exactly."""
+    from nibabel.freesurfer.mghformat import MGHHeader
+
     shape = (*voxels.grid_shape[::-1], 1)[:3]
-    header = _geometry_to_write(voxels.path, like, shape)
+    template: Any = like.header.template if like.header is not None else None
+    if isinstance(template, MGHHeader):
+        header: Any = template.copy()
+    else:
+        require_right_angles(voxels.path, like)
+        # Directions, voxel sizes, and the world position of the grid's center.
+        axes = like.affine[:3, :3]
+        spacing = np.array(spacing_of(like.affine))
+        header = MGHHeader()
+        header["goodRASFlag"] = 1
+        header["delta"] = spacing
+        header["Mdc"] = (axes / spacing).T
+        header["Pxyz_c"] = like.affine[:3, 3] + axes @ np.array(shape) / 2
     header["dims"] = (*shape, voxels.num_channels or 1)
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     given = voxels.dtype.newbyteorder("<")
@@ -93,23 +107,3 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             streams.write_gzip(file, content, threads)
         else:
             file.writelines(content)
-
-
-def _geometry_to_write(path: Path, like: Volume, shape: tuple[int, ...]) -> Any:
-    """Return nibabel's header with the geometry of a volume, or a copy of the volume's own."""
-    from nibabel.freesurfer.mghformat import MGHHeader
-
-    template: Any = like.header.template if like.header is not None else None
-    if isinstance(template, MGHHeader):
-        return template.copy()
-
-    require_right_angles(path, like)
-    # Directions, voxel sizes, and the world position of the grid's center.
-    axes = like.affine[:3, :3]
-    spacing = np.array(spacing_of(like.affine))
-    header: Any = MGHHeader()
-    header["goodRASFlag"] = 1
-    header["delta"] = spacing
-    header["Mdc"] = (axes / spacing).T
-    header["Pxyz_c"] = like.affine[:3, 3] + axes @ np.array(shape) / 2
-    return header

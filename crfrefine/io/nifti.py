@@ -11,7 +11,6 @@ import re
 import shlex
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -28,7 +27,6 @@ from crfrefine.base.geometry import (
     require_usable,
     same_grid,
 )
-from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -36,11 +34,11 @@ from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.paths import stem_of
 from crfrefine.io.volume import (
-    MAX_OF_A_NAME,
     Segment,
     Volume,
     VolumeHeader,
     VoxelsToWrite,
+    described_segments,
     volume_header,
 )
 
@@ -105,7 +103,12 @@ def read_header(path: Path) -> VolumeHeader:
         block = reader.read(_MAX_HEADER)
         form = _form_of(block, path)
         if form.is_pair:
-            return _parse_pair(block, path, form)
+            endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
+            candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
+            present = [candidate for candidate in candidates if candidate.exists()]
+            voxels = next(iter(present), candidates[0])
+            encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
+            return _parse(block, path, form, voxels, encoding)
         header = _parse(block, path, form, path, encoding)
         assert header.source is not None
         end = header.source.offset
@@ -116,16 +119,6 @@ def read_header(path: Path) -> VolumeHeader:
     if has_extensions:  # Channels are labels, too.
         return replace(header, segments=_labels_in(block[form.length : end]))
     return header
-
-
-def _parse_pair(block: bytes, path: Path, form: _Form) -> VolumeHeader:
-    """Return the header of a pair, whose voxels are in a file beside it."""
-    endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
-    candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
-    present = [candidate for candidate in candidates if candidate.exists()]
-    voxels = next(iter(present), candidates[0])
-    encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
-    return _parse(block, path, form, voxels, encoding)
 
 
 def _form_of(block: bytes, path: Path) -> _Form:
@@ -162,12 +155,7 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
     if len(shape) == 1:
         shape = (*shape, 1)
     grid_shape = shape[:3]
-    try:
-        geometry = _geometry_of(header, grid_shape, path)
-    except ValueError as error:
-        raise InputError(
-            f"{path}: the geometry in the header is not usable: {error}; repair the header"
-        ) from None
+    affine, qform = _affines_of(header, path)
 
     slope, intercept = header.get_slope_inter()  # Without a slope, nibabel returns None, not 0.
     offset = int(header["vox_offset"])
@@ -180,31 +168,13 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         voxels, encoding, dtype, offset=offset, slope=slope, intercept=intercept
     )
     file_format = form.name + (", gzip" if encoding == "gzip" else "")
-    return volume_header(
-        path,
-        source,
-        file_format,
-        grid_shape,
-        time_steps * channels,
-        template=header,
-        time=_time_between(header) if time_steps > 1 else "",
-        **geometry._asdict(),
+    num_channels = time_steps * channels
+    volume = volume_header(
+        path, source, file_format, grid_shape, num_channels, affine, template=header
     )
-
-
-def _time_between(header: Any) -> str:
-    """Return the time between the volumes of the fourth axis; "" if the header does not tell.
-
-    Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
-    """
     if "magic" not in header:
-        return ""
-    unit = _TIME_UNITS.get(int(header["xyzt_units"]) & 0x38, "")
-    step = float(header["pixdim"][4])
-    is_default = unit == "s" and step == 1.0
-    if not unit or is_default or not 0 < step < np.inf:
-        return ""
-    return f"{step:g} {unit} apart"
+        return replace(volume, notes=(Note.of(NoteKind.ANALYZE),))
+    return _with_facts(volume, qform, has_time=time_steps > 1)
 
 
 def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
@@ -255,72 +225,84 @@ def set_sform_from_qform(path: Path) -> list[str]:
     ]
 
 
-def _require_usable_affine(header: Any, affine: NDArray[np.float64], path: Path) -> None:
-    """Raise InputError if an affine is not usable; if it is the sform, how to take a good qform."""
+def _affines_of(header: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return the affine of a header, and its qform if that has a code, both to mm.
+
+    Raise InputError if the affine is not usable; if it is the sform, how to take a good qform.
+    """
+    qform = None
+    try:
+        affine = np.array(header.get_best_affine(), np.float64)
+        if "magic" not in header:
+            return affine + 0.0, None  # Adding zero turns -0 into 0.
+        qform = header.get_qform(coded=True)[0]
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the geometry in the header is not usable: {error}; repair the header"
+        ) from None
+
+    mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= mm_per_unit
+    if qform is not None:
+        qform = np.array(qform, np.float64)
+        qform[:3] *= mm_per_unit
     num_axes = min(len(header.get_data_shape()), 3)
     try:
         require_usable(affine, num_axes, path)
     except InputError as error:
-        if int(header["sform_code"]) == 0 or not _has_usable_qform(header, num_axes, path):
+        if int(header["sform_code"]) == 0 or qform is None:
             raise
+        try:
+            require_usable(qform, num_axes, path)
+        except InputError:
+            raise error from None
         lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(path)]
         raise InputError("\n  ".join(lines)) from None
+    return affine, qform
 
 
-def _has_usable_qform(header: Any, num_axes: int, path: Path) -> bool:
-    with suppress(InputError, ValueError):
-        qform = header.get_qform(coded=True)[0]
-        if qform is not None:
-            require_usable(qform, num_axes, path)
-            return True
-    return False
+def _with_facts(
+    header: VolumeHeader, qform: NDArray[np.float64] | None, *, has_time: bool
+) -> VolumeHeader:
+    """Return a NIfTI header with what the file says of a second geometry, and of time."""
+    stored = header.template
+    if has_time:
+        # Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
+        unit = _TIME_UNITS.get(int(stored["xyzt_units"]) & 0x38, "")
+        step = float(stored["pixdim"][4])
+        is_default = unit == "s" and step == 1.0
+        if unit and not is_default and 0 < step < np.inf:
+            header = replace(header, time=f"{step:g} {unit} apart")
 
-
-class _Geometry(NamedTuple):
-    """The place of a grid, as fields of `VolumeHeader`."""
-
-    affine: NDArray[np.float64]
-    qform: NDArray[np.float64] | None = None
-    notes: tuple[Note, ...] = ()
-    details: tuple[tuple[str, str], ...] = ()
-
-
-def _geometry_of(header: Any, grid_shape: tuple[int, ...], path: Path) -> _Geometry:
-    """Return the geometry of a header; raise ValueError if nibabel cannot compute it."""
-    affine = np.array(header.get_best_affine(), np.float64)
-    if "magic" not in header:
-        # Adding zero turns -0 into 0.
-        return _Geometry(affine + 0.0, notes=(Note.of(NoteKind.ANALYZE),))
-
-    mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    affine[:3] *= mm_per_unit
-    _require_usable_affine(header, affine, path)
-    sform_code = int(header["sform_code"])
-    qform_code = int(header["qform_code"])
+    sform_code = int(stored["sform_code"])
+    qform_code = int(stored["qform_code"])
     codes = ("sform, qform", f"codes {sform_code}, {qform_code}")
+    header = replace(header, details=(codes,))
     if sform_code == 0 and qform_code == 0:
-        return _Geometry(affine, None, (Note.of(NoteKind.NO_ORIENTATION),), (codes,))
-
-    qform = header.get_qform(coded=True)[0]
+        return replace(header, notes=(Note.of(NoteKind.NO_ORIENTATION),))
     if sform_code == 0 or qform is None:
-        return _Geometry(affine, details=(codes,))
-    qform = np.array(qform, np.float64)
-    qform[:3] *= mm_per_unit
+        return header
+    affine, _ = header.geometry()
     is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
-    if not is_sane or same_grid(grid_shape, affine, grid_shape, qform):
-        return _Geometry(affine, details=(codes,))
-    distance = farthest_distance(grid_shape, affine, qform)
-    note = Note.of(NoteKind.TWO_GEOMETRIES, distance=float(distance))
+    if not is_sane or same_grid(header.grid_shape, affine, header.grid_shape, qform):
+        return header
+    distance = farthest_distance(header.grid_shape, affine, qform)
+    note = Note.of(NoteKind.TWO_GEOMETRIES, distance=distance)
     used = ("sform", f"{describe_affine(affine)} (used)")
     unused = ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)")
-    return _Geometry(affine, qform, (note,), (codes, used, unused))
+    return replace(header, qform=qform, notes=(note,), details=(codes, used, unused))
 
 
 _MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
-_FIELDS_OF_VALUES = (
-    *("scl_inter", "cal_min", "cal_max"),
-    *("intent_code", "intent_p1", "intent_p2", "intent_p3"),
-)
+# What a header gets in place of facts about the content of another file.
+_CONTENT = {
+    **dict.fromkeys(("scl_inter", "cal_min", "cal_max"), 0),
+    **dict.fromkeys(("intent_code", "intent_p1", "intent_p2", "intent_p3"), 0),
+    "scl_slope": 1.0,
+    "intent_name": b"",
+    "aux_file": b"",
+    "descrip": b"crfrefine",
+}
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -329,7 +311,22 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     Channels get the fourth dimension, and a single file gets a table of its segments. The other
     file's extensions are not copied. A pair is not compressed.
     """
-    header = _header_without_content(like)
+    import nibabel
+
+    template: Any = like.header.template if like.header is not None else None
+    nifti1: Any = nibabel.Nifti1Header
+    if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
+        header = template.as_byteswapped("<")
+    else:
+        header = nifti1()
+        # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+        if not is_sheared(like.affine):
+            header.set_qform(like.affine, code=1)
+        header.set_sform(like.affine, code=1)
+        header.set_xyzt_units("mm")
+    for name, value in _CONTENT.items():
+        header[name] = value
+
     shape = voxels.grid_shape[::-1]
     if voxels.num_channels is not None:
         shape = (*(*shape, 1)[:3], voxels.num_channels)
@@ -358,31 +355,6 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         else:
             files[-1].write(block)
             files[0].writelines(voxels.blocks())
-
-
-def _header_without_content(like: Volume) -> Any:
-    """Return nibabel's header with the geometry of a volume, and no other facts about it."""
-    import nibabel
-
-    template: Any = like.header.template if like.header is not None else None
-    nifti1: Any = nibabel.Nifti1Header
-    if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
-        header = template.as_byteswapped("<")
-    else:
-        header = nifti1()
-        # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-        if not is_sheared(like.affine):
-            header.set_qform(like.affine, code=1)
-        header.set_sform(like.affine, code=1)
-        header.set_xyzt_units("mm")
-
-    for field in _FIELDS_OF_VALUES:
-        header[field] = 0
-    header["scl_slope"] = 1.0
-    header["intent_name"] = b""
-    header["aux_file"] = b""
-    header["descrip"] = b"crfrefine"
-    return header
 
 
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
@@ -419,24 +391,15 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions; wrong entries, mere names, are left out.
+    """Return the labels of a table among extensions.
 
     A regular expression finds them, as XML's entities and document types may be hostile.
     """
     if b"<CaretExtension" not in extensions:
         return ()
-    segments: dict[int, Segment] = {}
+    entries = []
     for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
-        numbers = dict(_ATTRIBUTE.findall(attributes))
-        name = shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME)
-        key = numbers.get("Key", "")
-        if not key.isdecimal() or not 1 <= int(key) <= MAX_LABEL or not name:
-            continue
-        color = (
-            float(numbers.get("Red", 2)),
-            float(numbers.get("Green", 2)),
-            float(numbers.get("Blue", 2)),
-        )
-        segment = Segment(int(key), name, color if max(color) <= 1 else None)
-        segments.setdefault(segment.label, segment)
-    return tuple(segments[label] for label in sorted(segments))
+        values = dict(_ATTRIBUTE.findall(attributes))
+        color = [float(values.get(name, 2)) for name in ("Red", "Green", "Blue")]
+        entries.append((values.get("Key", ""), (data or html.unescape(text)).strip(), color))
+    return described_segments(entries)

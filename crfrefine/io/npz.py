@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -46,25 +46,8 @@ def read_header(path: Path) -> VolumeHeader:
             source = replace(source, start=file.tell())
         header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
     else:
-        with _open_member(path) as member:
-            shape = member.shape
-            source = member.source
-            promised = math.prod(shape) * source.dtype.itemsize
-            if promised > member.most_bytes:
-                raise UnsupportedFormatError(
-                    f"{path}: damaged: the array {member.key!r} has shape {shape}, "
-                    "but not as many values"
-                )
-        header = VolumeHeader(
-            path,
-            "nnU-Net npz",
-            shape[:0:-1],
-            shape[0],
-            source.dtype.name,
-            spacing=None,
-            affine=None,
-            kind=member.key,
-        )
+        with _open_member(path) as (header, source, _):
+            pass
     if source.inner == 1:
         return in_fortran_order(header)
     return header
@@ -114,8 +97,8 @@ def _read_array_header(
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[streams.Decoder]:
     """Open an .npz at its first voxel."""
-    with _open_member(header.path) as member:
-        yield streams.Decoder(member.reader, member.source, header.stored_shape)
+    with _open_member(header.path) as (_, source, reader):
+        yield streams.Decoder(reader, source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -142,13 +125,12 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             member.writelines(voxels.blocks())
 
 
-def _choose(path: Path, members: list[str]) -> str:
-    """Return the name of the array with the scores."""
+def _find_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    """Return the member of an archive with the scores; its file is at the member's first byte."""
+    members = archive.namelist()
     keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     present = [kind for kind in KINDS if kind in keys]
-    if len(present) == 1:
-        return present[0]
-    if "softmax" in keys:
+    if len(present) != 1 and "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, "
             "on the network's cropped grid without its place in the image\n"
@@ -156,24 +138,36 @@ def _choose(path: Path, members: list[str]) -> str:
             "or resample it to the image's grid and store it as 4-D NIfTI "
             f"({see('docs/reference/formats.md#grids')})."
         )
-    raise UnsupportedFormatError(
-        f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}"
-    )
-
-
-class _Member(NamedTuple):
-    """An open array of an archive, at its first value."""
-
-    key: str  # its name
-    shape: tuple[int, ...]  # (channel, [z,] y, x)
-    source: streams.VoxelSource  # how `reader` gives the values
-    reader: streams.BlockReader
-    most_bytes: int  # that it can hold
+    if len(present) != 1:
+        found = listed(keys) or "none"
+        raise UnsupportedFormatError(
+            f"{path}: expected one array named probabilities or logits, found {found}"
+        )
+    info = archive.getinfo(f"{present[0]}.npy")
+    is_encrypted = info.flag_bits & 1
+    if info.compress_type not in _CONTAINERS or is_encrypted:
+        raise UnsupportedFormatError(
+            f"{path}: compressed or encrypted in a way that numpy does not write"
+        )
+    if info.header_offset < 0:
+        raise UnsupportedFormatError(
+            f"{path}: damaged zip directory: {present[0]!r} begins before the file; "
+            "copy or export it again"
+        )
+    try:
+        archive.open(info).close()  # Goes to the first byte of the member.
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        raise UnsupportedFormatError(
+            f"{path}: damaged zip directory ({error}); copy or export it again"
+        ) from None
+    return info
 
 
 @contextmanager
-def _open_member(path: Path) -> Iterator[_Member]:
-    """Open the array of scores in an archive."""
+def _open_member(
+    path: Path,
+) -> Iterator[tuple[VolumeHeader, streams.VoxelSource, streams.BlockReader]]:
+    """Open the array of scores in an archive: its header, and its values at the first one."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
@@ -182,25 +176,9 @@ def _open_member(path: Path) -> Iterator[_Member]:
             f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
         ) from None
     with archive:
-        key = _choose(path, archive.namelist())
-        info = archive.getinfo(f"{key}.npy")
-        container = _CONTAINERS.get(info.compress_type)
-        is_encrypted = info.flag_bits & 1
-        if container is None or is_encrypted:
-            raise UnsupportedFormatError(
-                f"{path}: compressed or encrypted in a way that numpy does not write"
-            )
-        if info.header_offset < 0:
-            raise UnsupportedFormatError(
-                f"{path}: damaged zip directory: {key!r} begins before the file; "
-                "copy or export it again"
-            )
-        try:
-            archive.open(info).close()  # Goes to the first byte of the member.
-        except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-            raise UnsupportedFormatError(
-                f"{path}: damaged zip directory ({error}); copy or export it again"
-            ) from None
+        info = _find_member(archive, path)
+        key = info.filename.removesuffix(".npy")
+        container = _CONTAINERS[info.compress_type]
         assert archive.fp is not None
         # This inflates faster than the zipfile module.
         with streams.open_bytes(path, container, archive.fp.tell()) as reader:
@@ -208,7 +186,15 @@ def _open_member(path: Path) -> Iterator[_Member]:
             shape, source = _read_array_header(member, path, f"the array {key!r}")
             most_packed = min(info.compress_size, path.stat().st_size)
             most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
-            yield _Member(key, shape, source, member, most_bytes)
+            if math.prod(shape) * source.dtype.itemsize > most_bytes:
+                raise UnsupportedFormatError(
+                    f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
+                )
+            grid_shape = shape[:0:-1]
+            header = VolumeHeader(
+                path, "nnU-Net npz", grid_shape, shape[0], source.dtype.name, None, None, kind=key
+            )
+            yield header, source, member
 
 
 def _checked(

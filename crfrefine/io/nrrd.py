@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -22,12 +21,11 @@ from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import (
-    MAX_OF_A_NAME,
-    RareHeaderError,
     Segment,
     Volume,
     VolumeHeader,
     VoxelsToWrite,
+    described_segments,
     volume_header,
 )
 
@@ -85,21 +83,12 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end, and check all fields that are used; segments have one layer."""
     fields, end = _read_fields(path)
-    try:
-        return _header_of(fields, end)
-    except RareHeaderError as rare:
-        text_header.require_mm(fields, [*_units(fields, "space units"), *_units(fields)], rare)
-        num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
-        rare.time = _time_along(fields, fields.sizes("sizes", num_dims))
-        raise
-
-
-def _header_of(fields: Fields, end: int) -> VolumeHeader:
-    """Return the header of a file with these fields, which take so many bytes."""
-    path = fields.path
+    units = _units(fields)
+    fields.units = [*_units(fields, "space units"), *units]
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
     channel_axis = _channel_axis(fields, num_dims)
+    fields.time = _time_along(fields, sizes)
     axes = list(range(num_dims))
     channels = 1
     if channel_axis is not None:
@@ -118,21 +107,14 @@ def _header_of(fields: Fields, end: int) -> VolumeHeader:
     inner = math.prod(sizes[:channel_axis]) if channels > 1 else None
     source = _source(fields, end, inner=inner)
     affine = _affine(fields, num_dims, axes, len(grid_shape))
-    units = _units(fields)
     if len(units) == num_dims:
         units = [units[axis] for axis in axes]
     if "space units" in fields:
         units = _units(fields, "space units")
-    template: tuple[str, ...] = ()
-    if "space" in fields and len(axes) == len(grid_shape) == 3:
-        template = _stored_geometry_lines(fields, units)
-    elif len(axes) == len(grid_shape) == units.count(units[0] if units else ""):
-        template = _geometry_in(units, affine)
-    time = _time_along(fields, sizes)
-    header = volume_header(
-        path, source, NAME, grid_shape, num_channels, affine, template=template, time=time
-    )
-    if header.num_channels == 1:
+    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, time=fields.time)
+    if len(axes) == len(grid_shape):
+        header = replace(header, template=_lines_of_place(fields, units, header))
+    if num_channels == 1:
         header = replace(header, segments=_segments(fields))
     return text_header.lengths_in_mm(header, "units of length", units)
 
@@ -150,9 +132,25 @@ def _read_fields(path: Path) -> tuple[Fields, int]:
             return fields, end
         if number == 1 or line.startswith(b"#"):
             continue
-        field = _add_line(fields, number, line)
-        if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-            return fields, end  # The names of the files follow.
+        name, _, value = line.partition(b":")
+        field = None
+        if len(name) < 100:
+            field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
+        if field is not None and not value.startswith(b"="):
+            fields.add(field, value)
+            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
+                return fields, end  # The names of the files follow.
+            continue
+
+        key, is_pair, value = line.partition(b":=")
+        if not is_pair:
+            shown = shorten(line.decode(errors="backslashreplace"), 60)
+            raise UnsupportedFormatError(
+                f"{path}: damaged NRRD header, or the file is cut off: "
+                f"line {number} is not a `field: value` of the format: {shown!r}"
+            )
+        if _OF_SEGMENT.fullmatch(key.decode("latin-1")):
+            fields.setdefault(key.decode(), value.strip().decode(errors="replace"))
     if "data file" not in fields:
         raise UnsupportedFormatError(
             f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
@@ -160,42 +158,15 @@ def _read_fields(path: Path) -> tuple[Fields, int]:
     return fields, end
 
 
-def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
-    """Add the field of a line, and return its name; None for a pair of key and value (`:=`)."""
-    name, _, value = line.partition(b":")
-    field = None
-    if len(name) < 100:
-        field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
-    if field is not None and not value.startswith(b"="):
-        fields.add(field, value)
-        return field
-    if b":=" not in line:
-        shown = shorten(line.decode(errors="backslashreplace"), 60)
-        raise UnsupportedFormatError(
-            f"{fields.path}: damaged NRRD header, or the file is cut off: "
-            f"line {number} is not a `field: value` of the format: {shown!r}"
-        )
-    key, _, pair_value = line.partition(b":=")
-    if _OF_SEGMENT.fullmatch(key.decode("latin-1")):
-        fields.setdefault(key.decode(), pair_value.strip().decode(errors="replace"))
-    return None
-
-
 def _segments(fields: Fields) -> tuple[Segment, ...]:
-    """Return the segments that 3D Slicer describes; wrong entries, mere names, are left out."""
-    segments: dict[int, Segment] = {}
+    """Return the segments that 3D Slicer describes."""
+    entries = []
     for key in fields:
         start, _, part = key.partition("_")
-        label = fields.get(f"{start}_LabelValue", "")
-        if part != "Name" or not label.isdecimal() or len(label) > 5:
-            continue
-        name = shorten(fields[key], MAX_OF_A_NAME)
-        if name and 1 <= int(label) <= MAX_LABEL:
+        if part == "Name":
             color = finite_numbers(fields.get(f"{start}_Color", "").split()) or ()
-            is_color = len(color) == 3 and min(color) >= 0 and max(color) <= 1
-            shown = (color[0], color[1], color[2]) if is_color else None
-            segments.setdefault(int(label), Segment(int(label), name, shown))
-    return tuple(segments[label] for label in sorted(segments))
+            entries.append((fields.get(f"{start}_LabelValue", ""), fields[key], color))
+    return described_segments(entries)
 
 
 def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
@@ -244,7 +215,7 @@ def _kinds(fields: Fields, num_dims: int) -> list[str]:
         )
     unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
     if unusual:
-        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
+        raise fields.rare(f"the kind {shorten(min(unusual), 60)!r}")
     return kinds
 
 
@@ -284,7 +255,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
         start = 0
     # ITK takes the lowest 32 bits of a larger number.
     if fields.whole("line skip", "0", limits=(0, 1 << 30)) or word in _RARE_ENCODINGS:
-        raise RareHeaderError("lines to skip, or voxels as text")
+        raise fields.rare("lines to skip, or voxels as text")
     if encoding is None:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
 
@@ -369,7 +340,7 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
     """Return the affine to RAS+ mm of a grid: the first `num_axes` of the `axes` of no channels."""
     if "axis mins" in fields:
-        raise RareHeaderError("axis mins")
+        raise fields.rare("axis mins")
     if not _IN_SPACE & set(fields):
         # A grid without a place in the world.
         words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
@@ -380,53 +351,45 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
             )
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
 
-    signs = _signs(fields)
+    name = fields.text("space", "")
+    is_named = "space" in fields
+    signs: tuple[float, ...] | None = LPS  # As in ITK, if the space has no name.
+    if is_named:
+        signs = _SPACES.get(re.sub("[- ]", "", name.lower()))
+    if signs is None or "spacings" in fields or is_named == ("space dimension" in fields):
+        raise fields.rare(f"the space {shorten(name, 60)!r}, or spacings in it")
     space_dims = 3
-    if "space" not in fields:
+    if not is_named:
         space_dims = fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; "
             "expected as many axes as dimensions"
         )
-    origin = np.array(_origin(fields, len(axes)))
-    columns = _directions(fields, num_dims, axes)
+    columns, origin = _directions_and_origin(fields, num_dims, axes)
     return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
 
 
-def _signs(fields: Fields) -> tuple[float, ...]:
-    """Return the signs that turn the space into RAS+; raise RareHeaderError for a rare space."""
-    name = fields.text("space", "")
-    signs = LPS  # A space without a name counts as LPS, as in ITK.
-    is_rare = "spacings" in fields or ("space" in fields) == ("space dimension" in fields)
-    if "space" in fields:
-        key = re.sub(r"[- ]", "", name.lower())
-        is_rare = is_rare or key not in _SPACES
-        signs = _SPACES.get(key, LPS)
-    if is_rare:
-        raise RareHeaderError(f"the space {shorten(name, 60)!r}, or spacings in it")
-    return signs
+def _directions_and_origin(
+    fields: Fields, num_dims: int, axes: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the steps along the axes of the grid, as columns, and the place of the first voxel.
 
-
-def _origin(fields: Fields, space_dims: int) -> tuple[float, ...]:
-    """Return the place of the first voxel, which is 0 if the header does not have it."""
+    The place is 0 if the header does not have it.
+    """
+    space_dims = len(axes)
     text = fields.text("space origin", "")
     if "nan" in text.lower():
-        raise RareHeaderError("a space origin that is no place")
+        raise fields.rare("a space origin that is no place")
     vectors = _vectors(text) or [(0.0,) * space_dims]
     origin = vectors[0]
     if origin is None or len(vectors) > 1 or len(origin) != space_dims:
         raise fields.damaged(
             "space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)"
         )
-    return origin
 
-
-def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.float64]:
-    """Return the steps from voxel to voxel along the axes of the grid, as columns."""
     if "space directions" not in fields:
-        raise RareHeaderError("no space directions")
-    space_dims = len(axes)
+        raise fields.rare("no space directions")
     entries = _vectors(fields.text("space directions"))
     vectors = []
     for axis, vector in enumerate(entries):
@@ -439,10 +402,11 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
         )
 
     # ITK computes length and direction: their rounding is repeated.
-    lengths = np.array([math.sqrt(sum(part * part for part in vector)) for vector in vectors])
+    columns = np.array(vectors).T
+    lengths = np.sqrt((columns * columns).sum(axis=0))
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    return np.array(vectors).T * (1 / lengths) * lengths
+    return columns * (1 / lengths) * lengths, np.array(origin)
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
@@ -456,29 +420,29 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     return vectors
 
 
-def _stored_geometry_lines(fields: Fields, units: list[str]) -> tuple[str, ...]:
-    """Return the header's lines that place its grid, without the entry of a channel axis."""
-    entries = _ENTRIES.findall(fields.text("space directions", ""))
-    directions = [entry for entry in entries if entry.startswith("(")]
-    lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
-    origin = fields.text("space origin", "")
-    if origin:
-        lines.append(f"space origin: {origin}")
-    if len(units) == 3 and all(re.fullmatch(r"[\w ?\udcb5]{0,30}", unit) for unit in units):
-        lines.append(_units_line(units))
-    return tuple(lines)
+def _lines_of_place(fields: Fields, units: list[str], header: VolumeHeader) -> tuple[str, ...]:
+    """Return the lines that a writer keeps of a header, as they place its grid; () for none.
 
+    They have no entry of a channel axis. In a space without a name, only lengths that all have one
+    unit, other than mm, have to be kept.
+    """
+    line_of_units = "space units: " + " ".join(f'"{unit}"' for unit in units)
+    if "space" in fields:
+        entries = _ENTRIES.findall(fields.text("space directions", ""))
+        directions = [entry for entry in entries if entry.startswith("(")]
+        lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
+        origin = fields.text("space origin", "")
+        if origin:
+            lines.append(f"space origin: {origin}")
+        if len(units) == 3 and all(re.fullmatch(r"[\w ?\udcb5]{0,30}", unit) for unit in units):
+            lines.append(line_of_units)
+        return tuple(lines)
 
-def _geometry_in(units: list[str], affine: NDArray[np.float64]) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS, its affine and the file in one unit; () for mm."""
-    if text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
+    affine, spacing = header.geometry()
+    is_one_unit = len(set(units)) == 1 and len(units) == len(spacing)
+    if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
         return ()
-    lines = _geometry_lines(*text_header.place_in_lps(affine, len(units)))
-    return (*lines, _units_line(units))
-
-
-def _units_line(units: list[str]) -> str:
-    return "space units: " + " ".join(f'"{unit}"' for unit in units)
+    return (*_geometry_lines(*text_header.place_in_lps(affine, len(spacing))), line_of_units)
 
 
 def _units(fields: Fields, key: str = "units") -> list[str]:

@@ -315,7 +315,14 @@ def require_file(path: Path) -> None:
 def recognize(path: Path) -> Format | ForeignKind | None:
     """Return the kind of a file by its first bytes, or of a folder of DICOM; None if unknown."""
     if is_folder(path):
-        return _DICOM if _holds_dicom(path) else None
+        # The first files, by name, that have no known suffix, tell whether it is DICOM.
+        with suppress(OSError):
+            files = (
+                file for file in sorted(path.iterdir()) if not suffix_of(file) and file.is_file()
+            )
+            if any(read_start(file)[128:132] == b"DICM" for file in islice(files, _MAX_LOOKED_AT)):
+                return _DICOM
+        return None
     start = read_start(path)
     if not start:
         return None
@@ -336,15 +343,6 @@ def recognize(path: Path) -> Format | ForeignKind | None:
         if re.match(kind.beginning, start, re.DOTALL):
             return kind
     return None
-
-
-def _holds_dicom(folder: Path) -> bool:
-    """Look for DICOM among the first files, by name, of a folder that have no known suffix."""
-    with suppress(OSError):
-        others = [path for path in sorted(folder.iterdir()) if not suffix_of(path)]
-        files = islice((path for path in others if path.is_file()), _MAX_LOOKED_AT)
-        return any(read_start(path)[128:132] == b"DICM" for path in files)
-    return False
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:

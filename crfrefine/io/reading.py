@@ -27,10 +27,10 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
 from crfrefine.io.streams import Decoder, allocate_array, open_bytes
 from crfrefine.io.volume import (
     PIECE_BYTES,
-    FileState,
     RareHeaderError,
     Volume,
     VolumeHeader,
+    file_state,
     iter_pieces,
 )
 
@@ -47,8 +47,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     path, expected = paths.file_to_read(Path(path), suffixes)
     # A damaged header may hold numbers out of range; the checks find them, without warnings.
     with reading(path), np.errstate(all="ignore"):
-        states = [FileState.of(path)]
-        if states[0].num_bytes == 0:
+        states = {path: file_state(path)}
+        if path.stat().st_size == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty; copy or download it again")
         actual = expected
         try:
@@ -62,13 +62,19 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
         for voxels in header.files[1:]:
-            states.append(FileState.of(voxels))
+            states[voxels] = file_state(voxels)
 
     notes = header.notes
-    misnamed = _wrong_name_of(header, actual)
-    if misnamed is not None:
-        notes = (misnamed, *notes)
-    return replace(header, notes=notes, states=tuple(states))
+    source = header.source
+    if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
+        notes = (Note.of(NoteKind.OTHER_FORMAT, format=actual.name), *notes)
+    elif source is not None and source.start == 0 and len(header.files) == 1:
+        # The file is compressed as a whole, or not at all.
+        is_gzip = source.encoding == "gzip"
+        if is_gzip != streams.is_named_gzip(path):
+            kind = NoteKind.COMPRESSED if is_gzip else NoteKind.NOT_COMPRESSED
+            notes = (Note.of(kind), *notes)
+    return replace(header, notes=notes, states=states)
 
 
 def _read_by_content(
@@ -101,29 +107,12 @@ def _read_by_content(
     return replace(header, family=actual.name), actual
 
 
-def _wrong_name_of(header: VolumeHeader, actual: Format) -> Note | None:
-    """Return a note on a file whose name does not fit its content."""
-    path = header.path
-    source = header.source
-    if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
-        return Note.of(NoteKind.OTHER_FORMAT, format=actual.name)
-    if source is None or source.start != 0 or len(header.files) > 1:
-        return None
-    # The file is compressed as a whole, or not at all.
-    is_gzip = source.encoding == "gzip"
-    if is_gzip == streams.is_named_gzip(path):
-        return None
-    if is_gzip:
-        return Note.of(NoteKind.COMPRESSED)
-    return Note.of(NoteKind.NOT_COMPRESSED)
-
-
 def _require_unchanged(header: VolumeHeader) -> None:
     """Raise InputError if a file changed since its header was read: both must be of one case."""
-    for state in header.states:
-        if FileState.of(state.path) != state:
+    for path, state in header.states.items():
+        if file_state(path) != state:
             raise InputError(
-                f"{state.path}: was changed while it was read; "
+                f"{path}: was changed while it was read; "
                 "run again when nothing writes to it any more"
             )
 
@@ -185,17 +174,12 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         if header.turned is None:
             return array
         return in_fortran_order(array)
-    if header.affine is not None and is_plane:
-        return _plane_on(header, grid)
-    return header
 
-
-def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a plane with channels, if a volume is one over the grid of a plane."""
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
-    if not is_stack or header.num_channels > 1 or header.source is None:
+    if not is_plane or not is_stack or header.num_channels > 1:
         return header
-    assert header.spacing is not None
+    if header.spacing is None or header.source is None:
+        return header
     plane = replace(
         header,
         grid_shape=header.grid_shape[:2],
@@ -241,21 +225,18 @@ def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray
     return values
 
 
-def _read_into(header: VolumeHeader, values: NDArray[np.float32], nan_files: NanFiles) -> None:
+def read_stored(
+    header: VolumeHeader, nan_files: NanFiles = None, values: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Read a file into an array of float32, or into a new one in the type of its pieces.
+
+    It is (channels, [z,] y, x). Raises as `read_pieces`.
+    """
     allows_nan = nan_files is not None
     with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        decoder.fill(values.reshape(-1, *header.grid_shape[::-1]))
-        decoder.finish()
-    if nan_files is not None and decoder.has_nan:
-        nan_files.append(header.path)
-
-
-def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any]:
-    """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
-    allows_nan = nan_files is not None
-    with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
-        decoder.fill(values)
+        if values is None:
+            values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
+        decoder.fill(values.reshape(header.stored_shape))
         decoder.finish()
     if nan_files is not None and decoder.has_nan:
         nan_files.append(header.path)
@@ -264,7 +245,7 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
 
 def reading_jobs(
     headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
-) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
+) -> tuple[NDArray[np.float32], list[Callable[[], object]]]:
     """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
     The files are on one grid. The jobs may run together. `num_before` channels before those of the
@@ -274,11 +255,11 @@ def reading_jobs(
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_shape[1:])
     values: NDArray[np.float32] = allocate_array(shape, first.path)
-    jobs: list[Callable[[], None]] = []
+    jobs: list[Callable[[], object]] = []
     start = num_before
     for header in headers:
         stop = start + header.num_channels
-        jobs.append(partial(_read_into, header, values[start:stop], nan_files))
+        jobs.append(partial(read_stored, header, nan_files, values[start:stop]))
         start = stop
     return values, jobs
 
@@ -310,24 +291,21 @@ def read_pieces(
     InputError (NaN or infinite values, after all pieces without them), CapacityError or
     UnexpectedError.
     """
-    return run_ahead(_pieces_of_files(headers, most_bytes))
+    return run_ahead(decoded_pieces(*headers, most_bytes=most_bytes))
 
 
-def _pieces_of_files(headers: Sequence[VolumeHeader], most_bytes: int) -> Generator[Piece]:
+def decoded_pieces(*headers: VolumeHeader, most_bytes: int) -> Generator[Piece]:
+    """Read files piece by piece in the calling thread; otherwise as `read_pieces`."""
     first = 0
     for header in headers:
-        yield from decoded_pieces(header, first, most_bytes=most_bytes)
+        with reading(header.path), open_voxels(header) as decoder:
+            for channels, planes in pieces_of(decoder, header, most_bytes):
+                values = decode_piece(decoder, header, channels, planes)
+                if not decoder.num_bad:
+                    numbers = slice(first + channels.start, first + channels.stop)
+                    yield Piece(numbers, planes, values)
+            decoder.finish()
         first += header.num_channels
-
-
-def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> Generator[Piece]:
-    """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
-    with reading(header.path), open_voxels(header) as decoder:
-        for channels, planes in pieces_of(decoder, header, most_bytes):
-            values = decode_piece(decoder, header, channels, planes)
-            if not decoder.num_bad:
-                yield Piece(slice(first + channels.start, first + channels.stop), planes, values)
-        decoder.finish()
 
 
 def pieces_of(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crfrefine.base.failures import reading
 from crfrefine.io.paths import ALL_TYPES
 from crfrefine.io.reading import decode_piece, open_voxels, pieces_of
-from crfrefine.io.streams import allocate_array
+from crfrefine.io.streams import VoxelSource, allocate_array
 from crfrefine.io.volume import VolumeHeader, iter_pieces
 
 _PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at once
@@ -21,47 +21,30 @@ _PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at o
 _LARGEST_EXACT = 2.0**53
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How values are made of stored ones."""
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    @classmethod
-    def of(cls, header: VolumeHeader) -> Scaling:
-        """Return the scaling of a file."""
-        source = header.source
-        if source is None:
-            return cls()
-        return cls(source.slope, source.intercept)
-
-    @property
-    def is_none(self) -> bool:
-        """Whether the values are the stored ones."""
-        return (self.slope, self.intercept) == (1.0, 0.0)
-
-    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Return the values: float64, or the stored ones if there is no scaling."""
-        if self.is_none:
-            return stored
-        with np.errstate(over="ignore", invalid="ignore"):
-            return stored.astype(np.float64) * self.slope + self.intercept
-
-    def __str__(self) -> str:
-        """Describe it, such as "stored × 2 - 1024"."""
-        if self.intercept == 0:
-            return f"stored × {self.slope:.9g}"
-        sign = "-" if self.intercept < 0 else "+"
-        return f"stored × {self.slope:.9g} {sign} {abs(self.intercept):.9g}"
+def describe_scaling(source: VoxelSource | None) -> str:
+    """Return how values are made of stored ones, "stored × 2 - 1024"; "" if they are the same."""
+    if source is None or not source.is_scaled:
+        return ""
+    if source.intercept == 0:
+        return f"stored × {source.slope:.9g}"
+    sign = "-" if source.intercept < 0 else "+"
+    return f"stored × {source.slope:.9g} {sign} {abs(source.intercept):.9g}"
 
 
-def stored_pieces(header: VolumeHeader) -> Generator[NDArray[Any]]:
-    """Yield the stored values piece by piece, (channels, planes, [y,] x), in the file's order."""
+def scaled(stored: NDArray[Any], source: VoxelSource | None) -> NDArray[Any]:
+    """Return the values of stored ones: float64, or the stored ones if there is no scaling."""
+    if source is None or not source.is_scaled:
+        return stored
+    with np.errstate(over="ignore", invalid="ignore"):
+        return stored.astype(np.float64) * source.slope + source.intercept
+
+
+def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:
+    """Yield the scaled values piece by piece, (channels, planes, [y,] x), in the file's order."""
     with reading(header.path), open_voxels(header) as decoder:
         decoder.keep_stored_values()
         for channels, planes in pieces_of(decoder, header, _PIECE_BYTES):
-            yield decode_piece(decoder, header, channels, planes)
+            yield scaled(decode_piece(decoder, header, channels, planes), header.source)
         decoder.finish()
 
 
@@ -70,7 +53,7 @@ class StoredVoxels:
     """The voxels of a file."""
 
     values: NDArray[Any]  # (channels, [z,] y, x), as stored
-    scaling: Scaling
+    source: VoxelSource | None = None  # it has the scaling; None means that there is none
 
     @classmethod
     def read(cls, header: VolumeHeader) -> StoredVoxels:
@@ -80,13 +63,13 @@ class StoredVoxels:
             stored = cls.read(stored_header)
             shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
             turned = turn.apply(stored.values.reshape(shape))
-            return cls(turned.reshape(header.stored_shape), stored.scaling)
+            return cls(turned.reshape(header.stored_shape), stored.source)
         with reading(header.path), open_voxels(header) as decoder:
             decoder.keep_stored_values()
             values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
             decoder.fill(values)
             decoder.finish()
-        return cls(values, Scaling.of(header))
+        return cls(values, header.source)
 
     def image_type(self, types: tuple[str, ...]) -> np.dtype[Any]:
         """Return the type of the image: the stored one if there is no scaling.
@@ -95,20 +78,9 @@ class StoredVoxels:
         If some are no whole numbers, or too large, they get float32, or float64 beyond its range.
         """
         stored = self.values.dtype
-        if self.scaling.is_none or stored == np.float64:
+        is_scaled = self.source is not None and self.source.is_scaled
+        if not is_scaled or stored == np.float64:
             return stored
-        low, high, is_whole = self._range_of_values()
-        largest = max(-low, high)
-        if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
-            integer = smallest_integer(types, low, high)
-            if integer is not None:
-                return integer
-        if largest > float(np.finfo(np.float32).max):
-            return np.dtype(np.float64)
-        return np.dtype(np.float32)
-
-    def _range_of_values(self) -> tuple[float, float, bool]:
-        """Return the least and the largest finite value, and whether all are whole numbers."""
         low = math.inf
         high = -math.inf
         is_whole = True
@@ -118,11 +90,18 @@ class StoredVoxels:
             low = float(finite.min(initial=low))
             high = float(finite.max(initial=high))
             is_whole = is_whole and bool((values == np.rint(values)).all())
-        return low, high, is_whole
+        largest = max(-low, high)
+        if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
+            integer = smallest_integer(types, low, high)
+            if integer is not None:
+                return integer
+        if largest > float(np.finfo(np.float32).max):
+            return np.dtype(np.float64)
+        return np.dtype(np.float32)
 
     def planes(self, channel: int, planes: slice) -> NDArray[Any]:
         """Return the values of planes of a channel, (planes, [y,] x)."""
-        return self.scaling.apply(self.values[channel, planes])
+        return scaled(self.values[channel, planes], self.source)
 
 
 def smallest_integer(types: tuple[str, ...], low: float, high: float) -> np.dtype[Any] | None:

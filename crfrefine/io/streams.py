@@ -192,6 +192,11 @@ class VoxelSource:
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the values are others than the stored ones."""
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
 
 class Decoder:
     """Decodes the voxels of an open file into one array after the other, in the order of the file.
@@ -208,7 +213,7 @@ class Decoder:
         self._reader = reader
         self._source = source
         self._shape = shape
-        self._is_scaled = (source.slope, source.intercept) != (1.0, 0.0)
+        self._is_scaled = source.is_scaled
         self._inner = source.inner or math.prod(shape[1:])
         self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
         plain = source.dtype.newbyteorder("=")

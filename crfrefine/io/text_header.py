@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +63,8 @@ class Fields(dict[str, str]):
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
         super().__init__()
         self.path = path
+        self.units: list[str] = []  # all units of length in the header
+        self.time = ""  # as of `VolumeHeader`
         self._format = format_name
         self._separator = separator
 
@@ -123,6 +125,16 @@ class Fields(dict[str, str]):
             f"{self.path}: {self._format} header: {line}; expected {expected}"
         )
 
+    def rare(self, reason: str) -> Exception:
+        """Return the error for what only SimpleITK reads, which takes all lengths for mm."""
+        for name in self.units:
+            if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
+                return UnsupportedFormatError(
+                    f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "
+                    "such headers are read in mm alone: save the volume as NIfTI"
+                )
+        return RareHeaderError(reason, self.time)
+
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     """Return words as numbers; None if one of them is not a finite number."""
@@ -144,8 +156,9 @@ LPS = (-1.0, -1.0, 1.0)
 def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
     """Return the file that a header names, relative to its folder.
 
-    Raise RareHeaderError for a list or a pattern of files, as SimpleITK would not compare the
-    checksums of several files.
+    Raise InputError if the user forbids voxels outside the folder of their header, and
+    RareHeaderError for a list or a pattern of files, which must not be compressed: SimpleITK would
+    not compare the checksums of several files.
     """
     name = fields.text(key)
     if not name:
@@ -154,30 +167,26 @@ def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
     if are_several and is_compressed:
         raise fields.damaged(key, "one file, as the voxels are compressed")
     path = fields.path.parent / name
-    if _may_not_leave_folder():
-        if are_several:
-            raise _outside(fields.path, "several files")
-        folders = {fields.path.parent.resolve(), fields.path.resolve().parent}
-        if folders.isdisjoint(path.resolve().parents):
-            raise _outside(fields.path, f"{shorten(path, 200)}, outside its folder")
-    if are_several:
-        raise RareHeaderError("voxels in several files")
-    return path
-
-
-def _may_not_leave_folder() -> bool:
-    """Return whether the user forbids voxels outside the folder of their header."""
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
         raise InputError(
             f"environment variable {OUTSIDE_FILES}: expected allow or refuse, "
             f"found {shorten(rule)!r}"
         )
-    return rule == "refuse"
-
-
-def _outside(header: Path, where: str) -> InputError:
-    return InputError(f"{header}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+    if rule == "refuse":
+        folders = {fields.path.parent.resolve(), fields.path.resolve().parent}
+        place = ""
+        if are_several:
+            place = "several files"
+        elif folders.isdisjoint(path.resolve().parents):
+            place = f"{shorten(path, 200)}, outside its folder"
+        if place:
+            raise InputError(
+                f"{fields.path}: its voxels are in {place}, and {OUTSIDE_FILES} is set to refuse"
+            )
+    if are_several:
+        raise fields.rare("voxels in several files")
+    return path
 
 
 def grid_and_channels(
@@ -249,16 +258,6 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
         spacing=spacing_of(affine, num_axes),
         details=(*header.details, detail),
     )
-
-
-def require_mm(fields: Fields, names: Iterable[str], rare: RareHeaderError) -> None:
-    """Raise UnsupportedFormatError if a header that SimpleITK has to read has other units."""
-    for name in names:
-        if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
-            raise UnsupportedFormatError(
-                f"{fields.path}: its header has {rare}, and lengths in {shorten(name, 60)}; "
-                "such headers are read in mm alone: save the volume as NIfTI"
-            )
 
 
 def kept_lines(path: Path, like: Volume, format_name: str) -> tuple[str, ...]:

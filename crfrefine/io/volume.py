@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +22,25 @@ from crfrefine.base.geometry import (
     same_grid,
     spacing_of,
 )
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
 
-class FileState(NamedTuple):
-    """What changes with the content of a file."""
-
-    path: Path
-    inode: int
-    num_bytes: int
-    changed_ns: int  # time of the last change
-
-    @classmethod
-    def of(cls, path: Path) -> FileState:
-        """Return the state of a file now."""
-        status = path.stat()
-        return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
+def file_state(path: Path) -> tuple[int, int, int]:
+    """Return what changes with the content of a file: its inode, bytes, and time of change."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class RareHeaderError(Exception):
     """A valid header that only SimpleITK reads; the message names the reason."""
 
-    time = ""  # as of `VolumeHeader`: SimpleITK does not tell it
+    def __init__(self, reason: str, time: str = "") -> None:
+        super().__init__(reason)
+        self.time = time  # as of `VolumeHeader`: SimpleITK does not tell it
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,9 @@ class VolumeHeader:
     # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
     # the states of its files when the header was read
-    states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
+    states: Mapping[Path, tuple[int, int, int]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def misnamed(self) -> Note | None:
@@ -259,6 +255,26 @@ _PALETTE = [
 def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
     """Return segments of labels with names, without the background."""
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
+
+
+def described_segments(
+    entries: Iterable[tuple[str, str, Sequence[float]]],
+) -> tuple[Segment, ...]:
+    """Return the segments in a file, described by the text of a label, a name and a color each.
+
+    They are sorted by label. Wrong entries, mere names, are left out, and so are wrong colors; of
+    several entries of a label, the first one counts.
+    """
+    segments: dict[int, Segment] = {}
+    for label, text, color in entries:
+        name = shorten(text, MAX_OF_A_NAME)
+        if not name or not label.isdecimal() or len(label) > 9 or not 1 <= int(label) <= MAX_LABEL:
+            continue
+        shown = None
+        if len(color) == 3 and min(color) >= 0 and max(color) <= 1:
+            shown = (color[0], color[1], color[2])
+        segments.setdefault(int(label), Segment(int(label), name, shown))
+    return tuple(segments[label] for label in sorted(segments))
 
 
 def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> tuple[Segment, ...]:

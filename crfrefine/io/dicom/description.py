@@ -19,7 +19,7 @@ from crfrefine.io.dicom.files import (
     read_folder,
     text_of,
 )
-from crfrefine.io.dicom.segmentation import described_segments
+from crfrefine.io.dicom.segmentation import items_by_label
 from crfrefine.io.dicom.series import read_series
 from crfrefine.io.paths import STRUCTURES_ADVICE
 from crfrefine.io.volume import VolumeHeader
@@ -82,9 +82,8 @@ def _describe_segmentation(path: Path, dataset: Any) -> list[tuple[str, str]]:
     size = TIMES.join([text_of(dataset, "Columns"), text_of(dataset, "Rows")])
     frames = counted(int(dataset.get("NumberOfFrames") or 1), "frame")
     lines = [("type", f"{kind}, {frames} of {size}")]
-    described = described_segments(path, dataset)
     names = []
-    for label, item in described.values():
+    for label, item in items_by_label(path, dataset).items():
         algorithm = text_of(item, "SegmentAlgorithmName")
         made = shorten(", ".join(filter(None, [text_of(item, "SegmentAlgorithmType"), algorithm])))
         names.append(f"{label} {text_of(item, 'SegmentLabel')} ({made})")

@@ -122,9 +122,13 @@ def read_folder(path: Path) -> dict[Path, Any]:
 def group_slices(headers: Mapping[Path, Any]) -> dict[str, dict[Path, Any]]:
     """Return the files with slices of each series; localizers only if there is nothing else."""
     slices = {file: dataset for file, dataset in headers.items() if _may_be_slice(dataset)}
-    for is_wanted in (_is_placed, _is_no_localizer):
-        wanted = {file: dataset for file, dataset in slices.items() if is_wanted(dataset)}
-        slices = wanted or slices
+    placed = {}  # Screenshots do not say where they are.
+    for file, dataset in slices.items():
+        if "ImageOrientationPatient" in dataset or "PerFrameFunctionalGroupsSequence" in dataset:
+            placed[file] = dataset
+    slices = placed or slices
+    wanted = {file: dataset for file, dataset in slices.items() if _is_no_localizer(dataset)}
+    slices = wanted or slices
     series: dict[str, dict[Path, Any]] = {}
     for file, dataset in slices.items():
         series.setdefault(text_of(dataset, "SeriesInstanceUID"), {})[file] = dataset
@@ -134,11 +138,6 @@ def group_slices(headers: Mapping[Path, Any]) -> dict[str, dict[Path, Any]]:
 def _may_be_slice(dataset: Any) -> bool:
     """Return whether a file has pixels that may be an image's."""
     return "Rows" in dataset and class_of(dataset) not in (*_SEGMENTATIONS, _DOSE)
-
-
-def _is_placed(dataset: Any) -> bool:
-    """Return whether a file says where its slices are, as screenshots do not."""
-    return "ImageOrientationPatient" in dataset or "PerFrameFunctionalGroupsSequence" in dataset
 
 
 def _is_no_localizer(dataset: Any) -> bool:

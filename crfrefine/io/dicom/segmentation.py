@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -55,30 +55,21 @@ def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume
         return Volume(stored.T, *header.geometry(), path, header)
 
 
-class Described(NamedTuple):
-    """The label of a segment, and the element that describes it."""
-
-    label: int
-    item: Any
-
-
-def described_segments(path: Path, dataset: Any) -> dict[int, Described]:
-    """Return the label of each segment by its number, and what describes it."""
-    segments = {}
-    for item in dataset.SegmentSequence:
-        number = int(item.SegmentNumber)
-        if number == 0:  # It is the background of a label map.
-            continue
+def items_by_label(path: Path, dataset: Any) -> dict[int, Any]:
+    """Return the element that describes each segment, by the label of the segment."""
+    items = {int(item.SegmentNumber): item for item in dataset.SegmentSequence}
+    items.pop(0, None)  # It is the background of a label map.
+    labels = []
+    for number, item in items.items():
         written = LABEL_ENDING.search(text_of(item, "SegmentDescription"))
-        segments[number] = Described(int(written[1]) if written else number, item)
-    labels = [label for label, _ in segments.values()]
+        labels.append(int(written[1]) if written else number)
     are_different = len(set(labels)) == len(labels)
     if not labels or not are_different or not 0 < min(labels) <= max(labels) < 1 << 16:
         raise UnsupportedFormatError(
             f"{path}: expected segments with different labels from 1 to 65535, "
             f"found {listed(labels)}"
         )
-    return segments
+    return dict(zip(labels, items.values(), strict=True))
 
 
 def _read_segmentation(path: Path, notes: list[Note]) -> Any:
@@ -145,7 +136,7 @@ def _open(
 def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
     """Return the label map of a segmentation."""
     notes: list[Note] = []
-    described = described_segments(path, dataset)
+    items = items_by_label(path, dataset)
     segmentation, grid = _open(path, dataset, like, uid, notes)
     try:
         volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
@@ -159,10 +150,10 @@ def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None
         raise InputError(
             f"{path}: its segments cannot become one label map: {shorten(error, 200)}"
         ) from None
-    labels = [label for label, _ in described.values()]
-    table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
-    table[list(described)] = labels
-    segments = tuple(_segment(label, item) for label, item in described.values())
+    numbers = [int(item.SegmentNumber) for item in items.values()]
+    table = np.zeros(max(numbers) + 1, np.uint8 if max(items) < 256 else np.uint16)
+    table[numbers] = list(items)
+    segments = tuple(_segment(label, item) for label, item in items.items())
     stored = table[volume.array.astype(np.intp)]
     return _placed(path, stored, _affine_of(volume), grid, segments, notes)
 
@@ -170,12 +161,12 @@ def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None
 def list_segments(path: Path) -> list[Segment]:
     """Return the segments of a segmentation; raises as `read`."""
     with decoding(path):
-        _, described = _read_described(path)
-        return [_segment(label, item) for label, item in described.values()]
+        _, items = _read_items(path)
+        return [_segment(label, item) for label, item in items.items()]
 
 
-def _read_described(path: Path) -> tuple[Any, dict[int, Described]]:
-    """Return the header of a segmentation, and what describes its segments."""
+def _read_items(path: Path) -> tuple[Any, dict[int, Any]]:
+    """Return the header of a segmentation, and what describes its segments, by their labels."""
     limit(path, [path])
     dataset = read_file(path)
     if not is_segmentation(dataset):
@@ -183,16 +174,17 @@ def _read_described(path: Path) -> tuple[Any, dict[int, Described]]:
             f"{path}: is no segmentation, whose segments become the files of a folder; "
             "name a file to write, such as ct.nii.gz"
         )
-    return dataset, described_segments(path, dataset)
+    return dataset, items_by_label(path, dataset)
 
 
 def read_segments(path: Path, like: Path | None = None, uid: str | None = None) -> Iterator[Volume]:
     """Yield the mask of each segment, of 0 and 1, which may overlap; otherwise as `read`."""
     with decoding(path):
         notes: list[Note] = []
-        dataset, described = _read_described(path)
+        dataset, items = _read_items(path)
         segmentation, grid = _open(path, dataset, like, uid, notes)
-        for number, (label, item) in described.items():
+        for label, item in items.items():
+            number = int(item.SegmentNumber)
             volume = segmentation.get_volume(segment_numbers=[number], rtol=0.05).flip_spatial(0)
             stored = (volume.array[..., 0] > 0).astype(np.uint8)
             named = (replace(_segment(label, item), label=1),)

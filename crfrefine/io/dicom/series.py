@@ -155,9 +155,18 @@ def read_series(path: Path, uid: str | None = None) -> Series:
                 f"{path}: expected one file of several frames, found {len(datasets)}; "
                 "convert each by itself"
             )
-        _require_same_planes(path, slices)
 
         first = slices[0]
+        planes = np.array([part.plane for part in slices])
+        tolerances = np.repeat([0.0, 1e-3 * min(first.spacing), 1e-3], [2, 2, 6])
+        differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
+        if differs.any():
+            other = slices[int(differs.argmax())]
+            raise InputError(
+                f"{path}: slices of different sizes, voxel sizes or orientations: "
+                f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
+                "a localizer? Give each volume a folder of its own"
+            )
         if len(slices) == 1 and not first.thickness:
             notes.append(Note.of(NoteKind.NO_THICKNESS))
         axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
@@ -168,21 +177,6 @@ def read_series(path: Path, uid: str | None = None) -> Series:
         header = volume_of(path, "DICOM series", (len(slices), *first.size), affine, notes)
         scalings = np.array([part.scaling for part in slices])
         return Series(header, datasets, order, scalings, first.thickness)
-
-
-def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
-    """Raise InputError if slices have different sizes, voxel sizes or orientations."""
-    planes = np.array([part.plane for part in slices])
-    tolerances = np.repeat([0.0, 1e-3 * min(slices[0].spacing), 1e-3], [2, 2, 6])
-    differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
-    if differs.any():
-        first = slices[0]
-        other = slices[int(differs.argmax())]
-        raise InputError(
-            f"{path}: slices of different sizes, voxel sizes or orientations: "
-            f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
-            "a localizer? Give each volume a folder of its own"
-        )
 
 
 def _require_different_places(

@@ -17,7 +17,7 @@ from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
-from crfrefine.io.dicom.segmentation import LABEL_ENDING, described_segments
+from crfrefine.io.dicom.segmentation import LABEL_ENDING, items_by_label
 from crfrefine.io.dicom.series import Series
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, segments_of
 from crfrefine.version import __version__
@@ -71,7 +71,9 @@ def write(
     notes: list[Note] = []
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
-        items = _by_name(_items_of(segments, like), names, notes)
+        items = {}
+        if segments is not None:
+            items = _items_of(segments, like, names, notes)
         made = "converted" if segments is None else "refined"
         if series_number is None:  # It sorts the segmentation behind its series.
             first = next(iter(like.datasets.values()))
@@ -138,10 +140,14 @@ def _segmentation(
     return buffer.getvalue()
 
 
-def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
-    """Return what describes the labels in another segmentation of a series."""
-    if file is None:
-        return {}
+def _items_of(
+    file: Path, like: Series, names: Mapping[int, str], notes: list[Note]
+) -> dict[int, Any]:
+    """Return what describes the labels in another segmentation of a series.
+
+    It is found by their names where numbers and names contradict each other: structures in a folder
+    get other numbers than in the segmentation that they came from.
+    """
     if not file.exists():
         raise InputError(f"{file}: no such file or folder")
     dataset = read_file(file)
@@ -149,14 +155,7 @@ def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
         raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
     first = next(iter(like.datasets.values()))
     require_same_identity(file, dataset, like.header.path, first)
-    return dict(described_segments(file, dataset).values())
-
-
-def _by_name(items: dict[int, Any], names: Mapping[int, str], notes: list[Note]) -> dict[int, Any]:
-    """Return what describes labels by their names, where numbers and names contradict each other.
-
-    Structures in a folder get other numbers than in the segmentation that they came from.
-    """
+    items = items_by_label(file, dataset)
     by_name = {_plain(item.get("SegmentLabel")): item for item in items.values()}
     found = {}
     is_contradicted = False
@@ -209,10 +208,20 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:
     """Return the description of a segment: the item with this number, or else that of a tissue."""
-    if item is None:
-        description = _describe_tissue(number, label, name)
-    else:
+    if item is not None:
         description = _refined(item, number)
+    else:
+        tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+        artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name="unknown", version="unknown", family=artificial
+        )
+        rgb = [round(255 * part) for part in Segment(label, name).shown_color]
+        color = highdicom.color.CIELabColor.from_rgb(*rgb)
+        shown = name[:MAX_OF_A_NAME].replace("\\", "/")
+        description = highdicom.seg.SegmentDescription(
+            number, shown, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
+        )
     ending = f"label value {label}" if label != number else ""
     text = LABEL_ENDING.sub("", str(description.get("SegmentDescription") or ""))
     text = text[: _MOST_OF_A_TEXT - len(ending)]
@@ -255,18 +264,3 @@ def _joined(text: object, words: str, most: int = MAX_OF_A_NAME) -> str:
     """Return a text with further words at its end, in place of those of an earlier refinement."""
     before = _REFINED.sub("", str(text or ""))[: most - len(words) - 2]
     return "; ".join(filter(None, [before, words]))
-
-
-def _describe_tissue(number: int, label: int, name: str) -> Any:
-    """Return a description with label and name, for a segment without further facts."""
-    tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
-    artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="unknown", version="unknown", family=artificial
-    )
-    rgb = [round(255 * part) for part in Segment(label, name).shown_color]
-    color = highdicom.color.CIELabColor.from_rgb(*rgb)
-    text = name[:MAX_OF_A_NAME].replace("\\", "/")
-    return highdicom.seg.SegmentDescription(
-        number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
-    )

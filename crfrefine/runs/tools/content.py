@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.reading import LABEL_TOLERANCE
-from crfrefine.io.stored import Scaling, stored_pieces
+from crfrefine.io.stored import pieces_of_values
 from crfrefine.io.volume import VolumeHeader
 
 # A volume of labels has few different values, or regions: of the neighbors along x that are not
@@ -69,10 +69,9 @@ def is_label_map(header: VolumeHeader) -> bool:
     """Return whether a file with one value per voxel is a label map; most images are soon known."""
     if header.segments or suffix_of(header.path) in LABELS_SUFFIXES:
         return True
-    scaling = Scaling.of(header)
     look = _Look()
-    for stored in stored_pieces(header):
-        look.add(scaling.apply(stored))
+    for values in pieces_of_values(header):
+        look.add(values)
         if not look.may_be_labels:
             return False
     return look.has_regions

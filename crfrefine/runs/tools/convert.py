@@ -36,7 +36,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.reading import read_whole_numbers
-from crfrefine.io.stored import StoredVoxels
+from crfrefine.io.stored import StoredVoxels, describe_scaling
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
@@ -218,12 +218,13 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
             kind = f"image of {kind}"
     described = describe_source(header, f"{kind}, {header.dtype}")
     sentence = f"{described} -> {target}: {kind}, {dtype}"
-    if stored.scaling.is_none:
+    scaling = describe_scaling(stored.source)
+    if not scaling:
         return sentence
     remark = f", which no integers hold exactly; they are written as {dtype}"
     if dtype.kind in "iu":
         remark = f"; {dtype} is the smallest type that holds all of them exactly"
-    return f"{sentence}\nits values are {stored.scaling}{remark}"
+    return f"{sentence}\nits values are {scaling}{remark}"
 
 
 def _convert_channels(

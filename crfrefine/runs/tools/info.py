@@ -32,7 +32,7 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.stored import Scaling
+from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map
 
@@ -61,8 +61,8 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         lines.append(("first voxel", f"({first}) mm in RAS+"))
     if header.time:
         lines.append(("time", header.time))
-    scaling = Scaling.of(header)
-    if not scaling.is_none:
+    scaling = describe_scaling(header.source)
+    if scaling:
         lines.append(("scaling", f"values are {scaling}"))
     lines += header.details
 
