@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from crfrefine.base.failures import reading
 from crfrefine.io.paths import ALL_TYPES
 from crfrefine.io.reading import decode_piece, open_voxels, pieces_of
 from crfrefine.io.streams import VoxelSource, allocate_array
-from crfrefine.io.volume import VolumeHeader, iter_pieces
+from crfrefine.io.volume import Planes, VolumeHeader, iter_pieces
 
 _PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at once
 # Whole numbers up to this one are exact in float64.
@@ -48,60 +47,56 @@ def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:
         decoder.finish()
 
 
-@dataclass(frozen=True)
-class StoredVoxels:
-    """The voxels of a file."""
+def read_unscaled(header: VolumeHeader) -> NDArray[Any]:
+    """Return the stored values of a file, (channels, [z,] y, x), whose axes may be turned.
 
-    values: NDArray[Any]  # (channels, [z,] y, x), as stored
-    source: VoxelSource | None = None  # it has the scaling; None means that there is none
+    Raises as `read_pieces`, but keeps NaN.
+    """
+    if header.turned is not None:
+        stored_header, turn = header.turned
+        shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
+        turned = turn.apply(read_unscaled(stored_header).reshape(shape))
+        return turned.reshape(header.stored_shape)
+    with reading(header.path), open_voxels(header) as decoder:
+        decoder.keep_stored_values()
+        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
+        decoder.fill(values)
+        decoder.finish()
+    return values
 
-    @classmethod
-    def read(cls, header: VolumeHeader) -> StoredVoxels:
-        """Read a file, whose axes may be turned; raises as `read_pieces`, but keeps NaN."""
-        if header.turned is not None:
-            stored_header, turn = header.turned
-            stored = cls.read(stored_header)
-            shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
-            turned = turn.apply(stored.values.reshape(shape))
-            return cls(turned.reshape(header.stored_shape), stored.source)
-        with reading(header.path), open_voxels(header) as decoder:
-            decoder.keep_stored_values()
-            values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
-            decoder.fill(values)
-            decoder.finish()
-        return cls(values, header.source)
 
-    def image_type(self, types: tuple[str, ...]) -> np.dtype[Any]:
-        """Return the type of the image: the stored one if there is no scaling.
+def scaled_planes(stored: NDArray[Any], source: VoxelSource | None) -> Planes:
+    """Return what gives the values of planes of a channel of stored ones, (channels, [z,] y, x)."""
+    return lambda channel, planes: scaled(stored[channel, planes], source)
 
-        Scaled integers get the smallest integer type among `types` that holds all values exactly.
-        If some are no whole numbers, or too large, they get float32, or float64 beyond its range.
-        """
-        stored = self.values.dtype
-        is_scaled = self.source is not None and self.source.is_scaled
-        if not is_scaled or stored == np.float64:
-            return stored
-        low = math.inf
-        high = -math.inf
-        is_whole = True
-        for channels, planes in iter_pieces(self.values.shape, 8, _PIECE_BYTES, by_channel=True):
-            values = self.planes(channels.start, planes)
-            finite = values[np.isfinite(values)]
-            low = float(finite.min(initial=low))
-            high = float(finite.max(initial=high))
-            is_whole = is_whole and bool((values == np.rint(values)).all())
-        largest = max(-low, high)
-        if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
-            integer = smallest_integer(types, low, high)
-            if integer is not None:
-                return integer
-        if largest > float(np.finfo(np.float32).max):
-            return np.dtype(np.float64)
-        return np.dtype(np.float32)
 
-    def planes(self, channel: int, planes: slice) -> NDArray[Any]:
-        """Return the values of planes of a channel, (planes, [y,] x)."""
-        return scaled(self.values[channel, planes], self.source)
+def image_type(
+    stored: NDArray[Any], source: VoxelSource | None, types: tuple[str, ...]
+) -> np.dtype[Any]:
+    """Return the type of the image with stored values: theirs if there is no scaling.
+
+    Scaled integers get the smallest integer type among `types` that holds all values exactly. If
+    some are no whole numbers, or too large, they get float32, or float64 beyond its range.
+    """
+    if source is None or not source.is_scaled or stored.dtype == np.float64:
+        return stored.dtype
+    low = math.inf
+    high = -math.inf
+    is_whole = True
+    for channels, planes in iter_pieces(stored.shape, 8, _PIECE_BYTES, by_channel=True):
+        values = scaled(stored[channels.start, planes], source)
+        finite = values[np.isfinite(values)]
+        low = float(finite.min(initial=low))
+        high = float(finite.max(initial=high))
+        is_whole = is_whole and bool((values == np.rint(values)).all())
+    largest = max(-low, high)
+    if stored.dtype.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
+        integer = smallest_integer(types, low, high)
+        if integer is not None:
+            return integer
+    if largest > float(np.finfo(np.float32).max):
+        return np.dtype(np.float64)
+    return np.dtype(np.float32)
 
 
 def smallest_integer(types: tuple[str, ...], low: float, high: float) -> np.dtype[Any] | None:

@@ -247,41 +247,42 @@ class Decoder:
             if self._inner == 1:
                 rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three.
 
+        dtype = self._source.dtype
         may_be_bad = False
         for start in range(0, len(rows), num_rows):
             target = rows[start : start + num_rows]
-            self._fill_next(target)
-            # A sum is finite only if all its terms are; that of finite terms may overflow, so each
-            # value is looked at then.
-            if self._may_be_bad and not may_be_bad:
-                with np.errstate(over="ignore", invalid="ignore"):
+            num_bytes = target.size * dtype.itemsize
+            data = self._reader.read(num_bytes)
+            self._num_bytes += len(data)
+            if len(data) < num_bytes:
+                promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
+                raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
+            stored = np.frombuffer(data, dtype).reshape(target.shape)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self._is_scaled:
+                    self._scale(stored, target)
+                else:
+                    target[...] = stored
+                # A sum is finite only if all its terms are; that of finite terms may overflow, so
+                # each value is looked at then.
+                if self._may_be_bad and not may_be_bad:
                     may_be_bad = not np.isfinite(target.sum(dtype=np.float32))
         if may_be_bad:
             for number, channel in enumerate(values, first_channel):
                 self._count_bad(channel, number, first_plane)
 
-    def _fill_next(self, target: NDArray[Any]) -> None:
-        """Fill part of an array with the next values of the file, scaled."""
-        dtype = self._source.dtype
-        num_bytes = target.size * dtype.itemsize
-        data = self._reader.read(num_bytes)
-        self._num_bytes += len(data)
-        if len(data) < num_bytes:
-            promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
-            raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
-        stored = np.frombuffer(data, dtype).reshape(target.shape)
+    def _scale(self, stored: NDArray[Any], target: NDArray[Any]) -> None:
+        """Fill part of an array with the values of stored ones."""
         # 16 bits are exact in float32; for more, an intercept would cancel digits away.
         scaled = target
-        if self._is_scaled and dtype.itemsize > 2:
+        if stored.itemsize > 2:
             scaled = np.empty(target.shape, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled[...] = stored
-            if self._is_scaled:
-                scaled *= scaled.dtype.type(self._source.slope)
-                if self._source.intercept != 0.0:
-                    scaled += scaled.dtype.type(self._source.intercept)
-            if scaled is not target:
-                target[...] = scaled
+        scaled[...] = stored
+        scaled *= scaled.dtype.type(self._source.slope)
+        if self._source.intercept != 0.0:
+            scaled += scaled.dtype.type(self._source.intercept)
+        if scaled is not target:
+            target[...] = scaled
 
     def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
         """Count the refused values in planes of a channel, and keep the place of the first."""

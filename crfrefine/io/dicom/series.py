@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,8 @@ class _Slice:
     position: NDArray[np.float64]  # the center of the first voxel, in LPS
     scaling: tuple[float, float]  # slope and intercept of the values
     thickness: float  # mm; 0 if unknown
-    sources: Sequence[Any]  # where its elements are, the first that has one counts
+    # Where its elements are, the first that has one counts; the last one is the header of its file.
+    sources: Sequence[Any]
 
     @property
     def plane(self) -> list[float]:
@@ -137,9 +139,8 @@ class Series(NamedTuple):
 
     header: VolumeHeader
     datasets: dict[Path, Any]  # by file, without pixels
+    slices: list[_Slice]  # in the order of the files
     order: NDArray[np.intp]  # numbers of the slices along their normal
-    scalings: NDArray[np.float64]  # slope and intercept of each slice
-    thickness: float  # mm; 0 if unknown
 
 
 def read_series(path: Path, uid: str | None = None) -> Series:
@@ -175,8 +176,7 @@ def read_series(path: Path, uid: str | None = None) -> Series:
         vectors = np.column_stack([axes[0] * right, axes[1] * down, step])
         affine = affine_of(vectors, slices[order[0]].position, LPS)
         header = volume_of(path, "DICOM series", (len(slices), *first.size), affine, notes)
-        scalings = np.array([part.scaling for part in slices])
-        return Series(header, datasets, order, scalings, first.thickness)
+        return Series(header, datasets, slices, order)
 
 
 def _require_different_places(
@@ -252,13 +252,14 @@ def read_voxels(series: Series) -> NDArray[Any]:
     limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
-    scalings = series.scalings.astype(array.dtype)
     places = np.argsort(series.order)
-    frames = _frames(series)
-    for place, (slope, intercept), (dataset, frame) in zip(places, scalings, frames, strict=True):
+    frames = chain.from_iterable(iter_pixels(pydicom.dcmread(file)) for file in series.datasets)
+    for place, part, frame in zip(places, series.slices, frames, strict=True):
+        dataset = part.sources[-1]
         if "ModalityLUTSequence" in dataset:
             array[place] = apply_modality_lut(frame, dataset)
         else:
+            slope, intercept = np.array(part.scaling, array.dtype)
             array[place] = frame * slope + intercept
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
@@ -268,10 +269,3 @@ def read_voxels(series: Series) -> NDArray[Any]:
         if integer is not None:
             return array.astype(integer)
     return array.astype(np.float32, copy=False)
-
-
-def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """Yield the stored values of each slice, with the header of its file."""
-    for file, dataset in series.datasets.items():
-        for frame in iter_pixels(pydicom.dcmread(file)):
-            yield dataset, frame

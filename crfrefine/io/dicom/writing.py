@@ -111,7 +111,7 @@ def _segmentation(
         table[label] = number
         described.append(_describe(number, label, names[label], items.get(label)))
     for image, source in series.datasets.items():
-        _complete(image, source, sources[0], series.thickness)
+        _complete(image, source, sources[0], series.slices[0].thickness)
 
     pixels = table[labels]
     if len(sources) > 1:

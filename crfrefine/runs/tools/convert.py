@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.reading import read_whole_numbers
-from crfrefine.io.stored import StoredVoxels, describe_scaling
+from crfrefine.io.stored import describe_scaling, image_type, read_unscaled, scaled_planes
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
@@ -204,10 +203,10 @@ def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> La
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
     """Write an image, or channels of which nobody says what they are, with the file's values."""
     target_format = require_suffix(target, io.WRITTEN_SUFFIXES)
-    stored = StoredVoxels.read(header)
-    dtype = stored.image_type(target_format.image_types)
-    values = stored.values.reshape(header.num_channels, *like.grid_shape[::-1])
-    planes = replace(stored, values=values).planes
+    stored = read_unscaled(header)
+    dtype = image_type(stored, header.source, target_format.image_types)
+    stored = stored.reshape(header.num_channels, *like.grid_shape[::-1])
+    planes = scaled_planes(stored, header.source)
     io.write_image(target, dtype, like, planes, num_channels=header.num_channels)
 
     kind = "image"
@@ -218,7 +217,7 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
             kind = f"image of {kind}"
     described = describe_source(header, f"{kind}, {header.dtype}")
     sentence = f"{described} -> {target}: {kind}, {dtype}"
-    scaling = describe_scaling(stored.source)
+    scaling = describe_scaling(header.source)
     if not scaling:
         return sentence
     remark = f", which no integers hold exactly; they are written as {dtype}"

@@ -29,7 +29,7 @@ from crfrefine.cases.patterns import list_files
 from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import files_written, is_dicom, require_suffix, suffix_of
-from crfrefine.io.stored import StoredVoxels
+from crfrefine.io.stored import scaled_planes
 from crfrefine.io.volume import Segment, map_segments, named_segments
 from crfrefine.runs.outputs import unique_stem
 from crfrefine.runs.tools.convert import (
@@ -169,8 +169,8 @@ def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
     else:
         found = ()
         kind = "image"
-        stored = StoredVoxels(volume.data.T[np.newaxis])
-        io.write_image(target, volume.data.dtype, volume, stored.planes)
+        planes = scaled_planes(volume.data.T[np.newaxis], None)
+        io.write_image(target, volume.data.dtype, volume, planes)
     sentence = f"{describe_source(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
     sentence = with_note_on_values(sentence, options.mapping, found)
     return "\n".join([sentence, *map(str, header.notes)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import add_volumes, files_written, require_suffix, suffix_of
-from crfrefine.io.stored import StoredVoxels
+from crfrefine.io.stored import image_type, read_unscaled, scaled_planes
 from crfrefine.io.volume import Volume
 
 
@@ -44,13 +43,13 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
         for target in targets:
             check_replaceable(*reversed(files_written(target)))
 
-        stored = StoredVoxels.read(header)
-        dtype = stored.image_type(known.image_types)
+        stored = read_unscaled(header)
+        dtype = image_type(stored, header.source, known.image_types)
         affine, spacing = header.geometry()
         like = Volume(
             np.broadcast_to(np.uint8(0), header.grid_shape), affine, spacing, source, header
         )
         for number, target in enumerate(targets):
-            volume = replace(stored, values=stored.values[number : number + 1])
-            io.write_image(target, dtype, like, volume.planes)
+            planes = scaled_planes(stored[number : number + 1], header.source)
+            io.write_image(target, dtype, like, planes)
             yield target
