@@ -77,8 +77,8 @@ class TrainedNetwork:
         places = self.places(what)
         if requested is not None:
             places = [requested]
-            if what == "images":
-                places.insert(0, requested / "imagesTr")
+            if what == "images" and (requested / "imagesTr").is_dir():
+                places = [requested / "imagesTr"]
         elif beside is not None and beside.name == "imagesTr":
             places.insert(0, beside.parent / "labelsTr")
         looked_for = ""

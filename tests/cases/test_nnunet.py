@@ -80,6 +80,8 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     case = trained_cases(tree, images=place / "imagesTr")[2]
     assert case.images[0] == place / "imagesTr" / "case2_0000.nii.gz"
     assert case.labels == tree.preprocessed / "gt_segmentations" / "case2.nii.gz"
+    by_pattern = trained_cases(tree, images=place / "imagesTr" / "{case}_{modality}.nii.gz")[2]
+    assert (by_pattern.images, by_pattern.labels) == (case.images, case.labels)
 
 
 def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
