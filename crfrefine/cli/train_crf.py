@@ -15,7 +15,6 @@ from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
-    DataFolders,
     TrainingOptions,
     locate,
     locate_folders,
@@ -147,8 +146,8 @@ def train_crf(
         _choose(folder, named, output, common, verbosity)
         return
     options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
-    folders = locate_folders(folder, nnunet, **named)
-    _train(folders, output, config, overrides, options, verbosity)
+    options |= locate_folders(folder, nnunet, **named)
+    _train(output, config, overrides, options, verbosity)
 
 
 def _refuse_options_of_training() -> None:
@@ -179,17 +178,14 @@ def _choose(
 
     named = {name: path for name, path in named.items() if name != "labels"}
     places = locate(folder, ("images", "logits"), named, takes_files=True)
-    data = DataFolders(
-        places["images"], places.get("labels"), places["logits"], places.get("masks")
-    )
-    training_options = TrainingOptions(data, output=output, **options)
+    options = {"labels": None, **options, **places}
+    training_options = TrainingOptions(output=output, **options)
     with TrainingReporter(verbosity) as reporter:
         choice = run_unlabeled(training_options, reporter)
     print_choice(choice, training_options, verbosity)
 
 
 def _train(
-    folders: DataFolders,
     output: Path | None,
     config: str | None,
     overrides: tuple[str, ...],
@@ -203,12 +199,12 @@ def _train(
     from crfrefine.train.run import default_output, run_training
 
     if output is None:
-        output = default_output(folders.logits)
+        output = default_output(options["logits"])
     if config is not None or overrides:
         options["parameters"], _ = shared.parameters_of(config or "default", overrides)
     if config is not None:
         options["config"] = find_config(config)
-    training_options = TrainingOptions(folders, output=output, **options)
+    training_options = TrainingOptions(output=output, **options)
     # For the whole process, so this is not done where a training is started from Python.
     load_engine().keep_freed_memory()
     with TrainingReporter(verbosity) as reporter:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import REFERENCE, Mapped, mapping_of
+from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import see
 from crfrefine.cases.case import Case, load_case
 from crfrefine.cases.case_files import (
@@ -27,16 +28,15 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
-    DeclaredLabels,
     ReadingOptions,
-    RegionReading,
     declared_labels,
     find_regions,
 )
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.label_values import largest_label, notes_on_mapping, require_all
-from crfrefine.train.options import DataFolders
+from crfrefine.train.options import TrainingOptions
 
 # Cases of more voxels are read and measured one at a time: several of them in memory would be too
 # much.
@@ -54,10 +54,9 @@ class LabeledCases(NamedTuple):
     found: str  # how many cases a pattern of images has; "" for folders
     notes: tuple[Note, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
-    reading: RegionReading  # which channels are regions, and not labels
+    reading: ReadingOptions  # how the files are read; labels are declared for label maps alone
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None
-    declared: DeclaredLabels | None  # the labels of label maps; None for logits
     are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
 
     @property
@@ -71,44 +70,39 @@ class LabeledCases(NamedTuple):
         return len(self.label_names)
 
 
-def find_cases(
-    data: DataFolders,
-    *,
-    strict: bool = False,
-    input_type: str = "auto",
-    add_background: bool = False,
-    resample: str | None = None,
-    num_labels: int | None = None,
-    mapped: Sequence[Mapped] = (),
-) -> LabeledCases:
-    """Find the complete cases.
+def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
+    """Find the complete cases of a run that starts from a model.
 
     Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
     cases.
     """
-    cases = _discover(data, input_type, add_background=add_background)
-    folders = [data.nnunet or data.images, data.images]
-    description = next(read_descriptions(folders), DatasetDescription(data.images))
-    files, left_out = _require_complete(cases, strict=strict)
-    descriptions = list(read_descriptions([data.logits, data.images]))
+    cases, left_out = _discover(options)
+    files = [case for case in cases if not case.missing]
+    places = [options.nnunet or options.images, options.images]
+    description = next(read_descriptions(places), DatasetDescription(options.images))
+    descriptions = list(read_descriptions([options.logits, options.images]))
     reading = ReadingOptions(
-        input_type,
-        resample=resample,
-        regions=find_regions(None, descriptions),
-        add_background=add_background,
-        mapping=mapping_of(mapped),
-        reference_mapping=mapping_of(mapped, REFERENCE),
+        options.input_type,
+        base.intensity.mask if options.masks is None else "none",
+        options.resample,
+        find_regions(None, descriptions),
+        network_spacing=options.network_spacing,
+        add_background=options.add_background,
+        mapping=mapping_of(options.mapped),
+        reference_mapping=mapping_of(options.mapped, REFERENCE),
     )
-    headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
-    num_channels, num_modalities, num_axes = _common_sizes(headers)
+
+    headers, (num_channels, num_modalities, num_axes) = _read_headers(
+        files, reading, options.images
+    )
     regions = None
-    declared = None
     notes = [*cases.notes]
     if num_channels == 0:
-        declared = declared_labels(files, descriptions, num_labels)
+        declared = declared_labels(files, descriptions, base.num_labels)
         if declared is None:
-            declared, notes_on_labels = largest_label(files, data, reading)
+            declared, notes_on_labels = largest_label(files, options.images, reading)
             notes += notes_on_labels
+        reading = replace(reading, declared=declared)
         num_channels = declared.num_labels
     else:
         regions = _regions_of_channels(headers, reading, num_channels)
@@ -120,8 +114,8 @@ def find_cases(
         kind = NoteKind.CHANNELS_OF_REGIONS
         notes.append(Note.of(kind, source=source, regions=regions.describe()))
     notes += _notes_on_grids(headers)
-    if mapped:
-        notes += notes_on_mapping(files, data, reading)
+    if options.mapped:
+        notes += notes_on_mapping(files, options.images, reading)
 
     num_map_labels = num_channels if regions is None else regions.num_labels
     names = {0: "background", **description.label_names}
@@ -135,38 +129,39 @@ def find_cases(
         found=cases.found,
         notes=tuple(notes),
         left_out=left_out,
-        reading=reading.regions,
+        reading=reading,
         regions=regions,
-        declared=declared,
         are_large=max(grid_sizes) > LARGE_CASE_VOXELS,
     )
 
 
-def _discover(data: DataFolders, input_type: str, *, add_background: bool) -> CaseList:
-    """Return the cases in the folders, also incomplete ones."""
-    if data.nnunet is not None:
+def _discover(options: TrainingOptions) -> tuple[CaseList, Incomplete]:
+    """Return the cases in the folders, and what incomplete ones lack.
+
+    Raise InputError for fewer than two complete ones.
+    """
+    if options.nnunet is not None:
         cases = find_trained_cases(
-            require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks
+            require_trained(options.nnunet),
+            images=options.images,
+            labels=options.labels,
+            masks=options.masks,
         )
     else:
         cases = discover_cases(
-            data.images,
-            data.logits,
-            data.masks,
-            data.labels,
-            input_type=input_type,
-            add_background=add_background,
+            options.images,
+            options.logits,
+            options.masks,
+            options.labels,
+            input_type=options.input_type,
+            add_background=options.add_background,
             include_imageless=True,
         )
-    paths = [data.images, data.labels, data.logits, data.masks]
+    paths = [options.images, options.labels, options.logits, options.masks]
     for case in cases:
         paths += case.paths
     add_volumes(*paths)
-    return cases
 
-
-def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles], Incomplete]:
-    """Return the complete cases, and what the others lack; raise InputError for fewer than two."""
     left_out = {case.case_id: case.missing for case in cases if case.missing}
     names = f"CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')})"
     require_complete(
@@ -175,42 +170,41 @@ def _require_complete(cases: CaseList, *, strict: bool) -> tuple[list[CaseFiles]
         "at least two cases with image, labels and logits: training holds cases out to measure on",
         cases.advice or (f"Names must agree, such as {names}.",),
         at_least=2,
-        is_strict=strict,
+        is_strict=options.strict,
     )
-    return [case for case in cases if not case.missing], left_out
+    return cases, left_out
 
 
-def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
-    if case.structures:
-        advice = "merge them into a label map with the numbers of the reference"
-        raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
-    return read_case_headers(case, reading)
-
-
-def _common_sizes(headers: Sequence[CaseHeaders]) -> tuple[int, int, int]:
-    """Return the numbers of channels (0 for a label map), modalities and axes.
+def _read_headers(
+    files: Sequence[CaseFiles], reading: ReadingOptions, folder: Path
+) -> tuple[list[CaseHeaders], tuple[int, int, int]]:
+    """Return the headers of cases, and their channels (0 for a label map), modalities and axes.
 
     Raise InputError if a case has others than the first one.
     """
-    first = _sizes(headers[0])
-    for case in headers[1:]:
-        sizes = _sizes(case)
+
+    def read_headers(case: CaseFiles, _: int) -> CaseHeaders:
+        if case.structures:
+            advice = "merge them into a label map with the numbers of the reference"
+            raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
+        return read_case_headers(case, reading)
+
+    headers = require_all(read_headers, files, folder)
+    all_sizes = []
+    for case in headers:
+        num_channels = 0
+        if case.logits is not None and not case.logits.is_label_map:
+            num_channels = case.logits.num_labels
+        all_sizes.append((num_channels, case.num_modalities, len(case.images[0].grid_shape)))
+    first = all_sizes[0]
+    for case, sizes in zip(headers, all_sizes, strict=True):
         if sizes != first:
             raise InputError(
                 f"case {case.files.case_id!r}: (channels, modalities, axes), with 0 channels for a "
                 f"label map, are {sizes}, but {first} in case {headers[0].files.case_id!r}; "
                 "all must be alike"
             )
-    return first
-
-
-def _sizes(headers: CaseHeaders) -> tuple[int, int, int]:
-    """Return the numbers of channels (0 for a label map), modalities and axes."""
-    logits = headers.logits
-    num_channels = 0
-    if logits is not None and not logits.is_label_map:
-        num_channels = logits.num_labels
-    return num_channels, headers.num_modalities, len(headers.images[0].grid_shape)
+    return headers, first
 
 
 def _regions_of_channels(
@@ -244,14 +238,12 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     return notes
 
 
-def read_labeled(
-    files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int
-) -> Case:
+def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case:
     """Read one case with its reference, in which the label L marks voxels to ignore.
 
     Raise InputError if they do not fit each other.
     """
-    case = load_case(files, reading, threads=threads, with_labels=True)
+    case = load_case(files, cases.reading, threads=threads, with_labels=True)
     assert case.labels is not None
     if case.regions != cases.regions:
         kind = "labels" if case.regions is None else "regions"
@@ -281,8 +273,8 @@ def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCas
         return
     if case.regions is not None:
         source = case.regions.describe()
-    elif cases.declared is not None:
-        source = cases.declared.source
+    elif cases.reading.declared is not None:
+        source = cases.reading.declared.source
     else:
         source = "the channels of the logits"
     raise InputError(

@@ -15,7 +15,6 @@ from crfrefine.base.option import note_on_values
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.train.options import DataFolders
 from crfrefine.train.workers import Result, Workers
 
 _MAX_NAMED = 3  # cases that an error names, at most
@@ -64,7 +63,7 @@ def require_all(
 
 
 def largest_label(
-    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
+    files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions
 ) -> tuple[DeclaredLabels, list[Note]]:
     """Return the labels up to the largest one of all label maps and references.
 
@@ -84,7 +83,7 @@ def largest_label(
             note = note or note_on_interpolated(labels.T, str(path))
         return in_maps, in_reference, note
 
-    of_cases = require_all(labels_of, files, data.images)
+    of_cases = require_all(labels_of, files, folder)
     in_maps = set[int]().union(*(found for found, _, _ in of_cases))
     in_references = set[int]().union(*(found for _, found, _ in of_cases))
     notes = [note for _, _, note in of_cases if note is not None][:1]
@@ -112,7 +111,7 @@ def _label_maps_of(
 
 
 def notes_on_mapping(
-    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
+    files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions
 ) -> list[Note]:
     """Return notes on values of --map that no file has, for which the files are read."""
 
@@ -125,7 +124,7 @@ def notes_on_mapping(
             found.append(values)
         return found
 
-    of_maps, of_references = zip(*require_all(found_in, files, data.images), strict=True)
+    of_maps, of_references = zip(*require_all(found_in, files, folder), strict=True)
     notes = (
         note_on_values(reading.mapping, chain.from_iterable(of_maps), "no label map"),
         note_on_values(

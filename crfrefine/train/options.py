@@ -40,24 +40,17 @@ WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 
 
 @dataclass(frozen=True)
-class DataFolders:
-    """Where the cases are."""
-
-    images: Path
-    labels: Path | None  # reference label maps; without labels to learn from, they are not read
-    logits: Path  # the network's logits or label maps, of cases that it was not trained on
-    masks: Path | None = None  # None means that `intensity.mask` decides
-    nnunet: Path | None = None  # the folder of a trained nnU-Net, whose folds hold the logits
-
-
-@dataclass(frozen=True)
 class TrainingOptions:
     """The options of `train-crf`.
 
     Choosing parameters without labels, `--unlabeled`, takes those up to `threads` alone.
     """
 
-    data: DataFolders
+    images: Path
+    labels: Path | None  # reference label maps; without labels to learn from, they are not read
+    logits: Path  # the network's logits or label maps, of cases that it was not trained on
+    masks: Path | None = None  # None means that `intensity.mask` decides
+    nnunet: Path | None = None  # the folder of a trained nnU-Net, whose folds hold the logits
     _: KW_ONLY
     # The parameter file; the report goes beside it, and so do finished folds until the run has
     # ended.
@@ -187,22 +180,27 @@ class TrainingOptions:
 
 def locate_folders(
     folder: Path | None, nnunet: Path | None = None, **named: Path | None
-) -> DataFolders:
-    """Return the folders of images, labels, logits and masks: those in `folder`, unless named.
+) -> dict[str, Any]:
+    """Return the folders of a run, as options: those in `folder`, unless named.
 
     With the folder of a trained nnU-Net, they are where it has them, unless named. Raise InputError
     if one is missing.
     """
     if nnunet is None:
-        return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
+        return {**locate(folder, ("images", "labels", "logits"), named)}
     from crfrefine.cases.nnunet import require_trained
 
     network = require_trained(nnunet)
     masks = named.get("masks")
     locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
     images = network.locate("images", named.get("images"))
-    labels = network.locate("labels", named.get("labels"), beside=images)
-    return DataFolders(images, labels, network.folder, masks, network.folder)
+    return {
+        "images": images,
+        "labels": network.locate("labels", named.get("labels"), beside=images),
+        "logits": network.folder,
+        "masks": masks,
+        "nnunet": network.folder,
+    }
 
 
 def locate(

@@ -13,11 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.arrays.region_scheme import resolve_regions
-from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
@@ -140,33 +138,20 @@ class Plan(NamedTuple):
         if self.base.counts_network_voxels:
             return self.base
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn)
-        if not is_free or self.cases.declared is not None:
+        if not is_free or self.cases.reading.declared is not None:
             return None
         num_channels, num_modalities, _ = self.cases.sizes
         return setup.prepare(CrfParameters(), (), num_channels, num_modalities)
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
-        options = self.options
-        mask_rule = self.base.intensity.mask if options.data.masks is None else "none"
-        reading = ReadingOptions(
-            options.input_type,
-            mask_rule,
-            options.resample,
-            self.cases.reading,
-            self.cases.declared,
-            network_spacing=options.network_spacing,
-            add_background=options.add_background,
-            mapping=mapping_of(options.mapped),
-            reference_mapping=mapping_of(options.mapped, REFERENCE),
-        )
-        case = read_labeled(files, self.cases, reading, threads=threads)
+        case = read_labeled(files, self.cases, threads=threads)
         if not self.base.counts_network_voxels:
             network = case.network
             if isinstance(network, ArrayNetwork):
                 network = replace(network, network_spacing=None)
             return replace(case, network=network)
-        is_for_logits = options.network_spacing is not None and case.coarse_labels is None
+        is_for_logits = self.options.network_spacing is not None and case.coarse_labels is None
         if case.network_spacing is None or is_for_logits:
             raise InputError(
                 "bandwidths in voxels of the network need their size: "
@@ -184,7 +169,7 @@ class Plan(NamedTuple):
         """Return the first line that a run on a device reports."""
         cases = self.cases
         data = f"{len(cases.files)} cases"
-        if cases.declared is not None:
+        if cases.reading.declared is not None:
             data += " with label maps"
         if cases.regions is not None:
             data += f", {cases.regions.num_regions} overlapping regions"
@@ -201,16 +186,16 @@ def make_plan(options: TrainingOptions) -> Plan:
 
     Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
     """
-    base = _base_parameters(options)
-    cases = find_cases(
-        options.data,
-        strict=options.strict,
-        input_type=options.input_type,
-        add_background=options.add_background,
-        resample=options.resample,
-        num_labels=base.num_labels,
-        mapped=options.mapped,
-    )
+    is_coarse = options.network_spacing is not None
+    base = options.parameters
+    if base is None:
+        base = as_parameters("sharp" if is_coarse else "default")
+    if is_coarse and not base.counts_network_voxels:
+        raise ConfigError(
+            "--network-spacing: expected parameters with mean_field.positions = 'network', such as "
+            "-c sharp"
+        )
+    cases = find_cases(options, base)
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:
@@ -219,7 +204,7 @@ def make_plan(options: TrainingOptions) -> Plan:
 
     if cases.regions.num_regions < 2:
         raise InputError(
-            f"{options.data.logits}: the logits have one region only; give two channels, zeros and "
+            f"{options.logits}: the logits have one region only; give two channels, zeros and "
             "the log-odds of the region"
         )
     resolve_regions(base, *cases.sizes)
@@ -229,21 +214,6 @@ def make_plan(options: TrainingOptions) -> Plan:
             "compatibility to learn"
         )
     return Plan(options, cases, regions, tuple(folds), base)
-
-
-def _base_parameters(options: TrainingOptions) -> CrfParameters:
-    """Return the model to start from; raise ConfigError if it cannot use a network's spacing."""
-    is_coarse = options.network_spacing is not None
-    base = options.parameters
-    if base is None:
-        preset = "sharp" if is_coarse else "default"
-        base = as_parameters(preset)
-    if is_coarse and not base.counts_network_voxels:
-        raise ConfigError(
-            "--network-spacing: expected parameters with mean_field.positions = 'network', such as "
-            "-c sharp"
-        )
-    return base
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:

@@ -96,19 +96,19 @@ def prepare(
 def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
     """Read the cases; raise InputError if no case has a foreground label."""
     cases = plan.cases
-    data = plan.options.data
+    options = plan.options
     max_bytes = cropping.MEMORY_BYTES // len(cases.files)
 
     def read(files: CaseFiles, threads: int) -> Crop:
         crop = make_crop(plan.read(files, threads), plan.base.intensity)
         return cropping.map_from_disk(crop, max_bytes)
 
-    crops = require_all(read, cases.files, data.images, workers, one_by_one=cases.are_large)
+    crops = require_all(read, cases.files, options.images, workers, one_by_one=cases.are_large)
     for crop in crops:
         if (crop.labels[crop.mask] % cases.num_labels).any():  # L, no reference, becomes 0.
             return crops
     raise InputError(
-        f"{data.labels}: no case has a foreground label; there is nothing to learn from"
+        f"{options.labels}: no case has a foreground label; there is nothing to learn from"
     )
 
 

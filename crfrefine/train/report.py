@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.plain import to_plain
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
@@ -49,10 +48,14 @@ def _options_entry(plan: Plan) -> dict[str, Any]:
     """Return what the report says of the options of a run."""
     options = plan.options
     input_type = options.input_type
-    if plan.cases.declared is not None:
+    if plan.cases.reading.declared is not None:
         input_type = "labels"
     return {
-        **vars(options.data),
+        "images": options.images,
+        "labels": options.labels,
+        "logits": options.logits,
+        "masks": options.masks,
+        "nnunet": options.nnunet,
         "input_type": input_type,
         "num_folds": len(plan.folds),
         "num_iterations": options.num_optimizer_steps,
@@ -60,8 +63,8 @@ def _options_entry(plan: Plan) -> dict[str, Any]:
         "loss": options.loss,
         "seed": options.seed,
         "resample": options.resample,
-        "mapping": mapping_of(options.mapped),
-        "reference_mapping": mapping_of(options.mapped, REFERENCE),
+        "mapping": plan.cases.reading.mapping,
+        "reference_mapping": plan.cases.reading.reference_mapping,
         "config": options.config,
     }
 

@@ -61,7 +61,7 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
     if not choice.case_ids:
         reason = next(iter(choice.left_out.values()), "there is none")
         raise InputError(
-            f"{options.data.logits}: no case can be used to choose parameters, such as\n  {reason}"
+            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
         )
     parameters = choice.chosen.parameters
     origin = (
@@ -71,9 +71,8 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
     candidates = []
     for candidate in choice.candidates:
         candidates.append({"name": candidate.name, "parameters": candidate.parameters.to_dict()})
-    reported = {**vars(options.data), **vars(options)}
     report = {
-        "options": {name: str(reported[name]) for name in REPORTED_OPTIONS},
+        "options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS},
         "choice": choice.to_dict(),
         "parameters": parameters.to_dict(),
         "candidates": candidates,
@@ -89,16 +88,16 @@ def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
     """Return the cases; raise InputError if an output would replace one, or for bad ones."""
     inputs = find_inputs(
         InferenceOptions(
-            (options.data.images,),
-            (options.data.logits,),
+            (options.images,),
+            (options.logits,),
             options.output.parent,
-            masks=options.data.masks,
+            masks=options.masks,
             input_type=options.input_type,
             add_background=options.add_background,
             resample=options.resample,
         )
     )
-    labels = options.data.labels
+    labels = options.labels
     add_volumes(labels)
     for path in options.files:
         check_no_input(path)

@@ -16,6 +16,7 @@ from cli_helpers import (
     save_nifti,
 )
 from evaluation_helpers import read_metrics
+from training_helpers import cases_in
 from tune_helpers import new_session
 
 import crfrefine
@@ -24,8 +25,7 @@ from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tools.info import inspect_folder
 from crfrefine.runs.tune.finding import TuneOptions
-from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.options import DataFolders
+from crfrefine.train.dataset import read_labeled
 
 PHANTOM = make_phantom(4, GRID_SHAPE, SPACING)
 LOG_ODDS = (PHANTOM.logits[1:].max(axis=0) - PHANTOM.logits[0]).astype(np.float32)
@@ -349,14 +349,12 @@ def test_training_and_tuning_read_the_same_two_labels(tmp_path):
         truth = PHANTOM.labels if options else (PHANTOM.labels > 0).astype(np.uint8)
         for case in "cd":
             save_nifti(root / "labels" / f"{case}.nii.gz", truth)
-        data = DataFolders(folders.images, root / "labels", folders.logits)
-        cases = find_cases(data, **options)
+        cases = cases_in(root, **options)
         explicit = EXPLICIT if options else PAIR
         assert cases.sizes == (len(explicit), 1, 3)
         inputs = InferenceOptions((folders.images,), (folders.logits,), tmp_path, **options)
         session = new_session(TuneOptions(inputs))
-        reading = session._inputs.reading
-        for case in (read_labeled(cases.files[0], cases, reading, threads=1), session.case):
+        for case in (read_labeled(cases.files[0], cases, threads=1), session.case):
             np.testing.assert_array_equal(case.logits, np.log(np.maximum(explicit, 1e-7)))
 
 

@@ -1,7 +1,6 @@
 """`--map` gives the values of label maps new labels before anything else looks at them."""
 
 import json
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -18,14 +17,12 @@ from cli_helpers import (
     write_folders,
 )
 from evaluation_helpers import write_study
-from training_helpers import write_cases
+from training_helpers import cases_in, write_cases
 
-from crfrefine.base.option import mapping_of, parse_mapped
-from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.base.option import parse_mapped
 from crfrefine.errors import InputError
 from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.options import locate_folders
+from crfrefine.train.dataset import read_labeled
 
 OTHER = np.array([0, 255, 1, 7], np.uint8)  # in place of the labels 0 to 3
 MAP = ("--map", "255=1", "--map", "1=2", "--map", "7=3")  # not a chain of 255 to 1 to 2
@@ -167,27 +164,19 @@ def test_convert_maps_labels_and_refuses_images(maps, tmp_path):
 
 def test_training_takes_mapped_maps_and_references(tmp_path):
     folder = write_cases(tmp_path, 2, network=lambda case: case.logits.argmax(axis=0).astype("u1"))
-    data = locate_folders(folder)
-    plain = find_cases(data)
-    expected = [read_labeled(case, plain, reading_of(plain), threads=1) for case in plain.files]
+    plain = cases_in(folder)
+    expected = [read_labeled(case, plain, threads=1) for case in plain.files]
     for kind, table in (("logits", [0, 3, 9, 9]), ("labels", [0, 5, 2, 3])):
         for path in (folder / kind).iterdir():
             image = nib.load(path)
             values = np.array(table, np.uint8)[np.asanyarray(image.dataobj)]
             nib.Nifti1Image(values, image.affine).to_filename(path)
     mapped = tuple(map(parse_mapped, ("3=1", "9=3", "7=1", "reference:5=1")))
-    cases = find_cases(data, mapped=mapped)
+    cases = cases_in(folder, mapped=mapped)
     assert "--map: no label map has the value 7" in map(str, cases.notes)
-    assert cases.declared == plain.declared
-    reading = replace(
-        reading_of(cases), mapping={3: 1, 9: 3}, reference_mapping=mapping_of(mapped, "reference")
-    )
+    assert cases.reading.declared == plain.reading.declared
     for files, before in zip(cases.files, expected, strict=True):
-        case = read_labeled(files, cases, reading, threads=1)
+        case = read_labeled(files, cases, threads=1)
         assert np.array_equal(case.labels, before.labels)
         assert np.array_equal(case.logits[1], before.logits[1])
         assert (case.logits[2] < case.logits[0]).all()  # no value is 2 any more
-
-
-def reading_of(cases):
-    return ReadingOptions("labels", declared=cases.declared)

@@ -17,10 +17,11 @@ from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import CRF, Candidate, no_crf
 from crfrefine.train.comparison import Training
 from crfrefine.train.crops import make_crop
+from crfrefine.train.dataset import find_cases
 from crfrefine.train.fit import Fit
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
-from crfrefine.train.options import LEARNABLE
+from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.starts import Start, prepare
 from crfrefine.train.workers import Workers
@@ -90,6 +91,16 @@ def write_cases(root, count, kind="useful", *, network=None, **grid):
         if network is not None:
             save_nifti(root / "logits" / f"case{seed}.nii.gz", network(case), case.affine)
     return root
+
+
+def options_of(folder, **options):
+    """The options of a training on the cases in a folder."""
+    return TrainingOptions(**locate_folders(folder), **{"output": folder / "p.toml", **options})
+
+
+def cases_in(folder, **options):
+    """The cases that a training finds in a folder."""
+    return find_cases(options_of(folder, **options), CrfParameters())
 
 
 def table_of_gains(gains):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from cli_helpers import FAST, run_here
 from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti, world_of
+from training_helpers import cases_in
 
 from crfrefine import io
 from crfrefine.base.geometry import reorientation
 from crfrefine.cases.case import load_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.io.reading import read_pieces
-from crfrefine.train.dataset import find_cases
-from crfrefine.train.options import locate_folders
 
 SHAPE = (7, 6, 4)
 AFFINE = affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)
@@ -162,7 +161,7 @@ def test_commands_write_the_bytes_of_files_reoriented_by_nibabel(tmp_path):
         told = (
             done.stderr,
             run_here("info", folder, status=0).stdout,
-            str(find_cases(locate_folders(folder)).notes),
+            str(cases_in(folder).notes),
         )
         assert ["turned" in text for text in told] == [folder is other] * 3
         run_here(

@@ -16,8 +16,10 @@ from training_helpers import (
     GRID_SHAPE,
     REGIONS,
     as_case,
+    cases_in,
     crops,
     material,
+    options_of,
     phantom,
     write_cases,
 )
@@ -25,26 +27,24 @@ from training_helpers import (
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
-from crfrefine.train.dataset import find_cases, read_labeled
+from crfrefine.train.dataset import read_labeled
 from crfrefine.train.folds import fingerprint
 from crfrefine.train.material import NUM_SAMPLED, make_sample
 from crfrefine.train.model import mean_dice, network_refiner, score
-from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_folds, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def read_all(folder):
-    cases = find_cases(locate_folders(folder))
-    return [read_labeled(files, cases, ReadingOptions(), threads=1) for files in cases.files]
+    cases = cases_in(folder)
+    return [read_labeled(files, cases, threads=1) for files in cases.files]
 
 
 def rewrite_labels(folder, case_id, place, value, dtype=np.uint8):
@@ -70,7 +70,7 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
     with pytest.raises(
         InputError, match=r"case 'case1': .* are \(3, 2, 3\), but \(4, 2, 3\) in case 'case0'"
     ):
-        find_cases(locate_folders(tmp_path))
+        cases_in(tmp_path)
 
 
 def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
@@ -82,7 +82,7 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
             np.ones(GRID_SHAPE, np.uint8),
             phantom(number).affine,
         )
-    complete = find_cases(locate_folders(tmp_path), strict=True)
+    complete = cases_in(tmp_path, strict=True)
     assert (complete.case_ids, complete.left_out, complete.notes) == (
         tuple(f"case{number}" for number in range(6)),
         {},
@@ -91,7 +91,7 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     for number, folder in enumerate(("labels", "logits", "masks")):
         (tmp_path / folder / f"case{number}.nii.gz").unlink()
     (tmp_path / "images" / "case3_0001.nii.gz").unlink()
-    cases = find_cases(locate_folders(tmp_path))
+    cases = cases_in(tmp_path)
     assert cases.case_ids == ("case4", "case5")
     no_labels = f"no labels in {tmp_path}/labels"
     assert [*cases.left_out.items()] == [
@@ -107,12 +107,12 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
         r"  no logits in \S+ \(2\): case1, case5"
     )
     with pytest.raises(InputError, match=message):
-        find_cases(locate_folders(tmp_path))
+        cases_in(tmp_path)
     write_cases(tmp_path / "one", 1)
     with pytest.raises(
         InputError, match="only 1 of 1 case is complete; expected at least two cases"
     ):
-        find_cases(locate_folders(tmp_path / "one"))
+        cases_in(tmp_path / "one")
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):
@@ -132,9 +132,7 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
         "ElementDataFile = a.raw\n"
     )
     voxels.write_bytes(bytes(4))
-    plan = make_plan(
-        TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml")
-    )
+    plan = make_plan(options_of(write_cases(tmp_path, 2)))
     files = (CaseFiles("a", (header,), (), None, None),)
     plan = plan._replace(cases=plan.cases._replace(files=files))
 
@@ -213,16 +211,10 @@ def test_interpolated_borders_are_noted_where_nothing_declares_the_labels(tmp_pa
         case = phantom(seed)
         labels = case.logits.argmax(axis=0).astype(np.uint8)
         save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, case.affine)
-    assert not any(
-        "thin layers" in note for note in map(str, find_cases(locate_folders(tmp_path)).notes)
-    )
+    assert not any("thin layers" in note for note in map(str, cases_in(tmp_path).notes))
     soft = gaussian_filter(255.0 * (labels > 0), 0.6)
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.rint(soft).astype(np.uint8), case.affine)
-    (note,) = (
-        note
-        for note in map(str, find_cases(locate_folders(tmp_path)).notes)
-        if "thin layers" in note
-    )
+    (note,) = (note for note in map(str, cases_in(tmp_path).notes) if "thin layers" in note)
     assert "logits/case1.nii.gz: " in note
 
 
@@ -233,11 +225,11 @@ def test_other_numbers_of_label_maps_than_of_references_are_noted(tmp_path):
         case = phantom(seed)
         labels = np.array([0, 1, 2, 7], np.uint8)[case.logits.argmax(axis=0)]
         save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, case.affine)
-    notes = [*map(str, find_cases(locate_folders(tmp_path)).notes)]
+    notes = [*map(str, cases_in(tmp_path).notes)]
     (note,) = (note for note in notes if "no reference" in note)
     assert "the labels 7 of the label maps, and no label map 3 of the references" in note
     assert note.endswith("add --map 7=3")
-    cases = find_cases(locate_folders(tmp_path), mapped=[("", 7, 3)])
+    cases = cases_in(tmp_path, mapped=[("", 7, 3)])
     assert not any("no reference" in note for note in map(str, cases.notes))
 
 
@@ -250,10 +242,10 @@ def test_all_cases_have_the_same_labels(tmp_path):
         labels = np.minimum(phantom(seed).logits.argmax(axis=0), most).astype(np.uint8)
         save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, phantom(seed).affine)
     for input_type in ("auto", "labels"):
-        cases = find_cases(locate_folders(tmp_path), input_type=input_type)
-        assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
-        reading = ReadingOptions("labels", declared=cases.declared)
-        case = read_labeled(cases.files[0], cases, reading, threads=1)
+        cases = cases_in(tmp_path, input_type=input_type)
+        source = cases.reading.declared.source
+        assert (cases.num_labels, source) == (4, "the label maps and references")
+        case = read_labeled(cases.files[0], cases, threads=1)
         assert (len(case.logits), case.network.absent_labels) == (4, (3,))
     # A reference that no parameters can give is not trained on: its loss would be a constant of ten
     # thousand per voxel.
@@ -265,13 +257,13 @@ def test_all_cases_have_the_same_labels(tmp_path):
     with pytest.raises(
         InputError, match=r"case 'case1': .* are \(0, 2, 3\), but \(4, 2, 3\) in case 'case0'"
     ):
-        find_cases(locate_folders(tmp_path))
+        cases_in(tmp_path)
     (tmp_path / "logits" / "case0").mkdir()
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
     with pytest.raises(
         InputError, match=r"case 'case0': .*has one file per structure; merge them into a label map"
     ):
-        find_cases(locate_folders(tmp_path), input_type="labels")
+        cases_in(tmp_path, input_type="labels")
 
 
 def test_what_is_estimated_is_right_on_average(monkeypatch):
@@ -311,8 +303,8 @@ def test_a_reference_that_is_stored_as_a_box_is_background_elsewhere(tmp_path):
     whole = load_nifti(path)
     save_seg(folder / "labels" / "case1.seg.nrrd", whole, nib.load(path).affine)
     path.unlink()
-    cases = find_cases(locate_folders(folder))
+    cases = cases_in(folder)
     told = "files that are stored for a part of the image's grid are background elsewhere: cases"
     assert f"{told} case1" in map(str, cases.notes)
-    case = read_labeled(cases.files[1], cases, ReadingOptions(), threads=1)
+    case = read_labeled(cases.files[1], cases, threads=1)
     np.testing.assert_array_equal(case.labels, whole)

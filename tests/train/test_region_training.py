@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import load_nifti, run_here, save_nifti
-from training_helpers import FINER, LARGER, SIZES, as_case, phantom, shorten, write_cases
+from training_helpers import (
+    FINER,
+    LARGER,
+    SIZES,
+    as_case,
+    cases_in,
+    options_of,
+    phantom,
+    shorten,
+    write_cases,
+)
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
@@ -24,11 +33,10 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
-from crfrefine.train.dataset import find_cases, read_labeled
+from crfrefine.train.dataset import read_labeled
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Sample
 from crfrefine.train.model import Model, score
-from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 from crfrefine.train.workers import Workers
 
@@ -281,9 +289,8 @@ def blocks(case):
 def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, monkeypatch):
     """Bandwidths count voxels of the network in training, too; only those of intensities move."""
     write_cases(tmp_path, 2, network=blocks, **LARGER)
-    cases = find_cases(locate_folders(tmp_path), input_type="labels")
-    reading = ReadingOptions("labels", declared=cases.declared, network_spacing=WIDE)
-    case = read_labeled(cases.files[0], cases, reading, threads=1)
+    cases = cases_in(tmp_path, input_type="labels", network_spacing=WIDE)
+    case = read_labeled(cases.files[0], cases, threads=1)
     assert case.network_spacing == pytest.approx(WIDE)
     sharp = as_parameters("sharp").replace(**{"mean_field.tolerance": 0.0})
     model = Model(sharp, (), (4, 2, 3))
@@ -369,9 +376,7 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
             coarse,
             case.affine @ np.diag([2.0, 2.0, 2.0, 1.0]),
         )
-    options = TrainingOptions(
-        locate_folders(tmp_path), output=tmp_path / "t.toml", resample="linear"
-    )
+    options = options_of(tmp_path, resample="linear")
     plain = make_plan(replace(options, parameters=as_parameters("default")))
     sharp = make_plan(replace(options, parameters=as_parameters("sharp")))
     assert plain.read(plain.cases.files[0], 1).network_spacing is None

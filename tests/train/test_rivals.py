@@ -108,7 +108,7 @@ def test_no_crf_is_the_outcome_where_logits_are_right(tmp_path, monkeypatch):
     training_helpers.shorten(monkeypatch)
     data = locate_folders(write_cases(tmp_path / "data", 4, "right"))
     few = {"num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
-    result = run_training(TrainingOptions(data, output=tmp_path / "p.toml", **few))
+    result = run_training(TrainingOptions(**data, output=tmp_path / "p.toml", **few))
     assert {fold.chosen.kind for fold in result.folds} == {NO_CRF}
     final = result.final.chosen
     assert final.is_network
@@ -320,7 +320,7 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
     result = run_training(
         TrainingOptions(
-            locate_folders(tmp_path / "data"),
+            **locate_folders(tmp_path / "data"),
             parameters=parameters,
             output=tmp_path / "params.toml",
             **steps,
@@ -416,7 +416,7 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
     result = run_training(
         TrainingOptions(
-            data,
+            **data,
             parameters=start(8.0).parameters,
             output=tmp_path / "params.toml",
             learn=("weights",),
@@ -533,7 +533,7 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     )
     result = run_training(
         TrainingOptions(
-            data, output=tmp_path / "params.toml", num_folds=2, num_optimizer_steps=2, threads=2
+            **data, output=tmp_path / "params.toml", num_folds=2, num_optimizer_steps=2, threads=2
         )
     )
     for fold in result.folds:
