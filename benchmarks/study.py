@@ -52,7 +52,6 @@ from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.choice import Candidate
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -61,12 +60,10 @@ from crfrefine.train.comparison import (
     SCALING,
     TRAINED,
     TRAINED_LARGEST,
-    Training,
     with_largest,
 )
 from crfrefine.train.guided import Guidance
 from crfrefine.train.measuring import simple_maps
-from crfrefine.train.plan import Split
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
@@ -350,18 +347,12 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     keep = PostprocessParameters(keep_largest=fold["keep_largest"])
     voxel_ml = float(np.prod(case.spacing)) / 1000
-    training = Training(
-        fold["name"],
-        Split((), (), ()),
-        from_plain(Candidate, fold["fit"]),
-        fold["fit"]["network_score"],
-        {},
-        (),
+    changed = simple_maps(
+        case,
+        CrfParameters.from_dict(fold["fit"]["parameters"]),
         from_plain(VectorScaling, fold["vector_scaling"]),
-        fold["keep_largest"],
         Guidance(**fold["guided_filter"]),
     )
-    changed = simple_maps(case, training)
     network = changed.pop(NETWORK)
     if RANKSEG in RIVALS:
         import torch

@@ -25,7 +25,7 @@ from crfrefine.train.choice import Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import spread_out
 from crfrefine.train.material import Material
-from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
+from crfrefine.train.model import mean_defined, mean_dice, mean_tensor, refiner_of
 from crfrefine.train.starts import BATCH_SIZE, Start, rounded, without_crf
 from crfrefine.train.workers import Workers
 
@@ -256,14 +256,30 @@ def calibrate_output(
 ) -> Candidate:
     """Return what a training chose with the output temperature that suits it.
 
-    This temperature makes the marginals likeliest on the cases that the model was fitted to.
+    This temperature makes the marginals likeliest on the cases that the model was fitted to: in
+    their voxels that have a reference, in at most MAX_VALUES logits of each.
     """
     temperature = 1.0
     if not fitted.is_network:  # Without a CRF, the network's probabilities stay as they are.
         refine = refiner_of(fitted.kind, fitted.parameters, material)
 
         def refine_some(case: int, threads: int) -> Refined:
-            return _refine_some(refine, material, case, threads)
+            crop = material.crops[case]
+            with torch.no_grad():
+                refined, labels = refine(crop, threads)
+            max_voxels = max(1, MAX_VALUES // len(refined))
+            if labels.numel() > max_voxels:
+                random = np.random.default_rng([material.seed, case])
+                chosen = np.sort(random.choice(labels.numel(), max_voxels, replace=False))
+                index = torch.from_numpy(chosen).to(labels.device)
+                refined = refined.index_select(1, index)
+                labels = labels.index_select(0, index)
+            logits = refined.float().cpu().numpy()
+            truth = labels.cpu().numpy()
+            if crop.regions is not None:
+                inside = [np.isin(truth, members) for members in crop.regions.labels]
+                truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
+            return logits, truth
 
         refined = workers.run_on_device(refine_some, spread_out(cases))
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
@@ -304,23 +320,3 @@ def negative_log_likelihood(
     scaled -= scaled.max(axis=0)
     of_truth = np.take_along_axis(scaled, truth[None], axis=0)[0]
     return float((log_sum_exp(scaled) - of_truth).mean(dtype=np.float64))
-
-
-def _refine_some(refine: Refine, material: Material, case: int, threads: int) -> Refined:
-    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits."""
-    crop = material.crops[case]
-    with torch.no_grad():
-        refined, labels = refine(crop, threads)
-    max_voxels = max(1, MAX_VALUES // len(refined))
-    if labels.numel() > max_voxels:
-        random = np.random.default_rng([material.seed, case])
-        chosen = np.sort(random.choice(labels.numel(), max_voxels, replace=False))
-        index = torch.from_numpy(chosen).to(labels.device)
-        refined = refined.index_select(1, index)
-        labels = labels.index_select(0, index)
-    logits = refined.float().cpu().numpy()
-    truth = labels.cpu().numpy()
-    if crop.regions is not None:
-        inside = [np.isin(truth, members) for members in crop.regions.labels]
-        truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
-    return logits, truth

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box, grown
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
@@ -131,11 +131,15 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if not foreground.any():
         foreground = inside.copy()
 
-    box = _surroundings(foreground, case.spacing)
+    margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
+    whole = tuple(slice(0, extent) for extent in foreground.shape)
+    # Without foreground, the box is that of the grid.
+    box = grown(bounding_box(foreground) or whole, margins, foreground.shape)
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
     mask: NDArray[np.bool_] = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
-    tiles = tuple(_split(mask, case.spacing, _whole_box(mask.shape)))
+    whole = tuple(slice(0, extent) for extent in mask.shape)
+    tiles = tuple(_split(mask, case.spacing, whole))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = case.network_labels
@@ -183,20 +187,6 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     threshold = 0.0 if case.input_kind == "labels" else math.log(FOREGROUND_RATIO)
     in_reference = (labels > 0) & (labels < case.num_labels)
     return (log_odds > threshold) | in_reference
-
-
-def _surroundings(foreground: NDArray[np.bool_], spacing: Sequence[float]) -> Box:
-    """Return the box of the foreground with a margin, or that of the grid without foreground."""
-    box = bounding_box(foreground) or _whole_box(foreground.shape)
-    parts = []
-    for part, distance in zip(box, spacing, strict=True):
-        margin = math.ceil(MARGIN_MM / distance)
-        parts.append(slice(max(0, part.start - margin), part.stop + margin))
-    return tuple(parts)
-
-
-def _whole_box(shape: Sequence[int]) -> Box:
-    return tuple(slice(0, extent) for extent in shape)
 
 
 def _half_logits(

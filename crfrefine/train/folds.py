@@ -176,7 +176,7 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
     plan = prepared.plan
     fold = folds[number]
     prepared.progress.stage_started(f"{fold.name}: measuring the cases held out")
-    if prepared.device.is_gpu:
+    if prepared.material.device.is_gpu:
         torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
     best = choose_kind([each.candidates for each in folds], without=number)
@@ -188,7 +188,7 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
-        device = prepared.device.name
+        device = prepared.material.device.name
         return measure_methods(case, plan.labels_of_regions, fold, device, threads)
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]

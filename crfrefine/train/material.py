@@ -165,12 +165,28 @@ class Sample(NamedTuple):
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
-    """Return the sample of a crop; the number of the case decides which tiles are drawn."""
+    """Return the sample of a crop; the number of the case decides which tiles are drawn.
+
+    The probability of a tile is mostly its share of the voxels likely to be wrong: in these, models
+    change labels and gain.
+    """
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
     labels = decode(logits, crop.regions)
-    weights = _tile_weights(crop, logits)
+    probabilities = probabilities_of(logits, crop.regions)
+    certain = np.float32(1.0)
+    if crop.regions is None:
+        doubt = certain - probabilities.max(axis=0)
+    else:
+        doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
+    doubt *= crop.mask
+    doubt_of_tiles = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
+    total = float(doubt_of_tiles.sum())
+    weights = np.array(crop.tile_weights)
+    if total > 0.0:
+        by_errors = (1.0 - _FOREGROUND_SHARE) * doubt_of_tiles / total
+        weights = _FOREGROUND_SHARE * weights + by_errors
 
     # Points at equal distances in the cumulated weights draw a tile as often as its weight says.
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
@@ -183,27 +199,6 @@ def make_sample(crop: Crop, number: int) -> Sample:
         counts = part.count(labels[crop.tiles[tile]])
         parts.append(SamplePart(part, share, share / float(weights[tile]), counts))
     return Sample(tuple(parts), crop.confusion(labels))
-
-
-def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probability of each tile: mostly its share of the voxels likely to be wrong.
-
-    In these voxels, models change labels and gain.
-    """
-    by_foreground = np.array(crop.tile_weights)
-    probabilities = probabilities_of(logits, crop.regions)
-    certain = np.float32(1.0)
-    if crop.regions is None:
-        doubt = certain - probabilities.max(axis=0)
-    else:
-        doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
-    doubt *= crop.mask
-    doubt_of_tiles = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
-    total = float(doubt_of_tiles.sum())
-    if total == 0.0:
-        return by_foreground
-    by_errors = (1.0 - _FOREGROUND_SHARE) * doubt_of_tiles / total
-    return _FOREGROUND_SHARE * by_foreground + by_errors
 
 
 # A loss takes refined logits (L, N) and reference labels (N,), and returns a number.

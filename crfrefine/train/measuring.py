@@ -25,6 +25,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -42,7 +43,7 @@ from crfrefine.train.comparison import (
     with_largest,
 )
 from crfrefine.train.crops import find_inside
-from crfrefine.train.guided import Guide
+from crfrefine.train.guided import Guidance, Guide
 
 
 def measure_methods(
@@ -52,9 +53,10 @@ def measure_methods(
 
     These are METRICS by region, and CALIBRATION_METRICS of PROBABILITIES.
     """
-    maps = simple_maps(case, training)
+    parameters = training.chosen.parameters
+    maps = simple_maps(case, parameters, training.scaling, training.guidance)
     crf = CrfOfCase(case, device, threads)
-    plain = replace(training.chosen.parameters, postprocess=PostprocessParameters())
+    plain = replace(parameters, postprocess=PostprocessParameters())
     refined = crf.refine(plain)
 
     network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
@@ -77,7 +79,7 @@ def measure_methods(
     else:
         maps[DEFAULT] = crf.refine(CrfParameters()).label_map
 
-    values = _measure_maps(case, regions, _with_largest_kept(maps, training.keep_largest, case))
+    values = _measure_maps(case, regions, maps, training.keep_largest)
     values[PROBABILITIES[NETWORK]] = network_calibration
     values[PROBABILITIES[TRAINED]] = trained_calibration
     return values
@@ -107,8 +109,10 @@ class CrfOfCase:
         )
 
 
-def simple_maps(case: Case, training: Training) -> dict[str, NDArray[Any]]:
-    """Return the labels of the network, and of its rivals without a CRF.
+def simple_maps(
+    case: Case, parameters: CrfParameters, scaling: VectorScaling, guidance: Guidance
+) -> dict[str, NDArray[Any]]:
+    """Return the labels of the network, and of the rivals without a CRF of a model.
 
     Outside the mask and in padding, they are the network's.
     """
@@ -120,48 +124,45 @@ def simple_maps(case: Case, training: Training) -> dict[str, NDArray[Any]]:
         # Any constant gives the same labels, but a large one would dominate its neighbors.
         logits = np.where(padding, np.float32(0.0), logits)
 
-    is_coarse = training.chosen.parameters.counts_network_voxels
+    is_coarse = parameters.counts_network_voxels
     guided = network
-    if training.guidance.radius_mm > 0:
-        image = normalize_intensity(case.image, training.chosen.parameters.intensity, case.mask)
-        guide = Guide(image, training.guidance.radius_mm, case.spacing)
+    if guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, parameters.intensity, case.mask)
+        guide = Guide(image, guidance.radius_mm, case.spacing)
         probabilities = probabilities_of(logits, case.regions)
-        epsilons = [training.guidance.epsilon]
+        epsilons = [guidance.epsilon]
         volumes_of = network if is_coarse else None
         (guided,) = guide.labels(probabilities, epsilons, case.regions, volumes_of)
     maps = {NETWORK: network}
     if is_coarse:
         maps[GUIDED_VOLUMES] = guided
     else:
-        maps[SCALING] = decode(training.scaling.apply(logits), case.regions)
+        maps[SCALING] = decode(scaling.apply(logits), case.regions)
         maps[GUIDED] = guided
     if inside is None:
         return maps
     return {name: np.where(inside, labels, network) for name, labels in maps.items()}
 
 
-def _with_largest_kept(
-    maps: Mapping[str, NDArray[Any]], kind: str, case: Case
-) -> dict[str, NDArray[Any]]:
-    """Return label maps by method, and each of them with its largest component alone."""
-    rule = PostprocessParameters(keep_largest=kind)
+def _measure_maps(
+    case: Case,
+    regions: Mapping[str, Sequence[int]],
+    maps: Mapping[str, NDArray[Any]],
+    keep_largest: str,
+) -> MethodValues:
+    """Return METRICS of label maps, and of their largest components alone, by method and region."""
+    assert case.labels is not None
+    rule = PostprocessParameters(keep_largest=keep_largest)
     voxel_ml = float(np.prod(case.spacing)) / 1000.0
-    kept = dict(maps)
+    measured = dict(maps)
     for name, labels in maps.items():
         method = LARGEST if name == NETWORK else with_largest(name)
-        kept[method] = clean(labels, rule, voxel_ml).label_map
-    return kept
+        measured[method] = clean(labels, rule, voxel_ml).label_map
 
-
-def _measure_maps(
-    case: Case, regions: Mapping[str, Sequence[int]], maps: Mapping[str, NDArray[Any]]
-) -> MethodValues:
-    """Return METRICS of label maps, by method and region."""
-    assert case.labels is not None
     # Methods often agree, and distances take most of the time.
     values_of_map: dict[bytes, RegionValues] = {}
     values: MethodValues = {}
-    for name, labels in maps.items():
+    for name, labels in measured.items():
         key = labels.tobytes()
         if key not in values_of_map:
             values_of_map[key] = measure_case(

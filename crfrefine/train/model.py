@@ -52,7 +52,13 @@ def score(
     with torch.no_grad():
         for part in sample.parts:
             refined, labels = refine(part.crop, threads)
-            counts = _count(labels, _decode(refined, part.crop), part.crop.num_labels)
+            num_labels = part.crop.num_labels
+            pairs = labels * num_labels + _decode(refined, part.crop)
+            if pairs.device.type == "cpu":
+                counts = torch.bincount(pairs, minlength=num_labels**2)
+            else:  # There, PyTorch's bincount makes the host wait for the largest number.
+                counts = torch.zeros(num_labels**2, dtype=torch.int64, device=pairs.device)
+                counts.index_add_(0, pairs, torch.ones_like(pairs))
             part_loss = loss(refined, labels).reshape(1)
             found.append(torch.cat([part_loss.double(), counts.double()]))
     # The host waits once for the counts and losses of all parts.
@@ -65,16 +71,6 @@ def score(
     # The change in the case is estimated from its parts; it is exact where the part is the crop.
     estimate = sample.case_counts + np.rint(change).astype(np.int64)
     return mean_loss, np.maximum(estimate, 0)
-
-
-def _count(labels: Tensor, refined: Tensor, num_labels: int) -> Tensor:
-    """Return the voxels by reference and refined label, (L L) in rows of the reference."""
-    pairs = labels * num_labels + refined
-    if pairs.device.type == "cpu":
-        return torch.bincount(pairs, minlength=num_labels**2)
-    # On a GPU, PyTorch's bincount makes the host wait for the largest number.
-    counts = torch.zeros(num_labels**2, dtype=torch.int64, device=pairs.device)
-    return counts.index_add_(0, pairs, torch.ones_like(pairs))
 
 
 def network_refiner(

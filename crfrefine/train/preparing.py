@@ -38,7 +38,6 @@ class Prepared(NamedTuple):
 
     plan: Plan
     digest: str  # of all that the result depends on, as it was when the run began
-    device: TrainingDevice
     workers: Workers
     progress: Progress
     material: Material
@@ -59,9 +58,13 @@ def prepare(
     options = plan.options
     crops = _read_crops(plan, workers)
     groups = tuple(plan.labels_of_regions.values())
-    warning = _low_dice_warning(crops, groups)
-    if warning is not None:
-        progress.note(warning)
+    values = []
+    for crop in crops:
+        network = decode(crop.logits, crop.regions)
+        values.append(dice_of(crop.confusion(network), groups))
+    dice = mean_defined(np.ravel(values))
+    if dice < LOW_DICE:
+        progress.note(Note.of(NoteKind.LOW_DICE, dice=dice))
 
     if cases.regions is None:
         loss = make_loss(options.loss, groups)
@@ -81,7 +84,6 @@ def prepare(
     return Prepared(
         plan,
         digest,
-        device,
         workers,
         progress,
         material,
@@ -110,15 +112,3 @@ def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
     raise InputError(
         f"{options.labels}: no case has a foreground label; there is nothing to learn from"
     )
-
-
-def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> Note | None:
-    """Return a warning if the network hardly agrees with the reference."""
-    values = []
-    for crop in crops:
-        network = decode(crop.logits, crop.regions)
-        values.append(dice_of(crop.confusion(network), groups))
-    dice = mean_defined(np.ravel(values))
-    if not dice < LOW_DICE:
-        return None
-    return Note.of(NoteKind.LOW_DICE, dice=float(dice))

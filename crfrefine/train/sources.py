@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, grown
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.cases.case import Case
 from crfrefine.errors import InputError
@@ -139,11 +139,9 @@ def _around_foreground(
         threads=threads,
     )
     is_foreground = (result.label_map != 0) | (decode(case.logits, case.regions) != 0)
-    parts = []
     # Without foreground, the box is that of the grid.
-    for part in bounding_box(is_foreground & mask) or ():
-        parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
-    box = tuple(parts)
+    inner = bounding_box(is_foreground & mask) or tuple(slice(0, size) for size in mask.shape)
+    box = grown(inner, (MARGIN,) * mask.ndim, mask.shape)
     in_channels = (slice(None), *box)
     mask = mask[box]
     # Padding, outside the mask, may be a constant as low as the lowest float32.
@@ -173,7 +171,16 @@ def score_candidates(
 
     The first is that of the network; `check` may raise to stop.
     """
-    draws = _draw_synthetic_cases(source, seed)
+    # The truths, with logits that are as wrong as each of NOISE_LEVELS says.
+    draws = []
+    for number, (truth, logits) in enumerate(source.truths):
+        random = np.random.default_rng((*seed, number))
+        noise = synthetic.make_noise(logits.shape, source.noise_voxels, random) * source.mask
+        scale = synthetic.noise_scale(
+            logits, noise, truth, source.mask, source.dice, source.regions
+        )
+        for level in NOISE_LEVELS:
+            draws.append((truth, logits + np.float32(level * scale) * noise))
 
     def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
         values = []
@@ -193,17 +200,3 @@ def score_candidates(
             label_maps.append(refined.label_map)
         columns.append(dice(label_maps))
     return np.array(columns).T
-
-
-def _draw_synthetic_cases(source: Source, seed: Sequence[int]) -> list[Truth]:
-    """Return the truths with logits that are as wrong as each of NOISE_LEVELS says."""
-    draws = []
-    for number, (labels, logits) in enumerate(source.truths):
-        random = np.random.default_rng((*seed, number))
-        noise = synthetic.make_noise(logits.shape, source.noise_voxels, random) * source.mask
-        scale = synthetic.noise_scale(
-            logits, noise, labels, source.mask, source.dice, source.regions
-        )
-        for level in NOISE_LEVELS:
-            draws.append((labels, logits + np.float32(level * scale) * noise))
-    return draws

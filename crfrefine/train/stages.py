@@ -45,6 +45,13 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
 
     num_unmeasured = len(plan.folds) - sum(bool(fold.measured) for fold in finished.values())
     progress = Progress(observer, 1 + num_unmeasured, setup.NUM_TRAINED * plan.num_optimizer_steps)
+
+    def import_ahead() -> None:
+        """Import what PyTorch's Adam and the comparison need; these raise the error, if any."""
+        for module in ("torch._dynamo", "scipy.stats"):
+            with suppress(Exception):
+                import_module(module)
+
     torch_threads = torch.get_num_threads()
     # PyTorch's sums depend on its number of threads; the engine takes most of the time anyway.
     torch.set_num_threads(1)
@@ -52,20 +59,13 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
             prepared = prepare(plan, digest, device, workers, progress)
             # All cores but one would wait for these imports later.
-            run_beside(_import_ahead)
+            run_beside(import_ahead)
             folds = _run_folds(prepared, finished)
             final = train_on_all_cases(prepared, folds)
     finally:
         torch.set_num_threads(torch_threads)
 
     return compare(plan, folds, final, device.name, num_threads, started)
-
-
-def _import_ahead() -> None:
-    """Import what PyTorch's Adam and the comparison need; these raise the error, if any."""
-    for module in ("torch._dynamo", "scipy.stats"):
-        with suppress(Exception):
-            import_module(module)
 
 
 def _run_folds(prepared: Prepared, finished: dict[int, Training]) -> Sequence[Training]:

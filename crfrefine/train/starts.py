@@ -86,7 +86,15 @@ def make_starts(
             return starts
 
     first = model.bilateral[0]
-    lengths, unit = _lengths_to_try(model, spacing)
+    voxel = voxel_length(spacing)
+    lengths = [alpha * voxel for alpha in THETA_ALPHA_VOXELS]
+    unit = "mm"
+    if model.counts_network_voxels:
+        lengths = [float(np.max(first.theta_alpha))]
+        unit = "voxels of the network"
+    elif model.mean_field.positions == "voxels":
+        lengths = list(THETA_ALPHA_VOXELS)
+        unit = "voxels"
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
     for length, beta, weight in itertools.product(lengths, THETA_BETAS, weights):
         alphas = _full_like(first.theta_alpha, length)
@@ -98,16 +106,6 @@ def make_starts(
         starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     stride = min(math.ceil(NUM_OPTIMIZER_STEPS / num_optimizer_steps), len(starts) // NUM_TRAINED)
     return starts[:: max(1, stride)]
-
-
-def _lengths_to_try(model: CrfParameters, spacing: Sequence[float]) -> tuple[list[float], str]:
-    """Return the bandwidths of position to try, and their unit."""
-    if model.counts_network_voxels:
-        return [float(np.max(model.bilateral[0].theta_alpha))], "voxels of the network"
-    if model.mean_field.positions == "voxels":
-        return list(THETA_ALPHA_VOXELS), "voxels"
-    voxel = voxel_length(spacing)
-    return [alpha * voxel for alpha in THETA_ALPHA_VOXELS], "mm"
 
 
 def voxel_length(spacing: Sequence[float]) -> float:
