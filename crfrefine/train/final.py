@@ -100,7 +100,7 @@ def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Tr
     models = dict(variants(winner.best.parameters, plan.volumes, plan.untrained))
     chosen = replace(
         chosen,
-        start=winner.start.name,
+        start=winner.best.start,
         parameters=models[chosen.kind],
         optimizer_step=winner.best.optimizer_step,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from crfrefine.base.plain import to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
+from crfrefine.train.choice import CRF, Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, score
@@ -37,21 +38,6 @@ def spread_out(cases: Sequence[int]) -> Sequence[int]:
     return cases[:: max(1, math.ceil(len(cases) / MAX_NEEDED))]
 
 
-class Evaluation(NamedTuple):
-    """How good the values of a trajectory were on the deciding cases, after an optimizer step."""
-
-    score: float
-    loss: float
-    optimizer_step: int
-    parameters: CrfParameters  # as a file holds them
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Smaller for better ones of about the same score; a missing loss is the worst one."""
-        loss = math.inf if math.isnan(self.loss) else self.loss
-        return loss, -self.score
-
-
 class Trajectory:
     """The training of one start: the model, Adam, the history, and the best values so far.
 
@@ -69,7 +55,7 @@ class Trajectory:
         self.start = start
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
-        self._evaluations: list[Evaluation] = []
+        self._parameters: dict[int, CrfParameters] = {}  # as a file holds them, by scored step
 
         self.model = Model(start.parameters, material.learn, material.sizes, material.device)
         self._origin = self.model.positions()
@@ -79,7 +65,14 @@ class Trajectory:
         for name, values in self.model.groups.items():
             groups.append({"params": values, "lr": step_length * setup.STEP_LENGTHS[name]})
         self._optimizer = torch.optim.Adam(groups, betas=(0.8, 0.95))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share_of_length)
+
+        def share_of_length(num_steps: int) -> float:
+            """Return the length of the step after so many, as a share of that of the first one."""
+            done = min(1.0, num_steps / num_optimizer_steps)
+            half_cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+            return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, share_of_length)
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
@@ -97,39 +90,43 @@ class Trajectory:
             {"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()}
         )
 
-    def _share_of_length(self, num_steps: int) -> float:
-        """Return the length of the step after so many, as a share of that of the first one."""
-        done = min(1.0, num_steps / self._num_optimizer_steps)
-        half_cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-        return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
-
     def scored(self, score: float, loss: float) -> None:
         """Note how good the present values are on the deciding cases."""
         if not self.history:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
-        if math.isnan(score):
-            return
-        parameters = rounded(self.model.to_parameters())
-        self._evaluations.append(Evaluation(score, loss, self.optimizer_step, parameters))
+        if not math.isnan(score):
+            self._parameters[self.optimizer_step] = rounded(self.model.to_parameters())
+
+    @property
+    def _scored(self) -> list[dict[str, Any]]:
+        """The records of steps that were scored, and have a score."""
+        return [record for record in self.history if record["iteration"] in self._parameters]
 
     @property
     def best_score(self) -> float:
         """The highest score so far; minus infinity before the first one."""
-        return max((evaluation.score for evaluation in self._evaluations), default=-math.inf)
+        return max((record["score"] for record in self._scored), default=-math.inf)
 
     @property
-    def best(self) -> Evaluation | None:
-        """The evaluation of the values that are kept; None before the first one.
+    def best(self) -> Candidate | None:
+        """The values that are kept, without gains; None before the first score.
 
-        It is that of the lowest loss among those whose score is about equal to the highest one.
+        They are those of the lowest loss among those whose score is about equal to the highest one;
+        a missing loss is the worst one.
         """
         lowest = self.best_score - setup.EQUAL_DICE
-        equal = []
-        for evaluation in self._evaluations:
-            if evaluation.score > lowest:
-                equal.append(evaluation)
-        return min(equal, key=lambda evaluation: evaluation.rank, default=None)
+        ranks = {}
+        for record in self._scored:
+            loss = record["deciding_loss"]
+            if math.isnan(loss):
+                loss = math.inf
+            if record["score"] > lowest:
+                ranks[record["iteration"]] = (loss, -record["score"])
+        if not ranks:
+            return None
+        step = min(ranks, key=ranks.__getitem__)
+        return Candidate(CRF, self.start.name, self._parameters[step], step, ())
 
     def is_over(self) -> bool:
         """Return whether training ends.

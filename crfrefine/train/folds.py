@@ -145,11 +145,11 @@ def _try(
 
     candidates = []
     for (kind, parameters), values in zip(models, of_models, strict=True):
-        start = winner.start.name
-        step = 0 if winner.best is None else winner.best.optimizer_step
-        if kind in (CALIBRATION, UNTRAINED):  # These were not trained.
-            start = kind
-            step = 0
+        start = kind
+        step = 0
+        if winner.best is not None and kind not in (CALIBRATION, UNTRAINED):  # It was trained.
+            start = winner.best.start
+            step = winner.best.optimizer_step
         gains = tuple((values - network).tolist())
         candidates.append(Candidate(kind, start, parameters, step, gains))
 
@@ -189,7 +189,7 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
         device = prepared.material.device.name
-        return measure_methods(case, plan.labels_of_regions, fold, device, threads)
+        return measure_methods(case, plan.regions, fold, device, threads)
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
     values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)

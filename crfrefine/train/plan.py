@@ -18,7 +18,7 @@ from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.metrics.regions import RESERVED, Region, parse_region
+from crfrefine.metrics.regions import RESERVED, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.networks import ArrayNetwork
@@ -89,14 +89,9 @@ class Plan(NamedTuple):
 
     options: TrainingOptions
     cases: LabeledCases
-    regions: tuple[Region, ...]
+    regions: dict[str, tuple[int, ...]]  # the labels of each region, by its name
     folds: tuple[Split, ...]
     base: CrfParameters
-
-    @property
-    def labels_of_regions(self) -> dict[str, tuple[int, ...]]:
-        """The labels of each region, by its name."""
-        return {region.name: region.labels for region in self.regions}
 
     @property
     def fold_files(self) -> tuple[Path, ...]:
@@ -216,29 +211,26 @@ def make_plan(options: TrainingOptions) -> Plan:
     return Plan(options, cases, regions, tuple(folds), base)
 
 
-def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
+def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple[int, ...]]:
     """Return the requested regions, or those of the channels, or each foreground label.
 
     Raise ConfigError for unusable regions.
     """
+    regions: dict[str, tuple[int, ...]] = {}
+    for name, labels in map(parse_region, texts):
+        if max(labels) >= cases.num_labels:
+            reason = f"label {max(labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            raise ConfigError(f"--regions {shorten(name)}: {reason}")
+        regions[name] = labels
+    if len(regions) < len(texts):
+        raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
     if texts:
-        regions = tuple(parse_region(text) for text in texts)
-        for region in regions:
-            if max(region.labels) >= cases.num_labels:
-                reason = (
-                    f"label {max(region.labels)} is not among the logits' 0 to "
-                    f"{cases.num_labels - 1}"
-                )
-                raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
-        if len({region.name for region in regions}) < len(regions):
-            raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
         return regions
 
-    named = []
     if cases.regions is not None:
         for name, labels in zip(cases.regions.names, cases.regions.labels, strict=True):
-            named.append(Region(f"region {name}" if name == RESERVED else name, labels))
-        return tuple(named)
+            regions[f"region {name}" if name == RESERVED else name] = labels
+        return regions
 
     # A label has its name, unless that is reserved or another label has it, too.
     foreground = cases.label_names[1:]
@@ -246,5 +238,5 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
         if name == RESERVED or foreground.count(name) > 1:
             name = f"label {label}"
         if label != cases.ignore_label:
-            named.append(Region(name, (label,)))
-    return tuple(named)
+            regions[name] = (label,)
+    return regions

@@ -57,7 +57,7 @@ def prepare(
     cases = plan.cases
     options = plan.options
     crops = _read_crops(plan, workers)
-    groups = tuple(plan.labels_of_regions.values())
+    groups = tuple(plan.regions.values())
     values = []
     for crop in crops:
         network = decode(crop.logits, crop.regions)

@@ -30,7 +30,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,
         "channels": to_plain(cases.regions),
-        "regions": result.plan.labels_of_regions,
+        "regions": result.plan.regions,
         "verdict": result.verdict.to_dict(),
         "verdict_without_postprocessing": result.verdict_alone.to_dict(),
         "parameters": result.parameters.to_dict(),

@@ -12,19 +12,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.failures import Causes, Failure, describe_failure
+from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
@@ -118,7 +118,7 @@ def choose_for(
 ) -> InferenceOptions:
     """Return the options of a run with parameters chosen for its cases, with the overrides.
 
-    With `resume`, they are those that an earlier run has chosen.
+    With `resume`, they are those that an earlier run has chosen, unless the overrides differ.
     """
     plan = plan_run(options)
     if plan.inputs.found:
@@ -129,9 +129,16 @@ def choose_for(
             "name parameters"
         )
     if options.resume and not options.writes_file:
-        resumed = _with_earlier_choice(options, plan.summary.inputs, overrides, observer)
-        if resumed is not None:
-            return resumed
+        # The last choice of a run into this folder for the same inputs counts.
+        for run in reversed(read_records(options.output).runs):
+            if not isinstance(run.choice, dict) or run.inputs != plan.summary.inputs:
+                continue
+            parameters = CrfParameters.from_dict(run.parameters)
+            if parameters != parameters.replace(**overrides):
+                break
+            name = run.choice.get("chosen")
+            observer.note(Note.of(NoteKind.CHOSEN_EARLIER, name=name))
+            return replace(options, parameters=parameters, choice=run.choice)
 
     choice = choose(
         plan.inputs,
@@ -142,28 +149,6 @@ def choose_for(
     )
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
-
-
-def _with_earlier_choice(
-    options: InferenceOptions,
-    inputs: object,
-    overrides: Mapping[str, Any],
-    observer: Observer,
-) -> InferenceOptions | None:
-    """Return the options with the last choice of a run into this folder for the same inputs.
-
-    Return None if there is no such choice, or if the overrides differ from it.
-    """
-    for run in reversed(read_records(options.output).runs):
-        if not isinstance(run.choice, dict) or run.inputs != inputs:
-            continue
-        parameters = CrfParameters.from_dict(run.parameters)
-        if parameters != parameters.replace(**overrides):
-            return None
-        name = run.choice.get("chosen")
-        observer.note(Note.of(NoteKind.CHOSEN_EARLIER, name=name))
-        return replace(options, parameters=parameters, choice=run.choice)
-    return None
 
 
 def choose(
@@ -181,29 +166,17 @@ def choose(
     """
     overrides = overrides or {}
     threads = threads or available_threads()
-    complete = []
-    left_out: dict[str, Failure] = {}
-    for case in inputs.cases:
-        if case.lack:
-            error = InputError(case.lack, cause="; ".join(case.missing))
-            left_out[case.case_id] = describe_failure(error)
-        else:
-            complete.append(case)
-    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases)).round()
-    files = [complete[number] for number in np.unique(places.astype(int))]
-
-    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
-    observer.stage_changed("", "reading cases")
     default = CrfParameters().replace(**overrides)
-    sources: list[Source] = []
-    for case in files:
-        try:
-            sources.append(_read_source(case, inputs, default, threads))
-        except Exception as error:
-            left_out[case.case_id] = describe_failure(error, *case.paths)
-        observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
+    sources, left_out = _read_sources(inputs, max_cases, default, threads, observer)
     if left_out:
-        observer.note(_note_on_left_out(left_out))
+        causes = Causes()
+        reasons = []
+        for case_id, failure in left_out.items():
+            failure = replace(failure, case_id=case_id)
+            if causes.is_new(case_id, failure):
+                reasons.append(str(failure))
+        text = "\n  ".join([*reasons, *causes.others()])
+        observer.note(Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons=text))
 
     voxel = 1.0
     if sources:
@@ -223,31 +196,38 @@ def choose(
     return Choice(tuple(candidates), table, gains, decision, case_ids, left_out)
 
 
-def _read_source(
-    case: CaseFiles, inputs: RunInputs, default: CrfParameters, threads: int
-) -> Source:
-    """Read a case and return the source of its synthetic ones."""
-    headers = read_case_headers(case, inputs.reading)
-    network_spacing = None
-    if headers.logits is not None:
-        network_spacing = headers.logits.files[0].spacing
-    # How many of the image's voxels a voxel of the network is long.
-    voxel = voxel_length(headers.spacing)
-    coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
-    loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
-    return make_source(loaded, default, threads, coarseness)
+def _read_sources(
+    inputs: RunInputs, max_cases: int, default: CrfParameters, threads: int, observer: Observer
+) -> tuple[list[Source], dict[str, Failure]]:
+    """Return the sources of synthetic cases, and why other cases cannot be used."""
+    complete = []
+    left_out: dict[str, Failure] = {}
+    for case in inputs.cases:
+        if case.lack:
+            error = InputError(case.lack, cause="; ".join(case.missing))
+            left_out[case.case_id] = describe_failure(error)
+        else:
+            complete.append(case)
+    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases)).round()
+    files = [complete[number] for number in np.unique(places.astype(int))]
 
-
-def _note_on_left_out(left_out: Mapping[str, Failure]) -> Note:
-    """Return a note on the cases that are left out, with each reason once."""
-    causes = Causes()
-    reasons = []
-    for case_id, failure in left_out.items():
-        failure = replace(failure, case_id=case_id)
-        if causes.is_new(case_id, failure):
-            reasons.append(str(failure))
-    reasons += causes.others()
-    return Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons="\n  ".join(reasons))
+    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
+    observer.stage_changed("", "reading cases")
+    sources: list[Source] = []
+    for case in files:
+        fail = partial(left_out.__setitem__, case.case_id)
+        with failing_alone(fail, *case.paths):
+            headers = read_case_headers(case, inputs.reading)
+            network_spacing = None
+            if headers.logits is not None:
+                network_spacing = headers.logits.files[0].spacing
+            # How many of the image's voxels a voxel of the network is long.
+            voxel = voxel_length(headers.spacing)
+            coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
+            loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
+            sources.append(make_source(loaded, default, threads, coarseness))
+        observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
+    return sources, left_out
 
 
 def _try_candidates(

@@ -71,6 +71,7 @@ def test_of_equal_scores_the_lower_loss_is_kept():
     ]
     for number, (score, loss, expected) in enumerate(evaluations, start=1):
         trajectory.optimizer_step = number
+        trajectory.history.append({"iteration": number})
         trajectory.scored(score, loss)
         assert trajectory.best.optimizer_step == expected
     assert trajectory.best_score == 0.8102
