@@ -350,13 +350,29 @@ class _Cropping:
     def nearest_axis(
         self, shape: tuple[int, ...], configuration_spacing: Sequence[float] | None
     ) -> int | None:
-        """Return the axis of the network's grid along which the nearest slice is taken, if any."""
+        """Return the axis of the network's grid along which the nearest slice is taken, if any.
+
+        Raise GridMismatchError if the configuration's spacing is not that of the grid.
+        """
         extents = tuple(map(int, self.after))
         image_spacing = self.turned_spacing
         if configuration_spacing is None:
             return _guess_nearest_axis(image_spacing, extents, shape)
-        network_spacing = _spacing_of_network(configuration_spacing, image_spacing, extents, shape)
-        return _nearest_axis(network_spacing, image_spacing)
+        # These are steps along the axes of the logits.
+        steps = list(configuration_spacing)
+        if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
+            steps.insert(0, image_spacing[0])
+        steps = list(given_spacing(steps, 3))
+        sizes = np.multiply(extents, image_spacing) / steps
+        # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
+        if (abs(sizes - shape) > 1.5).any():
+            expected = tuple(np.rint(sizes).astype(int).tolist())
+            raise GridMismatchError(
+                f"configuration_spacing {tuple(configuration_spacing)}: the logits would be on "
+                f"{expected}, they are on {shape}; expected the configuration's spacing in the "
+                "axis order of the logits"
+            )
+        return _nearest_axis(steps, image_spacing)
 
 
 def _in_words(spacing: Sequence[float]) -> str:
@@ -377,29 +393,6 @@ def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[floa
                 return axes[0]
             return None
     return None
-
-
-def _spacing_of_network(
-    configuration_spacing: Sequence[float],
-    image_spacing: Sequence[float],
-    extents: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> tuple[float, ...]:
-    """Return the spacing along the axes of the logits; GridMismatchError if their shape differs."""
-    steps = list(configuration_spacing)
-    if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
-        steps.insert(0, image_spacing[0])
-    steps = list(given_spacing(steps, 3))
-    sizes = np.multiply(extents, image_spacing) / steps
-    # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
-    if (abs(sizes - shape) > 1.5).any():
-        expected = tuple(np.rint(sizes).astype(int).tolist())
-        raise GridMismatchError(
-            f"configuration_spacing {tuple(configuration_spacing)}: the logits would be on "
-            f"{expected}, they are on {shape}; expected the configuration's spacing in the axis "
-            "order of the logits"
-        )
-    return tuple(steps)
 
 
 def _guess_nearest_axis(

@@ -105,14 +105,10 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
         reading = replace(reading, declared=declared)
         num_channels = declared.num_labels
     else:
-        regions = _regions_of_channels(headers, reading, num_channels)
+        regions = _regions_of_channels(headers, reading, num_channels, notes)
 
     if left_out:
         notes.insert(0, note_on_left_out(left_out, len(cases)))
-    if regions is not None:
-        source = reading.regions.source
-        kind = NoteKind.CHANNELS_OF_REGIONS
-        notes.append(Note.of(kind, source=source, regions=regions.describe()))
     notes += _notes_on_grids(headers)
     if options.mapped:
         notes += notes_on_mapping(files, options.images, reading)
@@ -208,16 +204,21 @@ def _read_headers(
 
 
 def _regions_of_channels(
-    headers: Sequence[CaseHeaders], reading: ReadingOptions, num_channels: int
+    headers: Sequence[CaseHeaders], reading: ReadingOptions, num_channels: int, notes: list[Note]
 ) -> RegionScheme | None:
-    """Return the regions of the channels; None means that the channels are labels."""
+    """Return the regions of the channels, with a note; None means that the channels are labels."""
+    declared = reading.regions
     lacks_background = any(header.logits and header.logits.lacks_background for header in headers)
-    if lacks_background or not reading.regions.declares(num_channels):
+    if lacks_background or not declared.declares(num_channels):
         return None
-    if num_channels != reading.regions.num_labels:
-        return reading.regions.scheme
-    # The number of channels does not tell whether they are regions; the values of a case do.
-    return load_case(headers[0].files, reading).regions
+    regions = declared.scheme
+    if num_channels == declared.num_labels:
+        # The number of channels does not tell whether they are regions; the values of a case do.
+        regions = load_case(headers[0].files, reading).regions
+    if regions is not None:
+        kind = NoteKind.CHANNELS_OF_REGIONS
+        notes.append(Note.of(kind, source=declared.source, regions=regions.describe()))
+    return regions
 
 
 def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
