@@ -32,7 +32,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.statistics.comparison import format_p
 from crfrefine.statistics.paired import holm, signed_rank
-from crfrefine.train.baselines import Guide
+from crfrefine.train.guided import Guide
 
 ORGANS = {"acdc": "hearts", "atrium": "atria", "hippocampus": "hippocampi"}
 IN_PLANE = "acdc"  # becomes coarse along the first two axes only
