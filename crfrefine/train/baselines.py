@@ -27,7 +27,6 @@ from crfrefine.train.fit import spread_out
 from crfrefine.train.material import Material
 from crfrefine.train.model import mean_defined, mean_dice, mean_tensor, refiner_of
 from crfrefine.train.starts import BATCH_SIZE, Start, rounded, without_crf
-from crfrefine.train.workers import Workers
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
 LARGEST_KINDS = ("foreground", "each")
@@ -114,7 +113,6 @@ class _ScalingModel:
 def fit_scaling(
     material: Material,
     cases: Sequence[int],
-    workers: Workers,
     learned: Sequence[str] = SCALED,
     fixed: VectorScaling | None = None,
 ) -> VectorScaling:
@@ -143,7 +141,7 @@ def fit_scaling(
             stride = math.ceil(labels.numel() / SCALING_VOXELS)
             some = slice(step % stride, None, stride)
             shares.append((logits[:, some], labels[some]))
-        gradients = workers.run_on_device(gradient, shares)
+        gradients = material.workers.run_on_device(gradient, shares)
         for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
             value.grad = mean_tensor(parts)
         optimizer.step()
@@ -172,7 +170,6 @@ class Scores(NamedTuple, Generic[Choice]):
 def score_choices(
     choices: Sequence[Choice],
     material: Material,
-    workers: Workers,
     label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
 ) -> Scores[Choice]:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
@@ -180,7 +177,7 @@ def score_choices(
     def scores(crop: Crop, threads: int) -> list[float]:
         return [mean_dice(crop.confusion(labels), material.regions) for labels in label_maps(crop)]
 
-    return Scores(choices, np.array(workers.run(scores, material.crops)))
+    return Scores(choices, np.array(material.workers.run(scores, material.crops)))
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
@@ -191,7 +188,7 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     return np.where(crop.mask, crop.network, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
-def largest_scores(material: Material, workers: Workers) -> Scores[str]:
+def largest_scores(material: Material) -> Scores[str]:
     """Return how good it is to keep the largest component of each kind."""
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
@@ -199,14 +196,13 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
         for kind in LARGEST_KINDS:
             yield clean(labels, PostprocessParameters(keep_largest=kind), 1.0).label_map
 
-    return score_choices(LARGEST_KINDS, material, workers, label_maps)
+    return score_choices(LARGEST_KINDS, material, label_maps)
 
 
 def calibrate(
     material: Material,
     cases: Sequence[int],
     base: CrfParameters,
-    workers: Workers,
     scaling: VectorScaling | None = None,
 ) -> CrfParameters | None:
     """Return the recalibrated network: a CRF without weights, fitted with the loss of training.
@@ -223,7 +219,7 @@ def calibrate(
         if not isinstance(biases, tuple):
             biases = (biases,) * material.sizes[0]
         fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
-        scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
+        scaling = fit_scaling(material, cases, learned=learned, fixed=fixed)
 
     # logits / temperature + bias is (logits + bias * temperature) / temperature, with both in the
     # ranges that these may have.
@@ -251,9 +247,7 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
 Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
-def calibrate_output(
-    fitted: Candidate, cases: Sequence[int], material: Material, workers: Workers
-) -> Candidate:
+def calibrate_output(fitted: Candidate, cases: Sequence[int], material: Material) -> Candidate:
     """Return what a training chose with the output temperature that suits it.
 
     This temperature makes the marginals likeliest on the cases that the model was fitted to: in
@@ -281,7 +275,7 @@ def calibrate_output(
                 truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
             return logits, truth
 
-        refined = workers.run_on_device(refine_some, spread_out(cases))
+        refined = material.workers.run_on_device(refine_some, spread_out(cases))
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
     changes = {"mean_field.output_temperature": temperature}
     return replace(fitted, parameters=rounded(fitted.parameters.replace(**changes)))

@@ -38,7 +38,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[Training]) -> Trainin
     It is the network alone if the CRFs of the folds do not help the cases held out.
     """
     everything = tuple(range(len(prepared.material.crops)))
-    scaling = fit_scaling(prepared.material, everything, prepared.workers)
+    scaling = fit_scaling(prepared.material, everything)
     gains = gains_held_out(folds)
     candidates = [fold.candidates for fold in folds]
     final = Training(
@@ -57,7 +57,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[Training]) -> Trainin
         prepared.progress.stage_started(ALL_CASES)
         final = _train(prepared, folds, replace(final, chosen=chosen))
         prepared.progress.training_ended(ALL_CASES, f"{ALL_CASES}: {final.describe()}")
-    chosen = calibrate_output(final.chosen, everything, prepared.material, prepared.workers)
+    chosen = calibrate_output(final.chosen, everything, prepared.material)
     return replace(final, chosen=chosen)
 
 
@@ -69,7 +69,7 @@ def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Tr
     if chosen.kind == CALIBRATION:
         base = prepared.starts[0].parameters
         cases = final.split.training
-        calibrated = calibrate(prepared.material, cases, base, prepared.workers, final.scaling)
+        calibrated = calibrate(prepared.material, cases, base, final.scaling)
         assert calibrated is not None  # It was a candidate of the folds.
         return replace(final, chosen=replace(chosen, parameters=calibrated))
 
@@ -85,7 +85,6 @@ def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Tr
     half = int(np.median(steps)) // 2
     training = Fit(
         prepared.material,
-        prepared.workers,
         prepared.progress.stepped,
         ALL_CASES,
         final.split,

@@ -22,7 +22,6 @@ from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, score
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import Start, rounded
-from crfrefine.train.workers import Workers
 
 # Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.
 LAST_STEP_LENGTH = 0.05
@@ -178,7 +177,6 @@ class Fit:
     """
 
     material: Material
-    workers: Workers
     stepped: Callable[[str, str, str], object]
     name: str  # name of the part of the run
     split: Split  # the cases that are trained on and those that decide
@@ -202,9 +200,9 @@ class Fit:
 
         trained = trajectories
         if self.trains_best:
-            self.workers.run_parts(self._evaluate, trajectories)
+            self.material.workers.run_parts(self._evaluate, trajectories)
             trained = [max(trajectories, key=attrgetter("best_score"))]
-        self.workers.run_parts(self._train, trained)
+        self.material.workers.run_parts(self._train, trained)
         return sorted(trajectories, key=attrgetter("best_score"), reverse=True)
 
     def _train(self, trajectory: Trajectory) -> None:
@@ -214,7 +212,9 @@ class Fit:
             batch = self.material.batch(
                 trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE
             )
-            loss, gradients = trajectory.model.gradient(batch, self.material.loss, self.workers)
+            loss, gradients = trajectory.model.gradient(
+                batch, self.material.loss, self.material.workers
+            )
             trajectory.step(gradients, loss)
             step = trajectory.optimizer_step
             dice = ""
@@ -230,14 +230,14 @@ class Fit:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
         cases = spread_out(self.split.deciding)
         samples = [self.material.samples[case] for case in cases]
-        dice, losses = score_cases(trajectory.model.refine, samples, self.material, self.workers)
+        dice, losses = score_cases(trajectory.model.refine, samples, self.material)
         mean = mean_defined(dice)
         trajectory.scored(mean, mean_defined(losses))
         return mean
 
 
 def score_cases(
-    refine: Refine, samples: Sequence[Crop | Sample], material: Material, workers: Workers
+    refine: Refine, samples: Sequence[Crop | Sample], material: Material
 ) -> tuple[NDArray[np.float64], list[float]]:
     """Return the mean Dice and the loss of each sample or crop."""
 
@@ -246,7 +246,7 @@ def score_cases(
 
     dice = []
     losses = []
-    for loss, confusion in workers.run_on_device(score_case, samples):
+    for loss, confusion in material.workers.run_on_device(score_case, samples):
         dice.append(mean_dice(confusion, material.regions))
         losses.append(loss)
     return np.array(dice), losses

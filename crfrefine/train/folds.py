@@ -60,23 +60,22 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Trai
     It has the trained model; which candidate is taken depends on the other folds.
     """
     plan = prepared.plan
-    workers = prepared.workers
     material = prepared.material
     split = plan.folds[number]
     name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
     prepared.progress.stage_started(name)
     first = starts[0]
-    calibrated = calibrate(material, split.training, first.parameters, workers)
+    calibrated = calibrate(material, split.training, first.parameters)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
     training = Fit(
-        material, workers, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps
+        material, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps
     )
     trajectories = training.run()
     winner = best_on_crops(trajectories, split.deciding, prepared)
 
-    scaling = fit_scaling(material, split.seen, workers)
-    calibrated = calibrate(material, split.seen, first.parameters, workers, scaling)
+    scaling = fit_scaling(material, split.seen)
+    calibrated = calibrate(material, split.seen, first.parameters, scaling)
     models = []
     if calibrated is not None:
         models.append((CALIBRATION, calibrated))
@@ -165,7 +164,7 @@ def _dice(refine: Refine, crops: Sequence[Crop], prepared: Prepared) -> NDArray[
         _, confusion = score(refine, crop, material.loss, threads)
         return dice_of(confusion, material.regions)
 
-    return np.array(prepared.workers.run_on_device(dice_of_crop, crops)).T
+    return np.array(material.workers.run_on_device(dice_of_crop, crops)).T
 
 
 def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> Training:
@@ -183,7 +182,7 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
     chosen = None if best is None else fold.candidate(best.kind)
     if chosen is None:
         chosen = no_crf(fold.chosen.parameters, fold.chosen.gains)
-    chosen = calibrate_output(chosen, fold.split.seen, prepared.material, prepared.workers)
+    chosen = calibrate_output(chosen, fold.split.seen, prepared.material)
     fold = replace(fold, chosen=chosen)
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
@@ -192,7 +191,7 @@ def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> 
         return measure_methods(case, plan.regions, fold, device, threads)
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
-    values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
+    values = prepared.material.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
     measured = {}
     for files, values_of_case in zip(held_out, values, strict=True):
         measured[files.case_id] = values_of_case

@@ -18,7 +18,6 @@ from crfrefine.train.baselines import Scores, as_channels, network_labels, score
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.starts import voxel_length
-from crfrefine.train.workers import Workers
 
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
 # Variances of the normalized intensity that are tried: contrasts below their root are smoothed
@@ -150,9 +149,7 @@ class Guide:
         return label_maps
 
 
-def score_guided(
-    material: Material, spacing: Sequence[float], workers: Workers
-) -> Scores[Guidance]:
+def score_guided(material: Material, spacing: Sequence[float]) -> Scores[Guidance]:
     """Measure every setting on every case, first the network without a filter.
 
     `spacing` is that of a typical case.
@@ -171,4 +168,4 @@ def score_guided(
             guide = Guide(crop.image, radius, crop.spacing)
             yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
 
-    return score_choices(choices, material, workers, label_maps)
+    return score_choices(choices, material, label_maps)

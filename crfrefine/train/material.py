@@ -24,6 +24,7 @@ from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.layer.known_item import KnownItem
 from crfrefine.train.crops import Crop
+from crfrefine.train.workers import Workers
 
 # Most voxels of a case for a recalibration: with ten cases, more change only the third digit.
 MAX_VOXELS = 65_536
@@ -207,7 +208,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Material:
-    """Data and settings that all trainings of a run share."""
+    """Data, settings and threads that all trainings of a run share."""
 
     crops: Sequence[Crop]
     loss: Loss
@@ -215,6 +216,7 @@ class Material:
     learn: tuple[str, ...]
     sizes: tuple[int, int, int]  # channels of the logits (labels or regions), modalities, axes
     seed: int
+    workers: Workers
     device: TrainingDevice = CPU
 
     @cached_property

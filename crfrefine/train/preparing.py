@@ -38,7 +38,6 @@ class Prepared(NamedTuple):
 
     plan: Plan
     digest: str  # of all that the result depends on, as it was when the run began
-    workers: Workers
     progress: Progress
     material: Material
     starts: Sequence[Start]
@@ -70,7 +69,7 @@ def prepare(
         loss = make_loss(options.loss, groups)
     else:
         loss = make_region_loss(options.loss, cases.regions)
-    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, device)
+    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, workers, device)
 
     num_voxels = max(crop.mask.size for crop in crops)
     bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * cases.sizes[0] + FLOATS_OF_KERNELS)
@@ -84,14 +83,13 @@ def prepare(
     return Prepared(
         plan,
         digest,
-        workers,
         progress,
         material,
         make_starts(
             base, plan.learn, num_channels, num_modalities, spacing, plan.num_optimizer_steps
         ),
-        largest_scores(material, workers),
-        score_guided(material, spacing, workers),
+        largest_scores(material),
+        score_guided(material, spacing),
     )
 
 

@@ -129,7 +129,7 @@ def _dice_of(
     """Return the mean Dice of each case with some parameters."""
     material = prepared.material
     refine = Model(parameters, (), material.sizes, material.device).refine
-    return score_cases(refine, sources, material, prepared.workers)[0]
+    return score_cases(refine, sources, material)[0]
 
 
 def _try(
@@ -146,7 +146,7 @@ def _try(
         prepared.progress.start_tried(share / len(starts))
         return dice
 
-    return Scores(starts, np.array(prepared.workers.run_parts(dice_of, starts)).T)
+    return Scores(starts, np.array(prepared.material.workers.run_parts(dice_of, starts)).T)
 
 
 def _ranked(tried: Scores[Start], rows: Sequence[int]) -> list[Start]:

@@ -78,7 +78,7 @@ def _run_folds(prepared: Prepared, finished: dict[int, Training]) -> Sequence[Tr
         return train_fold(number, starts[number], prepared)
 
     results = dict(finished)
-    trained = prepared.workers.run_parts(train_one, untrained)
+    trained = prepared.material.workers.run_parts(train_one, untrained)
     results.update(zip(untrained, trained, strict=True))
     folds = [results[number] for number in numbers]
 
@@ -87,4 +87,4 @@ def _run_folds(prepared: Prepared, finished: dict[int, Training]) -> Sequence[Tr
             return folds[number]
         return measure_fold(number, folds, prepared)
 
-    return prepared.workers.run_parts(measure_one, numbers)
+    return prepared.material.workers.run_parts(measure_one, numbers)

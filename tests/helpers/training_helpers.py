@@ -142,8 +142,8 @@ def crops(count, kind="useful", **grid):
     ]
 
 
-def material(cases, learn=LEARNABLE):
-    return Material(cases, make_loss("ce+dice", REGIONS), REGIONS, learn, SIZES, seed=3)
+def material(cases, learn=LEARNABLE, workers=WORKERS):
+    return Material(cases, make_loss("ce+dice", REGIONS), REGIONS, learn, SIZES, 3, workers)
 
 
 def start(theta_alpha, weight=4.0):
@@ -161,9 +161,8 @@ def fit(cases, *, num_optimizer_steps=6, threads=2):
     split = split_training(range(len(cases)), seed=1)
     starts = [start(4.0), start(8.0)]
     with Workers(threads) as workers:
-        return Fit(
-            material(cases), workers, lambda *_: None, "", split, starts, num_optimizer_steps
-        ).run()
+        shared = material(cases, workers=workers)
+        return Fit(shared, lambda *_: None, "", split, starts, num_optimizer_steps).run()
 
 
 def finished_fold():

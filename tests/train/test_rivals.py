@@ -19,7 +19,6 @@ from training_helpers import (
     REGIONS,
     SIZES,
     SPACING,
-    WORKERS,
     as_case,
     crops,
     fit,
@@ -217,8 +216,8 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases = crops(2, **LARGER)
     right = crops(2, "right", **LARGER)
-    useful = guided.score_guided(material(cases), LARGER["spacing"], WORKERS)
-    unguided = guided.score_guided(material(right), LARGER["spacing"], WORKERS)
+    useful = guided.score_guided(material(cases), LARGER["spacing"])
+    unguided = guided.score_guided(material(right), LARGER["spacing"])
     assert useful.dice.shape == (2, 1 + len(guided.RADII_VOXELS) * len(guided.EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
@@ -253,8 +252,8 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 30)
     split = Split((0,), (0,), ())
     shared = material(shifted)
-    scaling = baselines.fit_scaling(shared, split.seen, WORKERS)
-    found = baselines.calibrate(shared, split.training, start(4.0).parameters, WORKERS)
+    scaling = baselines.fit_scaling(shared, split.seen)
+    found = baselines.calibrate(shared, split.training, start(4.0).parameters)
     assert scaling.bias[2] - np.mean([scaling.bias[label] for label in (0, 1, 3)]) > 1.0
     assert sum(scaling.bias) == pytest.approx(0.0, abs=1e-5)
     assert found.bilateral[0].weight == 0.0
@@ -284,7 +283,7 @@ def test_a_step_of_vector_scaling_takes_a_share_of_the_voxels_and_all_steps_take
         taken.append(logits.detach().clone())
         return shared.loss(logits, labels)
 
-    baselines.fit_scaling(replace(shared, loss=loss), [0], WORKERS, learned=("bias",))
+    baselines.fit_scaling(replace(shared, loss=loss), [0], learned=("bias",))
     # The temperature is fixed to 1, and the biases are of no interest: differences of two labels
     # in the first step are those of the network.
     assert [len(part[0]) for part in taken] == [
@@ -299,11 +298,11 @@ def test_the_recalibrated_network_reuses_vector_scaling_where_both_groups_are_le
     shared = material(shifted)
     known = baselines.VectorScaling(2.0, (0.25, -0.5, 0.5, -0.25))
     base = start(4.0).parameters
-    reused = baselines.calibrate(shared, [0, 1], base, WORKERS, known)
+    reused = baselines.calibrate(shared, [0, 1], base, known)
     assert reused.mean_field.temperature == 2.0
     assert reused.mean_field.bias == (0.5, -1.0, 1.0, -0.5)
     only_bias = material(shifted, learn=("bias",))
-    fitted = baselines.calibrate(only_bias, [0, 1], base, WORKERS, known)
+    fitted = baselines.calibrate(only_bias, [0, 1], base, known)
     assert fitted.mean_field.temperature == pytest.approx(base.mean_field.temperature)
 
 
@@ -390,10 +389,10 @@ def test_a_fit_gets_one_and_labels_stay(monkeypatch):
     parameters = fit(cases, num_optimizer_steps=2)[0].best.parameters
     trained = Candidate(CRF, "start", parameters, 2, (0.1,))
     shared = material(cases)
-    found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
+    found = baselines.calibrate_output(trained, range(3), shared)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
     few = baselines.calibrate_output(
-        trained, range(3), shared, WORKERS
+        trained, range(3), shared
     ).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3

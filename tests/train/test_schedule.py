@@ -110,9 +110,8 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1),
             plan=SimpleNamespace(
                 folds=[SimpleNamespace(seen=(0, 1)), SimpleNamespace(seen=(0, 2))]
             ),
-            workers=workers,
             progress=Progress(observer, num_parts=3, num_steps=4),
-            material=material(cases),
+            material=material(cases, workers=workers),
             starts=starts,
         )
         chosen = screening.choose_starts(prepared, folds)
@@ -184,6 +183,6 @@ def test_whole_crops_decide_which_start_was_trained_best(monkeypatch):
     large = [replace(crop, tiles=9 * crop.tiles, tile_weights=(1 / 9,) * 9) for crop in small]
     chosen = []
     for cases in (small, large):
-        prepared = SimpleNamespace(material=material(cases), workers=None)
+        prepared = SimpleNamespace(material=material(cases))
         chosen.append(screening.best_on_crops(trajectories, (0, 2), prepared))
     assert chosen == trajectories[:2]
