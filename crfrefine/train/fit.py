@@ -19,7 +19,7 @@ from crfrefine.train import starts as setup
 from crfrefine.train.choice import CRF, Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, score
+from crfrefine.train.model import Model, Refine, dice_of, mean_defined, score
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import Start, rounded
 
@@ -231,7 +231,7 @@ class Fit:
         cases = spread_out(self.split.deciding)
         samples = [self.material.samples[case] for case in cases]
         dice, losses = score_cases(trajectory.model.refine, samples, self.material)
-        mean = mean_defined(dice)
+        mean = mean_defined([mean_defined(of_case) for of_case in dice])
         trajectory.scored(mean, mean_defined(losses))
         return mean
 
@@ -239,7 +239,7 @@ class Fit:
 def score_cases(
     refine: Refine, samples: Sequence[Crop | Sample], material: Material
 ) -> tuple[NDArray[np.float64], list[float]]:
-    """Return the mean Dice and the loss of each sample or crop."""
+    """Return the Dice (cases, regions) and the loss of each sample or crop."""
 
     def score_case(sample: Crop | Sample, threads: int) -> tuple[float, NDArray[np.int64]]:
         return score(refine, sample, material.loss, threads)
@@ -247,6 +247,6 @@ def score_cases(
     dice = []
     losses = []
     for loss, confusion in material.workers.run_on_device(score_case, samples):
-        dice.append(mean_dice(confusion, material.regions))
+        dice.append(dice_of(confusion, material.regions))
         losses.append(loss)
     return np.array(dice), losses

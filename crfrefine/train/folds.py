@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
@@ -43,10 +42,9 @@ from crfrefine.train.choice import (
     variants,
 )
 from crfrefine.train.comparison import MethodValues, Training
-from crfrefine.train.crops import Crop
-from crfrefine.train.fit import Fit, Trajectory, histories_of, spread_out
+from crfrefine.train.fit import Fit, Trajectory, histories_of, score_cases, spread_out
 from crfrefine.train.measuring import measure_methods
-from crfrefine.train.model import Refine, dice_of, network_refiner, refiner_of, score
+from crfrefine.train.model import network_refiner, refiner_of
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.preparing import Prepared
 from crfrefine.train.screening import best_on_crops
@@ -135,9 +133,13 @@ def _try(
     """
     material = prepared.material
     crops = [material.crops[case] for case in spread_out(held_out)]
-    dice = [_dice(network_refiner(material.device), crops, prepared)]
+    refiners = [network_refiner(material.device)]
     for kind, parameters in models:
-        dice.append(_dice(refiner_of(kind, parameters, material), crops, prepared))
+        refiners.append(refiner_of(kind, parameters, material))
+    dice = []
+    for refine in refiners:
+        of_refiner, _ = score_cases(refine, crops, material)
+        dice.append(of_refiner.T)
     # All candidates are compared with the network over the same regions of the same cases.
     means = means_where_all_defined(np.array(dice))
     network, *of_models = means[:, ~np.isnan(means[0])]
@@ -154,17 +156,6 @@ def _try(
 
     network_score = float(network.mean()) if network.size else math.nan
     return network_score, tuple(candidates)
-
-
-def _dice(refine: Refine, crops: Sequence[Crop], prepared: Prepared) -> NDArray[np.float64]:
-    """Return the Dice (regions, cases) of a refiner."""
-    material = prepared.material
-
-    def dice_of_crop(crop: Crop, threads: int) -> NDArray[np.float64]:
-        _, confusion = score(refine, crop, material.loss, threads)
-        return dice_of(confusion, material.regions)
-
-    return np.array(material.workers.run_on_device(dice_of_crop, crops)).T
 
 
 def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> Training:

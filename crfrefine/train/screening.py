@@ -129,7 +129,8 @@ def _dice_of(
     """Return the mean Dice of each case with some parameters."""
     material = prepared.material
     refine = Model(parameters, (), material.sizes, material.device).refine
-    return score_cases(refine, sources, material)[0]
+    dice, _ = score_cases(refine, sources, material)
+    return np.array([mean_defined(of_case) for of_case in dice])
 
 
 def _try(

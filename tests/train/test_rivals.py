@@ -594,7 +594,7 @@ def test_candidates_are_compared_over_the_same_regions_and_cases(monkeypatch):
         "crf": [[0.8, 0.7, math.nan], [0.0, 0.9, math.nan]],
     }
     values = iter(dice.values())
-    monkeypatch.setattr(cross_validation, "_dice", lambda *_: np.array(next(values)))
+    monkeypatch.setattr(cross_validation, "score_cases", lambda *_: (np.array(next(values)).T, []))
     parameters = start(4.0).parameters
     trajectory = fit(crops(2), num_optimizer_steps=1)[0]
     prepared = SimpleNamespace(material=material(crops(3)))

@@ -97,7 +97,7 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1),
         values = values_of(refine.__self__.to_parameters())
         distances = [np.abs(values - values_of(start.parameters)).sum() for start in starts]
         dice = dice_of_tiles if kind is Sample else dice_of_crops
-        return np.array(dice[int(np.argmin(distances))]), []
+        return np.array(dice[int(np.argmin(distances))])[:, None], []
 
     monkeypatch.setattr(screening, "score_cases", score_cases)
     monkeypatch.setattr(screening, "NUM_FINALISTS", 3)
@@ -176,7 +176,7 @@ def test_whole_crops_decide_which_start_was_trained_best(monkeypatch):
     def score_cases(refine, sources, *_):
         assert [len(source.tiles) for source in sources] == [9, 9]
         (kernel,) = refine.__self__.to_parameters().bilateral
-        return np.array([kernel.theta_alpha == 6.0, np.nan]), []
+        return np.array([[kernel.theta_alpha == 6.0], [np.nan]]), []
 
     monkeypatch.setattr(screening, "score_cases", score_cases)
     small = crops(3)
