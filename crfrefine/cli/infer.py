@@ -57,12 +57,10 @@ def infer(
     if "postprocess" in entries or (entries and removing <= entries.keys()):
         options["allow_vanishing"] = True
     held_out = {}
-    if options["nnunet"] is not None and not is_auto:
-        from crfrefine.cases.nnunet import is_trained
+    if options["nnunet"] is not None:
         from crfrefine.runs.held_out import read_held_out
 
-        if is_trained(options["nnunet"]):  # Its cases are those that it was trained on.
-            held_out = read_held_out(start, parameters, entries)
+        held_out = read_held_out(options["nnunet"], start, parameters, entries)
     run_options = InferenceOptions(
         **options,
         parameters=parameters,

@@ -20,7 +20,6 @@ from crfrefine.runs.records import CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rich.progress import Progress
 
@@ -316,10 +315,10 @@ class Reporter(RunReporter):
 class FolderReporter(RunReporter):
     """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
-    def run_started(self, files: Sequence[Path]) -> None:
+    def run_started(self, files: Sequence[Conversion]) -> None:
         """Print the amount of work."""
         # In several folders, files may have the same name.
-        self._has_folders = len({file.parent for file in files}) > 1
+        self._has_folders = len({file.source.parent for file in files}) > 1
         self._begin(counted(len(files), "file"), len(files), detail="converting")
 
     def case_ended(self, conversion: Conversion) -> None:

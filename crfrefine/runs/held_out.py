@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.text import printable
+from crfrefine.cases.nnunet import is_trained
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json
 from crfrefine.parameters.model import CrfParameters
 
 
 def read_held_out(
-    config: str, parameters: CrfParameters, entries: Mapping[str, Any]
+    nnunet: Path, config: str, parameters: CrfParameters, entries: Mapping[str, Any]
 ) -> dict[str, tuple[str, CrfParameters]]:
     """Return the name and the parameters of the fold that held a case out, by the case.
 
-    There are none if the file `config` has no report beside it, or its parameters were learned on
-    no case. They get the entries of `--set`. Raise InputError for a report of other cases.
+    There are none if `nnunet` is no trained network, whose cases are those that it was trained on,
+    if the file `config` has no report beside it, or if its parameters were learned on no case. They
+    get the entries of `--set`. Raise InputError for a report of other cases.
     """
     path = Path(config).with_suffix(".report.json")
-    if not parameters.trained_on or not path.is_file():
+    if not parameters.trained_on or not path.is_file() or not is_trained(nnunet):
         return {}
     held_out = {}
     try:

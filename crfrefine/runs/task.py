@@ -41,9 +41,10 @@ class CaseInWork:
     Alone it waits for nothing.
     """
 
+    record: CaseRecord  # since it is read
+
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.record = CaseRecord(task.files.case_id)
         self.case: Case | None = None  # while it is in memory
         self.input_bytes = 0  # that its input takes in memory, by an estimate
 

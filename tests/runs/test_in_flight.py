@@ -151,9 +151,8 @@ def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeyp
 def cases_in_flight(number, num_places, num_bytes=100, device="cpu", threads=4):
     """A run with so many cases in flight, which share places and memory."""
     options = SimpleNamespace(num_jobs=num_places, threads=threads, max_memory=None)
-    task = SimpleNamespace(files=SimpleNamespace(case_id="case"))
     summary = SimpleNamespace(device=device)
-    run = CasesInFlight(SimpleNamespace(options=options, summary=summary, tasks=[task] * number))
+    run = CasesInFlight(SimpleNamespace(options=options, summary=summary, tasks=[None] * number))
     run.num_bytes = num_bytes
     return run, run.cases
 

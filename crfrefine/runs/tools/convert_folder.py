@@ -32,20 +32,25 @@ from crfrefine.runs.tools.convert import convert_file
 from crfrefine.runs.tools.options import ConversionOptions
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversion:
-    """The outcome of a file."""
+    """A file to convert, and its outcome."""
 
     source: Path
     target: Path
+    like: Path | None  # the image whose geometry the target gets, if there is one
     sentence: str = ""  # what was read and written
     failure: Failure | None = None
 
+    def fail(self, failure: Failure) -> None:
+        """Mark the file as failed."""
+        self.failure = failure
+
 
 def _plan_folder(
-    source: Path, target: Path, suffix: str | None, like: Path | None = None
-) -> tuple[list[tuple[Path, Path, Path | None]], str]:
-    """Return the volumes of a folder or pattern, sorted by name, what they become, and their image.
+    source: Path, target: Path, suffix: str | None, like: Path | None
+) -> tuple[list[Conversion], str]:
+    """Return the conversions of the volumes of a folder or pattern, sorted by name.
 
     With them comes how many cases a pattern has; "" for a folder. `like` is the image of all of
     them, or a pattern of images. Raises InputError if there are no volumes, if two of a pattern
@@ -83,7 +88,7 @@ def _plan_folder(
         image = like
         if like is not None and is_pattern(like):
             image = fill(like, match)
-        plan.append((match.path, becomes, image))
+        plan.append(Conversion(match.path, becomes, image))
     if is_pattern(source):
         found = describe_found(source, files)
     return plan, found
@@ -115,27 +120,24 @@ def convert_folder(
     plan, found = _plan_folder(source, target, options.suffix, options.like)
     if found:
         observer.cases_found(found)
-    observer.run_started([file for file, _, _ in plan])
-    conversions: list[Conversion] = []
+    observer.run_started(plan)
+    ended: list[Conversion] = []
     sources: dict[Path, Path] = {}
     with keeping_inputs():
-        for file, becomes, _ in plan:
-            add_volumes(file)
-            check_writable(becomes.parent)
-        for file, becomes, like in plan:
-            first = sources.setdefault(becomes, file)
-            failures: list[Failure] = []
-            sentence = ""
-            with failing_alone(failures.append, file):
-                if first != file:
+        for one in plan:
+            add_volumes(one.source)
+            check_writable(one.target.parent)
+        for one in plan:
+            first = sources.setdefault(one.target, one.source)
+            with failing_alone(one.fail, one.source):
+                if first != one.source:
                     raise InputError(
-                        f"{file}: would become {becomes}, as {first.name} does; rename one"
+                        f"{one.source}: would become {one.target}, as {first.name} does; rename one"
                     )
-                sentence = convert_file(file, becomes, replace(options, like=like))
-            failure = next(iter(failures), None)
-            conversions.append(Conversion(file, becomes, sentence, failure))
-            observer.case_ended(conversions[-1])
-            if failure is not None and failure.kind == StorageError.__name__:
+                one.sentence = convert_file(one.source, one.target, replace(options, like=one.like))
+            ended.append(one)
+            observer.case_ended(one)
+            if one.failure is not None and one.failure.kind == StorageError.__name__:
                 break
-    observer.run_ended(conversions)
-    return conversions
+    observer.run_ended(ended)
+    return ended
