@@ -21,7 +21,6 @@ from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import (
-    Segment,
     Volume,
     VolumeHeader,
     VoxelsToWrite,
@@ -114,8 +113,14 @@ def read_header(path: Path) -> VolumeHeader:
     header = volume_header(path, source, NAME, grid_shape, num_channels, affine, time=fields.time)
     if len(axes) == len(grid_shape):
         header = replace(header, template=_lines_of_place(fields, units, header))
-    if num_channels == 1:
-        header = replace(header, segments=_segments(fields))
+    if num_channels == 1:  # 3D Slicer describes segments by pairs of key and value.
+        entries = []
+        for key in fields:
+            start, _, part = key.partition("_")
+            if part == "Name":
+                color = finite_numbers(fields.get(f"{start}_Color", "").split()) or ()
+                entries.append((fields.get(f"{start}_LabelValue", ""), fields[key], color))
+        header = replace(header, segments=described_segments(entries))
     return text_header.lengths_in_mm(header, "units of length", units)
 
 
@@ -156,17 +161,6 @@ def _read_fields(path: Path) -> tuple[Fields, int]:
             f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
         )
     return fields, end
-
-
-def _segments(fields: Fields) -> tuple[Segment, ...]:
-    """Return the segments that 3D Slicer describes."""
-    entries = []
-    for key in fields:
-        start, _, part = key.partition("_")
-        if part == "Name":
-            color = finite_numbers(fields.get(f"{start}_Color", "").split()) or ()
-            entries.append((fields.get(f"{start}_LabelValue", ""), fields[key], color))
-    return described_segments(entries)
 
 
 def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:

@@ -294,38 +294,34 @@ def read_pieces(
     return run_ahead(decoded_pieces(*headers, most_bytes=most_bytes))
 
 
-def decoded_pieces(*headers: VolumeHeader, most_bytes: int) -> Generator[Piece]:
-    """Read files piece by piece in the calling thread; otherwise as `read_pieces`."""
+def decoded_pieces(
+    *headers: VolumeHeader, most_bytes: int, as_stored: bool = False
+) -> Generator[Piece]:
+    """Read files piece by piece in the calling thread; otherwise as `read_pieces`.
+
+    As stored, values are not scaled, and may be NaN or infinite.
+    """
     first = 0
     for header in headers:
         with reading(header.path), open_voxels(header) as decoder:
-            for channels, planes in pieces_of(decoder, header, most_bytes):
-                values = decode_piece(decoder, header, channels, planes)
+            if as_stored:
+                decoder.keep_stored_values()
+            kept_type = decoder.kept_type
+            pieces = iter_pieces(
+                header.stored_shape,
+                kept_type.itemsize,
+                most_bytes,
+                by_channel=decoder.is_by_channel,
+            )
+            for channels, planes in pieces:
+                sizes = (channels.stop - channels.start, planes.stop - planes.start)
+                values = allocate_array((*sizes, *header.stored_shape[2:]), header.path, kept_type)
+                decoder.fill(values, channels.start, planes.start)
                 if not decoder.num_bad:
                     numbers = slice(first + channels.start, first + channels.stop)
                     yield Piece(numbers, planes, values)
             decoder.finish()
         first += header.num_channels
-
-
-def pieces_of(
-    decoder: Decoder, header: VolumeHeader, most_bytes: int
-) -> Iterator[tuple[slice, slice]]:
-    """Yield the channels and planes of the pieces in which an open file is decoded."""
-    itemsize = decoder.kept_type.itemsize
-    return iter_pieces(header.stored_shape, itemsize, most_bytes, by_channel=decoder.is_by_channel)
-
-
-def decode_piece(
-    decoder: Decoder, header: VolumeHeader, channels: slice, planes: slice
-) -> NDArray[Any]:
-    """Return the values of the next piece of an open file."""
-    num_channels = channels.stop - channels.start
-    num_planes = planes.stop - planes.start
-    shape = (num_channels, num_planes, *header.stored_shape[2:])
-    values = allocate_array(shape, header.path, decoder.kept_type)
-    decoder.fill(values, channels.start, planes.start)
-    return values
 
 
 def is_whole(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.failures import reading
 from crfrefine.io.paths import ALL_TYPES
-from crfrefine.io.reading import decode_piece, open_voxels, pieces_of
+from crfrefine.io.reading import decoded_pieces, open_voxels
 from crfrefine.io.streams import VoxelSource, allocate_array
 from crfrefine.io.volume import Planes, VolumeHeader, iter_pieces
 
@@ -40,11 +40,8 @@ def scaled(stored: NDArray[Any], source: VoxelSource | None) -> NDArray[Any]:
 
 def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:
     """Yield the scaled values piece by piece, (channels, planes, [y,] x), in the file's order."""
-    with reading(header.path), open_voxels(header) as decoder:
-        decoder.keep_stored_values()
-        for channels, planes in pieces_of(decoder, header, _PIECE_BYTES):
-            yield scaled(decode_piece(decoder, header, channels, planes), header.source)
-        decoder.finish()
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES, as_stored=True):
+        yield scaled(piece.values, header.source)
 
 
 def read_unscaled(header: VolumeHeader) -> NDArray[Any]:
