@@ -28,6 +28,9 @@ from crfrefine.parameters.specs import MeanFieldSpec
 BODY_PROBABILITY = 0.3
 PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
 MAX_PASSES = 100  # Newton steps; more than any problem needs in which no label must vanish
+# Voxels; with less doubt about all its voxels together, the bias of a label has no gradient: those
+# of its voxels are rounding errors of single precision.
+LEAST_DOUBT = 1e-6
 RIDGE = 1e-9  # relative; keeps the equations regular if no voxel is uncertain of a label
 
 
@@ -87,11 +90,21 @@ class VolumeTerm:
         self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64
     ) -> tuple[Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient of the slack."""
+        stays = self.stays(masses)
         masses = masses + PSEUDO_VOXELS
-        centered = gradient - gradient.mean()
-        pull = np.linalg.solve(self.curvature(covariance, masses), centered)
+        centered = np.where(stays, gradient - gradient[stays].mean(), 0.0)
+        doubt = LEAST_DOUBT * np.eye(len(masses))
+        pull = np.linalg.solve(self.curvature(covariance, masses) + doubt, centered)
         by_slack = -float((pull * masses * bias).sum())
         return pull, by_slack
+
+    def stays(self, masses: Float64) -> Bool:
+        """Return the labels whose bias has a gradient, (L,).
+
+        Where masses are kept exactly, the bias of a label that has nothing to keep has no limit.
+        Divided by its mass, rounding errors would be its gradient.
+        """
+        return np.full(masses.shape, self.slack > 0.0) | (masses >= 0.5)
 
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """Return the (L, L) second derivative of the dual problem with respect to the bias.

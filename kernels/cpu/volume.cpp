@@ -9,6 +9,9 @@ namespace {
 constexpr double kPseudoVoxels = 1.0;
 // relative; labels that no voxel is uncertain of would make the equations singular
 constexpr double kRidge = 1e-9;
+// voxels; with less doubt about all its voxels together, the bias of a label has no gradient: those
+// of its voxels are rounding errors of single precision
+constexpr double kLeastDoubt = 1e-6;
 constexpr int64_t kMostGroups = 128;    // of blocks, each with its own sums
 constexpr int64_t kMostSums = 1 << 24;  // of all groups together, where there is more than one
 
@@ -84,7 +87,7 @@ double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bias) cons
         balanced[l] *= total_ / scaled;
         change[l] = balanced[l] - sums.mass[l] - kPseudoVoxels;
     }
-    change = solve(sums, balanced, std::move(change));
+    change = solve(sums, balanced, 0, std::move(change));
     const auto [lowest, highest] = std::minmax_element(change.begin(), change.end());
     // With this length a Newton step never overshoots, whatever its start (Sun and Tran-Dinh 2019).
     const double size = std::max(1.0, slack_) * (*highest - *lowest);
@@ -98,21 +101,25 @@ std::vector<double> VolumeTerm::backward(const MassSums& sums, const std::vector
                                          const std::vector<double>& grad_bias,
                                          double& grad_slack) const {
     const size_t num_labels = bias.size();
-    std::vector<double> mass = sums.mass, pull = grad_bias;
+    std::vector<double> mass = sums.mass, pull(num_labels), moved;
+    for (size_t l = 0; l < num_labels; ++l)
+        if (!is_gone(sums.mass[l])) moved.push_back(grad_bias[l]);
+    subtract_mean(moved);
+    for (size_t l = 0, place = 0; l < num_labels; ++l)
+        if (!is_gone(sums.mass[l])) pull[l] = moved[place++];
     for (double& value : mass) value += kPseudoVoxels;
-    subtract_mean(pull);
-    pull = solve(sums, mass, std::move(pull));
+    pull = solve(sums, mass, kLeastDoubt, std::move(pull));
     for (size_t l = 0; l < num_labels; ++l) grad_slack -= pull[l] * mass[l] * bias[l];
     for (double& value : pull) value = -value;
     return pull;
 }
 
 std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::vector<double>& balanced,
-                                      std::vector<double> right) const {
+                                      double doubt, std::vector<double> right) const {
     const size_t num_labels = right.size();
     std::vector<double> matrix(num_labels * num_labels);
     for (size_t l = 0; l < num_labels; ++l) {
-        matrix[l * num_labels + l] += (slack_ + kRidge) * balanced[l];
+        matrix[l * num_labels + l] += (slack_ + kRidge) * balanced[l] + doubt;
         for (size_t k = 0; k < num_labels; ++k)
             matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
         for (size_t k = l + 1; k < num_labels; ++k) {

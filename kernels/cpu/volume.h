@@ -52,8 +52,11 @@ class VolumeTerm {
                                  const std::vector<double>& grad_bias, double& grad_slack) const;
 
    private:
+    // Whether a label has nothing to keep where masses are kept exactly: its bias has no limit, and
+    // so no gradient. Divided by its mass, rounding errors would be one.
+    bool is_gone(double mass) const { return slack_ == 0 && mass < 0.5; }
     std::vector<double> solve(const MassSums& sums, const std::vector<double>& balanced,
-                              std::vector<double> right) const;
+                              double doubt, std::vector<double> right) const;
 
     std::vector<double> target_;  // with pseudo-voxels
     double slack_, total_;

@@ -363,3 +363,33 @@ def test_the_layer_learns_the_same_on_a_gpu(engine, filter_name, parameters_on, 
         np.testing.assert_allclose(
             found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name
         )
+
+
+@pytest.mark.parametrize(("num_labels", "grid_shape"), [(5, (4, 5, 3)), (4, (7, 9))])
+def test_labels_without_a_voxel_to_keep_have_no_part_in_the_volume_weights_gradient(
+    num_labels, grid_shape
+):
+    """Masses that are kept exactly leave nothing of two labels: their biases have no limit, and
+    rounding errors divided by such masses are no gradient. The loss itself is of the order of 10.
+    """
+    generator = torch.Generator().manual_seed(1)
+    logits = 2.0 * torch.randn(1, num_labels, *grid_shape, generator=generator)
+    logits[:, -2:] -= 20.0
+    image, probe = (
+        torch.randn(1, channels, *grid_shape, generator=generator) for channels in (1, num_labels)
+    )
+    parameters = CrfParameters().replace(
+        **{"volume.weight": 1.0, "bilateral.theta_beta": 0.5, "mean_field.num_iterations": 4}
+    )
+    spacing = (1.0, 1.5, 2.0)[: len(grid_shape)]
+    slopes = {}
+    for dtype in (torch.float32, torch.float64):
+        layer = CrfRnn(num_labels, 1, len(grid_shape), parameters).to(dtype)
+        refined = layer(logits.to(dtype), image.to(dtype), spacing)
+        loss = (refined.softmax(1) * probe.to(dtype)).sum()
+        for sign in (1.0, -1.0):
+            (slope,) = torch.autograd.grad(sign * loss, layer.raw_volume_weight, retain_graph=True)
+            slopes[dtype, sign] = float(slope)
+    for sign in (1.0, -1.0):
+        double = slopes[torch.float64, sign]
+        assert slopes[torch.float32, sign] == pytest.approx(double, abs=0.1)

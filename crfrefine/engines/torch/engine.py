@@ -36,7 +36,7 @@ from crfrefine.engines.torch.filters import (
     dense_filter,
     normalized,
 )
-from crfrefine.engines.volumes import PSEUDO_VOXELS, VolumeTerm, volume_part
+from crfrefine.engines.volumes import LEAST_DOUBT, PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.sections import TRUNCATION_RADIUS
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
@@ -159,14 +159,17 @@ class _Volume:
         bias = torch.as_tensor(self.bias, device=x.device)
         masses, covariance = masses_of(self.bias)
         curvature = self._term.curvature(covariance, masses + PSEUDO_VOXELS)
-        matrix = torch.as_tensor(curvature, device=x.device)
+        doubt = LEAST_DOUBT * np.eye(len(masses))
+        matrix = torch.as_tensor(curvature + doubt, device=x.device)
         target = self._target + PSEUDO_VOXELS
         scaled = target * torch.exp(-self._slack * bias)
         balanced = scaled * (target.sum() / scaled.sum())
         biased_masses = torch.softmax(scores + bias, 1).sum(0)
         excess = biased_masses + PSEUDO_VOXELS - balanced
         change = -torch.linalg.solve(matrix, excess)
-        biases = bias + change - change.mean()
+        stays = torch.as_tensor(self._term.stays(masses), device=x.device)
+        change = torch.where(stays, change - change[stays].mean(), change.detach())
+        biases = bias + change
         shift = biases * self._part[:, None]
         return x + shift.to(x.dtype)
 
