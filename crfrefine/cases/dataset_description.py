@@ -129,7 +129,9 @@ def _read(path: Path) -> DatasetDescription:
     ignored = labels.get("ignore", ())
     if "ignore" in labels and len(ignored) != 1:
         raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(ignored))}")
-    return DatasetDescription(path, tuple(names), labels, next(iter(ignored), None), order)
+    return DatasetDescription(
+        path, tuple(map(shorten, names)), labels, next(iter(ignored), None), order
+    )
 
 
 def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:

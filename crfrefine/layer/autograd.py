@@ -159,7 +159,7 @@ def to_array(tensor: Tensor) -> Any:
 
     The values are copied only if their order differs.
     """
-    values = tensor.detach().contiguous()
+    values = tensor.detach().resolve_neg().contiguous()
     if values.device.type == "cpu":
         return values.numpy()
     return values

@@ -275,6 +275,7 @@ def _build(
     if spacing is None:
         is_used = spec.positions != "voxels" and len(spec.kernels) > 0
         spacing = notices.assumed_spacing(matters=is_used)
+    inputs.check_spacing(spacing)
     distances: Any = spacing
     if isinstance(spacing, Tensor):
         distances = spacing.detach().cpu().numpy()

@@ -43,6 +43,11 @@ def check_tensor(
             f"{name}: expected a tensor of PyTorch, got {type(value).__name__}; torch.from_numpy "
             "makes one of an array"
         )
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise InputError(
+            f"{name}: the layer does not work with torch.func; use loss.backward() or "
+            "torch.autograd.grad"
+        )
     if is_floating:
         kind = "floating-point"
         is_kind = value.is_floating_point()
@@ -54,6 +59,21 @@ def check_tensor(
             f"{name}: expected {kind} numbers of shape {axes}, none of them empty; got "
             f"{value.dtype} of {tuple(value.shape)}"
         )
+
+
+def check_spacing(spacing: Spacing) -> None:
+    """Raise InputError for a sequence of tensors, which may be of items or of axes.
+
+    A DataLoader collates the spacings of items, (axes,) each, to one tensor of items per axis.
+    """
+    if isinstance(spacing, list | tuple):
+        for row in spacing:
+            if isinstance(row, Tensor) and row.ndim > 0:
+                raise InputError(
+                    f"spacing: expected one tensor of (batch, axes), got {len(spacing)} tensors; "
+                    "torch.stack(spacing, 1) makes one of what a DataLoader collates, "
+                    "torch.stack(spacing) of one tensor per item"
+                )
 
 
 def check_image(image: Tensor) -> None:
@@ -111,7 +131,7 @@ def _look_like_probabilities(logits: Tensor) -> bool:
     for extent in logits.shape[2:]:
         places.append(slice(None, None, math.ceil(extent / _SAMPLED)))
     sample = logits.detach()[tuple(places)].movedim(1, 0)
-    look = look_at(sample.float().cpu().numpy())
+    look = look_at(sample.float().resolve_neg().cpu().numpy())
     sums = look.sums[~look.is_equal]
     if look.outside is not None or not sums.size:
         return False
@@ -249,7 +269,7 @@ def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
     for index, item in enumerate(ties):
         if not item.any():
             continue
-        common = logits[index, 0].to(compute_dtype(logits)).cpu().numpy()
+        common = logits[index, 0].to(compute_dtype(logits)).resolve_neg().cpu().numpy()
         found = padding_among(item.cpu().numpy(), common, logits.shape[1])
         if found is not None:
             padding[index] = torch.from_numpy(found)

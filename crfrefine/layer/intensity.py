@@ -55,7 +55,9 @@ def normalize_batch(
         if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
             values = values.float()
         array_mask = None if inside is None else inside.numpy()
-        normalized = normalize_intensity(values.numpy(), parameters, array_mask, threads=threads)
+        normalized = normalize_intensity(
+            values.resolve_neg().numpy(), parameters, array_mask, threads=threads
+        )
         items.append(torch.from_numpy(normalized))
     return stack_items(items)
 

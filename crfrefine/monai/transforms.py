@@ -416,4 +416,4 @@ def _to_numpy(value: Any) -> NDArray[Any]:
     tensor = value.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    return tensor.numpy()
+    return tensor.resolve_neg().numpy()

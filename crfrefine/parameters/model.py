@@ -13,7 +13,7 @@ from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.plain import to_plain
-from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_REASON, listed, printable, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import unknown_key
 from crfrefine.parameters.presets import find_config
@@ -96,7 +96,8 @@ class CrfParameters:
             if name != "bilateral" and not isinstance(section, kind):
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
         cases = self.trained_on
-        if not isinstance(cases, list | tuple) or not all(isinstance(case, str) for case in cases):
+        are_names = isinstance(cases, list | tuple) and all(map(_is_text, cases))
+        if not are_names:
             raise ConfigError(
                 f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(cases)}"
             )
@@ -181,7 +182,7 @@ class CrfParameters:
         """The text of a TOML file with a comment for each key; `comment` is for its head."""
         text = ""
         for line in comment.splitlines():
-            text += f"# {line}".rstrip() + "\n"
+            text += f"# {printable(line)}".rstrip() + "\n"
         if comment:
             text += "\n"
         text += f"schema = {SCHEMA}\n"
@@ -403,11 +404,19 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
     kernels[int(number)][entry] = value
 
 
+def _is_text(value: object) -> bool:
+    """Return whether a value is text that a file can hold, without half a character."""
+    if not isinstance(value, str):
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _toml_value(value: object) -> str:
     """TOML text of a string, number, or nested sequence; a matrix takes a line for each row."""
     if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
         return _toml_lines(value)
-    return json.dumps(value, ensure_ascii=False)
+    # TOML forbids the one control character that JSON allows.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _toml_lines(values: Sequence[object]) -> str:

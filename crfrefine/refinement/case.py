@@ -175,7 +175,8 @@ def refine(
 
     drawn = None
     if strokes is not None:
-        drawn = Strokes.of_array(np.asarray(arrays["strokes"]), network.shape[1:], num_labels)
+        drawn_voxels = given_array(arrays["strokes"], "strokes")
+        drawn = Strokes.of_array(drawn_voxels, network.shape[1:], num_labels)
     result = refine_network(
         network,
         image,

@@ -64,6 +64,10 @@ WRONG = [
         r".*mask=~np\.ma\.getmaskarray\(logits\)",
     ),
     ({"mask": HIDDEN[0]}, "mask is a masked array, whose mask would be lost"),
+    (
+        {"strokes": np.ma.masked_equal(LABELS.astype(np.uint8), 1)},
+        "strokes is a masked array, whose mask would be lost",
+    ),
     *(
         ({"spacing": spacing}, "expected 3 positive distances in mm")
         for spacing in ((1, 1, 9e-7), -1.0, np.nan, (1, 2), "one", (1, 1, 1e300))

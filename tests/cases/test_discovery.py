@@ -250,6 +250,14 @@ def test_a_description_of_nnunet(tmp_path):
         {"background": (0,), "Anterior": (1,)},
     )
     assert (found.ignore_label, found.has_regions) == (None, False)
+    # Names stand in tables and headers, where only text that prints can.
+    found = read_dataset_description(
+        write_description(
+            tmp_path, r'{"channel_names": {"0": "T1\ud800\n"}, "labels": {"a\ud801": 1}}'
+        )
+    )
+    assert found.channel_names == (r"T1\ud800\n",)
+    assert found.label_names == {1: r"a\ud801"}
 
 
 def test_a_damaged_description_of_images_is_not_passed_over(tmp_path):

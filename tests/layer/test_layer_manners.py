@@ -11,9 +11,10 @@ import pytest
 import torch
 from oracles import SPACINGS
 from torch import nn
+from torch.utils.data import default_collate
 
 from crfrefine import CrfParameters, CrfRnn
-from crfrefine.errors import ExportError
+from crfrefine.errors import ExportError, InputError
 
 GRID = (6, 5, 7)
 SPACING = SPACINGS[3]
@@ -178,3 +179,47 @@ def test_a_call_follows_its_tensors_and_kernels_are_of_what_they_were_built_of(f
     fresh = [argument.clone() for argument in arguments]
     assert torch.equal(layer(*arguments), layer(*fresh))
     assert not torch.allclose(layer(*arguments), expected, atol=0.1)
+
+
+def test_transforms_of_torch_func_are_refused_in_plain_words(given):
+    layer = CrfRnn(3, 2)
+    logits, image = given
+    for number in range(2):
+
+        def total(value, number=number):
+            pair = [logits, image]
+            pair[number] = value
+            return layer(*pair, SPACING).sum()
+
+        name = ("logits", "image")[number]
+        for transform in (torch.func.grad, torch.func.vmap):
+            value = (logits, image)[number]
+            if transform is torch.func.vmap:
+                value = value[None]
+            with pytest.raises(
+                InputError, match=f"{name}: the layer does not work with torch.func"
+            ):
+                transform(total)(value)
+
+
+def test_the_spacings_of_a_batch_are_a_row_per_item(given):
+    """A DataLoader collates three items' spacings to a tensor per axis: taken for one per item, each
+    item would have another's.
+    """
+    layer = CrfRnn(3, 2)
+    logits, image = (torch.cat([values] * 3) for values in given)
+    spacings = [(1.0, 2.0, 6.0), (2.0, 1.0, 1.5), (1.0, 1.0, 3.0)]
+    collated = default_collate(spacings)
+    with pytest.raises(InputError, match=r"spacing: .*torch\.stack\(spacing, 1\)"):
+        layer(logits, image, collated)
+    found = layer(logits, image, torch.stack(collated, 1))
+    for item, spacing in zip(found, spacings, strict=True):
+        assert torch.equal(item, layer(*given, spacing)[0])
+
+
+def test_tensors_that_are_negative_by_a_bit_alone_are_read_as_they_are(given):
+    layer = CrfRnn(3, 2)
+    expected = layer(*given, SPACING)
+    negative = [torch.complex(values, -values).conj().imag for values in given]
+    assert all(values.is_neg() for values in negative)
+    assert torch.equal(layer(*negative, SPACING), expected)

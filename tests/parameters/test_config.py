@@ -122,7 +122,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 def test_the_names_of_the_cases_that_values_were_learned_on_are_kept(tmp_path):
     """Through files, tables and changes of other values; without names, nothing is written."""
-    names = ("case 1", 'a "b", c', "ä", r"d\udce9")
+    names = ("case 1", 'a "b", c', "ä", r"d\udce9", "e\x7ff\x01g")
     learned = dataclasses.replace(CrfParameters(), trained_on=list(names))
     learned.save(tmp_path / "p.toml")
     changed = CrfParameters.load(tmp_path / "p.toml").replace(**{"spatial.weight": 2.0})
@@ -134,6 +134,15 @@ def test_the_names_of_the_cases_that_values_were_learned_on_are_kept(tmp_path):
             ConfigError, match="trained_on: expected a list of names of cases, got "
         ):
             CrfParameters.from_toml(f"trained_on = {wrong}")
+    with pytest.raises(ConfigError, match="trained_on: expected a list of names of cases, got "):
+        dataclasses.replace(CrfParameters(), trained_on=("a\udce9",))  # no file could hold it
+
+
+def test_a_comment_that_does_not_print_leaves_a_file_that_is_read_back(tmp_path):
+    CrfParameters().save(tmp_path / "p.toml", "from x\x01y\x7f and z\udcff.toml\nsecond line")
+    assert CrfParameters.load(tmp_path / "p.toml") == CrfParameters()
+    first, second = (tmp_path / "p.toml").read_text(encoding="utf-8").splitlines()[:2]
+    assert (first, second) == (r"# from x\x01y\x7f and z\udcff.toml", "# second line")
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
