@@ -96,7 +96,7 @@ class VolumeTerm:
         doubt = LEAST_DOUBT * np.eye(len(masses))
         pull = np.linalg.solve(self.curvature(covariance, masses) + doubt, centered)
         by_slack = -float((pull * masses * bias).sum())
-        return pull, by_slack
+        return np.asarray(pull), by_slack
 
     def stays(self, masses: Float64) -> Bool:
         """Return the labels whose bias has a gradient, (L,).

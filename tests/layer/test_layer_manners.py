@@ -203,8 +203,8 @@ def test_transforms_of_torch_func_are_refused_in_plain_words(given):
 
 
 def test_the_spacings_of_a_batch_are_a_row_per_item(given):
-    """A DataLoader collates three items' spacings to a tensor per axis: taken for one per item, each
-    item would have another's.
+    """A DataLoader collates three items' spacings to a tensor per axis. Taken for one per item,
+    each item would have another's.
     """
     layer = CrfRnn(3, 2)
     logits, image = (torch.cat([values] * 3) for values in given)
