@@ -147,10 +147,11 @@ def _describe(
                 places.append(files.images[0])
                 break
     descriptions = list(read_descriptions(places))
-    names = Names()
+    # The first one that names labels is that of the network; the last one is rather of one data set
+    # with the images.
+    names = Names(next((one.label_names for one in descriptions if one.label_names), {}))
     if descriptions:
-        # The last one is rather of one data set with the images than that beside the output.
-        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+        names = replace(names, modalities=descriptions[-1].channel_names)
     complete = next((files for files in cases if files.images and not files.problem), None)
     if complete is not None and options.images:
         # Those of a pattern are in the order of the files.
@@ -260,7 +261,7 @@ def _summary_of(
         choice=options.choice,
         num_parts=options.num_parts,
         part_id=options.part_id or 0,
-        label_names={number: name for name, number in inputs.structures.items()},
+        label_names=dict(inputs.names.labels),
         held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
         num_cases=len(inputs.cases[options.part_id or 0 :: options.num_parts]),
         all_cases=all_cases,

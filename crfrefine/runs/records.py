@@ -167,7 +167,7 @@ class RunSummary:
     max_memory_source: str = ""  # what sets this limit, a phrase
     num_parts: int = 1
     part_id: int = 0  # from 0
-    # by number, where each structure has its own file
+    # by number, as headers, tables and names of files have them
     label_names: dict[int, str] = field(default_factory=dict)
     # the fold of `train-crf` whose parameters a case gets, if not those of all cases
     held_out: dict[str, str] = field(default_factory=dict)

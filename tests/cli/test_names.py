@@ -99,6 +99,64 @@ def test_the_summary_of_infer_names_the_labels_that_occur(tmp_path):
     assert second == {"1": "spleen", "2": "kidney_right"}
 
 
+@pytest.fixture
+def maps(tmp_path):
+    """Two cases with the label maps of a network whose labels have names."""
+    folders = write_folders(tmp_path, "a", "b")
+    for seed, case_id in enumerate("ab"):
+        labels = make_phantom(seed, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", labels)
+    name_labels(tmp_path / "maps", "shell", "core", "cyst")
+    return folders._replace(logits=tmp_path / "maps")
+
+
+def name_labels(folder, *names):
+    numbers = {"background": 0, **{name: number for number, name in enumerate(names, start=1)}}
+    (folder / "dataset.json").write_text(json.dumps({"labels": numbers}))
+
+
+def structures_of(folders, case_id="a"):
+    """The number of voxels of each structure that was saved, by its name."""
+    files = sorted((folders.output / case_id).iterdir())
+    return {
+        path.name.partition(".")[0]: int(np.count_nonzero(read_labels(path).data)) for path in files
+    }
+
+
+def test_labels_have_the_names_of_the_network_and_not_of_the_data_set_it_was_run_on(maps):
+    """A network of one data set is often run on another one, whose labels mean other things."""
+    name_labels(maps.images, "liver", "tumor", "vein")
+    content = json.loads((maps.images / "dataset.json").read_text())
+    content["channel_names"] = {"0": "CT", "1": "PET"}
+    (maps.images / "dataset.json").write_text(json.dumps(content))
+    summary = summary_of(maps, "--save-structures")
+    assert summary["cases"][0]["label_names"] == {"1": "shell", "2": "core", "3": "cyst"}
+    assert sorted(structures_of(maps)) == ["core", "cyst", "shell"]
+
+    # Where the network names none, the names are those of the images' data set.
+    (maps.logits / "dataset.json").unlink()
+    summary = summary_of(maps, "--save-structures")
+    assert summary["cases"][0]["label_names"] == {"1": "liver", "2": "tumor", "3": "vein"}
+
+
+def test_cases_whose_labels_have_other_names_now_are_refined_again(maps):
+    infer(maps, "--save-structures", status=0)
+    before = structures_of(maps)
+    again = infer(maps, "--save-structures", "--continue", status=0)
+    assert "2 skipped" in again.stderr
+    # A mistake is mended: two names were exchanged.
+    name_labels(maps.logits, "core", "shell", "cyst")
+    again = infer(maps, "--save-structures", "--continue", status=0)
+    assert "skipped" not in again.stderr
+    after = structures_of(maps)
+    assert (after["core"], after["shell"]) == (before["shell"], before["core"])
+    assert before["core"] != before["shell"]
+    # Files of the old names do not stay beside those of the new ones.
+    name_labels(maps.logits, "head", "tail", "cyst")
+    infer(maps, "--save-structures", "--continue", status=0)
+    assert sorted(structures_of(maps)) == ["cyst", "head", "tail"]
+
+
 def test_labels_of_regions_are_named_after_them(tmp_path):
     folders = write_folders(tmp_path, "a")
     scores = folders.scores("a")
