@@ -120,8 +120,11 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     # The last two lines of this package that the error came through, and its causes; and the folder
     # of a file that could not be opened: a missing image is not like missing logits.
     places = []
+    links: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None:
+    # An error that is raised a second time while it is handled is its own context.
+    while link is not None and link not in links:
+        links.append(link)
         frames = traceback.extract_tb(link.__traceback__)
         inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
         places += [f"{frame.filename}:{frame.lineno}" for frame in inside[-2:]]

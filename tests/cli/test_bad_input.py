@@ -292,6 +292,37 @@ def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
     assert files_in(small_disk) == ["ballast", "logits.mhd", "logits.zraw", "summary.json"]
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".npz"])
+def test_a_disk_that_is_full_in_the_middle_of_a_large_file_ends_the_command(
+    tmp_path, small_disk, suffix
+):
+    """The libraries that compress write on while they end: their error is raised twice."""
+    volume = np.random.default_rng(0).normal(size=(40, 50, 30, 4)).astype(np.float32)
+    large = save_nifti(tmp_path / "large.nii.gz", volume)
+    target = small_disk / f"large{suffix}"
+    words = command("convert", large, target)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"crfrefine: error: {target}: cannot be written: the disk is full; free some space "
+        "and run again\n",
+    )
+    assert files_in(small_disk) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_of_probabilities_ends_the_run(tmp_path, small_disk):
+    folders = write_folders(tmp_path, "a", "b", "c")
+    for case_id in "abc":
+        scores = np.random.default_rng(0).normal(size=(*GRID_SHAPE, 40))
+        save_nifti(folders.logits / f"{case_id}.nii.gz", scores.astype(np.float32))
+    folders = folders._replace(output=small_disk / "out")
+    words = command("infer", *folders.arguments, *FAST, "--save-probabilities")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "the disk is full" in done.stderr
+    assert "1 failed, 2 not started" in done.stderr
+
+
 # ---- Errors that nobody foresaw
 
 BUG = KeyError("There is no item named 'logits.npy'")
