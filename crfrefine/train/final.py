@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from crfrefine.train.choice import (
     variants,
 )
 from crfrefine.train.comparison import NETWORK, TRAINED, Training
-from crfrefine.train.fit import Fit, histories_of
+from crfrefine.train.fit import fit_starts, histories_of
 from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Split
 from crfrefine.train.preparing import Prepared
@@ -83,17 +84,15 @@ def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Tr
         starts.append(Start(f"{fold.name}: {trained.start}", trained.parameters))
         steps.append(trained.optimizer_step)
     half = int(np.median(steps)) // 2
-    training = Fit(
+    trajectories = fit_starts(
         prepared.material,
-        prepared.progress.stepped,
-        ALL_CASES,
         final.split,
         starts,
-        num_optimizer_steps=min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
+        min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
+        partial(prepared.progress.stepped, ALL_CASES),
         step_length=STEP_LENGTH,
         trains_best=True,
     )
-    trajectories = training.run()
     winner = trajectories[0]
     assert winner.best is not None  # The cases of the folds had a Dice.
     models = dict(variants(winner.best.parameters, plan.volumes, plan.untrained))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,9 @@ MAX_GRADIENT = 10.0
 # More cases take longer without improving a decision, or the fit of a single number.
 MAX_NEEDED = 48
 
+# Called after each step of a start, with its name and its state in words.
+Stepped = Callable[[str, str], object]
+
 
 def spread_out(cases: Sequence[int]) -> Sequence[int]:
     """Return at most MAX_NEEDED of some cases, evenly spread."""
@@ -52,6 +54,7 @@ class Trajectory:
         prior: float = 0.0,
     ) -> None:
         self.start = start
+        self._material = material
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self._parameters: dict[int, CrfParameters] = {}  # as a file holds them, by scored step
@@ -72,6 +75,30 @@ class Trajectory:
             return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
 
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, share_of_length)
+
+    def train(self, split: Split, stepped: Stepped) -> None:
+        """Train the start to its end, or until it stops improving."""
+        material = self._material
+        last = self._num_optimizer_steps
+        while not self.is_over():
+            batch = material.batch(self.optimizer_step, split.training, setup.BATCH_SIZE)
+            loss, gradients = self.model.gradient(batch, material.loss, material.workers)
+            self.step(gradients, loss)
+            dice = ""
+            if self.optimizer_step % setup.EVALUATE_EVERY == 0 or self.optimizer_step == last:
+                mean = self.evaluate(split.deciding)
+                if not math.isnan(mean):
+                    dice = f", Dice {mean:.4f}"
+            state = f"{self.optimizer_step}/{last}: loss {loss:.4f}{dice}, {self.describe_thetas()}"
+            stepped(self.start.name, state)
+
+    def evaluate(self, deciding: Sequence[int]) -> float:
+        """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
+        samples = [self._material.samples[case] for case in spread_out(deciding)]
+        dice, losses = score_cases(self.model.refine, samples, self._material)
+        mean = mean_defined([mean_defined(of_case) for of_case in dice])
+        self.scored(mean, mean_defined(losses))
+        return mean
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
@@ -169,71 +196,38 @@ def histories_of(trajectories: Sequence[Trajectory]) -> dict[str, list[dict[str,
     return {each.start.name: each.history for each in trajectories if each.history}
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A training on some cases, which others stop.
+def fit_starts(
+    material: Material,
+    split: Split,
+    starts: Sequence[Start],
+    num_optimizer_steps: int,
+    stepped: Stepped,
+    *,
+    step_length: float = 1.0,
+    trains_best: bool = False,
+) -> list[Trajectory]:
+    """Train the starts, and return their trajectories, the best one first.
 
-    `stepped` is called after each step of the optimizer.
+    Args:
+        material: what all trainings of the run share.
+        split: the cases that are trained on, and those that decide when to stop.
+        starts: at least one.
+        num_optimizer_steps: of each start, at most.
+        stepped: called after each step, with the name of the start and the state in words.
+        step_length: factor on the lengths of the steps.
+        trains_best: whether all starts are tried, but only the best of them is trained.
     """
+    prior = setup.PRIOR / len(split.training)
+    trajectories = []
+    for start in starts:
+        trajectories.append(Trajectory(start, material, num_optimizer_steps, step_length, prior))
 
-    material: Material
-    stepped: Callable[[str, str, str], object]
-    name: str  # name of the part of the run
-    split: Split  # the cases that are trained on and those that decide
-    starts: Sequence[Start]  # at least one
-    num_optimizer_steps: int  # of each start
-    step_length: float = 1.0  # factor on the lengths of the steps
-    trains_best: bool = False  # True if all starts are tried, but only the best is trained
-
-    def run(self) -> list[Trajectory]:
-        """Train the starts, and return their trajectories, the best one first.
-
-        With `trains_best`, only the start that is best untrained is trained.
-        """
-        prior = setup.PRIOR / len(self.split.training)
-        trajectories = []
-        for start in self.starts:
-            trajectory = Trajectory(
-                start, self.material, self.num_optimizer_steps, self.step_length, prior
-            )
-            trajectories.append(trajectory)
-
-        trained = trajectories
-        if self.trains_best:
-            self.material.workers.run_parts(self._evaluate, trajectories)
-            trained = [max(trajectories, key=attrgetter("best_score"))]
-        self.material.workers.run_parts(self._train, trained)
-        return sorted(trajectories, key=attrgetter("best_score"), reverse=True)
-
-    def _train(self, trajectory: Trajectory) -> None:
-        """Train a start to its end, or until it stops improving."""
-        last = self.num_optimizer_steps
-        while not trajectory.is_over():
-            batch = self.material.batch(
-                trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE
-            )
-            loss, gradients = trajectory.model.gradient(
-                batch, self.material.loss, self.material.workers
-            )
-            trajectory.step(gradients, loss)
-            step = trajectory.optimizer_step
-            dice = ""
-            if step % setup.EVALUATE_EVERY == 0 or step == last:
-                mean = self._evaluate(trajectory)
-                if not math.isnan(mean):
-                    dice = f", Dice {mean:.4f}"
-            thetas = trajectory.describe_thetas()
-            state = f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}"
-            self.stepped(self.name, trajectory.start.name, state)
-
-    def _evaluate(self, trajectory: Trajectory) -> float:
-        """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
-        cases = spread_out(self.split.deciding)
-        samples = [self.material.samples[case] for case in cases]
-        dice, losses = score_cases(trajectory.model.refine, samples, self.material)
-        mean = mean_defined([mean_defined(of_case) for of_case in dice])
-        trajectory.scored(mean, mean_defined(losses))
-        return mean
+    trained = trajectories
+    if trains_best:
+        material.workers.run_parts(methodcaller("evaluate", split.deciding), trajectories)
+        trained = [max(trajectories, key=attrgetter("best_score"))]
+    material.workers.run_parts(methodcaller("train", split, stepped), trained)
+    return sorted(trajectories, key=attrgetter("best_score"), reverse=True)
 
 
 def score_cases(

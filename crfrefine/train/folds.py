@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,15 @@ from crfrefine.train.choice import (
     variants,
 )
 from crfrefine.train.comparison import MethodValues, Training
-from crfrefine.train.fit import Fit, Trajectory, histories_of, score_cases, spread_out
+from crfrefine.train.fit import (
+    Stepped,
+    Trajectory,
+    fit_starts,
+    histories_of,
+    score_cases,
+    spread_out,
+)
+from crfrefine.train.material import Material
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import network_refiner, refiner_of
 from crfrefine.train.plan import Plan, Split
@@ -66,19 +75,19 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Trai
     calibrated = calibrate(material, split.training, first.parameters)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    training = Fit(
-        material, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps
-    )
-    trajectories = training.run()
+    stepped = partial(prepared.progress.stepped, name)
+    trajectories = fit_starts(material, split, starts, plan.num_optimizer_steps, stepped)
     winner = best_on_crops(trajectories, split.deciding, prepared)
 
     scaling = fit_scaling(material, split.seen)
     calibrated = calibrate(material, split.seen, first.parameters, scaling)
     models = []
+    recalibrated = None
     if calibrated is not None:
         models.append((CALIBRATION, calibrated))
+        recalibrated = with_calibrated(first, calibrated)
     if winner.best is not None:
-        trained = _fit_to_all(winner, training, calibrated)
+        trained = _fit_to_all(winner, recalibrated, split, material, stepped)
         models += variants(trained, plan.volumes, plan.untrained)
 
     network_score, candidates = _try(models, winner, split.held_out, prepared)
@@ -100,24 +109,24 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Trai
 
 
 def _fit_to_all(
-    winner: Trajectory, training: Fit, calibrated: CrfParameters | None
+    winner: Trajectory,
+    recalibrated: Start | None,
+    split: Split,
+    material: Material,
+    stepped: Stepped,
 ) -> CrfParameters:
     """Train the winning start on all cases of its fold, also on those that decided.
 
-    `calibrated` is the network recalibrated on these cases, which the start may build on.
+    `recalibrated` is the start on the network recalibrated on these cases, if the winner is one.
     """
     assert winner.best is not None
-    starts = {start.name: start for start in training.starts}
-    if calibrated is not None:
-        recalibrated = with_calibrated(training.starts[0], calibrated)
-        starts[recalibrated.name] = recalibrated
-    seen = tuple(training.split.seen)
-    (fitted,) = replace(
-        training,
-        split=Split(seen, seen, ()),
-        starts=[starts[winner.start.name]],
-        num_optimizer_steps=winner.best.optimizer_step,
-    ).run()
+    start = winner.start
+    if recalibrated is not None and recalibrated.name == start.name:
+        start = recalibrated
+    seen = tuple(split.seen)
+    (fitted,) = fit_starts(
+        material, Split(seen, seen, ()), [start], winner.best.optimizer_step, stepped
+    )
     return (fitted.best or winner.best).parameters
 
 

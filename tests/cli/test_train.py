@@ -18,7 +18,7 @@ from crfrefine.engines import unexpected_device
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train import fit as fitting
+from crfrefine.train import stages
 from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS
 from crfrefine.train.material import choose_device
 
@@ -151,18 +151,18 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
         "--threads",
         2,
     )
-    fit = fitting.Fit.run
+    train_fold = stages.train_fold
 
-    def interrupted(self):
-        if "fold 2" in self.name:  # Folds run side by side.
+    def interrupted(number, *arguments):
+        if number == 1:  # Folds run side by side.
             wait_for((tmp_path / "p.fold1.json").exists)
             raise KeyboardInterrupt
-        return fit(self)
+        return train_fold(number, *arguments)
 
-    monkeypatch.setattr(fitting.Fit, "run", interrupted)
+    monkeypatch.setattr(stages, "train_fold", interrupted)
     with pytest.raises(crfrefine.cli.failures.Stopped, match="--resume"):
         run_here(*arguments)
-    monkeypatch.setattr(fitting.Fit, "run", fit)
+    monkeypatch.setattr(stages, "train_fold", train_fold)
     assert files_in(tmp_path) == ["p.fold1.json"]
     other = run_here(*arguments, "--resume", "--seed", 1, status=1)
     assert (

@@ -18,7 +18,7 @@ from crfrefine.train.choice import CRF, Candidate, no_crf
 from crfrefine.train.comparison import Training
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases
-from crfrefine.train.fit import Fit
+from crfrefine.train.fit import fit_starts
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
@@ -162,7 +162,7 @@ def fit(cases, *, num_optimizer_steps=6, threads=2):
     starts = [start(4.0), start(8.0)]
     with Workers(threads) as workers:
         shared = material(cases, workers=workers)
-        return Fit(shared, lambda *_: None, "", split, starts, num_optimizer_steps).run()
+        return fit_starts(shared, split, starts, num_optimizer_steps, lambda *_: None)
 
 
 def finished_fold():
