@@ -77,13 +77,8 @@ def number(driver):
 
 def picture(driver, number=0):
     """The pixels of a plane, once it is drawn."""
-    wait(driver, "!document.querySelector('.plane canvas[aria-busy=true]')")
-    return driver.execute_async_script(
-        "const [number, done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => "
-        "done([...document.querySelectorAll('.plane')[number].querySelectorAll('canvas')]"
-        ".map((canvas) => canvas.toDataURL()).join())))",
-        number,
-    )
+    wait(driver, "!document.querySelector('.plane [aria-busy=true]')")
+    return driver.find_elements("css selector", ".plane .view")[number].screenshot_as_base64
 
 
 # Where voxels of a plane, (across, up), lie in the window, unless the plane is enlarged.
@@ -107,24 +102,24 @@ def places_of(driver, number, voxels):
 def drag(driver, number, start, end, kind):
     """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
 
-    Return the picture of the plane just before the pointer goes.
+    Return whether the stroke is seen just before the pointer goes.
     """
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
     places = places_of(driver, number, [start, end])
     driver.execute_script(
-        "const [number] = arguments; document.addEventListener('pointerup', () => { window.inked ="
-        " [...document.querySelectorAll('.plane')[number].querySelectorAll('canvas')]"
-        ".map((canvas) => canvas.toDataURL()).join(); },"
-        " { once: true, capture: true })",
+        "const ink = document.querySelectorAll('.ink')[arguments[0]];"
+        "const before = ink.toDataURL();"
+        "const look = () => { window.isInked = ink.toDataURL() !== before; };"
+        "document.addEventListener('pointerup', look, { once: true, capture: true })",
         number,
     )
     actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
     actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
     actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.2).pointer_up()
     actions.perform()
-    return driver.execute_script("return window.inked")
+    return driver.execute_script("return window.isInked")
 
 
 def drawn(driver):

@@ -59,8 +59,8 @@ def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):
         whole_result(session)
         width, _, _ = session.case.upright_grid
         across = range(0, min(60, width))
-        voxels = [at + width * place[1] for at in across]
-        session.draw(0, place, voxels, 9, radius=0.0, within={}, mark="")
+        path = [0, place[1], across[-1], place[1]]
+        session.draw(0, place, path, 9, shape="disk", radius=0.0, within={}, mark="")
         counter = 10**9
         session.refine(counter, "", {}, place, is_whole=False)
         box = session.shown.box

@@ -179,7 +179,8 @@ def test_windows_begin_with_the_chosen_one_and_ct_has_its_usual_ones(session):
 STROKE = {
     "plane": 1,
     "place": PLACE,
-    "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3],
+    "path": [5, 2, 6, 2, 6, 3],
+    "shape": "disk",
     "value": 3,
     "radius": 0.0,
     "within": {},
@@ -260,7 +261,7 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
     with open_session(options) as session:
         before = whole_result(session) and session.shown[0]
         assert session.draw(**STROKE) == strokes_with(3)
-        background = STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}
+        background = STROKE | {"path": [7, 3, 7, 3], "value": 255}
         assert session.draw(**background) == strokes_with(4)
         assert session.draw(**STROKE | {"value": 0}) == strokes_with(1)
         assert session.undo("") == strokes_with(4, can_redo=True)
@@ -305,12 +306,15 @@ def test_strokes_that_make_no_sense_change_nothing(session):
     for changes in (
         {"plane": 3},
         {"place": [0, 0, 99]},
-        {"voxels": []},
-        {"voxels": [-1]},
-        {"voxels": [15 * 11]},
+        {"path": []},
+        {"path": [5, 2, 6]},
+        {"path": [5, 10**9]},
+        {"shape": "cube"},
+        {"radius": -1.0},
+        {"within": {"modality": 0, "low": 1e9, "high": 2e9}},
         {"value": NUM_LABELS},
     ):
-        with pytest.raises(InputError, match="no such"):
+        with pytest.raises(InputError, match=r"no such|expected|nothing is drawn"):
             session.draw(**STROKE | changes)
     assert not session.drawing.values.any()
     with pytest.raises(ConfigError, match="--corrections FOLDER"):
@@ -340,8 +344,8 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
         boxes = []
         drawn = []
         for counter, place in enumerate(([8, 10, 30], [45, 60, 30])):
-            voxel = place[0] + session.case.upright_grid[0] * place[1]
-            session.draw(**STROKE | {"plane": 0, "place": place, "voxels": [voxel], "value": 1})
+            stroke = {"plane": 0, "place": place, "path": place[:2], "value": 1}
+            session.draw(**STROKE | stroke)
             answer = session.refine(counter, "", {}, place, is_whole=False)
             assert not answer["result"]["is_whole"]
             boxes.append(session.case.stored_box(session.shown.box))

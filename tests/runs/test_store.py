@@ -407,15 +407,8 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
     assert session.case.regions is not None
     place = session.case.first_place()
     for value, up in ((3, 2), (255, 4)):
-        session.draw(
-            0,
-            place,
-            [place[0] + session.case.upright_grid[0] * (place[1] + up)],
-            value,
-            radius=0.0,
-            within={},
-            mark="",
-        )
+        path = [place[0], place[1] + up]
+        session.draw(0, place, path, value, shape="disk", radius=0.0, within={}, mark="")
     changed = {"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1}
     session.save_case("", changed)
     drawn = load_nifti(tmp_path / "saved" / "strokes" / "a.nii.gz")

@@ -130,7 +130,7 @@ def test_strokes_and_undone_ones_come_back_however_the_program_ends(
 
 
 def strokes_on_their_way(driver):
-    return driver.execute_script("return document.querySelector('.overlay').toDataURL()")
+    return driver.execute_script("return document.querySelector('.ink').toDataURL()")
 
 
 def connect(driver, *, is_offline):
@@ -163,7 +163,7 @@ def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, f
 def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with open_page(*arguments) as running, open_browser(running, tmp_path / "profile") as page:
-        told = page.execute_script("return document.querySelector('#folder').textContent")
+        told = page.execute_script("return document.querySelector('#folder').innerText")
         assert "kept nowhere" in told
         assert not page.execute_script(f"return {is_shown('save-case')}")
         stroke(page, (2, 3), (6, 3))

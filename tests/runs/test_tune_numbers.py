@@ -1,4 +1,4 @@
-"""Geometry, brush and contours of the page of `tune`, which are numbers alone: `node --test`."""
+"""Geometry and contours of the page of `tune`, which are numbers alone: `node --test`."""
 
 import shutil
 import subprocess

@@ -165,7 +165,7 @@ def test_the_picture_and_the_tools_are_in_sight_without_scrolling(
         assert is_open == (mode == "choose")
         assert text(page, "what-to-do")
         size_of_window(page, 390, 800)
-        page.execute_script("document.querySelector('#case-menu').open = true")
+        page.execute_script("document.querySelector('#case-panel').showPopover()")
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
@@ -254,7 +254,7 @@ def test_states_follow_strokes_and_the_list_closes_and_keeps_the_focus(page):
     wait(page, "document.querySelector('#case-count').textContent.endsWith('1 saved')")
     draw(page, (4, 9), (6, 9))
     assert text(page, "case-count").endswith("0 saved")
-    summary = page.find_element("css selector", "#case-menu summary")
+    summary = page.find_element("css selector", "#case-menu")
     summary.click()
     entry = page.find_elements("css selector", "#case-list button")[1]
     page.execute_script("arguments[0].focus()", entry)
@@ -270,7 +270,7 @@ def test_states_follow_strokes_and_the_list_closes_and_keeps_the_focus(page):
     from selenium.webdriver.common.keys import Keys
 
     entry.send_keys(Keys.ESCAPE)
-    assert page.execute_script("return !document.querySelector('#case-menu').open")
+    assert page.execute_script("return !document.querySelector(':popover-open')")
 
     # Keys of one letter can be switched off; Ctrl+S saves all the same.
     page.execute_script("document.querySelector('#keys').checked = false")
@@ -313,8 +313,8 @@ def test_the_last_whole_result_stays_in_sight_outside_of_the_frame(tmp_path):
         draw(page, (4, 5), (8, 5))
         case = running.json("case/0/describe")
         place = case["place"]
-        voxel = {"plane": 0, "place": place, "voxels": [40 + 52 * 40], "value": 1}
-        edit = {**voxel, "radius": 0, "within": {}, "mark": ""}
+        point = {"plane": 0, "place": place, "path": [40, 40], "value": 1}
+        edit = {**point, "shape": "disk", "radius": 0, "within": {}, "mark": ""}
         assert case["grid"][0] == 52
         running.json("case/0/draw", edit)
         counter = 10**14

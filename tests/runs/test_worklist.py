@@ -38,7 +38,8 @@ from crfrefine.runs.tune.worklist import Worklist
 STROKE = {
     "plane": 1,
     "place": [4, 5, 6],
-    "voxels": [5 + 15 * 2, 6 + 15 * 2],
+    "path": [5, 2, 6, 2],
+    "shape": "disk",
     "value": 3,
     "radius": 0.0,
     "within": {},
@@ -132,7 +133,7 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
     session = worklist.session(0)
     session.draw(**STROKE)
     session.save_case("", {})
-    session.draw(**STROKE | {"voxels": [0], "value": 1})
+    session.draw(**STROKE | {"path": [0, 0], "value": 1})
     drawn = session.drawing.values
     worklist.end()
     files = Corrections.of_case("a", options.corrections)
@@ -237,7 +238,7 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
         first_voxels = range(0, 15 * 11, 11)
 
         def draw(voxel):
-            page.json("case/0/draw", {**STROKE, "voxels": [voxel]})
+            page.json("case/0/draw", {**STROKE, "path": [voxel % 15, voxel // 15]})
             page.json("case/0/save-case", {"preset": "", "changes": {}})
 
         threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]

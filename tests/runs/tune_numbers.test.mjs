@@ -1,10 +1,9 @@
-// Geometry, brush and contours of the page of `tune`: numbers alone, by `node --test`.
+// Geometry and contours of the page of `tune`: numbers alone, by `node --test`.
 import assert from "node:assert/strict";
 import test from "node:test";
 
 const assets = new URL("../../crfrefine/runs/tune/assets/", import.meta.url);
 const load = (name) => import(new URL(name, assets));
-const brush = await load("brush.js");
 const geometry = await load("geometry.js");
 const { contoursOf } = await load("contours.js");
 
@@ -28,44 +27,6 @@ test("what is under the pointer stays there while it zooms", () => {
   const pose = geometry.zoomed(GRID, layout, POSE, place, 4);
   const after = geometry.middleOf(GRID, geometry.layOut(GRID, VIEW, pose), [5, 11]);
   assert.ok(Math.hypot(after.x - place.x, after.y - place.y) < 1e-6);
-});
-
-test("a disk is round in mm, and nothing of it lies outside of the image", () => {
-  const voxels = new Set();
-  brush.addDisk(voxels, GRID, [7, 9], 2.5);
-  const expected = [[7, 9], [6, 9], [8, 9], [5, 9], [9, 9], [7, 8], [7, 10]];
-  assert.deepEqual([...voxels].sort((a, b) => a - b),
-    expected.map(([x, y]) => x + 15 * y).sort((a, b) => a - b));
-  const outside = new Set();
-  brush.addDisk(outside, GRID, [-3, 9], 2.5);
-  assert.equal(outside.size, 0);
-  brush.addDisk(outside, GRID, [-1, 0], 1);
-  assert.deepEqual([...outside], [0]);
-});
-
-test("a line has no gaps", () => {
-  const line = brush.lineBetween([2, 3], [9, 14]);
-  assert.deepEqual([line[0], line.at(-1)], [[2, 3], [9, 14]]);
-  line.slice(1).forEach(([x, y], at) => {
-    assert.ok(Math.abs(x - line[at][0]) <= 1 && Math.abs(y - line[at][1]) <= 1);
-  });
-});
-
-test("a closed outline is filled, a concave one too", () => {
-  const corners = [[2, 2], [10, 2], [10, 8], [6, 8], [6, 5], [2, 5], [2, 2]];
-  const points = corners.slice(1).flatMap((to, at) => brush.lineBetween(corners[at], to));
-  const filled = brush.fillOutline(points, GRID);
-  const expected = new Set();
-  for (let y = 2; y <= 8; y += 1) {
-    for (let x = y <= 5 ? 2 : 6; x <= 10; x += 1) expected.add(x + 15 * y);
-  }
-  assert.deepEqual([...filled].sort((a, b) => a - b), [...expected].sort((a, b) => a - b));
-});
-
-test("a range of intensities leaves voxels out", () => {
-  const image = Float32Array.from({ length: 6 }, (_, at) => at); // rows from above
-  const limited = brush.limitTo(new Set([0, 1, 2, 3, 4, 5]), image, [3, 2], { low: 1, high: 3 });
-  assert.deepEqual([...limited].sort(), [0, 4, 5]);
 });
 
 // All edges between unlike voxels, by brute force.

@@ -1,22 +1,22 @@
-"""The voxels that a stroke draws: in a plane, or in a ball around its path."""
+"""The voxels that a stroke draws: in a plane, in balls around its path, or inside of an outline."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
-from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
 from crfrefine.runs.pictures.planes import PLANES
 from crfrefine.runs.tune.case import TuneCase
 
+SHAPES = ("disk", "ball", "outline")
 _MAX_RADIUS = 100.0  # mm
-_ROUNDING = 1e-6  # mm by which the page and this module may differ in a distance
+_MAX_LENGTH = 1_000_000  # voxels of a path
+_ROUNDING = 1e-6  # mm
 
 Integers = NDArray[np.int64]
 
@@ -25,7 +25,8 @@ def voxels_of_stroke(
     case: TuneCase,
     plane: int,
     place: Sequence[int],
-    voxels: Sequence[int],
+    path: Sequence[int],
+    shape: str,
     radius: float,
     within: Mapping[str, Any],
 ) -> Integers:
@@ -35,47 +36,71 @@ def voxels_of_stroke(
         case: the case.
         plane: the plane that was drawn in.
         place: a voxel of the upright grid in that plane.
-        voxels: place across + width * place up of each voxel.
-        radius: mm; the balls around the voxels are drawn. 0 means the voxels alone.
+        path: voxels across and up, one after the other, which lines connect. They may lie outside
+            of the grid, where nothing is drawn.
+        shape: of `SHAPES`: disks around the path in the plane, balls around it, or the path, closed
+            and filled.
+        radius: of disks and balls, in mm.
         within: `low` and `high`, the intensities that are drawn on, and `modality`; empty: all.
     """
-    shape: tuple[int, ...] = (0, 0)
-    if case.has_plane(plane, place):
-        shape = case.plane(case.network_labels, plane, place).shape
-    if not voxels or not all(0 <= voxel < math.prod(shape) for voxel in voxels):
-        raise InputError("no such voxels")
+    if not case.has_plane(plane, place):
+        raise InputError("no such plane")
+    if shape not in SHAPES:
+        raise InputError(f"shape: expected {', '.join(SHAPES)}")
     if not 0 <= radius <= _MAX_RADIUS:
         raise InputError(f"radius: expected 0 to {_MAX_RADIUS} mm")
-    across, up = np.unravel_index(np.unique(np.array(voxels)), shape, order="F")
-    _, axis_across, axis_up, _ = PLANES[plane]
-    upright: list[Array] = [np.full_like(across, at) for at in place]
-    upright[axis_across] = across
-    upright[axis_up] = up
-    if radius > 0:
-        upright = _balls_around(case, upright, radius)
-    drawn = case.stored_places(upright)
+    _, across, up, _ = PLANES[plane]
+    grid = np.array(case.upright_grid)
+    points = _connected(path, is_closed=shape == "outline")
+    voxels = np.tile(place, (len(points), 1))
+    voxels[:, [across, up]] = points
+    reach = np.floor(radius / np.array(case.upright_spacing) + _ROUNDING).astype(np.int64)
+    if shape == "outline":
+        reach[:] = 0
+        voxels = voxels.clip(-1, grid)
+    elif shape == "disk":
+        reach[[axis for axis in range(len(grid)) if axis not in (across, up)]] = 0
+    is_near = ((voxels >= -reach - 1) & (voxels <= grid + reach)).all(axis=1)
+    voxels = voxels[is_near]
+    if not len(voxels):
+        return np.empty(0, np.int64)
+    corner = voxels.min(axis=0) - reach
+    is_far = np.ones(voxels.max(axis=0) + reach + 1 - corner, np.bool_)
+    is_far[tuple((voxels - corner).T)] = False
+    if shape == "outline":
+        # The box has a single voxel through the plane.
+        in_plane = is_far.reshape(is_far.shape[across], is_far.shape[up])
+        is_drawn = binary_fill_holes(~in_plane).reshape(is_far.shape)
+    else:
+        distance = distance_transform_edt(is_far, sampling=case.upright_spacing)
+        is_drawn = distance <= radius + _ROUNDING
+
+    upright = np.argwhere(is_drawn) + corner
+    is_inside = ((upright >= 0) & (upright < grid)).all(axis=1)
+    drawn = case.stored_places(upright[is_inside].T)
     if within:
         drawn = drawn[_are_within(case, drawn, within)]
     return drawn
 
 
-def _balls_around(case: TuneCase, upright: Sequence[Array], radius: float) -> list[Array]:
-    """Return the voxels of the upright grid that are at most a radius in mm from others."""
-    box = case.widened(_box_around(upright), radius)
-    corner = [part.start for part in box]
-    is_far = np.ones([part.stop - part.start for part in box], bool)
-    is_far[tuple(at - start for at, start in zip(upright, corner, strict=True))] = False
-    distance = distance_transform_edt(is_far, sampling=case.upright_spacing)
-    near = np.nonzero(distance <= radius + _ROUNDING)
-    return [at + start for at, start in zip(near, corner, strict=True)]
+def _connected(path: Sequence[int], *, is_closed: bool) -> Integers:
+    """Return the voxels of the lines between the points of a path, (n, 2), both ends included."""
+    if not path or len(path) % 2 or max(map(abs, path)) > _MAX_LENGTH:
+        raise InputError("path: expected voxels across and up")
+    points = np.array(path).reshape(-1, 2)
+    following = np.roll(points, -1, axis=0) if is_closed else np.vstack([points[1:], points[-1:]])
+    differences = following - points
+    counts = np.abs(differences).max(axis=1).clip(1)
+    if counts.sum() > _MAX_LENGTH:
+        raise InputError("path: it is too long")
+    lines = []
+    for point, difference, count in zip(points, differences, counts, strict=True):
+        steps = np.arange(count + 1)[:, None]
+        lines.append(point + np.floor(steps * difference / count + 0.5).astype(np.int64))
+    return np.concatenate(lines)
 
 
-def _box_around(upright: Sequence[Array]) -> tuple[slice, ...]:
-    """Return the box around voxels."""
-    return tuple(slice(int(at.min()), int(at.max()) + 1) for at in upright)
-
-
-def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> Array:
+def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Return for each voxel whether its intensity is in a range."""
     try:
         modality = case.image[within["modality"]]
@@ -84,4 +109,5 @@ def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> 
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError("within: expected modality, low and high") from error
     values = modality[np.unravel_index(places, modality.shape)]
-    return (values >= low) & (values <= high)
+    inside: NDArray[np.bool_] = (values >= low) & (values <= high)
+    return inside

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
 from crfrefine.arrays.label_maps import Box, channels_of, grown
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
@@ -318,10 +318,18 @@ class CaseRefiner:
         elif isinstance(network, ArrayNetwork):
             network = replace(network, values=network.values[(slice(None), *box)])
         mask = case.mask_with(parameters.intensity)
-        image = self._normalized(box, parameters.intensity, mask)
+        if self._intensity != parameters.intensity:
+            stored_mask = None if mask is None else mask.T
+            image = reverse_grid(case.image)
+            self._maps = fit_intensity(image, parameters.intensity, stored_mask)
+            self._intensity = parameters.intensity
+        part = reverse_grid(case.image[(slice(None), *box)])
+        normalized = np.empty(part.shape, np.float32)
+        for source, target, mapped in zip(part, normalized, self._maps, strict=True):
+            mapped.apply(source, target)
         return refine_network(
             network,
-            image,
+            reverse_grid(normalized),
             spacing=case.spacing,
             parameters=replace(
                 parameters, intensity=NORMALIZED, postprocess=PostprocessParameters()
@@ -332,15 +340,3 @@ class CaseRefiner:
             allow_vanishing=True,
             strokes=strokes,
         )
-
-    def _normalized(self, box: Box, intensity: IntensityParameters, mask: Bool | None) -> Float32:
-        """Return the normalized image in a box, on the scale of the whole case."""
-        if self._intensity != intensity:
-            stored_mask = None if mask is None else mask.T
-            self._maps = fit_intensity(reverse_grid(self.case.image), intensity, stored_mask)
-            self._intensity = intensity
-        part = reverse_grid(self.case.image[(slice(None), *box)])
-        values = np.empty(part.shape, np.float32)
-        for source, target, mapped in zip(part, values, self._maps, strict=True):
-            mapped.apply(source, target)
-        return reverse_grid(values)

@@ -58,7 +58,7 @@ class Corrections:
         The result is written after the strokes. A program that was ended between the two leaves
         strokes that are newer.
         """
-        if self.drawing.exists() and has_unsaved(self.drawing):
+        if self.drawing.exists() and has_unsaved(self.drawing, self.drawing.stat().st_mtime_ns):
             return CORRECTED
         if not self.strokes.exists():
             return UNTOUCHED
@@ -92,7 +92,7 @@ class FolderLock:
         except OSError as error:
             raise cannot_write(self._path, error) from error
         owner = os.pread(self._file, 1000, 0).decode(errors="replace")
-        if not self._is_locked() or self._is_elsewhere(owner):
+        if self._is_taken(owner):
             os.close(self._file)
             raise InputError(
                 f"{folder}: another crfrefine tune corrects cases in this folder: {owner}\n"
@@ -103,23 +103,22 @@ class FolderLock:
         this_program = {"process": os.getpid(), "host": socket.gethostname()}
         os.pwrite(self._file, json.dumps(this_program).encode(), 0)
 
-    def _is_locked(self) -> bool:
-        """Lock the file, and return whether nobody else has it or has removed it meanwhile."""
+    def _is_taken(self, owner: str) -> bool:
+        """Lock the file; return whether another program has it, or has removed it meanwhile.
+
+        The lock of a program that was killed on this machine is gone. One of another machine, on
+        shared storage, may have the file all the same.
+        """
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
+            return True
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-        return self._path.exists() and os.fstat(self._file).st_ino == self._path.stat().st_ino
-
-    @staticmethod
-    def _is_elsewhere(owner: str) -> bool:
-        """Return whether a program of another machine may have the file, on shared storage.
-
-        The lock of a program that was killed on this machine is gone.
-        """
+        is_there = self._path.exists()
+        if not is_there or os.fstat(self._file).st_ino != self._path.stat().st_ino:
+            return True
         with suppress(ValueError, KeyError, TypeError):
             return bool(json.loads(owner)["host"] != socket.gethostname())
         return False

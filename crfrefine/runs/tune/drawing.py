@@ -235,19 +235,14 @@ class Drawing:
         }
 
 
-def has_unsaved(path: Path) -> bool:
-    """Return whether a file of a drawing has strokes that are not saved with their result."""
-    saved, present = _digests_of(path, path.stat().st_mtime_ns)
-    return saved != present
-
-
 @lru_cache(maxsize=1000)
-def _digests_of(path: Path, _mtime_ns: int) -> tuple[str, str]:
+def has_unsaved(path: Path, _mtime_ns: int) -> bool:
+    """Return whether a file of a drawing, of a time, has strokes not saved with their result."""
     try:
         content = json.loads(path.read_bytes())
-        return content["saved"], content["digest"]
+        return bool(content["saved"] != content["digest"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", "unknown"  # Whoever opens the case is told why.
+        return True  # Whoever opens the case is told why.
 
 
 def _digest(places: Places, values: Array, grid: Sequence[int]) -> str:

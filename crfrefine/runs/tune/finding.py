@@ -50,25 +50,6 @@ def find_cases(options: TuneOptions) -> RunInputs:
         scheme = RegionScheme.of(pairs)
         inputs = find_inputs(replace(options.inputs, regions=scheme))
     cases = CaseList(inputs.cases)
-    _add_references(cases, options)
-    for case in cases:
-        add_volumes(*case.paths)
-    return replace(inputs, cases=tuple(cases))
-
-
-def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:
-    """Return the number of the case to show first."""
-    names = [case.case_id for case in inputs.cases]
-    if options.first is None:
-        return 0
-    if options.first not in names:
-        first = shorten(options.first)
-        raise InputError(f"--case {first}: no such case; there are {listed(names)}")
-    return names.index(options.first)
-
-
-def _add_references(cases: CaseList, options: TuneOptions) -> None:
-    """Add the reference of each case that has one."""
     if options.labels is not None:
         files = Files(OPTIONAL_LABELS, options.labels)
         files.require_any()
@@ -84,6 +65,20 @@ def _add_references(cases: CaseList, options: TuneOptions) -> None:
             network = require_trained(options.inputs.nnunet)
             images = network.locate("images", next(iter(options.inputs.images), None))
             Files(OPTIONAL_LABELS, network.locate("labels", None, beside=images)).add_to(cases)
+    for case in cases:
+        add_volumes(*case.paths)
+    return replace(inputs, cases=tuple(cases))
+
+
+def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:
+    """Return the number of the case to show first."""
+    names = [case.case_id for case in inputs.cases]
+    if options.first is None:
+        return 0
+    if options.first not in names:
+        first = shorten(options.first)
+        raise InputError(f"--case {first}: no such case; there are {listed(names)}")
+    return names.index(options.first)
 
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:

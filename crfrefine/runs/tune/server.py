@@ -37,8 +37,9 @@ _MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
 _STROKE: dict[str, type] = {
     "plane": int,
     "place": list,
-    "voxels": list,
+    "path": list,
     "value": int,
+    "shape": str,
     "radius": float,
     "within": dict,
     **_MARK,
@@ -212,6 +213,9 @@ def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         sent_token = request.url.path.split("/")[1]
+        # That of this page; None without a page.
+        origin = request.headers.get("origin")
+        is_own = origin in (None, f"http://{request.headers.get('host')}")
         response: Response
         if sent_token in tickets:
             tickets.remove(sent_token)
@@ -220,7 +224,7 @@ def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]
             response = PlainTextResponse(
                 "wrong address: take the one that crfrefine tune printed", 403
             )
-        elif not _is_own_origin(request):
+        elif not is_own:
             response = PlainTextResponse("a page of another site may not ask this one", 403)
         else:
             response = await call_next(request)
@@ -228,12 +232,6 @@ def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]
         return response
 
     return guard
-
-
-def _is_own_origin(request: Request) -> bool:
-    """Return whether a request comes from this page, or from no page at all."""
-    origin = request.headers.get("origin")
-    return origin is None or origin == f"http://{request.headers.get('host')}"
 
 
 async def _body(request: Request) -> bytes:
@@ -255,22 +253,15 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
         sent: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    if not _has_kinds(sent, kinds):
+    is_fit = isinstance(sent, dict) and sent.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        # Numbers need no decimal point.
+        allowed = (float, int) if kind is float else (kind,)
+        is_fit = is_fit and type(sent[name]) in allowed
+    if not is_fit:
         expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
         if isinstance(value, list) and not all(type(entry) is int for entry in value):
             raise InputError(f"{name}: expected whole numbers")
     return sent
-
-
-def _has_kinds(sent: object, kinds: dict[str, type]) -> bool:
-    if not isinstance(sent, dict):
-        return False
-    if sent.keys() != kinds.keys():
-        return False
-    for name, kind in kinds.items():  # Numbers need no decimal point.
-        is_kind = type(sent[name]) is kind or (kind is float and type(sent[name]) is int)
-        if not is_kind:
-            return False
-    return True

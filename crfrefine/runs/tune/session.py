@@ -235,21 +235,27 @@ class Session:
         self,
         plane: int,
         place: Sequence[int],
-        voxels: Sequence[int],
+        path: Sequence[int],
         value: int,
         *,
+        shape: str,
         radius: float,
         within: Mapping[str, Any],
         mark: str,
     ) -> dict[str, Any]:
         """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
 
-        A stroke with the mark of an earlier one is the same one, sent again.
+        A stroke with the mark of an earlier one is the same one, sent again. One beside the image
+        is none.
         """
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
-        drawn = voxels_of_stroke(self.case, plane, place, voxels, radius, within)
-        return self._drawn(self.drawing.draw(Edit(drawn, value), mark))
+        drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius, within)
+        if within and not len(drawn):
+            raise InputError("nothing is drawn: no intensity there is in the range")
+        if len(drawn):
+            self.drawing.draw(Edit(drawn, value), mark)
+        return self._drawn(drawn)
 
     def undo(self, mark: str) -> dict[str, Any]:
         """Take the last stroke back, if any."""

@@ -211,8 +211,18 @@ class Worklist:
             for number in range(len(self._inputs.cases)):
                 if self._has_ended:
                     return
-                if self._state_of(number) in (CORRECTED, OUTDATED):
-                    self._save(number, preset, changes)
+                if self._state_of(number) not in (CORRECTED, OUTDATED):
+                    continue
+                session = self._session
+                try:
+                    if number != self._open:
+                        session = self._read(number)
+                    session.save_case(preset, changes)
+                except CrfRefineError as error:
+                    self._refused += f"{self._inputs.cases[number].case_id}: {error}\n"
+                finally:
+                    if session is not self._session:
+                        session.drawing.forget()
 
         with self._lock:
             self._parameters = parameters
@@ -220,18 +230,6 @@ class Worklist:
                 self._refused = ""
                 self._saving = self._saver.submit(save)
         return self.describe(preset, changes)
-
-    def _save(self, number: int, preset: str, changes: Mapping[str, Any]) -> None:
-        session = self._session
-        try:
-            if number != self._open:
-                session = self._read(number)
-            session.save_case(preset, changes)
-        except CrfRefineError as error:
-            self._refused += f"{self._inputs.cases[number].case_id}: {error}\n"
-        finally:
-            if session is not self._session:
-                session.drawing.forget()
 
     def open(self, number: int) -> dict[str, Any]:
         """Open a case in place of the one that is open, whose strokes are kept.
@@ -241,7 +239,14 @@ class Worklist:
         self._require_case(number)
         with self._lock:
             if number != self._open:
-                session = self._take(number)
+                ahead = self._ahead
+                self._ahead = None
+                session = None
+                if ahead is not None and ahead[0] == number:
+                    session = ahead[1].result()
+                elif ahead is not None:
+                    ahead[1].cancel()
+                session = session or self._read(number)
                 self._session.end()
                 self._session.drawing.forget()
                 self._session = session
@@ -251,20 +256,6 @@ class Worklist:
     def _require_case(self, number: int) -> None:
         if not 0 <= number < len(self._inputs.cases):
             raise InputError(f"{number}: no such case")
-
-    def _take(self, number: int) -> Session:
-        """Return a case that was read ahead, or read it now."""
-        ahead = self._ahead
-        self._ahead = None
-        if ahead is not None:
-            number_ahead, future = ahead
-            if number_ahead == number:
-                session = future.result()
-                if session is not None:
-                    return session
-            else:
-                future.cancel()
-        return self._read(number)
 
     def read_ahead(self, number: int) -> dict[str, Any]:
         """Begin to read the case that is probably opened next, if there is memory for two."""

@@ -1,60 +1,48 @@
-// What is seen of a plane, and which intensities are drawn on: windows, contours, ranges.
-import { CHANGED, fill, find } from "./page.js";
-import { set, state } from "./store.js";
+// What is seen of a plane, and which intensities are drawn on: windows and ranges.
+import { fill, find } from "./page.js";
+import { set, state, watch } from "./store.js";
+
+const windows = () => state.about.windows[state.modality];
 
 // A window that was chosen by its name, or by hand, stays for the next case.
 export function chooseWindows(name) {
-  const windows = state.about.windows[state.modality];
-  const same = windows.findIndex((one) => one.name === name);
-  fill(find("window"), windows.map((one, order) => [order, one.name]), Math.max(0, same), "other");
-  const all = windows[1] ?? windows[0];
-  const step = (all.high - all.low) / 1000;
-  Object.assign(find("level"), { min: all.low, max: all.high, step });
-  Object.assign(find("width"), { min: step, max: all.high - all.low, step });
-  if (name === "other") find("window").value = CHANGED;
-  else takeWindow(windows[Math.max(0, same)]);
+  const same = Math.max(0, windows().findIndex((one) => one.name === name));
+  fill(find("window"), windows().map((one, order) => [order, one.name]), same);
+  const { low, high } = windows()[1] ?? windows()[0];
+  const step = (high - low) / 1000;
+  Object.assign(find("level"), { min: low, max: high, step });
+  Object.assign(find("width"), { min: step, max: high - low, step });
+  if (name === "other") set({ level: state.level });
+  else takeWindow();
 }
 
-export const takeWindow = ({ low, high }) => setWindow((low + high) / 2, high - low);
-
-function setWindow(level, width) {
-  set({ window: { low: level - width / 2, high: level + width / 2 } });
-  [find("level").value, find("width").value] = [level, width];
+export function takeWindow() {
+  const { low, high } = windows()[find("window").value];
+  set({ level: (low + high) / 2, width: high - low });
 }
 
 // Pixels to the right widen the window; pixels down raise the level, which darkens the picture.
 export function changeWindow(byX, byY) {
-  const { low, high } = state.window;
-  find("window").value = CHANGED;
-  setWindow((low + high) / 2 + ((high - low) * byY) / 200, (high - low) * Math.exp(byX / 200));
+  const { level, width } = state;
+  set({ level: level + (width * byY) / 200, width: width * Math.exp(byX / 200) });
 }
 
-export function slideWindow() {
-  find("window").value = CHANGED;
-  setWindow(find("level").valueAsNumber, find("width").valueAsNumber);
-}
+watch("level width", () => {
+  const { level, width } = state;
+  find("level").value = level;
+  find("width").value = width;
+  const same = windows().findIndex(({ low, high }) =>
+    level === (low + high) / 2 && width === high - low);
+  find("window").value = same < 0 ? "other" : same;
+});
 
-export function setRange() {
-  const isLimited = find("limit").checked;
-  for (const id of ["lowest", "highest"]) find(id).disabled = !isLimited;
-  if (isLimited && !find("lowest").value) {
-    const { low, high } = state.window;
-    find("lowest").value = Number(low.toPrecision(4));
-    find("highest").value = Number(high.toPrecision(4));
-  }
-  const [low, high] = [find("lowest").valueAsNumber, find("highest").valueAsNumber];
-  set({ range: isLimited && low <= high ? { low, high } : null });
-}
-
-export function setShown(name, isShown) {
-  const shown = new Set(state.shown);
-  shown[isShown ? "add" : "delete"](name);
-  set({ shown });
-}
-
-// The next option of a select, after the last one the first.
-export function turn(id) {
-  const select = find(id);
-  select.selectedIndex = (select.selectedIndex + 1) % select.length;
-  select.dispatchEvent(new Event("change"));
-}
+// The range of intensities that are drawn on begins with the window.
+watch("limit", () => {
+  const { level, limit, width } = state;
+  find("range").disabled = !limit;
+  if (find("lowest").value) return;
+  const [low, high] = [level - width / 2, level + width / 2].map((at) => Number(at.toPrecision(4)));
+  find("lowest").value = low;
+  find("highest").value = high;
+  set({ lowest: low, highest: high });
+});

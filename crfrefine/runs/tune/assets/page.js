@@ -1,74 +1,78 @@
 // What all parts of the page share: nodes, messages, and requests.
-export const CHANGED = "changed";
 const RETRY = 700; // milliseconds until a request that did not arrive is sent again
 
 /** @returns {any} the node of the page with an id */
 export const find = (id) => document.getElementById(id);
-/** @returns {any[]} the nodes of the page that a selector has */
-export const findAll = (selector) => [...document.querySelectorAll(selector)];
+/** @returns {any[]} the nodes of the page, or of a node, that a selector has */
+export const findAll = (selector, node = document) => [...node.querySelectorAll(selector)];
+/** @returns {any} a new `node`, that of a template with an id, and its parts by their names */
+export function clone(id) {
+  const node = find(id).content.firstElementChild.cloneNode(true);
+  const parts = findAll("[data-part]", node).map((part) => [part.dataset.part, part]);
+  return { node, ...Object.fromEntries(parts) };
+}
 export const hasEnded = () => document.body.dataset.state === "ended";
 export const tell = (text) => Object.assign(find("error"), { textContent: text, hidden: !text });
 
-/** @returns {any} a new node */
-export function make(tag, attributes, ...children) {
-  const node = Object.assign(document.createElement(tag), attributes);
-  node.append(...children);
+// Put texts into the children of a node, in their order.
+export function write(node, ...texts) {
+  texts.forEach((text, order) => { node.children[order].textContent = text; });
   return node;
 }
-
-export const swatch = (color, look = "") =>
-  make("span", { className: `swatch ${look}`, style: color && `background: ${color}` });
 
 // Promise true once something is done, and false if it was refused, which is then told.
 export const attempt = (promise) =>
   promise.then(() => true, (error) => { tell(error.message); return false; });
 
-// Fill a select with pairs of value and text. `other` is the text of a hidden option, CHANGED: with
-// it, each of the others can be chosen again.
-export function fill(select, pairs, chosen, other = "") {
-  const options = pairs.map(([value, textContent]) => make("option", { value, textContent }));
-  select.replaceChildren(...options);
-  if (other) select.append(make("option", { value: CHANGED, textContent: other, hidden: true }));
+// Fill a select with pairs of value and text. A hidden option stays, with which each of the others
+// can be chosen again.
+export function fill(select, pairs, chosen) {
+  const options = pairs.map(([value, text]) => new Option(text, value));
+  select.replaceChildren(...findAll("[hidden]", select), ...options);
   select.value = chosen;
 }
 
-// Show that the program has ended: nothing more is asked of it.
-export function showEnd() {
-  document.body.dataset.state = "ended";
-  find("status").textContent = "The program has ended; this page can be closed.";
-  findAll("button, input, select").forEach((node) => { node.disabled = true; });
-  find("planes").inert = true;
-}
-
-// Send a request until the program answers it; what it asks for may be done twice.
+// Send a request until the program answers it; what it asks for may be done twice. An Error has
+// what the program says is wrong.
 async function request(address, options) {
-  for (;;) {
+  let answer = null;
+  while (!answer) {
     try {
-      const answer = await fetch(address, options);
-      find("connection").hidden = true;
-      return answer;
+      answer = await fetch(address, options);
     } catch (error) {
       if (hasEnded()) throw error;
       find("connection").hidden = false;
       await new Promise((done) => { setTimeout(done, RETRY); });
     }
   }
+  find("connection").hidden = true;
+  if (answer.ok) return answer;
+  throw new Error((await answer.json()).error);
 }
 
-// Ask the program; the answer is JSON. An Error has what the program says is wrong.
+// Ask the program; the answer is JSON.
 export async function ask(address, sent) {
-  const options = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
-  const answer = await request(address, options);
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
-  return content;
+  const options = sent && { method: "POST", body: JSON.stringify(sent) };
+  return (await request(address, options)).json();
 }
+
+let sent = Promise.resolve(); // the changes before
+let numSent = 0; // on their way
+
+// Change something, after all changes before; promise the answer.
+export function send(address, content) {
+  numSent += 1;
+  const answer = sent.then(() => ask(address, content));
+  sent = answer.catch(() => {}).finally(() => { numSent -= 1; });
+  return answer;
+}
+
+export const allSent = () => sent;
+export const isSending = () => numSent > 0;
 
 // Ask for a plane: `image` as numbers, and the labels of each layer, all row by row from the top.
 export async function askPlane(address) {
-  const answer = await request(address, {});
-  if (!answer.ok) throw new Error(answer.statusText);
-  const buffer = await answer.arrayBuffer();
+  const buffer = await (await request(address)).arrayBuffer();
   const start = new Uint8Array(buffer).indexOf(10) + 1;
   const header = JSON.parse(new TextDecoder().decode(buffer.slice(0, start)));
   const size = header.rows * header.columns;

@@ -1,60 +1,55 @@
-// A plane of the case on two canvases: the picture, and over it what follows the pointer.
-import { askPlane, hasEnded, make } from "./page.js";
+// A plane of the case: canvases and contours in voxels, which CSS puts in their place on the
+// screen, and over them the crosshair and the ring of the brush.
+import { askPlane, clone, findAll, hasEnded, write } from "./page.js";
+import { changeWindow } from "./look.js";
 import { set, state } from "./store.js";
-import * as brush from "./brush.js";
 import * as drawing from "./drawing.js";
 import * as geometry from "./geometry.js";
 
-const ZOOM_STEP = 1.25;
-const SOLID = { width: 1.8 };
-const DASHED = { width: 1.1, dash: [5, 4] };
+const OUTLINE = 4; // pixels of the ring around the pointer that draws an outline
+
+// The value that the tool draws; NaN for tools that draw nothing.
+const drawnValue = () => parseInt(state.tool, 10);
 
 export class Plane {
-  // `spec` describes the plane; `host` draws, enlarges and changes the window: see tune.js.
-  constructor(spec, host) {
+  // `spec` describes the plane; send(stroke) draws, and promises whether it was done.
+  constructor(spec, send) {
     /** @type {any} */ this.spec = spec;
-    /** @type {any} */ this.host = host;
+    this.send = send;
     /** @type {any} */ this.data = null; // the newest plane, as of `askPlane`
     this.key = ""; // what it shows
-    this.shownImage = "";
-    this.layers = {};
     /** @type {any} */ this.stroke = null; // that is being drawn
     /** @type {any[]} */ this.sent = []; // strokes that no plane has yet
     this.isLoading = false;
     this.isOutdated = false;
-    /** @type {any} */ this.pointer = null;
-    /** @type {string|null} */ this.drag = null;
+    this.drag = "";
     this.touches = new Map();
-    this.picture = make("canvas", { className: "picture", ariaHidden: "true" });
-    this.canvas = make("canvas", { className: "overlay", tabIndex: 0, role: "application" });
-    this.canvas.ariaLabel = `${spec.name} plane`;
-    this.canvas.setAttribute("aria-describedby", "plane-keys");
-    const { through } = spec;
-    const last = through === null ? 0 : state.about.grid[through] - 1;
-    this.slider = make("input", { type: "range", min: 0, max: last, step: 1 });
-    this.slider.ariaLabel = `${spec.name} plane, position`;
-    this.output = make("output", {});
-    this.title = make("button", { type: "button", textContent: spec.name });
-    this.title.title = "Show this plane large";
-    const caption = make("figcaption", {}, this.title);
-    if (through !== null) caption.append(this.slider, this.output);
-    this.view = make("div", { className: "view" }, this.picture, this.canvas);
-    this.node = make("figure", { className: "plane" }, this.view, caption);
-    this.listen();
+    this.parts = clone("plane");
+    const { overlay, slider, title, view } = this.parts;
+    title.textContent = spec.name;
+    overlay.ariaLabel = `${spec.name} plane`;
+    slider.ariaLabel = `${spec.name} plane, position`;
+    slider.hidden = spec.through === null;
+    slider.max = state.about.grid[spec.through] - 1;
+    write(overlay, ...spec.sides);
+    title.addEventListener("click", () => set({ large: spec.number }));
+    slider.addEventListener("input", () => this.go(spec.through, slider.valueAsNumber));
+    overlay.addEventListener("wheel", (event) => this.turnWheel(event), { passive: false });
+    overlay.addEventListener("contextmenu", (event) => event.preventDefault());
+    overlay.addEventListener("pointerdown", (event) => this.press(event));
+    overlay.addEventListener("pointermove", (event) => this.moveTo(event));
+    overlay.addEventListener("lostpointercapture", (event) => this.release(event));
+    overlay.addEventListener("pointerleave", () => this.point(null));
+    overlay.addEventListener("keydown", (event) => this.pressKey(event));
     this.fit();
-    new ResizeObserver(() => this.paint()).observe(this.view);
+    new ResizeObserver(() => this.arrange()).observe(view);
   }
 
   // ---- Geometry
 
   layout() {
-    const { clientWidth: width, clientHeight: height } = this.view;
+    const { clientWidth: width, clientHeight: height } = this.parts.view;
     return geometry.layOut(this.spec, { width, height }, this.pose);
-  }
-
-  placeOf(event) {
-    const box = this.canvas.getBoundingClientRect();
-    return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
   voxelAt(place) {
@@ -63,20 +58,31 @@ export class Plane {
 
   take(pose) {
     this.pose = pose;
-    this.paint();
+    this.arrange();
   }
 
-  zoomAt(place, factor) {
-    this.take(geometry.zoomed(this.spec, this.layout(), this.pose, place, factor));
+  // Put the voxels and the crosshair in their place on the screen.
+  arrange() {
+    const { contours, overlay, stack } = this.parts;
+    const view = this.layout();
+    const { left, stepX, stepY, top } = view;
+    stack.style.transform = `matrix(${stepX}, 0, 0, ${stepY}, ${left}, ${top})`;
+    contours.style.transform = stack.style.transform; // in the SVG, whose lines keep their width
+    stack.classList.toggle("reduced", stepX < 1);
+    const { x, y } = geometry.middleOf(this.spec, view, this.crosshair());
+    overlay.style.setProperty("--x", `${x}px`);
+    overlay.style.setProperty("--y", `${y}px`);
+  }
+
+  // Zoom at a place of the screen, or in the middle.
+  zoom(factor, place = null) {
+    const view = this.layout();
+    const middle = { x: view.width / 2, y: view.height / 2 };
+    this.take(geometry.zoomed(this.spec, view, this.pose, place ?? middle, factor));
   }
 
   pan(...pixels) {
     this.take(geometry.panned(this.spec, this.layout(), this.pose, pixels));
-  }
-
-  zoomByKey(isCloser) {
-    const { width, height } = this.layout();
-    this.zoomAt({ x: width / 2, y: height / 2 }, isCloser ? ZOOM_STEP : 1 / ZOOM_STEP);
   }
 
   fit() {
@@ -85,23 +91,17 @@ export class Plane {
 
   // ---- Mouse, pen, fingers, keys
 
-  listen() {
-    const { canvas, spec } = this;
-    this.title.addEventListener("click", () => this.host.enlarge(this));
-    this.slider.addEventListener("input", () => this.go(spec.through, Number(this.slider.value)));
-    canvas.addEventListener("wheel", (event) => this.turnWheel(event), { passive: false });
-    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-    canvas.addEventListener("pointerdown", (event) => this.press(event));
-    canvas.addEventListener("pointermove", (event) => this.moveTo(event));
-    canvas.addEventListener("lostpointercapture", (event) => this.release(event));
-    canvas.addEventListener("pointerleave", () => this.point(null));
-    canvas.addEventListener("keydown", (event) => this.pressKey(event));
-  }
-
+  // Show the ring of the brush at a place of the screen, and tell what is there.
   point(place) {
-    this.pointer = place;
-    this.paintOver();
-    this.host.tellUnder(place && this.under(this.voxelAt(place)));
+    const value = drawnValue();
+    const { ring } = this.parts;
+    ring.hidden = !place || Number.isNaN(value);
+    if (!ring.hidden) {
+      const size = 2 * this.radius() * this.layout().scale || OUTLINE;
+      Object.assign(ring.style, { left: `${place.x}px`, top: `${place.y}px`,
+        width: `${size}px`, height: `${size}px`, color: drawing.inkOf(value, state.labels) });
+    }
+    set({ under: place && this.under(this.voxelAt(place)) });
   }
 
   // What is at a voxel of the plane; null outside of the image.
@@ -118,6 +118,16 @@ export class Plane {
     return state.place.with(this.spec.across, x).with(this.spec.up, y);
   }
 
+  // The radius of the brush in mm.
+  radius() {
+    return state.shape === "outline" ? 0 : (state.size / 2) * Math.min(...this.spec.steps);
+  }
+
+  // The voxel of the plane under the crosshair.
+  crosshair() {
+    return [state.place[this.spec.across], state.place[this.spec.up]];
+  }
+
   go(axis, place) {
     const last = state.about.grid[axis] - 1;
     if (!this.stroke) set({ place: state.place.with(axis, geometry.clamp(place, 0, last)) });
@@ -125,36 +135,35 @@ export class Plane {
 
   aim(place) {
     const voxel = this.voxelAt(place);
-    if (this.stroke) {
-      this.draw(voxel);
-      return;
-    }
-    const inside = voxel.map((at, axis) => geometry.clamp(at, 0, this.spec.size[axis] - 1));
-    set({ place: this.placeAt(inside) });
+    if (this.stroke) this.draw(voxel);
+    else set({ place: this.placeAt(geometry.nearest(this.spec, voxel)) });
   }
 
   turnWheel(event) {
+    const { offsetX: x, offsetY: y } = event;
     const turned = event.deltaY || event.deltaX;
     const { through } = this.spec;
     if (!turned) return;
     event.preventDefault();
     if (event.ctrlKey || event.metaKey || event.shiftKey) {
-      this.zoomAt(this.placeOf(event), Math.exp(-geometry.clamp(turned, -150, 150) / 300));
+      this.zoom(Math.exp(-geometry.clamp(turned, -150, 150) / 300), { x, y });
     } else if (through !== null) {
       this.go(through, state.place[through] + (turned < 0 ? 1 : -1));
     }
   }
 
   press(event) {
-    const place = this.placeOf(event);
-    this.canvas.setPointerCapture(event.pointerId);
+    const place = { x: event.offsetX, y: event.offsetY };
+    this.parts.overlay.setPointerCapture(event.pointerId);
     if (event.pointerType !== "touch") this.touches.clear(); // Only fingers pinch.
     this.touches.set(event.pointerId, place);
     if (this.touches.size === 2) {
-      Object.assign(this, { drag: "pinch", stroke: null }); // The first finger draws nothing.
+      this.drag = "pinch";
+      this.stroke = null; // The first finger draws nothing.
+      this.drawInk();
     } else if (event.button === 2) {
       this.drag = "window";
-    } else if (event.button === 1 || event.shiftKey || state.tool.isHand) {
+    } else if (event.button === 1 || event.shiftKey || state.tool === "hand") {
       this.drag = "pan";
     } else {
       this.drag = "aim";
@@ -164,7 +173,7 @@ export class Plane {
   }
 
   moveTo(event) {
-    const place = this.placeOf(event);
+    const place = { x: event.offsetX, y: event.offsetY };
     const before = this.touches.get(event.pointerId);
     this.point(place);
     if (!before) return;
@@ -172,7 +181,7 @@ export class Plane {
     const moved = [place.x - before.x, place.y - before.y];
     if (this.drag === "aim") this.aim(place);
     if (this.drag === "pan") this.pan(...moved);
-    if (this.drag === "window") this.host.changeWindow(...moved);
+    if (this.drag === "window") changeWindow(...moved);
     if (this.drag === "pinch") this.pinch(before, place, event.pointerId);
   }
 
@@ -183,14 +192,14 @@ export class Plane {
     const distance = (from) => Math.max(1, Math.hypot(from.x - other.x, from.y - other.y));
     this.pan((place.x - before.x) / 2, (place.y - before.y) / 2);
     const middle = { x: (place.x + other.x) / 2, y: (place.y + other.y) / 2 };
-    this.zoomAt(middle, distance(place) / distance(before));
+    this.zoom(distance(place) / distance(before), middle);
   }
 
   release(event) {
     this.touches.delete(event.pointerId);
     if (this.touches.size) return;
-    this.drag = null;
-    if (event.pointerType === "touch") this.pointer = null;
+    this.drag = "";
+    if (event.pointerType === "touch") this.parts.ring.hidden = true;
     this.finish();
   }
 
@@ -206,65 +215,45 @@ export class Plane {
       return;
     }
     this.begin();
-    this.draw([state.place[across], state.place[up]]);
+    this.draw(this.crosshair());
     this.finish();
   }
 
   // ---- Strokes
 
   begin() {
-    const { place, range, shape, size, tool: { color, value } } = state;
-    if (value === null || this.stroke || !this.data) return;
-    const radius = shape === "outline" ? 0 : brush.radiusOf(this.spec, size);
-    this.stroke = { color, value, shape, range, place, radius, points: [], voxels: new Set() };
+    const { highest: high, labels, limit, lowest: low, place, shape } = state;
+    const value = drawnValue();
+    if (Number.isNaN(value) || this.stroke || !this.data) return;
+    const within = limit && low <= high ? { low, high, modality: Number(state.modality) } : {};
+    const sent = { plane: this.spec.number, place, path: [], value, shape,
+      radius: this.radius(), within };
+    this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity };
   }
 
-  // Add a line of the brush, from the last voxel to this one.
+  // Draw a line from the last voxel to this one.
   draw(voxel) {
-    const { stroke, spec } = this;
-    if (!stroke) return;
-    for (const point of brush.lineBetween(stroke.points.at(-1) ?? voxel, voxel)) {
-      stroke.points.push(point);
-      brush.addDisk(stroke.voxels, spec, point, stroke.radius);
-    }
-    this.paintOver();
+    this.stroke?.sent.path.push(...voxel);
+    this.drawInk();
   }
 
   // Send the stroke, and move the crosshair to its end.
   async finish() {
-    const { stroke, spec, data } = this;
+    const { stroke, spec } = this;
     this.stroke = null;
-    if (!stroke?.voxels.size) return;
-    if (stroke.shape === "outline") stroke.voxels = brush.fillOutline(stroke.points, spec);
-    const sent = { plane: spec.number, place: stroke.place, value: stroke.value, radius: 0,
-      within: stroke.range ? { ...stroke.range, modality: state.modality } : {} };
-    if (stroke.shape === "ball") {
-      sent.radius = stroke.radius;
-      const inside = stroke.points.filter((point) => geometry.isInside(spec, point));
-      sent.voxels = inside.map(([x, y]) => x + spec.size[0] * y);
-    }
-    if (stroke.range) {
-      stroke.voxels = brush.limitTo(stroke.voxels, data.image, spec.size, stroke.range);
-    }
-    sent.voxels ??= [...stroke.voxels];
-    const end = sent.voxels.at(-1);
-    if (end === undefined) {
-      this.host.tellEmpty();
-      this.paintOver();
-      return;
-    }
+    if (!stroke) return;
     this.sent.push(stroke); // It is shown until a plane with it has come.
-    set({ place: this.placeAt([end % spec.size[0], Math.floor(end / spec.size[0])]),
-      drawnOn: this });
-    const isDrawn = await this.host.draw(sent);
+    const end = stroke.sent.path.slice(-2);
+    set({ place: this.placeAt(geometry.nearest(spec, end)) });
+    const isDrawn = await this.send(stroke.sent);
     stroke.version = isDrawn ? state.version : 0;
     if (!isDrawn) this.forgetSent(0);
   }
 
   // Show no longer strokes that a plane of this version has, or that were refused.
   forgetSent(version) {
-    this.sent = this.sent.filter((stroke) => !(stroke.version <= version));
-    this.paintOver();
+    this.sent = this.sent.filter((stroke) => stroke.version > version);
+    this.drawInk();
   }
 
   // ---- Drawing
@@ -273,139 +262,62 @@ export class Plane {
   load() {
     const { spec: { through } } = this;
     if (through !== null) {
-      this.slider.value = state.place[through];
-      this.output.textContent = `${state.place[through] + 1} / ${state.about.grid[through]}`;
+      this.parts.slider.value = state.place[through];
+      this.parts.output.textContent = `${state.place[through] + 1} / ${state.about.grid[through]}`;
     }
     this.isOutdated = true;
-    if (!this.isLoading) this.loading = this.loadNewest();
-    return this.loading;
+    if (!this.isLoading) this.loadNewest();
   }
 
   async loadNewest() {
     const { spec } = this;
     this.isLoading = true;
-    this.canvas.ariaBusy = "true";
+    this.parts.overlay.ariaBusy = "true";
     while (this.isOutdated && !hasEnded()) {
       this.isOutdated = false;
-      const { version, number, place, modality } = state;
+      const { version, number, place } = state;
+      const modality = Number(state.modality);
       const key = [number, version, place[spec.through], modality].join();
       try {
         if (key !== this.key) {
           const sent = JSON.stringify({ plane: spec.number, place, modality });
           const address = `case/${number}/plane/${version}?${encodeURIComponent(sent)}`;
-          const image = [number, place[spec.through], modality].join();
-          const data = await askPlane(address);
-          const layers = image === this.shownImage ? { gray: this.layers.gray } : {};
-          Object.assign(this, { data, key, layers, shownImage: image });
+          this.data = await askPlane(address);
+          this.key = key;
+          this.drawGray();
+          this.drawLabels();
           this.forgetSent(version);
         }
-        this.paintNow();
+        this.arrange();
       } catch { /* Another case may be open: its planes come. */ }
     }
     this.isLoading = false;
-    this.canvas.ariaBusy = "false";
+    this.parts.overlay.ariaBusy = "false";
   }
 
-  // Draw before the next frame of the screen.
-  paint() {
-    this.frame ??= requestAnimationFrame(() => this.paintNow());
+  drawGray() {
+    if (this.data) drawing.drawGray(this.parts.gray, this.data, state);
   }
 
-  paintOver() {
-    this.overFrame ??= requestAnimationFrame(() => this.paintOverNow());
+  drawInk() {
+    const strokes = [...this.sent, this.stroke].filter(Boolean);
+    drawing.drawInk(this.parts.ink, this.spec, strokes);
   }
 
-  // What was made of the plane for some settings is kept until one of them changes.
-  layer(name, settings, makeLayer) {
-    const key = JSON.stringify(settings);
-    if (this.layers[name]?.key !== key) this.layers[name] = { key, made: makeLayer() };
-    return this.layers[name].made;
-  }
-
-  // A cleared canvas of the size of the view, in pixels of the page.
-  pen(canvas, layout) {
-    const ratio = window.devicePixelRatio;
-    const [width, height] = [layout.width, layout.height].map((size) => Math.round(size * ratio));
-    if (canvas.width !== width || canvas.height !== height) {
-      Object.assign(canvas, { width, height });
+  drawLabels() {
+    const { data, parts } = this;
+    if (!data) return;
+    const { hidden, labels, since } = state;
+    const seen = labels.filter(({ label }) => !hidden.has(label));
+    const table = drawing.colorTable(seen);
+    drawing.drawLabels(parts.fill, data, table);
+    drawing.drawLabels(parts.changes, data, table, data[since]);
+    drawing.drawStrokes(parts.drawn, data, drawing.colorTable(labels));
+    for (const group of findAll("g", parts.contours)) {
+      drawing.drawContours(group, data, data[group.classList.value], seen);
     }
-    const pen = canvas.getContext("2d");
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, layout.width, layout.height);
-    return pen;
-  }
-
-  paintNow() {
-    this.frame = null;
-    const { data } = this;
-    const view = this.layout();
-    if (!data || !view.width || !view.height) return;
-    const pen = this.pen(this.picture, view);
-    const box = [view.left, view.top, data.columns * view.stepX, data.rows * view.stepY];
-    pen.imageSmoothingEnabled = state.isSmooth || view.stepX < 1;
-    pen.imageSmoothingQuality = "high";
-    const gray = this.layer("gray", state.window, () => drawing.grayRaster(data, state.window));
-    pen.drawImage(gray, ...box);
-    pen.imageSmoothingEnabled = false;
-    this.paintLabels(pen, view, box);
-    this.paintOverNow();
-  }
-
-  paintOverNow() {
-    this.overFrame = null;
-    const { data, spec } = this;
-    const view = this.layout();
-    if (!data || !view.width || !view.height) return;
-    const pen = this.pen(this.canvas, view);
-    for (const ink of [...this.sent, this.stroke]) {
-      if (ink) drawing.drawInk(pen, view, spec.size, ink);
-    }
-    const voxel = [state.place[spec.across], state.place[spec.up]];
-    drawing.drawCrosshair(pen, geometry.middleOf(spec, view, voxel), view);
-    drawing.drawSides(pen, spec.sides, view);
-    const { tool: { color, value }, size, shape } = state;
-    const radius = shape === "outline" ? 2 : brush.radiusOf(spec, size) * view.scale;
-    if (value !== null && this.pointer) drawing.drawRing(pen, this.pointer, radius, color);
-  }
-
-  paintLabels(pen, view, box) {
-    const { data } = this;
-    const { hidden, labels, opacity, shown, since } = state;
-    const hiddenLabels = [...hidden];
-    const table = drawing.colorTable(labels, hidden);
-    const fill = (name, settings, makeLayer) =>
-      pen.drawImage(this.layer(name, [hiddenLabels, settings], makeLayer), ...box);
-    if (opacity > 0) {
-      fill("fill", opacity, () => drawing.labelRaster(data, data.refined, table, opacity));
-    }
-    const base = data[since];
-    if (base) {
-      fill("changes", since, () => drawing.labelRaster(data, data.refined, table, 0.75, base));
-    }
-    if (shown.has("strokes")) {
-      const all = drawing.colorTable(labels, new Set());
-      fill("strokes", "", () => drawing.strokeRaster(data, all));
-    }
-    const contours = (name, style, color) => {
-      if (!shown.has(name) || !data[name]) return;
-      const makeLayer = () => drawing.contourPaths(data, data[name], table);
-      const paths = this.layer(`contours ${name}`, hiddenLabels, makeLayer);
-      drawing.strokePaths(pen, paths, view, style, color);
-    };
-    const ofLabel = (label) => labels[label - 1].color;
-    contours("reference", SOLID, () => "#fff");
-    contours("network", DASHED, (label) => drawing.paler(ofLabel(label)));
-    contours("refined", SOLID, ofLabel);
-    if (data.frame) this.paintFrame(pen, view);
-  }
-
-  // The box that was refined by itself: what is in it is provisional.
-  paintFrame(pen, view) {
-    const [top, bottom, left, right] = this.data.frame;
-    const corner = [view.left + left * view.stepX, view.top + top * view.stepY];
-    pen.setLineDash([6, 4]);
-    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 1 });
-    pen.strokeRect(...corner, (right - left) * view.stepX, (bottom - top) * view.stepY);
-    pen.setLineDash([]);
+    // What is in the box that was refined by itself is provisional.
+    const [top, bottom, left, right] = data.frame ?? [0, 0, 0, 0];
+    parts.frame.setAttribute("d", `M${left} ${top}H${right}V${bottom}H${left}Z`);
   }
 }

@@ -1,27 +1,27 @@
 // The state of the page, in one object, and what follows when a part of it changes.
-
-/** @typedef {{label: number, name: string, color: string}} Label */
-/** @typedef {{value: number|null, color: string, isHand: boolean}} Tool */
+import { findAll } from "./page.js";
 
 const watchers = [];
 
+// Each control of the page with `data-state` has an entry of its own, too.
+/** @type {any} */
 export const state = {
   number: 0, // of the open case
+  leaving: null, // the case that another one is to replace
+  list: { open: 0, cases: [], folder: {} }, // of the cases
+  at: 0, // the case that was opened, or could not be
   about: null, // what the program says of the case once
-  /** @type {number[]} */ place: [], // the voxel under the crosshair, upright
-  /** @type {Label[]} */ labels: [],
+  place: [], // the voxel under the crosshair, upright
+  under: null, // what is under the pointer
+  labels: [], // of the case, each with its label, name and color
   version: 0, // of the labels: it rises with each edit and with each result
   result: null, // the facts of the newest one
   strokes: { drawn: 0, can_undo: false, can_redo: false, problem: "" },
   preset: "", changes: {}, // the parameters
-  // What is seen. `since` is what changes are shown against: "", "network", or "former", the labels
-  // before the last stroke.
-  modality: 0, window: { low: 0, high: 1 }, isSmooth: true, opacity: 0, since: "",
-  shown: new Set(), hidden: new Set(),
-  // What is drawn with. `shape` is "disk", "ball" or "outline"; `range` limits the intensities.
-  /** @type {Tool} */ tool: { value: null, color: "transparent", isHand: false },
-  size: 3, shape: "disk", range: null,
-  drawnOn: null, // the plane of the last stroke, until its whole result is there
+  large: 0, // number of the plane that is shown large
+  level: 0, width: 1, // of the intensities between black and white
+  hidden: new Set(), // labels
+  tool: "", // "" is the crosshair, "hand" moves the picture; else the value that is drawn
 };
 
 // Call a function after changes of any of the entries, whose names are separated by spaces.
@@ -34,3 +34,21 @@ export function set(changes) {
 }
 
 export const parameters = () => ({ preset: state.preset, changes: state.changes });
+
+function valueOf({ type, checked, value, valueAsNumber }) {
+  if (type === "checkbox") return checked;
+  return type === "number" || type === "range" ? valueAsNumber : value;
+}
+
+// Take the values of the controls, now and whenever they change.
+export function bindControls() {
+  for (const node of findAll("[data-state]:not([type=radio])")) {
+    state[node.dataset.state] = valueOf(node);
+  }
+  for (const type of ["input", "change"]) {
+    document.addEventListener(type, ({ target }) => {
+      const node = /** @type {any} */ (target);
+      if (node.dataset.state) set({ [node.dataset.state]: valueOf(node) });
+    }, true);
+  }
+}

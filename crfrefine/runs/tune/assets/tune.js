@@ -1,107 +1,103 @@
-// The page: asks for a case, sends its parameters when they change, and shows the answers.
-import { CHANGED, ask, attempt, fill, find, findAll, hasEnded, make, showEnd, tell }
-  from "./page.js";
-import { keep, mayEnd, readAhead, refreshCases, showState, startCases } from "./cases.js";
-import { buildLabels, filterLabels, pick, showAllLabels, toggleChosen } from "./labels.js";
-import { changeWindow, chooseWindows, setRange, setShown, slideWindow, takeWindow, turn }
-  from "./look.js";
+// The page: opens a case, sends its parameters and strokes when they change, and shows the answers.
+import { allSent, ask, attempt, clone, fill, find, findAll, hasEnded, isSending, send, tell,
+  write } from "./page.js";
+import { changeCases, keep, mayEnd, neighbor, readAhead, refreshCases, review, showState }
+  from "./cases.js";
+import { buildLabels, filterLabels, pick, showAllLabels, takeEyes, toggleChosen }
+  from "./labels.js";
+import { chooseWindows, takeWindow } from "./look.js";
 import { Plane } from "./plane.js";
 import { buildControls } from "./sliders.js";
-import { parameters, set, state, watch } from "./store.js";
+import { bindControls, parameters, set, state, watch } from "./store.js";
 
 const count = (value) => value.toLocaleString("en");
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 
 let planes = [];
+let counter = 0; // of the states that were sent; the newest one wins
+let running = null;
+let saving = null;
+
 const askCase = (name, sent) => ask(`case/${state.number}/${name}`, sent);
-const largePlane = () => planes.find((plane) => plane.node.classList.contains("main"));
+const largePlane = () => planes.find((plane) => plane.spec.number === state.large);
 const showPlanes = () => planes.forEach((plane) => plane.load());
 watch("place version modality", showPlanes);
-watch("window isSmooth opacity since shown hidden", () => planes.forEach((plane) => plane.paint()));
-watch("tool size shape", () => planes.forEach((plane) => plane.paintOver()));
+watch("level width", () => planes.forEach((plane) => plane.drawGray()));
+watch("since hidden", () => planes.forEach((plane) => plane.drawLabels()));
+watch("modality", () => chooseWindows());
+watch("filter", filterLabels);
+watch("opacity", () => document.body.style.setProperty("--opacity", `${state.opacity}%`));
+watch("large", () => planes.forEach(({ parts, spec }) =>
+  parts.node.classList.toggle("main", spec.number === state.large)));
 
 // ---- The case
 
+// Open a case. What was drawn before goes to its case, and nothing can be drawn until it is there.
+async function go(number) {
+  find("case-panel").hidePopover();
+  const { at, list, number: leaving } = state;
+  if (number === undefined || (number === list.open && number === at)) return;
+  for (const plane of planes) plane.finish();
+  find("planes").inert = true;
+  find("opening").textContent = `Opening ${list.cases[number].name} …`;
+  set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
+  if ((await changeCases("open", { number })) && (await attempt(openCase(number)))) {
+    tell("");
+    readAhead();
+  }
+  await refreshCases();
+  find("planes").inert = false;
+  find("opening").textContent = "";
+  set({ leaving: null });
+  if (state.number !== leaving) return;
+  const { textContent: why } = find("error");
+  await refine();
+  tell(why); // The answer has taken it away.
+}
+
 async function openCase(number) {
-  const former = planes.indexOf(largePlane());
   const windowName = find("window").selectedOptions[0]?.textContent;
   planes = [];
   set({ number });
   const about = await askCase("describe");
   const { grid, labels, modalities, place, spacing, strokes } = about;
-  const modality = Math.min(state.modality, modalities.length - 1);
-  set({ about, labels, modality, place, result: null, version: state.version + 1 });
-  wholeSeconds = Infinity;
+  document.body.classList.toggle("has-reference", about.has_reference);
   document.title = `${about.case} – crfrefine tune`;
   find("case").textContent = about.case;
   const steps = spacing.map((step) => Number(step.toPrecision(3)));
   find("grid").textContent = `${grid.join("×")} voxels of ${steps.join("×")} mm`;
   const presets = about.presets.map((name) => [name, name || "as opened"]);
-  if (!find("preset").length) fill(find("preset"), presets, "", CHANGED);
+  if (find("preset").length < 2) fill(find("preset"), presets, "");
+  const modality = Math.min(state.modality || 0, modalities.length - 1);
   fill(find("modality"), modalities.map((name, order) => [order, name]), modality);
-  for (const node of findAll(".dice")) node.hidden = !about.has_reference;
-  find("reference-choice").hidden = !about.has_reference;
-  find("whole").hidden = !about.is_large;
   Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
-  showNotes(about.notes);
+  find("whole").hidden = !about.is_large;
+  find("notes-text").textContent = about.notes.join("\n");
+  const version = state.version + 1;
+  Object.assign(state, { about, labels, modality, place, result: null, version });
   buildLabels();
   showStrokes(strokes);
-  planes = about.planes.map((spec) => new Plane(spec, host));
-  find("planes").replaceChildren(...planes.map((plane) => plane.node));
-  enlarge(planes[former] ?? planes[0]);
+  planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke)));
+  find("planes").replaceChildren(...planes.map((plane) => plane.parts.node));
+  set({ large: (largePlane() ?? planes[0]).spec.number });
   chooseWindows(windowName);
   showPlanes();
   await refine();
 }
 
-// Cover the planes while another case opens; a stroke that is being drawn ends.
-function cover(name) {
-  leaving = state.number;
-  for (const plane of planes) plane.finish();
-  find("planes").inert = true;
-  Object.assign(find("opening"), { textContent: `Opening ${name} …`, hidden: false });
-}
-
-function uncover() {
-  const isLeft = leaving !== state.number;
-  leaving = null;
-  find("planes").inert = false;
-  find("opening").hidden = true;
-  if (!isLeft) refine();
-}
-
-function enlarge(plane) {
-  for (const other of planes) other.node.classList.toggle("main", other === plane);
-}
-
-function showNotes(notes) {
-  find("notes").hidden = !notes.length;
-  const items = notes.map((textContent) => make("li", { textContent }));
-  find("notes").querySelector("ul").replaceChildren(...items);
-}
-
 // What is under the pointer: place, intensity, and labels.
-function tellUnder(under) {
-  const { about, labels, modality } = state;
+watch("under", () => {
+  const { about, labels, modality, under } = state;
   const name = (label) => labels[label - 1]?.name ?? "background";
-  const value = (number) => `${Number(number.toPrecision(5))} ${about.units[modality]}`.trim();
-  find("under").textContent = under ? [under.place.map((at) => at + 1).join(", "),
-    value(under.value), name(under.refined),
-    under.network === under.refined ? "" : `network: ${name(under.network)}`,
-  ].filter(Boolean).join(" · ") : "";
-  pointed = under;
-}
-let pointed = null;
+  find("under").textContent = "";
+  if (!under) return;
+  const value = `${Number(under.value.toPrecision(5))} ${about.units[modality]}`.trim();
+  const words = [under.place.map((at) => at + 1).join(", "), value, name(under.refined)];
+  if (under.network !== under.refined) words.push(`network: ${name(under.network)}`);
+  find("under").textContent = words.join(" · ");
+});
 
-// ---- Parameters: the page sends all of them with a counter; the newest state wins
-
-let counter = 0;
-let leaving = null; // the case that another one is to replace: it is refined no more
-let running = null;
-let wholeSeconds = Infinity;
-let saving = Promise.resolve(true);
-let edits = Promise.resolve(true);
-let numUnsent = 0; // of edits that the program has not confirmed
+// ---- Results
 
 // Refine the newest state, first in a box; promise "", or why it was refused.
 function refine() {
@@ -123,15 +119,16 @@ async function refineNewest() {
 }
 
 async function compute(isWhole) {
-  if (hasEnded() || state.number === leaving) return "";
-  const [sent, number] = [counter, state.number];
+  const { leaving, number, place } = state;
+  if (hasEnded() || number === leaving) return "";
+  const sent = counter;
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
-    const asked = { ...parameters(), counter: sent, place: state.place, is_whole: isWhole };
-    const answer = await askCase("refine", asked);
+    const answer = await askCase("refine",
+      { ...parameters(), counter: sent, place, is_whole: isWhole });
     if (number !== state.number || (isWhole && sent !== counter)) return "";
     if (answer.is_stale) showStatus("Another tab has the page now; a change here takes it back.");
-    else await showAnswer(answer);
+    else showAnswer(answer);
     return "";
   } catch (error) {
     if (sent === counter && number === state.number && !hasEnded()) {
@@ -143,34 +140,26 @@ async function compute(isWhole) {
   }
 }
 
-async function showAnswer(answer) {
+function showAnswer(answer) {
+  const { controls, result, toml } = answer;
   tell("");
-  showText(answer.toml);
-  if (find("sliders").dataset.preset !== state.preset) {
-    find("sliders").dataset.preset = state.preset;
-    buildControls(find("sliders"), answer.controls, change);
+  showText(toml);
+  const sliders = find("sliders");
+  if (sliders.dataset.preset !== state.preset) {
+    sliders.dataset.preset = state.preset;
+    buildControls(sliders, controls, change);
   }
-  const { result } = answer;
-  Object.assign(state, { result, version: state.version + 1 });
-  const isWhole = Boolean(result?.is_whole);
-  const first = state.drawnOn; // The plane that somebody draws on comes first.
-  if (isWhole) state.drawnOn = null;
-  await first?.load();
-  performance.mark(isWhole ? "whole" : "provisional");
+  set({ result, version: state.version + 1 });
   if (result) showResult();
-  if (!first || isWhole || wholeSeconds > 2) showPlanes();
-  if (isWhole) {
-    wholeSeconds = result.seconds;
-    refreshCases(); // Saved cases may be older than the parameters now.
-  }
-  showStatus("", isWhole || state.about.is_large);
+  if (result?.is_whole) refreshCases(); // Saved cases may be older than the parameters now.
+  showStatus("", result?.is_whole || state.about.is_large);
 }
 
 // Take a value; promise "", or why it was refused: then the former value applies again.
 async function change(key, value) {
   const former = state.changes[key];
   set({ changes: { ...state.changes, [key]: value } });
-  find("preset").value = CHANGED; // Then each preset can be chosen again.
+  find("preset").selectedIndex = 0; // Then each preset can be chosen again.
   const why = await refine();
   if (!why.startsWith(`${key}:`) || state.changes[key] !== value) return "";
   const changes = { ...state.changes, [key]: former };
@@ -180,24 +169,57 @@ async function change(key, value) {
   return why;
 }
 
+function showText(toml) {
+  find("toml").textContent = toml;
+  find("saved").textContent = "";
+}
+
+function showStatus(text, isDone = false) {
+  if (hasEnded()) return;
+  document.body.dataset.state = isDone ? "done" : "computing";
+  if (isDone) document.body.dataset.number = String(counter);
+  find("doing").textContent = text;
+}
+
+function showResult() {
+  const { about, result } = state;
+  const { converged, device, filters, is_whole: isWhole, num_iterations: steps } = result;
+  find("scores").tBodies[0].replaceChildren(...result.labels.map(scoreRow));
+  find("scores-caption").textContent = isWhole ? "Whole case" : "In the frame only";
+  const kind = isWhole ? "Whole case" : "Provisional, in the frame";
+  const changed = count(result.voxels_changed);
+  find("facts").textContent = `${kind}: ${changed} voxels changed, ${result.seconds.toFixed(2)} s`;
+  find("notes-text").textContent = [...about.notes, ...result.notes].join("\n");
+  const where = device === "cpu" ? "" : `; on ${device}`;
+  const ending = `${converged ? "converged" : "not converged"}; ${filters.join("; ")}${where}`;
+  find("steps").textContent = `${steps} step${steps === 1 ? "" : "s"}, ${ending}`;
+}
+
+function scoreRow({ label, region, before, after, dice_before: was, dice_after: is }) {
+  const row = clone("score").node;
+  const gain = was === null || is === null || Math.abs(is - was) < 5e-5 ? 0 : Math.sign(is - was);
+  const dice = ["▼ ", "", "▲ "][gain + 1] + percent(is);
+  row.classList.toggle("region", region !== undefined);
+  row.children[2].classList.add(["worse", "same", "better"][gain + 1]);
+  const name = region ?? state.labels[label - 1].name;
+  return write(row, name, percent(was), dice, count(before), count(after));
+}
+
 // ---- Strokes
 
-// Draw, undo or redo after the edits before, then refine; promise whether it is done.
+// Draw, undo or redo, then refine; promise whether it is done.
 function edit(name, sent) {
-  performance.mark("edit");
   const { number } = state;
   const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
-  numUnsent += 1;
-  const done = edits.then(() => ask(`case/${number}/${name}`, { ...sent, mark }));
-  edits = attempt(done.then((strokes) => {
+  const edited = send(`case/${number}/${name}`, { ...sent, mark });
+  return attempt(edited.then((strokes) => {
     tell("");
     showState(number, strokes.state);
     if (number !== state.number) return;
     showStrokes(strokes);
     state.version += 1;
     refine();
-  })).finally(() => { numUnsent -= 1; });
-  return edits;
+  }));
 }
 
 function showStrokes(strokes) {
@@ -206,22 +228,21 @@ function showStrokes(strokes) {
   find("saved-case").textContent = `${count(strokes.drawn)} ${voxels} drawn`;
   find("undo").disabled = !strokes.can_undo;
   find("redo").disabled = !strokes.can_redo;
-  find("problem").hidden = !strokes.problem;
   find("problem-text").textContent = strokes.problem;
   find("first-stroke").hidden = strokes.drawn > 0;
 }
 
 // Save the case, then what was asked for meanwhile.
 async function saveCase() {
-  await edits;
+  await allSent();
   find("saved-case").textContent = "saving …";
-  const { number } = state;
+  const { about, number } = state;
   const sent = counter;
-  saving = attempt(askCase("save-case", parameters()).then(async (answer) => {
+  saving = attempt(askCase("save-case", parameters()).then((answer) => {
     const { result, saved, strokes } = answer;
     tell("");
     if (number === state.number) {
-      if (state.about.is_large && result && sent === counter) await showAnswer(answer);
+      if (about.is_large && result && sent === counter) showAnswer(answer);
       showStrokes(strokes);
       find("saved-case").textContent = `saved to ${saved}`;
     }
@@ -230,7 +251,6 @@ async function saveCase() {
   if (!(await saving)) showStrokes(state.strokes);
 }
 
-// Write strokes again that a full disk did not take.
 async function keepAgain() {
   await keep();
   showStrokes((await askCase("describe")).strokes);
@@ -240,49 +260,10 @@ async function keepAgain() {
 async function end() {
   await saving;
   if (!(await mayEnd())) return;
-  showEnd();
+  showStatus("The program has ended; this page can be closed.");
+  document.body.dataset.state = "ended";
+  document.body.inert = true;
   ask("end", {}).catch(() => {});
-}
-
-// ---- Results
-
-function showText(toml) {
-  find("toml").textContent = toml;
-  find("saved").textContent = "";
-}
-
-function showStatus(text, isDone = false) {
-  if (hasEnded()) return;
-  const { result } = state;
-  document.body.dataset.state = isDone ? "done" : "computing";
-  if (isDone) document.body.dataset.number = String(counter);
-  const where = result?.is_whole ? "Whole case" : "Provisional, in the frame";
-  const facts = result ? `${count(result.voxels_changed)} voxels changed` : "";
-  const whole = result ? `${where}: ${facts}, ${result.seconds.toFixed(2)} s` : "";
-  find("status").textContent = [whole, text].filter(Boolean).join("; ");
-}
-
-function showResult() {
-  const { about, result } = state;
-  const { converged, device, filters, is_whole: isWhole, num_iterations: steps } = result;
-  find("scores").tBodies[0].replaceChildren(...result.labels.map(scoreRow));
-  find("scores-caption").textContent = isWhole ? "Whole case" : "In the frame only";
-  showNotes([...about.notes, ...(result.notes ?? [])]);
-  const where = device === "cpu" ? "" : `; on ${device}`;
-  const ending = `${converged ? "converged" : "not converged"}; ${filters.join("; ")}${where}`;
-  find("steps").textContent = `${steps} step${steps === 1 ? "" : "s"}, ${ending}`;
-}
-
-function scoreRow({ label, region, before, after, dice_before: was, dice_after: is }) {
-  const isHidden = !state.about.has_reference;
-  const cell = (textContent, kind = "") =>
-    make("td", { className: `number ${kind}`, textContent, hidden: kind && isHidden });
-  const gain = was === null || is === null || Math.abs(is - was) < 5e-5 ? 0 : Math.sign(is - was);
-  const dice = ["▼ ", "", "▲ "][gain + 1] + percent(is);
-  return make("tr", { className: region === undefined ? "" : "region" },
-    make("td", {}, region ?? state.labels[label - 1].name), cell(percent(was), "dice"),
-    cell(dice, `dice ${["worse", "", "better"][gain + 1]}`), cell(count(before)),
-    cell(count(after)));
 }
 
 // ---- What people press
@@ -293,59 +274,54 @@ const save = () => attempt(askCase("save", parameters()).then(({ toml, saved }) 
   find("saved").textContent = `saved to ${saved}`;
 }));
 
-function choosePreset(preset) {
+function choosePreset({ target }) {
   delete find("sliders").dataset.preset;
-  set({ preset, changes: {} });
+  set({ preset: target.value, changes: {} });
   refine();
 }
 
-const host = {
-  draw: (stroke) => edit("draw", stroke), edited: () => edits,
-  tellEmpty: () => tell("Nothing is drawn: no intensity there is in the range."),
-  changeWindow, cover, enlarge, openCase, tellUnder, uncover,
-};
-const actions = {
-  click: {
-    whole: () => compute(true), "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
-    save, "save-case": saveCase, undo: () => edit("undo", {}), redo: () => edit("redo", {}),
-    exchange: () => enlarge(planes[(planes.indexOf(largePlane()) + 1) % planes.length]),
-    closer: () => largePlane().zoomByKey(true), farther: () => largePlane().zoomByKey(false),
-    fit: () => largePlane().fit(), end: () => attempt(end()),
-    "keep-again": () => attempt(keepAgain()),
-  },
-  change: {
-    modality: ({ value }) => { set({ modality: Number(value) }); chooseWindows(); },
-    window: ({ value }) => takeWindow(state.about.windows[state.modality][value]),
-    since: ({ value }) => set({ since: value }),
-    preset: ({ value }) => choosePreset(value),
-    smooth: ({ checked }) => set({ isSmooth: checked }),
-    shape: ({ value }) => set({ shape: value }),
-    limit: setRange, lowest: setRange, highest: setRange,
-  },
-  input: {
-    level: slideWindow, width: slideWindow, filter: filterLabels,
-    opacity: ({ valueAsNumber }) => set({ opacity: valueAsNumber / 100 }),
-    size: ({ valueAsNumber }) => set({ size: valueAsNumber || 1 }),
-  },
-};
-for (const name of ["network", "refined", "reference", "strokes"]) {
-  actions.change[`show-${name}`] = ({ checked }) => setShown(name, checked);
-  setShown(name, find(`show-${name}`).checked);
+function showNextPlane() {
+  const next = (planes.indexOf(largePlane()) + 1) % planes.length;
+  set({ large: planes[next].spec.number });
 }
-for (const [type, of] of Object.entries(actions)) {
-  for (const [id, act] of Object.entries(of)) {
-    find(id).addEventListener(type, ({ currentTarget }) => act(currentTarget));
+
+// What follows from the controls of the page without `data-state`, by their ids.
+const actions = {
+  "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
+  "case-list": ({ target }) => go(Number(target.closest("button").value)),
+  keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
+  whole: () => compute(true), "keep-again": () => attempt(keepAgain()),
+  undo: () => edit("undo", {}), redo: () => edit("redo", {}),
+  exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
+  farther: () => largePlane().zoom(0.8), fit: () => largePlane().fit(),
+  "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
+  brushes: takeEyes, window: takeWindow, preset: choosePreset, "review-state": review, note: review,
+  save, end: () => attempt(end()),
+};
+for (const [id, act] of Object.entries(actions)) {
+  const node = find(id);
+  const isPressed = ["BUTTON", "OL"].includes(node.tagName);
+  node.addEventListener(isPressed ? "click" : "change", act);
+}
+
+// Press a control by its key: a select takes its next option.
+function press(node) {
+  if (node.tagName === "SELECT") {
+    node.selectedIndex = (node.selectedIndex + 1) % node.length;
+    node.dispatchEvent(new Event("change"));
+  } else if (node.type === "text") {
+    node.focus();
+  } else {
+    node.click();
   }
 }
 
-// Keys that press no button.
 function resize(step) {
   find("size")[step]();
   set({ size: find("size").valueAsNumber });
 }
-const keys = { "[": () => resize("stepDown"), "]": () => resize("stepUp"), h: toggleChosen,
-  c: () => turn("modality"), b: () => turn("shape"), "/": () => find("filter").focus(),
-  p: () => { if (pointed) pick(pointed.refined); } };
+const keys = { "[": () => resize("stepDown"), "]": () => resize("stepUp"),
+  h: toggleChosen, p: pick };
 
 document.addEventListener("keydown", (event) => {
   const isCommand = (event.ctrlKey || event.metaKey) && !event.getModifierState("AltGraph");
@@ -356,21 +332,22 @@ document.addEventListener("keydown", (event) => {
   if (isCommand ? !"zys".includes(key) : !find("keys").checked || key.length > 1) return;
   if ((isWritten && !(isCommand && key === "s")) || (event.altKey && !"[]".includes(key))) return;
   const [node] = findAll(`[data-key="${CSS.escape(key)}"]`);
-  const act = keys[key] ?? (node?.checkVisibility() && !node.disabled ? () => node.click() : null);
+  const act = keys[key] ?? (node?.checkVisibility() && !node.disabled ? () => press(node) : null);
   if (!act || key === " ") return;
   event.preventDefault(); // A select would take the letter, and the browser Ctrl+S.
   act();
 });
 window.addEventListener("beforeunload", (event) => {
-  if ((numUnsent || state.strokes.problem) && !hasEnded()) event.preventDefault();
+  if ((isSending() || state.strokes.problem) && !hasEnded()) event.preventDefault();
 });
 
+bindControls();
 attempt(ask("cases").then(async (list) => {
   const isCorrecting = list.folder.is_used;
   document.body.dataset.mode = isCorrecting ? "correct" : "choose";
   find("results").open = !isCorrecting;
   find("controls").open = !isCorrecting;
-  startCases(host, list);
+  set({ list, at: list.open });
   await openCase(list.open);
   refreshCases();
   readAhead();
