@@ -91,8 +91,7 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; a pair's voxels have its name, and perhaps an ending in upper case."""
-    with streams.open_bytes(path, "raw") as reader:
-        start = reader.read(streams.START_BYTES)
+    start = streams.read_start(path)
     # The content, or else the name, says whether a file is compressed.
     is_named_gzip = streams.is_named_gzip(path)
     encoding = "raw"
