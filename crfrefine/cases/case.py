@@ -33,7 +33,7 @@ from crfrefine.cases.network_output import logits_of_labels, network_of_scores, 
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError, naming_case
-from crfrefine.io.reading import NanFiles, read_mask, read_stored, read_whole_numbers, reading_jobs
+from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
 from crfrefine.io.volume import Segment, Volume, VolumeHeader
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 
@@ -296,7 +296,7 @@ def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -
 
     Float32 where types differ or values are scaled.
     """
-    modalities = [read_stored(header, nan_files) for header in images]
+    modalities = [read_array(header, nan_files) for header in images]
     if len(modalities) == 1:
         return modalities[0]
     types = {modality.dtype for modality in modalities}

@@ -225,15 +225,22 @@ def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray
     return values
 
 
-def read_stored(
-    header: VolumeHeader, nan_files: NanFiles = None, values: NDArray[Any] | None = None
+def read_array(
+    header: VolumeHeader,
+    nan_files: NanFiles = None,
+    values: NDArray[Any] | None = None,
+    *,
+    as_stored: bool = False,
 ) -> NDArray[Any]:
     """Read a file into an array of float32, or into a new one in the type of its pieces.
 
-    It is (channels, [z,] y, x). Raises as `read_pieces`.
+    It is (channels, [z,] y, x). As stored, values are not scaled, and may be NaN or infinite.
+    Raises as `read_pieces`.
     """
     allows_nan = nan_files is not None
     with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
+        if as_stored:
+            decoder.keep_stored_values()
         if values is None:
             values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
         decoder.fill(values.reshape(header.stored_shape))
@@ -259,7 +266,7 @@ def reading_jobs(
     start = num_before
     for header in headers:
         stop = start + header.num_channels
-        jobs.append(partial(read_stored, header, nan_files, values[start:stop]))
+        jobs.append(partial(read_array, header, nan_files, values[start:stop]))
         start = stop
     return values, jobs
 

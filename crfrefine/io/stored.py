@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.failures import reading
 from crfrefine.io.paths import ALL_TYPES
-from crfrefine.io.reading import decoded_pieces, open_voxels
-from crfrefine.io.streams import VoxelSource, allocate_array
+from crfrefine.io.reading import decoded_pieces, read_array
+from crfrefine.io.streams import VoxelSource
 from crfrefine.io.volume import Planes, VolumeHeader, iter_pieces
 
 _PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at once
@@ -54,12 +53,7 @@ def read_unscaled(header: VolumeHeader) -> NDArray[Any]:
         shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
         turned = turn.apply(read_unscaled(stored_header).reshape(shape))
         return turned.reshape(header.stored_shape)
-    with reading(header.path), open_voxels(header) as decoder:
-        decoder.keep_stored_values()
-        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
-        decoder.fill(values)
-        decoder.finish()
-    return values
+    return read_array(header, as_stored=True)
 
 
 def scaled_planes(stored: NDArray[Any], source: VoxelSource | None) -> Planes:
