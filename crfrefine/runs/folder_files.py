@@ -79,14 +79,12 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[P
     )
 
 
-def check_summary_path(path: Path | None, plans: Sequence[OutputFiles]) -> list[Note]:
-    """Return a note if the folder of a summary has to be made; None means no summary.
+def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> list[Note]:
+    """Return a note if the folder of a summary has to be made.
 
     Raise InputError if it would replace something else. It must not be among the records of runs,
     replace an output, or have the suffix of a volume.
     """
-    if path is None:
-        return []
     if path.parent.name == RECORD_FOLDER:
         raise InputError(
             f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; "

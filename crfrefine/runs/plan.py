@@ -6,7 +6,7 @@ It has the device, the cases, their outputs and the summary.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -208,22 +208,14 @@ def plan_run(options: InferenceOptions) -> RunPlan:
             inputs.cases, inputs.reading, options.parameters, threads
         )
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
-    notes = [*inputs.notes, *check_summary_path(options.summary_path, all_outputs)]
+    notes = list(inputs.notes)
+    if options.summary_path is not None:
+        notes += check_summary_path(options.summary_path, all_outputs)
     if note_on_device is not None:
         notes.append(note_on_device)
     summary = _summary_of(options, device, inputs, all_outputs)
     tasks, left = _make_tasks(inputs, all_outputs, options, summary, notes)
-
-    # If no case can be read, no folder is needed.
-    readable = [task.outputs for task in tasks if not task.files.problem]
-    record = None
-    if not options.writes_file and readable:
-        record = record_path(options.output, options.num_parts, summary.part_id)
-    statistics = statistics_path(options) if options.statistics else None
-    _check_places(readable, (options.summary_path, record, statistics))
-    folder_files = plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
-    if inputs.structures and record is not None:
-        folder_files += plan_names_file(inputs.structures, options.output)
+    record, folder_files = _plan_files(inputs, all_outputs, tasks, options, notes)
     names = {task.files.case_id for task in tasks}
     held_out = names & options.held_out.keys()
     learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
@@ -335,15 +327,36 @@ def _make_tasks(
     return tasks, left
 
 
-def _check_places(planned: Iterable[OutputFiles], about_the_run: Iterable[Path | None]) -> None:
-    """Raise InputError unless all outputs, and the files about the run, can be written."""
+def _plan_files(
+    inputs: RunInputs,
+    all_outputs: Sequence[OutputFiles],
+    tasks: Sequence[Task],
+    options: InferenceOptions,
+    notes: list[Note],
+) -> tuple[Path | None, list[tuple[Path, bytes]]]:
+    """Return the record, if there is one, and the files beside the outputs, with their contents.
+
+    Raise InputError unless these, the other files about the run and all outputs can be written.
+    """
+    # If no case can be read, no folder is needed.
+    readable = [task.outputs for task in tasks if not task.files.problem]
+    record = None
+    if not options.writes_file and readable:
+        record = record_path(options.output, options.num_parts, options.part_id)
     folders: set[Path] = set()
-    for outputs in planned:
+    for outputs in readable:
         folders.update(path.parent for path in outputs.all())
         if outputs.folder is not None:
             folders.add(outputs.folder)
     for folder in folders:
         check_writable(folder)
-    for path in about_the_run:
+    statistics = statistics_path(options) if options.statistics else None
+    for path in (options.summary_path, record, statistics):
         if path is not None:
             check_small_output(path)
+    files: list[tuple[Path, bytes]] = []
+    if options.save_probabilities:
+        files += plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
+    if inputs.structures and record is not None:
+        files += plan_names_file(inputs.structures, options.output)
+    return record, files

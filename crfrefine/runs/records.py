@@ -218,7 +218,7 @@ class RunSummary:
         return to_json(content, indent=2)
 
 
-def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
+def record_path(output: Path, num_parts: int = 1, part_id: int | None = 0) -> Path:
     """Return the record of a part in its output folder."""
     return path_of_part(output / RECORD_FOLDER / "record.jsonl", num_parts, part_id)
 

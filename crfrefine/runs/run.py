@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import chain
@@ -118,14 +118,26 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
         observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
-    late_notes = (
-        note_on_num_labels(summary.cases),
-        note_on_mapping(summary.cases, options.mapping),
-        *plan.left,
-    )
-    for late_note in late_notes:
-        if late_note is not None:
-            observer.note(late_note)
+    for note in _notes_on_all(plan):
+        observer.note(note)
+
+
+def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
+    """Yield notes on all cases that have ended, and on those that the run leaves as they were."""
+    cases = plan.summary.cases
+    note = note_on_num_labels(cases)
+    if note is not None:
+        yield note
+    mapping = plan.options.mapping
+    ended = [record for record in cases if record.status != "failed"]
+    # Nobody may know what a case holds that was done earlier.
+    is_known = all(record.input_type is not None for record in ended)
+    if mapping and ended and is_known:
+        found = chain.from_iterable(record.mapped_values for record in ended)
+        note = note_on_values(mapping, found, "no label map")
+        if note is not None:
+            yield note
+    yield from plan.left
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
@@ -140,15 +152,3 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
         return None
     groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
     return Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups))
-
-
-def note_on_mapping(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> Note | None:
-    """Return a note on values of --map that the label maps of a run lack; None if all occur.
-
-    None as well if nobody knows what a case holds that was done earlier, or if no case was read.
-    """
-    ended = [record for record in records if record.status != "failed"]
-    if not ended or any(record.input_type is None for record in ended):
-        return None
-    found = chain.from_iterable(record.mapped_values for record in ended)
-    return note_on_values(mapping, found, "no label map")

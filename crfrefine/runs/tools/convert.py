@@ -84,7 +84,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
             "--as labels"
         )
     if like is not None:
-        _require_grid(placed, like, is_filled=has_labels)
+        require_grid(placed, like, is_filled=has_labels)
     geometry = _geometry(placed, like, target)
     check_writable(target_file.parent)
     if has_scores:
@@ -296,16 +296,19 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     return Volume(empty, chosen.affine, spacing, chosen.path, chosen)
 
 
-def _require_grid(header: VolumeHeader, like: VolumeHeader, *, is_filled: bool) -> None:
-    """Raise GridMismatchError if the file of --like has another grid.
+def require_grid(
+    header: VolumeHeader, like: VolumeHeader, *, is_filled: bool, advice: str | None = None
+) -> None:
+    """Raise GridMismatchError if a file has another grid than that of --like.
 
-    A label map (`is_filled`) may be stored for a part of it.
+    A label map (`is_filled`) may be stored for a part of it. Without advice the error explains how
+    the grids differ, if that can be told.
     """
     if header.on_same_grid(like):
         return
     if is_filled and WorkGrid(like).part(header, "label map") is not None:
         return
-    advice = explain_difference(like, "image", header, "file")
+    advice = advice or explain_difference(like, "image", header, "file")
     if advice is None:
         advice = (
             "convert does not interpolate, as the other commands do with --resample. "

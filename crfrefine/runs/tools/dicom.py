@@ -24,9 +24,8 @@ from crfrefine.base.notes import Note
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import list_files
-from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
+from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import files_written, is_dicom, require_suffix, suffix_of
 from crfrefine.io.stored import scaled_planes
@@ -35,6 +34,7 @@ from crfrefine.runs.outputs import unique_stem
 from crfrefine.runs.tools.convert import (
     describe_source,
     labels_on,
+    require_grid,
     with_note_on_values,
 )
 from crfrefine.runs.tools.info import describe_header
@@ -221,11 +221,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     series = dicom.read_series(like, options.series)
     grid = series.header
     placed = io.placed_on(header, grid)
-    if not placed.on_same_grid(grid) and WorkGrid(grid).part(placed, "label map") is None:
-        raise GridMismatchError(
-            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
-            "  Name the series that was refined."
-        )
+    require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
     notes: list[Note] = []
     labels, found = map_labels(labels_on(grid, placed, notes), options.mapping)
     named: Sequence[Segment] = map_segments(header.segments, options.mapping)
