@@ -91,6 +91,11 @@ def at_control(driver, name, script, *values):
 def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     from selenium.webdriver.common.keys import Keys
 
+    first_look = page.execute_script(
+        "return [getComputedStyle(document.querySelector('.fill')).opacity,"
+        "document.querySelector('#window').selectedOptions[0].textContent]"
+    )
+    assert first_look == ["0", "automatic"]
     before = picture(page), dice(page), number(page)
     for share in (0.2, 0.4, 0.6):
         at_control(page, "bilateral.theta_alpha", SLIDE, share)

@@ -56,7 +56,7 @@ async function go(number) {
 }
 
 async function openCase(number) {
-  const windowName = find("window").selectedOptions[0]?.textContent;
+  const windowName = state.about && find("window").selectedOptions[0].textContent;
   planes = [];
   set({ number });
   const about = await askCase("describe");
