@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -39,6 +39,7 @@ from crfrefine.io.atomic import check_replaceable, check_writable, write_small_f
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, is_folder, stem_of
 from crfrefine.parameters.model import TRAINED_ON
+from crfrefine.runs.records import RunSummary
 from crfrefine.runs.states import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
@@ -244,11 +245,10 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, list[str]]:
     """Return the cases of each method that its parameters were learned on.
 
-    The records that `infer` leaves beside its label maps name them. A method without a record, or
+    The records that `infer` leaves in its output folder name them. A method without a record, or
     without such cases, is left out.
     """
-    learned_maps: dict[Path, set[str]] = {}
-    learned: dict[str, list[str]] = {}
+    label_maps: dict[tuple[str, str], Path] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
             path = files.labels
@@ -257,27 +257,45 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, 
             if path is None:
                 continue
             path = path.resolve()
-            if path.parent not in learned_maps:
-                learned_maps[path.parent] = _maps_learned_on(path.parent, notes)
-            name = path.name if is_folder(path) else stem_of(path)
-            if name in learned_maps[path.parent]:
-                learned.setdefault(method, []).append(pair.case_id)
+            if not is_folder(path):
+                path = path.with_name(stem_of(path))
+            label_maps[method, pair.case_id] = path
+
+    # A manifest puts label maps into folders within that of the record.
+    folders: dict[Path, None] = {}
+    for folder in dict.fromkeys(path.parent for path in label_maps.values()):
+        folders |= dict.fromkeys((folder, *folder.parents))
+    learned_maps = _maps_learned_on(folders, notes)
+    learned: dict[str, list[str]] = {}
+    for (method, case_id), path in label_maps.items():
+        if path in learned_maps:
+            learned.setdefault(method, []).append(case_id)
     return learned
 
 
-def _maps_learned_on(folder: Path, notes: list[Note]) -> set[str]:
-    """Return the names of a folder's label maps whose parameters were learned on their case."""
-    recorded = read_records(folder)
-    for note in recorded.notes:
-        notes.append(Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)))
-    names = set()
-    for run in recorded.runs:
+def _maps_learned_on(folders: Iterable[Path], notes: list[Note]) -> set[Path]:
+    """Return the label maps, without suffixes, whose parameters were learned on their case.
+
+    `folders` may hold records.
+    """
+    runs: list[tuple[Path, RunSummary]] = []
+    for folder in folders:
+        recorded = read_records(folder)
+        for note in recorded.notes:
+            notes.append(Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)))
+        runs += [(folder, run) for run in recorded.runs]
+
+    maps: set[Path] = set()
+    for folder, run in sorted(runs, key=lambda pair: pair[1].started):
         trained_on = run.settings.get(TRAINED_ON) or ()
         for record in run.cases:
             if record.output is None:
                 continue
+            # Its folder may have been moved, and so the name in it counts.
+            path = folder / run.all_cases.get(record.case_id, record.output.name)
+            path = path.parent / stem_of(path)
             if printable(record.case_id) in trained_on and record.held_out_by is None:
-                names.add(stem_of(record.output))
+                maps.add(path)
             else:  # This later run has replaced the label map.
-                names.discard(stem_of(record.output))
-    return names
+                maps.discard(path)
+    return maps

@@ -380,6 +380,26 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
     }
 
 
+@pytest.mark.parametrize("output", ["maps/{case}.nii.gz", "x/{case}/seg.mha"])
+def test_cases_used_for_learning_are_known_in_the_folders_of_a_manifest(study, tmp_path, output):
+    manifest = tmp_path / "cases.csv"
+    lines = ["case,images,logits,output"]
+    for name in NAMES[:3]:
+        (logits,) = (study / "logits").glob(f"{name}.*")
+        images = ";".join(map(str, sorted((study / "images").glob(f"{name}_*"))))
+        lines.append(f"{name},{images},{logits},{output.format(case=name)}")
+    manifest.write_text("\n".join(lines))
+    parameters = tmp_path / "parameters.toml"
+    dataclasses.replace(CrfParameters(), trained_on=("case1", "case4")).save(parameters)
+    folder = tmp_path / "refined"
+    given = ("--manifest", manifest, "-c", parameters)
+    run_here("infer", *given, "-o", folder, status=0)
+    files = (folder / output, study / "labels")
+    run_here("evaluate", *files, "--no-report", "-o", tmp_path / "evaluation", status=0)
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["cases_learned_on"] == {"prediction": ["case1"]}
+
+
 def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(study, tmp_path):
     folder = tmp_path / "refined"
     refined(study, folder, NAMES)
