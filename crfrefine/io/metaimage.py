@@ -65,7 +65,7 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
-    fields, end, num_listed = _read_fields(path)
+    fields, end = _read_fields(path)
     unit = fields.text(_UNITS, "")
     fields.units = [unit]
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
@@ -73,7 +73,7 @@ def read_header(path: Path) -> VolumeHeader:
     num_dims = fields.whole("NDims", limits=(2, 4))
     sizes = fields.sizes("DimSize", num_dims)
     channels = fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
-    _require_planes(fields, num_listed, sizes[-1])
+    _require_planes(fields, sizes[-1])
     grid_shape, num_channels = text_header.grid_and_channels(path, sizes, channels)
     num_axes = len(grid_shape)
     source = _source(fields, end, inner=1 if channels > 1 else None)
@@ -93,9 +93,9 @@ def read_header(path: Path) -> VolumeHeader:
     return text_header.lengths_in_mm(header, _UNITS, [unit] * num_axes)
 
 
-def _read_fields(path: Path) -> tuple[Fields, int, int]:
-    """Return the fields, the bytes of the header, and the number of files in the list after it."""
-    fields = Fields(path, NAME, " = ")
+def _read_fields(path: Path) -> tuple[Fields, int]:
+    """Return the fields, with the list of files after them, and the bytes of the header."""
+    fields = Fields(path, NAME, " = ", "ElementDataFile")
     problem = "no line `ElementDataFile = ...` in its header"
     lines = text_header.header_lines(path)
     for number, line, end in lines:
@@ -110,26 +110,25 @@ def _read_fields(path: Path) -> tuple[Fields, int, int]:
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            num_listed = 0
             if re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE):
-                num_listed = sum(bool(line.strip()) for _, line, _ in lines)
-            return fields, end, num_listed
+                fields.add_list(lines)
+            return fields, end
     raise UnsupportedFormatError(
         f"{path}: not a MetaImage file, although its name says so: {problem}"
     )
 
 
-def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
+def _require_planes(fields: Fields, num_planes: int) -> None:
     """Require one file for each plane, in a list or a pattern of names; ITK would invent some."""
     name = fields.text("ElementDataFile")
-    num_files = num_listed
-    if not num_listed and ("%" in name or name.upper().startswith("LIST ")):
+    num_files = len(fields.listed)
+    if not fields.listed and ("%" in name or name.upper().startswith("LIST ")):
         pattern = r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
         match = re.fullmatch(pattern, name)
         if match is not None:
             first, last, step = map(int, match.groups())
             num_files = (last - first) // step + 1
-    elif not num_listed and name.upper() != "LIST":
+    elif not fields.listed and name.upper() != "LIST":
         return
     if num_files != num_planes:
         raise fields.damaged(

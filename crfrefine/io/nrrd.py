@@ -126,9 +126,10 @@ def read_header(path: Path) -> VolumeHeader:
 
 def _read_fields(path: Path) -> tuple[Fields, int]:
     """Return the fields, and the bytes of the header up to an empty line."""
-    fields = Fields(path, NAME, ": ")
+    fields = Fields(path, NAME, ": ", "data file")
     end = 0
-    for number, line, end in text_header.header_lines(path):
+    lines = text_header.header_lines(path)
+    for number, line, end in lines:
         if number == 1 and not re.fullmatch(rb"NRRD000[1-6]\s*", line):
             raise UnsupportedFormatError(
                 f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
@@ -144,7 +145,8 @@ def _read_fields(path: Path) -> tuple[Fields, int]:
         if field is not None and not value.startswith(b"="):
             fields.add(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-                return fields, end  # The names of the files follow.
+                fields.add_list(lines)
+                return fields, end
             continue
 
         key, is_pair, value = line.partition(b":=")

@@ -15,7 +15,6 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import GZIP_MAGIC, inflated, read_start
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 # Types of voxels, the smallest first; of one size, the type that most programs read.
 ALL_TYPES = (
@@ -59,8 +56,9 @@ class Format:
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     # Names of such files that readers take for something else: a pattern or list of files, another
-    # folder, a line that ends. ITK and teem differ; what one of them misreads is not written.
-    misread_names: re.Pattern[str] = re.compile("(?!)")  # none
+    # folder, a line that ends. ITK and teem differ; what one of them misreads is not written. None
+    # means that headers name no files.
+    misread_names: re.Pattern[str] | None = None
     is_read_only: bool = False  # it is read through SimpleITK, and not written
     # Types of the voxels of images that are written; label maps and logits always find one.
     image_types: tuple[str, ...] = ALL_TYPES
@@ -247,7 +245,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = ALL_WRITTEN_SUFFIXES)
         )
     known = FORMAT_OF_SUFFIX[suffix]
     for file in files_written(path)[1:]:
-        if known.misread_names.match(file.name):
+        if known.misread_names is not None and known.misread_names.match(file.name):
             whole = next(other for other in known.suffixes if other not in known.voxel_endings)
             raise InputError(
                 f"{path}: cannot be written in two files: the header of {suffix} would not find "
@@ -407,15 +405,20 @@ def holds_volumes(folder: Path) -> bool:
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
-    """Return the file, and the file with its voxels if its header names one."""
+    """Return the file, and the files with its voxels if its header names some."""
     # Reading the file later reports the error with its case; this function also looks at other
     # cases.
     suffix = suffix_of(path)
-    if suffix and suffix not in FORMAT_OF_SUFFIX[suffix].voxel_endings:
-        return (path,)
+    if suffix:
+        known = FORMAT_OF_SUFFIX[suffix]
+        if suffix not in known.voxel_endings and known.misread_names is None:
+            return (path,)
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)
-        header: VolumeHeader = import_module(known.module).read_header(path)
+        try:
+            header: VolumeHeader = import_module(known.module).read_header(path)
+        except RareHeaderError as rare:  # SimpleITK would convert all voxels.
+            return (path, *rare.voxel_files)
         return header.files
     return (path,)
 

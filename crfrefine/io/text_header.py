@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,10 @@ MAX_FIELD = 1 << 16  # characters of a field that is interpreted
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
 _NO_TEXT = {b"\0": "zero byte", b"\r": "carriage return before its end"}
+_NUMBERED_FILES = re.compile(
+    r"(.*?)(%0?[0-9]{0,2}d)(.*) ([+-]?[0-9]{1,9}) ([+-]?[0-9]{1,9}) ([+-]?[1-9][0-9]{0,8})"
+    r"( [0-9]+)?"
+)
 _FLAGS = {
     **dict.fromkeys(("true", "t", "1", "yes"), True),
     **dict.fromkeys(("false", "f", "0", "no"), False),
@@ -60,20 +64,25 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
 class Fields(dict[str, str]):
     """The fields of a header by name, read as text, flags and numbers; errors quote the line."""
 
-    def __init__(self, path: Path, format_name: str, separator: str) -> None:
+    def __init__(self, path: Path, format_name: str, separator: str, voxels_in: str) -> None:
         super().__init__()
         self.path = path
         self.units: list[str] = []  # all units of length in the header
         self.time = ""  # as of `VolumeHeader`
+        self.listed: tuple[str, ...] = ()  # names of files, in the lines after a field `LIST`
         self._format = format_name
         self._separator = separator
+        self._voxels_in = voxels_in  # the field that names the files of voxels
 
     def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field; raise for a second, different one."""
-        # File names may be in any encoding: surrogates restore the bytes when a file is opened.
-        text = value.strip().decode("utf-8", "surrogateescape")
+        text = _text_of(value)
         if self.setdefault(name, text).lower() != text.lower():
             raise self.damaged(name, f"one value, found a second one: {shorten(text, 60)}")
+
+    def add_list(self, lines: Iterable[tuple[int, bytes, int]]) -> None:
+        """Store the names in the lines that follow."""
+        self.listed = tuple(_text_of(line) for _, line, _ in lines if line.strip())
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return the text of a field; raise if it is missing and there is no default."""
@@ -133,7 +142,33 @@ class Fields(dict[str, str]):
                     f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "
                     "such headers are read in mm alone: save the volume as NIfTI"
                 )
-        return RareHeaderError(reason, self.time)
+        return RareHeaderError(reason, self.time, self._voxel_files())
+
+    def _voxel_files(self) -> tuple[Path, ...]:
+        """Return the other files that hold the voxels, if they exist.
+
+        They are one file, a list, or a pattern with the first and the last number and the step.
+        """
+        name = self.text(self._voxels_in, "LOCAL")
+        names: Iterable[str] = [name]
+        pattern = _NUMBERED_FILES.fullmatch(name)
+        if name.upper() == "LOCAL":
+            names = []
+        elif name.upper().split()[:1] == ["LIST"]:
+            names = self.listed
+        elif pattern is not None:
+            before, number_format, after = pattern.group(1, 2, 3)
+            first, last, step = map(int, pattern.group(4, 5, 6))
+            numbers = range(first, last + (1 if step > 0 else -1), step)[:MAX_LINES]
+            names = (f"{before}{number_format % number}{after}" for number in numbers)
+        paths = [self.path.parent / each for each in names]
+        # No exception for odd names.
+        return tuple(path for path in paths if os.path.isfile(path))  # noqa: PTH113
+
+
+def _text_of(value: bytes) -> str:
+    # File names may be in any encoding: surrogates restore the bytes when a file is opened.
+    return value.strip().decode("utf-8", "surrogateescape")
 
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:

@@ -38,9 +38,11 @@ def file_state(path: Path) -> tuple[int, int, int]:
 class RareHeaderError(Exception):
     """A valid header that only SimpleITK reads; the message names the reason."""
 
-    def __init__(self, reason: str, time: str = "") -> None:
+    def __init__(self, reason: str, time: str, voxel_files: tuple[Path, ...]) -> None:
         super().__init__(reason)
-        self.time = time  # as of `VolumeHeader`: SimpleITK does not tell it
+        # As of `VolumeHeader`: SimpleITK does not tell them.
+        self.time = time
+        self.voxel_files = voxel_files
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class VolumeHeader:
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have
     # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
+    # the other files with voxels that have to be put together
+    voxel_files: tuple[Path, ...] = field(default=(), repr=False)
     # the states of its files when the header was read
     states: Mapping[Path, tuple[int, int, int]] = field(
         default_factory=dict, repr=False, compare=False
@@ -88,10 +92,11 @@ class VolumeHeader:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file, and the file with its voxels if that is another one."""
-        if self.source is None or self.source.path == self.path:
-            return (self.path,)
-        return (self.path, self.source.path)
+        """The file, and the files with its voxels if these are others."""
+        voxel_files = self.voxel_files
+        if self.source is not None:
+            voxel_files = (self.source.path,)
+        return tuple(dict.fromkeys((self.path, *voxel_files)))
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

@@ -225,6 +225,37 @@ def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
         assert_as_simpleitk(path, DATA)
 
 
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nhdr", "a.nrrd"])
+@pytest.mark.parametrize("place", ["s%d.raw 1 6 1", "s%d.raw 6 1 -1", "LIST", "text"])
+def test_the_files_of_a_rare_header_are_known(name, place, planes):
+    """They are inputs that no output may replace, and what they hold is compared."""
+    is_meta = name.startswith("a.m")
+    if is_meta and (place.endswith("-1") or place == "text"):
+        pytest.skip("MetaImage counts upward, and has text in its own file")
+    files = [planes / f"s{number}.raw" for number in range(1, 7)]
+    lines = [f"data file: {place}"]
+    if is_meta:
+        lines = [f"ElementDataFile = {place}"]
+    if place == "text":
+        files = [planes / "text"]
+        files[0].write_bytes(TEXT)
+        lines.insert(0, "encoding: ascii")
+    elif place.endswith("-1"):
+        files.reverse()
+    write = mha if is_meta else nrrd
+    path = write(planes, *lines, data=b"", name=name)
+    if place == "LIST":
+        names = "\n".join(file.name for file in files)
+        path.write_bytes(path.read_bytes().rstrip(b"\n") + f"\n{names}\n".encode())
+    assert files_read(path) == (path, *files)
+    header = io.read_header(path)
+    assert header.files == (path, *files)
+    assert [*header.states] == [path, *files]
+    files[0].write_bytes(files[0].read_bytes() + b" ")
+    with pytest.raises(CrfRefineError, match="changed"):
+        list(io.read_pieces(header))
+
+
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as
     voxels.
