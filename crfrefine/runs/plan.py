@@ -255,6 +255,7 @@ def _summary_of(
         part_id=options.part_id or 0,
         label_names=dict(inputs.names.labels),
         held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
+        parameters_of_folds={fold: own.to_dict() for fold, own in options.held_out.values()},
         num_cases=len(inputs.cases[options.part_id or 0 :: options.num_parts]),
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),

@@ -38,7 +38,10 @@ READING = (
     "add_background",
     "resample",
 )
-SETTINGS = (*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out")
+SETTINGS = (
+    *(*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out"),
+    "parameters_of_folds",
+)
 
 
 @dataclass
@@ -171,6 +174,8 @@ class RunSummary:
     label_names: dict[int, str] = field(default_factory=dict)
     # the fold of `train-crf` whose parameters a case gets, if not those of all cases
     held_out: dict[str, str] = field(default_factory=dict)
+    # of each such fold by its name, as `parameters`
+    parameters_of_folds: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_cases: int = 0  # of this part
     # label map of each case of all parts, in the output folder
     all_cases: dict[str, str] = field(default_factory=dict)
@@ -194,11 +199,10 @@ class RunSummary:
 
         Parameters that an older version lacked have their defaults.
         """
-        parameters = self.parameters
-        with suppress(ConfigError):  # A newer version may have more keys.
-            parameters = CrfParameters.from_dict(parameters).to_dict()
         others = {name: getattr(self, name) for name in SETTINGS}
-        return dict(json.loads(to_json({**parameters, **others})))
+        folds = {name: _completed(values) for name, values in self.parameters_of_folds.items()}
+        others["parameters_of_folds"] = folds
+        return dict(json.loads(to_json({**_completed(self.parameters), **others})))
 
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
@@ -216,6 +220,13 @@ class RunSummary:
             content[f"num_{status}"] = self.count(status)
         content["cases"] = [record.to_dict() for record in self.cases]
         return to_json(content, indent=2)
+
+
+def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters with the defaults of keys that an older version lacked."""
+    with suppress(ConfigError):  # A newer version may have more keys.
+        return CrfParameters.from_dict(parameters).to_dict()
+    return parameters
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int | None = 0) -> Path:

@@ -321,6 +321,13 @@ def test_each_validated_case_has_the_parameters_of_the_fold_that_held_it_out(tmp
     run_here(*command, "-o", tmp_path / "evaluated", status=0)
     summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
     assert summary["cases_learned_on"] == {}
+    folds[1]["fit"] = {"parameters": own["all"].to_dict()}
+    report.write_text(json.dumps({"folds": folds}))
+    command = ("infer", "--nnunet", tree.network, "-c", config, "-o", tmp_path / "learned")
+    shown = run_here(*command, "--continue", status=0).stderr
+    assert "other values of parameters_of_folds.odd.bilateral.weight; refined again" in shown
+    again = load_nifti(tmp_path / "learned" / "case1.nii.gz")
+    np.testing.assert_array_equal(again, refined["all"][1])
     report.write_text(json.dumps({"folds": [{**folds[0], "held_out": ["other"]}]}))
     command = ("infer", "--nnunet", tree.network, "-c", config, "-o", tmp_path / "wrong")
     assert "is not the report of" in run_here(*command, status=1).stderr
