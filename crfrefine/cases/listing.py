@@ -262,8 +262,10 @@ def are_clear(structures: Mapping[str, Sequence[Match]]) -> bool:
 
 
 def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
-    """Return the case with its structures, sorted by name."""
+    """Return the case with its structures, sorted by name; 0 among numbers is the background."""
     named = sorted((match.label, match.path) for match in matches if match.path not in case.images)
+    if len(named) > 1 and all(name.isascii() and name.isdecimal() for name, _ in named):
+        named = [(name, path) for name, path in named if int(name)]
     names = tuple(name for name, _ in named)
     case = replace(case, logits=tuple(path for _, path in named), structures=names)
     counts = Counter(names)

@@ -225,10 +225,11 @@ def number_structures(
             f"{folder}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
         )
     for name, path in by_name.items():
-        if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
+        is_reserved = name in RESERVED_NAMES or name == "0"
+        if is_reserved or shorten(name, _MAX_OF_A_NAME) != name:
             raise InputError(
                 f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at "
-                f"most {_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
+                f"most {_MAX_OF_A_NAME} characters, and be none of 0, {', '.join(RESERVED_NAMES)}. "
                 "Rename the file or leave it out"
             )
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}

@@ -13,6 +13,8 @@ from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions, declared_labels
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.structures import find_structures
 
 SHAPE = (6, 5, 4)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
@@ -193,6 +195,28 @@ def test_what_is_no_label_map_or_structure_is_refused(folder, name, values, opti
         return
     with pytest.raises((InputError, GridMismatchError), match=f"(?s){message}"):
         read(folder, "maps", **options) if name == MAP else structures(folder)
+
+
+def test_a_file_0_among_numbers_is_the_background(folder):
+    """`evaluate` takes the same numbers; 0 beside names is refused."""
+    by_number = {0: LABELS == 0, 5: LABELS == 5, 10: LABELS == 10}
+    for number, mask in by_number.items():
+        path = folder / "numbered" / f"a_{number}.nii.gz"
+        save_nifti(path, mask.astype(np.uint8), AFFINE)
+    pattern = folder / "numbered" / "{case}_{label}.nii.gz"
+    image = folder / "images" / "a_0000.nii.gz"
+    (case,) = discover_cases(image, pattern, input_type="labels")
+    assert case.structures == ("10", "5")
+    declared = declared_labels([case], (), None)
+    assert declared.structures == {"5": 5, "10": 10}
+    options = EvaluationOptions(pattern, pattern, folder / "report")
+    numbers, references, _ = find_structures(options)
+    assert numbers == {"5": 5, "10": 10}
+    assert references["a"].structures == ("10", "5")
+    save_nifti(folder / "numbered" / "a_liver.nii.gz", MASKS["liver"], AFFINE)
+    (case,) = discover_cases(image, pattern, input_type="labels")
+    with pytest.raises(InputError, match=r"a_0\.nii\.gz: cannot name a structure"):
+        declared_labels([case], (), None)
 
 
 def test_structures_are_not_taken_for_labels_in_order(folder):
