@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -108,7 +109,7 @@ class RecordedRuns:
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
         if _is_changed(record, label_map):
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
-        keys = _differing(run.settings, now.settings)
+        keys = _other_values(record, run, now)
         if keys:
             reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
             return CaseState(case_id, "missing", label_map, reason)
@@ -176,7 +177,8 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
         return
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
-    optional = (*SETTINGS, "choice", "version")  # An older version had fewer.
+    # An older version had fewer.
+    optional = (*SETTINGS, "choice", "version", "device", "requested_device")
     fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
     for name in _HEAD:
         if fields.get(name) is None:
@@ -203,6 +205,18 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     if one == other:
         return []
     return [key]
+
+
+def _other_values(record: CaseRecord, run: RunSummary, now: RunSummary) -> list[str]:
+    """Return the keys of settings by which the result of a case is not one of the run now.
+
+    The device counts unless both runs let it be chosen, or asked for the same one.
+    """
+    keys = _differing(run.settings, now.settings)
+    before = re.sub(r":\d+$", "", record.device or now.device)  # The GPU's number does not count.
+    if run.requested_device != now.requested_device and before != re.sub(r":\d+$", "", now.device):
+        keys.append("device")
+    return keys
 
 
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
@@ -233,13 +247,13 @@ def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path
     if folder is None:
         return found
     for run in recorded.runs:
-        is_same = run.version == now.version and not _differing(run.settings, now.settings)
         for record in run.cases:
             if record.output is None or record.case_id not in run.all_cases:
                 continue
             label_map = folder / run.all_cases[record.case_id]
             if not label_map.is_relative_to(folder) or ".." in label_map.relative_to(folder).parts:
                 continue
+            is_same = run.version == now.version and not _other_values(record, run, now)
             inputs = checksums_of_inputs(record.contents) if is_same else {}
             for written, checksum in record.files.items():
                 name = Path(written)

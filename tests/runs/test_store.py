@@ -29,8 +29,15 @@ from tune_helpers import open_session, options_for, whole_result, write_labeled
 
 from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.records import READING, RECORD_FOLDER, SETTINGS, RunSummary, record_path
-from crfrefine.runs.states import read_records
+from crfrefine.runs.records import (
+    READING,
+    RECORD_FOLDER,
+    SETTINGS,
+    CaseRecord,
+    RunSummary,
+    record_path,
+)
+from crfrefine.runs.states import _other_values, read_records
 from crfrefine.runs.tune.finding import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
 
@@ -267,6 +274,36 @@ def test_options_that_change_how_files_are_read_are_settings(tmp_path):
     said = run(folders, *options, "--network-spacing", "3,3.75,7.5", "--continue")
     assert "other values of network_spacing;" in said
     assert "1 done" in said
+
+
+def test_results_of_another_device_are_refined_again(folders):
+    """The CPU is the same device whether it is asked for or chosen, with any number of threads."""
+    run(folders, "--device", "torch")
+    said = run(folders, "--continue", "--device", "cpu")
+    assert "3 cases (a, b, c): refined with other values of device; refined again" in said
+    assert "3 done" in said
+    for same in ((), ("--device", "cpu", "--threads", 1), ("--device", "auto", "--threads", 2)):
+        said = run(folders, "--continue", *same)
+        assert "note" not in said
+        assert "3 skipped" in said
+    said = run(folders, "--continue", "--device", "torch")
+    assert "other values of device; refined again" in said
+    assert "3 skipped" in run(folders, "--continue", "--device", "torch")
+
+
+def test_a_gpu_that_was_lost_or_is_missing_now_repeats_nothing_unless_it_is_asked_for():
+    def keys(device, asked, device_now, asked_now):
+        run, now = (
+            RunSummary(one, 1, {}, requested_device=by)
+            for one, by in ((device, asked), (device_now, asked_now))
+        )
+        return _other_values(CaseRecord("a", device=device), run, now)
+
+    assert keys("cuda", "auto", "cpu", "auto") == []
+    assert keys("cuda:1", "cuda:1", "cuda", "cuda") == []
+    assert keys("cuda", "auto", "cuda", "cuda") == []
+    assert keys("cuda", "auto", "cpu", "cpu") == ["device"]
+    assert keys("torch:cuda", "torch:cuda", "torch", "torch") == ["device"]
 
 
 def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders):
