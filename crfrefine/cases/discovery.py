@@ -31,6 +31,7 @@ from crfrefine.cases.patterns import (
     MAX_MODALITIES,
     Match,
     advise,
+    advise_on_splits,
     check_pattern,
     describe_found,
     describe_patterns,
@@ -97,7 +98,8 @@ def discover_cases(
         cases.is_single = True
     others = []
     if logits:
-        others.append(Files(LABEL_MAP if input_type == "labels" else LOGITS, *logits))
+        kind = LABEL_MAP if input_type == "labels" else LOGITS
+        others.append(Files(kind, *logits, cases=[case.case_id for case in cases]))
     if masks is not None:
         others.append(Files(MASK, masks))
     if labels is not None:
@@ -160,9 +162,10 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
     for match in images:
         by_case.setdefault(match.case, []).append(match)
     modalities, reason = _expected_modalities(by_case, place)
+    hint = advise_on_splits(place, images, "modality")
     cases = CaseList()
     for case_id in sorted(by_case):
-        cases.append(_case_of_images(case_id, by_case[case_id], modalities, reason, place))
+        cases.append(_case_of_images(case_id, by_case[case_id], modalities, reason, place, hint))
     if is_pattern(place):
         cases.found = describe_found(place, images, modalities)
     elif images[0].path.parent != place:
@@ -255,9 +258,14 @@ def _expected_modalities(
 
 
 def _case_of_images(
-    case_id: str, matches: Sequence[Match], modalities: Sequence[str], reason: str, place: Path
+    case_id: str,
+    matches: Sequence[Match],
+    modalities: Sequence[str],
+    reason: str,
+    place: Path,
+    hint: str,
 ) -> CaseFiles:
-    """Return a case of one file, or of one per modality, or with a problem."""
+    """Return a case of one file, or of one per modality, or with a problem that ends in a hint."""
     first: dict[str, Path] = {}
     for match in matches:
         first.setdefault(match.modality, match.path)
@@ -276,7 +284,7 @@ def _case_of_images(
     absent = [name for name in modalities if name not in first]
     return case.lacking(
         f"expected the modalities {listed(modalities, MAX_MODALITIES)}, {reason}; "
-        f"found {listed(order, MAX_MODALITIES)} in {place}",
+        f"found {listed(order, MAX_MODALITIES)} in {place}{hint}",
         *(f"no modality {name} in {place}" for name in absent),
     )
 

@@ -47,7 +47,7 @@ _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 class Files:
     """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
 
-    def __init__(self, kind: Kind, *places: Path) -> None:
+    def __init__(self, kind: Kind, *places: Path, cases: Collection[str] = ()) -> None:
         self.kind = kind
         self.place = places[0]
         self.one = kind.one or f"one file of {kind.what}"  # for messages
@@ -56,6 +56,8 @@ class Files:
         # the names of the case that each file may belong to, the best first
         self._cases_of: dict[Path, list[str]] = {}
         self._listings: dict[Path, list[Path]] = {}
+        # known cases, with which the names of files per label are split
+        self._known = cases if names_part(self.place, "label") else ()
         self.given: list[Match] = []  # the files of the only case
         if len(places) > 1 or not holds_many(self.place):
             # Several files of label maps are structures with the names of the files.
@@ -87,7 +89,7 @@ class Files:
 
     def _matches(self, pattern: Path) -> list[Match]:
         suffixes = self.kind.suffixes
-        matches = find_matches(pattern, suffixes, self._listings)
+        matches = find_matches(pattern, suffixes, self._listings, self._known)
         if pattern != self.place / ALONE:
             return matches
         return [match for match in matches if len(list_files(match.path.parent, suffixes)) == 1]
@@ -155,7 +157,7 @@ class Files:
             self.require_any()
         structures: dict[str, list[Match]] = {}
         if self.kind is LABEL_MAP and not self.given:
-            structures = structures_in(self.place)
+            structures = structures_in(self.place, self._known)
             if cases.is_single and is_folder(self.place):
                 inside = find_matches(self.place / STRUCTURE, self.kind.suffixes)
                 structures.setdefault(cases[0].case_id, inside)
@@ -229,17 +231,18 @@ class Files:
         return [label for label, _ in sorted(by_label)], [path for _, path in sorted(by_label)]
 
 
-def structures_in(place: Path) -> dict[str, list[Match]]:
+def structures_in(place: Path, cases: Collection[str] = ()) -> dict[str, list[Match]]:
     """Return the files of the structures of each case, in a folder or by a pattern.
 
     They lie in the folder of the case, or in `segmentations` in it, as in TotalSegmentator's data
-    sets. A file alone that has the name of the case is its label map.
+    sets. A file alone that has the name of the case is its label map. Names of a pattern are split
+    with the known `cases`.
     """
     found: dict[str, list[Match]] = {}
     if is_pattern(place) and not names_part(place, "label"):
         return found
     files_of: dict[str, list[Path]] = {}
-    for by_case in Files(STRUCTURES, place).lines:
+    for by_case in Files(STRUCTURES, place, cases=cases).lines:
         for case_id, matches in by_case.items():
             # The best names come first; of the same files, those that begin with the case are last.
             paths = [match.path for match in matches]

@@ -114,11 +114,15 @@ def fill(pattern: Path, match: Match) -> Path:
 
 
 def find_matches(
-    pattern: Path, suffixes: Sequence[str], listings: dict[Path, list[Path]] | None = None
+    pattern: Path,
+    suffixes: Sequence[str],
+    listings: dict[Path, list[Path]] | None = None,
+    cases: Collection[str] = (),
 ) -> list[Match]:
     """Return the files of a pattern with one of the suffixes, sorted by path.
 
-    Hidden files and folders are skipped. `listings` keeps the content of the folders.
+    Hidden files and folders are skipped. `listings` keeps the content of the folders. A name that
+    can be split in several ways has one of the `cases`, if that fits, or else the longest case.
     """
     root, names = _split(pattern)
     if listings is None:
@@ -129,7 +133,7 @@ def find_matches(
 
     ending = suffix_of(pattern)
     text = "/".join(names)
-    expression = _expression(text[: len(text) - len(ending)].removesuffix(".*"))
+    expression = _expression(text[: len(text) - len(ending)].removesuffix(".*"), cases)
     matches = []
     for folder in folders:
         for path in _visible(folder, listings):
@@ -142,6 +146,35 @@ def find_matches(
                 parts = {"case": "", "modality": "", "label": "", **found.groupdict()}
                 matches.append(Match(path, parts["case"], parts["modality"], parts["label"]))
     return matches
+
+
+def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
+    """Return a line on a pattern such as `{case}_{label}` if names can be split in several ways.
+
+    It is "" unless the name of a case begins with that of another one and the text between.
+    """
+    between = re.search(rf"\{{case\}}([^{{}}/*]+)\{{{part}\}}", str(pattern))
+    if between is None:
+        return ""
+    cases = {match.case for match in matches}
+    names = set[str]()
+    extended = 0
+    for match in matches:
+        name = getattr(match, part)
+        pieces = match.case.split(between[1])
+        for number in range(len(pieces) - 1, 0, -1):
+            if between[1].join(pieces[:number]) in cases:
+                name = between[1].join([*pieces[number:], name])
+                extended += 1
+                break
+        names.add(name)
+    if not extended:
+        return ""
+    choices = shorten(",".join(sorted(names)), 200)
+    return (
+        f"\n  A name may be split in several ways at {between[1]!r}: say which parts there are, as "
+        f"with {{{part}:{choices}}}."
+    )
 
 
 def describe_found(pattern: Path, matches: Sequence[Match], modalities: Sequence[str] = ()) -> str:
@@ -310,9 +343,11 @@ def _folders_inside(
     return inside
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression of the names of a pattern."""
+def _expression(pattern: str, cases: Collection[str] = ()) -> re.Pattern[str]:
+    """Return the regular expression of the names of a pattern; these cases are tried first."""
     expression = ""
+    any_name = "[^/]+"
+    any_case = "|".join([*map(re.escape, sorted(cases, key=len, reverse=True)), any_name])
     end = 0
     seen = set[str]()
     for found in _TOKEN.finditer(pattern):
@@ -323,7 +358,10 @@ def _expression(pattern: str) -> re.Pattern[str]:
             expression += f"(?P={name})"
         elif name in PARTS:
             seen.add(name)
-            expression += f"(?P<{name}>{_one_of(globs) if colon else '[^/]+'})"
+            choice = any_case if name == "case" else any_name
+            if colon:
+                choice = _one_of(globs)
+            expression += f"(?P<{name}>{choice})"
         elif name == "*":
             expression += "[^/]*"
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_dataset
 from crfrefine.cases.listing import Files, are_clear, structures_in, with_structures
 from crfrefine.cases.patterns import (
     advise,
+    advise_on_splits,
     find_matches,
     folder_of,
     holds_many,
@@ -67,7 +69,13 @@ def find_structures(
     if options.probabilities:
         _, path = options.probabilities[0]
         raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
-    sources = [_cases_of(path) for path in (options.labels, *options.methods.values())]
+    paths = (options.labels, *options.methods.values())
+    known = set[str]()
+    if any(names_part(path, "label") for path in paths):
+        for path in paths:
+            if not names_part(path, "label"):
+                known.update(_cases_of(path))
+    sources = [_cases_of(path, known - {_UNNAMED}) for path in paths]
     files = [case for cases in sources for case in cases.values()]
     numbers = dict(number_structures([case for case in files if case.structures]).structures)
     # Names in the folders of label maps count, too.
@@ -85,8 +93,12 @@ def find_structures(
     return numbers, references, dict(zip(options.methods, methods, strict=True))
 
 
-def _cases_of(path: Path) -> dict[str, CaseFiles]:
-    """Return each case with its structures, or with its label map."""
+def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
+    """Return each case with its structures, or with its label map.
+
+    Raise InputError for names of structures that may be split in several ways, unless cases are
+    known.
+    """
     only_case = CaseFiles(_UNNAMED, ())
     if not holds_many(path):
         io_paths.require_file(path)
@@ -97,7 +109,12 @@ def _cases_of(path: Path) -> dict[str, CaseFiles]:
         return {_UNNAMED: with_structures(only_case, inside)}
     cases = {}
     if not files:
-        for name, matches in structures_in(path).items():
+        structures = structures_in(path, known)
+        if is_pattern(path) and not known:
+            hint = advise_on_splits(path, [*chain(*structures.values())], "label")
+            if hint:
+                raise InputError(f"{path}: the cases are not clear{hint}")
+        for name, matches in structures.items():
             cases[name] = with_structures(CaseFiles(name, ()), matches)
     if not cases:
         label_maps = Files(LABELS, path)

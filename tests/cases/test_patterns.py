@@ -10,6 +10,8 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.patterns import find_matches, find_patterns
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.structures import find_structures
 from crfrefine.io.paths import VOLUME_SUFFIXES
 
 
@@ -185,6 +187,39 @@ def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
     for input_type in ("auto", "labels"):
         for case in discover_cases(root / "v", root / "m", input_type=input_type):
             assert (case.structures, case.logits[0].name) == ((), f"{case.case_id}_trans.nii")
+
+
+def test_names_of_structures_are_split_where_the_cases_are_known(tmp_path):
+    """The longest case would be c1_left. `evaluate` knows the cases of a folder, or asks."""
+    make(tmp_path, *(f"i/{case}_0000.nii" for case in ("c1", "c2", "c2_b")))
+    for case in ("c1", "c2", "c2_b"):
+        make(tmp_path, f"u/{case}_left_lung.nii", f"u/{case}_heart.nii")
+        make(tmp_path, f"v/{case}/left_lung.nii", f"v/{case}/heart.nii")
+    pattern = tmp_path / "u" / "{case}_{label}.nii"
+    cases = discover_cases(tmp_path / "i", pattern, input_type="labels")
+    expected = [(case, ("heart", "left_lung")) for case in ("c1", "c2", "c2_b")]
+    assert [(case.case_id, case.structures) for case in cases] == expected
+    assert not cases.notes
+
+    out = tmp_path / "out"
+    _, references, methods = find_structures(EvaluationOptions(pattern, tmp_path / "v", out))
+    for found_ in (references, *methods.values()):
+        assert [(name, found_[name].structures) for name in sorted(found_)] == expected
+    with pytest.raises(InputError, match=r"in several ways at '_'.*\{label:.*heart,left_lung"):
+        find_structures(EvaluationOptions(pattern, pattern, out))
+    named = tmp_path / "u" / "{case}_{label:left_lung,heart}.nii"
+    _, references, _ = find_structures(EvaluationOptions(named, named, out))
+    assert sorted(references) == ["c1", "c2", "c2_b"]
+
+
+def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
+    make(tmp_path, *(f"{case}_{name}.nii" for case in "ab" for name in ("t1", "t1_ce", "flair")))
+    cases = discover_cases(tmp_path / "{case}_{modality}.nii", None)
+    problems = [case.problem for case in cases if case.problem is not None]
+    assert problems
+    assert all("as with {modality:flair,t1,t1_ce}." in problem for problem in problems)
+    cases = discover_cases(tmp_path / "{case}_{modality:flair,t1,t1_ce}.nii", None)
+    assert [case.problem for case in cases] == [None, None]
 
 
 def test_an_ending_says_more_of_the_case_than_a_plain_name(tmp_path):
