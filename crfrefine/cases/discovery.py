@@ -20,6 +20,7 @@ from crfrefine.cases.conventions import (
     LABELS,
     LOGITS,
     MASK,
+    MASK_WORDS,
     OTHER_WORDS,
     SCORE_WORDS,
     STROKES,
@@ -201,7 +202,10 @@ def _find_images(
     taken = set[Path]()
     for other in (output, *others):
         if other is not None and is_pattern(other) and other != place:
-            taken.update(match.path for match in find_matches(other, LOGITS_SUFFIXES))
+            matches = find_matches(other, LOGITS_SUFFIXES)
+            taken.update(match.path for match in matches)
+            if other is output:
+                outputs.update(match.case for match in matches)
 
     names = {match.case for match in (*found, *numbered.values())}
     is_numbered = any(match.modality == "0000" for match in numbered.values())
@@ -213,7 +217,7 @@ def _find_images(
         if match.path in taken:
             continue
         modality = numbered.get(match.path, match)
-        owner = without_word(match.case, (*LABEL_WORDS, *SCORE_WORDS))
+        owner = without_word(match.case, (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS))
         is_other = owner != match.case and owner in names
         # Such as with -i FOLDER -p FOLDER. A segmentation may have the name of a label map, too.
         if is_other or match.modality.lower() in words or suffix_of(match.path) in LABELS_SUFFIXES:

@@ -102,15 +102,19 @@ def check_pattern(pattern: Path, parts: Collection[str]) -> None:
 
 def fill(pattern: Path, match: Match) -> Path:
     """Return the path that a pattern has with the parts of a file."""
-    text = str(pattern)
-    for part in PARTS:
-        value = getattr(match, part)
-        if not value and f"{{{part}}}" in text:
+
+    def value_of(token: re.Match[str]) -> str:
+        part = token[1]
+        if part not in PARTS:
+            raise InputError(
+                f"{pattern}: the path of an output has {{case}} and the like, and no *"
+            )
+        value: str = getattr(match, part)
+        if not value:
             raise InputError(f"{pattern}: {{{part}}} has no counterpart in {match.path}")
-        text = text.replace(f"{{{part}}}", value)
-    if _TOKEN.search(text):
-        raise InputError(f"{pattern}: the path of an output has {{case}} and the like, and no *")
-    return Path(text)
+        return value
+
+    return Path(_TOKEN.sub(value_of, str(pattern)))
 
 
 def find_matches(

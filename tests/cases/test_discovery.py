@@ -192,6 +192,29 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     assert any("c_logits.nii.gz" in note for note in map(str, cases.notes))
 
 
+@pytest.mark.parametrize(("image", "mask"), [("a", "a_mask"), ("a_0000", "a_brainmask")])
+def test_masks_beside_the_images_are_no_images(tmp_path, image, mask):
+    images = folder(tmp_path, "images", f"{image}.nii.gz", f"{mask}.nii.gz", "b_mask.nii.gz")
+    logits = folder(tmp_path, "logits", "a.nii.gz", "b_mask.nii.gz")
+    cases = discover_cases(images, logits, images)
+    assert case_ids(cases) == ["a", "b_mask"]
+    assert (names(cases[0].images), cases[0].mask.name) == ([f"{image}.nii.gz"], f"{mask}.nii.gz")
+
+
+def test_a_pattern_of_logits_tells_that_digits_belong_to_the_case(tmp_path):
+    """As a folder does."""
+    files = ("img_0000.nii.gz", "img_0001.nii.gz")
+    images = folder(tmp_path, "images", *files)
+    logits = folder(tmp_path, "logits", *files)
+    for place in (logits, logits / "{case}.nii.gz", logits / "{case}.*"):
+        cases = discover_cases(images, place)
+        assert case_ids(cases) == ["img_0000", "img_0001"]
+        assert have_problem(cases) == [False, False]
+    folder(tmp_path, "plain", "img.nii.gz")
+    (case,) = discover_cases(images, tmp_path / "plain" / "{case}.nii.gz")
+    assert names(case.images) == [*files]
+
+
 def test_a_segmentation_with_the_name_of_a_label_map_counts_once(tmp_path):
     images = folder(tmp_path, "images", "a.nii.gz", "a_seg.seg.nrrd")
     cases = discover_cases(images, None)

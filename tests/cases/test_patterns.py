@@ -1,13 +1,14 @@
 """Patterns in place of folders: the layouts of public data sets, by names alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 from layouts import BESIDE, LAYOUTS
 
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import find_matches, find_patterns
+from crfrefine.cases.patterns import Match, fill, find_matches, find_patterns
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -220,6 +221,16 @@ def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
     assert all("as with {modality:flair,t1,t1_ce}." in problem for problem in problems)
     cases = discover_cases(tmp_path / "{case}_{modality:flair,t1,t1_ce}.nii", None)
     assert [case.problem for case in cases] == [None, None]
+
+
+@pytest.mark.parametrize("case", ["a{b}", "a*b", "{label}", "plain"])
+def test_the_path_of_an_output_has_the_name_of_any_case(tmp_path, case):
+    match = Match(tmp_path / f"{case}.nii.gz", case, "", "")
+    assert fill(Path("o/{case}/x_{case}.nrrd"), match) == Path(f"o/{case}/x_{case}.nrrd")
+    with pytest.raises(InputError, match="label} has no counterpart in"):
+        fill(Path("o/{case}_{label}.nrrd"), match)
+    with pytest.raises(InputError, match=r"and no \*"):
+        fill(Path("o/{case}*.nrrd"), match)
 
 
 def test_an_ending_says_more_of_the_case_than_a_plain_name(tmp_path):
