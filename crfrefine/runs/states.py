@@ -68,26 +68,48 @@ class RecordedRuns:
         self.folder = folder
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
-        # By case: when the last run without --continue began, and the last line that no later run
-        # has begun anew, with its run.
+        # By case: when the last run without --continue began, the lines that no later run has begun
+        # anew, with their runs, and those before.
         self._begun: dict[str, str] = {}
-        self.latest: dict[str, tuple[CaseRecord, RunSummary]] = {}
+        self._lines: dict[str, list[tuple[CaseRecord, RunSummary]]] = {}
+        self._earlier: dict[str, list[CaseRecord]] = {}
         for run in self.runs:
             if not run.resumed:
                 began = run.started.astimezone(UTC).isoformat(timespec="microseconds")
                 for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
                     self._begun[case_id] = began
-                    self.latest.pop(case_id, None)
+                    lines = self._lines.pop(case_id, [])
+                    self._earlier.setdefault(case_id, []).extend(record for record, _ in lines)
             for record in run.cases:
-                self.latest[record.case_id] = (record, run)
+                self._lines.setdefault(record.case_id, []).append((record, run))
+
+    def latest(
+        self, case_id: str, label_map: Path
+    ) -> tuple[CaseRecord, RunSummary] | tuple[None, None]:
+        """Return the last line of a case on a label map of this format, with its run."""
+        for record, run in reversed(self._lines.get(case_id, [])):
+            if record.output is None or record.output.name == label_map.name:
+                return record, run
+        return None, None
+
+    def _is_older(self, case_id: str, label_map: Path) -> bool:
+        """Return whether a label map without a line is of runs before those that count.
+
+        Its time tells, or in a copy of the folder, which has other times, its content.
+        """
+        if (time_of_change(label_map) or "") < self._begun.get(case_id, ""):
+            return True
+        for record in self._earlier.get(case_id, []):
+            is_same_file = record.output is not None and record.output.name == label_map.name
+            if is_same_file and LABEL_MAP in record.contents and not _is_changed(record, label_map):
+                return True
+        return False
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
     ) -> CaseState:
         """Return whether a case with these outputs is done, by the settings of a run."""
-        record, run = self.latest.get(case_id, (None, now))
-        if record is not None and (record.output or label_map).name != label_map.name:
-            record = None  # It is of a label map in another format.
+        record, run = self.latest(case_id, label_map)
         if record is not None and record.status == "failed":
             problem = "no reason is recorded"
             if record.failures:
@@ -99,13 +121,12 @@ class RecordedRuns:
         # No exception for odd names.
         gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
         # Files of an earlier run are not results of the run that is continued.
-        is_older = (time_of_change(label_map) or "") < self._begun.get(case_id, "")
-        if record is None and (is_older or gone == label_map):
+        if record is None and (gone == label_map or self._is_older(case_id, label_map)):
             return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
         if gone is not None:
             reason = Note.of(NoteKind.GONE, path=str(gone))
             return CaseState(case_id, "missing", label_map, reason)
-        if record is None:
+        if record is None or run is None:
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
         if _is_changed(record, label_map):
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
@@ -230,8 +251,8 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
         for number, (case_id, name) in enumerate(run.all_cases.items()):
             label_map = folder / name
             others = []
-            if case_id in recorded.latest:
-                record, _ = recorded.latest[case_id]
+            record, _ = recorded.latest(case_id, label_map)
+            if record is not None:
                 paths = (record.probabilities, record.logits, record.preview, record.structures)
                 others = [label_map.parent / path.name for path in paths if path is not None]
             state = recorded.state_of(case_id, label_map, others, run)
@@ -287,7 +308,8 @@ def take_up(
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
             if reason is None:
-                _, run = recorded.latest[case_id]
+                _, run = recorded.latest(case_id, outputs.label_map)
+                assert run is not None
                 if not done[case_id].contents and run.inputs != now.inputs:
                     reason = Note.of(NoteKind.FROM_OTHER_INPUTS)
                 elif run.version != now.version:

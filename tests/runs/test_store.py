@@ -225,7 +225,7 @@ def test_a_dataset_json_that_declares_other_labels_is_a_setting(tmp_path):
     described = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "other": 4}
     (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
     said = run(folders, "--continue")
-    assert "1 case (a): refined with other values of declared_labels; refined again" in said
+    assert "1 case (a): refined with other values of declared_labels, label_names.0, " in said
 
 
 def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
@@ -304,6 +304,30 @@ def test_a_gpu_that_was_lost_or_is_missing_now_repeats_nothing_unless_it_is_aske
     assert keys("cuda", "auto", "cuda", "cuda") == []
     assert keys("cuda", "auto", "cpu", "cpu") == ["device"]
     assert keys("torch:cuda", "torch:cuda", "torch", "torch") == ["device"]
+
+
+def test_a_run_in_another_format_between_hides_no_record(folders):
+    run(folders)
+    assert "3 done" in run(folders, "--continue", "--output-format", ".nii")
+    said = run(folders, "--continue", "--set", "bilateral.weight=2")
+    assert "3 cases (a, b, c): refined with other values of bilateral.weight; refined" in said
+    assert "3 done" in said
+
+
+def test_a_copy_of_a_stopped_run_holds_no_results_of_the_run_before(folders):
+    """The copy has new times, and so contents tell which label maps are older."""
+    run(folders)
+    logits = folders.logits / "b.nii.gz"
+    whole = logits.read_bytes()
+    logits.write_bytes(b"damaged")
+    other = ("--set", "bilateral.weight=2")
+    infer(folders, *other, "--fail-fast", "--jobs", 1, status=1)
+    logits.write_bytes(whole)
+    copy = folders.output.with_name("copy")
+    shutil.copytree(folders.output, copy, copy_function=shutil.copyfile)
+    shutil.rmtree(folders.output)
+    copy.rename(folders.output)
+    assert "2 done, 1 skipped" in run(folders, *other, "--continue")
 
 
 def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders):
