@@ -264,6 +264,7 @@ def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later
         wait(page, "document.querySelector('#saved-case').textContent.startsWith('10 ')")
         assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
         wait(page, "!document.querySelector('#error').hidden")
+        wait(page, "!document.querySelector('.plane [aria-busy=true]')")
         page.get_log("browser")  # Another case is open, and the result is that of its tab.
         page.close()
         page.switch_to.window(second)
