@@ -31,6 +31,7 @@ from crfrefine.runs.label_statistics import statistics_path
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
 from crfrefine.runs.records import READING, CaseRecord, RunSummary, record_path
+from crfrefine.runs.stale import require_no_stale_input
 from crfrefine.runs.states import files_before, read_records, take_up
 from crfrefine.runs.task import Task
 
@@ -308,6 +309,8 @@ def _make_tasks(
             unmeasured.append(files.case_id)
         written = before.get(files.case_id, {})
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
+        if record is None:
+            require_no_stale_input(files, replaceable)
         unknown = set(outputs.others_there()) - planned - written.keys()
         task = Task(
             files,

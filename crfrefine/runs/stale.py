@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from crfrefine.base.inputs import check_no_input
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import suffix_of
-from crfrefine.runs.contents import checksums_of_inputs, content_of
+from crfrefine.runs.contents import (
+    FileBefore,
+    checksums_of_inputs,
+    content_of,
+    contents_of_inputs,
+)
 from crfrefine.runs.records import CaseRecord
 from crfrefine.runs.task import Task
+
+
+def require_no_stale_input(files: CaseFiles, before: Mapping[Path, FileBefore]) -> None:
+    """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
+    for path, (checksum, inputs) in before.items():
+        try:
+            check_no_input(path)
+        except InputError:
+            is_as_written = content_of([path])["checksum"] == checksum
+            if is_as_written and inputs != checksums_of_inputs(contents_of_inputs(files)):
+                raise
 
 
 def remove_stale(task: Task, record: CaseRecord, kept: Collection[Path]) -> Iterator[Note]:

@@ -536,6 +536,24 @@ def test_files_of_a_case_that_are_of_other_parameters_are_removed(folders):
     assert mine.is_file()
 
 
+def test_a_result_that_would_be_removed_is_refused_as_a_mask_before_any_case(folders):
+    """A structure of an earlier run, which this run has other parameters for."""
+    run(folders, "--save-structures")
+    masks = ("-m", folders.output / "{case}" / "Label_1.nii.gz")
+    result = infer(folders, *masks, status=1)
+    assert "Label_1.nii.gz: would replace an input" in result.stderr
+    assert result.stdout == "", "the table of cases"
+    first = everything_of(folders.output)
+    assert "a/Label_1.nii.gz" in first
+    for case_id in "abc":  # Corrected by hand, they are left.
+        path = folders.output / case_id / "Label_1.nii.gz"
+        corrected = load_nifti(path)
+        corrected[0, 0, 0] = 1
+        save_nifti(path, corrected)
+    assert "3 done" in run(folders, *masks)
+    assert "a/Label_1.nii.gz" in everything_of(folders.output)
+
+
 def test_files_that_were_changed_since_they_were_written_are_named_and_left(folders):
     """A corrected structure, a picture that was exchanged, a label map of another format."""
     run(folders, *EXTRAS)
