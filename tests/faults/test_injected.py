@@ -20,9 +20,10 @@ def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     read = in_flight.read_case
     vanishing = {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
 
-    def read_late(task, *rest):
-        vanishing.get(task.files.case_id, folders.images / "none").unlink(missing_ok=True)
-        return read(task, *rest)
+    def read_late(work):
+        case_id = work.task.files.case_id
+        vanishing.get(case_id, folders.images / "none").unlink(missing_ok=True)
+        read(work)
 
     monkeypatch.setattr(in_flight, "read_case", read_late)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
