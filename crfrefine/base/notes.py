@@ -264,6 +264,10 @@ class NoteKind(Enum):
     SHOWN_WITHOUT = "case {case!r}: shown without {missing}: {problem}"
 
     # ---- `tune`
+    STROKES_DRAWN_OVER = (
+        "its strokes are drawn over those of the corrections, which are there already; Undo takes "
+        "them back"
+    )
     STROKES_FROM_ELSEWHERE = (
         "was changed elsewhere, and its strokes are shown; Undo takes back what differs from those "
         "drawn here"

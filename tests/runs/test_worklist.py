@@ -22,7 +22,7 @@ from tune_helpers import (
 from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.tune import drawing
+from crfrefine.runs.tune import case, drawing, session
 from crfrefine.runs.tune.case import CaseRefiner
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
@@ -348,3 +348,104 @@ def test_a_second_program_is_refused_until_the_first_has_ended(worklist, options
         Worklist(options, find_cases(options))
     lock.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
     Worklist(options, find_cases(options)).end()
+
+
+# ---- What was lost in corners
+
+
+def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*folders)
+    worklist = Worklist(options, find_cases(options))
+    worklist.draw(0, **STROKE)
+    is_reading = threading.Event()
+    reads_on = threading.Event()
+
+    def open_slowly(*arguments):
+        is_reading.set()
+        assert reads_on.wait(60)
+        return case.open_case(*arguments)
+
+    monkeypatch.setattr(session, "open_case", open_slowly)
+    worklist.read_ahead(1)
+    assert is_reading.wait(60)
+    keeper = threading.Thread(target=worklist.keep)
+    keeper.start()
+    keeper.join(0.2)
+    reads_on.set()
+    keeper.join(60)
+    worklist.open(1)
+    worklist.draw(1, **STROKE)
+    assert worklist.describe()["folder"]["num_lost"] == 0
+    worklist.end()
+    kept = sorted(path.name for path in (tmp_path / "corrections" / "drawing").iterdir())
+    assert kept == ["a.json", "b.json"]
+
+
+def test_notes_of_cases_that_a_run_does_not_have_stay(folders, options, worklist):
+    worklist.review(2, "to discuss", "third")
+    worklist.end()
+    inputs = find_cases(options)
+    few = Worklist(options, replace(inputs, cases=inputs.cases[:1]))
+    few.review(0, "done", "first")
+    few.end()
+    again = Worklist(options, inputs)
+    reviews = [(entry["review"], entry["note"]) for entry in again.describe()["cases"]]
+    again.end()
+    assert reviews == [("done", "first"), ("to do", ""), ("to discuss", "third")]
+
+
+def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*folders)
+    worklist = Worklist(options, find_cases(options))
+    assert worklist.describe()["folder"]["num_lost"] == 0
+    worklist.review(1, "done", "before")
+    assert worklist.describe()["folder"]["num_lost"] == 1
+    assert worklist.keep()["folder"]["num_lost"] == 0
+    worklist.end()
+    rows = (tmp_path / "corrections" / "reviews.csv").read_text().splitlines()
+    assert rows == ["case,state,note", "a,to do,", "b,done,before", "c,to do,"]
+
+
+def test_strokes_after_a_save_that_failed_are_there_again(worklist, options, monkeypatch):
+    """The file of strokes was written, its result was not: nobody else has changed it."""
+    opened = worklist.session(0)
+    worklist.draw(0, **STROKE)
+    refined = Corrections.of_case("a", options.corrections).refined
+    refined.mkdir(parents=True)
+    with pytest.raises(CrfRefineError):
+        opened.save_case("", {})
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 4], "value": 1})
+    drawn = opened.drawing.values
+    worklist.end()
+    refined.rmdir()
+    again = new_session(options)
+    assert np.array_equal(again.drawing.values, drawn)
+    assert not any("elsewhere" in note for note in again.describe()["notes"])
+
+
+def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
+    folders, options, worklist, tmp_path
+):
+    worklist.draw(0, **STROKE)
+    drawn = worklist.session(0).drawing.values
+    worklist.end()
+    like = read_volume(folders[1] / "a.nii.gz")
+    given = np.zeros(like.data.shape, np.uint8)
+    given[1:3, 4, 5:8] = 2
+    (tmp_path / "given").mkdir()
+    write_label_map(tmp_path / "given" / "a.nii.gz", given, like)
+    inputs = replace(options.inputs, strokes=(tmp_path / "given",))
+    with_strokes = replace(options, inputs=inputs)
+    for is_first in (True, False):
+        opened = new_session(with_strokes)
+        assert np.array_equal(opened.drawing.values, np.where(given > 0, given, drawn))
+        assert any("drawn over" in note for note in opened.describe()["notes"]) == is_first
+    opened.undo("")
+    opened.end()
+    assert np.array_equal(new_session(with_strokes).drawing.values, drawn)

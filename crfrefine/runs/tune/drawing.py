@@ -48,11 +48,13 @@ class Drawing:
             self._edits = _edits_of(voxels, values)
         self._num_given = len(self._edits)
         self._num_done = len(self._edits)
+        self._given = _digest_of_edits(self._edits, self._grid)
         self._marks: dict[str, None] = {}
         self._lock = threading.RLock()
         self._values: Array | None = None
         self._digest: str | None = None
         self._saved = self._present_digest()  # of the values that are saved with their result
+        self._saving = self._saved  # of those in the file of strokes, whose result may follow
         self.problem = ""  # why the file cannot be written
 
     @classmethod
@@ -76,6 +78,9 @@ class Drawing:
         drawing._num_given = content["given"]
         drawing._num_done = content["done"]
         drawing._saved = content["saved"]
+        drawing._saving = content.get("saving", drawing._saved)
+        given = _digest_of_edits(edits[: drawing._num_given], drawing._grid)
+        drawing._given = content.get("given_digest", given)
         drawing._digest = None
         drawing.forget()
         return drawing
@@ -92,23 +97,11 @@ class Drawing:
                 self._values = values
             return self._values
 
-    def _drawn(self) -> tuple[Places, Array]:
-        """Return the sorted places of the drawn voxels, and their values."""
-        edits = self._edits[: self._num_done]
-        places = np.concatenate([NOWHERE, *(edit.voxels for edit in edits)])
-        values = np.concatenate(
-            [NOWHERE, *(np.full(len(voxels), value) for voxels, value in edits)]
-        )
-        # Of several edits of a voxel the last one counts.
-        drawn, last = np.unique(places[::-1], return_index=True)
-        values = values[::-1][last]
-        return drawn[values != 0], values[values != 0]
-
     def _present_digest(self) -> str:
         """Return the digest of the strokes of now."""
         with self._lock:
             if self._digest is None:
-                self._digest = _digest(*self._drawn(), self._grid)
+                self._digest = _digest_of_edits(self._edits[: self._num_done], self._grid)
             return self._digest
 
     @property
@@ -122,9 +115,14 @@ class Drawing:
         """Whether there are strokes that are not saved with their result."""
         return self._present_digest() != self._saved
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there are such strokes, and they are gone when the program ends."""
+        return self.is_unsaved and (self._path is None or bool(self.problem))
+
     def has_had(self, values: Array) -> bool:
-        """Return whether these values are those of now, or those that were saved last."""
-        return self._digest_of(values) in (self._saved, self._present_digest())
+        """Return whether these values are those of now, or those that were written last."""
+        return self._digest_of(values) in (self._saved, self._saving, self._present_digest())
 
     def _digest_of(self, values: Array) -> str:
         """Return the digest of (*grid) values as in a file of strokes."""
@@ -172,6 +170,20 @@ class Drawing:
             self._step(len(added))
             self._saved = self._present_digest()
 
+    def take(self, given: Strokes) -> bool:
+        """Draw strokes from elsewhere unless they are those given before; return whether it did."""
+        voxels = np.ravel_multi_index(tuple(given.positions), self._grid)
+        values = np.where(given.labels == 0, BACKGROUND, given.labels)
+        edits = _edits_of(voxels, values)
+        digest = _digest_of_edits(edits, self._grid)
+        with self._lock:
+            if digest == self._given:
+                return False
+            self._given = digest
+            self._edits[self._num_done :] = edits
+            self._step(len(edits))
+        return True
+
     def _is_new(self, mark: str) -> bool:
         is_new = not mark or mark not in self._marks
         self._marks[mark] = None
@@ -200,10 +212,19 @@ class Drawing:
             if self.problem:
                 self._write()
 
-    def mark_saved(self, values: Array) -> None:
-        """Note that these values are saved with their result."""
+    def mark_saving(self, values: Array) -> None:
+        """Note that these values are written to the file of strokes, before their result is.
+
+        If the program ends between the two, they are no strokes from elsewhere.
+        """
         with self._lock:
-            self._saved = self._digest_of(values)
+            self._saving = self._digest_of(values)
+            self._write()
+
+    def mark_saved(self) -> None:
+        """Note that the values that were written are saved with their result."""
+        with self._lock:
+            self._saved = self._saving
             self._write()
 
     def _write(self) -> None:
@@ -215,7 +236,9 @@ class Drawing:
             "grid": self._grid,
             "given": self._num_given,
             "done": self._num_done,
+            "given_digest": self._given,
             "saved": self._saved,
+            "saving": self._saving,
             "digest": self._present_digest(),
             "edits": edits,
         }
@@ -228,7 +251,7 @@ class Drawing:
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of the strokes."""
         return {
-            "drawn": len(self._drawn()[0]),
+            "drawn": len(_drawn(self._edits[: self._num_done])[0]),
             "can_undo": self._num_done > self._num_given,
             "can_redo": self._num_done < len(self._edits),
             "problem": self.problem,
@@ -243,6 +266,20 @@ def has_unsaved(path: Path, _mtime_ns: int) -> bool:
         return bool(content["saved"] != content["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return True  # Whoever opens the case is told why.
+
+
+def _drawn(edits: Sequence[Edit]) -> tuple[Places, Array]:
+    """Return the sorted places of the voxels that edits draw, and their values."""
+    places = np.concatenate([NOWHERE, *(edit.voxels for edit in edits)])
+    values = np.concatenate([NOWHERE, *(np.full(len(voxels), value) for voxels, value in edits)])
+    # Of several edits of a voxel the last one counts.
+    drawn, last = np.unique(places[::-1], return_index=True)
+    values = values[::-1][last]
+    return drawn[values != 0], values[values != 0]
+
+
+def _digest_of_edits(edits: Sequence[Edit], grid: Sequence[int]) -> str:
+    return _digest(*_drawn(edits), grid)
 
 
 def _digest(places: Places, values: Array, grid: Sequence[int]) -> str:

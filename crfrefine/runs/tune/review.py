@@ -34,19 +34,26 @@ class Reviews:
         self._path: Path | None = None
 
     def keep_in(self, folder: Path) -> None:
-        """Read what was noted in a folder, and write there from now on."""
+        """Read what was noted in a folder, and write there from now on.
+
+        What was noted before, in memory, is written at once.
+        """
+        noted_before = dict(self._noted)
         self._path = folder / "reviews.csv"
-        if not self._path.exists():
-            return
         try:
-            for row in csv.DictReader(io.StringIO(self._path.read_text(encoding="utf-8-sig"))):
-                state = row["state"] if row["state"] in STATES else TO_DO
-                self._noted[row["case"]] = Review(state, row["note"] or "")
+            if self._path.exists():
+                table = self._path.read_text(encoding="utf-8-sig")
+                for row in csv.DictReader(io.StringIO(table)):
+                    state = row["state"] if row["state"] in STATES else TO_DO
+                    self._noted[row["case"]] = Review(state, row["note"] or "")
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise InputError(
                 f"{self._path}: expected a table with the columns {', '.join(_HEADINGS)}; "
                 "move it away to begin anew"
             ) from error
+        if noted_before:
+            self._noted.update(noted_before)
+            self._write()
 
     def of_case(self, case_id: str) -> Review:
         """Return what is noted of a case."""
@@ -59,11 +66,15 @@ class Reviews:
         if len(note) > _MAX_NOTE:
             raise InputError(f"expected at most {_MAX_NOTE} characters")
         self._noted[for_spreadsheet(case_id)] = Review(state, for_spreadsheet(note))
+        self._write()
+
+    def _write(self) -> None:
+        """Write the table, with the rows of cases that only an earlier run had."""
         if self._path is None:
             return
         table = io.StringIO()
         writer = csv.writer(table)
         writer.writerow(_HEADINGS)
-        for name in map(for_spreadsheet, self._case_ids):
+        for name in dict.fromkeys([*map(for_spreadsheet, self._case_ids), *self._noted]):
             writer.writerow((name, *self._noted.get(name, Review())))
         write_small_file(self._path, table.getvalue().encode("utf-8", "replace"))

@@ -75,6 +75,7 @@ class Session:
         """
         self._options = options
         self._inputs = inputs
+        self.number = number
         files = inputs.cases[number]
         if options.output is not None:
             check_replaceable(options.output)
@@ -115,11 +116,17 @@ class Session:
         """Return the strokes that were drawn before, or else those of files."""
         grid = self.case.network_labels.shape
         corrections = self._corrections
+        declared = self._inputs.reading.declared
         if corrections is None or not corrections.drawing.exists():
-            declared = self._inputs.reading.declared
             drawing = Drawing(grid, read_strokes(self._options.inputs, self.case, declared))
         else:
             drawing = Drawing.read(corrections.drawing, grid)
+            others = tuple(pair for pair in self.case.strokes if pair[0] != corrections.strokes)
+            case = replace(self.case, strokes=others)
+            given = read_strokes(self._options.inputs, case, declared)
+            if given is not None and drawing.take(given):
+                names = ", ".join(str(path) for path, _ in others)
+                self._notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
             saved = dict(self.case.strokes).get(corrections.strokes)
             if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
                 drawing.follow(saved.astype(np.uint16))
@@ -295,11 +302,12 @@ class Session:
             result = self._refine_whole(parameters, lambda *progress: None)
             strokes = result.strokes
             assert strokes is not None
+            self.drawing.mark_saving(strokes)
             write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
             write_small_file(corrections.parameters, described["toml"].encode())
             refined = replace(like, data=result.labels)
             write_label_map(corrections.refined, result.labels, refined, segments=segments)
-            self.drawing.mark_saved(strokes)
+            self.drawing.mark_saved()
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
             "strokes": self.drawing.describe(),

@@ -30,7 +30,7 @@ from crfrefine.runs.tune.corrections import (
 )
 from crfrefine.runs.tune.drawing import Drawing
 from crfrefine.runs.tune.finding import TuneOptions, number_of_first
-from crfrefine.runs.tune.review import Reviews
+from crfrefine.runs.tune.review import Review, Reviews
 from crfrefine.runs.tune.session import AS_GIVEN, Session
 
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
@@ -105,7 +105,7 @@ class Worklist:
         """
         self._require_case(number)
         session = self._session
-        if number != self._open:
+        if session.number != number:
             session = self._read(number)
         described = edit(session)
         if session is not self._session:
@@ -146,14 +146,16 @@ class Worklist:
     def _describe_folder(self) -> dict[str, Any]:
         """Return where strokes are kept, or where they could be."""
         folder = self._options.corrections
-        num_lost = 0
-        for drawing in self._drawings.values():
-            if drawing.is_unsaved and (folder is None or drawing.problem):
-                num_lost += 1
+        lost = {number for number, drawing in tuple(self._drawings.items()) if drawing.is_lost}
+        if folder is None:
+            for number, files in enumerate(self._inputs.cases):
+                if self._reviews.of_case(files.case_id) != Review():
+                    lost.add(number)
         return {
             "path": str(folder or _offered_folder().resolve()),
             "is_used": folder is not None,
-            "num_lost": num_lost,  # cases whose strokes are gone when the program ends
+            # cases whose strokes or notes are gone when the program ends
+            "num_lost": len(lost),
         }
 
     def _state_of(self, number: int) -> str:
@@ -170,7 +172,8 @@ class Worklist:
 
         Strokes that a disk did not take are written again. Return the cases.
         """
-        with self._lock:
+        # A case that is being read for later keeps its strokes from the end of that on.
+        with self._lock, self._drawings_lock:
             if self._options.corrections is None:
                 folder = _offered_folder().resolve()
                 self._folder_lock = FolderLock(folder)
@@ -182,7 +185,7 @@ class Worklist:
                     if number == self._open:
                         self._session.keep_in(files)
                 self._reviews.keep_in(folder)
-                self._ahead = None  # It would keep none.
+                self._ahead = None  # It could not be saved.
             for drawing in self._drawings.values():
                 drawing.keep()
         return self.describe()
@@ -195,7 +198,7 @@ class Worklist:
         return {}
 
     def keep_lost(self) -> str:
-        """Keep strokes that would be gone with the program; return the folder, "" if none were."""
+        """Keep strokes and notes that would be gone; return the folder, "" if none would be."""
         if not self._describe_folder()["num_lost"]:
             return ""
         return str(self.keep()["folder"]["path"])
@@ -215,7 +218,7 @@ class Worklist:
                     continue
                 session = self._session
                 try:
-                    if number != self._open:
+                    if session.number != number:
                         session = self._read(number)
                     session.save_case(preset, changes)
                 except CrfRefineError as error:
