@@ -23,10 +23,9 @@ def thread_pool(num_threads: int, name: str, *, gives_way: bool = False) -> Thre
     # The import takes a hundredth of a second, and `--help` does without.
     from concurrent.futures import ThreadPoolExecutor
 
-    if not gives_way:
-        return ThreadPoolExecutor(num_threads, name)
-    # In Linux it is a property of each thread, which those that it starts inherit.
-    return ThreadPoolExecutor(num_threads, name, os.nice, (_NICENESS,))
+    # In Linux niceness is a property of each thread, which those that it starts inherit.
+    niceness = _NICENESS if gives_way else 0
+    return ThreadPoolExecutor(num_threads, name, os.nice, (niceness,))
 
 
 def run_beside(function: Callable[[], object]) -> None:

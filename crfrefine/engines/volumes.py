@@ -93,8 +93,8 @@ class VolumeTerm:
         stays = self.stays(masses)
         masses = masses + PSEUDO_VOXELS
         centered = np.where(stays, gradient - gradient[stays].mean(), 0.0)
-        doubt = LEAST_DOUBT * np.eye(len(masses))
-        pull = np.linalg.solve(self.curvature(covariance, masses) + doubt, centered)
+        curvature = self.curvature(covariance, masses, LEAST_DOUBT)
+        pull = np.linalg.solve(curvature, centered)
         by_slack = -float((pull * masses * bias).sum())
         return np.asarray(pull), by_slack
 
@@ -104,17 +104,19 @@ class VolumeTerm:
         Where masses are kept exactly, the bias of a label that has nothing to keep has no limit.
         Divided by its mass, rounding errors would be its gradient.
         """
-        return np.full(masses.shape, self.slack > 0.0) | (masses >= 0.5)
+        return (masses >= 0.5) | (self.slack > 0.0)
 
-    def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
+    def curvature(self, covariance: Float64, balanced: Float64, doubt: float = 0.0) -> Float64:
         """Return the (L, L) second derivative of the dual problem with respect to the bias.
 
-        A number added to all biases changes no mass; a term keeps the matrix regular for that.
+        A number added to all biases changes no mass; a term keeps the matrix regular for that. So
+        many voxels of doubt about each label are added.
         """
         total = np.outer(balanced, balanced) / balanced.sum()
         diagonal = np.diag(balanced)
         slack_part = self.slack * (diagonal - total)
-        return np.asarray(covariance + slack_part + total + RIDGE * diagonal)
+        doubts = doubt * np.eye(len(balanced))
+        return np.asarray(covariance + slack_part + total + RIDGE * diagonal + doubts)
 
 
 def volume_part(

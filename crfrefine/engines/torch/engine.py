@@ -158,9 +158,8 @@ class _Volume:
         # the gradient of its solution.
         bias = torch.as_tensor(self.bias, device=x.device)
         masses, covariance = masses_of(self.bias)
-        curvature = self._term.curvature(covariance, masses + PSEUDO_VOXELS)
-        doubt = LEAST_DOUBT * np.eye(len(masses))
-        matrix = torch.as_tensor(curvature + doubt, device=x.device)
+        curvature = self._term.curvature(covariance, masses + PSEUDO_VOXELS, LEAST_DOUBT)
+        matrix = torch.as_tensor(curvature, device=x.device)
         target = self._target + PSEUDO_VOXELS
         scaled = target * torch.exp(-self._slack * bias)
         balanced = scaled * (target.sum() / scaled.sum())

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
+from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
 from crfrefine.runs.pictures.planes import PLANES
 from crfrefine.runs.tune.case import TuneCase
@@ -100,7 +101,7 @@ def _connected(path: Sequence[int], *, is_closed: bool) -> Integers:
     return np.concatenate(lines)
 
 
-def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> NDArray[np.bool_]:
+def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> Array:
     """Return for each voxel whether its intensity is in a range."""
     try:
         modality = case.image[within["modality"]]
@@ -109,5 +110,4 @@ def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> 
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError("within: expected modality, low and high") from error
     values = modality[np.unravel_index(places, modality.shape)]
-    inside: NDArray[np.bool_] = (values >= low) & (values <= high)
-    return inside
+    return (values >= low) & (values <= high)

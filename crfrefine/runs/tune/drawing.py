@@ -43,9 +43,7 @@ class Drawing:
         self._path: Path | None = None
         self._edits: list[Edit] = []
         if given is not None:
-            voxels = np.ravel_multi_index(tuple(given.positions), self._grid)
-            values = np.where(given.labels == 0, BACKGROUND, given.labels)
-            self._edits = _edits_of(voxels, values)
+            self._edits = _edits_of_strokes(given, self._grid)
         self._num_given = len(self._edits)
         self._num_done = len(self._edits)
         self._given = _digest_of_edits(self._edits, self._grid)
@@ -172,9 +170,7 @@ class Drawing:
 
     def take(self, given: Strokes) -> bool:
         """Draw strokes from elsewhere unless they are those given before; return whether it did."""
-        voxels = np.ravel_multi_index(tuple(given.positions), self._grid)
-        values = np.where(given.labels == 0, BACKGROUND, given.labels)
-        edits = _edits_of(voxels, values)
+        edits = _edits_of_strokes(given, self._grid)
         digest = _digest_of_edits(edits, self._grid)
         with self._lock:
             if digest == self._given:
@@ -299,6 +295,12 @@ def _edits_of(voxels: Places, values: Array) -> list[Edit]:
     for value in np.unique(values).tolist():
         edits.append(Edit(np.sort(voxels[values == value]), value))
     return edits
+
+
+def _edits_of_strokes(strokes: Strokes, grid: Sequence[int]) -> list[Edit]:
+    """Return an edit for each label that is drawn."""
+    voxels = np.ravel_multi_index(tuple(strokes.positions), tuple(grid))
+    return _edits_of(voxels, np.where(strokes.labels == 0, BACKGROUND, strokes.labels))
 
 
 def _runs_of(voxels: Places) -> tuple[list[int], list[int]]:

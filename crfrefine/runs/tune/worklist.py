@@ -55,8 +55,7 @@ class Worklist:
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._drawings_lock = threading.Lock()
-        self._open = number_of_first(inputs, options)
-        self._session = self._read(self._open)
+        self._session = self._read(number_of_first(inputs, options))
         self._lock = threading.Lock()  # of what is open and read ahead
         self._reader = thread_pool(1, "read ahead", gives_way=True)
         self._ahead: tuple[int, Future[Session | None]] | None = None
@@ -73,9 +72,10 @@ class Worklist:
     def session(self, number: int) -> Session:
         """Return the open case; raise InputError if another one is open."""
         with self._lock:
-            if number == self._open:
-                return self._session
-        name = self._inputs.cases[self._open].case_id
+            session = self._session
+        if session.number == number:
+            return session
+        name = session.case.case_id
         raise InputError(f"another case is open now, {name}: reload the page to see it")
 
     def _read(self, number: int) -> Session:
@@ -135,7 +135,7 @@ class Worklist:
                 }
                 cases.append(entry)
             return {
-                "open": self._open,
+                "open": self._session.number,
                 "is_counting": is_counting,
                 "cases": cases,
                 "is_saving": self._saving is not None and not self._saving.done(),
@@ -182,7 +182,7 @@ class Worklist:
                     files = Corrections.of_case(self._inputs.cases[number].case_id, folder)
                     files.check()
                     drawing.keep_in(files.drawing)
-                    if number == self._open:
+                    if number == self._session.number:
                         self._session.keep_in(files)
                 self._reviews.keep_in(folder)
                 self._ahead = None  # It could not be saved.
@@ -241,7 +241,7 @@ class Worklist:
         """
         self._require_case(number)
         with self._lock:
-            if number != self._open:
+            if number != self._session.number:
                 ahead = self._ahead
                 self._ahead = None
                 session = None
@@ -253,7 +253,6 @@ class Worklist:
                 self._session.end()
                 self._session.drawing.forget()
                 self._session = session
-                self._open = number
         return self.describe()
 
     def _require_case(self, number: int) -> None:
@@ -265,7 +264,8 @@ class Worklist:
         self._require_case(number)
         with self._lock:
             is_known = self._ahead is not None and self._ahead[0] == number
-            if number != self._open and not is_known and not self._has_ended:
+            is_open = number == self._session.number
+            if not is_open and not is_known and not self._has_ended:
                 self._ahead = number, self._reader.submit(self._read_next, number)
         return {}
 
