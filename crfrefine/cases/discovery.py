@@ -305,7 +305,7 @@ def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
     files.require_any()
     files.add_to(cases)
     names = [case.case_id for case in cases]
-    strays = [path for paths in files.strays(names).values() for path in paths]
+    strays = [path for paths in files.strays(set(names)).values() for path in paths]
     number = sum(bool(case.strokes) for case in cases)
     if strays or not number:
         found = listed(sorted(map(stem_of, strays))) or "no file"

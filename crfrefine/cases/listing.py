@@ -172,7 +172,7 @@ class Files:
 
         if self.given or not self.kind.strays:
             return
-        strays = set[Path]().union(*self.strays([case.case_id for case in cases]).values())
+        strays = set[Path]().union(*self.strays({case.case_id for case in cases}).values())
         strays.difference_update(*(case.paths for case in cases))
         if strays:
             note = Note.of(

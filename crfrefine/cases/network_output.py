@@ -49,27 +49,26 @@ def recognize(
     values: Float32,
     header: LogitsHeader | VolumeHeader,
     reading: RegionReading,
+    regions: RegionScheme | None,
     input_type: str = "auto",
     look: Look | None = None,
-) -> tuple[RegionScheme | None, str, Note]:
-    """Return what the channels of a file are: their regions, None for labels; their kind; and why.
+) -> tuple[str, Note]:
+    """Return the kind of the channels of a file, and a note that says which and why.
 
     The kind is "logits" (log-odds of regions) or "probabilities"; other values are an InputError.
 
     Args:
         values: (channels, [z,] y, x), with the background if it was computed.
         header: the header of the file, which may declare the kind.
-        reading: which channels are regions.
+        reading: how channels of regions are read.
+        regions: those of these channels, of `reading.scheme_of`; None for labels.
         input_type: "auto", "logits" or "probabilities", as the user says.
         look: what a pass over the values shows, if there was one.
 
     """
-    regions = reading.scheme_of(values, header)
     if regions is not None:
-        kind, note = reading.identify(values, input_type, header.kind, header.path)
-    else:
-        kind, note = identify(look or look_at(values), input_type, header.kind, header.path)
-    return regions, kind, note
+        return reading.identify(values, input_type, header.kind, header.path)
+    return identify(look or look_at(values), input_type, header.kind, header.path)
 
 
 def take_logits(
@@ -131,8 +130,9 @@ def network_of_scores(
 
     """
     notes += complete(values, header, options.input_type)
+    regions = options.regions.scheme_of(values, header)
     look = None
-    if options.input_type == "auto" and options.regions.scheme_of(values, header) is None:
+    if options.input_type == "auto" and regions is None:
         look = look_at(values)
         if look.is_binary:
             num_nowhere = int(np.count_nonzero(look.sums == 0))
@@ -148,7 +148,7 @@ def network_of_scores(
             one_hot = read_one_hot(header, values, like, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
-    regions, kind, note = recognize(values, header, options.regions, options.input_type, look)
+    kind, note = recognize(values, header, options.regions, regions, options.input_type, look)
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 

@@ -135,19 +135,21 @@ def read_reference(
         )
     stored = volume.header
     assert stored is not None
-    if measured.ignore_label is not None and (volume.data == measured.ignore_label).all():
-        raise InputError(
-            f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
-        )
+    ignored = None
+    if measured.ignore_label is not None:
+        ignored = volume.data == measured.ignore_label
+        if ignored.all():
+            raise InputError(
+                f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
+            )
     union = union_of(stored, _other_grids(pair, stored, measured))
     if union is not stored:
         labels: Labels = WorkGrid(union, "comparison").nearest(
             stored, volume.data.T, "reference", notes, outside="are background"
         )
         volume = replace(volume, data=labels.T, affine=union.geometry()[0])
-    ignored = None
-    if measured.ignore_label is not None:
-        ignored = volume.data == measured.ignore_label
+        if ignored is not None:
+            ignored = volume.data == measured.ignore_label
     return Reference(volume, union, measured, ignored, mapped)
 
 
@@ -294,7 +296,8 @@ def read_probabilities(
     if header.lacks_background:
         reference.notes.extend(notes)
         regions.require_number(header.num_channels, header.path, lacks_background=True)
-    scheme, kind, note = recognize(stored, header, regions)
+    scheme = regions.scheme_of(stored, header)
+    kind, note = recognize(stored, header, regions, scheme)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 

@@ -70,12 +70,10 @@ def find_structures(
         _, path = options.probabilities[0]
         raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
     paths = (options.labels, *options.methods.values())
-    known = set[str]()
-    if any(names_part(path, "label") for path in paths):
-        for path in paths:
-            if not names_part(path, "label"):
-                known.update(_cases_of(path))
-    sources = [_cases_of(path, known - {_UNNAMED}) for path in paths]
+    # Names by a pattern with `{label}` are split with the cases of the other paths.
+    clear = [{} if names_part(path, "label") else _cases_of(path) for path in paths]
+    known = set[str]().union(*clear) - {_UNNAMED}
+    sources = [cases or _cases_of(path, known) for path, cases in zip(paths, clear, strict=True)]
     files = [case for cases in sources for case in cases.values()]
     numbers = dict(number_structures([case for case in files if case.structures]).structures)
     # Names in the folders of label maps count, too.

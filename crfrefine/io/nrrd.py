@@ -86,8 +86,8 @@ def read_header(path: Path) -> VolumeHeader:
     fields.units = [*_units(fields, "space units"), *units]
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
+    fields.time = _time_along(fields, sizes)  # before the errors of rare kinds, which tell it
     channel_axis = _channel_axis(fields, num_dims)
-    fields.time = _time_along(fields, sizes)
     axes = list(range(num_dims))
     channels = 1
     if channel_axis is not None:

@@ -58,8 +58,13 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
             header = by_itk.read_header(path, expected.name)
             note = Note.of(NoteKind.READ_BY_ITK, reason=str(rare))
-            header = replace(header, family=paths.ITK, notes=(note,), time=rare.time)
-            header = replace(header, voxel_files=rare.voxel_files)
+            header = replace(
+                header,
+                family=paths.ITK,
+                notes=(note,),
+                time=rare.time,
+                voxel_files=rare.voxel_files,
+            )
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
         for voxels in header.files[1:]:

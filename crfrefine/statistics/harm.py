@@ -165,16 +165,14 @@ def judge_probabilities(
     probabilities of both methods.
     `titles` are names of regions for people.
     """
-    region = None
-    by_region: dict[str, dict[str, PairedComparison]] = {}
-    for row in summary:
-        if row.method == method and row.comparison is not None:
-            by_region.setdefault(row.region, {})[row.metric] = row.comparison
-            if row.family == Family.PROBABILITIES:
-                region = row.region
+    rows = [row for row in summary if row.method == method]
+    region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
     if region is None:
         return None
-    compared = by_region[region]
+    compared: dict[str, PairedComparison] = {}
+    for row in rows:
+        if row.region == region and row.comparison is not None:
+            compared[row.metric] = row.comparison
     deciding = compared[NLL.name]
     change = Change.WORSE
     # Programs round a softmax differently, and ranks ignore how small such differences are. Equal

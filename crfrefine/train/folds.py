@@ -117,7 +117,7 @@ def _fit_to_all(
 ) -> CrfParameters:
     """Train the winning start on all cases of its fold, also on those that decided.
 
-    `recalibrated` is the start on the network recalibrated on these cases, if the winner is one.
+    `recalibrated`, the start on the network recalibrated on these cases, replaces one of its name.
     """
     assert winner.best is not None
     start = winner.start

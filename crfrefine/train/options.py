@@ -187,7 +187,7 @@ def locate_folders(
     if one is missing.
     """
     if nnunet is None:
-        return {**locate(folder, ("images", "labels", "logits"), named)}
+        return locate(folder, ("images", "labels", "logits"), named)
     from crfrefine.cases.nnunet import require_trained
 
     network = require_trained(nnunet)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import Note
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
@@ -314,9 +314,7 @@ def survey_stream(
             candidates.add(survey, brick)
             planes = slice(first_plane, first_plane + len(values))
             look.add(brick.label, values, planes)
-        path = stream.path
-        kind, reason = decide(look, input_type, stream.kind, str(path))
+        kind, note = identify(look, input_type, stream.kind, stream.path)
         if is_probability == (kind == "probabilities"):
-            note = Note.of(NoteKind.TAKEN_AS, name=path.name, what=kind, reason=reason)
             return survey, candidates, note
         is_probability = not is_probability

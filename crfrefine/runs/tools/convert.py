@@ -246,7 +246,8 @@ def _convert_channels(
         source = describe_source(header, counted(len(values), "label"))
     else:  # It matters whether the values are logits or probabilities.
         scores = reverse_grid(values).copy()
-        scheme, kind, _ = recognize(scores, header, regions)
+        scheme = regions.scheme_of(scores, header)
+        kind, _ = recognize(scores, header, regions, scheme)
         word = "label" if scheme is None else "region"
         source = describe_source(header, counted(len(values), word))
         if to == "labels":
