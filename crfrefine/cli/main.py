@@ -121,7 +121,7 @@ def main() -> None:
             try:
                 sys.stdout.flush()
             except OSError as error:
-                print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
+                tell(f"error: standard output: {error.strerror}")
                 os._exit(1)
             raise
     except OutputClosedError:

@@ -216,6 +216,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         notes.append(note_on_device)
     summary = _summary_of(options, device, inputs, all_outputs)
     tasks, left = _make_tasks(inputs, all_outputs, options, summary, notes)
+    summary.num_cases = len(tasks)
     record, folder_files = _plan_files(inputs, all_outputs, tasks, options, notes)
     names = {task.files.case_id for task in tasks}
     held_out = names & options.held_out.keys()
@@ -232,7 +233,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
 def _summary_of(
     options: InferenceOptions, device: str, inputs: RunInputs, all_outputs: Sequence[OutputFiles]
 ) -> RunSummary:
-    """Return the summary of a run, without its cases."""
+    """Return the summary of a run, without its cases and their number."""
     limit = memory_limit(options.max_memory)
     all_cases = {}
     for files, outputs in zip(inputs.cases, all_outputs, strict=True):
@@ -241,6 +242,7 @@ def _summary_of(
         if not options.writes_file and label_map.is_relative_to(options.output):
             label_map = label_map.relative_to(options.output)
         all_cases[files.case_id] = str(label_map)
+    folds = dict(options.held_out.values())  # Cases of a fold share its parameters.
     from_options = {name: getattr(options, name) for name in READING}
     reading = inputs.reading
     regions = reading.regions.scheme
@@ -256,8 +258,7 @@ def _summary_of(
         part_id=options.part_id or 0,
         label_names=dict(inputs.names.labels),
         held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
-        parameters_of_folds={fold: own.to_dict() for fold, own in options.held_out.values()},
-        num_cases=len(inputs.cases[options.part_id or 0 :: options.num_parts]),
+        parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=tuple(map(os.path.realpath, inputs.sources)),

@@ -67,11 +67,7 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
                 content = summary.to_json().encode()
                 ending.callback(write_small_file, options.summary_path, content)
             if options.statistics and summary.cases:
-                # Of all cases of the part that are done, also in earlier runs.
-                ended = {record.case_id: record for record in summary.cases}
-                records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
-                table = statistics_csv(records, plan.inputs.names.modalities)
-                ending.callback(write_small_file, statistics_path(options), table.encode())
+                ending.callback(_write_statistics, plan)
             if file is not None:
                 ending.callback(file.close)
     return summary
@@ -138,6 +134,14 @@ def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
         if note is not None:
             yield note
     yield from plan.left
+
+
+def _write_statistics(plan: RunPlan) -> None:
+    """Write the table of all cases of the part that are done, also in earlier runs."""
+    ended = {record.case_id: record for record in plan.summary.cases}
+    records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
+    table = statistics_csv(records, plan.inputs.names.modalities)
+    write_small_file(statistics_path(plan.options), table.encode())
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:

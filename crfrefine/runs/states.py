@@ -215,6 +215,8 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     """Return the dotted keys whose values differ."""
+    if one == other:
+        return []
     if isinstance(one, dict) and isinstance(other, dict):
         keys = []
         for name in dict.fromkeys((*one, *other)):
@@ -223,8 +225,6 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
         return keys
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
-    if one == other:
-        return []
     return [key]
 
 

@@ -79,7 +79,7 @@ def cut_planes(
     structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
     refined = maps["refined"]
     changed = maps["before"] != refined
-    point = choose_point([*maps.values()], changed, steps)
+    point = choose_point([*maps.values()], changed)
     windows = [choose_window(modality, structure) for modality in modalities]
     contours = refined if refined.any() else maps["before"]
     chosen = choose_modality(modalities, windows, contours, steps)

@@ -98,23 +98,22 @@ class Upright:
 Voxel = tuple[int, ...]  # an index per axis
 
 
-def choose_point(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Voxel:
+def choose_point(maps: Sequence[Array], changed: Bool) -> Voxel:
     """Choose where planes go through the structure of a case; they need not meet inside it.
 
     The structure is the largest connected part of what most maps have in common. Along each axis,
     planes with a large cross-section of it qualify, and the one with the most changes is taken; if
     several have as many, that with the largest section, and the middle one of equals. Without
-    foreground the planes go through the largest change, or the middle.
+    foreground, and so without a change, the planes go through the middle.
 
     Args:
         maps: label maps, (*grid), where 0 is background.
-        changed: (*grid), where they changed.
-        steps: mm between voxels along each axis.
+        changed: (*grid), where two of them differ.
     """
     votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
     box = bounding_box(votes > 0)
     if box is None:
-        return largest_change(changed, steps) or tuple(size // 2 for size in changed.shape)
+        return tuple(size // 2 for size in changed.shape)
     # Parts are connected over faces alone, so that fewer bridges lead to the surroundings.
     parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))

@@ -175,7 +175,7 @@ class TuneCase(Case):
         maps = [network]
         if self.labels is not None:
             maps.append(self.pose.turn(self.labels))
-        return choose_point(maps, network != maps[-1], self.upright_spacing)
+        return choose_point(maps, network != maps[-1])
 
     def upright_box(self, voxels: Integers) -> Box:
         """Return the box of the upright grid around places in the flattened arrays."""
