@@ -328,7 +328,6 @@ def _decode(
     Logits, or log-odds of regions, become probabilities in place. With `is_elsewhere`, voxels
     outside the file's own grid are padding, too. `what` names the scores in an error.
     """
-    half = np.float32(0.5)
     if scheme is None:
         labels = argmax_labels(stored)
         if kind == "probabilities":
@@ -344,7 +343,10 @@ def _decode(
             block = flat[:, start : start + BLOCK_VOXELS]
             block[:] = probabilities_of(block, scheme)
     if scheme is not None:
-        padding = find_padding(stored - half, are_regions=True)
+        log_odds = stored - np.float32(0.5)  # of their sign, and 0 in padding
+        padding = find_padding(log_odds, are_regions=True)
+        labels = scheme.decode(log_odds)
+        del log_odds
     if padding is not None:
         check_share(int(np.count_nonzero(padding)), padding.size, what)
         if scheme is not None:
@@ -352,8 +354,6 @@ def _decode(
         elif kind == "probabilities" or is_elsewhere:
             stored[:, padding] = 0.0
             stored[0, padding] = 1.0
-    if scheme is not None:
-        labels = scheme.decode(stored - half)
     return labels
 
 

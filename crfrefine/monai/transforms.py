@@ -317,36 +317,33 @@ def _spacing_of_case(
     Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
     """
     grid = tuple(logits.shape[1:])
-    others = {"image": image}
-    grids = {"image": tuple(image.shape[1:])}
+    inputs = {"logits": (logits, grid), "image": (image, tuple(image.shape[1:]))}
     if mask is not None:
-        others["mask"] = mask
-        grids["mask"] = tuple(mask.shape)
-        if mask.ndim > len(grid):
+        shape = tuple(mask.shape)
+        if len(shape) > len(grid):
             if len(mask) != 1:
-                shape = tuple(mask.shape)
                 raise InputError(f"the mask has shape {shape}; expected one channel, {(1, *grid)}")
-            grids["mask"] = tuple(mask.shape[1:])
-    affine = _affine_of("logits", logits)
-    affines = {name: _affine_of(name, value) for name, value in others.items()}
-    for name, value in others.items():
-        _check_same_grid(
-            (_label("logits", logits), grid, affine),
-            (_label(name, value), grids[name], affines[name]),
-            name,
-        )
+            shape = shape[1:]
+        inputs["mask"] = (mask, shape)
+    places: dict[str, Place] = {}
+    for name, (value, shape) in inputs.items():
+        places[name] = (_label(name, value), shape, _affine_of(name, value))
+    first = places.pop("logits")
+    for name, place in places.items():
+        _check_same_grid(first, place, name)
     if isinstance(spacing, Sequence):
         return tuple(spacing)
     if spacing is not None:
         return (spacing,) * len(grid)
 
-    if affines["image"] is not None:
-        affine = affines["image"]
+    affine = places["image"][2]
+    if affine is None:
+        affine = first[2]
     if affine is None:
         raise InputError(_NO_PLACE)
     if not 1 <= len(grid) <= MAX_AXES:
         raise InputError(
-            f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an "
+            f"{first[0]}: shape {tuple(logits.shape)} on {len(grid)} axes; an "
             f"affine has at most {MAX_AXES}"
         )
     return spacing_of(affine, len(grid))
