@@ -310,7 +310,7 @@ def _make_tasks(
             unmeasured.append(files.case_id)
         written = before.get(files.case_id, {})
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
-        if record is None:
+        if record is None and not files.problem:
             require_no_stale_input(files, replaceable)
         unknown = set(outputs.others_there()) - planned - written.keys()
         task = Task(

@@ -99,11 +99,14 @@ class RecordedRuns:
         """
         if (time_of_change(label_map) or "") < self._begun.get(case_id, ""):
             return True
+        checksums = set()
         for record in self._earlier.get(case_id, []):
             is_same_file = record.output is not None and record.output.name == label_map.name
-            if is_same_file and LABEL_MAP in record.contents and not _is_changed(record, label_map):
-                return True
-        return False
+            if is_same_file and LABEL_MAP in record.contents:
+                checksums.add(record.contents[LABEL_MAP].get("checksum"))
+        if not checksums:
+            return False
+        return content_of(files_written(label_map))["checksum"] in checksums
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
@@ -214,7 +217,7 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
+    """Return the dotted keys whose values differ; of the names of labels, how many do."""
     if one == other:
         return []
     if isinstance(one, dict) and isinstance(other, dict):
@@ -222,6 +225,8 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
         for name in dict.fromkeys((*one, *other)):
             inner_key = f"{key}.{name}" if key else name
             keys += _differing(one.get(name), other.get(name), inner_key)
+        if key == "label_names" and len(keys) > 1:
+            return [f"{key} of {len(keys)} labels"]
         return keys
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)

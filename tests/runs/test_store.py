@@ -225,7 +225,12 @@ def test_a_dataset_json_that_declares_other_labels_is_a_setting(tmp_path):
     described = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "other": 4}
     (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
     said = run(folders, "--continue")
-    assert "1 case (a): refined with other values of declared_labels, label_names.0, " in said
+    assert "1 case (a): refined with other values of declared_labels, label_names of 5 labels; " in said
+    run(folders)
+    described["tumor"] = described.pop("cyst")
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
+    said = run(folders, "--continue")
+    assert "1 case (a): refined with other values of label_names.3; refined again" in said
 
 
 def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
@@ -552,6 +557,22 @@ def test_a_result_that_would_be_removed_is_refused_as_a_mask_before_any_case(fol
         save_nifti(path, corrected)
     assert "3 done" in run(folders, *masks)
     assert "a/Label_1.nii.gz" in everything_of(folders.output)
+
+
+def test_a_case_with_a_problem_keeps_no_other_case_from_being_refined(folders):
+    """Its mask is an earlier result, which would be removed if the case were refined."""
+    run(folders, "--save-structures")
+    for case_id in "ac":
+        path = folders.output / case_id / "Label_1.nii.gz"
+        corrected = load_nifti(path)
+        corrected[0, 0, 0] = 1
+        save_nifti(path, corrected)
+    (folders.logits / "b.nii.gz").unlink()
+    masks = ("-m", folders.output / "{case}" / "Label_1.nii.gz")
+    result = infer(folders, *masks, status=1)
+    assert "error: case 'b': no logits in " in result.stderr
+    assert "2 done, 1 failed" in result.stderr
+    assert (folders.output / "b" / "Label_1.nii.gz").is_file()
 
 
 def test_files_that_were_changed_since_they_were_written_are_named_and_left(folders):
