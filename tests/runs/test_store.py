@@ -225,7 +225,7 @@ def test_a_dataset_json_that_declares_other_labels_is_a_setting(tmp_path):
     described = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "other": 4}
     (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
     said = run(folders, "--continue")
-    assert "1 case (a): refined with other values of declared_labels, label_names of 5 labels; " in said
+    assert "refined with other values of declared_labels, label_names of 5 labels; " in said
     run(folders)
     described["tumor"] = described.pop("cyst")
     (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
