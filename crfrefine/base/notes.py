@@ -305,6 +305,10 @@ class NoteKind(Enum):
         "its voxels are taken for those of {image}, whatever its header says (--same-voxels)"
     )
     PLACED_ARRAY = "{grid}, with {common} {image}"
+    NUMBERED_FILES = (
+        "{first} and {others:# other file} are taken for modalities of one case, by their numbers; "
+        "if each file is a case, give {pattern}"
+    )
     BINARY_FILES = (
         "one binary file per structure; refine them with -p {folder}{images} and --input-type "
         "labels"

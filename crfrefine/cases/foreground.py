@@ -22,7 +22,7 @@ from crfrefine.base.array_types import Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.workers import run_all
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs
+from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -49,20 +49,13 @@ def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
     return holds_one_probability(first, needs_foreground=True)
 
 
-def holds_one_probability(
-    header: VolumeHeader, tolerance: float = 0.0, *, needs_foreground: bool = False
-) -> bool:
+def holds_one_probability(header: VolumeHeader, *, needs_foreground: bool = False) -> bool:
     """Return whether the values of a file with one per voxel lie in [0, 1], and some are not whole.
 
-    The voxels are read for it. Raises InputError for values that are neither labels nor
-    probabilities: a mask of another value than 1, below 0.5.
-
-    Args:
-        header: the header of the file.
-        tolerance: values up to so far from a whole number count as whole, unless all are about 0.
-        needs_foreground: any values that all lie below 0.5 are an error, unless they are 0: no
-            voxel would have label 1.
-
+    A mask of nearly 1, as where a program has scaled it, has labels all the same. The voxels are
+    read for it. Raises InputError for values that are neither labels nor probabilities: a mask of
+    another value than 1, below 0.5, and with `needs_foreground` any values that all lie below 0.5,
+    unless they are 0: no voxel would have label 1.
     """
     is_whole = True
     low = 1.0  # the range of the values that are not 0
@@ -76,7 +69,7 @@ def holds_one_probability(
         low = min(low, float(values.min(initial=1.0, where=values != 0)))
         high = max(high, float(values.max()))
         if is_whole:
-            is_whole = bool((np.abs(values - np.rint(values)) <= tolerance).all())
+            is_whole = not np.mod(values, 1).any()
     if 0 < high < _HALF and (low == high or needs_foreground):
         raise InputError(
             f"{header.path}: one value per voxel, up to {high:.3g}: neither a label map, of whole "
@@ -84,7 +77,8 @@ def holds_one_probability(
             "label\n  Write a mask as 0 and 1; for the probability of label 1 where there is none "
             "of it, give\n  --input-type probabilities."
         )
-    return not is_whole or 0 < high <= tolerance
+    is_scaled_mask = low == high and high >= 1 - LABEL_TOLERANCE
+    return not (is_whole or is_scaled_mask)
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[Note]]:

@@ -193,9 +193,10 @@ def _read_one(
     """Read a label map as it is in its file; InputError if it cannot be one."""
     is_requested = options.input_type == "labels"
     advice = (
-        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
-        "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
-        "give --input-type logits"
+        "--input-type labels rounds labels that a program has scaled, those within "
+        f"{LABEL_TOLERANCE:g}; logits need one value per label (-p BACKGROUND -p FOREGROUND), or "
+        "--regions NAME=1 for a single region; for the log-odds of label 1 alone, a network's "
+        "output before the sigmoid, give --input-type logits"
     )
     if image.num_channels > 1:
         advice += f"\n  {EXCHANGED}"

@@ -37,7 +37,7 @@ from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import MeasuredRegions
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.structures import with_numbers_of_run
-from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
+from crfrefine.io.reading import require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 
@@ -264,7 +264,7 @@ def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> boo
     header = with_channel_axis(io.read_header(path), grid)
     if header.num_channels != 1 or header.kind is not None:
         return False
-    return not regions.is_channel(header) and not holds_one_probability(header, LABEL_TOLERANCE)
+    return not regions.is_channel(header) and not holds_one_probability(header)
 
 
 def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:

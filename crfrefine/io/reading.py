@@ -403,7 +403,7 @@ def read_whole_numbers(
         labels[piece.planes] = values
 
     if largest_error > tolerance or (low == high == 0 and largest_error > 0):
-        if num_whole > _SHARE_WHOLE * num_others:
+        if largest_error > LABEL_TOLERANCE and num_whole > _SHARE_WHOLE * num_others:
             advice = (
                 "many are nearly whole, as where a label map was interpolated: resample it with "
                 "nearest neighbor, or cut a mask at half of its value"

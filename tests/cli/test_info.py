@@ -85,6 +85,24 @@ def test_a_folder_of_images(root, tmp_path):
     assert "no case found" in run_here("info", tmp_path / "empty", status=1).stdout
 
 
+def test_numbered_files_that_may_be_cases_are_told_with_the_other_reading(root, tmp_path):
+    new = tmp_path / "new"
+    for number in (0, 1):
+        save_nifti(new / "images" / f"img_000{number}.nii.gz", np.zeros(GRID_SHAPE, np.int16))
+    for arguments in ((new / "images",), ("-i", new / "images")):
+        shown = run_here("info", *arguments, status=0).stdout
+        assert "img  2 modalities" in shown
+        pattern = f"'{new}/images/{{case}}.nii.gz'"
+        assert f"of one case, by their numbers; if each file is a case, give {pattern}" in shown
+    shown = run_here("info", "-i", pattern.strip("'"), status=0).stdout
+    assert "img_0001  1 modality" in shown
+    save_nifti(new / "logits" / "img.nii.gz", np.zeros((*GRID_SHAPE, 2), np.float32))
+    shown = run_here("info", new, status=0).stdout
+    assert "img  2 modalities" in shown
+    assert "by their numbers" not in shown
+    assert "by their numbers" not in run_here("info", root / "images", status=0).stdout
+
+
 def test_what_is_wrong_with_cases(root):
     for case_id in "abc":
         for kind in ("masks", "labels"):

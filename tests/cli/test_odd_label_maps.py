@@ -72,6 +72,23 @@ def test_a_mask_of_a_small_value_is_no_prediction(folders, tmp_path):
     assert "maps/a.nii.gz: one value per voxel, up to 0.008: neither a label map" in found
 
 
+def test_a_scaled_mask_is_a_label_map_for_all_commands(folders, tmp_path):
+    """As of stored 0 and 1, or 0 and 255, with a slope. `infer` asks before it rounds."""
+    mask = (network_labels() == 1).astype(np.float32)
+    save_nifti(folders.logits / "a.nii.gz", mask * 0.988)
+    (message,) = errors(infer(folders, status=1).stderr)
+    assert "off by up to 0.012; --input-type labels rounds labels that a program has" in message
+    found = infer(folders, "--input-type", "labels", "-v", status=0).stderr
+    assert "a.nii.gz is taken as a label map" in found
+    arguments = (folders.logits, tmp_path / "labels", "-o", tmp_path / "report", "--no-report")
+    assert "ece" not in run_here("evaluate", *arguments, status=0).stdout
+    # Several values that are not whole are probabilities, however near they are to 0 and 1.
+    save_nifti(folders.logits / "a.nii.gz", np.where(mask, 0.988, 0.01).astype(np.float32))
+    found = infer(folders, "-v", status=0).stderr
+    assert "taken as the probability of label 1" in found
+    assert "ece" in run_here("evaluate", *arguments, status=0).stdout
+
+
 def test_low_probabilities_are_a_prediction_without_foreground(folders, tmp_path):
     save_nifti(folders.logits / "a.nii.gz", fractions("many"))
     arguments = (folders.logits, tmp_path / "labels", "-o", folders.output, "--no-report")

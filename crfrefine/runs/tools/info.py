@@ -18,7 +18,7 @@ from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
-from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.listing import are_clear, structures_in
@@ -32,6 +32,7 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.errors import InputError
+from crfrefine.io.paths import suffix_of
 from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map
@@ -205,10 +206,14 @@ class FolderReport:
         """
         self.found = cases.found
         self.notes += cases.notes
+        descriptions: list[DatasetDescription] = []
         with failing_alone(self.problems.append):
-            self._regions = find_regions(None, list(read_descriptions(places)))
+            descriptions += read_descriptions(places)
+            self._regions = find_regions(None, descriptions)
         if self._regions.problem:
             self.problems.append(describe_failure(InputError(self._regions.problem)))
+        if len(cases) == 1 and not any(one.channel_names for one in descriptions):
+            self._note_on_numbers(cases)
         for path in archives:
             with failing_alone(self.problems.append, path):
                 header = io.read_header(path)
@@ -238,6 +243,22 @@ class FolderReport:
             if number != usual:
                 problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
                 self.problems.append(Failure(problem, InputError.__name__, case_id=case_id))
+
+    def _note_on_numbers(self, cases: CaseList) -> None:
+        """Note that the images of the only case may be cases, if nothing but numbers tells."""
+        (case,) = cases
+        is_named = cases.is_single or cases.found
+        if is_named or len(case.images) < 2 or case.logits or case.labels:
+            return
+        first = case.images[0]
+        note = Note.of(
+            NoteKind.NUMBERED_FILES,
+            str(first.parent),
+            first=first.name,
+            others=len(case.images) - 1,
+            pattern=f"'{first.parent}/{{case}}{suffix_of(first)}'",
+        )
+        self.notes.append(note)
 
     def _add_case(self, files: CaseFiles) -> None:
         """Describe a case."""
