@@ -345,13 +345,17 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     lowest = np.log(np.float32(MIN_SHARE))
     logits = np.full((num_labels, *labels.shape), lowest, np.float32)
     reach = share_reach(sigma)
-    whole_grid = tuple(slice(0, extent) for extent in labels.shape)
-    boxes = [whole_grid, *find_objects(labels, num_labels - 1)][:num_labels]
+    boxes = [whole(labels.shape), *find_objects(labels, num_labels - 1)][:num_labels]
     for label, box in enumerate(boxes):
         if box is not None:
             near = grown(box, reach, labels.shape)
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """Return the box of a whole grid."""
+    return tuple(slice(0, extent) for extent in shape)
 
 
 def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:

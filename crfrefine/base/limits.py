@@ -169,11 +169,12 @@ def memory_limit(max_memory: int | None = None) -> MemoryLimit:
     return min(limits, key=lambda limit: limit.bytes)
 
 
-def memory_left(limit: MemoryLimit) -> int:
-    """Return the bytes that this process may still take."""
+def memory_left(max_memory: int | None = None) -> int:
+    """Return the bytes that this process may still take within its `memory_limit`."""
     import psutil
 
-    return max(0, limit.bytes - int(psutil.Process().memory_info().rss))
+    present = int(psutil.Process().memory_info().rss)
+    return max(0, memory_limit(max_memory).bytes - present)
 
 
 def require_memory(

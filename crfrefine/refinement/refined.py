@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box, whole
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
@@ -82,7 +82,7 @@ class RefinedChannels:
             self.is_array = box is None
             if self.is_array:
                 self.marginals = outcome.marginals
-        self._box = box or tuple(slice(0, extent) for extent in self._shape)
+        self._box = box or whole(self._shape)
 
         # The network's logits, or probabilities, (L, *grid), which must not change, and their
         # checksum if a caller may do that.

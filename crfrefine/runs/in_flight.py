@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 
-from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.base.limits import available_threads, memory_left
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
@@ -176,7 +176,7 @@ class CasesInFlight:
             num_jobs = 1
         self.num_jobs = max(1, min(num_jobs, len(plan.tasks)))
         self.changed = threading.Condition()
-        self.num_bytes = memory_left(memory_limit(options.max_memory))  # for all cases
+        self.num_bytes = memory_left(options.max_memory)  # for all cases
         self.num_taken = 0  # bytes
         self.num_free = self.num_jobs  # places for cases in work
         self.next = 0  # number of the case that is begun next

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box, bounding_box, grown
+from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
@@ -132,14 +132,12 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         foreground = inside.copy()
 
     margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
-    whole = tuple(slice(0, extent) for extent in foreground.shape)
     # Without foreground, the box is that of the grid.
-    box = grown(bounding_box(foreground) or whole, margins, foreground.shape)
+    box = grown(bounding_box(foreground) or whole(foreground.shape), margins, foreground.shape)
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
     mask: NDArray[np.bool_] = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
-    whole = tuple(slice(0, extent) for extent in mask.shape)
-    tiles = tuple(_split(mask, case.spacing, whole))
+    tiles = tuple(_split(mask, case.spacing, whole(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = case.network_labels

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, whole
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import available_threads
@@ -167,8 +167,8 @@ def _bounds(
         take_logarithms(survey.ranges)
     next_to_padding = None
     if source.padding is not None:
-        whole_grid = tuple(slice(0, extent) for extent in source.padding.shape)
-        next_to_padding = source.largest_of_tiles(source.padding, whole_grid, False)
+        grid = whole(source.padding.shape)
+        next_to_padding = source.largest_of_tiles(source.padding, grid, False)
 
     present = likeliest & has_voxels
     may_matter = np.empty_like(likeliest)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.label_maps import Box, whole
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
@@ -90,7 +90,7 @@ class TileGrid:
         Those count that are in the grid and in the mask, (*grid), if there is one.
         """
         counts = np.zeros(self._padded_shape, np.bool_)
-        counts[self._whole] = True if mask is None else mask
+        counts[whole(self.shape)] = True if mask is None else mask
         shape: list[int] = []
         for count, tile in zip(self.counts, TILE, strict=True):
             shape += (count, tile)
@@ -104,7 +104,7 @@ class TileGrid:
         padded = np.full(shape, np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[self._whole])
+        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[whole(self.shape)])
 
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
@@ -130,11 +130,6 @@ class TileGrid:
     def _padded_shape(self) -> Extents:
         """Voxels along each axis of a grid of whole tiles."""
         return tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True))
-
-    @property
-    def _whole(self) -> Box:
-        """The grid's box in a grid of whole tiles."""
-        return tuple(slice(0, extent) for extent in self.shape)
 
 
 def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.base.limits import memory_left
 from crfrefine.base.workers import thread_pool
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine
@@ -275,7 +275,7 @@ class Worklist:
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
         needed, _ = bytes_to_refine(headers, self._inputs.reading, may_stream=False)
-        if needed > memory_left(memory_limit(inputs.max_memory)):
+        if needed > memory_left(inputs.max_memory):
             return None
         session = self._read(number)
         session.prepare(self._give_way)
