@@ -28,32 +28,27 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
         path = pending.pop(0)
         if isinstance(path, list | tuple):
             pending[:0] = path
-        if not isinstance(path, Path) or not (path.exists() or is_named_dicom(path)):
+        if not isinstance(path, Path):
             continue
-        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize
+        from crfrefine.io.paths import holds_volumes, is_dicom
 
-        if is_dicom(path) and not holds_volumes(path):
-            volume = re.sub(_ENDING, ".nii.gz", str(path), flags=re.IGNORECASE)
-            if volume == str(path):
-                volume += ".nii.gz"
-            convert = ["crfrefine", "convert", str(path), volume]
-            if not path.is_dir():
-                convert += ["--like", "SERIES"]
-            raise InputError(
-                f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n"
-                f"  {shlex.join(convert)}\n"
-                "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
-                "--like SERIES` makes DICOM of a result."
-            )
-        if recognize(path) is STRUCTURES:
-            raise InputError(f"{path}: {STRUCTURES.hint('it')}")
+        if not is_dicom(path) or holds_volumes(path):
+            continue
+        volume = re.sub(_ENDING, ".nii.gz", str(path), flags=re.IGNORECASE)
+        if volume == str(path):
+            volume += ".nii.gz"
+        convert = ["crfrefine", "convert", str(path), volume]
+        if not path.is_dir():
+            convert += ["--like", "SERIES"]
+        raise InputError(
+            f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n"
+            f"  {shlex.join(convert)}\n"
+            "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
+            "--like SERIES` makes DICOM of a result."
+        )
 
 
 def refuse_named_dicom(command: str | None, texts: Sequence[str]) -> None:
     """Raise InputError if a text of a command line names a DICOM file, by its ending."""
-    refuse_dicom(command, {"inputs": [Path(text) for text in texts if is_named_dicom(text)]})
-
-
-def is_named_dicom(path: str | Path) -> bool:
-    """Return whether a name ends like that of a DICOM file."""
-    return re.search(_ENDING, str(path), re.IGNORECASE) is not None
+    named = [Path(text) for text in texts if re.search(_ENDING, text, re.IGNORECASE)]
+    refuse_dicom(command, {"inputs": named})
