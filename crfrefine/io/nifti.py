@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,27 +42,16 @@ from crfrefine.io.volume import (
     volume_header,
 )
 
-
-class _Form(NamedTuple):
-    """A form of the header."""
-
-    name: str  # for people
-    length: int  # bytes, and the number that the header begins with
-    is_pair: bool  # the voxels are in another file
-    magic_place: int  # of the magic in the header
-    magic: bytes  # b"" means any
-    image_class: str  # in nibabel, which has its header's class
-
-
-# The first form that fits is taken. A pair without the magic of NIfTI-1 is Analyze's.
+# The forms of a header: a name for people, its image in nibabel, and the magic with its place. The
+# first one that fits is taken. A pair without the magic of NIfTI-1 is Analyze's.
 _FORMS = (
-    _Form("NIfTI-1", 348, False, 344, b"n+1\0", "Nifti1Image"),
-    _Form("NIfTI-2", 540, False, 4, b"n+2\0", "Nifti2Image"),
-    _Form("NIfTI-1 pair", 348, True, 344, b"ni1", "Nifti1Pair"),
-    _Form("Analyze 7.5", 348, True, 344, b"", "Spm2AnalyzeImage"),
-    _Form("NIfTI-2 pair", 540, True, 4, b"", "Nifti2Pair"),
+    ("NIfTI-1", "Nifti1Image", b"n+1\0", 344),
+    ("NIfTI-2", "Nifti2Image", b"n+2\0", 4),
+    ("NIfTI-1 pair", "Nifti1Pair", b"ni1", 344),
+    ("Analyze 7.5", "Spm2AnalyzeImage", b"", 344),
+    ("NIfTI-2 pair", "Nifti2Pair", b"", 4),
 )
-_MAX_HEADER = 540  # bytes of the longest header
+_LENGTHS = (348, 540)  # bytes of a header, which begins with this number
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters
 # in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -97,52 +86,17 @@ def read_header(path: Path) -> VolumeHeader:
     encoding = "raw"
     if start.startswith(streams.GZIP_MAGIC) or (is_named_gzip and not recognizes(start)):
         encoding = "gzip"
-
     with streams.open_bytes(path, encoding) as reader:
-        block = reader.read(_MAX_HEADER)
-        form = _form_of(block, path)
-        if form.is_pair:
-            endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
-            candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
-            present = [candidate for candidate in candidates if candidate.exists()]
-            voxels = next(iter(present), candidates[0])
-            encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
-            return _parse(block, path, form, voxels, encoding)
-        header = _parse(block, path, form, path, encoding)
-        assert header.source is not None
-        end = header.source.offset
-        num_bytes = min(end, form.length + _MAX_EXTENSION_BYTES)
-        block += reader.read(max(0, num_bytes - len(block)))
+        block = reader.read(max(_LENGTHS))
+        form, header = _stored_header(block, path)
+        source = _source(header, path, encoding)
+        segments: tuple[Segment, ...] = ()
+        if source.path == path:
+            length = header.sizeof_hdr
+            num_bytes = min(source.offset, length + _MAX_EXTENSION_BYTES)
+            block += reader.read(max(0, num_bytes - len(block)))
+            segments = _labels_in(block[length:num_bytes])  # Channels are labels, too.
 
-    has_extensions = block[form.length : form.length + 1] > b"\0"
-    if has_extensions:  # Channels are labels, too.
-        return replace(header, segments=_labels_in(block[form.length : end]))
-    return header
-
-
-def _form_of(block: bytes, path: Path) -> _Form:
-    """Return the form of a header by its length and magic; only some names allow that of a pair."""
-    lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
-    forms = [form for form in _FORMS if form.length in lengths and len(block) >= form.length]
-    if not forms:
-        raise UnsupportedFormatError(
-            f"{path}: not a NIfTI file, although its name says so, or cut off: "
-            f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
-        )
-    may_be_pair = not path.name.lower().endswith((".nii", ".nii.gz"))
-    for form in forms:
-        fits = block.startswith(form.magic, form.magic_place)
-        if fits and (may_be_pair or not form.is_pair):
-            return form
-    raise UnsupportedFormatError(
-        f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
-        "convert it to .nii.gz first"
-    )
-
-
-def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return the header in the first bytes of a file, whose voxels may be in another one."""
-    header = _repaired_header(block, path, form)
     shape = tuple(int(size) for size in header.get_data_shape())
     time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
     is_split = time_steps == 1 or channels == 1
@@ -153,49 +107,66 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         )
     if len(shape) == 1:
         shape = (*shape, 1)
-    grid_shape = shape[:3]
-    affine, qform = _affines_of(header, path)
-
-    slope, intercept = header.get_slope_inter()  # Without a slope, nibabel returns None, not 0.
-    offset = int(header["vox_offset"])
-    if offset == 0 and not form.is_pair:
-        offset = int(header.single_vox_offset)
-    slope = float(slope or 1.0)
-    intercept = float(intercept or 0.0)
-    dtype = header.get_data_dtype()
-    source = streams.VoxelSource(
-        voxels, encoding, dtype, offset=offset, slope=slope, intercept=intercept
-    )
-    file_format = form.name + (", gzip" if encoding == "gzip" else "")
     num_channels = time_steps * channels
+    affine, qform = _affines_of(header, path)
+    if source.encoding == "gzip":
+        form += ", gzip"
     volume = volume_header(
-        path, source, file_format, grid_shape, num_channels, affine, template=header
+        path, source, form, shape[:3], num_channels, affine, template=header, segments=segments
     )
     if "magic" not in header:
         return replace(volume, notes=(Note.of(NoteKind.ANALYZE),))
     return _with_facts(volume, qform, has_time=time_steps > 1)
 
 
-def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
-    """Return nibabel's header, in which it has repaired what does no harm."""
+def _stored_header(block: bytes, path: Path) -> tuple[str, Any]:
+    """Return the form of a header, and nibabel's header, in which it has repaired what is harmless.
+
+    Length and magic tell the form; only some names allow that of a pair.
+    """
     import nibabel
 
+    numbers = {int.from_bytes(block[:4], order) for order in _ORDERS}
+    length = next((length for length in _LENGTHS if length in numbers), None)
+    if length is None or len(block) < length:
+        raise UnsupportedFormatError(
+            f"{path}: not a NIfTI file, although its name says so, or cut off: "
+            f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
+        )
+    may_be_pair = not path.name.lower().endswith((".nii", ".nii.gz"))
+    forms = []
+    for name, image, magic, place in _FORMS:
+        kind = getattr(nibabel, image).header_class
+        fits = kind.sizeof_hdr == length and block.startswith(magic, place)
+        if fits and (may_be_pair or getattr(kind, "is_single", False)):
+            forms.append((name, kind))
+    if not forms:
+        raise UnsupportedFormatError(
+            f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
+            "convert it to .nii.gz first"
+        )
+    form, header_class = forms[0]
     try:
-        header = getattr(nibabel, form.image_class).header_class(block[: form.length], check=False)
+        header = header_class(block[:length], check=False)
         header.check_fix(logger=_quiet, error_level=40)
-        dtype = header.get_data_dtype()
+        header.get_data_dtype()
         header.get_slope_inter()
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
+    return form, header
 
-    # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
+
+def _source(header: Any, path: Path, encoding: str) -> streams.VoxelSource:
+    """Return the place of the voxels, which follow the header, or are in a file beside it."""
     slope = header["scl_slope"]
     offset = header["vox_offset"]
+    # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
     if np.isinf(slope) or not 0 <= offset < np.inf:
         raise UnsupportedFormatError(
             f"{path}: damaged NIfTI header: scl_slope {slope}, vox_offset {offset}; "
             "expected a finite slope, and an offset of 0 or more bytes"
         )
+    dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UnsupportedFormatError(
             f"{path}: voxels of type {shorten(dtype)} are not supported: "
@@ -203,7 +174,23 @@ def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
             "  Split colors into channels, export the magnitude of complex numbers, "
             "or convert the voxels to float32."
         )
-    return header
+    if not getattr(header, "is_single", False):  # That of Analyze does not say so.
+        endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
+        candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
+        present = [candidate for candidate in candidates if candidate.exists()]
+        path = next(iter(present), candidates[0])
+        encoding = "gzip" if path.name.lower().endswith(".gz") else "raw"
+    elif offset == 0:
+        offset = header.single_vox_offset
+    slope, intercept = header.get_slope_inter()  # Without a slope, nibabel returns None, not 0.
+    return streams.VoxelSource(
+        path,
+        encoding,
+        dtype,
+        offset=int(offset),
+        slope=float(slope or 1.0),
+        intercept=float(intercept or 0.0),
+    )
 
 
 # Sets the sform of a NIfTI file from its qform, with nibabel alone.
@@ -390,11 +377,11 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions.
+    """Return the labels of a table among extensions, whose first byte is 0 if there are none.
 
     A regular expression finds them, as XML's entities and document types may be hostile.
     """
-    if b"<CaretExtension" not in extensions:
+    if extensions[:1] <= b"\0" or b"<CaretExtension" not in extensions:
         return ()
     entries = []
     for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
