@@ -142,8 +142,8 @@ def given_label_map(labels: Array, image: Array) -> Labels:
             "the label map holds values that are not finite (NaN or infinity); expected whole "
             "numbers from 0 up"
         )
-    low = labels.min()
-    high = labels.max()
+    low = float(labels.min())  # float16 holds no number as large as MAX_LABEL.
+    high = float(labels.max())
     if low < 0 or high > MAX_LABEL:
         raise InputError(
             f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to "

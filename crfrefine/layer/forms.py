@@ -124,7 +124,7 @@ def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tens
 
 def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
     """Return (L, L), True at the entries from which `penalty_matrix` builds the matrix."""
-    places = ~torch.eye(num_labels, dtype=torch.bool)
+    places = ~torch.eye(num_labels, dtype=torch.bool, device="cpu")
     return places.triu() if symmetric else places
 
 

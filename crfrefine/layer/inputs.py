@@ -48,9 +48,11 @@ def check_tensor(
             f"{name}: the layer does not work with torch.func; use loss.backward() or "
             "torch.autograd.grad"
         )
+    if value.layout != torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, got {value.layout}; use to_dense()")
     if is_floating:
         kind = "floating-point"
-        is_kind = value.is_floating_point()
+        is_kind = value.is_floating_point() and value.element_size() > 1  # PyTorch has 8-bit floats
     else:
         kind = "real"
         is_kind = not value.is_complex()

@@ -47,6 +47,11 @@ def test_the_byte_order_of_the_arrays_changes_no_bit(input_type):
     assert native == swapped
 
 
+def test_a_label_map_may_be_of_floats_that_hold_few_numbers():
+    given = [refined(LABELS.astype(kind), input_type="labels") for kind in (np.uint8, np.float16)]
+    assert given[0] == given[1]
+
+
 FLAT = {"logits": CASE.logits[:, 0, 0], "image": CASE.image[:, 0, 0]}
 BATCH = np.stack([CASE.logits] * 2)
 HIDDEN = np.ma.masked_less(CASE.logits, -1.0)

@@ -132,6 +132,18 @@ def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
     assert torch.equal(layer(*given, SPACING), plain(*given, SPACING))
 
 
+def test_the_default_device_of_pytorch_does_not_matter(given):
+    """The layer is made on it, and works where its parameters and tensors are."""
+    layer = CrfRnn(3, 2)
+    expected = layer(*given, SPACING)
+    with torch.device("meta"):
+        made = CrfRnn(3, 2)
+        assert torch.equal(layer(*given, SPACING), expected)
+    assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
+    made.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    assert torch.equal(made(*given, SPACING), expected)
+
+
 # The compiler's own code reads `.grad` of tensors that are not leaves.
 @pytest.mark.filterwarnings("default")
 def test_compiling_gives_the_same_bits(given):
