@@ -12,8 +12,7 @@ from crfrefine.base.failures import failing_alone
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
-from crfrefine.cases import case as cases
-from crfrefine.cases.case import Case
+from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.cases.dataset_description import Names
@@ -28,93 +27,92 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.runs.case_writing import write_case
 from crfrefine.runs.contents import changed_inputs, contents_of_inputs
+from crfrefine.runs.in_flight import CaseInFlight
 from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
 from crfrefine.runs.records import CaseRecord, times_of_strokes
-from crfrefine.runs.task import CaseInWork
 
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
 
-def read_case(work: CaseInWork) -> None:
-    """Read a case, unless its outputs are complete; errors are in its record."""
+def refine_case(work: CaseInFlight) -> CaseRecord:
+    """Read, refine and write a case, unless its outputs are complete; return its record.
+
+    The record has the errors of the case.
+    """
     task = work.task
-    record = CaseRecord(task.files.case_id, held_out_by=task.held_out_by)
-    work.record = record
-    work.case = None
-    with failing_alone(record.fail, *task.files.paths):
-        if task.earlier is not None and is_complete(task.outputs, task.files, task.reading.mapping):
-            changed = changed_inputs(task.files, task.earlier.contents)
+    files = task.files
+    record = CaseRecord(files.case_id, held_out_by=task.held_out_by)
+    with failing_alone(record.fail, *files.paths):
+        if task.earlier is not None and is_complete(task.outputs, files, task.reading.mapping):
+            changed = changed_inputs(files, task.earlier.contents)
             if not changed:
-                work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
-                return
+                return replace(task.earlier, status="skipped", output=task.outputs.label_map)
             record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
-        started = time.perf_counter()
-        headers = read_case_headers(task.files, task.reading)
-        # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
-        parameters = task.options.parameters
-        leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-        may_stream = leaves_out and get_backend(task.device).name == "cpu"
-        needed, work.input_bytes = bytes_to_refine(headers, task.reading, may_stream=may_stream)
-        work.take_memory(needed)
-        case = cases.read_case(
-            headers,
-            task.reading,
-            as_logits=False,
-            may_stream=may_stream,
-            threads=task.options.threads,
-        )
-        record.contents.update(contents_of_inputs(task.files))
-        record.times["read"] = time.perf_counter() - started
-        for part, seconds in case.times.items():
-            record.times[f"read.{part}"] = seconds
-        record.grid_shape = tuple(case.image.shape[1:])
-        record.spacing = tuple(map(float, case.spacing))
-        record.num_modalities = len(case.image)
-        record.num_labels = case.num_labels
-        if case.regions is not None:
-            record.regions = case.regions.to_dict()
-        record.input_type = case.input_kind
-        if isinstance(case.network, LabelMapNetwork):
-            record.mapped_values = case.network.mapped
-        record.notes += case.notes
-        if case.strokes:
-            record.strokes = times_of_strokes(task.files)
-        work.case = case
-
-
-def finish_case(work: CaseInWork) -> CaseRecord:
-    """Refine and write a case that was read; return its record, which has its errors."""
-    if work.case is None:
-        return work.record
-    with failing_alone(work.record.fail, *work.task.files.paths):
-        names = work.task.names
+        work.case = _read_case(work, record)
+        names = task.names
         if work.case.segments:  # The input has names itself, such as in a NIfTI table.
             labels = {segment.label: segment.name for segment in work.case.segments}
             names = replace(names, labels=labels)
-        result = _refine(work, names)
+        result = _refine(work, record, names)
         work.end_computing()
-        write_case(work, result, names)
-    return work.record
+        write_case(work, record, result, names)
+    return record
 
 
-def _refine(work: CaseInWork, names: Names) -> RefinementResult:
+def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
+    """Read a case once there is memory for it, and record what it holds."""
+    started = time.perf_counter()
+    task = work.task
+    headers = read_case_headers(task.files, task.reading)
+    # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
+    parameters = task.options.parameters
+    leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
+    may_stream = leaves_out and get_backend(work.device).name == "cpu"
+    needed, work.input_bytes = bytes_to_refine(headers, task.reading, may_stream=may_stream)
+    work.take_memory(needed)
+    case = read_case(
+        headers,
+        task.reading,
+        as_logits=False,
+        may_stream=may_stream,
+        threads=work.share_of_threads(),
+    )
+    record.contents.update(contents_of_inputs(task.files))
+    record.times["read"] = time.perf_counter() - started
+    for part, seconds in case.times.items():
+        record.times[f"read.{part}"] = seconds
+    record.grid_shape = tuple(case.image.shape[1:])
+    record.spacing = tuple(map(float, case.spacing))
+    record.num_modalities = len(case.image)
+    record.num_labels = case.num_labels
+    if case.regions is not None:
+        record.regions = case.regions.to_dict()
+    record.input_type = case.input_kind
+    if isinstance(case.network, LabelMapNetwork):
+        record.mapped_values = case.network.mapped
+    record.notes += case.notes
+    if case.strokes:
+        record.strokes = times_of_strokes(task.files)
+    return case
+
+
+def _refine(work: CaseInFlight, record: CaseRecord, names: Names) -> RefinementResult:
     """Run the CRF, and record the outcome."""
     started = time.perf_counter()
     task = work.task
     options = task.options
     case = work.case
     assert case is not None
-    record = work.record
     strokes = read_strokes(options, case, task.reading.declared) if case.strokes else None
     # The limit and the case decide how it is refined, not what others beside it leave.
     limit = memory_limit(options.max_memory).bytes
     context = RunContext(
-        options.threads,
+        work.share_of_threads(),
         work.enter_stage,
         limit - REFINING_PROCESS - work.input_bytes,
         take=lambda more: work.take_memory(work.input_bytes + more),
@@ -125,7 +123,7 @@ def _refine(work: CaseInWork, names: Names) -> RefinementResult:
         spacing=case.spacing,
         parameters=options.parameters,
         mask=case.mask,
-        backend=get_backend(task.device),
+        backend=get_backend(work.device),
         context=context,
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
@@ -135,19 +133,18 @@ def _refine(work: CaseInWork, names: Names) -> RefinementResult:
     record.notes += result.notes
     if case.strokes and strokes is None:
         record.notes.append(Note.of(NoteKind.NO_STROKES))
-    _record_result(work, case, names.labels, result)
+    _record_result(record, options, case, names.labels, result)
     return result
 
 
 def _record_result(
-    work: CaseInWork,
+    record: CaseRecord,
+    options: InferenceOptions,
     case: Case,
     names: Mapping[int, str],
     result: RefinementResult,
 ) -> None:
     """Record the outcome of the CRF, with notes on labels that vanished, and on no change."""
-    record = work.record
-    options = work.task.options
     for stage, seconds in result.timings.items():
         record.times[f"refine.{stage}"] = seconds
     changes = result.changes

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
@@ -25,21 +24,22 @@ from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.contents import LABEL_MAP, content_of
-from crfrefine.runs.records import time_of_change
+from crfrefine.runs.in_flight import CaseInFlight
+from crfrefine.runs.records import CaseRecord, time_of_change
 from crfrefine.runs.stale import remove_stale
-from crfrefine.runs.task import CaseInWork
 
 _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 
 
-def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None:
+def write_case(
+    work: CaseInFlight, record: CaseRecord, result: RefinementResult, names: Names
+) -> None:
     """Write a refined case, and close its record; the images are freed.
 
     Each file is written whole or not at all, and the label map last.
     """
     assert work.case is not None
     started = time.perf_counter()
-    record = work.record
     outputs = work.task.outputs
     like = replace(work.case.like, data=result.label_map)
     picture = None
@@ -73,7 +73,7 @@ def write_case(work: CaseInWork, result: RefinementResult, names: Names) -> None
 
 
 def _write_beside(
-    work: CaseInWork,
+    work: CaseInFlight,
     like: Volume,
     result: RefinementResult,
     segments: Sequence[Segment],
@@ -86,7 +86,7 @@ def _write_beside(
     the labels with names, which have a channel each unless there are regions.
     """
     outputs = work.task.outputs
-    threads = work.task.options.threads or available_threads()
+    threads = work.share_of_threads()
     written = list(outputs.all())
     described = () if result.regions is not None else named
     for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):

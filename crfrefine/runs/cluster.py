@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.failures import describe_failure
+from crfrefine.base.observer import Observer
 from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.runs.case_work import finish_case, read_case
+from crfrefine.runs.case_work import refine_case
+from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import CaseInWork, Task
+from crfrefine.runs.task import Task
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
@@ -121,6 +123,5 @@ def refine_on_worker(version: str, task: Task) -> CaseRecord:
             f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
             "install the same version on all machines"
         )
-    work = CaseInWork(task)
-    read_case(work)
-    return finish_case(work)
+    (record,) = CasesInFlight([task], task.options, task.device).records(refine_case, Observer())
+    return record

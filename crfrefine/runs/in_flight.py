@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
+from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
-from crfrefine.runs.case_work import finish_case, read_case
-from crfrefine.runs.plan import RunPlan
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import CaseInWork, Task
+from crfrefine.runs.task import Task
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
@@ -32,18 +32,23 @@ class BeginAgainError(BaseException):
     """
 
 
-class CaseInFlight(CaseInWork):
-    """A case among others: places and memory are given to the cases in their order.
+class CaseInFlight:
+    """A case in work, and what it has of what the cases of a run share.
 
-    It ends at its next stage if the run is over, or another case needs its memory. A case that
-    takes more memory than there is runs alone, as it would without others.
+    Places and memory are given to the cases in their order. A case ends at its next stage if the
+    run is over, or another case needs its memory. A case that takes more memory than there is runs
+    alone, as it would without others.
     """
 
     def __init__(self, task: Task, number: int, run: CasesInFlight) -> None:
-        super().__init__(task)
+        self.task = task
+        self.device = ""  # as `get_backend` takes it
+        self.case: Case | None = None  # while it is in memory
+        self.input_bytes = 0  # that its input takes in memory, by an estimate
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
-        self.is_alone = False  # whether it lacked memory, and is begun again without others
+        # Whether there are no others, or it lacked memory and is begun again without them.
+        self.is_alone = run.num_unfinished == 1
         self.has_lost_gpu = False  # as the first one
         # Set when the case has ended, or waits for those before: with its files, or for memory.
         self.is_ready = threading.Event()
@@ -65,7 +70,7 @@ class CaseInFlight(CaseInWork):
                 self._check()
                 run.num_free -= 1
                 self._has_place = True
-                self._wait_no_longer()
+                self._leave_queue()
             elif more <= 0:
                 return
             elif not self.is_alone and run.num_taken + more > run.num_bytes:
@@ -76,7 +81,8 @@ class CaseInFlight(CaseInWork):
 
     def _may_begin(self, num_bytes: int) -> bool:
         run = self._run
-        if run.num_free == 0 or self._number > run.next:
+        is_first = not run.waiting or self._number <= run.waiting[0]
+        if run.num_free == 0 or not is_first:
             return False
         if run.alone and self._number > min(run.alone):
             return False
@@ -84,15 +90,11 @@ class CaseInFlight(CaseInWork):
             return True
         return run.num_taken == 0
 
-    def _wait_no_longer(self) -> None:
-        """Let the next case begin, once those before it have."""
-        run = self._run
-        if self._number >= run.next:
-            run.served.add(self._number)
-        while run.next in run.served:
-            run.served.remove(run.next)
-            run.next += 1
-        run.changed.notify_all()
+    def _leave_queue(self) -> None:
+        """Let the next case begin."""
+        with suppress(ValueError):
+            self._run.waiting.remove(self._number)
+        self._run.changed.notify_all()
 
     def _check(self) -> None:
         """Raise RunIsOverError or BeginAgainError if the case has to end."""
@@ -101,13 +103,22 @@ class CaseInFlight(CaseInWork):
         if self._number in self._run.yielding:
             raise BeginAgainError
 
+    def share_of_threads(self) -> int:
+        """Return how many threads the case may have, beside others with as much memory."""
+        run = self._run
+        with run.changed:
+            num_cases = min(run.num_jobs, run.num_unfinished)
+        if self.num_bytes:
+            num_cases = min(num_cases, max(1, run.num_bytes // self.num_bytes))
+        return max(1, run.num_threads // num_cases)
+
     def enter_stage(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
         self._check()
         self.stage = (stage, step, num_steps)
 
     def end_computing(self) -> None:
-        """Let another case compute."""
+        """Let another case compute: this one only has to be written."""
         with self._run.changed:
             if self._has_place:
                 self._has_place = False
@@ -115,7 +126,10 @@ class CaseInFlight(CaseInWork):
                 self._run.changed.notify_all()
 
     def wait_to_name(self) -> None:
-        """Wait until the cases before are recorded; raises as `enter_stage` does."""
+        """Wait until the files of the case, which are whole, may get their names.
+
+        The cases before are recorded then; raises as `enter_stage` does.
+        """
         run = self._run
         self.is_ready.set()
         with run.changed:
@@ -132,7 +146,7 @@ class CaseInFlight(CaseInWork):
             self._run.num_taken -= self.num_bytes
             self.num_bytes = 0
             self._run.alone.discard(self._number)
-            self._wait_no_longer()
+            self._leave_queue()
 
     def begin_again(self) -> None:
         """Forget what the case has done; if it lacks memory, wait until it may have all.
@@ -150,7 +164,7 @@ class CaseInFlight(CaseInWork):
             run.alone.add(self._number)
             while run.turn < self._number and not run.is_over:
                 run.changed.wait()
-            run.yielding.update(range(self._number + 1, run.next))
+            run.yielding.update(range(self._number + 1, len(run.cases)))
             run.changed.notify_all()
         self.is_ready.clear()
 
@@ -165,43 +179,50 @@ class CasesInFlight:
     `changed` is held by who reads or changes what the cases share, and notified of a change.
     """
 
-    def __init__(self, plan: RunPlan) -> None:
-        options = plan.options
-        self._num_threads = options.threads or available_threads()
+    def __init__(self, tasks: Sequence[Task], options: InferenceOptions, device: str) -> None:
+        self.num_threads = options.threads or available_threads()
         # The GPU engine takes one case at a time, much more quickly than a thread reads and writes
         # it: only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a
         # machine.
-        num_jobs = options.num_jobs or self._num_threads
-        if plan.summary.device.startswith("torch"):
+        num_jobs = options.num_jobs or self.num_threads
+        if device.startswith("torch"):
             num_jobs = 1
-        self.num_jobs = max(1, min(num_jobs, len(plan.tasks)))
+        self.num_jobs = max(1, min(num_jobs, len(tasks)))
         self.changed = threading.Condition()
         self.num_bytes = memory_left(options.max_memory)  # for all cases
         self.num_taken = 0  # bytes
         self.num_free = self.num_jobs  # places for cases in work
-        self.next = 0  # number of the case that is begun next
-        self.served: set[int] = set()  # numbers of later cases that wait no longer
+        self.num_unfinished = len(tasks)
+        self.waiting = deque(range(len(tasks)))  # numbers of cases that have not begun, nor ended
         self.turn = -1  # number of the last case whose files may get their names
         self.alone: set[int] = set()  # numbers of cases that are begun again without others
-        self.yielding: set[int] = set()  # numbers of cases that such a case has asked to end
+        # numbers of cases that such a case has asked to end, unless they have not begun
+        self.yielding: set[int] = set()
         self.is_over = False
-        self._num_unfinished = len(plan.tasks)
         self._is_gpu_lost = False
-        self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(plan.tasks)]
+        self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(tasks)]
 
-    def records(self, observer: Observer) -> Generator[CaseRecord]:
-        """Yield the record of each case in the order of the tasks."""
+    def records(
+        self, refine: Callable[[CaseInFlight], CaseRecord], observer: Observer
+    ) -> Generator[CaseRecord]:
+        """Yield the record of each case in the order of the tasks, as `refine` returns it."""
         pool = thread_pool(2 * self.num_jobs, "case")
         try:
-            futures = [pool.submit(self._work_on, case) for case in self.cases]
+            futures = [pool.submit(self._work_on, case, refine) for case in self.cases]
             for number, (future, case) in enumerate(zip(futures, self.cases, strict=True)):
-                _show_stages(case, observer)
-                # Only now, so that an interrupt while a case is shown leaves no file of it.
-                with self.changed:
-                    self.turn = number
-                    self.changed.notify_all()
-                if case.is_alone:
-                    _show_stages(case, observer)
+                shown = None
+                is_shown = False
+                while not is_shown:
+                    is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES)
+                    if case.stage is not None and case.stage != shown:
+                        shown = case.stage
+                        observer.stage_changed(case.task.files.case_id, *shown)
+                    is_shown = is_ready and self.turn == number
+                    if is_ready and not is_shown:
+                        # Only now, so that an interrupt while a case is shown leaves no file of it.
+                        with self.changed:
+                            self.turn = number
+                            self.changed.notify_all()
                 record = future.result()
                 if case.has_lost_gpu:
                     observer.note(Note.of(NoteKind.GPU_LOST), case_id=record.case_id)
@@ -212,19 +233,20 @@ class CasesInFlight:
                 self.changed.notify_all()
             pool.shutdown(cancel_futures=True)
 
-    def _work_on(self, case: CaseInFlight) -> CaseRecord:
-        """Read, refine and write a case, again if it has to give way, or lacks memory or a GPU."""
-        task = case.task
+    def _work_on(
+        self, case: CaseInFlight, refine: Callable[[CaseInFlight], CaseRecord]
+    ) -> CaseRecord:
+        """Refine a case, again if it has to give way, or lacks memory or a GPU."""
         try:
             while True:
                 with suppress(BeginAgainError), naming_after(case.wait_to_name):
-                    case.task = self._with_share(task, 0)
-                    read_case(case)
-                    case.task = self._with_share(task, case.num_bytes)
-                    record = finish_case(case)
+                    case.case = None
+                    case.device = "cpu" if self._is_gpu_lost else case.task.device
+                    record = refine(case)
                     if not record.failures:
                         return record
-                    if task.options.device == "auto" and record.has_failed_by(DeviceLostError):
+                    is_auto = case.task.options.device == "auto"
+                    if is_auto and record.has_failed_by(DeviceLostError):
                         with self.changed:
                             case.has_lost_gpu = not self._is_gpu_lost
                             self._is_gpu_lost = True
@@ -238,25 +260,4 @@ class CasesInFlight:
             case.give_back()
             case.is_ready.set()
             with self.changed:
-                self._num_unfinished -= 1
-
-    def _with_share(self, task: Task, num_bytes: int) -> Task:
-        """Return a case that takes so much memory with its share of threads, and its device."""
-        with self.changed:
-            num_cases = min(self.num_jobs, self._num_unfinished)
-        if num_bytes:
-            num_cases = min(num_cases, max(1, self.num_bytes // num_bytes))
-        threads = max(1, self._num_threads // num_cases)
-        device = "cpu" if self._is_gpu_lost else task.device
-        return replace(task, options=replace(task.options, threads=threads), device=device)
-
-
-def _show_stages(case: CaseInFlight, observer: Observer) -> None:
-    """Show the stages of a case until it waits for the cases before, or has ended."""
-    shown = None
-    is_ready = False
-    while not is_ready:
-        is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES)
-        if case.stage is not None and case.stage != shown:
-            shown = case.stage
-            observer.stage_changed(case.task.files.case_id, *shown)
+                self.num_unfinished -= 1

@@ -19,6 +19,7 @@ from crfrefine.base.text import listed
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
+from crfrefine.runs.case_work import refine_case
 from crfrefine.runs.cluster import records_of_cluster
 from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv, statistics_path
@@ -94,7 +95,8 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
     if options.dask is not None:
         records = records_of_cluster(plan)
     else:
-        records = CasesInFlight(plan).records(observer)
+        cases = CasesInFlight(plan.tasks, options, summary.device)
+        records = cases.records(refine_case, observer)
     is_full = False
     with closing(records):
         for record in records:

@@ -13,19 +13,18 @@ import sys
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_case
 
-from crfrefine.runs import in_flight
+from crfrefine.runs import case_work
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
-    read = in_flight.read_case
+    read = case_work.read_case_headers
     vanishing = {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
 
-    def read_late(work):
-        case_id = work.task.files.case_id
-        vanishing.get(case_id, folders.images / "none").unlink(missing_ok=True)
-        read(work)
+    def read_late(files, reading):
+        vanishing.get(files.case_id, folders.images / "none").unlink(missing_ok=True)
+        return read(files, reading)
 
-    monkeypatch.setattr(in_flight, "read_case", read_late)
+    monkeypatch.setattr(case_work, "read_case_headers", read_late)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
     assert all(f"{path}: " in result.stderr for path in vanishing.values())
     assert "Traceback" not in result.stderr

@@ -151,8 +151,7 @@ def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeyp
 def cases_in_flight(number, num_places, num_bytes=100, device="cpu", threads=4):
     """A run with so many cases in flight, which share places and memory."""
     options = SimpleNamespace(num_jobs=num_places, threads=threads, max_memory=None)
-    summary = SimpleNamespace(device=device)
-    run = CasesInFlight(SimpleNamespace(options=options, summary=summary, tasks=[None] * number))
+    run = CasesInFlight([None] * number, options, device)
     run.num_bytes = num_bytes
     return run, run.cases
 
@@ -274,18 +273,18 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
 ):
     """Others that wait to name their files give way, and nothing differs from one at a time."""
     infer(folders, *EVERYTHING, "--jobs", 1, status=1)
-    names = {CASES[number] for number in lacking}
+    lacking_cases = {CASES[number] for number in lacking}
     refine = case_work._refine
     begun = []
 
-    def refine_or_lack(work, labels):
+    def refine_or_lack(work, record, names):
         case_id = work.task.files.case_id
-        if case_id in names and not work.is_alone:
+        if case_id in lacking_cases and not work.is_alone:
             if by_error:
                 raise MemoryError
             work.take_memory(1 << 60)
         begun.append(case_id)
-        return refine(work, labels)
+        return refine(work, record, names)
 
     monkeypatch.setattr(case_work, "_refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")
@@ -321,14 +320,13 @@ def test_the_memory_of_a_case_does_not_depend_on_others(folders, tmp_path, monke
 )
 def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases, expected):
     shares = []
-    with_share = CasesInFlight._with_share
+    read_case = case_work.read_case
 
-    def note_share(self, task, num_bytes):
-        shared = with_share(self, task, num_bytes)
-        shares.append(shared.options.threads)
-        return shared
+    def note_share(*arguments, threads, **options):
+        shares.append(threads)
+        return read_case(*arguments, threads=threads, **options)
 
-    monkeypatch.setattr(CasesInFlight, "_with_share", note_share)
+    monkeypatch.setattr(case_work, "read_case", note_share)
     several = write_folders(folders.output.parent / "more", *"abcdefghi"[:num_cases])
     infer(several, "--threads", threads, "--jobs", jobs, status=0)
     assert shares[0] == expected

@@ -114,7 +114,7 @@ def test_a_case_is_read_once_and_at_most_one_more_is_in_memory(tmp_path, monkeyp
                 started.append(case_id)
                 computing.set()
 
-    monkeypatch.setattr(crfrefine.cases.case, "read_case", counting_read_case)
+    monkeypatch.setattr(crfrefine.runs.case_work, "read_case", counting_read_case)
     monkeypatch.setattr(crfrefine.runs.case_work, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert (most_alive <= 2, max(ahead) <= 1) == (True, True)
