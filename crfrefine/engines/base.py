@@ -174,7 +174,7 @@ class MeanFieldResult(Reported):
     """Result of a mean-field run."""
 
     # (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask
-    # they are the input divided by the temperature.
+    # they are the input divided by the temperature. Of label sets: (entries, voxels of a tile).
     logits: Float32
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,15 +193,14 @@ STAGES = ((6.0, 2), (2.0, 8))
 
 Integers = NDArray[np.int64]
 
+# Where a label takes part, and its logits there: rows of an array of voxels, as a slice or (m,)
+# numbers, and (m, voxels of a row), or (m,) if a row is a voxel.
+_Member = tuple[Any, Float32]
+# The labels, and their logits, of the first voxels, one of each voxel.
+_Layer = tuple[NDArray[np.int16], Float32]
 
-class Member(NamedTuple):
-    """Where a label takes part, and its logits there."""
 
-    rows: Any  # of an array of voxels: a slice, or (m,) numbers
-    logits: Float32  # (m, voxels of a row), or (m,) if a row is a voxel
-
-
-def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> Float64:
+def matching_bias(entries: Sequence[_Member], inside: Bool, wanted: Integers) -> Float64:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
 
     There is an entry for each label; `inside`, (rows, voxels of a row), has the voxels that count.
@@ -210,10 +209,18 @@ def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> 
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
         members, num_open, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
-        change = _balance(members, num_open, wanted, limit, num_rounds)
+        in_order, layers = _sort_into_layers(members, num_open)
+        change = np.zeros(len(members), np.float32)
+        for _ in range(num_rounds):
+            for label, (places, logits) in enumerate(in_order):
+                if label == 0 or not len(places):  # The background gets the rest.
+                    continue
+                distances = _best_others(label, places, layers, change) - logits
+                change[label] = _threshold(distances, int(wanted[label]), limit)
+
         entries = []
         for (voxels, logits), rise in zip(members, change, strict=True):
-            entries.append(Member(voxels, logits + np.float32(rise)))
+            entries.append((voxels, logits + rise))
         inside = np.ones(num_open, np.bool_)
         bias += change
     return bias
@@ -225,15 +232,15 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
     The logits are (L, …).
     """
     channels = logits.reshape(len(logits), 1, -1)
-    entries = [Member(slice(None), channel) for channel in channels]
+    entries = [(slice(None), channel) for channel in channels]
     inside = np.ones((1, label_map.size), np.bool_)
     wanted = np.bincount(label_map.ravel(), minlength=len(logits))
     return matching_bias(entries, inside, wanted)
 
 
 def _open(
-    entries: Sequence[Member], inside: Bool, wanted: Integers, window: np.float32
-) -> tuple[list[Member], int, Integers]:
+    entries: Sequence[_Member], inside: Bool, wanted: Integers, window: np.float32
+) -> tuple[list[_Member], int, Integers]:
     """Return the voxels whose two best logits differ by less than a window.
 
     The results are where labels take part among these *open* voxels, the number of open voxels, and
@@ -262,33 +269,13 @@ def _open(
     for rows, logits in entries:
         takes_part = is_open[rows] & (logits > best[rows] - window)
         voxels = number[rows]
-        members.append(Member(voxels[takes_part], logits[takes_part]))
+        members.append((voxels[takes_part], logits[takes_part]))
     return members, num_open, wanted
 
 
-def _balance(
-    members: Sequence[Member], num_voxels: int, wanted: Integers, limit: float, num_rounds: int
-) -> Float64:
-    """Return the biases of labels, (L,)."""
-    members, layers = _sort_into_layers(members, num_voxels)
-    bias = np.zeros(len(members), np.float32)
-    for _ in range(num_rounds):
-        for label, (places, logits) in enumerate(members):
-            if label == 0 or not len(places):  # The background gets the rest.
-                continue
-            others = _best_others(label, places, layers, bias)
-            distances = others - logits
-            bias[label] = _threshold(distances, int(wanted[label]), limit)
-    return bias.astype(np.float64)
-
-
-# The labels, and their logits, of the first voxels, one of each voxel.
-_Layer = tuple[NDArray[np.int16], Float32]
-
-
 def _sort_into_layers(
-    members: Sequence[Member], num_voxels: int
-) -> tuple[list[Member], list[_Layer]]:
+    members: Sequence[_Member], num_voxels: int
+) -> tuple[list[_Member], list[_Layer]]:
     """Return the members with voxels in a new order, and layers of one label per voxel."""
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
@@ -308,7 +295,7 @@ def _sort_into_layers(
     for label, (voxels, logits) in enumerate(members):
         places = place[voxels]
         order = np.argsort(places)
-        sorted_members.append(Member(places[order], logits[order]))
+        sorted_members.append((places[order], logits[order]))
         for number, (layer_labels, layer_logits) in enumerate(layers):
             is_free = counts[places] == number
             layer_labels[places[is_free]] = label

@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -243,17 +243,6 @@ def _given_network(
     return network, (note_on_channel(kind, "logits"),)
 
 
-class RunOptions(TypedDict, total=False):
-    """Options of `Plan.run`, those of `refine`."""
-
-    input_type: InputType
-    network_spacing: ArrayLike | str | None
-    regions: GivenRegions | None
-    progress: Progress | None
-    allow_vanishing: bool
-    strokes: ArrayOrImage | None
-
-
 class Plan:
     """The CRF on one image, for programs that refine a case with several logits or parameters.
 
@@ -299,7 +288,23 @@ class Plan:
         self,
         logits: ArrayOrImage,
         parameters: CrfParameters | str | Path | None = None,
-        **options: Unpack[RunOptions],
+        *,
+        input_type: InputType = "auto",
+        network_spacing: ArrayLike | str | None = None,
+        regions: GivenRegions | None = None,
+        progress: Progress | None = None,
+        allow_vanishing: bool = False,
+        strokes: ArrayOrImage | None = None,
     ) -> RefinementResult:
         """Refine logits, or a label map; arguments, result and errors are those of `refine`."""
-        return refine(logits, parameters=parameters, **self._case, **options)
+        return refine(
+            logits,
+            parameters=parameters,
+            input_type=input_type,
+            network_spacing=network_spacing,
+            regions=regions,
+            progress=progress,
+            allow_vanishing=allow_vanishing,
+            strokes=strokes,
+            **self._case,
+        )

@@ -26,7 +26,7 @@ from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.refined import RefinedChannels
-from crfrefine.refinement.tiles.running import RefinedTiles
+from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.slabs import solve
 
 
@@ -41,16 +41,16 @@ def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple
     notes: tuple[Note, ...] = ()
     shortage: str | None = None
     try:
-        outcome = _run_on(backend, prepared, case)
+        sets, outcome = _run_on(backend, prepared, case)
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage is not None:
         kind = NoteKind.ON_CPU_FOR_MEMORY
         notes = (Note.of(kind, device=backend.name, problem=shortage),)
         backend = get_backend("cpu")
-        outcome = _run_on(backend, prepared, case)
+        sets, outcome = _run_on(backend, prepared, case)
 
-    refined = RefinedChannels(outcome, prepared, case.model.mean_field)
+    refined = RefinedChannels(outcome, sets, prepared, case.model.mean_field)
     numbers = list(refined.report.energy)
     if all(math.isfinite(number) for number in numbers) and refined.computed.size:
         ranges = backend.channel_ranges(refined.computed, threads=case.context.threads)
@@ -65,8 +65,13 @@ def run(prepared: Prepared, case: Case) -> tuple[RefinedChannels, Backend, tuple
     return refined, backend, notes
 
 
-def _run_on(backend: Backend, prepared: Prepared, case: Case) -> MeanFieldResult | RefinedTiles:
-    """Run the mean field on tiles, or in the mask's box for all labels, or regions."""
+def _run_on(
+    backend: Backend, prepared: Prepared, case: Case
+) -> tuple[LabelSets | None, MeanFieldResult]:
+    """Run the mean field on tiles, or in the mask's box for all labels, or regions.
+
+    Return the labels that took part in tiles, too; None without tiles.
+    """
     context = case.context
     if prepared.problem is not None:
         if len(prepared.logits):
@@ -92,8 +97,8 @@ def _run_on(backend: Backend, prepared: Prepared, case: Case) -> MeanFieldResult
         values = np.array(values, order="C")
         take_logarithms(values)
     if case.regions is not None:
-        return region_mean_field(backend, values, prepared.image, case.models, context)
-    return backend.mean_field(values, prepared.image, case.model, context)
+        return None, region_mean_field(backend, values, prepared.image, case.models, context)
+    return None, backend.mean_field(values, prepared.image, case.model, context)
 
 
 def region_mean_field(

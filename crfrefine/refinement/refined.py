@@ -18,11 +18,10 @@ from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
-from crfrefine.engines.volumes import Integers, Member, matching_bias
+from crfrefine.engines.volumes import Integers, matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, tile_layers
-from crfrefine.refinement.tiles.running import RefinedTiles
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, tile_layers
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import Prepared
@@ -32,14 +31,14 @@ class RefinedChannels:
     """The refined logits of a case, in one of four forms.
 
     All labels were refined everywhere (`is_array`), or in the mask's box; or labels took part in
-    `tiles`, with the network's logits in memory, or without (`is_streamed`). Voxels and labels that
-    were not refined follow from the network's logits, or from its label map where these are not in
-    memory.
+    tiles (`sets`), with the network's logits in memory, or without (`is_streamed`). Voxels and
+    labels that were not refined follow from the network's logits, or from its label map where these
+    are not in memory.
 
     Attributes:
         computed: the result of the engine: logits, or (1, entries, voxels of a tile) those of the
             tiles.
-        tiles: the tiles that took part; None means all labels everywhere.
+        sets: the labels that took part in tiles; None means all labels everywhere.
         is_array: whether the logits are an array already.
         is_streamed: whether they and the network's were never all in memory: those of files, or of
             a label map with many labels.
@@ -50,7 +49,11 @@ class RefinedChannels:
     """
 
     def __init__(
-        self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec
+        self,
+        outcome: MeanFieldResult,
+        sets: LabelSets | None,
+        prepared: Prepared,
+        run: MeanFieldSpec,
     ) -> None:
         """Keep the engine's results, and the logits, or labels, of all other voxels."""
         self._shape = prepared.logits.shape[1:]
@@ -60,20 +63,19 @@ class RefinedChannels:
         self.num_channels = len(prepared.logits) or run.num_labels
         self.report = outcome.report
         self.timings = dict(outcome.timings)
-        self.tiles: RefinedTiles | None = None
+        self.sets = sets
         self.marginals: Float32 | None = None
         box = prepared.box
-        if isinstance(outcome, RefinedTiles):
+        if sets is not None:
             assert prepared.problem is not None
             assert prepared.largest_sums is not None
-            self.tiles = outcome
-            self.computed: Float32 = outcome.values[None]
+            self.computed: Float32 = outcome.logits[None]
             self._mask = prepared.problem.mask  # of the tiles' grid
             self.is_array = False
             # The energy of each step with that of the voxels of settled tiles. If every voxel is
             # settled, no step is taken, and the energy is that of the network's output.
-            settled = -float(prepared.largest_sums[~outcome.sets.active].sum())
-            of_steps = outcome.report.energy if outcome.sets.num_entries else (0.0,)
+            settled = -float(prepared.largest_sums[~sets.active].sum())
+            of_steps = outcome.report.energy if sets.num_entries else (0.0,)
             energy = tuple(value + settled for value in of_steps)
             self.report = replace(outcome.report, energy=energy)
         else:
@@ -118,42 +120,33 @@ class RefinedChannels:
         The (L,) counts are about those inside the (*grid) mask; `network` is the network's label
         map.
         """
-        if self.tiles is not None:
-            self._match_volumes_of_tiles(self.tiles, counts, network)
+        sets = self.sets
+        if sets is None:
+            logits = self.computed.reshape(self.num_channels, len(self.computed[0]), -1)
+            inside = mask
+            if inside is None:
+                inside = np.ones(self._shape, np.bool_)
+            inside = inside[self._box].reshape(logits.shape[1:])
+            biases = matching_bias([(slice(None), channel) for channel in logits], inside, counts)
+            for channel, bias in zip(logits, biases, strict=True):
+                np.add(channel, np.float32(bias), out=channel, where=inside)
+            self.marginals = None
             return
-        num_planes = len(self.computed[0])
-        logits = self.computed.reshape(self.num_channels, num_planes, -1)
-        inside = mask
-        if inside is None:
-            inside = np.ones(self._shape, np.bool_)
-        inside = inside[self._box].reshape(logits.shape[1:])
-        entries = [Member(slice(None), channel) for channel in logits]
-        biases = matching_bias(entries, inside, counts)
-        for channel, bias in zip(logits, biases, strict=True):
-            np.add(channel, np.float32(bias), out=channel, where=inside)
-        self.marginals = None
 
-    def _match_volumes_of_tiles(
-        self, tiles: RefinedTiles, counts: Integers, network: Labels
-    ) -> None:
-        """Add the biases where labels took part; see `match_volumes`."""
-        sets = tiles.sets
-        grid = sets.grid
         # The voxels of settled tiles keep their label.
-        is_settled = ~grid.to_voxels(sets.active)
+        is_settled = ~sets.grid.to_voxels(sets.active)
         if self._mask is not None:
             is_settled &= self._mask
-        labels = self._with_settled_labels(network)[self._box]
-        labels = labels.reshape(grid.shape)
+        labels = self._with_settled_labels(network)[self._box].reshape(sets.grid.shape)
         settled = np.bincount(labels[is_settled], minlength=self.num_channels)
-        entries = []
-        for tiles_of_label, entries_of_label in sets.entries:
-            rows = np.searchsorted(sets.tiles, tiles_of_label)
-            entries.append(Member(rows, tiles.values[entries_of_label]))
-        inside = grid.mask_of_tiles(self._mask, sets.tiles)
-        biases = matching_bias(entries, inside, counts - settled)
-        for (_, entries_of_label), bias in zip(sets.entries, biases, strict=True):
-            tiles.values[entries_of_label] += np.float32(bias)
+        (values,) = self.computed
+        members = []
+        for tiles, entries in sets.entries:
+            members.append((np.searchsorted(sets.tiles, tiles), values[entries]))
+        inside = sets.grid.mask_of_tiles(self._mask, sets.tiles)
+        biases = matching_bias(members, inside, counts - settled)
+        for (_, entries), bias in zip(sets.entries, biases, strict=True):
+            values[entries] += np.float32(bias)
 
     def label_map(
         self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None
@@ -164,27 +157,27 @@ class RefinedChannels:
         """
         labels = self._with_settled_labels(network).copy()
         part = labels[self._box]
-        if self.tiles is None:
+        if self.sets is None:
             part[...] = decode(self.computed)
-        elif self.tiles.sets.num_entries:
-            inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
-            engine = self.tiles.sets.engine(self._mask, threads)
-            engine.decode(self.tiles.values, inner)
+        elif self.sets.num_entries:
+            inner = np.ascontiguousarray(part).reshape(self.sets.grid.shape)
+            engine = self.sets.engine(self._mask, threads)
+            engine.decode(self.computed[0], inner)
             part[...] = inner.reshape(part.shape)
         return labels
 
     def _with_settled_labels(self, network: Labels) -> Labels:
         """Return the network's labels, with a bias those that it leaves in settled tiles."""
-        if self.tiles is None or self._run.bias is None:
+        if self.sets is None or self._run.bias is None:
             return network
         labels = network.copy()
-        grid = self.tiles.sets.grid
+        grid = self.sets.grid
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
         for layer in range(grid.counts[0]):
             planes = grid.planes_of_layer(layer)
             target = inner[planes]
-            by_tile = self.tiles.sets.settled[layer : layer + 1]
+            by_tile = self.sets.settled[layer : layer + 1]
             settled = TileGrid(target.shape).to_voxels(by_tile)
             where = settled >= 0
             if self._mask is not None:
@@ -203,7 +196,7 @@ class RefinedChannels:
             return self._streamed(label, planes, 0.0, ABSENT_LOGIT)
         piece = self._network_channel(label, planes)
         in_piece, of_box = overlap(planes, self._box)
-        if self.tiles is None:
+        if self.sets is None:
             piece[in_piece] = self.computed[label, of_box]
             return piece
         refined, where = self._planes_on_tiles(label, of_box)
@@ -220,7 +213,7 @@ class RefinedChannels:
         if self._is_probability:
             take_logarithms(logits)
         run = self._run
-        if self.tiles is not None and run.bias is not None:
+        if self.sets is not None and run.bias is not None:
             in_piece, of_box = overlap(planes, self._box)
             part = logits[in_piece]
             inside: Bool | bool = True
@@ -312,8 +305,8 @@ class RefinedChannels:
         The logits are NaN in tiles where the label took no part; with an output temperature they
         are probabilities.
         """
-        assert self.tiles is not None
-        sets = self.tiles.sets
+        sets = self.sets
+        assert sets is not None
         is_volume = len(self._shape) == MAX_DIMS
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         planes_of_tiles = planes if is_volume else slice(0, 1)
@@ -323,17 +316,16 @@ class RefinedChannels:
         last = min(layers.stop * TILE[0], grid.shape[0])
         part = TileGrid((last - first, *grid.shape[1:]))
         tiles, entries = sets.entries[label]
-        first_tile = grid.first_tile(first)
-        end_tile = first_tile + part.num_tiles
-        start, stop = np.searchsorted(tiles, [first_tile, end_tile])
+        tiles_of_part = grid.tiles_in(slice(first, last))
+        start, stop = np.searchsorted(tiles, [tiles_of_part.start, tiles_of_part.stop])
         tiles = tiles[start:stop]
-        values = self.tiles.values[entries[start:stop]]
+        values = self.computed[0, entries[start:stop]]
         if output_temperature is not None and len(values):
             places = np.searchsorted(sets.tiles, tiles)
             scaled = over_output_temperature(values, output_temperature)
             values = marginal(scaled, self._log_sums_of(output_temperature)[places])
 
-        refined = part.scatter(tiles - first_tile, values)
+        refined = part.scatter(tiles - tiles_of_part.start, values)
         where = part.to_voxels(sets.active[layers])
         if self._mask is not None:
             where &= self._mask[first:last]
@@ -347,10 +339,9 @@ class RefinedChannels:
 
     def _log_sums_of(self, temperature: float) -> Float32:
         """Return log sum exp(logit / temperature) of active tiles, (tiles, voxels of a tile)."""
-        assert self.tiles is not None
+        assert self.sets is not None
         if temperature not in self._log_sums:
-            first_entry = self.tiles.sets.first_entry
-            sums = log_sums_of_tiles(self.tiles.values, first_entry, temperature)
+            sums = log_sums_of_tiles(self.computed[0], self.sets.first_entry, temperature)
             self._log_sums[temperature] = sums
         return self._log_sums[temperature]
 

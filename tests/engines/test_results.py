@@ -149,7 +149,7 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
     """
     usual = make(order)
     channels = usual.channels
-    assert (channels.is_array, channels.tiles is not None, channels.is_streamed) == KINDS[make]
+    assert (channels.is_array, channels.sets is not None, channels.is_streamed) == KINDS[make]
     found = [(usual.logits_at(mask), usual.marginals_at(mask)) for mask in masks()]
     assert "logits" not in vars(usual), "an array of the whole grid was made"
     for mask, (logits, marginals) in zip(masks(), found, strict=True):

@@ -91,16 +91,16 @@ def refine(case, parameters, threshold, **options):
         }
         result = crfrefine.refine(case.logits, case.image, **settings, **options)
     if options.get("device", "cpu") == "cpu":
-        assert (result.channels.tiles is not None) == (threshold > 0)
+        assert (result.channels.sets is not None) == (threshold > 0)
     return result
 
 
 def num_active(result):
     """Number of tiles that took part."""
-    return 0 if result.channels.tiles is None else len(result.channels.tiles.sets.tiles)
+    return 0 if result.channels.sets is None else len(result.channels.sets.tiles)
 
 
 def domain(result, label):
     """(*tiles), where a label took part."""
-    assert result.channels.tiles is not None
-    return result.channels.tiles.sets.domains[label]
+    assert result.channels.sets is not None
+    return result.channels.sets.domains[label]

@@ -49,10 +49,10 @@ def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_numbe
     changes = {"bilateral.theta_alpha": theta_alpha}
     found = refine(*case, **changes)
     threaded = refine(*case, threads=3, **changes)
-    assert found.channels.tiles is not None
+    assert found.channels.sets is not None
     assert "grid" in found.filters[0]
     np.testing.assert_array_equal(found.logits, threaded.logits)
-    assert refine(case[0] * np.float32(0.05), case[1], **changes).channels.tiles is None
+    assert refine(case[0] * np.float32(0.05), case[1], **changes).channels.sets is None
     everywhere = refine(*case, **{"mean_field.label_threshold": 0.0}, **changes)
     exact = refine(
         *case, **{"mean_field.label_threshold": 0.0, "mean_field.filter": "exact"}, **changes
@@ -79,7 +79,7 @@ def test_a_grid_filters_the_parts_of_long_rows_that_count(borders):
     )
     found = refine(*given)
     everywhere = refine(*given, **{"mean_field.label_threshold": 0.0})
-    assert found.channels.tiles is not None
+    assert found.channels.sets is not None
     assert (everywhere.label_map != everywhere.network_label_map).sum() > 20
     np.testing.assert_allclose(found.marginals, everywhere.marginals, atol=1e-4)
     np.testing.assert_array_equal(refine(*given, threads=3).logits, found.logits)

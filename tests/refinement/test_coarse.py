@@ -301,7 +301,7 @@ def test_streamed_logits_are_refined_as_in_memory(preset, num_labels, height, is
     np.testing.assert_array_equal(streamed.label_map, dense_result.label_map)
     np.testing.assert_array_equal(streamed.network_label_map, dense_result.network_label_map)
     assert streamed.report.num_iterations == dense_result.report.num_iterations
-    sets = streamed.channels.tiles.sets
+    sets = streamed.channels.sets
     planes = slice(0, stored[0])
     for label in range(num_labels):
         takes_part = sets.grid.to_voxels(sets.domains[label] & sets.active) & mask

@@ -223,7 +223,7 @@ def _interpolated(
         if not sets.num_entries:
             return
 
-        logits = source.of_entries(sets, 1, grid.first_tile(planes.start))
+        logits = source.of_entries(sets, 1, grid.tiles_in(planes).start)
         sets.engine(None, 1).decode(logits, labels[planes])
         logits += bias[sets.labels][:, None]
         inside_tiles = part.mask_of_tiles(inside, sets.tiles)

@@ -60,9 +60,11 @@ class TileGrid:
         """Return the grid of some of the planes, which begin with a tile."""
         return TileGrid((num_planes, *self.shape[1:]))
 
-    def first_tile(self, plane: int) -> int:
-        """Return the flat number of the first tile of the layer of tiles that holds a plane."""
-        return plane // TILE[0] * self.counts[1] * self.counts[2]
+    def tiles_in(self, planes: slice) -> slice:
+        """Return the flat numbers of the tiles that hold some planes."""
+        layers = tile_layers(planes.start, planes.stop)
+        tiles_of_layer = self.counts[1] * self.counts[2]
+        return slice(layers.start * tiles_of_layer, layers.stop * tiles_of_layer)
 
     def planes_of_layer(self, layer: int) -> slice:
         """Return the planes of a layer of tiles."""
@@ -222,13 +224,11 @@ class LabelSets:
         places = np.flatnonzero(tiles[nearest] == searched)
         return entries[nearest[places]], places
 
-    def entries_in(self, start: int, stop: int) -> slice:
+    def entries_in(self, planes: slice) -> slice:
         """Return the entries of some planes, which begin and end with a tile, or with the grid."""
-        grid = self.grid
-        first_tile = grid.first_tile(start)
-        end = grid.first_tile(stop + TILE[0] - 1)
-        tiles = np.searchsorted(self.tiles, [first_tile, end])
-        return slice(*self.first_entry[tiles])
+        tiles = self.grid.tiles_in(planes)
+        ends = np.searchsorted(self.tiles, [tiles.start, tiles.stop])
+        return slice(*self.first_entry[ends])
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets.

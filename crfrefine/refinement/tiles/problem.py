@@ -78,7 +78,8 @@ class TileProblem:
 
     def logits(self, threads: int | None) -> Float32:
         """Return the logits of the labels that take part in tiles, (entries, voxels of a tile)."""
-        first_tile = self.source.grid.first_tile(self.first_plane)
+        planes = slice(self.first_plane, self.first_plane + self.grid.shape[0])
+        first_tile = self.source.grid.tiles_in(planes).start
         logits = self.source.of_entries(self.sets, threads, first_tile)
         if self.edits is not None:
             self.edits.apply_to_tiles(logits, self.sets, self.source.grid, first_tile)

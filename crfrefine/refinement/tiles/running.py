@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.engines.base import Backend, MeanFieldReport, RunContext, default_origin
+from crfrefine.engines.base import (
+    Backend,
+    MeanFieldReport,
+    MeanFieldResult,
+    RunContext,
+    default_origin,
+)
 from crfrefine.engines.cpu import CpuKernels
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, num_rings
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, num_rings
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sharing import share_channels
 
@@ -25,32 +31,16 @@ from crfrefine.refinement.tiles.sharing import share_channels
 UNSENT = 0.05
 
 
-@dataclass(frozen=True, eq=False)
-class RefinedTiles:
-    """Refined logits of label sets."""
-
-    sets: LabelSets  # the labels of each tile
-    values: Float32  # (entries, voxels of a tile) float32
-    # (entries), 1 where the label's marginal was above the threshold near its domain's border after
-    # a step
-    exceeds: NDArray[np.uint8]
-    report: MeanFieldReport  # steps, energy and filters
-    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-
-    @classmethod
-    def without_steps(cls, sets: LabelSets, values: Float32) -> RefinedTiles:
-        """Return the result where no step could change the logits."""
-        exceeds = np.zeros(len(values), np.uint8)
-        return cls(sets, values, exceeds, MeanFieldReport(0, True, ()))
-
-
 _NONE = np.zeros(0, np.int32)
 
 
 def run_tiles(
     problem: TileProblem, backend: Backend, context: RunContext, *, has_room: bool
-) -> RefinedTiles:
+) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field on tiles, at least one of them active.
+
+    Beside the result return (entries), 1 where the label's marginal was above the threshold near
+    its domain's border after a step.
 
     The backend builds the filters of a whole volume. With `has_room` direct sums may copy the whole
     volume before the first step.
@@ -60,12 +50,13 @@ def run_tiles(
     run = problem.spec.mean_field
     engine = sets.engine(problem.mask, context.threads)
     logits = problem.logits(context.threads)
+    exceeds = np.zeros(sets.num_entries, np.uint8)
     if run.bias is not None:
         bias = np.asarray(run.bias, np.float32)
         logits += bias[sets.labels][:, None]
     if not kernels.kernels:  # No message changes the logits.
         logits /= np.float32(run.temperature)
-        return RefinedTiles.without_steps(sets, logits)
+        return MeanFieldResult(logits, MeanFieldReport(0, True, ())), exceeds
 
     # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
@@ -87,7 +78,6 @@ def run_tiles(
         built = whole.built
         filters = whole.filters
     out = np.empty_like(logits)
-    exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
 
     outcome = engine.run(
@@ -114,7 +104,7 @@ def run_tiles(
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
     energy = tuple(outcome["energy"])
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters)
-    return RefinedTiles(sets, out, exceeds, report, timings)
+    return MeanFieldResult(out, report, timings), exceeds
 
 
 def _bandwidths(problem: TileProblem) -> list[tuple[list[float], tuple[float, ...]]]:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import Box, widen
+from crfrefine.arrays.label_maps import widen
 from crfrefine.base.array_types import Bool
 from crfrefine.refinement.tiles.grid import Extents, LabelSets
 from crfrefine.refinement.tiles.work import GROUP
-
-
-class _Part(NamedTuple):
-    """A part of a label's domain that no message leaves."""
-
-    label: int
-    box: Box  # of tiles
-    around: Bool  # (*box), the part and the tiles that its messages reach
-    inside: Bool  # (*box), the part
 
 
 def share_channels(
@@ -37,6 +26,8 @@ def share_channels(
     from scipy import ndimage
 
     neighbors = np.ones((3, 3, 3), np.bool_)
+    # The label of each part, its box of tiles, and (*box): the tiles that its messages reach, and
+    # the part itself.
     parts = []
     for label, domain in enumerate(sets.domains):
         reached = widen(domain, rings)
@@ -44,19 +35,20 @@ def share_channels(
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
             around = numbered[box] == number
             inside = around & domain[box]
-            parts.append(_Part(label, box, around, inside))
+            parts.append((label, box, around, inside))
 
     channels: list[NDArray[np.int32]] = []
     counts = sets.grid.counts
-    for part in sorted(parts, key=lambda part: -np.count_nonzero(part.inside)):
+    parts.sort(key=lambda part: -np.count_nonzero(part[-1]))
+    for label, box, around, inside in parts:
         for channel in channels:
-            labels = channel[part.box][part.around]
-            if ((labels < 0) | (labels == part.label)).all():
+            labels = channel[box][around]
+            if ((labels < 0) | (labels == label)).all():
                 break
         else:
             channel = np.full(counts, -1, np.int32)
             channels.append(channel)
-        channel[part.box][part.inside] = part.label
+        channel[box][inside] = label
     channels = _grouped(channels, sets.active)
 
     of_entry = np.empty(sets.num_entries, np.int32)

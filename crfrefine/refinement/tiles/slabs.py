@@ -7,21 +7,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.limits import format_size
-from crfrefine.engines.base import Backend, MeanFieldReport, RunContext, of_part
+from crfrefine.engines.base import (
+    Backend,
+    MeanFieldReport,
+    MeanFieldResult,
+    RunContext,
+    of_part,
+)
 from crfrefine.errors import CapacityError, ConfigError
 from crfrefine.refinement.tiles.channels import DenseChannels
-from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, TileGrid, tile_layers
+from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, TileGrid, tile_layers
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.running import RefinedTiles, run_tiles
+from crfrefine.refinement.tiles.running import run_tiles
 from crfrefine.refinement.tiles.work import sums_are_direct
 
 MAX_REPEATS = 3  # runs after which a label whose domain is still too small takes part everywhere
 
 
-def solve(problem: TileProblem, backend: Backend, context: RunContext) -> RefinedTiles:
-    """Run the mean field on the tiles with several labels.
+def solve(
+    problem: TileProblem, backend: Backend, context: RunContext
+) -> tuple[LabelSets, MeanFieldResult]:
+    """Run the mean field on the tiles with several labels; return the labels that took part, too.
 
     It runs slab by slab if it does not fit into memory at once. Where a label's marginal was not
     negligible near the border of its domain, the domain grows and all is run again.
@@ -40,7 +49,7 @@ def solve(problem: TileProblem, backend: Backend, context: RunContext) -> Refine
         sets = problem.sets
         if not sets.active.any():
             nothing = np.zeros((0, TILE_VOXELS), np.float32)
-            return RefinedTiles.without_steps(sets, nothing)
+            return sets, MeanFieldResult(nothing, MeanFieldReport(0, True, ()))
         problem.source.ensure(sets.domains & sets.active, context.threads)
         if problem.is_direct is None:
             problem = replace(problem, is_direct=sums_are_direct(problem))
@@ -52,16 +61,15 @@ def solve(problem: TileProblem, backend: Backend, context: RunContext) -> Refine
         if len(slabs) == 1:
             # The steps need more memory than the copies with two labels at each voxel.
             has_room = is_in_memory or sets.num_entries >= 2 * sets.grid.num_tiles
-            refined = run_tiles(problem, backend, context, has_room=has_room)
+            refined, exceeds = run_tiles(problem, backend, context, has_room=has_room)
         else:
-            refined = run_slabs(problem, slabs, halo, backend, context)
-        if not problem.checks_borders or not refined.exceeds.any():
-            return refined
+            refined, exceeds = run_slabs(problem, slabs, halo, backend, context)
+        if not problem.checks_borders or not exceeds.any():
+            return sets, refined
 
         exceeding = np.zeros_like(sets.domains)
         for label, (tiles, entries) in enumerate(sets.entries):
-            exceeds = refined.exceeds[entries] != 0
-            exceeding[label].flat[tiles[exceeds]] = True
+            exceeding[label].flat[tiles[exceeds[entries] != 0]] = True
         del refined  # The next run needs its memory.
         repeats += 1
         if repeats >= MAX_REPEATS:
@@ -75,8 +83,10 @@ def run_slabs(
     halo: int,
     backend: Backend,
     context: RunContext,
-) -> RefinedTiles:
+) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field slab by slab, each with a halo of planes on both sides.
+
+    The results are those of `run_tiles`.
 
     With direct sums the logits are the same as at once, if all steps are taken.
     """
@@ -86,7 +96,7 @@ def run_slabs(
     spec = replace(problem.spec, mean_field=run)
     problem = replace(problem, spec=spec).with_origin()
     sets = problem.sets
-    values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
+    logits = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     timings: dict[str, float] = {}
     filters: tuple[str, ...] = ()
@@ -100,13 +110,13 @@ def run_slabs(
         if progress is not None:
             progress("label sets", 0, 1)
         of_slab = replace(context, progress=progress)
-        refined = run_tiles(part, backend, of_slab, has_room=has_room)
+        refined, exceeds_in_part = run_tiles(part, backend, of_slab, has_room=has_room)
 
-        target = sets.entries_in(slab.start, slab.stop)
+        target = sets.entries_in(slab)
         first = planes.start
-        source = part.sets.entries_in(slab.start - first, slab.stop - first)
-        values[target] = refined.values[source]
-        exceeds[target] = refined.exceeds[source]
+        source = part.sets.entries_in(slice(slab.start - first, slab.stop - first))
+        logits[target] = refined.logits[source]
+        exceeds[target] = exceeds_in_part[source]
         filters = filters or refined.report.filters
         for stage, seconds in refined.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
@@ -114,7 +124,7 @@ def run_slabs(
 
     filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
     report = MeanFieldReport(run.num_iterations, False, (), filters)
-    return RefinedTiles(sets, values, exceeds, report, timings)
+    return MeanFieldResult(logits, report, timings), exceeds
 
 
 # Per voxel of an entry: logits, marginals, changes, two kinds of messages; the mask.

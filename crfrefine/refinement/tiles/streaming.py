@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,24 +35,11 @@ if TYPE_CHECKING:
     from crfrefine.refinement.networks import ReadPieces, StreamedNetwork
 
 
-@dataclass(frozen=True)
-class Brick:
-    """Planes of a channel that begin and end with a tile, or with the grid."""
+def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, Array]]:
+    """Yield a label, planes that begin and end with a tile, or with the grid, and their values.
 
-    label: int  # the channel
-    first_plane: int  # number of the first plane
-    values: Array  # (planes, y, x), C-contiguous
-
-    def tiles(self, grid: TileGrid) -> slice:
-        """Return the flat numbers of its tiles."""
-        first = grid.first_tile(self.first_plane)
-        return slice(first, first + TileGrid(self.values.shape).num_tiles)
-
-
-def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
-    """Yield the bricks of pieces that come with ascending planes for each channel.
-
-    Planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
+    The values are (planes, y, x), C-contiguous. Pieces come with ascending planes for each channel,
+    and planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
     converted, exactly.
     """
     num_planes, *plane_shape = grid.shape
@@ -80,7 +66,7 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
                 whole = planes[:num_whole]
                 if whole.dtype not in (np.float32, np.float16):
                     whole = whole.astype(np.float32)
-                yield Brick(label, first, np.ascontiguousarray(whole))
+                yield label, slice(first, first + num_whole), np.ascontiguousarray(whole)
 
 
 class StoredChannels(ChannelSource):
@@ -126,12 +112,12 @@ class StoredChannels(ChannelSource):
             tiles.reshape(-1)[self.joined(label)[0]] = False
         if not missing.any():
             return
-        for brick in read_bricks(self.read, self.grid):
-            tiles_of_brick = brick.tiles(self.grid)
-            is_missing = missing[brick.label].reshape(-1)
-            inner = np.flatnonzero(is_missing[tiles_of_brick])
-            values = TileGrid(brick.values.shape).gather(brick.values, inner, threads)
-            self.keep(brick.label, inner + tiles_of_brick.start, values)
+        for label, planes, values in read_bricks(self.read, self.grid):
+            tiles = self.grid.tiles_in(planes)
+            is_missing = missing[label].reshape(-1)
+            inner = np.flatnonzero(is_missing[tiles])
+            gathered = TileGrid(values.shape).gather(values, inner, threads)
+            self.keep(label, inner + tiles.start, gathered)
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
@@ -190,19 +176,19 @@ class Candidates:
         self._next_look = min(FIRST_LOOK, self._max_bytes)
         self._has_room = True
 
-    def add(self, survey: Survey, brick: Brick) -> None:
-        """Keep the tiles of a brick, just surveyed, where its label may matter so far."""
+    def add(self, survey: Survey, label: int, planes: slice, values: Array) -> None:
+        """Keep the tiles of planes, just surveyed, where their label may matter so far."""
         if not self._has_room:
             return
         store = self._store
-        store.keep(brick.label, *self._tiles_of(survey, brick))
+        store.keep(label, *self._tiles_of(survey, label, planes, values))
         self._context.take(store.num_bytes)
         if store.num_bytes <= self._next_look:
             return
-        for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
-            tiles, values = store.joined(label)
-            margins = survey.margins_of(label, values, tiles, exact_above=math.inf)
-            store.retain(label, margins > survey.thresholds.may_matter[label])
+        for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
+            tiles, kept = store.joined(earlier)
+            margins = survey.margins_of(earlier, kept, tiles, exact_above=math.inf)
+            store.retain(earlier, margins > survey.thresholds.may_matter[earlier])
         next_look = max(2 * store.num_bytes, FIRST_LOOK)
         self._next_look = min(next_look, self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:
@@ -227,42 +213,43 @@ class Candidates:
                 _forget_far_tiles(store, survey, label, rings)
             return store
 
-        for brick in read_bricks(store.read, survey.grid):
-            tiles, values = self._tiles_of(survey, brick)
-            chosen = survey.mark(brick.label, values, tiles)
-            store.keep(brick.label, tiles[chosen], values[chosen])
-            if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
-                _forget_far_tiles(store, survey, brick.label, rings)
+        for label, planes, of_planes in read_bricks(store.read, survey.grid):
+            tiles, values = self._tiles_of(survey, label, planes, of_planes)
+            chosen = survey.mark(label, values, tiles)
+            store.keep(label, tiles[chosen], values[chosen])
+            if planes.stop == survey.grid.shape[0]:
+                _forget_far_tiles(store, survey, label, rings)
             self._context.take(store.num_bytes)
             if max_bytes is not None and store.num_bytes > max_bytes:
                 raise CapacityError(
                     "the logits of labels that may take part need more than the "
-                    f"{format_size(max(0, max_bytes))} that are left, up to label {brick.label} of "
+                    f"{format_size(max(0, max_bytes))} that are left, up to label {label} of "
                     f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
                     "a smaller region"
                 )
         return store
 
-    def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[TileNumbers, Array]:
-        """Return the tiles of a brick where its label mattered when it was surveyed."""
+    def _tiles_of(
+        self, survey: Survey, label: int, planes: slice, values: Array
+    ) -> tuple[TileNumbers, Array]:
+        """Return the tiles of planes where their label mattered when it was surveyed."""
         grid = survey.grid
-        tiles_of_brick = brick.tiles(grid)
-        label = brick.label
-        margins = survey.margins[label].reshape(-1)[tiles_of_brick]
+        tiles_of_planes = grid.tiles_in(planes)
+        margins = survey.margins[label].reshape(-1)[tiles_of_planes]
         matters = margins > survey.thresholds.may_matter[label]
         if self._rings is not None:
             present = margins > survey.thresholds.present[label]
             by_axis = present.reshape(-1, *grid.counts[1:])
             near = widen(by_axis, self._rings)
             num_layers = self._rings[0]
-            if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
+            if planes.start > 0:  # Tiles of the planes before and behind them may be near.
                 near[:num_layers] = True
-            if brick.first_plane + len(brick.values) < grid.shape[0]:
+            if planes.stop < grid.shape[0]:
                 near[-num_layers:] = True
             matters &= near.reshape(-1)
         inner = np.flatnonzero(matters)
-        values = TileGrid(brick.values.shape).gather(brick.values, inner, self._context.threads)
-        return inner + tiles_of_brick.start, values
+        gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
+        return inner + tiles_of_planes.start, gathered
 
 
 def _forget_far_tiles(store: StoredChannels, survey: Survey, label: int, rings: Extents) -> None:
@@ -284,7 +271,7 @@ def survey_stream(
     """Return the survey of channels, the tiles where labels may take part, and a note.
 
     The note is on the kind of the channels. A kind that is not declared is guessed from the
-    first brick, and after a wrong guess all is read again.
+    first planes, and after a wrong guess all is read again.
 
     `reach` is for channels that are interpolated: the voxels of their own grid within which a label
     takes part is then known before the survey ends. Tiles farther away are not kept, and the survey
@@ -298,9 +285,7 @@ def survey_stream(
         look = Look(survey.is_equal)
         store = StoredChannels(grid, run.num_labels, stream.read)
         candidates = Candidates(store, context, reach)
-        for brick in read_bricks(stream.read, grid):
-            values = brick.values
-            first_plane = brick.first_plane
+        for label, planes, values in read_bricks(stream.read, grid):
             if is_probability is None:
                 is_low = values < -SUM_TOLERANCE
                 is_high = values > 1 + SUM_TOLERANCE
@@ -308,12 +293,11 @@ def survey_stream(
                 # Padding usually has a single value.
                 is_probability = bool((outside == outside[:1]).all())
             if context.progress is not None:
-                context.progress("channels", brick.label, stream.num_labels)
+                context.progress("channels", label, stream.num_labels)
             survey.is_probability = is_probability
-            survey.add(brick.label, values, first_plane)
-            candidates.add(survey, brick)
-            planes = slice(first_plane, first_plane + len(values))
-            look.add(brick.label, values, planes)
+            survey.add(label, values, planes.start)
+            candidates.add(survey, label, planes, values)
+            look.add(label, values, planes)
         kind, note = identify(look, input_type, stream.kind, stream.path)
         if is_probability == (kind == "probabilities"):
             return survey, candidates, note
