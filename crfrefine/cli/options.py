@@ -141,4 +141,4 @@ def parse_scheme(regions: Sequence[str]) -> RegionScheme | None:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 
-    return RegionScheme.of([(region.name, region.labels) for region in map(parse_region, regions)])
+    return RegionScheme.of([parse_region(text) for text in regions])

@@ -127,17 +127,17 @@ def _find_regions(
     """
     regions: dict[str, tuple[int, ...]] = {}
     for text in texts:
-        region = _as_label(parse_region(text), titles)
-        if regions.setdefault(region.name, region.labels) != region.labels:
-            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
+        name, labels = _as_label(parse_region(text), titles)
+        if regions.setdefault(name, labels) != labels:
+            raise ConfigError(f"--regions {name}: appears twice, with different labels")
     asked = tuple(regions)
 
     described: dict[str, tuple[int, ...]] = {}
     try:
         for name, labels in description.labels.items():
             if description.has_regions and name != "ignore" and 0 not in labels:
-                region = _as_label(make_region(name, labels), titles)
-                described[region.name] = region.labels
+                region, members = _as_label(make_region(name, labels), titles)
+                described[region] = members
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
         notes.append(Note.of(NoteKind.BAD_REGIONS, str(description.path), problem=str(error)))
         described = {}
@@ -160,8 +160,8 @@ def _find_regions(
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
     """Return a region as its label if it has the label's name: the label already has a row."""
-    number = str(region.labels[0])
-    is_label = len(region.labels) == 1
-    if is_label and titles.get(number) == f"{number} {shorten(region.name)}":
-        return Region(number, region.labels)
+    name, labels = region
+    number = str(labels[0])
+    if len(labels) == 1 and titles.get(number) == f"{number} {shorten(name)}":
+        return number, labels
     return region

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import GridMismatchError
+from crfrefine.metrics.overlap import require_label_map
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 
@@ -136,10 +137,7 @@ def _blocks(
             f"probabilities of shape {probabilities.shape[1:]}, "
             f"but a reference of shape {reference.shape}"
         )
-    if reference.dtype.kind not in "biu":
-        raise InputError(
-            f"the reference has values of type {reference.dtype}; expected a label map of integers"
-        )
+    require_label_map("the reference", reference)
     # Values from files are in this order, and thus not copied.
     values = reverse_grid(probabilities).reshape(len(probabilities), -1)
     labels = reference.T.reshape(-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,33 +21,54 @@ from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 _ONE_VOXEL = (slice(0, 1), ...)  # the box to measure if both masks are empty
 
 
-@dataclass
-class OverlapCounts:
-    """Voxel counts of a predicted mask and its reference, and their metrics; NaN if undefined."""
+def _ratio(part: int, total: int) -> float:
+    """Return the share that a part has of a total; NaN if the total is 0."""
+    if total == 0:
+        return math.nan
+    return part / total
 
-    num_predicted: int
-    num_reference: int
-    num_both: int
 
-    @staticmethod
-    def of_masks(prediction: Bool, reference: Bool) -> OverlapCounts:
-        """Count the voxels of two masks of the same shape."""
-        return OverlapCounts(
-            num_predicted=int(np.count_nonzero(prediction)),
-            num_reference=int(np.count_nonzero(reference)),
-            num_both=int(np.count_nonzero(prediction & reference)),
-        )
+# In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from
+# a header with float32 or six digits is slightly more than 1 mm; both must still be within a
+# tolerance of 0.3 mm or 1 mm.
+_ROUNDING = 1e-5
 
-    @staticmethod
-    def of_confusion(confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> OverlapCounts:
-        """Count a region in a confusion matrix, (L of the reference, L of the prediction)."""
-        members = list(labels)
-        reference_rows = confusion[members]
-        return OverlapCounts(
-            num_predicted=int(confusion[:, members].sum()),
-            num_reference=int(reference_rows.sum()),
-            num_both=int(reference_rows[:, members].sum()),
-        )
+
+class MaskPair:
+    """A predicted mask and its reference, cut to a box around both: a method for each metric."""
+
+    def __init__(
+        self,
+        prediction: Bool,
+        reference: Bool,
+        spacing: Sequence[float] = (),
+        voxel_volume: float = 1.0,
+        tolerance_mm: float = 1.0,
+    ) -> None:
+        """Count the voxels.
+
+        Args:
+            prediction: (*grid).
+            reference: (*grid).
+            spacing: mm, one per grid axis; only distances need it.
+            voxel_volume: mm³.
+            tolerance_mm: that of the surface Dice.
+        """
+        self.num_predicted = int(np.count_nonzero(prediction))
+        self.num_reference = int(np.count_nonzero(reference))
+        self.num_both = int(np.count_nonzero(prediction & reference))
+        self._prediction = prediction
+        self._reference = reference
+        self._spacing = spacing
+        self._voxel_volume = voxel_volume
+        self._tolerance_mm = tolerance_mm
+
+    @cached_property
+    def _distances(self) -> tuple[Float64, Float64] | None:
+        """Distances in mm from each boundary to the other one; None if a mask is empty."""
+        if self.num_predicted == 0 or self.num_reference == 0:
+            return None
+        return boundary_distances(self._prediction, self._reference, self._spacing)
 
     def dice(self) -> float:
         """Return 2 |A ∩ B| / (|A| + |B|): 1 is perfect, 0 no overlap."""
@@ -65,54 +85,6 @@ class OverlapCounts:
     def precision(self) -> float:
         """Return the share of the prediction that is right."""
         return _ratio(self.num_both, self.num_predicted)
-
-
-def _ratio(part: int, total: int) -> float:
-    """Return the share that a part has of a total; NaN if the total is 0."""
-    if total == 0:
-        return math.nan
-    return part / total
-
-
-# In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from
-# a header with float32 or six digits is slightly more than 1 mm; both must still be within a
-# tolerance of 0.3 mm or 1 mm.
-_ROUNDING = 1e-5
-
-
-class MaskPair(OverlapCounts):
-    """A predicted mask and its reference, cut to a box around both: a method for each metric."""
-
-    def __init__(
-        self,
-        prediction: Bool,
-        reference: Bool,
-        spacing: Sequence[float],
-        voxel_volume: float,
-        tolerance_mm: float,
-    ) -> None:
-        """Count the voxels.
-
-        Args:
-            prediction: (*grid).
-            reference: (*grid).
-            spacing: mm, one per grid axis.
-            voxel_volume: mm³.
-            tolerance_mm: that of the surface Dice.
-        """
-        super().__init__(*astuple(OverlapCounts.of_masks(prediction, reference)))
-        self._prediction = prediction
-        self._reference = reference
-        self._spacing = spacing
-        self._voxel_volume = voxel_volume
-        self._tolerance_mm = tolerance_mm
-
-    @cached_property
-    def _distances(self) -> tuple[Float64, Float64] | None:
-        """Distances in mm from each boundary to the other one; None if a mask is empty."""
-        if self.num_predicted == 0 or self.num_reference == 0:
-            return None
-        return boundary_distances(self._prediction, self._reference, self._spacing)
 
     def volume_ml(self) -> float:
         """Return the volume of the prediction in ml."""
@@ -154,6 +126,23 @@ class MaskPair(OverlapCounts):
         """Return the number of connected components of the prediction."""
         _, number = label_components(self._prediction)
         return float(number)
+
+
+def dice_of(
+    confusion: NDArray[np.integer[Any]], regions: Iterable[Sequence[int]]
+) -> NDArray[np.float64]:
+    """Return the Dice of each region from counts (L, L) by reference and predicted label.
+
+    It is NaN for a region that neither has.
+    """
+    values = []
+    for region in regions:
+        members = list(region)
+        reference_rows = confusion[members]
+        num_both = int(reference_rows[:, members].sum())
+        num_in_maps = int(reference_rows.sum()) + int(confusion[:, members].sum())
+        values.append(_ratio(2 * num_both, num_in_maps))
+    return np.array(values)
 
 
 # A search tree costs about thirty times as much per boundary voxel as a distance transform per
@@ -235,15 +224,25 @@ def measure_case(
     """
     predicted = given_array(prediction, "the prediction")
     wanted = given_array(reference, "the reference")
-    _check_maps(predicted, wanted)
+    require_label_map("the prediction", predicted)
+    require_label_map("the reference", wanted)
+    if predicted.shape != wanted.shape:
+        predicted_shape = TIMES.join(map(str, predicted.shape))
+        wanted_shape = TIMES.join(map(str, wanted.shape))
+        raise GridMismatchError(
+            f"the prediction has {predicted_shape} voxels, the reference {wanted_shape}; "
+            "both must be on one grid"
+        )
+    if predicted.size == 0:
+        raise InputError(f"label maps of shape {predicted.shape} have no voxels")
     sides = given_spacing(spacing, predicted.ndim)
     voxel_volume = math.prod(sides)
     members = {name: _members_of(name, labels) for name, labels in regions.items()}
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
-    for metric in metrics:
-        if metric not in MASK_METRICS:
-            raise ConfigError(f"unknown metric {metric!r}; known are {', '.join(MASK_METRICS)}")
+    unknown = set(metrics) - MASK_METRICS.keys()
+    if unknown:
+        raise ConfigError(f"unknown metric {min(unknown)!r}; known are {', '.join(MASK_METRICS)}")
 
     # Axes of a single voxel are dropped: along them, every voxel would be boundary. Axes stay that
     # have a single voxel only in the crop.
@@ -268,22 +267,12 @@ def measure_case(
     return values
 
 
-def _check_maps(prediction: Array, reference: Array) -> None:
-    """Raise InputError unless both hold integers, GridMismatchError if their shapes differ."""
-    for name, labels in (("prediction", prediction), ("reference", reference)):
-        if labels.dtype.kind not in "biu":
-            raise InputError(
-                f"the {name} has values of type {labels.dtype}; expected a label map of integers"
-            )
-    if prediction.shape != reference.shape:
-        predicted_shape = TIMES.join(map(str, prediction.shape))
-        reference_shape = TIMES.join(map(str, reference.shape))
-        raise GridMismatchError(
-            f"the prediction has {predicted_shape} voxels, the reference {reference_shape}; "
-            "both must be on one grid"
+def require_label_map(what: str, labels: Array) -> None:
+    """Raise InputError unless an array holds integers."""
+    if labels.dtype.kind not in "biu":
+        raise InputError(
+            f"{what} has values of type {labels.dtype}; expected a label map of integers"
         )
-    if prediction.size == 0:
-        raise InputError(f"label maps of shape {prediction.shape} have no voxels")
 
 
 def _members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten_value
@@ -17,11 +16,8 @@ ALL_LABELS = "all"
 MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
 
 
-class Region(NamedTuple):
-    """A named set of labels."""
-
-    name: str  # As reports show it.
-    labels: tuple[int, ...]  # Distinct numbers, 1 or larger, ascending.
+# The name of a region, as reports show it, and its labels: distinct, 1 or larger, ascending.
+Region = tuple[str, tuple[int, ...]]
 
 
 def parse_region(text: str) -> Region:
@@ -46,4 +42,4 @@ def make_region(name: str, labels: Iterable[int]) -> Region:
             f"region {shorten_value(name)}: expected a name of 1 to {MAX_OF_A_NAME} characters "
             f'that is not "{RESERVED}", the mean over regions'
         )
-    return Region(name, tuple(sorted(set(labels))))
+    return name, tuple(sorted(set(labels)))

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base.plain import to_plain
+from crfrefine.metrics.overlap import dice_of
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import CRF, Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import Model, Refine, dice_of, mean_defined, score
+from crfrefine.train.model import Model, Refine, mean_defined, score
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import Start, rounded
 

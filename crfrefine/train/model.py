@@ -19,7 +19,7 @@ from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.crf_model import CrfModel
 from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import dice_of
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.crops import Crop
@@ -326,14 +326,6 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     for model in models:
         moving += model.tensors.moving
     return moving
-
-
-def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Return the Dice of each region from counts (L, L) by reference and label.
-
-    It is NaN for a region that neither has.
-    """
-    return np.array([OverlapCounts.of_confusion(confusion, region).dice() for region in regions])
 
 
 def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from crfrefine.base.limits import memory_left
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
+from crfrefine.metrics.overlap import dice_of
 from crfrefine.train import crops as cropping
 from crfrefine.train.baselines import Scores, largest_scores
 from crfrefine.train.crops import Crop, make_crop
@@ -19,7 +20,7 @@ from crfrefine.train.guided import Guidance, score_guided
 from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
-from crfrefine.train.model import dice_of, mean_defined
+from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Plan
 from crfrefine.train.progress import Progress
 from crfrefine.train.starts import Start, make_starts

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import dice_of
 from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that
@@ -74,7 +74,7 @@ def agreeing(
     return changed
 
 
-def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
+def mean_dice(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
     """Return the mean Dice of two (*grid) label maps over groups of labels.
 
     Groups with fewer than MIN_VOXELS in the truth do not count; NaN if none is left.
@@ -82,12 +82,8 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     largest = max(max(group) for group in groups)
     num_labels = 1 + max(int(labels.max()), int(truth.max()), largest)
     confusion = count_confusion(truth, labels, num_labels)
-    values = []
-    for group in groups:
-        overlap = OverlapCounts.of_confusion(confusion, group)
-        if overlap.num_reference >= MIN_VOXELS:
-            values.append(overlap.dice())
-    return _mean_or_nan(values)
+    counted = [group for group in groups if confusion[list(group)].sum() >= MIN_VOXELS]
+    return _mean_or_nan(dice_of(confusion, counted).tolist())
 
 
 def expected_dice(
@@ -148,7 +144,7 @@ def noise_scale(
 
     def reached(scale: float) -> float:
         labels = decode(logits + np.float32(scale) * noise, regions)
-        return dice_of(np.where(mask, labels, 0), truth, groups)
+        return mean_dice(np.where(mask, labels, 0), truth, groups)
 
     low = 0.0
     high = 1.0

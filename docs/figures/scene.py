@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import MaskPair
 from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,12 +61,7 @@ class Scene:
         """Mean Dice over the labels that the slice has."""
         found = [label for label in np.unique(self.labels) if label]
         return float(
-            np.mean(
-                [
-                    OverlapCounts.of_masks(label_map == label, self.labels == label).dice()
-                    for label in found
-                ]
-            )
+            np.mean([MaskPair(label_map == label, self.labels == label).dice() for label in found])
         )
 
 

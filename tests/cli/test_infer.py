@@ -33,7 +33,7 @@ from cli_helpers import (
 from oracles import softmax
 
 from crfrefine.engines.cuda import cupy_device
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import MaskPair
 from crfrefine.runs.records import RECORD_FOLDER
 
 
@@ -397,10 +397,7 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
         for label in (1, 2):
             changes.append(
                 np.subtract(
-                    *(
-                        OverlapCounts.of_masks(found == label, truth == label).dice()
-                        for found in (after, before)
-                    )
+                    *(MaskPair(found == label, truth == label).dice() for found in (after, before))
                 )
             )
     # Default parameters need not help; a sign or an axis that is wrong would cost far more than two

@@ -21,8 +21,8 @@ from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration
-from crfrefine.metrics.overlap import OverlapCounts, boundary_distances, measure_case
-from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region
+from crfrefine.metrics.overlap import MaskPair, boundary_distances, dice_of, measure_case
+from crfrefine.metrics.regions import ALL_LABELS, parse_region
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 
 # The same sums in another order: double precision leaves 1e-15 of each of some hundred terms.
@@ -164,15 +164,14 @@ def test_ignored_voxels_are_background_in_both_maps():
         assert (values["dice"], values["volume_ml"]) == (1.0, 0.004)
 
 
-def test_counts_of_a_confusion_matrix_are_those_of_masks():
+def test_the_dice_of_a_confusion_matrix_is_that_of_masks():
     """Labels of one region that are exchanged are right for the region."""
     found, wanted = np.random.default_rng(2).integers(0, 4, (2, 7, 5, 6))
     confusion = np.zeros((4, 4), np.int64)
     np.add.at(confusion, (wanted, found), 1)
-    for region in ((1,), (1, 3), (0, 2, 3)):
-        assert OverlapCounts.of_confusion(confusion, region) == OverlapCounts.of_masks(
-            np.isin(found, region), np.isin(wanted, region)
-        )
+    regions = ((1,), (1, 3), (0, 2, 3))
+    pairs = [MaskPair(np.isin(found, region), np.isin(wanted, region)) for region in regions]
+    assert dice_of(confusion, regions).tolist() == [pair.dice() for pair in pairs]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +263,9 @@ def test_metrics_are_undefined_where_the_page_says(empty):
 
 def test_a_region_of_the_command_line():
     for text, region in (
-        ("core=1+3+4", Region("core", (1, 3, 4))),
-        ("enhancing=4", Region("enhancing", (4,))),
-        (" whole tumor = 4 + 2+1+ 3+4", Region("whole tumor", (1, 2, 3, 4))),
+        ("core=1+3+4", ("core", (1, 3, 4))),
+        ("enhancing=4", ("enhancing", (4,))),
+        (" whole tumor = 4 + 2+1+ 3+4", ("whole tumor", (1, 2, 3, 4))),
     ):
         assert parse_region(text) == region
     for text in (

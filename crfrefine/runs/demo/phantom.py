@@ -19,7 +19,7 @@ from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import Volume
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import MaskPair
 
 NUM_LABELS = 4
 
@@ -191,7 +191,7 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
     after = read_volume(refined).data
     for label in range(1, NUM_LABELS):
         masks = [labels == label for labels in (truth, before, after)]
-        dices = [OverlapCounts.of_masks(mask, masks[0]).dice() for mask in masks[1:]]
+        dices = [MaskPair(mask, masks[0]).dice() for mask in masks[1:]]
         numbers = [label_components(mask)[1] for mask in masks]
         yield label, dices, numbers
 

@@ -46,8 +46,7 @@ def find_cases(options: TuneOptions) -> RunInputs:
     inputs = find_inputs(options.inputs)
     first = inputs.cases[number_of_first(inputs, options)]
     if options.regions and _are_channels(options.regions, inputs, first):
-        pairs = [(region.name, region.labels) for region in options.regions]
-        scheme = RegionScheme.of(pairs)
+        scheme = RegionScheme.of(options.regions)
         inputs = find_inputs(replace(options.inputs, regions=scheme))
     cases = CaseList(inputs.cases)
     if options.labels is not None:
@@ -92,6 +91,6 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
     if len(regions) > 1:
         return False
     # A file with one value per voxel; which label a single region writes does not matter here.
-    region = regions[0]
-    scheme = RegionScheme((region.name,), (region.labels,), region.labels[:1])
+    name, labels = regions[0]
+    scheme = RegionScheme((name,), (labels,), labels[:1])
     return RegionReading(scheme).is_channel(network.files[0])

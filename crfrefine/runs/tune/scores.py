@@ -9,7 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Bool
-from crfrefine.metrics.overlap import OverlapCounts
+from crfrefine.metrics.overlap import MaskPair
 from crfrefine.metrics.regions import Region
 
 Row = dict[str, int | float | str | None]
@@ -43,9 +43,9 @@ def score_labels(
         if label < num_labels:
             row = _score((label,), maps[0], maps[1], reference_in_mask)
             rows.append({"label": label, **row})
-    for region in regions:
-        row = _score(region.labels, maps[0], maps[1], reference_in_mask)
-        rows.append({"region": region.name, **row})
+    for name, labels in regions:
+        row = _score(labels, maps[0], maps[1], reference_in_mask)
+        rows.append({"region": name, **row})
     return rows, int(np.count_nonzero(maps[0] != maps[1]))
 
 
@@ -58,7 +58,7 @@ def _score(labels: Sequence[int], network: Array, refined: Array, reference: Arr
         row[when] = int(np.count_nonzero(mask))
         row[f"dice_{when}"] = None
         if target is not None:
-            dice = OverlapCounts.of_masks(mask, target).dice()
+            dice = MaskPair(mask, target).dice()
             if not math.isnan(dice):
                 row[f"dice_{when}"] = dice
     return row

@@ -24,7 +24,6 @@ from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.volume import named_segments
-from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.networks import LabelMapNetwork
@@ -101,7 +100,7 @@ class Session:
         self._regions = options.regions
         scheme = self.case.regions
         if scheme is not None and not options.regions:
-            self._regions = tuple(map(Region, scheme.names, scheme.labels))
+            self._regions = tuple(zip(scheme.names, scheme.labels, strict=True))
         self.shown = Result(self.case.network_labels)
         self._whole = self.shown  # the newest result of the whole case
         self._former: Array | None = None  # the labels before the last stroke
