@@ -28,10 +28,12 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
         path = pending.pop(0)
         if isinstance(path, list | tuple):
             pending[:0] = path
-        if not isinstance(path, Path):
+        if not isinstance(path, Path) or not (path.exists() or is_named_dicom(path)):
             continue
-        from crfrefine.io.paths import holds_volumes, is_dicom
+        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize, suffix_of
 
+        if not suffix_of(path) and recognize(path) is STRUCTURES:
+            raise InputError(f"{path}: {STRUCTURES.hint('it')}")
         if not is_dicom(path) or holds_volumes(path):
             continue
         volume = re.sub(_ENDING, ".nii.gz", str(path), flags=re.IGNORECASE)
@@ -50,5 +52,9 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
 
 def refuse_named_dicom(command: str | None, texts: Sequence[str]) -> None:
     """Raise InputError if a text of a command line names a DICOM file, by its ending."""
-    named = [Path(text) for text in texts if re.search(_ENDING, text, re.IGNORECASE)]
-    refuse_dicom(command, {"inputs": named})
+    refuse_dicom(command, {"inputs": [Path(text) for text in texts if is_named_dicom(text)]})
+
+
+def is_named_dicom(path: str | Path) -> bool:
+    """Return whether a name ends like that of a DICOM file."""
+    return re.search(_ENDING, str(path), re.IGNORECASE) is not None
