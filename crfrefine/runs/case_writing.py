@@ -26,7 +26,6 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.contents import LABEL_MAP, content_of
 from crfrefine.runs.in_flight import CaseInFlight
 from crfrefine.runs.records import CaseRecord, time_of_change
-from crfrefine.runs.stale import remove_stale
 
 _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 
@@ -51,9 +50,9 @@ def write_case(
     named = segments or named_segments(names.labels)
     written = _write_beside(work, like, result, segments, named, picture)
     files = [file for path in dict.fromkeys(written) for file in files_written(path)]
-    if work.task.before or work.task.unknown or outputs.folder is not None:
+    if outputs.before or outputs.unknown or outputs.folder is not None:
         work.wait_to_name()  # Until then a run may end that leaves the case as it was.
-        record.notes += remove_stale(work.task, record, files)
+        record.notes += outputs.remove_stale(record.contents, files)
     write_label_map(outputs.label_map, result.label_map, like, segments=named)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)

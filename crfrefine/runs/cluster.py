@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
@@ -17,26 +17,23 @@ from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.runs.case_work import refine_case
 from crfrefine.runs.in_flight import CasesInFlight
-from crfrefine.runs.plan import RunPlan
+from crfrefine.runs.plan import Task
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import Task
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
 RETRIES = 1
 
 
-def records_of_cluster(plan: RunPlan) -> Generator[CaseRecord]:
+def records_of_cluster(tasks: Sequence[Task], address: str) -> Generator[CaseRecord]:
     """Yield the record of each case, which a worker of a running Dask cluster has done.
 
-    Closing it cancels the cases not begun.
+    Its scheduler has an address, or a file. Closing the generator cancels the cases not begun.
     """
-    address = plan.options.dask
-    assert address is not None
     client = _connect(address)
     from distributed import as_completed
 
-    tasks: dict[Any, Task] = {}
+    task_of_future: dict[Any, Task] = {}
     try:
         if not client.nthreads():
             warnings.warn(
@@ -45,13 +42,13 @@ def records_of_cluster(plan: RunPlan) -> Generator[CaseRecord]:
                 stacklevel=2,
             )
         work = partial(refine_on_worker, __version__)
-        futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
-        tasks = dict(zip(futures, plan.tasks, strict=True))
+        futures = client.map(work, tasks, key="crfrefine", pure=False, retries=RETRIES)
+        task_of_future = dict(zip(futures, tasks, strict=True))
         for future in as_completed(futures):
-            yield _record_from(future, tasks[future], address)
+            yield _record_from(future, task_of_future[future], address)
     finally:
         with suppress(Exception):  # The scheduler may be gone.
-            client.cancel(list(tasks), force=True)
+            client.cancel(list(task_of_future), force=True)
         with suppress(Exception):
             client.close(timeout=5)
 

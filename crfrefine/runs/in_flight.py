@@ -15,8 +15,8 @@ from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import Task
 from crfrefine.runs.records import CaseRecord
-from crfrefine.runs.task import Task
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 

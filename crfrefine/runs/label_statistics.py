@@ -6,17 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crfrefine.base.option import path_of_part
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
-from crfrefine.io.paths import stem_of
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import CaseRecord
 
 COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
@@ -58,13 +54,6 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
             }
             rows.append(row)
     return rows
-
-
-def statistics_path(options: InferenceOptions) -> Path:
-    """Return the table's file: in the output folder, with the number of the part if it has one."""
-    if options.writes_file:
-        return options.output.with_name(f"{stem_of(options.output)}_statistics.csv")
-    return path_of_part(options.output / "statistics.csv", options.num_parts, options.part_id)
 
 
 def statistics_csv(records: Iterable[CaseRecord | None], modality_names: Sequence[str]) -> str:

@@ -24,7 +24,6 @@ from crfrefine.base.option import (
     mapping_of,
     parse_own_mapped,
     parse_path,
-    path_of_part,
     path_text,
 )
 from crfrefine.errors import InputError
@@ -345,13 +344,6 @@ class InferenceOptions:
     def mapping(self) -> dict[int, int]:
         """The new label of values in the label maps; ConfigError if a value has two."""
         return mapping_of(self.mapped)
-
-    @property
-    def summary_path(self) -> Path | None:
-        """The file of the summary, of a part with its number; None means none."""
-        if self.summary is None:
-            return None
-        return path_of_part(self.summary, self.num_parts, self.part_id)
 
     @property
     def writes_file(self) -> bool:

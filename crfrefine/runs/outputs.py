@@ -1,18 +1,20 @@
 """The output files of `infer`.
 
-Their names, what they must not replace, and whether they are there and whole.
+Their names, what they must not replace, which earlier ones they do, and whether they are whole.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.array_types import Labels
 from crfrefine.base.inputs import check_no_input
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.nnunet import is_of_nnunet
@@ -20,6 +22,7 @@ from crfrefine.cases.patterns import holds_many
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
+from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import (
     WRITTEN_SUFFIXES,
     files_read,
@@ -30,6 +33,13 @@ from crfrefine.io.paths import (
     suffix_to_write,
 )
 from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
+from crfrefine.runs.contents import (
+    Content,
+    FileBefore,
+    checksums_of_inputs,
+    content_of,
+    contents_of_inputs,
+)
 from crfrefine.runs.options import InferenceOptions
 
 _MAX_OF_A_STEM = 100
@@ -64,6 +74,9 @@ class OutputFiles:
     folder: Path | None = None
     # of labels that no segment describes
     label_names: Mapping[int, str] = field(default_factory=dict)
+    # Files that earlier runs wrote for the case, and those of unknown origin under its names.
+    before: Mapping[Path, FileBefore] = field(default_factory=dict)
+    unknown: tuple[Path, ...] = ()
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
@@ -102,6 +115,55 @@ class OutputFiles:
             files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
         return files
 
+    def require_no_stale_input(self, files: CaseFiles) -> None:
+        """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
+        for path, (checksum, inputs) in self.before.items():
+            try:
+                check_no_input(path)
+            except InputError:
+                is_as_written = content_of([path])["checksum"] == checksum
+                if is_as_written and inputs != checksums_of_inputs(contents_of_inputs(files)):
+                    raise
+
+    def remove_stale(
+        self, contents: Mapping[str, Content], kept: Collection[Path]
+    ) -> Iterator[Note]:
+        """Remove files of the case that are of other parameters, options or inputs; yield notes.
+
+        Such is the file of a label that has vanished; `kept` are those of the new result, which is
+        made of inputs with these contents. Files that somebody has changed since an earlier run
+        wrote them, and those that no record has, are only named.
+        """
+        made_of = checksums_of_inputs(contents)
+        left = {path for path in self.unknown if path.is_file()}
+        if self.folder is not None:
+            left.update(self.folder.glob(f"*{suffix_of(self.label_map)}"))
+        stale = []
+        for path, (checksum, inputs) in self.before.items():
+            left.discard(path)
+            if path in kept or inputs == made_of or not path.is_file():
+                continue
+            if content_of([path])["checksum"] != checksum:
+                left.add(path)
+                continue
+            check_replaceable(path)
+            if not os.access(path.parent, os.W_OK):  # Nothing is removed if a file cannot be.
+                raise InputError(
+                    f"{path}: is of an earlier result of this case and cannot be removed: no right "
+                    f"to write to {path.parent}; remove it, or choose another output folder"
+                )
+            stale.append(path)
+        for path in stale:
+            path.unlink(missing_ok=True)
+            if path.parent != self.label_map.parent:
+                with suppress(OSError):  # It holds other files.
+                    path.parent.rmdir()
+        if stale:
+            yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])
+        names = sorted(path.name for path in left.difference(kept))
+        if names:
+            yield Note.of(NoteKind.STALE_LEFT, names=names)
+
 
 def unique_stem(segment: Segment, stems: set[str]) -> str:
     """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`.
@@ -127,9 +189,11 @@ def plan_outputs(
         options.nnunet is not None or options.manifest is not None or holds_many(options.images[0])
     )
     _check_format(options, is_folder_run=is_folder_run)
-    plans = [_outputs_of(files, options, label_names) for files in cases]
+    archives: set[Path] = set()  # folders of nnU-Net's archives
     if options.save_probabilities and not options.writes_file:
-        plans = _with_archives(cases, plans)
+        folders = {files.logits[0].parent for files in cases if files.logits}
+        archives = {folder for folder in folders if is_of_nnunet(folder)}
+    plans = [_outputs_of(files, options, label_names, archives) for files in cases]
     # Folders of inputs and of label maps, into which no structures go.
     occupied: set[Path] = set()
     if options.save_structures:
@@ -140,7 +204,14 @@ def plan_outputs(
                     occupied.update(path.resolve().parent for path in files_read(name))
     _check_paths(cases, plans, occupied)
     # The next run would take results there as images or logits.
-    if is_folder_run and options.output.resolve() in _input_folders(cases):
+    inputs: set[Path] = set()
+    for files in cases:
+        inputs.update(path.parent for path in (*files.images, *files.logits))
+        if files.structures:  # Each case may have a folder of its own.
+            for path in files.logits:
+                if path.parent.name == files.case_id:
+                    inputs.add(path.parent.parent)
+    if is_folder_run and options.output.resolve() in {folder.resolve() for folder in inputs}:
         raise InputError(
             f"{options.output}: holds the images or logits of this run; "
             "choose another folder for the results"
@@ -174,9 +245,15 @@ def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
 
 
 def _outputs_of(
-    files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
+    files: CaseFiles,
+    options: InferenceOptions,
+    label_names: Mapping[int, str],
+    archives: Collection[Path],
 ) -> OutputFiles:
-    """Return the output files of a case."""
+    """Return the output files of a case.
+
+    One whose probabilities are in a folder of nnU-Net's archives gets such an archive, too.
+    """
     label_map = options.output
     if not options.writes_file and files.output is not None:
         label_map = options.output / files.output  # as the manifest says
@@ -198,6 +275,14 @@ def _outputs_of(
     if options.preview:
         preview = label_map.with_name(stem + _ENDINGS[2])
     outputs = OutputFiles(label_map, probabilities, logits, preview)
+    is_archive = len(files.logits) == 1 and suffix_of(files.logits[0]) == ".npz"
+    if is_archive and files.logits[0].parent in archives:
+        properties = files.logits[0].with_suffix(".pkl")
+        outputs = replace(
+            outputs,
+            archive=label_map.with_name(f"{stem}.npz"),
+            properties=properties if properties.is_file() else None,
+        )
     if not options.save_structures:
         return outputs
 
@@ -209,39 +294,6 @@ def _outputs_of(
     for name, path in zip(files.structures, files.logits, strict=True):
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
     return replace(outputs, structures=structures)
-
-
-def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> list[OutputFiles]:
-    """Return the outputs with files for `nnUNetv2_ensemble`, where the input is one of nnU-Net."""
-    is_nnunet: dict[Path, bool] = {}
-    outputs = []
-    for files, plan in zip(cases, plans, strict=True):
-        if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
-            outputs.append(plan)
-            continue
-        source = files.logits[0]
-        if source.parent not in is_nnunet:
-            is_nnunet[source.parent] = is_of_nnunet(source.parent)
-        if is_nnunet[source.parent]:
-            archive = plan.label_map.with_name(f"{stem_of(plan.label_map)}.npz")
-            properties = source.with_suffix(".pkl")
-            plan = replace(
-                plan, archive=archive, properties=properties if properties.is_file() else None
-            )
-        outputs.append(plan)
-    return outputs
-
-
-def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
-    """Return the folders of images and logits; of structures, that with the cases' folders."""
-    folders = set()
-    for files in cases:
-        for path in (*files.images, *files.logits):
-            folders.add(path.parent.resolve())
-        for path in files.logits:
-            if files.structures and path.parent.name == files.case_id:
-                folders.add(path.parent.parent.resolve())
-    return folders
 
 
 def _check_paths(

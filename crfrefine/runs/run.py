@@ -22,7 +22,7 @@ from crfrefine.io.json import LineFile
 from crfrefine.runs.case_work import refine_case
 from crfrefine.runs.cluster import records_of_cluster
 from crfrefine.runs.in_flight import CasesInFlight
-from crfrefine.runs.label_statistics import statistics_csv, statistics_path
+from crfrefine.runs.label_statistics import statistics_csv
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -49,8 +49,8 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
     for path, content in plan.folder_files:
         write_small_file(path, content)
     file = None
-    if plan.record is not None:
-        file = LineFile(plan.record, run=uuid.uuid4().hex[:12])
+    if plan.record_file is not None:
+        file = LineFile(plan.record_file, run=uuid.uuid4().hex[:12])
         file.append(summary.head())
     try:
         _run_cases(plan, observer, file)
@@ -64,11 +64,15 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
         # An error of one file, such as a full disk, does not keep the others from being written.
         with ExitStack() as ending:
             ending.callback(observer.run_ended, summary)
-            if options.summary_path is not None:
+            if plan.summary_file is not None:
                 content = summary.to_json().encode()
-                ending.callback(write_small_file, options.summary_path, content)
-            if options.statistics and summary.cases:
-                ending.callback(_write_statistics, plan)
+                ending.callback(write_small_file, plan.summary_file, content)
+            if plan.statistics_file is not None and summary.cases:
+                # Those of all cases of the part that are done, also in earlier runs.
+                ended = {record.case_id: record for record in summary.cases}
+                records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
+                table = statistics_csv(records, plan.inputs.names.modalities).encode()
+                ending.callback(write_small_file, plan.statistics_file, table)
             if file is not None:
                 ending.callback(file.close)
     return summary
@@ -93,7 +97,7 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
     options = plan.options
     summary = plan.summary
     if options.dask is not None:
-        records = records_of_cluster(plan)
+        records = records_of_cluster(plan.tasks, options.dask)
     else:
         cases = CasesInFlight(plan.tasks, options, summary.device)
         records = cases.records(refine_case, observer)
@@ -126,7 +130,7 @@ def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
     note = note_on_num_labels(cases)
     if note is not None:
         yield note
-    mapping = plan.options.mapping
+    mapping = plan.inputs.reading.mapping
     ended = [record for record in cases if record.status != "failed"]
     # Nobody may know what a case holds that was done earlier.
     is_known = all(record.input_type is not None for record in ended)
@@ -136,14 +140,6 @@ def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
         if note is not None:
             yield note
     yield from plan.left
-
-
-def _write_statistics(plan: RunPlan) -> None:
-    """Write the table of all cases of the part that are done, also in earlier runs."""
-    ended = {record.case_id: record for record in plan.summary.cases}
-    records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
-    table = statistics_csv(records, plan.inputs.names.modalities)
-    write_small_file(statistics_path(plan.options), table.encode())
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:

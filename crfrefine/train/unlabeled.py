@@ -29,8 +29,9 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
+from crfrefine.runs.plan import plan_run
 from crfrefine.runs.states import read_records
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates

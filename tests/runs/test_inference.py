@@ -13,8 +13,8 @@ from cli_helpers import write_folders
 import crfrefine.cases.case
 from crfrefine.base.observer import Observer
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.inputs import find_inputs
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import find_inputs
 from crfrefine.runs.run import run_inference
 
 

@@ -17,8 +17,8 @@ from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.regions import Region
+from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import RunInputs, find_inputs
 
 
 @dataclass(frozen=True)

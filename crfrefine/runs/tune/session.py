@@ -30,7 +30,7 @@ from crfrefine.refinement.networks import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
-from crfrefine.runs.plan import RunInputs
+from crfrefine.runs.inputs import RunInputs
 from crfrefine.runs.tune.brush import voxels_of_stroke
 from crfrefine.runs.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.runs.tune.colors import choose_label_colors

@@ -19,7 +19,7 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.plan import RunInputs
+from crfrefine.runs.inputs import RunInputs
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.corrections import (
     CORRECTED,

@@ -1,0 +1,164 @@
+"""The inputs of a run on files: its cases, and how they are read. No voxels are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import Names, read_descriptions
+from crfrefine.cases.discovery import add_strokes, discover_cases
+from crfrefine.cases.label_input import EXCHANGED
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.patterns import advise
+from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_header
+from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
+from crfrefine.runs.options import InferenceOptions
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run."""
+
+    cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
+    reading: ReadingOptions
+    names: Names  # of labels whose input does not name them
+    found: str  # how many cases a pattern of images has; "" for folders
+    notes: tuple[Note, ...]  # on ignored files
+    sources: tuple[Path, ...]  # the folders and files in which the cases are found
+    structures: Mapping[str, int]  # numbers by names, if each structure has its own file
+
+
+def find_inputs(options: InferenceOptions) -> RunInputs:
+    """Find the cases of a run and what describes them. No voxels are read."""
+    named = [path for path in (options.nnunet, options.manifest) if path is not None]
+    sources = (*named, *options.images, *options.logits)
+    mask = None
+    mask_mode = options.parameters.intensity.mask
+    if isinstance(options.masks, Path):
+        mask = options.masks
+        mask_mode = "none"
+    elif options.masks is not None:
+        mask_mode = "nonzero"
+    add_volumes(*sources, mask, *options.strokes)
+    cases = _find_cases(options, mask)
+    if options.strokes:
+        add_strokes(cases, options.strokes)
+    for files in cases:
+        add_volumes(*files.paths)
+
+    reading, names = _describe(options, cases, mask_mode)
+    structures: Mapping[str, int] = {}
+    if reading.declared is not None:
+        structures = reading.declared.structures
+    notes = []
+    # A training that found no CRF better than the network writes such parameters.
+    if not options.parameters.has_weight:
+        notes.append(Note.of(NoteKind.NO_WEIGHT))
+    notes += cases.notes
+    if options.save_structures and options.writes_file:
+        folder = options.output.with_name(stem_of(options.output))
+        notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
+    ordered = sorted(cases, key=lambda files: files.case_id)
+    return RunInputs(tuple(ordered), reading, names, cases.found, tuple(notes), sources, structures)
+
+
+def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
+    """Find the cases: those of a manifest, of nnU-Net's folder, or of images and logits.
+
+    Raise InputError if none of the last has logits or a label map.
+    """
+    if options.manifest is not None:
+        return read_manifest(options.manifest, input_type=options.input_type)
+    if options.nnunet is not None:
+        from crfrefine.cases.nnunet import find_cases_to_refine
+
+        return find_cases_to_refine(options.nnunet, options.images, mask)
+    try:
+        cases = discover_cases(
+            options.images,
+            options.logits,
+            mask,
+            input_type=options.input_type,
+            add_background=options.add_background,
+        )
+        if all(files.missing and not files.logits for files in cases):
+            place = options.logits[0]
+            number = ""
+            if len(cases) > 1:
+                number = f"none of the {len(cases)} cases has its file: "
+            hint = advise(place, holds_images=False)
+            raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+    except CrfRefineError as error:
+        is_complete = options.images and options.logits
+        if is_complete and _seem_exchanged(options.images, options.logits):
+            raise InputError(f"{error}\n  {EXCHANGED}") from None
+        raise
+    return cases
+
+
+def _describe(
+    options: InferenceOptions, cases: CaseList, mask_mode: str
+) -> tuple[ReadingOptions, Names]:
+    """Return how the cases are read, and the names of labels, as each `dataset.json` says.
+
+    It is beside the manifest, or else beside the network's output or the images.
+    """
+    if options.manifest is not None:
+        places = [options.manifest]
+    else:
+        places = [options.nnunet or options.logits[0], *options.images[:1]]
+        for files in cases:
+            if files.images and not options.images:
+                places.append(files.images[0])
+                break
+    descriptions = list(read_descriptions(places))
+    # The first one that names labels is that of the network; the last one is rather of one data set
+    # with the images.
+    names = Names(next((one.label_names for one in descriptions if one.label_names), {}))
+    if descriptions:
+        names = replace(names, modalities=descriptions[-1].channel_names)
+    complete = next((files for files in cases if files.images and not files.problem), None)
+    if complete is not None and options.images:
+        # Those of a pattern are in the order of the files.
+        names = replace(names, modalities=complete.modalities or names.modalities)
+    # Label maps are compared with the declared labels; channels of logits, with the regions.
+    may_be_labels = options.input_type in ("auto", "labels")
+    declared = declared_labels(
+        cases, descriptions if may_be_labels else (), options.parameters.num_labels
+    )
+    if declared is not None and declared.structures:
+        labels = {number: name for name, number in declared.structures.items()}
+        names = replace(names, labels=labels)
+    regions = find_regions(options.regions, descriptions)
+    if regions.scheme is not None:
+        names = replace(names, labels={**regions.scheme.label_names, **names.labels})
+    reading = ReadingOptions(
+        options.input_type,
+        mask_mode,
+        options.resample,
+        regions,
+        declared,
+        network_spacing=options.network_spacing,
+        mapping=options.mapping,
+        max_memory=options.max_memory,
+        add_background=options.add_background,
+    )
+    return reading, names
+
+
+def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
+    """Return whether the cases of the two options are complete the other way round."""
+    if is_folder(images[0]) and is_folder(logits[0]):
+        try:
+            cases = discover_cases(logits, images)
+            swapped = next((case for case in cases if case.logits and case.images), None)
+            # The network's output of this name has channels, if it is where it should be.
+            return swapped is not None and read_header(swapped.images[0]).num_channels == 1
+        except CrfRefineError:
+            return False
+    return holds_scores_alone(images[0]) and not holds_scores_alone(logits[0])
