@@ -57,22 +57,13 @@ class CaseFiles:
         return self.lacking(f"{missing}; expected {expected}", missing)
 
     def with_several(
-        self,
-        expected: str,
-        paths: Collection[Path],
-        place: Path,
-        *,
-        before: str = "",
-        after: str = "",
+        self, expected: str, paths: Collection[Path], place: Path, after: str = ""
     ) -> CaseFiles:
-        """Return the case, which has files in a place that are too many, or not all of some.
-
-        Words `before` and `after` it say more about the problem.
-        """
+        """Return the case, which has files in a place that are too many, or not all of some."""
         found = listed([path.name for path in sorted(paths)])
         if len({path.parent for path in paths}) > 1:
             found = listed(sorted(paths))
-        return self.lacking(f"{before}expected {expected}, found {found} in {place}{after}")
+        return self.lacking(f"{expected}, found {found} in {place}{after}")
 
 
 class CaseList(list[CaseFiles]):

@@ -29,8 +29,10 @@ _LABELED = f"{{case}}_{{{','.join(LABEL_WORDS)}}}"
 SCORED = f"{{case}}_{{{','.join(SCORE_WORDS)}}}"
 _NUMBER = "[0-9],[0-9][0-9],[0-9][0-9][0-9],[0-9][0-9][0-9][0-9]"
 _PER_LABEL = f"{{case}}_{{ProbMapClass,ProbMapClass_,label,label_,class,class_}}{{label:{_NUMBER}}}"
-# the only file of its folder, as MONAI's SaveImage writes it
+# Names that count for whole folders: the only file, as MONAI's SaveImage writes it; and several,
+# all of which begin with the case.
 ALONE = "{case}/{case}*"
+OF_CASE = "{case}/{case}_{label}"
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,28 @@ ARCHIVES = Kind(
     expected="the output of nnUNetv2_predict ... --save_probabilities",
     strays="probabilities",
 )
-# A network's label map; labels are a reference.
+LABELS = Kind(  # a reference
+    "labels",
+    ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
+    one="one label map",
+    field="labels",
+)
+# as in TotalSegmentator's data sets, or in the folder of the case
+STRUCTURES = Kind(
+    "structures",
+    (("{case}/segmentations/{label}",), (OF_CASE,), ("{case}/{label}",)),
+    parts=("case", "label"),
+)
+STRUCTURE = "{label}"  # in a folder of one case
+# A network's label map, or one binary file per structure.
 LABEL_MAP = Kind(
     "label map",
-    ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
+    (*LABELS.names, *STRUCTURES.names),
     one="one label map",
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
     strays="label maps",
 )
-# as in TotalSegmentator's data sets, or in the folder of the case
-STRUCTURE = "{label}"  # in a folder of one case
-STRUCTURES = Kind(
-    "structures",
-    (("{case}/segmentations/{label}",), ("{case}/{label}",), ("{case}/{case}_{label}",)),
-    parts=("case", "label"),
-)
-LABELS = Kind("labels", LABEL_MAP.names, one="one label map", field="labels")
 OPTIONAL_LABELS = replace(LABELS, is_optional=True)
 MASK = Kind(
     "mask",
@@ -126,6 +133,13 @@ CALIBRATION = Kind(
 PREDICTION = Kind("prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES)
 # Names of files that belong to a case, though they are of another kind.
 OTHERS = (NUMBERED, SCORED, _PER_LABEL, _LABELED)
+# Where paths have the name of a case, to propose patterns: a folder per case, a name with a digit
+# before an ending such as `_t1`, or after a word such as `volume-`. The first that fits counts.
+CASE_IN_PATH = (
+    r"(?P<case>[^/]+)/.+",
+    r"(?P<case>\D*\d[^_-]*(?:[_-]\d+(?=[_-]))*)[_-].*[A-Za-z].*",
+    r"[A-Za-z]+[_-](?P<case>.*\d.*)",
+)
 
 
 def without_word(name: str, words: Collection[str]) -> str:

@@ -14,6 +14,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
+    IMAGE,
     IMAGES,
     LABEL_MAP,
     LABEL_WORDS,
@@ -35,13 +36,12 @@ from crfrefine.cases.patterns import (
     advise_on_splits,
     check_pattern,
     describe_found,
-    describe_patterns,
     find_matches,
     find_patterns,
     holds_many,
     is_pattern,
-    list_files,
     patterns_of,
+    propose,
 )
 from crfrefine.errors import InputError
 from crfrefine.io.paths import (
@@ -49,7 +49,6 @@ from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     file_to_read,
-    is_folder,
     stem_of,
     suffix_of,
 )
@@ -110,7 +109,7 @@ def discover_cases(
         names = set[str]()
         for files in others:
             if files.kind is not MASK and files.place != place:
-                names.update(files.strays(case_ids))
+                names.update(files.by_case(case_ids))
         expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
         cases += [CaseFiles(name, ()).without("image", place, expected) for name in names]
         cases.sort(key=lambda case: case.case_id)
@@ -152,11 +151,9 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
         if not is_pattern(place):
             reason = f"no case found: no file has one of the suffixes {', '.join(VOLUME_SUFFIXES)}"
         raise InputError(f"{place}: {reason}{advise(place)}")
-    patterns = find_patterns([match.path.name for match in images])
-    if not is_pattern(place) and all(patterns):
+    if not is_pattern(place) and all(find_patterns([match.path.name for match in images])):
         raise InputError(
-            f"{place}: images and their label maps have names of the same kind"
-            f"{describe_patterns(place, *patterns)}"
+            f"{place}: images and their label maps have names of the same kind{propose(place)}"
         )
 
     by_case: dict[str, list[Match]] = {}
@@ -196,16 +193,15 @@ def _find_images(
         for pattern in with_number:
             numbered.update((match.path, match) for match in find_matches(pattern, IMAGES.suffixes))
     outputs = set[str]()
-    are_folders = output is not None and is_folder(output) and is_folder(place)
-    if output is not None and are_folders and not output.samefile(place):
-        outputs.update(stem_of(path) for path in list_files(output, LOGITS_SUFFIXES))
     taken = set[Path]()
     for other in (output, *others):
-        if other is not None and is_pattern(other) and other != place:
-            matches = find_matches(other, LOGITS_SUFFIXES)
+        if other is None or not holds_many(other) or other.resolve() == place.resolve():
+            continue
+        matches = find_matches(other if is_pattern(other) else other / IMAGE, LOGITS_SUFFIXES)
+        if is_pattern(other):
             taken.update(match.path for match in matches)
-            if other is output:
-                outputs.update(match.case for match in matches)
+        if other is output:
+            outputs.update(match.case for match in matches)
 
     names = {match.case for match in (*found, *numbered.values())}
     is_numbered = any(match.modality == "0000" for match in numbered.values())
@@ -282,7 +278,7 @@ def _case_of_images(
         names = tuple(order)
     case = CaseFiles(case_id, tuple(images), modalities=names)
     if len(matches) > len(images):
-        return case.with_several(IMAGES.one, [match.path for match in matches], place)
+        return case.with_several(f"expected {IMAGES.one}", [match.path for match in matches], place)
     if "" in first or order == [*modalities]:
         return case
     absent = [name for name in modalities if name not in first]
@@ -305,7 +301,7 @@ def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
     files.require_any()
     files.add_to(cases)
     names = [case.case_id for case in cases]
-    strays = [path for paths in files.strays(set(names)).values() for path in paths]
+    strays = [path for paths in files.by_case(names).values() for path in paths]
     number = sum(bool(case.strokes) for case in cases)
     if strays or not number:
         found = listed(sorted(map(stem_of, strays))) or "no file"

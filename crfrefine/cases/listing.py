@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from crfrefine.cases.conventions import (
     LABEL_MAP,
     LABEL_WORDS,
     MASK_WORDS,
+    OF_CASE,
     OTHERS,
     STROKES,
     STRUCTURE,
@@ -48,16 +49,16 @@ class Files:
     """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
 
     def __init__(self, kind: Kind, *places: Path, cases: Collection[str] = ()) -> None:
+        """Find the files; names of files per label by a pattern are split with the known cases."""
         self.kind = kind
         self.place = places[0]
         self.one = kind.one or f"one file of {kind.what}"  # for messages
         # the files of each case, for each line of the table
-        self.lines: list[dict[str, list[Match]]] = []
+        self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
         self._cases_of: dict[Path, list[str]] = {}
         self._listings: dict[Path, list[Path]] = {}
-        # known cases, with which the names of files per label are split
-        self._known = cases if names_part(self.place, "label") else ()
+        self._known: Collection[str] = ()
         self.given: list[Match] = []  # the files of the only case
         if len(places) > 1 or not holds_many(self.place):
             # Several files of label maps are structures with the names of the files.
@@ -71,15 +72,17 @@ class Files:
         if is_pattern(self.place):
             check_pattern(self.place, kind.parts)
             stem = stem_of(self.place).removesuffix(".*")
+        if names_part(self.place, "label"):
+            self._known = cases
         for line in patterns_of(kind.names, self.place):
             by_case: dict[str, list[Match]] = {}
             for pattern in line:
                 for match in self._matches(pattern):
                     by_case.setdefault(match.case, []).append(match)
-                    cases = self._cases_of.setdefault(match.path, [])
+                    names = self._cases_of.setdefault(match.path, [])
                     # Names with an ending say more than any others.
-                    cases.insert(0 if "_" in pattern.name else len(cases), match.case)
-            self.lines.append(by_case)
+                    names.insert(0 if "_" in pattern.name else len(names), match.case)
+            self._lines.append(by_case)
         if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
             folder = self.place.parent if is_pattern(self.place) else self.place
             for name in OTHERS:
@@ -88,11 +91,18 @@ class Files:
                         self._cases_of[match.path].append(match.case)
 
     def _matches(self, pattern: Path) -> list[Match]:
+        """Return the files of a pattern; some names of the table count for whole folders only."""
         suffixes = self.kind.suffixes
         matches = find_matches(pattern, suffixes, self._listings, self._known)
-        if pattern != self.place / ALONE:
+        if pattern not in (self.place / ALONE, self.place / OF_CASE):
             return matches
-        return [match for match in matches if len(list_files(match.path.parent, suffixes)) == 1]
+        are_alone = pattern == self.place / ALONE
+        counts = Counter(match.path.parent for match in matches)
+        whole = set()
+        for folder, number in counts.items():
+            if number == len(list_files(folder, suffixes)) and are_alone == (number == 1):
+                whole.add(folder)
+        return [match for match in matches if match.path.parent in whole]
 
     @property
     def paths(self) -> list[Path]:
@@ -106,41 +116,33 @@ class Files:
 
     def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without those in `but`."""
-        for line in self.lines:
+        for line in self._lines:
             matches = [match for match in line.get(case_id, ()) if match.path not in but]
             if matches:
                 return matches
         return []
 
-    def cases(self) -> list[str]:
-        """Return the names of all cases, sorted; a file of another kind beside one is no case.
+    def by_case(self, but: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the files by the names of their cases, sorted, without those of cases in `but`.
 
-        A single file has the name of its case, perhaps with a word for a label map.
+        A file of another kind beside one belongs to the case of that one. A single file has the
+        name of its case, perhaps with a word for a label map.
         """
         if self.given:
-            return [without_word(stem_of(self.place), LABEL_WORDS)]
+            return {without_word(stem_of(self.place), LABEL_WORDS): [self.place]}
+        found: dict[str, list[Path]] = {}
         names = {cases[0] for cases in self._cases_of.values()}
-        beside = set[str]()
-        for name, *others in self._cases_of.values():
-            if not names.isdisjoint({*others} - {name}):
-                beside.add(name)
-        return sorted(names - beside)
+        for path, cases in self._cases_of.items():
+            if not any(case in but for case in cases):
+                beside = [case for case in cases[1:] if case in names]
+                found.setdefault([*beside, cases[0]][0], []).append(path)
+        return dict(sorted(found.items()))
 
     def described(self, case_ids: Sequence[str]) -> list[str]:
         """Return a line on the cases of a pattern; none of a folder."""
         if not is_pattern(self.place) or not case_ids:
             return []
         return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
-
-    def strays(self, case_ids: Collection[str]) -> dict[str, list[Path]]:
-        """Return the files that belong to none of these cases, by the name of theirs."""
-        strays: dict[str, list[Path]] = {}
-        names = {cases[0] for cases in self._cases_of.values()}
-        for path, cases in self._cases_of.items():
-            if not any(case in case_ids for case in cases):
-                beside = [case for case in cases[1:] if case in names]
-                strays.setdefault([*beside, cases[0]][0], []).append(path)
-        return strays
 
     def add_to(self, cases: CaseList, first_label: int = 0) -> None:
         """Add its files to each case, or the problem of a case that has none or too many.
@@ -153,18 +155,12 @@ class Files:
                 f"{self.place}: {self.one} for {len(cases)} cases; "
                 "give a folder, a pattern, or the images of one case"
             )
-        if not self.kind.is_optional:
+        if not self.given and not self.kind.is_optional:
             self.require_any()
-        structures: dict[str, list[Match]] = {}
-        if self.kind is LABEL_MAP and not self.given:
-            structures = structures_in(self.place, self._known)
-            if cases.is_single and is_folder(self.place):
-                inside = find_matches(self.place / STRUCTURE, self.kind.suffixes)
-                structures.setdefault(cases[0].case_id, inside)
         for number, case in enumerate(cases):
             matches = self.given or self.of(case.case_id, case.images)
-            if is_pattern(self.place) or not matches:
-                matches = structures.get(case.case_id, matches)
+            if not matches and self.kind is LABEL_MAP and cases.is_single and is_folder(self.place):
+                matches = find_matches(self.place / STRUCTURE, self.kind.suffixes)
             if self.kind is LABEL_MAP and matches and matches[0].label:
                 cases[number] = with_structures(case, matches)
             else:
@@ -172,7 +168,7 @@ class Files:
 
         if self.given or not self.kind.strays:
             return
-        strays = set[Path]().union(*self.strays({case.case_id for case in cases}).values())
+        strays = set[Path]().union(*self.by_case({case.case_id for case in cases}).values())
         strays.difference_update(*(case.paths for case in cases))
         if strays:
             note = Note.of(
@@ -187,19 +183,28 @@ class Files:
     def _with_files(self, case: CaseFiles, matches: Sequence[Match], first_label: int) -> CaseFiles:
         """Return a case with its file, or with one per label, in order; else with a problem."""
         paths = [match.path for match in matches]
-        expected = self.one
-        before = ""
+        expected = f"expected {self.one}"
         after = ""
         is_complete = len(paths) == 1 or bool(self.given) or self.kind is STROKES
         if paths and matches[0].label:
-            labels, paths = self._by_label(matches)
+            # Labels are numbers, or names in a `dataset.json`; others are -1.
+            description = read_dataset_description(self.place)
+            numbers: dict[str, int] = {}
+            if description is not None:
+                numbers = {name: label for label, name in description.label_names.items()}
+            for match in matches:
+                if match.label.isdecimal():
+                    numbers[match.label] = int(match.label)
+            by_label = sorted((numbers.get(match.label, -1), match.path) for match in matches)
+            labels = [label for label, _ in by_label]
+            paths = [path for _, path in by_label]
             is_complete = labels == [*range(first_label, first_label + len(paths))]
-            expected = f"one file for each label from {first_label}"
+            expected = f"expected one file for each label from {first_label}"
             if labels[0] < 0:
                 after = "; {label} is a number, or a name in dataset.json, for structures with "
                 after += "--input-type labels any name"
             elif labels[0] == 1 and first_label == 0:
-                before = "the background seems to be missing: "
+                expected = f"the background seems to be missing: {expected}"
                 after = "; --add-background computes it from the probabilities of labels 1, 2, …"
         if is_complete or (self.kind.is_optional and not paths):
             files: Any = tuple(paths)
@@ -207,61 +212,26 @@ class Files:
                 files = next(iter(files), None)
             return replace(case, **{self.kind.field: files})
         if paths:
-            return case.with_several(expected, paths, self.place, before=before, after=after)
+            return case.with_several(expected, paths, self.place, after)
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
             expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
         return case.without(self.kind.what.replace("CASE", case.case_id), self.place, expected)
 
-    def _by_label(self, matches: Sequence[Match]) -> tuple[list[int], list[Path]]:
-        """Return the labels of files, in order, and the files.
 
-        Labels are numbers, or names in a `dataset.json`; others are -1.
-        """
-        numbers: dict[str, int] = {}
-        description = read_dataset_description(self.place)
-        if description is not None:
-            numbers = {name: label for label, name in description.label_names.items()}
-        by_label = set[tuple[int, Path]]()
-        for match in matches:
-            if match.label.isdecimal():
-                by_label.add((int(match.label), match.path))
-            else:
-                by_label.add((numbers.get(match.label, -1), match.path))
-        return [label for label, _ in sorted(by_label)], [path for _, path in sorted(by_label)]
+def clear_structures(folder: Path) -> dict[str, list[Match]]:
+    """Return the structures of each case, if folders of cases hold them and nothing else.
 
-
-def structures_in(place: Path, cases: Collection[str] = ()) -> dict[str, list[Match]]:
-    """Return the files of the structures of each case, in a folder or by a pattern.
-
-    They lie in the folder of the case, or in `segmentations` in it, as in TotalSegmentator's data
-    sets. A file alone that has the name of the case is its label map. Names of a pattern are split
-    with the known `cases`.
+    None if they may be images with their label maps.
     """
-    found: dict[str, list[Match]] = {}
-    if is_pattern(place) and not names_part(place, "label"):
-        return found
-    files_of: dict[str, list[Path]] = {}
-    for by_case in Files(STRUCTURES, place, cases=cases).lines:
-        for case_id, matches in by_case.items():
-            # The best names come first; of the same files, those that begin with the case are last.
-            paths = [match.path for match in matches]
-            if files_of.setdefault(case_id, paths) != paths:
-                continue
-            begins = matches[0].path.name.startswith(case_id)
-            if is_pattern(place) or len(matches) > 1 or not begins:
-                found[case_id] = matches
-    return found
-
-
-def are_clear(structures: Mapping[str, Sequence[Match]]) -> bool:
-    """Return whether folders of cases hold structures, and not images with their label maps."""
+    files = Files(STRUCTURES, folder)
+    structures = {case_id: files.of(case_id) for case_id in files.by_case()}
     words = {*IMAGE_WORDS, *LABEL_WORDS, *MASK_WORDS}
     for case_id, matches in structures.items():
         for match in matches:
             if match.label.startswith(case_id) or match.label.lower() in words:
-                return False
-    return bool(structures)
+                return {}
+    return structures
 
 
 def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:

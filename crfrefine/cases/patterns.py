@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.conventions import OTHER_WORDS
+from crfrefine.cases.conventions import CASE_IN_PATH, OTHER_WORDS
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others, is_folder, suffix_of
 
@@ -246,11 +246,6 @@ def propose(folder: Path, *, holds_images: bool = True) -> str:
     images, labels = find_patterns(names)
     if not holds_images and not labels:
         images = images.replace("{modality}", "{label}")
-    return describe_patterns(folder, images, labels)
-
-
-def describe_patterns(folder: Path, images: str, labels: str) -> str:
-    """Return a line with the patterns of images and of label maps; "" without the first."""
     if not images:
         return ""
     line = f"\n  Its files look like '{folder}/{images}'"
@@ -264,7 +259,9 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
 
     They are "" if they are not clear. Images that differ in one word have `{modality}` there.
     """
-    templates = _templates(names)
+    templates: list[str] = []
+    for place in CASE_IN_PATH:
+        templates = templates or _templates(names, place)
     if len(templates) > _MAX_WORDS:
         return "", ""
     images: list[str] = []
@@ -290,36 +287,29 @@ def _names_other(name: str) -> bool:
     return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
 
-def _templates(names: Sequence[str]) -> list[str]:
-    """Return the names that cases have in common.
+def _templates(names: Sequence[str], place: str) -> list[str]:
+    """Return the names that cases have in common, such as `{case}_t1.nii`, sorted.
 
-    In a folder per case they are all but those of a single case; else they are such as
-    `{case}_t1.nii`, or else such as `volume-{case}.nii`. There, a case has a digit, and as many
-    cases as have the most frequent name must have each of them, or nearly.
+    The name of the case is in a `place` of them. As many cases as have the most frequent name must
+    have each of them, or nearly.
     """
     cases = set[str]()
-    nested = Counter[str]()
-    before = Counter[str]()
-    after = Counter[str]()
+    found = Counter[str]()
     for name in names:
-        case_id, slash, _ = name.partition("/")
-        if slash:
-            cases.add(case_id)
-            nested[name.replace(case_id, "{case}")] += 1
         suffix = suffix_of(Path(name))
         stem = name[: len(name) - len(suffix)]
-        begins = re.fullmatch(r"(\D*\d[^_-]*(?:[_-]\d+(?=[_-]))*)([_-].*[A-Za-z].*)", stem)
-        if begins:
-            before[f"{{case}}{begins[2]}{suffix}"] += 1
-        ends = re.fullmatch(r"([A-Za-z]+[_-])(.*\d.*)", stem)
-        if ends and not _names_other(ends[2]):
-            after[f"{ends[1]}{{case}}{suffix}"] += 1
-    likely = sorted(name for name, count in nested.items() if count > 1 or len(cases) == 1)
-    for found in (before, after):
-        most = max(found.values(), default=0)
-        enough = [name for name, count in found.items() if 2 * count > most and count > 1]
-        likely = likely or sorted(enough)
-    return likely
+        match = re.fullmatch(place, stem)
+        if match is None or _names_other(match["case"]):
+            continue
+        cases.add(match["case"])
+        rest = stem[match.end("case") :]
+        if rest.startswith("/"):  # In the folder of a case, names may have its name again.
+            rest = rest.replace(match["case"], "{case}")
+        found[f"{stem[: match.start('case')]}{{case}}{rest}{suffix}"] += 1
+    fewest = max(found.values(), default=0) / 2
+    if len(cases) > 1 or "/" not in place:
+        fewest = max(fewest, 1)
+    return sorted(name for name, count in found.items() if count > fewest)
 
 
 def _split(pattern: Path) -> tuple[Path, tuple[str, ...]]:

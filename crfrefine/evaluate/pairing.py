@@ -192,7 +192,7 @@ def _missing(
 def _references(source: Path, found: list[str], notes: list[Note]) -> dict[str, CaseFiles]:
     """Return each case with its label map, or with a problem if there are several candidates."""
     files = Files(LABELS, source)
-    references = CaseList(CaseFiles(case_id, ()) for case_id in files.cases())
+    references = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
     if not references:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
@@ -227,7 +227,7 @@ def _files_of_method(
 
     files = Files(PREDICTION, source)
     files.require_any()
-    extra = sorted(files.strays(references))
+    extra = list(files.by_case(references))
     names = [name for name in references if files.of(name)]
     # If the reference is a single file, other cases are not expected.
     if holds_many(labels):

@@ -11,9 +11,9 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import LABELS, STRUCTURE
+from crfrefine.cases.conventions import LABEL_MAP, STRUCTURE
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.listing import Files, are_clear, structures_in, with_structures
+from crfrefine.cases.listing import Files, clear_structures, with_structures
 from crfrefine.cases.patterns import (
     advise,
     advise_on_splits,
@@ -49,7 +49,7 @@ def has_structures(options: EvaluationOptions) -> bool:
                 return True
         elif holds_many(place):
             num_files[place] = len(list_files(place, io_paths.VOLUME_SUFFIXES))
-            if num_files[place] == 0 and are_clear(structures_in(place)):
+            if num_files[place] == 0 and clear_structures(place):
                 return True
     if options.images is None or not options.images.is_file():
         return False
@@ -101,23 +101,22 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
     if not holds_many(path):
         io_paths.require_file(path)
         return {_UNNAMED: replace(only_case, labels=path)}
-    files = [] if is_pattern(path) else list_files(path, io_paths.VOLUME_SUFFIXES)
-    if files and not (path / "dataset.json").exists():
+    if not is_pattern(path) and not (path / "dataset.json").exists():
         inside = find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
-        return {_UNNAMED: with_structures(only_case, inside)}
+        if inside:
+            return {_UNNAMED: with_structures(only_case, inside)}
+    files = Files(LABEL_MAP, path, cases=known)
+    found = {name: files.of(name) for name in files.by_case()}
+    hint = advise_on_splits(path, [*chain(*found.values())], "label")
+    if hint and not known:
+        raise InputError(f"{path}: the cases are not clear{hint}")
     cases = {}
-    if not files:
-        structures = structures_in(path, known)
-        if is_pattern(path) and not known:
-            hint = advise_on_splits(path, [*chain(*structures.values())], "label")
-            if hint:
-                raise InputError(f"{path}: the cases are not clear{hint}")
-        for name, matches in structures.items():
-            cases[name] = with_structures(CaseFiles(name, ()), matches)
-    if not cases:
-        label_maps = Files(LABELS, path)
-        for name in label_maps.cases():
-            cases[name] = CaseFiles(name, (), labels=label_maps.of(name)[0].path)
+    for name, matches in found.items():
+        case = CaseFiles(name, ())
+        if matches[0].label:
+            cases[name] = with_structures(case, matches)
+        else:
+            cases[name] = replace(case, labels=matches[0].path)
     if not cases:
         raise InputError(
             f"{path}: no structures found; expected one binary file per structure, "

@@ -383,7 +383,10 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
         ),
         ({"logits": torch.zeros(2, 3, *GRID).long()}, "floating-point"),
         ({"logits": torch.zeros(2, 3, *GRID).to(torch.float8_e5m2)}, "floating-point"),
-        ({"logits": torch.eye(3).to_sparse()}, r"dense tensor, got torch\.sparse_coo; use to_dense"),
+        (
+            {"logits": torch.eye(3).to_sparse()},
+            r"dense tensor, got torch\.sparse_coo; use to_dense",
+        ),
         ({"image": torch.zeros(2, 2, *GRID, dtype=torch.complex64)}, "real numbers"),
         ({"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
         ({"spacing": "isotropic"}, "positive distances"),

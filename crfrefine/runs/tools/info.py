@@ -21,7 +21,7 @@ from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
-from crfrefine.cases.listing import are_clear, structures_in
+from crfrefine.cases.listing import clear_structures
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import Match, is_pattern, list_files, propose
@@ -166,8 +166,8 @@ def _inspect_content(folder: Path, images: tuple[Path, ...], report: FolderRepor
     if images:
         raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
     if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
-        structures = structures_in(folder)
-        if are_clear(structures):
+        structures = clear_structures(folder)
+        if structures:
             _inspect_structures(folder, structures, report)
             return
         if archives:
