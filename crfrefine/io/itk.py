@@ -111,7 +111,7 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
     """
     with _as_nrrd(path, name) as (found, header):
         # The voxels are not in one place, but come from another conversion.
-        header = replace(header, path=path, source=None)
+        header = replace(header, path=path, source=None, voxel_files=())
         if name is None:
             return replace(header, format=f"{found}, through ITK", template=None)
         return replace(header, format=name, template=())

@@ -419,7 +419,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
             header: VolumeHeader = import_module(known.module).read_header(path)
         except RareHeaderError as rare:  # SimpleITK would convert all voxels.
             return (path, *rare.voxel_files)
-        return header.files
+        return (path, *header.voxel_files)
     return (path,)
 
 

@@ -48,7 +48,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     # A damaged header may hold numbers out of range; the checks find them, without warnings.
     with reading(path), np.errstate(all="ignore"):
         states = {path: file_state(path)}
-        if path.stat().st_size == 0:
+        _, num_bytes, _ = states[path]
+        if num_bytes == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty; copy or download it again")
         actual = expected
         try:
@@ -67,14 +68,14 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             )
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
-        for voxels in header.files[1:]:
+        for voxels in header.voxel_files:
             states[voxels] = file_state(voxels)
 
     notes = header.notes
     source = header.source
     if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
         notes = (Note.of(NoteKind.OTHER_FORMAT, format=actual.name), *notes)
-    elif source is not None and source.start == 0 and len(header.files) == 1:
+    elif source is not None and source.start == 0 and not header.voxel_files:
         # The file is compressed as a whole, or not at all.
         is_gzip = source.encoding == "gzip"
         if is_gzip != streams.is_named_gzip(path):
@@ -108,7 +109,7 @@ def _read_by_content(
         header: VolumeHeader = import_module(actual.module).read_header(path)
     except RareHeaderError:
         raise explained from None
-    if len(header.files) > 1:
+    if header.voxel_files:
         raise explained from None
     return replace(header, family=actual.name), actual
 
@@ -124,15 +125,22 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[Decoder]:
-    """Open a file at its first voxel; raise InputError if it changed since its header was read."""
+def open_voxels(
+    header: VolumeHeader, *, allows_nan: bool = False, as_stored: bool = False
+) -> Iterator[Decoder]:
+    """Open a file at its first voxel; raise InputError if it changed since its header was read.
+
+    As stored, values are not scaled, and may be NaN or infinite.
+    """
     _require_unchanged(header)
     source = header.source
     try:
         with ExitStack() as files:
             if header.turned is not None:
                 stored, turn = header.turned
-                in_file = files.enter_context(open_voxels(stored, allows_nan=allows_nan))
+                in_file = files.enter_context(
+                    open_voxels(stored, allows_nan=allows_nan, as_stored=as_stored)
+                )
                 blocks = streams.BlockReader(_turned_blocks(in_file, stored, turn))
                 in_memory = streams.VoxelSource(stored.path, "raw", in_file.kept_type)
                 decoder = Decoder(blocks, in_memory, header.stored_shape)
@@ -143,6 +151,8 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
                 stream = open_bytes(source.path, source.encoding, source.start, source.offset)
                 decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
+            if as_stored:
+                decoder.keep_stored_values()
             yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
@@ -244,9 +254,10 @@ def read_array(
     Raises as `read_pieces`.
     """
     allows_nan = nan_files is not None
-    with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        if as_stored:
-            decoder.keep_stored_values()
+    with (
+        reading(header.path),
+        open_voxels(header, allows_nan=allows_nan, as_stored=as_stored) as decoder,
+    ):
         if values is None:
             values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
         decoder.fill(values.reshape(header.stored_shape))
@@ -316,9 +327,7 @@ def decoded_pieces(
     """
     first = 0
     for header in headers:
-        with reading(header.path), open_voxels(header) as decoder:
-            if as_stored:
-                decoder.keep_stored_values()
+        with reading(header.path), open_voxels(header, as_stored=as_stored) as decoder:
             kept_type = decoder.kept_type
             pieces = iter_pieces(
                 header.stored_shape,

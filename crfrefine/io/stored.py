@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.io.paths import ALL_TYPES
-from crfrefine.io.reading import decoded_pieces, read_array
+from crfrefine.io.reading import decoded_pieces
 from crfrefine.io.streams import VoxelSource
 from crfrefine.io.volume import Planes, VolumeHeader, iter_pieces
 
@@ -41,19 +41,6 @@ def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:
     """Yield the scaled values piece by piece, (channels, planes, [y,] x), in the file's order."""
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES, as_stored=True):
         yield scaled(piece.values, header.source)
-
-
-def read_unscaled(header: VolumeHeader) -> NDArray[Any]:
-    """Return the stored values of a file, (channels, [z,] y, x), whose axes may be turned.
-
-    Raises as `read_pieces`, but keeps NaN.
-    """
-    if header.turned is not None:
-        stored_header, turn = header.turned
-        shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
-        turned = turn.apply(read_unscaled(stored_header).reshape(shape))
-        return turned.reshape(header.stored_shape)
-    return read_array(header, as_stored=True)
 
 
 def scaled_planes(stored: NDArray[Any], source: VoxelSource | None) -> Planes:

@@ -75,7 +75,7 @@ class VolumeHeader:
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have
     # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
-    # the other files with voxels that have to be put together
+    # the files with its voxels, if these are others
     voxel_files: tuple[Path, ...] = field(default=(), repr=False)
     # the states of its files when the header was read
     states: Mapping[Path, tuple[int, int, int]] = field(
@@ -89,14 +89,6 @@ class VolumeHeader:
             if note.kind in (NoteKind.OTHER_FORMAT, NoteKind.COMPRESSED, NoteKind.NOT_COMPRESSED):
                 return note
         return None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The file, and the files with its voxels if these are others."""
-        voxel_files = self.voxel_files
-        if self.source is not None:
-            voxel_files = (self.source.path,)
-        return tuple(dict.fromkeys((self.path, *voxel_files)))
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -218,6 +210,7 @@ def volume_header(
         spacing,
         affine,
         source=source,
+        voxel_files=() if source.path == path else (source.path,),
         **others,
     )
 

@@ -249,7 +249,7 @@ def test_the_files_of_a_rare_header_are_known(name, place, planes):
         path.write_bytes(path.read_bytes().rstrip(b"\n") + f"\n{names}\n".encode())
     assert files_read(path) == (path, *files)
     header = io.read_header(path)
-    assert header.files == (path, *files)
+    assert header.voxel_files == tuple(files)
     assert [*header.states] == [path, *files]
     files[0].write_bytes(files[0].read_bytes() + b" ")
     with pytest.raises(CrfRefineError, match="changed"):

@@ -34,8 +34,8 @@ from crfrefine.io.paths import (
     require_suffix,
     suffix_of,
 )
-from crfrefine.io.reading import read_whole_numbers
-from crfrefine.io.stored import describe_scaling, image_type, read_unscaled, scaled_planes
+from crfrefine.io.reading import read_array, read_whole_numbers
+from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
@@ -203,7 +203,7 @@ def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> La
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
     """Write an image, or channels of which nobody says what they are, with the file's values."""
     target_format = require_suffix(target, io.WRITTEN_SUFFIXES)
-    stored = read_unscaled(header)
+    stored = read_array(header, as_stored=True)
     dtype = image_type(stored, header.source, target_format.image_types)
     stored = stored.reshape(header.num_channels, *like.grid_shape[::-1])
     planes = scaled_planes(stored, header.source)

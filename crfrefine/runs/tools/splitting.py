@@ -12,7 +12,8 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import add_volumes, files_written, require_suffix, suffix_of
-from crfrefine.io.stored import image_type, read_unscaled, scaled_planes
+from crfrefine.io.reading import read_array
+from crfrefine.io.stored import image_type, scaled_planes
 from crfrefine.io.volume import Volume
 
 
@@ -43,7 +44,7 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
         for target in targets:
             check_replaceable(*reversed(files_written(target)))
 
-        stored = read_unscaled(header)
+        stored = read_array(header, as_stored=True)
         dtype = image_type(stored, header.source, known.image_types)
         affine, spacing = header.geometry()
         like = Volume(
