@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool
 
 # Voxels along each axis of the blocks that padding consists of; sheets of ties are thinner.
@@ -133,43 +133,24 @@ def _blocks(mask: Bool, sides: list[int]) -> Bool:
         starts = _eroded(starts, axis, side)
         if not starts.any():
             return np.zeros(mask.shape, np.bool_)
-    blocks = starts
+    # A voxel is in no block if none of the rows that it could lie in begins.
+    others = ~starts
     for axis, side in enumerate(sides):
-        blocks = _dilated(blocks, axis, side)
-    return blocks
+        widths = [(0, 0)] * mask.ndim
+        widths[axis] = (side - 1, side - 1)
+        others = _eroded(np.pad(others, widths, constant_values=True), axis, side)
+    return ~others
 
 
 def _eroded(mask: Bool, axis: int, side: int) -> Bool:
     """Return where rows of `side` voxels along an axis begin, (..., extent - side + 1, ...)."""
+    before = [slice(None)] * mask.ndim
+    behind = [slice(None)] * mask.ndim
     length = 1
     while length < side:
         step = min(length, side - length)
-        before, behind = _shifted(mask.ndim, axis, step)
-        mask = mask[before] & mask[behind]
+        before[axis] = slice(None, -step)
+        behind[axis] = slice(step, None)
+        mask = mask[tuple(before)] & mask[tuple(behind)]
         length += step
     return mask
-
-
-def _dilated(starts: Bool, axis: int, side: int) -> Bool:
-    """Return the voxels of the rows of `side` voxels along an axis that begin at `starts`."""
-    length = 1
-    while length < side:
-        step = min(length, side - length)
-        before, behind = _shifted(starts.ndim, axis, step)
-        shape = list(starts.shape)
-        shape[axis] += step
-        rows = np.zeros(shape, np.bool_)
-        rows[before] = starts
-        rows[behind] |= starts
-        starts = rows
-        length += step
-    return starts
-
-
-def _shifted(num_dims: int, axis: int, step: int) -> tuple[Box, Box]:
-    """Return a grid without its last `step` voxels along an axis, and without its first."""
-    before = [slice(None)] * num_dims
-    behind = [slice(None)] * num_dims
-    before[axis] = slice(None, -step)
-    behind[axis] = slice(step, None)
-    return tuple(before), tuple(behind)

@@ -106,9 +106,22 @@ class RegionScheme:
         labels_by_name = _labels_by_name(regions)
         names = tuple(name for name, _ in labels_by_name)
         labels = tuple(labels for _, labels in labels_by_name)
-        if class_order is None:
-            class_order = _find_class_order(names, labels)
-        return cls(names, labels, tuple(int(label) for label in class_order))
+        if class_order is not None:
+            return cls(names, labels, tuple(int(label) for label in class_order))
+
+        written = []
+        for number, (name, members) in enumerate(labels_by_name):
+            remaining = sorted(set(members).difference(*labels[number + 1 :]))
+            if len(remaining) != 1:
+                raise ConfigError(
+                    f"{_region(name)} = {_joined(members)}: the label that it writes is not clear: "
+                    "expected exactly one label that belongs to no later region, it has "
+                    f"{_joined(remaining) or 'none'}\n"
+                    "  Give the label of each region, in the order of the regions: "
+                    "regions_class_order of a dataset.json, or class_order=(1, 2, 3) in Python."
+                )
+            written.append(remaining[0])
+        return cls(names, labels, tuple(written))
 
     @property
     def num_regions(self) -> int:
@@ -199,23 +212,6 @@ def _labels_by_name(regions: Any) -> list[tuple[str, tuple[int, ...]]]:
                 )
         found.append((name, tuple(sorted({int(label) for label in values}))))
     return found
-
-
-def _find_class_order(names: Sequence[str], labels: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return the label in each region and no later one; ConfigError unless there is exactly one."""
-    class_order = []
-    for number, (name, members) in enumerate(zip(names, labels, strict=True)):
-        remaining = sorted(set(members).difference(*labels[number + 1 :]))
-        if len(remaining) != 1:
-            raise ConfigError(
-                f"{_region(name)} = {_joined(members)}: the label that it writes is not clear: "
-                "expected exactly one label that belongs to no later region, it has "
-                f"{_joined(remaining) or 'none'}\n"
-                "  Give the label of each region, in the order of the regions: "
-                "regions_class_order of a dataset.json, or class_order=(1, 2, 3) in Python."
-            )
-        class_order.append(remaining[0])
-    return class_order
 
 
 MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in padding, mean the same

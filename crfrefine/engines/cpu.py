@@ -210,8 +210,10 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, np.float32)
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
+        part = None
         with engine_errors(self._engine, logits.shape):
-            part = volume_part(logits, self._mask, spec, self._axes)
+            if spec.volume_weight > 0.0:
+                part = volume_part(logits, self._mask, spec, self._axes)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -225,7 +227,9 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
-        part = volume_part(logits, self._mask, spec, self._axes)
+        part = None
+        if spec.volume_weight > 0.0:
+            part = volume_part(logits, self._mask, spec, self._axes)
         with engine_errors(self._engine, logits.shape):
             out = np.empty_like(logits)
             shape = (spec.num_recorded, spec.num_channels, self.num_voxels)

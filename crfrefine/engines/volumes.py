@@ -121,15 +121,13 @@ class VolumeTerm:
 
 def volume_part(
     logits: Array, mask: Bool | None, spec: MeanFieldSpec, axes: Sequence[int] | None
-) -> Bool | None:
+) -> Bool:
     """Return the voxels inside the mask on which a run's volume term acts, (N,) in C order.
 
     For each foreground label, these are the largest component of the voxels with a probability
     above `BODY_PROBABILITY`. `axes` are those of `GridImage`: of equally large components the first
-    one in the user's order counts. None means that the run has no such term.
+    one in the user's order counts.
     """
-    if spec.volume_weight == 0.0:
-        return None
     if mask is None:
         inside = np.ones(logits.shape[1:], dtype=np.bool_)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -30,17 +30,7 @@ _R = TypeVar("_R")
 _NOTHING: Array = np.empty(0)
 
 
-class ItemInputs(NamedTuple):
-    """The tensors of a batch item that may have a gradient, or one property of each tensor.
-
-    `MeanFieldGradients` has their shapes.
-    """
-
-    logits: Any
-    image: Any
-    model: ModelTensors
-
-
+# The tensors of a batch item that may have a gradient; `MeanFieldGradients` has their shapes.
 GRADIENTS = ("logits", "image", *ModelTensors._fields)
 
 
@@ -67,7 +57,7 @@ class MeanField(torch.autograd.Function):
 
         def run(number: int) -> Tape:
             kernels, spec = items[number]
-            return kernels.forward(to_array(groups[number].logits), spec)
+            return kernels.forward(to_array(groups[number]["logits"]), spec)
 
         tapes = of_each(run, len(items), num_at_once)
         ctx.num_at_once = num_at_once
@@ -81,10 +71,10 @@ class MeanField(torch.autograd.Function):
         saved: list[Tensor | None] = []
         refined = []
         for item, tape in zip(groups, tapes, strict=True):
-            model = item.model
-            saved += [item.logits, to_tensor(tape.record), model.weights, model.compatibility]
-            saved += [model.temperature, model.bias, item.image]
-            refined.append(to_own_tensor(tape.logits).to(item.logits.device))
+            saved += [item["logits"], to_tensor(tape.record)]
+            saved += [item["weights"], item["compatibility"], item["temperature"], item["bias"]]
+            saved.append(item["image"])
+            refined.append(to_own_tensor(tape.logits).to(item["logits"].device))
         ctx.save_for_backward(*saved)
         ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
         return tuple(refined)
@@ -105,17 +95,17 @@ class MeanField(torch.autograd.Function):
             record = saved[number * num_saved + 1]
             wants = needed_by_item[number]
             # Gradients of parameters that are on the CPU go there.
-            kinds: Sequence[Any] = kinds_by_item[number].model
+            kinds = kinds_by_item[number]
             goes_to_cpu = False
-            for is_wanted, kind in zip(wants.model, kinds, strict=True):
-                if is_wanted and kind[1].type == "cpu":
+            for name in ModelTensors._fields:
+                if wants[name] and kinds[name][1].type == "cpu":
                     goes_to_cpu = True
             return kernels[number].backward(
                 replace(ctx.tapes[number], record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
-                wants_theta=bool(wants.model.theta),
-                wants_image=wants.image,
+                wants_theta=wants["theta"],
+                wants_image=wants["image"],
                 stays=not goes_to_cpu,
             )
 
@@ -133,13 +123,12 @@ class MeanField(torch.autograd.Function):
         return None, None, *tensors
 
 
-def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
-    """Divide the tensors of a batch, or one property of each, among its items."""
+def _by_item(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Divide the tensors of a batch, or one property of each, among its items, by their names."""
     size = len(GRADIENTS)
     items = []
     for start in range(0, len(values), size):
-        logits, image, *of_model = values[start : start + size]
-        items.append(ItemInputs(logits, image, ModelTensors._make(of_model)))
+        items.append(dict(zip(GRADIENTS, values[start : start + size], strict=True)))
     return items
 
 

@@ -143,16 +143,16 @@ def plain_numbers(
     """
     precise = tensor.detach().double().flatten().tolist()
     relative = _ROUNDINGS * torch.finfo(precision).eps
-    return tuple(_shortest(value, relative * max(abs(value), floor)) for value in precise)
-
-
-def _shortest(value: float, tolerance: float) -> float:
-    """Return the number with the fewest digits that differs from a value by at most a tolerance."""
-    for digits in range(1, 18):
-        rounded = float(f"{value:.{digits}g}")
-        if abs(rounded - value) <= tolerance:
-            return rounded
-    return value
+    shortest = []
+    for value in precise:
+        tolerance = relative * max(abs(value), floor)
+        rounded = value
+        for digits in range(1, 18):  # The last of these are all digits of a float64.
+            rounded = float(f"{value:.{digits}g}")
+            if abs(rounded - value) <= tolerance:
+                break
+        shortest.append(rounded)
+    return tuple(shortest)
 
 
 def decide(

@@ -115,7 +115,17 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     """
     if "probabilities" in told:
         return
-    are_probabilities = _look_like_probabilities(logits)
+    # A few voxels tell, without padding.
+    places = [slice(None), slice(None)]
+    for extent in logits.shape[2:]:
+        places.append(slice(None, None, math.ceil(extent / _SAMPLED)))
+    sample = logits.detach()[tuple(places)].movedim(1, 0)
+    look = look_at(sample.float().resolve_neg().cpu().numpy())
+    sums = look.sums[~look.is_equal]
+    are_probabilities = False
+    if look.outside is None and sums.size:
+        tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
+        are_probabilities = bool((np.abs(sums - 1.0) <= tolerance).all())
     # On a GPU only the first call looks, since the host has to wait for the GPU.
     if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
@@ -125,20 +135,6 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
             "a network's output before its softmax; for probabilities, pass "
             "probabilities.clamp_min(1e-7).log()"
         )
-
-
-def _look_like_probabilities(logits: Tensor) -> bool:
-    """Return whether a few voxels look like probabilities; padding does not count."""
-    places = [slice(None), slice(None)]
-    for extent in logits.shape[2:]:
-        places.append(slice(None, None, math.ceil(extent / _SAMPLED)))
-    sample = logits.detach()[tuple(places)].movedim(1, 0)
-    look = look_at(sample.float().resolve_neg().cpu().numpy())
-    sums = look.sums[~look.is_equal]
-    if look.outside is not None or not sums.size:
-        return False
-    tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
-    return bool((np.abs(sums - 1.0) <= tolerance).all())
 
 
 def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:

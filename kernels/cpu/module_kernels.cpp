@@ -58,7 +58,7 @@ class Kernels {
                 "expected room for the whole grid only where there are logits on it");
         const GridView<const float> from = view_of(logits, reads_box);
         const GridView<float> to = dense_view(out.data(), grid_shape(out), writes_box);
-        options.gives_marginals = is_last_run && !to.is_box && num_voxels() == voxels_->grid_size;
+        options.gives_marginals = !to.is_box && num_voxels() == voxels_->grid_size;
         MeanFieldOutcome outcome;
         auto marginals = std::make_unique<Buffer<float>>();
         {

@@ -441,6 +441,19 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
     assert num_changed > 30
 
 
+def test_marginals_have_the_same_bits_where_they_are_next_to_zero():
+    """Logits far apart give probabilities that float32 holds with few digits, or none."""
+    random = np.random.default_rng(3)
+    image = random.normal(size=(24, 20, 30))
+    logits = random.uniform(-100.0, 100.0, (3, *image.shape)).astype(np.float32)
+    parameters = CrfParameters().replace(**{"mean_field.tolerance": 0.0})
+    plan = crfrefine.Plan(image, spacing=1.0, threads=1)
+    found = plan.run(logits, parameters).marginals
+    wanted = crfrefine.refine(logits, image, spacing=1.0, parameters=parameters, threads=1)
+    assert (found == 0.0).any()
+    np.testing.assert_array_equal(found, wanted.marginals)
+
+
 def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     plan = plan_of()
 

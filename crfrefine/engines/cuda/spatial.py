@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,15 +77,6 @@ _NO_ENDS: Arguments = {
 }
 
 
-class _SpatialAxis(NamedTuple):
-    """An axis of the box, by the names of the parameters of `filter_axis` and `update`."""
-
-    stride: int
-    extent: int
-    taps: Any  # (distance) weights on the device
-    radius: int
-
-
 class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
@@ -104,21 +95,25 @@ class SpatialFilter(Filter):
         self._voxels = voxels
         self._device = voxels.device
         self._theta_gamma = theta_gamma
-        self._axes: list[_SpatialAxis] = []
+        # Each axis of the box, by the names of the parameters of `filter_axis` and `update`: the
+        # taps are its (distance) weights on the device.
+        self._axes: list[Arguments] = []
         axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
         for number, (theta, step, extent) in enumerate(axes):
             weights, slopes = spatial_taps(theta / step, extent)
             taps = (slopes if number == slope_of else weights).astype(np.float32)
             stride = math.prod(voxels.box_shape[number + 1 :])
             uploaded = self._device.upload(taps)
-            self._axes.append(_SpatialAxis(stride, extent, uploaded, len(taps) - 1))
+            self._axes.append(
+                {"stride": stride, "extent": extent, "taps": uploaded, "radius": len(taps) - 1}
+            )
         # Whether `filter_planes` takes the last two axes, and leaves a third one for later. In
         # narrower planes most threads of a block would have nothing to do.
         self._has_planes = False
         if len(self._axes) > 2:
             across, along = self._axes[-2:]
-            is_wide = 2 * along.extent >= _TILE_COLUMNS
-            self._has_planes = is_wide and across.radius <= _REACH
+            is_wide = 2 * along["extent"] >= _TILE_COLUMNS
+            self._has_planes = is_wide and across["radius"] <= _REACH
         self._boxes = Room(self._device.xp) if boxes is None else boxes
         self.description = "separable"
 
@@ -177,7 +172,7 @@ class SpatialFilter(Filter):
         return {
             "box": self._filter_all_but_one(group, sent),
             "places": self._voxels.places,
-            **self._axes[0]._asdict(),
+            **self._axes[0],
             "axis_scale": received,
             "axis_weight": channel_weight,
         }
@@ -214,8 +209,10 @@ class SpatialFilter(Filter):
         """Filter the voxels' values along the last two axes, into a box."""
         voxels = self._voxels
         across, along = self._axes[-2:]
-        tiles = ceil_divide(along.extent, _TILE_COLUMNS) * ceil_divide(across.extent, _TILE_ROWS)
-        num_blocks = voxels.box_size // (along.extent * across.extent) * tiles
+        width = along["extent"]
+        height = across["extent"]
+        tiles = ceil_divide(width, _TILE_COLUMNS) * ceil_divide(height, _TILE_ROWS)
+        num_blocks = voxels.box_size // (width * height) * tiles
         self._device.launch(
             "spatial",
             "filter_planes",
@@ -224,12 +221,12 @@ class SpatialFilter(Filter):
             number=voxels.number,
             values=group,
             sent=sent,
-            width=along.extent,
-            height=across.extent,
-            row_taps=along.taps,
-            row_radius=along.radius,
-            column_taps=across.taps,
-            column_radius=across.radius,
+            width=width,
+            height=height,
+            row_taps=along["taps"],
+            row_radius=along["radius"],
+            column_taps=across["taps"],
+            column_radius=across["radius"],
             box=box,
         )
 
@@ -239,7 +236,7 @@ class SpatialFilter(Filter):
         The ends are what `filter_axis` reads and writes, of the arguments in `_NO_ENDS`.
         """
         voxels = self._voxels
-        arguments = {**_NO_ENDS, **self._axes[number]._asdict(), **ends}
+        arguments = {**_NO_ENDS, **self._axes[number], **ends}
         self._device.launch(
             "spatial",
             "filter_axis",

@@ -17,7 +17,7 @@ from crfrefine.refinement.tiles.grid import tile_layers
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
-    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
@@ -197,22 +197,8 @@ class Survey:
 
 # Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it.
 SHARE_OF_UNIFORM = 0.5
-
-
 # Share by which row sums may exceed those of a normal distribution of voxels.
 ROW_SUM_MARGIN = 1.2
-
-
-def largest_row_sum(kernel: KernelSpec, kernels: KernelSetSpec) -> float:
-    """Return the row sum of a normalized kernel that no row exceeds in practice.
-
-    Symmetrically normalized rows exceed 1 where a voxel has many neighbors that have few others. Of
-    voxels that are normally distributed over the features, the sum at the center is up to
-    (8 / 7)^(features / 2); no proof bounds all other images as closely (docs/reference/math.md).
-    """
-    if kernels.normalization != "symmetric":
-        return 1.0
-    return ROW_SUM_MARGIN * math.pow(8.0 / 7.0, len(kernel.theta) / 2.0)
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
@@ -237,7 +223,14 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
     lowest = np.full(num_labels, np.log(probability))
     weights = np.asarray(run.weights, np.float64)
-    row_sums = [largest_row_sum(kernel, spec.kernels) for kernel in spec.kernels.kernels]
+    # The row sum of a normalized kernel that no row exceeds in practice. Symmetrically normalized
+    # rows exceed 1 where a voxel has many neighbors that have few others. Of voxels that are
+    # normally distributed over the features, the sum at the center is up to (8 / 7)^(features / 2);
+    # no proof bounds all other images as closely (docs/reference/math.md).
+    row_sums = np.ones(len(weights))
+    if spec.kernels.normalization == "symmetric":
+        for number, kernel in enumerate(spec.kernels.kernels):
+            row_sums[number] = ROW_SUM_MARGIN * math.pow(8.0 / 7.0, len(kernel.theta) / 2.0)
     weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
     if run.is_potts:
         largest_rise = weight * float(compatibility.max())
