@@ -52,6 +52,8 @@ class LabelMapNetwork:
     # mm between voxels of the network, one number or one per axis, or "auto"; None means that each
     # label is taken as it is.
     network_spacing: ArrayLike | None = None
+    # Whether blocks were looked for: the spacing is one number per axis, or None, and was noted.
+    is_examined: bool = False
     # Of the channels, those of labels that do not occur: they take part only near strokes of them.
     absent: Collection[int] = ()
     # Voxels of each label that the files have and this label map lacks: other structures have them,

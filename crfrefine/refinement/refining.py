@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -117,9 +117,13 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
     labels = tuple(sorted(occurring_or_drawn))
     num_labels = max(network.num_labels, labels[-1] + 1)
     parameters = case.parameters.select_labels(labels, num_labels)
-    network_spacing, note = find_network_spacing(
-        network.network_spacing, network.labels, case.image.spacing
-    )
+    if network.is_examined:
+        network_spacing = cast("tuple[float, ...] | None", network.network_spacing)
+        note = None
+    else:
+        network_spacing, note = find_network_spacing(
+            network.network_spacing, network.labels, case.image.spacing
+        )
     numbers = channel_numbers(network.labels, labels)
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.

@@ -32,7 +32,7 @@ from crfrefine.runs.tune.corrections import Corrections
 from crfrefine.runs.tune.slices import pack_plane
 
 PLACE = [4, 5, 6]
-VIEW = {"plane": 0, "place": PLACE, "modality": 0}
+VIEW = {"plane": 0, "place": PLACE, "modality": 0, "is_known": False}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
         {"place": [0]},
         {"modality": 2},
     ):
-        with pytest.raises(InputError, match="no such plane"):
+        with pytest.raises(InputError, match="no such"):
             session.plane(**VIEW | changes)
     assert session.refine(1001, "", {}, PLACE, is_whole=True)["result"]["num_iterations"] > 0
     changed = session.refine(2001, "default", {"bilateral.weight": 3.0}, PLACE, is_whole=True)
@@ -122,11 +122,13 @@ def unpack(content):
     shape = (header["rows"], header["columns"])
     size = header["rows"] * header["columns"]
     assert (len(line) + 1) % 8 == 0, "arrays of a browser are aligned"
-    assert len(rest) == size * (4 + 2 * len(header["layers"]))
-    layers = {"image": np.frombuffer(rest, "<f4", size).reshape(shape)}
-    for number, name in enumerate(header["layers"]):
-        labels = np.frombuffer(rest, "<u2", size, size * (4 + 2 * number))
-        layers[name] = labels.reshape(shape)
+    layers = {}
+    start = 0
+    for name, kind in header["layers"]:
+        assert start % int(kind[1]) == 0, "arrays of a browser are aligned"
+        layers[name] = np.frombuffer(rest, f"<{kind}", size, start).reshape(shape)
+        start += layers[name].nbytes
+    assert len(rest) == start
     return header, layers
 
 
@@ -138,15 +140,15 @@ def test_planes_are_upright_with_the_frame_of_a_box(large):
     place = (25, 11, 33)  # Each plane meets the box.
     refined = case.network_labels.copy()
     refined[case.stored_box(box)] = 2
-    label_maps = {"refined": refined, "former": None, "reference": case.labels}
+    label_maps = {"former": None, "reference": case.labels, "refined": refined.astype(np.uint16)}
     for number, through in ((0, 2), (1, 1), (2, 0)):
-        content = pack_plane(case, number, place, 0, label_maps, box)
+        content = pack_plane(case, number, place, label_maps | {"image": case.image[0]}, box)
         header, layers = unpack(content)
 
         def shown(array, through=through):
             return case.pose.turn(array).take(place[through], axis=through).T[::-1]
 
-        assert header["layers"] == ["refined", "reference"]
+        assert header["layers"] == [["image", "f4"], ["refined", "u2"], ["reference", "u1"]]
         np.testing.assert_array_equal(layers["image"], shown(case.image[0]))
         np.testing.assert_array_equal(layers["refined"], shown(refined))
         np.testing.assert_array_equal(layers["reference"], shown(case.labels))
@@ -155,7 +157,7 @@ def test_planes_are_upright_with_the_frame_of_a_box(large):
         assert differs.any()
         differs[top:bottom, left:right] = False
         assert not differs.any()
-    header, _ = unpack(pack_plane(case, 0, (25, 11, 60 - 1), 0, label_maps, box))
+    header, _ = unpack(pack_plane(case, 0, (25, 11, 60 - 1), label_maps, box))
     assert header["frame"] is None
     marked = np.zeros(case.network_labels.shape, bool)
     marked[case.stored_box([slice(at, at + 1) for at in place])] = True
@@ -226,12 +228,12 @@ def test_the_labels_before_the_last_stroke_are_kept_to_compare(session):
     whole_result(session)
     after = session.shown[0]
     assert (after != before).any()
-    _, layers = unpack(session.plane(1, PLACE, 0))
+    _, layers = unpack(session.plane(1, PLACE, 0, is_known=False))
     turned = session.case.plane(before, 1, PLACE).T[::-1]
     np.testing.assert_array_equal(layers["former"], turned)
     np.testing.assert_array_equal(layers["refined"], session.case.plane(after, 1, PLACE).T[::-1])
     session.draw(**STROKE | {"value": 1})
-    _, layers = unpack(session.plane(1, PLACE, 0))
+    _, layers = unpack(session.plane(1, PLACE, 0, is_known=True))
     np.testing.assert_array_equal(layers["former"], session.case.plane(after, 1, PLACE).T[::-1])
 
 
@@ -243,6 +245,13 @@ def test_a_result_that_is_known_is_not_computed_again(session, monkeypatch):
     assert session.shown[0] is labels
     with pytest.raises(TypeError):
         whole_result(session, {"bilateral.weight": 3.0})
+
+
+def test_blocks_are_looked_for_once_in_the_whole_map(labeled_folders, monkeypatch):
+    folders, labels = labeled_folders
+    with open_session(options_for(folders._replace(logits=labels))) as session:
+        monkeypatch.setattr("crfrefine.refinement.refining.find_network_spacing", None)
+        assert whole_result(session)["is_whole"]
 
 
 @pytest.mark.parametrize("input_type", ["auto", "labels"])

@@ -326,7 +326,7 @@ def test_without_a_folder_one_is_offered_and_takes_all_strokes(folders, tmp_path
         worklist.draw(number, **STROKE)
     folder = worklist.describe()["folder"]
     path = str(tmp_path / "corrections-2")
-    assert folder == {"path": path, "is_used": False, "num_lost": 2}
+    assert folder == {"path": path, "is_used": False, "num_lost": 2, "problem": ""}
     assert worklist.keep_lost() == path
     worklist.session(1).save_case("", {})
     assert states(worklist) == [CORRECTED, SAVED, UNTOUCHED]

@@ -246,14 +246,15 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
     _, input_bytes = bytes_to_refine(headers, reading, may_stream=False)
     case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
-    if not isinstance(network, LabelMapNetwork) or network.network_spacing is None:
+    if not isinstance(network, LabelMapNetwork):
         return case
-    # Blocks are found in the whole map; a box may have too few.
+    # Blocks are looked for once, in the whole map; a box may have too few.
     spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
     notes = list(case.notes)
     if note:
         notes.append(note)
-    return replace(case, network=replace(network, network_spacing=spacing), notes=notes)
+    network = replace(network, network_spacing=spacing, is_examined=True)
+    return replace(case, network=network, notes=notes)
 
 
 class CaseRefiner:

@@ -49,6 +49,7 @@ _VIEW: dict[str, type] = {
     "plane": int,
     "place": list,
     "modality": int,
+    "is_known": bool,
 }
 _MAX_BODY = 16 << 20  # bytes of a request; the longest are strokes
 _HEADERS = {

@@ -314,17 +314,21 @@ class Session:
             **described,
         }
 
-    def plane(self, plane: int, place: Sequence[int], modality: int) -> bytes:
-        """Return a plane with the newest labels, as of `pack_plane`."""
+    def plane(self, plane: int, place: Sequence[int], modality: int, *, is_known: bool) -> bytes:
+        """Return a plane with the newest labels, as of `pack_plane`.
+
+        `is_known` tells that the page has what stays the same: image, network and reference.
+        """
+        case = self.case
         shown = self.shown
-        layers = {
-            "network": self.case.network_labels,
-            "refined": shown.labels,
-            "former": self._former,
-            "reference": self.case.labels,
-            "strokes": self.drawing.values,
-        }
-        return pack_plane(self.case, plane, place, modality, layers, shown.box)
+        layers = {"refined": shown.labels, "former": self._former, "strokes": self.drawing.values}
+        if not 0 <= modality < len(case.image):
+            raise InputError("no such image")
+        if not is_known:
+            layers["image"] = case.image[modality]
+            layers["network"] = case.network_labels
+            layers["reference"] = case.labels
+        return pack_plane(case, plane, place, layers, shown.box)
 
     def _refine_whole(self, parameters: CrfParameters, check: Callable[..., None]) -> Result:
         """Return the result of the whole case, and show it unless something was drawn meanwhile."""

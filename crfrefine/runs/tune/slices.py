@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
@@ -43,47 +45,48 @@ def pack_plane(
     case: TuneCase,
     plane: int,
     place: Sequence[int],
-    modality: int,
-    label_maps: Mapping[str, Array | None],
+    layers: Mapping[str, Array | None],
     box: Box | None,
 ) -> bytes:
-    """Return a plane of the image and of label maps as the page takes it.
+    """Return a plane of an image and of label maps as the page takes it.
 
     It is a line of JSON, which says what follows, and then arrays row by row from the top: the
-    image as 32-bit floating-point numbers, and labels as 16-bit integers, all with their lowest
-    byte first. Raise InputError if the case has no such plane.
+    image as 32-bit floating-point numbers, and labels as 16-bit or 8-bit integers, all with their
+    lowest byte first. Raise InputError if the case has no such plane.
 
     Args:
         case: the case.
         plane: the number of the plane in `PLANES`.
         place: a voxel of the upright grid in the plane.
-        modality: the number of the image.
-        label_maps: (*grid) each, by their names; None is left out.
+        layers: (*grid) each, by their names: "image", and those of label maps; None is left out.
         box: a part of the upright grid, whose first and last row and column in the plane are told,
             the latter not included; None means none.
     """
-    if not case.has_plane(plane, place) or not 0 <= modality < len(case.image):
+    if not case.has_plane(plane, place):
         raise InputError("no such plane")
+    _, across, up, _ = PLANES[plane]
+    num_rows = case.upright_grid[up]
     frame = None
     if box is not None:
-        _, across, up, _ = PLANES[plane]
         is_cut = [part.start <= at < part.stop for part, at in zip(box, place, strict=True)]
         if all(is_cut[axis] for axis in range(len(box)) if axis not in (across, up)):
-            num_rows = case.upright_grid[up]
             top = num_rows - box[up].stop
             bottom = num_rows - box[up].start
             frame = [top, bottom, box[across].start, box[across].stop]
 
-    image = case.plane(case.image[modality], plane, place).T[::-1]
-    parts = [image.astype("<f4").tobytes()]
-    names = []
-    for name, label_map in label_maps.items():
-        if label_map is not None:
-            names.append(name)
-            labels = case.plane(label_map, plane, place).T[::-1]
-            parts.append(labels.astype("<u2").tobytes())
-    rows, columns = image.shape
-    header = {"rows": rows, "columns": columns, "frame": frame, "layers": names}
+    parts = []
+    for name, array in layers.items():
+        if array is not None:
+            kind = "f4" if name == "image" else "u1" if array.dtype == np.uint8 else "u2"
+            shown = case.plane(array, plane, place).T[::-1]
+            parts.append((name, kind, shown.astype(f"<{kind}").tobytes()))
+    parts.sort(key=lambda part: -len(part[2]))  # Arrays of larger numbers first: all are aligned.
+    header = {
+        "rows": num_rows,
+        "columns": case.upright_grid[across],
+        "frame": frame,
+        "layers": [(name, kind) for name, kind, _ in parts],
+    }
     line = json.dumps(header).encode()
     line += b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n"
-    return b"".join([line, *parts])
+    return b"".join([line, *(content for _, _, content in parts)])

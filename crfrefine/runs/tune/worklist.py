@@ -146,7 +146,8 @@ class Worklist:
     def _describe_folder(self) -> dict[str, Any]:
         """Return where strokes are kept, or where they could be."""
         folder = self._options.corrections
-        lost = {number for number, drawing in tuple(self._drawings.items()) if drawing.is_lost}
+        drawings = dict(self._drawings)
+        lost = {number for number, drawing in drawings.items() if drawing.is_lost}
         if folder is None:
             for number, files in enumerate(self._inputs.cases):
                 if self._reviews.of_case(files.case_id) != Review():
@@ -156,6 +157,8 @@ class Worklist:
             "is_used": folder is not None,
             # cases whose strokes or notes are gone when the program ends
             "num_lost": len(lost),
+            # why strokes of a case cannot be written; "" if all can
+            "problem": max((drawing.problem for drawing in drawings.values()), default=""),
         }
 
     def _state_of(self, number: int) -> str:

@@ -60,6 +60,7 @@ function showFolder() {
   const numOpen = withState("corrected", "outdated");
   document.body.dataset.kept = folder.is_used;
   for (const node of findAll(".path")) node.textContent = folder.path;
+  find("problem-text").textContent = folder.problem;
   find("save-all").hidden = !numOpen;
   find("save-all").textContent =
     isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
@@ -79,9 +80,9 @@ export const changeCases = (name, sent) => takeList(send(name, sent));
 export const keep = () => changeCases("keep", {});
 
 // Take the new state of a case, which a stroke has given it.
-export function showState(number, word) {
+export function showState(number, { problem, state: word }) {
   state.list.cases[number].state = word;
-  set({ list: { ...state.list, refused: "" } });
+  set({ list: { ...state.list, folder: { ...state.list.folder, problem }, refused: "" } });
 }
 
 // Ask before strokes are gone; promise whether the program may end.

@@ -70,15 +70,16 @@ export function send(address, content) {
 export const allSent = () => sent;
 export const isSending = () => numSent > 0;
 
-// Ask for a plane: `image` as numbers, and the labels of each layer, all row by row from the top.
+const KINDS = { f4: Float32Array, u2: Uint16Array, u1: Uint8Array };
+
+// Ask for a plane: its size, and the numbers of each layer, row by row from the top.
 export async function askPlane(address) {
   const buffer = await (await request(address)).arrayBuffer();
-  const start = new Uint8Array(buffer).indexOf(10) + 1;
-  const header = JSON.parse(new TextDecoder().decode(buffer.slice(0, start)));
-  const size = header.rows * header.columns;
-  const plane = { ...header, image: new Float32Array(buffer, start, size) };
-  header.layers.forEach((name, number) => {
-    plane[name] = new Uint16Array(buffer, start + size * (4 + 2 * number), size);
-  });
+  let start = new Uint8Array(buffer).indexOf(10) + 1;
+  const plane = JSON.parse(new TextDecoder().decode(buffer.slice(0, start)));
+  for (const [name, kind] of plane.layers) {
+    plane[name] = new KINDS[kind](buffer, start, plane.rows * plane.columns);
+    start += plane[name].byteLength;
+  }
   return plane;
 }

@@ -17,10 +17,11 @@ export class Plane {
     /** @type {any} */ this.spec = spec;
     this.send = send;
     /** @type {any} */ this.data = null; // the newest plane, as of `askPlane`
-    this.key = ""; // what it shows
+    this.key = ""; // what it shows, and of it what stays the same
+    this.image = "";
     /** @type {any} */ this.stroke = null; // that is being drawn
     /** @type {any[]} */ this.sent = []; // strokes that no plane has yet
-    this.isLoading = false;
+    /** @type {any} */ this.loading = null; // promises that what is asked for is drawn
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
@@ -243,11 +244,11 @@ export class Plane {
     this.stroke = null;
     if (!stroke) return;
     this.sent.push(stroke); // It is shown until a plane with it has come.
+    const isDrawn = this.send(stroke.sent); // before the planes of the new place are asked for
     const end = stroke.sent.path.slice(-2);
     set({ place: this.placeAt(geometry.nearest(spec, end)) });
-    const isDrawn = await this.send(stroke.sent);
-    stroke.version = isDrawn ? state.version : 0;
-    if (!isDrawn) this.forgetSent(0);
+    stroke.version = (await isDrawn) ? state.version : 0;
+    if (!stroke.version) this.forgetSent(0);
   }
 
   // Show no longer strokes that a plane of this version has, or that were refused.
@@ -266,32 +267,35 @@ export class Plane {
       this.parts.output.textContent = `${state.place[through] + 1} / ${state.about.grid[through]}`;
     }
     this.isOutdated = true;
-    if (!this.isLoading) this.loadNewest();
+    this.loading ??= this.loadNewest();
   }
 
   async loadNewest() {
     const { spec } = this;
-    this.isLoading = true;
     this.parts.overlay.ariaBusy = "true";
+    await null; // Further changes of this moment are loaded with it.
     while (this.isOutdated && !hasEnded()) {
       this.isOutdated = false;
       const { version, number, place } = state;
       const modality = Number(state.modality);
-      const key = [number, version, place[spec.through], modality].join();
+      const image = [number, place[spec.through], modality].join();
+      const isKnown = image === this.image;
+      const key = `${image},${version}`;
       try {
         if (key !== this.key) {
-          const sent = JSON.stringify({ plane: spec.number, place, modality });
-          const address = `case/${number}/plane/${version}?${encodeURIComponent(sent)}`;
-          this.data = await askPlane(address);
-          this.key = key;
-          this.drawGray();
-          this.drawLabels();
+          const sent = { plane: spec.number, place, modality, is_known: isKnown };
+          const query = encodeURIComponent(JSON.stringify(sent));
+          const data = await askPlane(`case/${number}/plane/${version}?${query}`);
+          this.data = isKnown ? { ...this.data, ...data } : data;
+          Object.assign(this, { image, key });
+          if (!isKnown) this.drawGray();
+          this.drawLabels(isKnown);
           this.forgetSent(version);
         }
         this.arrange();
       } catch { /* Another case may be open: its planes come. */ }
     }
-    this.isLoading = false;
+    this.loading = null;
     this.parts.overlay.ariaBusy = "false";
   }
 
@@ -304,7 +308,7 @@ export class Plane {
     drawing.drawInk(this.parts.ink, this.spec, strokes);
   }
 
-  drawLabels() {
+  drawLabels(onlyRefined = false) {
     const { data, parts } = this;
     if (!data) return;
     const { hidden, labels, since } = state;
@@ -313,7 +317,7 @@ export class Plane {
     drawing.drawLabels(parts.fill, data, table);
     drawing.drawLabels(parts.changes, data, table, data[since]);
     drawing.drawStrokes(parts.drawn, data, drawing.colorTable(labels));
-    for (const group of findAll("g", parts.contours)) {
+    for (const group of findAll(onlyRefined ? ".refined" : "g", parts.contours)) {
       drawing.drawContours(group, data, data[group.classList.value], seen);
     }
     // What is in the box that was refined by itself is provisional.

@@ -16,7 +16,7 @@ export const state = {
   labels: [], // of the case, each with its label, name and color
   version: 0, // of the labels: it rises with each edit and with each result
   result: null, // the facts of the newest one
-  strokes: { drawn: 0, can_undo: false, can_redo: false, problem: "" },
+  strokes: { drawn: 0, can_undo: false, can_redo: false },
   preset: "", changes: {}, // the parameters
   large: 0, // number of the plane that is shown large
   level: 0, width: 1, // of the intensities between black and white

@@ -113,8 +113,9 @@ async function refineNewest() {
     why = await compute(false);
   } while (sent !== counter);
   running = null;
+  await Promise.all(planes.map(({ loading }) => loading)); // The whole would delay them.
   // The whole of a large case is refined when somebody asks for it, or saves it.
-  if (!why && !state.result?.is_whole && !state.about.is_large) compute(true);
+  if (!why && sent === counter && !state.result?.is_whole && !state.about.is_large) compute(true);
   return why;
 }
 
@@ -214,7 +215,7 @@ function edit(name, sent) {
   const edited = send(`case/${number}/${name}`, { ...sent, mark });
   return attempt(edited.then((strokes) => {
     tell("");
-    showState(number, strokes.state);
+    showState(number, strokes);
     if (number !== state.number) return;
     showStrokes(strokes);
     state.version += 1;
@@ -228,7 +229,6 @@ function showStrokes(strokes) {
   find("saved-case").textContent = `${count(strokes.drawn)} ${voxels} drawn`;
   find("undo").disabled = !strokes.can_undo;
   find("redo").disabled = !strokes.can_redo;
-  find("problem-text").textContent = strokes.problem;
   find("first-stroke").hidden = strokes.drawn > 0;
 }
 
@@ -249,11 +249,6 @@ async function saveCase() {
     return refreshCases();
   }));
   if (!(await saving)) showStrokes(state.strokes);
-}
-
-async function keepAgain() {
-  await keep();
-  showStrokes((await askCase("describe")).strokes);
 }
 
 // End the program. The page ends before the server goes, so that nothing more is asked of it.
@@ -290,7 +285,7 @@ const actions = {
   "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
   "case-list": ({ target }) => go(Number(target.closest("button").value)),
   keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
-  whole: () => compute(true), "keep-again": () => attempt(keepAgain()),
+  whole: () => compute(true), "keep-again": keep,
   undo: () => edit("undo", {}), redo: () => edit("redo", {}),
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
   farther: () => largePlane().zoom(0.8), fit: () => largePlane().fit(),
@@ -309,11 +304,8 @@ function press(node) {
   if (node.tagName === "SELECT") {
     node.selectedIndex = (node.selectedIndex + 1) % node.length;
     node.dispatchEvent(new Event("change"));
-  } else if (node.type === "text") {
-    node.focus();
-  } else {
-    node.click();
-  }
+  } else if (node.type === "text") node.focus();
+  else node.click();
 }
 
 function resize(step) {
@@ -338,7 +330,7 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 window.addEventListener("beforeunload", (event) => {
-  if ((isSending() || state.strokes.problem) && !hasEnded()) event.preventDefault();
+  if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
 
 bindControls();
