@@ -33,11 +33,23 @@ def status(
     ] = False,
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""
+    from crfrefine.runs.run import note_on_num_labels
+    from crfrefine.runs.states import case_states
+
     is_complete = True
     content = []
     for folder in folders:
-        states, notes, are_done = _read_runs(folder)
-        is_complete = is_complete and are_done
+        states, notes = case_states(folder)
+        if notes or any(case.state != "done" for case in states):
+            is_complete = False
+        done = [case.record for case in states if case.record is not None]
+        note = note_on_num_labels(done)
+        if note is not None:
+            notes.append(note)
+        vanished = [record.case_id for record in done if record.vanished_labels]
+        if vanished:
+            kind = NoteKind.LABELS_VANISHED_IN
+            notes.append(Note.of(kind, cases=len(vanished), names=vanished))
         if not as_json:
             _show(folder, states, notes, max_listed=len(states) if verbose else _MAX_LISTED)
             continue
@@ -58,35 +70,6 @@ def status(
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     if not is_complete:
         raise click.exceptions.Exit(1)
-
-
-def _read_runs(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
-    """Return the states of the cases of the runs into a folder, notes, and whether all are done.
-
-    Raise InputError if it has no records.
-    """
-    from crfrefine.errors import InputError
-    from crfrefine.runs.run import note_on_num_labels
-    from crfrefine.runs.states import case_states, read_records
-
-    if not folder.is_dir():
-        problem = "expected a folder, this is a file" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {problem}; name the output folder of a run")
-    recorded = read_records(folder)
-    if not recorded.runs:
-        problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
-        raise InputError("\n  ".join([problem, *map(str, recorded.notes)]))
-    cases = case_states(folder, recorded)
-    done = [case.record for case in cases if case.record is not None]
-    are_done = all(case.state == "done" for case in cases)
-    notes = list(recorded.notes)
-    note = note_on_num_labels(done)
-    if note is not None:
-        notes.append(note)
-    vanished = [record.case_id for record in done if record.vanished_labels]
-    if vanished:
-        notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
-    return cases, notes, are_done and not recorded.notes
 
 
 def _show(folder: Path, cases: Sequence[CaseState], notes: Sequence[Note], max_listed: int) -> None:

@@ -245,11 +245,18 @@ def _other_values(record: CaseRecord, run: RunSummary, now: RunSummary) -> list[
     return keys
 
 
-def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
-    """Return the state of each case of the runs into a folder.
+def case_states(folder: Path) -> tuple[list[CaseState], list[Note]]:
+    """Return the state of each case of the runs into a folder, and notes on lines and results.
 
-    Of runs on the same inputs, the last one counts.
+    Of runs on the same inputs, the last one counts. Raise InputError if there is no record.
     """
+    if not folder.is_dir():
+        problem = "expected a folder, this is a file" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}; name the output folder of a run")
+    recorded = read_records(folder)
+    if not recorded.runs:
+        problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
+        raise InputError("\n  ".join([problem, *map(str, recorded.notes)]))
     last_runs = {run.inputs: run for run in recorded.runs}
     states: dict[str, CaseState] = {}
     for run in sorted(last_runs.values(), key=lambda run: run.started):
@@ -263,7 +270,7 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
             state = recorded.state_of(case_id, label_map, others, run)
             part_id = number % run.num_parts
             states[case_id] = state._replace(part_id=part_id, num_parts=run.num_parts)
-    return list(states.values())
+    return list(states.values()), recorded.notes
 
 
 def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path, FileBefore]]:

@@ -75,22 +75,21 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if descriptions:
         named = named_segments(descriptions[0].label_names)
 
-    has_scores = _has_scores(header, target, options, regions)
-    has_labels = not has_scores and _has_labels(header, target, options)
-    if options.mapping and not has_labels:
+    content = _content_of(header, target, options, regions)
+    if options.mapping and content != "labels":
+        found = "logits or probabilities" if content == "scores" else "an image"
         raise InputError(
-            f"{source}: --map gives the values of a label map new labels; found "
-            f"{'logits or probabilities' if has_scores else 'an image'}; leave --map out, or say "
-            "--as labels"
+            f"{source}: --map gives the values of a label map new labels; found {found}; leave "
+            "--map out, or say --as labels"
         )
     if like is not None:
-        require_grid(placed, like, is_filled=has_labels)
+        require_grid(placed, like, is_filled=content == "labels")
     geometry = _geometry(placed, like, target)
     check_writable(target_file.parent)
-    if has_scores:
+    if content == "scores":
         segments = header.segments or named
         sentence = _convert_channels(placed, target, options.to, geometry, regions, segments)
-    elif has_labels:
+    elif content == "labels":
         sentence = _convert_labels(placed, target, options, geometry, named, notes)
     else:
         sentence = _convert_image(placed, target, geometry, options.content)
@@ -126,36 +125,31 @@ def _check_options(source: Path, target: Path, options: ConversionOptions) -> No
         require_suffix(target, io.WRITTEN_SUFFIXES)
 
 
-def _has_scores(
+def _content_of(
     header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
-) -> bool:
-    """Return whether a file is converted as logits or probabilities, and not as it is."""
+) -> str:
+    """Return what a file is converted as: "scores" (logits, probabilities), "labels" or "image"."""
+    content = options.content
     is_array = FORMAT_OF_NAME[header.family].holds_scores_alone or holds_scores_alone(target)
-    if is_array and options.content == "image":
+    if is_array and content == "image":
         raise InputError(
             f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
         )
-    is_asked_for = is_array or options.to is not None or options.content == "logits"
-    if not is_asked_for or options.content == "labels":
-        return False
-    if header.num_channels > 1 or regions.is_channel(header):
-        return True
-    if options.content == "logits":
+    is_asked_for = is_array or options.to is not None or content == "logits"
+    may_be_scores = is_asked_for and content != "labels"
+    if may_be_scores and (header.num_channels > 1 or regions.is_channel(header)):
+        return "scores"
+    if content == "logits":
         raise InputError(
             f"{header.path}: holds one value per voxel; logits have one per label at each voxel, "
             "background included\n  Leave --as logits out to convert it as it is."
         )
-    return False
-
-
-def _has_labels(header: VolumeHeader, target: Path, options: ConversionOptions) -> bool:
-    """Return whether a file that has no scores is converted as a label map, and not as an image."""
+    if content == "labels" or options.to is not None:
+        return "labels"
+    if content == "image" or header.num_channels > 1:
+        return "image"
     is_for_labels = suffix_of(target) in LABELS_SUFFIXES or holds_scores_alone(target)
-    if options.content == "labels" or options.to is not None:
-        return True
-    if options.content == "image" or header.num_channels > 1:
-        return False
-    return is_for_labels or is_label_map(header)
+    return "labels" if is_for_labels or is_label_map(header) else "image"
 
 
 def _convert_labels(

@@ -16,7 +16,7 @@ from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
@@ -173,7 +173,28 @@ def _inspect_content(folder: Path, images: tuple[Path, ...], report: FolderRepor
         if archives:
             report.add_cases(CaseList(), [folder], archives)
             return
-    cases = _discover(folder)
+    inside = find_folders(folder)
+    has_images = "images" in inside
+    if not has_images:  # They are in the folder itself.
+        inside = {"images": folder}
+    try:
+        cases = discover_cases(
+            inside["images"],
+            inside.get("logits"),
+            inside.get("masks"),
+            inside.get("labels"),
+            include_imageless=has_images,
+        )
+    except InputError as error:
+        if has_images:
+            raise
+        raise InputError(
+            f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
+            "name the images with -i."
+        ) from None
+    if has_images and "logits" not in inside:
+        kind = NoteKind.NO_LOGITS
+        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
     report.add_cases(cases, _places_of(cases, folder))
 
 
@@ -261,18 +282,9 @@ class FolderReport:
         self.notes.append(note)
 
     def _add_case(self, files: CaseFiles) -> None:
-        """Describe a case."""
+        """Describe a case in a line, and keep the notes on its images."""
         reading = ReadingOptions(self.input_type, regions=self._regions, resample=self._resample)
         headers = read_case_headers(files, reading)
-        self.cases[files.case_id] = self._describe(headers)
-        if headers.logits is not None:
-            self._num_labels[files.case_id] = headers.logits.num_labels
-        for image in headers.images:
-            for remark in image.notes:
-                self._files_of_remark.setdefault(remark, []).append(image.path.name)
-
-    def _describe(self, headers: CaseHeaders) -> str:
-        """Return the line about a case."""
         image = headers.images[0]
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]
@@ -297,7 +309,12 @@ class FolderReport:
                     names.append(other.path.name)
             if names:
                 parts.append(f"{listed(names, 3)} on {words}")
-        return ", ".join([*parts, *map(str, headers.notes)])
+        self.cases[files.case_id] = ", ".join([*parts, *map(str, headers.notes)])
+        if network is not None:
+            self._num_labels[files.case_id] = network.num_labels
+        for header in headers.images:
+            for remark in header.notes:
+                self._files_of_remark.setdefault(remark, []).append(header.path.name)
 
 
 def _logits_words(num_labels: int) -> str:
@@ -332,27 +349,3 @@ def _inspect_structures(
                     raise InputError(f"{error}{propose(folder)}") from None
             grid = describe_grid(header.grid_shape, header.affine)
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
-
-
-def _discover(folder: Path) -> CaseList:
-    """Return the cases of a folder of images, or of one that has such a folder."""
-    inside = find_folders(folder)
-    if "images" not in inside:
-        try:
-            return discover_cases(folder, None)
-        except InputError as error:
-            raise InputError(
-                f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
-                "name the images with -i."
-            ) from None
-    cases = discover_cases(
-        inside["images"],
-        inside.get("logits"),
-        inside.get("masks"),
-        inside.get("labels"),
-        include_imageless=True,
-    )
-    if "logits" not in inside:
-        kind = NoteKind.NO_LOGITS
-        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
-    return cases
