@@ -174,10 +174,20 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     axes = [axis for axis, extent in enumerate(label_map.shape) if extent > 1]
     if box is None or not axes:
         return 0
+    from scipy import ndimage
+
     part = label_map[box]
-    voxels, hole_numbers = _find_holes(part, axes)
+    regions, count = ndimage.label(part == 0)
+    is_hole = np.arange(int(count) + 1) > 0
+    for axis in axes:
+        # A region that reaches the end of the box is at the grid's border, or continues outside the
+        # box, where all is background.
+        for end in (0, -1):
+            is_hole[regions.take(end, axis=axis)] = False
+    voxels = np.flatnonzero(is_hole[regions])
     if not voxels.size:
         return 0
+    hole_numbers = regions.ravel()[voxels].astype(np.int64)
 
     holes, main_labels, num_labels = _labels_around(part, axes, voxels, hole_numbers)
     if not any_hole:
@@ -193,31 +203,14 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     return int(np.count_nonzero(is_filled))
 
 
-def _find_holes(part: Array, axes: Collection[int]) -> tuple[Integers, Integers]:
-    """Return the flat indices of the voxels in holes of a part, and the number of each one's hole.
-
-    The part is the bounding box of the foreground, and `axes` are those of several voxels.
-    """
-    from scipy import ndimage
-
-    regions, count = ndimage.label(part == 0)
-    is_hole = np.arange(int(count) + 1) > 0
-    for axis in axes:
-        # A region that reaches the end of the box is at the grid's border, or continues outside the
-        # box, where all is background.
-        for end in (0, -1):
-            is_hole[regions.take(end, axis=axis)] = False
-    voxels = np.flatnonzero(is_hole[regions])
-    return voxels, regions.ravel()[voxels].astype(np.int64)
-
-
 def _labels_around(
     part: Array, axes: Collection[int], voxels: Integers, hole_numbers: Integers
 ) -> tuple[Integers, Integers, Integers]:
     """Return the numbers of the holes, the main label and the number of labels around each.
 
-    The main label shares most faces with the hole; of a tie the lowest counts.
-    `voxels` and `hole_numbers` are those of `_find_holes`.
+    The main label shares most faces with the hole; of a tie the lowest counts. `voxels` are the
+    flat indices of the voxels in holes of a part, `hole_numbers` the number of each one's hole. The
+    part is the bounding box of the foreground, and `axes` are those of several voxels.
     """
     flat = part.ravel()
     base = int(part.max()) + 1

@@ -308,52 +308,53 @@ def look_at(values: Array) -> Look:
     return look
 
 
-def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
-    """Return "logits" or "probabilities", and the reason.
+def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple[str, Note]:
+    """Return "logits" or "probabilities", and a note that says which and why.
 
     Args:
         look: the facts about the values.
         input_type: the user's word: "auto", "logits" or "probabilities".
         kind: "logits" or "probabilities" if the file declares it.
-        name: of the file or argument, for errors.
+        path: the file, or the name of an argument.
 
     Raises:
         InputError: the values are neither, or contradict the user or the file.
     """
     said = kind if input_type == "auto" else input_type
+    may_be_probabilities = said != "logits" and not look.are_logits
+    decided = said or "logits"
+    reason = who_says(input_type)
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        tolerance = TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE
-        bad = look.bad_voxels(tolerance)
+        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
         if bad.size:
-            raise InputError(_describe_bad_sums(look, bad, name))
-        reason = "all values lie in [0, 1] and sum to 1 at each voxel"
-        if is_declared:
-            reason = who_says(input_type)
-        return said or "probabilities", reason
-
-    # Probabilities that interpolation took outside [0, 1] sum to 1 at every voxel, unlike logits.
-    may_overshoot = said != "logits" and not look.are_logits
-    if may_overshoot and not look.bad_voxels(SUM_TOLERANCE).size:
-        return "probabilities", _describe_overshoot(look)
-    total = None
-    if input_type != "logits" and not look.are_logits:
-        total = look.scaled_sum
-    if total is not None:
-        raise InputError(
-            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
-            "probabilities in percent or from 0 to 255 do\n"
-            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
-            f"give {BY_HAND.format('logits')}."
-        )
-    if said == "probabilities":
-        raise InputError(
-            f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, "
-            f"give {BY_HAND.format('logits')}"
-        )
-    if said is None:
-        return "logits", f"it has values outside [0, 1], such as {look.outside}"
-    return "logits", who_says(input_type)
+            raise InputError(_describe_bad_sums(look, bad, path))
+        if not is_declared:
+            decided = "probabilities"
+            reason = "all values lie in [0, 1] and sum to 1 at each voxel"
+    elif may_be_probabilities and not look.bad_voxels(SUM_TOLERANCE).size:
+        # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
+        decided = "probabilities"
+        reason = _describe_overshoot(look)
+    else:
+        total = None
+        if input_type != "logits" and not look.are_logits:
+            total = look.scaled_sum
+        if total is not None:
+            raise InputError(
+                f"{path}: no value is negative, and the labels sum to {total:.6g} at each voxel, "
+                "as probabilities in percent or from 0 to 255 do\n"
+                "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
+                f"give {BY_HAND.format('logits')}."
+            )
+        if said == "probabilities":
+            raise InputError(
+                f"{path}: expected probabilities between 0 and 1, found {look.outside}; for "
+                f"logits, give {BY_HAND.format('logits')}"
+            )
+        if said is None:
+            reason = f"it has values outside [0, 1], such as {look.outside}"
+    return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
 
 
 def _describe_overshoot(look: Look) -> str:
@@ -363,7 +364,7 @@ def _describe_overshoot(look: Look) -> str:
     )
 
 
-def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
+def _describe_bad_sums(look: Look, bad: NDArray[np.intp], path: Path) -> str:
     """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
     sums = look.sums.reshape(-1)[bad]
     first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
@@ -385,9 +386,9 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
         f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
     )
     if not look.lacks_background:
-        return f"{name}: {problem}\n{advice}"
+        return f"{path}: {problem}\n{advice}"
     return (
-        f"{name}: the background seems to be missing, since no sum over the labels is above 1: "
+        f"{path}: the background seems to be missing, since no sum over the labels is above 1: "
         f"{problem}\n"
         "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
         "  --add-background, which takes the channels for labels 1, 2, … and computes the\n"
@@ -397,24 +398,14 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     )
 
 
-def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple[str, Note]:
-    """Return "logits" or "probabilities", and a note that says which and why.
-
-    The values of a file, (L, [z,] y, x), are finite. The arguments and errors are those of
-    `decide`.
-    """
-    decided, reason = decide(look, input_type, kind, str(path))
-    return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
-
-
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Return what `decide` says about (L, *grid) of a caller, who does not say "logits".
+    """Return what `identify` says about (L, *grid) of a caller, who does not say "logits".
 
-    Raises InputError like `decide`, and under "auto" for probabilities, too.
+    Raises InputError like `identify`, and under "auto" for probabilities, too.
     """
     look = look_at(values)
     name = "logits" if input_type == "auto" else input_type
-    decided, _ = decide(look, input_type, None, name)
+    decided, _ = identify(look, input_type, None, Path(name))
     if decided == "probabilities" and input_type == "auto":
         where = "all lie in [0, 1] and"
         if look.outside is not None:

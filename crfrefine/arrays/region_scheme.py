@@ -220,10 +220,10 @@ MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in pa
 def identify_regions(
     values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
 ) -> tuple[str, str]:
-    """Decide whether channels of regions are log-odds ("logits") or sigmoid probabilities.
+    """Return "logits" for channels of log-odds, "probabilities" for sigmoids, and the reason.
 
-    The values, (R, *grid), are finite. Other arguments, the result and errors are those of
-    `crfrefine.arrays.probabilities.decide`.
+    The values, (R, *grid), are finite. Other arguments and the errors are those of
+    `crfrefine.arrays.probabilities.identify`.
     """
     said = kind if input_type == "auto" else input_type
     lowest = float(values.min())

@@ -25,17 +25,11 @@ MAX_SPAN = 1e6
 FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
 
 
-@dataclass(frozen=True)
-class FeatureOrigin:
-    """The point that the features of appearance kernels count from.
-
-    Parts of a volume that share an origin share the points of a lattice and the cells of a grid,
-    so their messages agree away from the cut.
-    """
-
-    # Index of a voxel along each grid axis; it may lie outside the grid.
-    position: tuple[int, ...]
-    intensity: tuple[float, ...]  # one normalized intensity per modality
+# The point that the features of appearance kernels count from: the index of a voxel along each grid
+# axis, which may lie outside the grid, and one normalized intensity per modality. Parts of a volume
+# that share an origin share the points of a lattice and the cells of a grid, so their messages
+# agree away from the cut.
+FeatureOrigin = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +69,7 @@ def default_origin(image: GridImage) -> FeatureOrigin:
     else:
         position = first_inside(mask)
         lowest = [float(modality.min(where=mask, initial=np.inf)) for modality in image.values]
-    return FeatureOrigin(position, tuple(lowest))
+    return position, tuple(lowest)
 
 
 def first_inside(mask: Bool) -> tuple[int, ...]:

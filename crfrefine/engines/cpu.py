@@ -179,9 +179,6 @@ class CpuKernels:
         self._mask = image.mask
         self._axes = image.axes
 
-        origin = None  # in the engine's form; None means `default_origin`
-        if image.origin is not None:
-            origin = (list(image.origin.position), list(image.origin.intensity))
         with engine_errors(engine, values.shape):
             self.built = engine.Kernels(
                 values,
@@ -189,7 +186,7 @@ class CpuKernels:
                 spec.distances(image.spacing),
                 spec,
                 list(image.axes or ()),
-                origin,
+                image.origin,
                 context.threads or available_threads(),
                 context.progress,
             )

@@ -157,7 +157,16 @@ def make_model(
         rows.append(_spread(values[0], num_labels, f"{name}.weight", dtype)[None])
     divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
     shift = _spread(bias, num_labels, "bias", dtype)
-    penalties = _compatibility(compatibility, num_labels, dtype)
+    if compatibility is None:  # Potts
+        penalties = 1.0 - torch.eye(num_labels, dtype=dtype, device=HOST)
+    else:
+        penalties = compatibility.to(HOST, dtype)
+        shape = (num_labels, num_labels)
+        if penalties.shape != shape or not torch.isfinite(penalties.detach()).all():
+            raise InputError(
+                f"compatibility: expected {shape} finite penalties, got a tensor "
+                f"{tuple(penalties.shape)}"
+            )
     volume_weight = None
     if volume is not None:
         volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
@@ -195,20 +204,6 @@ def make_kernel_set(
     fields = own_fields(KernelSetSpec, vars(settings))
     spec = KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
     return spec, torch.cat(thetas)
-
-
-def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
-    """Return the penalties (L, L), Potts for None; raise InputError if they cannot be used."""
-    if matrix is None:
-        return 1.0 - torch.eye(num_labels, dtype=dtype, device=HOST)
-    penalties = matrix.to(HOST, dtype)
-    shape = (num_labels, num_labels)
-    if penalties.shape != shape or not torch.isfinite(penalties.detach()).all():
-        raise InputError(
-            f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor "
-            f"{tuple(penalties.shape)}"
-        )
-    return penalties
 
 
 def _run_of(model: ModelTensors, settings: MeanFieldParameters) -> MeanFieldSpec:

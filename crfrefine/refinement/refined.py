@@ -58,6 +58,7 @@ class RefinedChannels:
         """Keep the engine's results, and the logits, or labels, of all other voxels."""
         self._shape = prepared.logits.shape[1:]
         self._run = run
+        # By temperature, (tiles, voxels of a tile): log sum exp(logit / temperature).
         self._log_sums: dict[float, Float32] = {}
         self.is_streamed = not len(prepared.logits)
         self.num_channels = len(prepared.logits) or run.num_labels
@@ -321,9 +322,12 @@ class RefinedChannels:
         tiles = tiles[start:stop]
         values = self.computed[0, entries[start:stop]]
         if output_temperature is not None and len(values):
+            if output_temperature not in self._log_sums:
+                sums = log_sums_of_tiles(self.computed[0], sets.first_entry, output_temperature)
+                self._log_sums[output_temperature] = sums
             places = np.searchsorted(sets.tiles, tiles)
             scaled = over_output_temperature(values, output_temperature)
-            values = marginal(scaled, self._log_sums_of(output_temperature)[places])
+            values = marginal(scaled, self._log_sums[output_temperature][places])
 
         refined = part.scatter(tiles - tiles_of_part.start, values)
         where = part.to_voxels(sets.active[layers])
@@ -336,14 +340,6 @@ class RefinedChannels:
         refined = refined.reshape(shape)
         where = where.reshape(shape)
         return refined[planes], where[planes]
-
-    def _log_sums_of(self, temperature: float) -> Float32:
-        """Return log sum exp(logit / temperature) of active tiles, (tiles, voxels of a tile)."""
-        assert self.sets is not None
-        if temperature not in self._log_sums:
-            sums = log_sums_of_tiles(self.computed[0], self.sets.first_entry, temperature)
-            self._log_sums[temperature] = sums
-        return self._log_sums[temperature]
 
 
 def _checksum_of(channels: Float32) -> int:

@@ -420,10 +420,10 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, 
     inner = np.zeros_like(left.inside)
     np.moveaxis(inner, axis, 0)[reach:-reach] = np.moveaxis(left.inside, axis, 0)[reach:-reach]
     assert inner.any()
-    origin = default_origin(case.grid)
-    moved = replace(
-        origin,
-        position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)),
+    position, lowest = default_origin(case.grid)
+    moved = (
+        tuple(at - begin * (number == axis) for number, at in enumerate(position)),
+        lowest,
     )
     beta = [0.15, 0.2, 0.25][:num_modalities]
     settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": beta}

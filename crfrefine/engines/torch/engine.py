@@ -82,7 +82,10 @@ def mean_field(
         log_marginals = torch.log_softmax(x, dim=1)
         converged = False
         if previous is not None and spec.tolerance > 0.0:
-            converged = _are_close(log_marginals, previous, spec.tolerance)
+            divergence = (log_marginals.exp() * (log_marginals - previous)).sum(1)
+            is_flipped = log_marginals.argmax(1) != previous.argmax(1)
+            has_few_flips = is_flipped.double().mean().item() < FLIPPED_SHARE
+            converged = divergence.mean().item() < spec.tolerance and has_few_flips
         if converged or len(energies) == spec.num_iterations:
             report = MeanFieldReport(len(energies), converged, tuple(energies))
             return x, report, biases
@@ -103,14 +106,6 @@ def mean_field(
             biases.append(volume.bias)
         energies.append(energy)
         previous = log_marginals
-
-
-def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
-    """Return whether a step changed the marginals, (N, L), so little that the run converged."""
-    divergence = (log_marginals.exp() * (log_marginals - before)).sum(1)
-    is_flipped = log_marginals.argmax(1) != before.argmax(1)
-    share = is_flipped.double().mean().item()
-    return divergence.mean().item() < tolerance and share < FLIPPED_SHARE
 
 
 def divided(scores: Tensor, temperature: Tensor) -> Tensor:

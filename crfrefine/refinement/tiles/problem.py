@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import Box, widen
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
+from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
@@ -110,7 +110,7 @@ class TileProblem:
         position = (0,) * len(self.image.spacing)
         if self.image.mask is not None:
             position = first_inside(self.image.mask)
-        origin = FeatureOrigin(position, tuple(lowest.tolist()))
+        origin = (position, tuple(lowest.tolist()))
         return replace(self, image=replace(self.image, origin=origin))
 
     def in_slab(self, planes: slice) -> TileProblem:
@@ -118,12 +118,11 @@ class TileProblem:
 
         The problem has the origin of `with_origin`; the slab's image is normalized.
         """
-        origin = self.image.origin
-        assert origin is not None
-        first, *others = origin.position
+        assert self.image.origin is not None
+        (first, *others), lowest = self.image.origin
         mask = None if self.mask is None else self.mask[planes]
         values = self.normalized((planes,))
-        origin = replace(origin, position=(first - planes.start, *others))
+        origin = ((first - planes.start, *others), lowest)
         layers = tile_layers(planes.start, planes.stop)
         grid = self.grid.with_planes(planes.stop - planes.start)
         return replace(
