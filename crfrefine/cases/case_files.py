@@ -51,11 +51,6 @@ class CaseFiles:
         """Return the case with more missing files, and a problem unless it has one already."""
         return replace(self, lack=self.lack or lack, missing=self.missing + missing)
 
-    def without(self, what: str, place: Path, expected: str) -> CaseFiles:
-        """Return the case, which has no file of a kind in a place."""
-        missing = f"no {what} in {place}"
-        return self.lacking(f"{missing}; expected {expected}", missing)
-
     def with_several(
         self, expected: str, paths: Collection[Path], place: Path, after: str = ""
     ) -> CaseFiles:
@@ -67,10 +62,7 @@ class CaseFiles:
 
 
 class CaseList(list[CaseFiles]):
-    """The cases found, sorted by name.
-
-    `notes` says which files were ignored and why.
-    """
+    """The cases found, sorted by name; `notes` says which files were ignored and why."""
 
     found = ""  # how many cases a pattern has, with an example; "" for folders
     is_single = False  # whether the images are files of one case

@@ -171,8 +171,11 @@ def find_folders(folder: Path) -> dict[str, Path]:
         for name in names:
             if (folder / name).is_dir():
                 places.setdefault(kind, folder / name)
-    if "images" in places:  # The labels of imagesTs are in labelsTs.
-        labels = folder / places["images"].name.replace("images", "labels")
-        if labels.is_dir():
-            places["labels"] = labels
+    if "images" in places and labels_beside(places["images"]).is_dir():
+        places["labels"] = labels_beside(places["images"])
     return places
+
+
+def labels_beside(images: Path) -> Path:
+    """Return the folder of the labels of images: of imagesTs, it is labelsTs."""
+    return images.with_name(images.name.replace("images", "labels"))

@@ -1,7 +1,4 @@
-"""Find the cases of images, and the other files of each: in folders, by patterns, or one by one.
-
-Contents are read later.
-"""
+"""Find the cases of images, and the other files of each: in folders, by patterns, or one by one."""
 
 from __future__ import annotations
 
@@ -66,9 +63,7 @@ def discover_cases(
     add_background: bool = False,
     include_imageless: bool = False,
 ) -> CaseList:
-    """Find the cases in folders, by patterns, or the one case of single files, sorted by name.
-
-    Incomplete ones have a `problem`.
+    """Find the cases, sorted by name; incomplete ones have a `problem`.
 
     The images are a folder, a pattern, or the files of one case, one per modality; logits a folder,
     a pattern, one file with all labels, or one per label in order. With the input type "labels"
@@ -111,7 +106,9 @@ def discover_cases(
             if files.kind is not MASK and files.place != place:
                 names.update(files.by_case(case_ids))
         expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
-        cases += [CaseFiles(name, ()).without("image", place, expected) for name in names]
+        missing = f"no image in {place}"
+        for name in names:
+            cases.append(CaseFiles(name, ()).lacking(f"{missing}; expected {expected}", missing))
         cases.sort(key=lambda case: case.case_id)
     for files in others:
         files.add_to(cases, first_label=int(add_background))
@@ -119,10 +116,7 @@ def discover_cases(
 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
-    """Return the case of single files, one per modality.
-
-    Raises InputError if their names are those of several cases.
-    """
+    """Return the case of single files, one per modality."""
     # Without other files to compare with, only the number of the first modality, 0000, is certainly
     # not part of the name.
     numbered = set[str]()
@@ -141,10 +135,7 @@ def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
 
 
 def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> CaseList:
-    """Return the cases of a folder or of a pattern of images; InputError if there is none.
-
-    `output` and `others` are where other files of the cases are.
-    """
+    """Return the cases of a folder or pattern; other files of theirs are in the other places."""
     images, beside = _find_images(place, output, *others)
     if not images:
         reason = "no image by this pattern, apart from what other options name"
@@ -228,20 +219,16 @@ def _find_images(
 def _expected_modalities(
     by_case: Mapping[str, Sequence[Match]], place: Path
 ) -> tuple[tuple[str, ...], str]:
-    """Return the modalities that each case must have, in order, and which source says so.
-
-    None are expected of images without names of modalities.
-    """
-    found = []
+    """Return the modalities that each case must have, if any, in order, and what says so."""
+    counts = Counter[tuple[str, ...]]()
     for matches in by_case.values():
         names = {match.modality for match in matches if match.modality}
         if names and all(map(_FOUR_DIGITS.fullmatch, names)):
             names = {f"{number:04d}" for number in range(int(max(names)) + 1)}
         if names:
-            found.append(tuple(sorted(names)))
-    if not found:
+            counts[tuple(sorted(names))] += 1
+    if not counts:
         return (), ""
-    counts = Counter(found)
     # The most frequent ones; of two equally frequent ones the larger, so that missing files are
     # found.
     usual = max(counts, key=lambda names: (counts[names], len(names)))
@@ -251,7 +238,7 @@ def _expected_modalities(
         channels = [name.casefold() for name in description.channel_names]
         if all(map(_FOUR_DIGITS.fullmatch, usual)):
             return tuple(f"{number:04d}" for number in range(len(channels))), source
-        names_there = {name.casefold(): name for names in found for name in names}
+        names_there = {name.casefold(): name for names in counts for name in names}
         if names_there.keys() >= {*channels}:
             return tuple(names_there[channel] for channel in channels), source
     return usual, "as in the other cases"
@@ -298,7 +285,6 @@ def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
     if len(sources) > 1 and holds_many(place):
         raise InputError(f"{place}: give one folder of strokes, or the files of one case")
     files = Files(STROKES, *sources)
-    files.require_any()
     files.add_to(cases)
     names = [case.case_id for case in cases]
     strays = [path for paths in files.by_case(names).values() for path in paths]

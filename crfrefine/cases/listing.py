@@ -29,6 +29,7 @@ from crfrefine.cases.conventions import (
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.patterns import (
     Match,
+    advise,
     check_pattern,
     describe_found,
     find_matches,
@@ -49,7 +50,10 @@ class Files:
     """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
 
     def __init__(self, kind: Kind, *places: Path, cases: Collection[str] = ()) -> None:
-        """Find the files; names of files per label by a pattern are split with the known cases."""
+        """Find the files; names of files per label by a pattern are split with the known cases.
+
+        Raises InputError for a pattern without any file, unless these are optional.
+        """
         self.kind = kind
         self.place = places[0]
         self.one = kind.one or f"one file of {kind.what}"  # for messages
@@ -83,6 +87,9 @@ class Files:
                     # Names with an ending say more than any others.
                     names.insert(0 if "_" in pattern.name else len(names), match.case)
             self._lines.append(by_case)
+        if is_pattern(self.place) and not self.paths and not kind.is_optional:
+            hint = advise(self.place, holds_images=False)
+            raise InputError(f"{self.place}: no file by this pattern{hint}")
         if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
             folder = self.place.parent if is_pattern(self.place) else self.place
             for name in OTHERS:
@@ -108,11 +115,6 @@ class Files:
     def paths(self) -> list[Path]:
         """All files."""
         return [*self._cases_of]
-
-    def require_any(self) -> None:
-        """Raise InputError for a pattern without any file."""
-        if is_pattern(self.place) and not self.paths:
-            raise InputError(f"{self.place}: no file by this pattern{nearest_files(self.place)}")
 
     def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without those in `but`."""
@@ -148,15 +150,13 @@ class Files:
         """Add its files to each case, or the problem of a case that has none or too many.
 
         Files per label begin with `first_label`. Raises InputError for the files of one case if
-        there are several, and for a pattern without any file, unless these are optional.
+        there are several.
         """
         if self.given and len(cases) != 1:
             raise InputError(
                 f"{self.place}: {self.one} for {len(cases)} cases; "
                 "give a folder, a pattern, or the images of one case"
             )
-        if not self.given and not self.kind.is_optional:
-            self.require_any()
         for number, case in enumerate(cases):
             matches = self.given or self.of(case.case_id, case.images)
             if not matches and self.kind is LABEL_MAP and cases.is_single and is_folder(self.place):
@@ -216,7 +216,8 @@ class Files:
         expected = self.kind.expected.replace("CASE", case.case_id)
         if is_pattern(self.place):
             expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
-        return case.without(self.kind.what.replace("CASE", case.case_id), self.place, expected)
+        missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
+        return case.lacking(f"{missing}; expected {expected}", missing)
 
 
 def clear_structures(folder: Path) -> dict[str, list[Match]]:

@@ -1,7 +1,4 @@
-"""The cases of a manifest, a CSV table that names the files of each case.
-
-It is for archives whose names follow no rule.
-"""
+"""The cases of a manifest, a CSV table with the files of each, where names follow no rule."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from crfrefine.base.geometry import SPACING_RANGE
 from crfrefine.base.notes import Note, NoteKind
@@ -27,9 +25,6 @@ SEPARATOR = ";"  # of several names in a cell
 COLUMN_SEPARATORS = ",;\t"  # as spreadsheets write them in one country or another
 COLUMNS = (*REQUIRED, *OPTIONAL)
 _WITH_ONE_NAME = ("case", "mask", "output")
-
-_SEPARATORS = frozenset("/\\")  # of folders in a path
-
 MAX_BYTES = 1 << 28  # largest manifest that is read: a million cases with long paths
 _MAX_NAMED = 20
 _MAX_OF_A_NAME = 200
@@ -42,26 +37,18 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     Relative paths begin in its folder. With the input type "labels", several files or a folder are
     structures. Raises InputError that names the problem of each row, up to a limit.
     """
-    require_file(path)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(
-            f"{path}: {size / 1e6:.0f} MB are too much for a manifest; "
-            f"at most {MAX_BYTES / 1e6:.0f} MB are read"
-        )
-
-    problems: list[str] = []
-    cases: dict[str, CaseFiles] = {}
-    line_of_case: dict[str, int] = {}
     notes: list[Note] = []
-    for line, row in _rows(path, notes):
+    text = _read_text(path, notes)
+    problems: list[str] = []
+    cases = CaseList(notes=notes)
+    lines: dict[str, int] = {}  # of the cases
+    for line, row in _rows(path, text):
         try:
-            files = _read_row(row, path.parent, input_type)
-            case_id = files.case_id
-            if case_id in cases:
-                raise InputError(f"case {case_id!r} is also on line {line_of_case[case_id]}")
-            cases[case_id] = files
-            line_of_case[case_id] = line
+            case = _read_row(row, path.parent, input_type)
+            if case.case_id in lines:
+                raise InputError(f"case {case.case_id!r} is also on line {lines[case.case_id]}")
+            cases.append(case)
+            lines[case.case_id] = line
         except CrfRefineError as error:
             problems.append(f"line {line}: {error}")
 
@@ -75,16 +62,13 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
         raise InputError(text)
     if not cases:
         raise InputError(f"{path}: has no cases, only names of columns")
-    return CaseList([cases[case_id] for case_id in sorted(cases)], notes)
+    cases.sort(key=lambda case: case.case_id)
+    return cases
 
 
-def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line, and its cells by the names of the columns.
-
-    Surplus cells have the name None, missing ones are None. Raises InputError unless there are the
-    required columns, each once, and no others.
-    """
-    lines = [*StringIO(_decoded(path, notes), newline="")]
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of each line, and its cells by column; missing or surplus ones are None."""
+    lines = [*StringIO(text, newline="")]
     separators = COLUMN_SEPARATORS
     num_skipped = 0
     if lines and lines[0].lower().startswith("sep="):  # Excel's own line
@@ -115,8 +99,15 @@ def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, dict[str, str]]]
         ) from None
 
 
-def _decoded(path: Path, notes: list[Note]) -> str:
+def _read_text(path: Path, notes: list[Note]) -> str:
     """Return the text of a manifest in an encoding that spreadsheets write."""
+    require_file(path)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(
+            f"{path}: {size / 1e6:.0f} MB are too much for a manifest; "
+            f"at most {MAX_BYTES / 1e6:.0f} MB are read"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -140,12 +131,9 @@ def _decoded(path: Path, notes: list[Note]) -> str:
 
 
 def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
-    """Return the files of a case; their paths begin in the folder of the manifest.
-
-    Raises InputError or another CrfRefineError for a row that cannot be used.
-    """
+    """Return the case of a row, whose paths begin in the folder of the manifest."""
     cells = _split_cells(row)
-    described = _describe(cells)
+    entries = _entries(cells)
     files: dict[str, list[Path]] = {}
     for column in ("images", "logits", "mask"):
         files[column] = []
@@ -169,17 +157,11 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     (case,) = discover_cases(files["images"], files["logits"], mask, input_type=input_type)
     if case.problem is not None:
         raise InputError(case.problem)
-    return replace(
-        case, case_id=described.case_id, output=described.output, spacing=described.spacing
-    )
+    return replace(case, **entries)
 
 
 def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the names in each cell that is not empty, by its column.
-
-    Raises InputError for a cell too many or too few, an empty one that is required, or a name that
-    no file can have.
-    """
+    """Return the names in each cell that is not empty, by its column."""
     if None in row or None in row.values():
         num_columns = len(row) - (None in row)
         raise InputError(
@@ -204,20 +186,16 @@ def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
     return cells
 
 
-def _describe(cells: Mapping[str, Sequence[str]]) -> CaseFiles:
-    """Return a case without files: its name, the path of its output, and its spacing.
-
-    Raises InputError for a name or an output that cannot be written, an output that leaves the
-    folder, or a spacing that is none.
-    """
+def _entries(cells: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return what a case has beside its files: its name, its output and its spacing, if given."""
     case_id = cells["case"][0]
-    is_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
+    is_name = not case_id.startswith(".") and not {"/", "\\"} & {*case_id}
     if not is_name or shorten(case_id, _MAX_OF_A_NAME) != case_id:
         raise InputError(
             f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without "
             f"'/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
         )
-    case = CaseFiles(case_id, ())
+    entries: dict[str, Any] = {"case_id": case_id}
     if "spacing" in cells:
         low, high = SPACING_RANGE
         try:
@@ -229,7 +207,7 @@ def _describe(cells: Mapping[str, Sequence[str]]) -> CaseFiles:
                 "spacing: expected mm along each axis, such as 1;1;2.5; "
                 f"got {shorten_value(SEPARATOR.join(cells['spacing']))}"
             )
-        case = replace(case, spacing=spacing)
+        entries["spacing"] = spacing
     if "output" in cells:
         (name,) = cells["output"]
         output = Path(os.path.normpath(name.replace("\\", "/")))
@@ -241,5 +219,5 @@ def _describe(cells: Mapping[str, Sequence[str]]) -> CaseFiles:
                 f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output "
                 "folder unless it is absolute"
             )
-        case = replace(case, output=output)
-    return case
+        entries["output"] = output
+    return entries

@@ -1,16 +1,13 @@
-"""Folders of nnU-Net version 2: predictions, and trained networks.
-
-Each case of a trained network comes from the fold that held it out.
-"""
+"""Folders of nnU-Net version 2: predictions, and trained networks, of the folds that held out."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.notes import Note, NoteKind
@@ -21,7 +18,14 @@ from crfrefine.cases.case_files import (
     note_on_left_out,
     require_complete,
 )
-from crfrefine.cases.conventions import ARCHIVES, OF_NNUNET, VALIDATED
+from crfrefine.cases.conventions import (
+    ARCHIVES,
+    DATASET_FOLDERS,
+    OF_NNUNET,
+    VALIDATED,
+    find_folders,
+    labels_beside,
+)
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import find_matches, holds_many, list_files
@@ -44,22 +48,16 @@ _REORIENTING = "NibabelIOWithReorient"
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The folder of a trained configuration.
+    """The folder of a trained configuration."""
 
-    It is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
-    """
-
-    folder: Path  # absolute
+    folder: Path  # absolute: nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION
     dataset: str  # such as "Dataset004_Hippocampus"
     trainer: str  # name of its class
     plans: str
     configuration: str  # such as "3d_fullres"
 
     def places(self, what: str) -> list[Path]:
-        """Return where nnU-Net may have "images", "labels" or "splits", the best place first.
-
-        These are in a folder that an environment variable names, or beside the results.
-        """
+        """Return where nnU-Net may have "images", "labels" or "splits", the best place first."""
         places: list[Path] = []
         for variable, name in OF_NNUNET[what]:
             root = os.environ.get(variable)
@@ -76,11 +74,9 @@ class TrainedNetwork:
         """
         places = self.places(what)
         if requested is not None:
-            places = [requested]
-            if what == "images" and (requested / "imagesTr").is_dir():
-                places = [requested / "imagesTr"]
-        elif beside is not None and beside.name == "imagesTr":
-            places.insert(0, beside.parent / "labelsTr")
+            places = [find_folders(requested).get(what, requested)]
+        elif beside is not None and beside.name in DATASET_FOLDERS["images"]:
+            places.insert(0, labels_beside(beside))
         looked_for = ""
         for place in dict.fromkeys(places):
             if holds_many(place):
@@ -160,8 +156,8 @@ def find_trained_cases(
     if with_labels:
         label_folder = network.locate("labels", labels, beside=image_folder)
     cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
-    splits = _splits(network)
-    archives = _held_out_files(network, splits, ARCHIVES.suffixes)
+    trained_on, fold_of = _splits(network)
+    archives = _held_out_files(network, trained_on, fold_of, ARCHIVES.suffixes)
     advice: dict[str, str] = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
@@ -169,7 +165,7 @@ def find_trained_cases(
             cases[number] = replace(case, logits=(path,))
             continue
         reason = "no fold that held it out has validated it"
-        fold = _fold_of(splits, case.case_id)
+        fold = fold_of.get(case.case_id)
         if fold in folds:
             reason = f"no probabilities in fold_{fold}/validation"
             command = network.training_command(fold, "--val", "--npz")
@@ -197,10 +193,7 @@ def find_trained_cases(
 
 
 def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
-    """Return the folder of each fold by its name: "0", "1", ..., "all".
-
-    Raises InputError if the only one was trained on all cases.
-    """
+    """Return the folder of each fold by its name; InputError if there is only "all"."""
     places = [path for path in sorted(network.folder.glob("fold_*")) if path.is_dir()]
     folds = {path.name.removeprefix("fold_"): path for path in places}
     if list(folds) == [ALL]:
@@ -213,20 +206,11 @@ def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
     return folds
 
 
-# The cases that each fold was trained on, and those that it held out, by its name.
-_Splits: TypeAlias = dict[str, tuple[frozenset[str], frozenset[str]]]
-
-
-def _fold_of(splits: _Splits, case_id: str) -> str | None:
-    """Return the fold that held a case out, by the splits."""
-    for fold, (_, held_out) in reversed(splits.items()):
-        if case_id in held_out:
-            return fold
-    return None
-
-
 def _held_out_files(
-    network: TrainedNetwork, splits: _Splits, suffixes: tuple[str, ...]
+    network: TrainedNetwork,
+    trained_on: Mapping[str, Collection[str]],
+    fold_of: Mapping[str, str],
+    suffixes: tuple[str, ...],
 ) -> dict[str, Path]:
     """Return the file of each validated case by the fold that held it out.
 
@@ -234,9 +218,8 @@ def _held_out_files(
     """
     files: dict[str, Path] = {}
     for match in find_matches(network.folder / VALIDATED, suffixes):
-        trained, _ = splits.get(match.label, (frozenset(), None))
-        is_held_out = _fold_of(splits, match.case) in (None, match.label)
-        if match.label != ALL and is_held_out and match.case not in trained:
+        is_held_out = fold_of.get(match.case, match.label) == match.label
+        if match.label != ALL and is_held_out and match.case not in trained_on.get(match.label, ()):
             files.setdefault(match.case, match.path)
     return files
 
@@ -248,10 +231,10 @@ def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     """
     _require_held_out(network)
     splits = _splits(network)
-    label_maps = _held_out_files(network, splits, VOLUME_SUFFIXES)
+    label_maps = _held_out_files(network, *splits, VOLUME_SUFFIXES)
     archives = {}
     if not _reorients(network.folder):
-        archives = _held_out_files(network, splits, ARCHIVES.suffixes)
+        archives = _held_out_files(network, *splits, ARCHIVES.suffixes)
     predictions = {}
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
@@ -277,41 +260,40 @@ def is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
-def _splits(network: TrainedNetwork) -> _Splits:
-    """Return the cases of each fold by `splits_final.json`; none without the file.
+def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+    """Return the cases that each fold was trained on, and the fold that held out each case.
 
-    Raises InputError for a file that is not as nnU-Net writes it.
+    `splits_final.json` has them; there are none without it. Raises InputError for a file that is
+    not as nnU-Net writes it.
     """
+    trained_on: dict[str, frozenset[str]] = {}
+    fold_of: dict[str, str] = {}
     path = next((place for place in network.places("splits") if place.is_file()), None)
     if path is None:
-        return {}
+        return trained_on, fold_of
     add_inputs(path)
     entries = read_json(path)
-    splits = {}
     try:
         for fold, entry in enumerate(entries):
             trained = frozenset[str](entry["train"])
             validated = frozenset[str](entry["val"])
-            if not all(isinstance(name, str) for name in trained | validated):
-                raise TypeError("a name that is no text")
-            if not trained or not validated:
-                raise ValueError("no case")
-            splits[str(fold)] = (trained, validated - trained)
+            are_names = all(isinstance(name, str) for name in trained | validated)
+            if not trained or not validated or not are_names:
+                raise ValueError("no case, or a name that is no text")
+            trained_on[str(fold)] = trained
+            fold_of.update(dict.fromkeys(validated - trained, str(fold)))
     except (TypeError, KeyError, ValueError):
-        splits = {}
-    if not splits:
+        trained_on = {}
+    if not trained_on:
         raise InputError(
             f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as '
             "nnU-Net writes it"
         )
-    return splits
+    return trained_on, fold_of
 
 
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
-    """Return the cases of a folder of predictions.
-
-    Without `images`, from where `nnUNetv2_predict` read them; InputError if that is not there.
-    """
+    """Return the cases of predictions; without `images`, of those that nnU-Net has read."""
     if not is_folder(folder):
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
@@ -360,14 +342,11 @@ def _read_table(path: Path) -> Mapping[str, Any]:
 
 
 def _require_ras(cases: CaseList, folder: Path) -> None:
-    """Give a problem to each case whose image has other voxel axes than its probabilities.
-
-    By the plans in the folder of nnU-Net, axes are turned or not.
-    """
+    """Give a problem to each case whose image has other voxel axes than its probabilities."""
     if not _reorients(folder):
         return
     for number, case in enumerate(cases):
-        if case.problem or not case.images or not case.logits:
+        if case.lack or not case.images or not case.logits:
             continue
         try:
             orientation = read_header(case.images[0]).orientation

@@ -1,7 +1,5 @@
 """Patterns of file names, such as `study/{case}/{case}-{modality}.nii.gz`, and what they match.
 
-Where nothing matches, patterns are proposed that fit the files that are there.
-
 `{case}`, `{modality}` and `{label}` stand for a part of a name, the same one wherever they occur
 again; `*` for anything. None of them crosses a `/`. `{case:p*,q??}` restricts the part to some
 globs, and `{seg,label}` is one of some texts. A pattern without a known suffix has any of them.
@@ -162,17 +160,15 @@ def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
         return ""
     cases = {match.case for match in matches}
     names = set[str]()
-    extended = 0
     for match in matches:
         name = getattr(match, part)
         pieces = match.case.split(between[1])
         for number in range(len(pieces) - 1, 0, -1):
             if between[1].join(pieces[:number]) in cases:
                 name = between[1].join([*pieces[number:], name])
-                extended += 1
                 break
         names.add(name)
-    if not extended:
+    if not any(between[1] in name for name in names):
         return ""
     choices = shorten(",".join(sorted(names)), 200)
     return (
@@ -270,15 +266,14 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
         (labels if _names_other(template) else images).append(template)
     pattern = images[0] if images else ""
     if len(images) > 1:
-        words = [re.split(r"([^A-Za-z0-9]+)", image) for image in images]
-        # Of lists, it compares words.
-        start = len(os.path.commonprefix(words))  # noqa: RUF071
-        end = len(os.path.commonprefix([pieces[::-1] for pieces in words]))  # noqa: RUF071
-        middles = {"".join(pieces[start : len(pieces) - end]) for pieces in words}
+        # They are compared character by character, as is wanted.
+        forward = os.path.commonprefix(images)  # noqa: RUF071
+        backward = os.path.commonprefix([image[::-1] for image in images])  # noqa: RUF071
+        start = re.sub(r"[A-Za-z0-9]*$", "", forward)
+        end = re.sub(r"^[A-Za-z0-9]*", "", backward[::-1])
+        middles = [image[len(start) : len(image) - len(end)] for image in images]
         if all(re.fullmatch(r"[^/{}]+", middle) for middle in middles):
-            before = "".join(words[0][:start])
-            after = "".join(words[0][len(words[0]) - end :])
-            pattern = f"{before}{{modality}}{after}"
+            pattern = f"{start}{{modality}}{end}"
     return pattern, labels[0] if labels else ""
 
 

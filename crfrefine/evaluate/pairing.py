@@ -226,7 +226,6 @@ def _files_of_method(
         return {case_id: CaseFiles(case_id, (), labels=source)}
 
     files = Files(PREDICTION, source)
-    files.require_any()
     extra = list(files.by_case(references))
     names = [name for name in references if files.of(name)]
     # If the reference is a single file, other cases are not expected.

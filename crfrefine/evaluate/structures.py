@@ -79,9 +79,7 @@ def find_structures(
     # Names in the folders of label maps count, too.
     described = dict.fromkeys(case.labels.parent for case in files if case.labels is not None)
     if described:
-        names_of_all = set(numbers)
-        for folder in described:
-            names_of_all.update(_names_of(folder))
+        names_of_all = set(numbers).union(*map(_names_of, described))
         numbers = {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
     only_case = _name_of_only_case(options, sources)
     for cases in sources:
@@ -92,11 +90,7 @@ def find_structures(
 
 
 def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
-    """Return each case with its structures, or with its label map.
-
-    Raise InputError for names of structures that may be split in several ways, unless cases are
-    known.
-    """
+    """Return each case with its structures, or with its label map, by its name."""
     only_case = CaseFiles(_UNNAMED, ())
     if not holds_many(path):
         io_paths.require_file(path)
@@ -148,15 +142,9 @@ def _name_of_only_case(
 
 
 def _names_of(path: Path) -> dict[str, int]:
-    """Return the number of each label of a label map by its name, background aside.
-
-    Raise InputError if no `dataset.json` names any.
-    """
+    """Return the number of each label of a label map by its name, background aside."""
     description = read_dataset_description(path) or DatasetDescription(path)
-    names = {}
-    for name, numbers in description.labels.items():
-        if len(numbers) == 1 and numbers != (0,):
-            names[name] = numbers[0]
+    names = {name: number for number, name in description.label_names.items() if number}
     if not names:
         raise InputError(
             f"{path}: a label map is compared with structures by the names of its labels; "

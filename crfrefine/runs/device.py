@@ -37,7 +37,7 @@ def device_of_auto(
     share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
     seconds = 0.0
     for files in cases:
-        if files.problem:
+        if files.lack:
             continue
         try:
             headers = read_case_headers(files, reading)

@@ -122,7 +122,7 @@ def _describe(
     names = Names(next((one.label_names for one in descriptions if one.label_names), {}))
     if descriptions:
         names = replace(names, modalities=descriptions[-1].channel_names)
-    complete = next((files for files in cases if files.images and not files.problem), None)
+    complete = next((files for files in cases if files.images and not files.lack), None)
     if complete is not None and options.images:
         # Those of a pattern are in the order of the files.
         names = replace(names, modalities=complete.modalities or names.modalities)

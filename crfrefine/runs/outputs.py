@@ -305,7 +305,7 @@ def _check_paths(
     """
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
-        if files.problem:
+        if files.lack:
             continue
         for path in (*outputs.structures, outputs.label_map):
             require_suffix(path)

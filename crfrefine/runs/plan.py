@@ -172,7 +172,7 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
         unknown = set(outputs.others_there()) - planned - written.keys()
         outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-        if record is None and not files.problem:
+        if record is None and not files.lack:
             outputs.require_no_stale_input(files)
         own_options = replace(options, parameters=parameters)
         task = Task(files, outputs, own_options, inputs.reading, inputs.names, device, fold, record)
@@ -191,7 +191,7 @@ def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
     options = plan.options
     output = options.output
     # If no case can be read, no folder is needed.
-    readable = [task.outputs for task in plan.tasks if not task.files.problem]
+    readable = [task.outputs for task in plan.tasks if not task.files.lack]
     if readable and not options.writes_file:
         plan.record_file = record_path(output, options.num_parts, options.part_id)
     if options.statistics and options.writes_file:

@@ -13,6 +13,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.listing import Files
+from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
@@ -39,10 +40,7 @@ class TuneOptions:
 
 
 def find_cases(options: TuneOptions) -> RunInputs:
-    """Find the cases, in the order of their names, with the references that there are.
-
-    Raise an error for contradicting options.
-    """
+    """Find the cases, in the order of their names, with the references that there are."""
     inputs = find_inputs(options.inputs)
     first = inputs.cases[number_of_first(inputs, options)]
     if options.regions and _are_channels(options.regions, inputs, first):
@@ -50,12 +48,11 @@ def find_cases(options: TuneOptions) -> RunInputs:
         inputs = find_inputs(replace(options.inputs, regions=scheme))
     cases = CaseList(inputs.cases)
     if options.labels is not None:
-        files = Files(OPTIONAL_LABELS, options.labels)
-        files.require_any()
-        files.add_to(cases)
+        Files(OPTIONAL_LABELS, options.labels).add_to(cases)
         if not any(case.labels for case in cases):
             number = counted(len(cases), "case")
-            raise InputError(f"{options.labels}: no labels of any of the {number}")
+            hint = advise(options.labels, holds_images=False)
+            raise InputError(f"{options.labels}: no labels of any of the {number}{hint}")
     elif options.inputs.nnunet is not None:
         from crfrefine.cases.nnunet import require_trained
 
