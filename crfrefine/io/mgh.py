@@ -50,7 +50,8 @@ def read_header(path: Path) -> VolumeHeader:
         file_format = "MGH, gzip"
     with streams.open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)
-    if len(block) < _DATA_OFFSET or not recognizes(block):
+    is_packed = block.startswith(streams.GZIP_MAGIC)  # compressed twice
+    if len(block) < _DATA_OFFSET or is_packed or not recognizes(block):
         raise UnsupportedFormatError(
             f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}"
         )

@@ -166,6 +166,13 @@ def test_a_header_without_place_is_said(tmp_path):
     np.testing.assert_allclose(read.affine, nib.MGHImage.from_bytes(path.read_bytes()).affine)
 
 
+def test_a_volume_that_is_compressed_twice_is_told(tmp_path):
+    path = save_mgh(tmp_path / "a.mgz", numbers(SHAPE))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UnsupportedFormatError, match=r"not a FreeSurfer.*\n.*compressed twice"):
+        io.read_header(path)
+
+
 def read_mgh(path):
     content = path.read_bytes()
     if path.name.endswith("z"):
