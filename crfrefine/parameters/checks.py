@@ -127,29 +127,27 @@ class Rule:
             return expected
         if not abs(value) <= sys.float_info.max:  # also NaN
             return "expected a finite number,"
-        if not self.low <= value <= self.high or (self.low_open and value == self.low):
-            return f"must be {self._range_text()},"
-        return None
-
-    def _range_text(self) -> str:
-        text = f"at least {self.low:g}"
-        if self.low_open:
-            text = f"greater than {self.low:g}"
-        if self.high == math.inf:
-            return text
-        highest = str(self.high) if self.kind is int else f"{self.high:g}"
-        return f"{text} and at most {highest}"
+        if self.low < value <= self.high or (value == self.low and not self.low_open):
+            return None
+        lowest = "greater than" if self.low_open else "at least"
+        expected = f"must be {lowest} {self.low:g}"
+        if self.high != math.inf:
+            highest = str(self.high) if self.kind is int else f"{self.high:g}"
+            expected += f" and at most {highest}"
+        return f"{expected},"
 
 
 def _check_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
     """Return a square matrix with a zero diagonal, (L, L)."""
-    if not _is_square(value):
+    rows = value if isinstance(value, list | tuple) else ()
+    is_square = all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows)
+    if not rows or not is_square:
         raise ConfigError(
             f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}"
         )
     penalty = Rule(low=-MAX_PENALTY, high=MAX_PENALTY)
     matrix = []
-    for row_number, row in enumerate(value):
+    for row_number, row in enumerate(rows):
         row_key = f"{key}[{row_number}]"
         matrix.append(tuple(penalty.check(p, f"{row_key}[{n}]") for n, p in enumerate(row)))
     for index, row in enumerate(matrix):
@@ -159,12 +157,6 @@ def _check_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
                 "subtracting a row's diagonal entry from the whole row does not change the model"
             )
     return tuple(matrix)
-
-
-def _is_square(value: Any) -> bool:
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    return all(isinstance(row, list | tuple) and len(row) == len(value) for row in value)
 
 
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:

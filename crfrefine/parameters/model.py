@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import unknown_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
-    KERNELS,
     KEYS,
     SECTIONS,
     BilateralParameters,
@@ -96,8 +95,10 @@ class CrfParameters:
             if name != "bilateral" and not isinstance(section, kind):
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
         cases = self.trained_on
-        are_names = isinstance(cases, list | tuple) and all(map(_is_text, cases))
-        if not are_names:
+        are_names = isinstance(cases, list | tuple)
+        are_names = are_names and all(isinstance(name, str) for name in cases)
+        # A file cannot hold half a character.
+        if not are_names or re.search("[\ud800-\udfff]", "".join(cases)):
             raise ConfigError(
                 f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(cases)}"
             )
@@ -167,15 +168,15 @@ class CrfParameters:
         table: dict[str, Any] = {"schema": SCHEMA}
         if self.trained_on:
             table[TRAINED_ON] = list(self.trained_on)
-        for name, _, section in self._tables():
+        for section in self._tables().values():
             values = {}
             for key, value in vars(section).items():
                 if value is not None:
                     values[key] = to_plain(value)
-            if name == "bilateral":
-                table.setdefault(name, []).append(values)
+            if section.section == "bilateral":
+                table.setdefault("bilateral", []).append(values)
             else:
-                table[name] = values
+                table[section.section] = values
         return table
 
     def to_toml(self, comment: str = "") -> str:
@@ -190,7 +191,8 @@ class CrfParameters:
             text += f"# {_TRAINED_ON_COMMENT}\n"
             text += f"{TRAINED_ON} = {_toml_lines(self.trained_on)}\n"
 
-        for name, prefix, section in self._tables():
+        for prefix, section in self._tables().items():
+            name = section.section
             text += "\n"
             if prefix in (name, f"{name}.0"):
                 text += f"# {section.comment or section.__doc__}\n"
@@ -239,20 +241,21 @@ class CrfParameters:
                     table["compatibility"].pop(key, None)
         return self.from_dict(table)
 
-    def _tables(self) -> Iterator[tuple[str, str, Section]]:
-        """Yield the tables of the file in their order: name, prefix of its keys, content."""
+    def _tables(self) -> dict[str, Section]:
+        """Return the tables of the file in their order, by the prefix of their keys."""
+        tables: dict[str, Section] = {}
         for name in SECTIONS:
             if name == "bilateral":
                 prefixes = kernel_prefixes(len(self.bilateral))
-                for prefix, kernel in zip(prefixes, self.bilateral, strict=True):
-                    yield name, prefix, kernel
+                tables.update(zip(prefixes, self.bilateral, strict=True))
             else:
-                yield name, name, getattr(self, name)
+                tables[name] = getattr(self, name)
+        return tables
 
     @property
     def num_labels(self) -> int | None:
         """The number of labels that a list or matrix fixes; None if all values fit any number."""
-        for name, _, section in self._tables():
+        for name, section in self._tables().items():
             if name == "postprocess":
                 continue
             for values in section.label_lists.values():
@@ -271,7 +274,7 @@ class CrfParameters:
     def kernels(self) -> dict[str, KernelParameters]:
         """The tables of kernels in the order of the file, by the prefix of their keys."""
         kernels = {}
-        for _, prefix, section in self._tables():
+        for prefix, section in self._tables().items():
             if isinstance(section, KernelParameters):
                 kernels[prefix] = section
         return kernels
@@ -300,13 +303,13 @@ class CrfParameters:
         """
         sections: dict[str, Any] = {}
         kernels: list[Any] = []
-        for name, prefix, section in self._tables():
+        for prefix, section in self._tables().items():
             section.spread({"label": num_labels}, prefix)  # checks the lengths
             selected = section.select_labels(labels)
-            if name == "bilateral":
+            if section.section == "bilateral":
                 kernels.append(selected)
             else:
-                sections[name] = selected
+                sections[prefix] = selected
         return dataclasses.replace(self, bilateral=tuple(kernels), **sections)
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
@@ -330,16 +333,17 @@ class CrfParameters:
 
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
-        tables = [(name, section.spread(sizes, prefix)) for name, prefix, section in self._tables()]
+        tables = {prefix: table.spread(sizes, prefix) for prefix, table in self._tables().items()}
         kernels = []
         weights = []
-        for name, values in tables:
-            if name in KERNELS and np.array(values["weight"], np.float32).any():
-                bandwidths = [values[key] for key in KERNELS[name].bandwidths()]
-                kernels.append(KernelSpec(name, *bandwidths))
+        for prefix, kernel in self.kernels.items():
+            values = tables[prefix]
+            if np.array(values["weight"], np.float32).any():
+                bandwidths = [values[key] for key in kernel.bandwidths()]
+                kernels.append(KernelSpec(kernel.section, *bandwidths))
                 weights.append(values["weight"])
 
-        bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
+        bias = np.array(tables["mean_field"]["bias"], np.float32)
         kernel_fields = own_fields(KernelSetSpec, vars(self.mean_field))
         run_fields = own_fields(MeanFieldSpec, vars(self.mean_field))
         run_fields["bias"] = bias if bias.any() else None
@@ -402,13 +406,6 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
             f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
         )
     kernels[int(number)][entry] = value
-
-
-def _is_text(value: object) -> bool:
-    """Return whether a value is text that a file can hold, without half a character."""
-    if not isinstance(value, str):
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _toml_value(value: object) -> str:
