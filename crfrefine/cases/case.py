@@ -27,7 +27,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.case_memory import plan_memory
+from crfrefine.cases.case_memory import require_memory_for
 from crfrefine.cases.label_input import read_label_map, segments_in
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
@@ -143,7 +143,7 @@ def read_case(
     options: ReadingOptions,
     *,
     as_logits: bool = True,
-    may_stream: bool = False,
+    is_streamed: bool = False,
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
@@ -153,13 +153,13 @@ def read_case(
         headers: the headers.
         options: how the files are read.
         as_logits: a label map becomes logits.
-        may_stream: large logits may stay in their files.
+        is_streamed: the logits stay in their files.
         threads: number of threads; None means all.
         with_labels: read the reference, if there is one.
 
     """
-    is_streamed = plan_memory(
-        headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels
+    require_memory_for(
+        headers, options, as_logits=as_logits, is_streamed=is_streamed, with_labels=with_labels
     )
     threads = threads or available_threads()
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from crfrefine.base.limits import PROCESS, RUN_BYTES, MemoryLimit, memory_limit, require_memory
+from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.other_grid import WorkGrid
@@ -30,22 +30,16 @@ _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 
-def plan_memory(
+def require_memory_for(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
     as_logits: bool,
-    may_stream: bool,
+    is_streamed: bool,
     with_labels: bool,
-) -> bool:
-    """Return whether the logits of a case stay in their files.
-
-    They do if they may, and take more than their share, or if all would not fit. Raises
-    CapacityError only for what certainly does not fit: results are not counted.
-    """
-    limit = memory_limit(options.max_memory)
+) -> None:
+    """Raise CapacityError if a case certainly does not fit: results are not counted."""
     needed = _bytes_in_memory(headers, as_logits=as_logits)
-    is_streamed = may_stream and _stays_in_files(headers, options, needed, limit)
     if is_streamed:
         needed = _bytes_beside_stream(headers)
     elif with_labels and headers.labels is not None:
@@ -62,16 +56,15 @@ def plan_memory(
     for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
         size = TIMES.join(map(str, header.grid_shape))
         lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
+    limit = memory_limit(options.max_memory)
     require_memory(needed, f"the program and its files, {how}, take", limit, lines)
-    return is_streamed
 
 
-def _stays_in_files(
-    headers: CaseHeaders, options: ReadingOptions, needed: int, limit: MemoryLimit
-) -> bool:
-    """Return whether logits that may stay in their files do; else all takes `needed` bytes.
+def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
+    """Return whether logits that may stay in their files do.
 
-    They do not unless they are channels of labels that can be read piece by piece.
+    They do if they are channels of labels that can be read piece by piece, and take more than their
+    share of the memory, or if all would not fit.
     """
     network = headers.network
     first = headers.images[0]
@@ -87,10 +80,12 @@ def _stays_in_files(
     is_same = first.on_same_grid(file)
     if not is_same and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
         return False
+    limit = memory_limit(options.max_memory)
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
     num_voxels = max(math.prod(first.grid_shape), math.prod(file.grid_shape))
     of_logits = _FLOAT * network.num_labels * num_voxels
-    return of_logits >= largest or needed + _bytes_of_run(headers) > limit.bytes
+    needed = _bytes_in_memory(headers, as_logits=False) + _bytes_of_run(headers)
+    return of_logits >= largest or needed > limit.bytes
 
 
 def _bytes_of_run(headers: CaseHeaders) -> int:
@@ -100,9 +95,7 @@ def _bytes_of_run(headers: CaseHeaders) -> int:
     return num_voxels * per_voxel
 
 
-def bytes_to_refine(
-    headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool
-) -> tuple[int, int]:
+def bytes_to_refine(headers: CaseHeaders, *, is_streamed: bool = False) -> tuple[int, int]:
     """Return about how many bytes a case takes, and how many of them its input, once it is read.
 
     Both are beside the program itself. Of channels that stream, and of a label map, only their
@@ -114,7 +107,7 @@ def bytes_to_refine(
     for header in headers.images:
         of_input += num_voxels * np.dtype(header.dtype).itemsize * header.num_channels
     needed = _bytes_in_memory(headers, as_logits=False)
-    if may_stream and _stays_in_files(headers, options, needed, memory_limit(options.max_memory)):
+    if is_streamed:
         beside = _bytes_beside_stream(headers) - PROCESS
         return 2 * beside, of_input + num_voxels * _SURVEY_BYTES
     if network.is_label_map:

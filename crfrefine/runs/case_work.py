@@ -14,7 +14,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.case_memory import bytes_to_refine
+from crfrefine.cases.case_memory import bytes_to_refine, stays_in_files
 from crfrefine.cases.dataset_description import Names
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
@@ -72,14 +72,16 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
     parameters = task.options.parameters
     leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-    may_stream = leaves_out and get_backend(work.device).name == "cpu"
-    needed, work.input_bytes = bytes_to_refine(headers, task.reading, may_stream=may_stream)
+    is_streamed = False
+    if leaves_out and get_backend(work.device).name == "cpu":
+        is_streamed = stays_in_files(headers, task.reading)
+    needed, work.input_bytes = bytes_to_refine(headers, is_streamed=is_streamed)
     work.take_memory(needed)
     case = read_case(
         headers,
         task.reading,
         as_logits=False,
-        may_stream=may_stream,
+        is_streamed=is_streamed,
         threads=work.share_of_threads(),
     )
     record.contents.update(contents_of_inputs(task.files))

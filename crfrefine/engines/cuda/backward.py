@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
@@ -28,7 +26,7 @@ from crfrefine.engines.cuda.rows import (
 )
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 
 class Backward:
@@ -84,11 +82,7 @@ class Backward:
         self._filtered = xp.empty(shape, dtype=np.float32)
         self._filtered_back = xp.empty(shape, dtype=np.float32)
         self._room = Room(xp)
-        self._moments = []
-        for kernel, kernel_spec in zip(kernels, self._kernel_set.kernels, strict=True):
-            self._moments.append(self._moments_of(kernel, kernel_spec, image))
-        # The bandwidths of each kernel whose sums are taken; see `Moments.thetas`.
-        self._thetas = [() if moments is None else moments.thetas for moments in self._moments]
+        self._list_moments(image)
 
         # (label, voxel) gradients with respect to x and to the first x, and the messages.
         of_labels = (num_labels, num_voxels)
@@ -96,20 +90,41 @@ class Backward:
         self._by_start = xp.empty(of_labels, dtype=np.float32)
         self._messages = xp.empty(of_labels, dtype=np.float32)
 
-    def _moments_of(self, kernel: Kernel, spec: KernelSpec, image: Any) -> Moments | None:
-        """Return the sums for the gradients of a kernel; None if none of them is wanted."""
-        if not self._wants_theta and (self._by_image is None or not spec.theta_intensity):
-            return None
-        return Moments(
-            kernel,
-            spec,
-            self._voxels,
-            image,
-            self._sums,
-            self._room,
-            wants_theta=self._wants_theta,
-            by_image=self._by_intensity,
-        )
+    def _list_moments(self, image: Any) -> None:
+        """List the sums for the gradients of each kernel, None if none of them is wanted.
+
+        And for each bandwidth the number of the sum of its gradient, and its value. The number is
+        -1 where the gradient is not wanted, or the axis has one voxel.
+        """
+        num_thetas = self._kernel_set.num_thetas
+        self._moments: list[Moments | None] = []
+        self._num_features = 0
+        self._sources = np.full(num_thetas, -1, np.int32)
+        self._thetas = np.ones(num_thetas)
+        begin = 0
+        for kernel, spec in zip(self._kernels, self._kernel_set.kernels, strict=True):
+            num_intensities = len(spec.theta_intensity)
+            moments = None
+            if self._wants_theta or (self._by_image is not None and num_intensities):
+                moments = Moments(
+                    kernel,
+                    spec,
+                    self._voxels,
+                    image,
+                    self._sums,
+                    self._room,
+                    wants_theta=self._wants_theta,
+                    by_image=self._by_intensity,
+                )
+                first = self._num_features
+                self._num_features += len(moments.thetas)
+                if self._wants_theta:
+                    places = list(range(begin, begin + num_intensities))
+                    places += [begin + num_intensities + axis for axis in self._voxels.source_axis]
+                    self._sources[places] = np.arange(first, self._num_features)
+                    self._thetas[places] = moments.thetas
+            self._moments.append(moments)
+            begin += len(spec.theta)
 
     def run(
         self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None
@@ -263,12 +278,9 @@ class Backward:
         spec = self._spec
         num_kernels = len(self._kernels)
         num_labels = self._num_labels
-        sources, thetas = self._bandwidths()
         bias = None if spec.bias is None else upload_float32(device, spec.bias)
-        num_features = 0
-        for of_kernel in self._thetas:
-            num_features += len(of_kernel)
-        size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + len(thetas)
+        num_thetas = len(self._thetas)
+        size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + num_thetas
         gradient = device.xp.empty(size, dtype=np.float64)
         device.launch(
             "mean_field_backward",
@@ -278,37 +290,17 @@ class Backward:
             num_kernels=num_kernels,
             num_labels=num_labels,
             totals=self._sums.add_up(),
-            num_features=num_features,
+            num_features=self._num_features,
             weights=self._weights,
             compatibility=self._compatibility,
             bias=bias,
             temperature=spec.temperature,
-            num_thetas=len(thetas),
-            sources=device.upload(sources),
-            thetas=device.upload(thetas),
+            num_thetas=num_thetas,
+            sources=device.upload(self._sources),
+            thetas=device.upload(self._thetas),
             gradient=gradient,
         )
         return gradient
-
-    def _bandwidths(self) -> tuple[NDArray[np.int32], Float64]:
-        """Return the sum of each bandwidth's gradient, by its number, and the bandwidths.
-
-        The number is -1 where the gradient is not wanted, or the axis has one voxel.
-        """
-        sources = np.full(self._kernel_set.num_thetas, -1, np.int32)
-        thetas = np.ones(len(sources))
-        begin = 0
-        first = 0
-        for kernel, of_kernel in zip(self._kernel_set.kernels, self._thetas, strict=True):
-            num_intensities = len(kernel.theta_intensity)
-            places = list(range(num_intensities))
-            places += [num_intensities + axis for axis in self._voxels.source_axis]
-            if self._wants_theta:
-                sources[begin + np.array(places)] = np.arange(first, first + len(of_kernel))
-                thetas[begin + np.array(places)] = of_kernel
-            begin += len(kernel.theta)
-            first += len(of_kernel)
-        return sources, thetas
 
     def _penalty(self, number: int) -> Arguments:
         """Return the arguments that stand for a kernel's weights and the compatibility."""

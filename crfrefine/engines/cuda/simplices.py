@@ -69,9 +69,8 @@ class Simplices:
             )
         self.num_features = sizes[0]
         self._padding = self.num_features - source.num_features
-        scale = _elevation_scale(self.num_features)
         ranges = [(0.0, 0.0)] * self._padding + source.ranges
-        lowest, widths = _field_ranges(ranges, scale)
+        scale, lowest, widths = _lay_out_fields(ranges)
         self.widths = tuple(widths)
         total_bits = sum(widths)
         if total_bits > _MAX_KEY_BITS:
@@ -136,27 +135,22 @@ class Simplices:
         self.device.launch("lattice_build", kernel, self._constants, num_items, **arguments)
 
 
-def _elevation_scale(size: int) -> list[float]:
-    """Return the factors of the features before elevation, rounded to single precision.
+def _lay_out_fields(
+    ranges: list[tuple[float, float]],
+) -> tuple[list[float], list[int], list[int]]:
+    """Return the factor of each feature before elevation, rounded to single precision.
+
+    And the smallest value of each field of a key, and its bits: the remainder, q_1 .. q_D. Raises
+    CapacityError if a feature spans too many bandwidths.
 
     Source: docs/reference/math.md, section 6.1.
     """
+    size = len(ranges)
     scale = []
     for i in range(size):
         root = math.sqrt((i + 1.0) * (i + 2.0))
         factor = (size + 1) * math.sqrt(2.0 / 3.0) / root
         scale.append(float(np.float32(factor)))
-    return scale
-
-
-def _field_ranges(
-    ranges: list[tuple[float, float]], scale: list[float]
-) -> tuple[list[int], list[int]]:
-    """Return the smallest value of each field of a key, and its bits: the remainder, q_1 .. q_D.
-
-    Raises CapacityError if a feature spans too many bandwidths.
-    """
-    size = len(ranges)
     lowest = [0] * (size + 1)
     widths = [size.bit_length()] + [0] * size
     sum_low = 0.0
@@ -176,7 +170,7 @@ def _field_ranges(
         widths[i] = (highest - lowest[i]).bit_length()
         sum_low += low
         sum_high += high
-    return lowest, widths
+    return scale, lowest, widths
 
 
 def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:

@@ -243,7 +243,7 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
     with naming_case(files.case_id):
         read = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
-    _, input_bytes = bytes_to_refine(headers, reading, may_stream=False)
+    _, input_bytes = bytes_to_refine(headers)
     case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
     if not isinstance(network, LabelMapNetwork):

@@ -277,7 +277,7 @@ class Worklist:
         files = self._inputs.cases[number]
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
-        needed, _ = bytes_to_refine(headers, self._inputs.reading, may_stream=False)
+        needed, _ = bytes_to_refine(headers)
         if needed > memory_left(inputs.max_memory):
             return None
         session = self._read(number)
