@@ -7,9 +7,9 @@ probabilities is fitted here, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from crfrefine.arrays.softmax import log_sum_exp
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
-from crfrefine.train.choice import Candidate
+from crfrefine.train.choice import Candidate, rounded, without_crf
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import spread_out
 from crfrefine.train.material import Material
 from crfrefine.train.model import mean_defined, mean_dice, mean_tensor, refiner_of
-from crfrefine.train.starts import BATCH_SIZE, Start, rounded, without_crf
+from crfrefine.train.starts import BATCH_SIZE
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
 LARGEST_KINDS = ("foreground", "each")
@@ -121,7 +121,7 @@ def fit_scaling(
     `fixed` has the values that are not learned.
     """
     if fixed is None:
-        fixed = VectorScaling(1.0, (0.0,) * material.sizes[0])
+        fixed = VectorScaling(1.0, (0.0,) * material.plan.cases.sizes[0])
     model = _ScalingModel(fixed, learned)
     values = model.values
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
@@ -152,19 +152,19 @@ def fit_scaling(
 Choice = TypeVar("Choice")
 
 
-class Scores(NamedTuple, Generic[Choice]):
-    """The Dice of a rival that needs no training: of every choice on every case."""
+# The mean Dice of each choice on every case, (cases).
+Scores = dict[Choice, NDArray[np.float64]]
 
-    choices: Sequence[Choice]  # the first is the network itself, if it is among them
-    dice: NDArray[np.float64]  # (cases, choices) mean Dice
 
-    def means(self, rows: Sequence[int]) -> NDArray[np.float64]:
-        """Return the mean Dice of each choice on some cases; 0 where none has a Dice."""
-        return np.nan_to_num([mean_defined(column) for column in self.dice[list(rows)].T])
+def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -> list[Choice]:
+    """Return the choices, best first by their mean Dice on some cases; 0 where none has a Dice.
 
-    def best(self, cases: Sequence[int]) -> Choice:
-        """Return the choice with the best mean Dice on some cases, the first among equals."""
-        return self.choices[int(self.means(cases).argmax())]
+    Equals keep their order.
+    """
+    means = {}
+    for choice, dice in scores.items():
+        means[choice] = np.nan_to_num(mean_defined(dice[list(cases)]))
+    return sorted(means, key=means.__getitem__, reverse=True)
 
 
 def score_choices(
@@ -173,11 +173,13 @@ def score_choices(
     label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
 ) -> Scores[Choice]:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
+    regions = material.plan.regions.values()
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [mean_dice(crop.confusion(labels), material.regions) for labels in label_maps(crop)]
+        return [mean_dice(crop.confusion(labels), regions) for labels in label_maps(crop)]
 
-    return Scores(choices, np.array(material.workers.run(scores, material.crops)))
+    dice = np.array(material.workers.run(scores, material.crops))
+    return dict(zip(choices, dice.T, strict=True))
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
@@ -210,14 +212,14 @@ def calibrate(
     `scaling` is vector scaling fitted to the same cases; it is fitted here where it is not given.
     None means that neither temperature nor biases are learned.
     """
-    learned = [group for group in SCALED if group in material.learn]
+    learned = [group for group in SCALED if group in material.plan.learn]
     if not learned:
         return None
     if scaling is None or len(learned) < len(SCALED):
         initial = base.mean_field.temperature
         biases = base.mean_field.bias
         if not isinstance(biases, tuple):
-            biases = (biases,) * material.sizes[0]
+            biases = (biases,) * material.plan.cases.sizes[0]
         fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
         scaling = fit_scaling(material, cases, learned=learned, fixed=fixed)
 
@@ -233,13 +235,14 @@ def _clamp(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
+def with_calibrated(start: Candidate, calibrated: CrfParameters) -> Candidate:
     """Return a start on the recalibrated network."""
     changes = {
         "mean_field.temperature": calibrated.mean_field.temperature,
         "mean_field.bias": calibrated.mean_field.bias,
     }
-    return Start(f"{start.name}, recalibrated", start.parameters.replace(**changes))
+    parameters = start.parameters.replace(**changes)
+    return replace(start, name=f"{start.name}, recalibrated", parameters=parameters)
 
 
 # Refined logits (L, N) and labels (N,) of voxels; for regions, log-odds (R, N), and a truth (R, N)
@@ -255,7 +258,7 @@ def calibrate_output(fitted: Candidate, cases: Sequence[int], material: Material
     """
     temperature = 1.0
     if not fitted.is_network:  # Without a CRF, the network's probabilities stay as they are.
-        refine = refiner_of(fitted.kind, fitted.parameters, material)
+        refine = refiner_of(fitted, material)
 
         def refine_some(case: int, threads: int) -> Refined:
             crop = material.crops[case]
@@ -263,7 +266,7 @@ def calibrate_output(fitted: Candidate, cases: Sequence[int], material: Material
                 refined, labels = refine(crop, threads)
             max_voxels = max(1, MAX_VALUES // len(refined))
             if labels.numel() > max_voxels:
-                random = np.random.default_rng([material.seed, case])
+                random = np.random.default_rng([material.plan.options.seed, case])
                 chosen = np.sort(random.choice(labels.numel(), max_voxels, replace=False))
                 index = torch.from_numpy(chosen).to(labels.device)
                 refined = refined.index_select(1, index)

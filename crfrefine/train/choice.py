@@ -7,6 +7,7 @@ not seen it.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.train.starts import rounded, without_crf
+from crfrefine.parameters.sections import (
+    KERNELS,
+    CompatibilityParameters,
+    PostprocessParameters,
+    VolumeParameters,
+)
 
 # Kinds of results and candidates. The first three are also the names of their starts.
 NO_CRF = "no CRF"  # the network's labels as they are
@@ -40,24 +45,25 @@ MIN_FOR_MANY_WEIGHTS = 8
 # Fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
 # are compared.
 MIN_CASES = 3
+DIGITS = 6  # digits of a trained number; the folds differ in the second or third
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to refine, and its gains on cases that it has not seen."""
+    """A way to refine: to begin with, or to end with, and then its gains on unseen cases."""
 
     kind: str  # the same in all trainings of a run
-    start: str
+    name: str = field(metadata={"key": "start"})  # that of its start, for people
     parameters: CrfParameters
-    optimizer_step: int = field(metadata={"key": "best_iteration"})
+    optimizer_step: int = field(default=0, metadata={"key": "best_iteration"})
     # Dice minus the network's, of each case that has a Dice; the same cases for all candidates of
     # a training.
-    gains: tuple[float, ...]
+    gains: tuple[float, ...] = ()
 
     @property
     def is_network(self) -> bool:
         """True if it is the network without a CRF."""
-        return self.start == NO_CRF
+        return self.name == NO_CRF
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -76,27 +82,28 @@ class Candidate:
 
 
 def variants(
-    trained: CrfParameters,
+    trained: Candidate,
     volumes: Sequence[VolumeParameters] = (),
     untrained: CrfParameters | None = None,
-) -> list[tuple[str, CrfParameters]]:
-    """Return kind and parameters of a trained model and of its rivals, gentler ones first.
+) -> list[Candidate]:
+    """Return a trained model and its rivals, gentler ones first.
 
     `volumes` are other volume terms; if the first one has a weight, a model with it comes before
     the model without. `untrained` is the preset, where it is comparable.
     """
-    volumes = [volume for volume in volumes if volume != trained.volume]
+    parameters = trained.parameters
+    volumes = [volume for volume in volumes if volume != parameters.volume]
     num_gentler = 1 if volumes and volumes[0].weight > 0.0 else 0
     gentlest = []
     kind = CRF
-    model = trained
+    model = parameters
     if untrained is not None:
-        gentlest.append((UNTRAINED, untrained))
+        gentlest.append(Candidate(UNTRAINED, UNTRAINED, untrained))
         kind = ONE_WEIGHT
-        first = trained.bilateral[0]
+        first = parameters.bilateral[0]
         kernel = replace(first, weight=float(np.mean(first.weight)))
-        mean_field = replace(trained.mean_field, bias=0.0)
-        model = rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
+        mean_field = replace(parameters.mean_field, bias=0.0)
+        model = rounded(replace(parameters, bilateral=(kernel,), mean_field=mean_field))
         if num_gentler == 0:
             volumes = []
 
@@ -105,8 +112,9 @@ def variants(
         term = "no volume term"
         if volume.weight > 0.0:
             term = f"volume {volume.weight:g}"
-        with_volumes.append((f"{kind}, {term}", model.replace(volume=volume)))
-    return [*gentlest, *with_volumes[:num_gentler], (CRF, trained), *with_volumes[num_gentler:]]
+        rival = replace(trained, kind=f"{kind}, {term}", parameters=model.replace(volume=volume))
+        with_volumes.append(rival)
+    return [*gentlest, *with_volumes[:num_gentler], trained, *with_volumes[num_gentler:]]
 
 
 def choose_kind(
@@ -198,3 +206,31 @@ def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
 def no_crf(parameters: CrfParameters, gains: tuple[float, ...] = ()) -> Candidate:
     """Return the network without a CRF; all weights of its parameters are 0."""
     return Candidate(NO_CRF, NO_CRF, without_crf(parameters), 0, gains)
+
+
+def without_crf(parameters: CrfParameters) -> CrfParameters:
+    """Return the model that leaves the network's labels as they are.
+
+    All of its weights are 0, and it has no postprocessing.
+    """
+    plain = replace(
+        parameters,
+        bilateral=parameters.bilateral[:1],
+        compatibility=CompatibilityParameters(),
+        postprocess=PostprocessParameters(),
+    )
+    changes = {f"{kind}.weight": 0.0 for kind in KERNELS}
+    changes |= {"volume.weight": 0.0, "mean_field.temperature": 1.0, "mean_field.bias": 0.0}
+    return plain.replace(**changes)
+
+
+def rounded(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters with numbers of a few digits."""
+    table = parameters.to_dict()
+    trained = {name: table[name] for name in (*KERNELS, "compatibility", "mean_field")}
+
+    def round_number(text: str) -> float:
+        return float(f"{float(text):.{DIGITS}g}")
+
+    table.update(json.loads(json.dumps(trained), parse_float=round_number))
+    return CrfParameters.from_dict(table)

@@ -25,10 +25,9 @@ from crfrefine.statistics.comparison import (
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.choice import Candidate
+from crfrefine.train.choice import Candidate, rounded
 from crfrefine.train.guided import UNGUIDED, Guidance
 from crfrefine.train.plan import Plan, Split
-from crfrefine.train.starts import rounded
 
 
 def with_largest(method: str) -> str:
@@ -104,7 +103,7 @@ class Training:
         if self.chosen.parameters.volume.weight > 0.0:
             volume = f", volume.weight {self.chosen.parameters.volume.weight:g}"
         dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases held out"
-        return f"{self.chosen.start}{volume}: {dice}, at iteration {self.chosen.optimizer_step}"
+        return f"{self.chosen.name}{volume}: {dice}, at iteration {self.chosen.optimizer_step}"
 
 
 class TrainingResult(NamedTuple):

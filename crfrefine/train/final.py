@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling
+from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling, ranked
 from crfrefine.train.choice import (
     CALIBRATION,
     CRF,
@@ -23,23 +23,22 @@ from crfrefine.train.choice import (
 )
 from crfrefine.train.comparison import NETWORK, TRAINED, Training
 from crfrefine.train.fit import fit_starts, histories_of
+from crfrefine.train.material import Material
 from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Split
-from crfrefine.train.preparing import Prepared
-from crfrefine.train.starts import Start
 
 # Factor on the step length in the training on all cases, which starts where the folds ended.
 STEP_LENGTH = 0.3
 ALL_CASES = "all cases"  # name of the part of the run after the folds
 
 
-def train_on_all_cases(prepared: Prepared, folds: Sequence[Training]) -> Training:
+def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Training:
     """Return the training on all cases.
 
     It is the network alone if the CRFs of the folds do not help the cases held out.
     """
-    everything = tuple(range(len(prepared.material.crops)))
-    scaling = fit_scaling(prepared.material, everything)
+    everything = tuple(range(len(material.crops)))
+    scaling = fit_scaling(material, everything)
     gains = gains_held_out(folds)
     candidates = [fold.candidates for fold in folds]
     final = Training(
@@ -50,58 +49,53 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[Training]) -> Trainin
         {},
         tuple(pooled(candidates)),
         scaling,
-        prepared.largest.best(everything),
-        prepared.guided.best(everything),
+        ranked(material.largest, everything)[0],
+        ranked(material.guided, everything)[0],
     )
     chosen = choose_kind(candidates)
     if chosen is not None and is_gain(gains):
-        prepared.progress.stage_started(ALL_CASES)
-        final = _train(prepared, folds, replace(final, chosen=chosen))
-        prepared.progress.training_ended(ALL_CASES, f"{ALL_CASES}: {final.describe()}")
-    chosen = calibrate_output(final.chosen, everything, prepared.material)
+        material.progress.stage_started(ALL_CASES)
+        final = _train(material, folds, replace(final, chosen=chosen))
+        material.progress.training_ended(ALL_CASES, f"{ALL_CASES}: {final.describe()}")
+    chosen = calibrate_output(final.chosen, everything, material)
     return replace(final, chosen=chosen)
 
 
-def _train(prepared: Prepared, folds: Sequence[Training], final: Training) -> Training:
+def _train(material: Material, folds: Sequence[Training], final: Training) -> Training:
     """Return the training on all cases with a model of the kind that is chosen."""
     chosen = final.chosen
     if chosen.kind == UNTRAINED:
         return final
     if chosen.kind == CALIBRATION:
-        base = prepared.starts[0].parameters
-        cases = final.split.training
-        calibrated = calibrate(prepared.material, cases, base, final.scaling)
+        base = material.starts[0].parameters
+        calibrated = calibrate(material, final.split.training, base, final.scaling)
         assert calibrated is not None  # It was a candidate of the folds.
         return replace(final, chosen=replace(chosen, parameters=calibrated))
 
     # The best of the folds' models is trained on all cases.
-    plan = prepared.plan
+    plan = material.plan
     starts = []
     steps = []
     for fold in folds:
         trained = fold.candidate(CRF)
         assert trained is not None  # All folds have the kind that is chosen, so all trained.
-        starts.append(Start(f"{fold.name}: {trained.start}", trained.parameters))
+        starts.append(replace(trained, name=f"{fold.name}: {trained.name}"))
         steps.append(trained.optimizer_step)
     half = int(np.median(steps)) // 2
     trajectories = fit_starts(
-        prepared.material,
+        material,
         final.split,
         starts,
         min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
-        partial(prepared.progress.stepped, ALL_CASES),
+        partial(material.progress.stepped, ALL_CASES),
         step_length=STEP_LENGTH,
         trains_best=True,
     )
     winner = trajectories[0]
     assert winner.best is not None  # The cases of the folds had a Dice.
-    models = dict(variants(winner.best.parameters, plan.volumes, plan.untrained))
-    chosen = replace(
-        chosen,
-        start=winner.best.start,
-        parameters=models[chosen.kind],
-        optimizer_step=winner.best.optimizer_step,
-    )
+    models = variants(winner.best, plan.volumes, plan.untrained)
+    model = next(model for model in models if model.kind == chosen.kind)
+    chosen = replace(model, gains=chosen.gains)
     return replace(final, chosen=chosen, histories=histories_of(trajectories))
 
 

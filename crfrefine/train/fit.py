@@ -16,12 +16,11 @@ from crfrefine.base.plain import to_plain
 from crfrefine.metrics.overlap import dice_of
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.choice import CRF, Candidate
+from crfrefine.train.choice import CRF, Candidate, rounded
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import Model, Refine, mean_defined, score
 from crfrefine.train.plan import Split
-from crfrefine.train.starts import Start, rounded
 
 # Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.
 LAST_STEP_LENGTH = 0.05
@@ -48,7 +47,7 @@ class Trajectory:
 
     def __init__(
         self,
-        start: Start,
+        start: Candidate,
         material: Material,
         num_optimizer_steps: int,
         step_length: float = 1.0,
@@ -60,7 +59,9 @@ class Trajectory:
         self.history: list[dict[str, Any]] = []
         self._parameters: dict[int, CrfParameters] = {}  # as a file holds them, by scored step
 
-        self.model = Model(start.parameters, material.learn, material.sizes, material.device)
+        self.model = Model(
+            start.parameters, material.plan.learn, material.plan.cases.sizes, material.device
+        )
         self._origin = self.model.positions()
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
@@ -153,7 +154,7 @@ class Trajectory:
         if not ranks:
             return None
         step = min(ranks, key=ranks.__getitem__)
-        return Candidate(CRF, self.start.name, self._parameters[step], step, ())
+        return Candidate(CRF, self.start.name, self._parameters[step], step)
 
     def is_over(self) -> bool:
         """Return whether training ends.
@@ -200,7 +201,7 @@ def histories_of(trajectories: Sequence[Trajectory]) -> dict[str, list[dict[str,
 def fit_starts(
     material: Material,
     split: Split,
-    starts: Sequence[Start],
+    starts: Sequence[Candidate],
     num_optimizer_steps: int,
     stepped: Stepped,
     *,
@@ -242,6 +243,6 @@ def score_cases(
     dice = []
     losses = []
     for loss, confusion in material.workers.run_on_device(score_case, samples):
-        dice.append(dice_of(confusion, material.regions))
+        dice.append(dice_of(confusion, material.plan.regions.values()))
         losses.append(loss)
     return np.array(dice), losses

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,73 +24,64 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import files_read
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import means_where_all_defined
 from crfrefine.train.baselines import (
     MIN_CALIBRATED,
     calibrate,
     calibrate_output,
     fit_scaling,
+    ranked,
     with_calibrated,
 )
-from crfrefine.train.choice import (
-    CALIBRATION,
-    CRF,
-    UNTRAINED,
-    Candidate,
-    choose_kind,
-    no_crf,
-    variants,
-)
+from crfrefine.train.choice import CALIBRATION, CRF, Candidate, choose_kind, no_crf, variants
 from crfrefine.train.comparison import MethodValues, Training
-from crfrefine.train.fit import (
-    Stepped,
-    Trajectory,
-    fit_starts,
-    histories_of,
-    score_cases,
-    spread_out,
-)
+from crfrefine.train.fit import fit_starts, histories_of, score_cases, spread_out
 from crfrefine.train.material import Material
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import network_refiner, refiner_of
 from crfrefine.train.plan import Plan, Split
-from crfrefine.train.preparing import Prepared
 from crfrefine.train.screening import best_on_crops
-from crfrefine.train.starts import Start
 from crfrefine.version import __version__
 
 
-def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Training:
+def train_fold(
+    number: int, starts_of_folds: Mapping[int, Sequence[Candidate]], material: Material
+) -> Training:
     """Return a fold that is trained but not measured, and write it into its file.
 
     It has the trained model; which candidate is taken depends on the other folds.
     """
-    plan = prepared.plan
-    material = prepared.material
+    plan = material.plan
     split = plan.folds[number]
     name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
-    prepared.progress.stage_started(name)
+    material.progress.stage_started(name)
+    starts = starts_of_folds[number]
     first = starts[0]
     calibrated = calibrate(material, split.training, first.parameters)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    stepped = partial(prepared.progress.stepped, name)
+    stepped = partial(material.progress.stepped, name)
     trajectories = fit_starts(material, split, starts, plan.num_optimizer_steps, stepped)
-    winner = best_on_crops(trajectories, split.deciding, prepared)
+    winner = best_on_crops(trajectories, split.deciding, material)
 
     scaling = fit_scaling(material, split.seen)
     calibrated = calibrate(material, split.seen, first.parameters, scaling)
     models = []
-    recalibrated = None
+    start = winner.start
     if calibrated is not None:
-        models.append((CALIBRATION, calibrated))
+        models.append(Candidate(CALIBRATION, CALIBRATION, calibrated))
         recalibrated = with_calibrated(first, calibrated)
-    if winner.best is not None:
-        trained = _fit_to_all(winner, recalibrated, split, material, stepped)
+        if recalibrated.name == start.name:
+            start = recalibrated
+    best = winner.best
+    if best is not None:
+        # The start is trained on all cases of the fold, also on those that decided.
+        everything = Split(split.seen, split.seen, ())
+        (fitted,) = fit_starts(material, everything, [start], best.optimizer_step, stepped)
+        trained = replace(best, parameters=(fitted.best or best).parameters)
         models += variants(trained, plan.volumes, plan.untrained)
 
-    network_score, candidates = _try(models, winner, split.held_out, prepared)
+    network_score, candidates = _try(models, split.held_out, material)
     fold = Training(
         name,
         split,
@@ -99,52 +90,20 @@ def train_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> Trai
         histories_of(trajectories),
         candidates,
         scaling,
-        prepared.largest.best(split.seen),
-        prepared.guided.best(split.seen),
+        ranked(material.largest, split.seen)[0],
+        ranked(material.guided, split.seen)[0],
     )
-    best = fold.candidate(CRF)
-    if best is not None:
-        fold = replace(fold, chosen=best)
-    return _kept(number, fold, prepared)
-
-
-def _fit_to_all(
-    winner: Trajectory,
-    recalibrated: Start | None,
-    split: Split,
-    material: Material,
-    stepped: Stepped,
-) -> CrfParameters:
-    """Train the winning start on all cases of its fold, also on those that decided.
-
-    `recalibrated`, the start on the network recalibrated on these cases, replaces one of its name.
-    """
-    assert winner.best is not None
-    start = winner.start
-    if recalibrated is not None and recalibrated.name == start.name:
-        start = recalibrated
-    seen = tuple(split.seen)
-    (fitted,) = fit_starts(
-        material, Split(seen, seen, ()), [start], winner.best.optimizer_step, stepped
-    )
-    return (fitted.best or winner.best).parameters
+    return _kept(number, replace(fold, chosen=fold.candidate(CRF) or fold.chosen), material)
 
 
 def _try(
-    models: Sequence[tuple[str, CrfParameters]],
-    winner: Trajectory,
-    held_out: Sequence[int],
-    prepared: Prepared,
+    models: Sequence[Candidate], held_out: Sequence[int], material: Material
 ) -> tuple[float, tuple[Candidate, ...]]:
-    """Return the mean Dice of the network on the cases held out, and all candidates.
-
-    `models` has kind and parameters of each candidate, simpler ones first.
-    """
-    material = prepared.material
+    """Return the mean Dice of the network on the cases held out, and models with their gains."""
     crops = [material.crops[case] for case in spread_out(held_out)]
     refiners = [network_refiner(material.device)]
-    for kind, parameters in models:
-        refiners.append(refiner_of(kind, parameters, material))
+    for model in models:
+        refiners.append(refiner_of(model, material))
     dice = []
     for refine in refiners:
         of_refiner, _ = score_cases(refine, crops, material)
@@ -154,55 +113,50 @@ def _try(
     network, *of_models = means[:, ~np.isnan(means[0])]
 
     candidates = []
-    for (kind, parameters), values in zip(models, of_models, strict=True):
-        start = kind
-        step = 0
-        if winner.best is not None and kind not in (CALIBRATION, UNTRAINED):  # It was trained.
-            start = winner.best.start
-            step = winner.best.optimizer_step
-        gains = tuple((values - network).tolist())
-        candidates.append(Candidate(kind, start, parameters, step, gains))
+    for model, values in zip(models, of_models, strict=True):
+        candidates.append(replace(model, gains=tuple((values - network).tolist())))
 
     network_score = float(network.mean()) if network.size else math.nan
     return network_score, tuple(candidates)
 
 
-def measure_fold(number: int, folds: Sequence[Training], prepared: Prepared) -> Training:
+def measure_fold(number: int, folds: Sequence[Training], material: Material) -> Training:
     """Return a fold with the candidate of the kind that the other folds choose, measured.
 
-    The file of the fold keeps it.
+    The file of the fold keeps it. One that is measured already stays as it is.
     """
-    plan = prepared.plan
+    plan = material.plan
     fold = folds[number]
-    prepared.progress.stage_started(f"{fold.name}: measuring the cases held out")
-    if prepared.material.device.is_gpu:
+    if fold.measured:
+        return fold
+    material.progress.stage_started(f"{fold.name}: measuring the cases held out")
+    if material.device.is_gpu:
         torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
     best = choose_kind([each.candidates for each in folds], without=number)
     chosen = None if best is None else fold.candidate(best.kind)
     if chosen is None:
         chosen = no_crf(fold.chosen.parameters, fold.chosen.gains)
-    chosen = calibrate_output(chosen, fold.split.seen, prepared.material)
+    chosen = calibrate_output(chosen, fold.split.seen, material)
     fold = replace(fold, chosen=chosen)
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
-        device = prepared.material.device.name
-        return measure_methods(case, plan.regions, fold, device, threads)
+        return measure_methods(case, plan.regions, fold, material.device.name, threads)
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
-    values = prepared.material.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
+    values = material.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
     measured = {}
     for files, values_of_case in zip(held_out, values, strict=True):
         measured[files.case_id] = values_of_case
-    prepared.progress.training_ended(fold.name, f"{fold.name}: {fold.describe()}")
-    return _kept(number, replace(fold, measured=measured), prepared)
+    material.progress.training_ended(fold.name, f"{fold.name}: {fold.describe()}")
+    return _kept(number, replace(fold, measured=measured), material)
 
 
-def _kept(number: int, fold: Training, prepared: Prepared) -> Training:
+def _kept(number: int, fold: Training, material: Material) -> Training:
     """Write a fold into its file, and return it."""
-    content = {"fingerprint": prepared.digest, "fold": to_plain(fold)}
-    write_small_file(prepared.plan.fold_files[number], json.dumps(content).encode())
+    content = {"fingerprint": material.digest, "fold": to_plain(fold)}
+    write_small_file(material.plan.fold_files[number], json.dumps(content).encode())
     return fold
 
 

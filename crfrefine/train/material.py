@@ -1,4 +1,4 @@
-"""The material that all trainings of a run share: cases, settings and device.
+"""The material that all parts of a run share: plan, cases, threads and device.
 
 It also draws the cases of each optimizer step.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,14 @@ from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.layer.known_item import KnownItem
 from crfrefine.train.crops import Crop
+from crfrefine.train.progress import Progress
 from crfrefine.train.workers import Workers
+
+if TYPE_CHECKING:
+    from crfrefine.train.baselines import Scores
+    from crfrefine.train.choice import Candidate
+    from crfrefine.train.guided import Guidance
+    from crfrefine.train.plan import Plan
 
 # Most voxels of a case for a recalibration: with ten cases, more change only the third digit.
 MAX_VOXELS = 65_536
@@ -208,16 +215,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Material:
-    """Data, settings and threads that all trainings of a run share."""
+    """Plan, data, threads and progress that all parts of a run share."""
 
+    plan: Plan
     crops: Sequence[Crop]
     loss: Loss
-    regions: Sequence[tuple[int, ...]]  # those whose mean Dice decides
-    learn: tuple[str, ...]
-    sizes: tuple[int, int, int]  # channels of the logits (labels or regions), modalities, axes
-    seed: int
     workers: Workers
+    progress: Progress
     device: TrainingDevice = CPU
+    digest: str = ""  # of all that the result depends on, as it was when the run began
+    starts: Sequence[Candidate] = ()
+    # How good the rivals without training are.
+    largest: Scores[str] = field(default_factory=dict)
+    guided: Scores[Guidance] = field(default_factory=dict)
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -264,7 +274,7 @@ class Material:
         return _draw(cases, count, self._generator(optimizer_step))
 
     def _generator(self, optimizer_step: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, optimizer_step])
+        return np.random.default_rng([self.plan.options.seed, optimizer_step])
 
 
 def _draw(cases: Sequence[int], count: int, random: np.random.Generator) -> list[int]:

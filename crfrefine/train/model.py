@@ -6,7 +6,7 @@ It gives the loss and the gradient of a batch of crops, and the scores of a case
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import dice_of
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.choice import CALIBRATION
+from crfrefine.train.choice import CALIBRATION, Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import with_background
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
@@ -256,11 +256,11 @@ class Model:
         return [self.layer.region_model(region) for region in range(num_regions)]
 
 
-def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refine:
-    """Return the refiner of a kind of candidate: the recalibrated network, or a CRF."""
-    if kind == CALIBRATION:
-        return network_refiner(material.device, parameters)
-    return Model(parameters, (), material.sizes, material.device).refine
+def refiner_of(candidate: Candidate, material: Material) -> Refine:
+    """Return the refiner of a candidate: the recalibrated network, or a CRF."""
+    if candidate.kind == CALIBRATION:
+        return network_refiner(material.device, candidate.parameters)
+    return Model(candidate.parameters, (), material.plan.cases.sizes, material.device).refine
 
 
 def _with_volumes(refined: Tensor, crop: Crop, tensors: CropTensors) -> Tensor:
@@ -337,7 +337,7 @@ def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
     return float("nan")
 
 
-def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
+def mean_dice(confusion: NDArray[np.int64], regions: Iterable[Sequence[int]]) -> float:
     """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
     return mean_defined(dice_of(confusion, regions))
 

@@ -45,9 +45,9 @@ class Split:
     held_out: tuple[int, ...]
 
     @property
-    def seen(self) -> list[int]:
+    def seen(self) -> tuple[int, ...]:
         """All cases that may be used for fitting: those not held out."""
-        return sorted({*self.training, *self.deciding})
+        return tuple(sorted({*self.training, *self.deciding}))
 
 
 def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,16 +13,16 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import dice_of
 from crfrefine.train import crops as cropping
-from crfrefine.train.baselines import Scores, largest_scores
+from crfrefine.train.baselines import largest_scores
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.guided import Guidance, score_guided
+from crfrefine.train.guided import score_guided
 from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Plan
 from crfrefine.train.progress import Progress
-from crfrefine.train.starts import Start, make_starts
+from crfrefine.train.starts import make_starts
 from crfrefine.train.workers import Workers
 
 # A mean Dice below this most likely means that the logits do not belong to the reference.
@@ -34,29 +33,28 @@ FLOATS_PER_CHANNEL = 16
 FLOATS_OF_KERNELS = 55
 
 
-class Prepared(NamedTuple):
-    """The data that all parts of a run share: the material, the starts and the rivals' scores."""
-
-    plan: Plan
-    digest: str  # of all that the result depends on, as it was when the run began
-    progress: Progress
-    material: Material
-    starts: Sequence[Start]
-    largest: Scores[str]
-    guided: Scores[Guidance]
-
-
 def prepare(
     plan: Plan, digest: str, device: TrainingDevice, workers: Workers, progress: Progress
-) -> Prepared:
+) -> Material:
     """Read the cases and set up what all parts share.
 
-    Raise a CrfRefineError if cases cannot be trained on.
+    Raise a CrfRefineError if cases cannot be trained on, as without any foreground label.
     """
     progress.stage_started("reading")
     cases = plan.cases
     options = plan.options
-    crops = _read_crops(plan, workers)
+    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
+
+    def read(files: CaseFiles, threads: int) -> Crop:
+        crop = make_crop(plan.read(files, threads), plan.base.intensity)
+        return cropping.map_from_disk(crop, max_bytes)
+
+    crops = require_all(read, cases.files, options.images, workers, one_by_one=cases.are_large)
+    # L, no reference, becomes 0.
+    if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):
+        raise InputError(
+            f"{options.labels}: no case has a foreground label; there is nothing to learn from"
+        )
     groups = tuple(plan.regions.values())
     values = []
     for crop in crops:
@@ -65,12 +63,6 @@ def prepare(
     dice = mean_defined(np.ravel(values))
     if dice < LOW_DICE:
         progress.note(Note.of(NoteKind.LOW_DICE, dice=dice))
-
-    if cases.regions is None:
-        loss = make_loss(options.loss, groups)
-    else:
-        loss = make_region_loss(options.loss, cases.regions)
-    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, workers, device)
 
     num_voxels = max(crop.mask.size for crop in crops)
     bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * cases.sizes[0] + FLOATS_OF_KERNELS)
@@ -81,33 +73,14 @@ def prepare(
     spacing = np.median(spacings, axis=0).tolist()
     base = plan.base if plan.base.counts_network_voxels else options.parameters
     num_channels, num_modalities, _ = cases.sizes
-    return Prepared(
-        plan,
-        digest,
-        progress,
-        material,
-        make_starts(
-            base, plan.learn, num_channels, num_modalities, spacing, plan.num_optimizer_steps
-        ),
-        largest_scores(material),
-        score_guided(material, spacing),
+    starts = make_starts(
+        base, plan.learn, num_channels, num_modalities, spacing, plan.num_optimizer_steps
     )
-
-
-def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
-    """Read the cases; raise InputError if no case has a foreground label."""
-    cases = plan.cases
-    options = plan.options
-    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
-
-    def read(files: CaseFiles, threads: int) -> Crop:
-        crop = make_crop(plan.read(files, threads), plan.base.intensity)
-        return cropping.map_from_disk(crop, max_bytes)
-
-    crops = require_all(read, cases.files, options.images, workers, one_by_one=cases.are_large)
-    for crop in crops:
-        if (crop.labels[crop.mask] % cases.num_labels).any():  # L, no reference, becomes 0.
-            return crops
-    raise InputError(
-        f"{options.labels}: no case has a foreground label; there is nothing to learn from"
+    if cases.regions is None:
+        loss = make_loss(options.loss, groups)
+    else:
+        loss = make_region_loss(options.loss, cases.regions)
+    material = Material(plan, crops, loss, workers, progress, device, digest, starts)
+    return replace(
+        material, largest=largest_scores(material), guided=score_guided(material, spacing)
     )

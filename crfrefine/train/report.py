@@ -73,7 +73,7 @@ def _fit_entry(training: Training) -> dict[str, Any]:
     """Return what the report says of what a training chose, and of its candidates."""
     chosen = training.chosen
     return {
-        "start": chosen.start,
+        "start": chosen.name,
         "parameters": chosen.parameters.to_dict(),
         "score": training.score,
         "network_score": training.network_score,

@@ -19,7 +19,8 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
 from crfrefine.train import synthetic
-from crfrefine.train.starts import Start, voxel_length
+from crfrefine.train.choice import Candidate
+from crfrefine.train.starts import voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, groups_of, mean_dice
 
 # Most voxels of a synthetic case, which is coarsened to this: all candidates on it take half a
@@ -162,7 +163,7 @@ def _around_foreground(
 
 def score_candidates(
     source: Source,
-    candidates: Sequence[Start],
+    candidates: Sequence[Candidate],
     seed: Sequence[int],
     threads: int,
     check: Callable[[], None],

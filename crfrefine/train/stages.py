@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -17,7 +17,7 @@ from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
 from crfrefine.train.plan import Plan
-from crfrefine.train.preparing import Prepared, prepare
+from crfrefine.train.preparing import prepare
 from crfrefine.train.progress import Progress
 from crfrefine.train.screening import choose_starts
 from crfrefine.train.workers import Workers
@@ -43,7 +43,8 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     for note in plan.cases.notes:
         observer.note(note)
 
-    num_unmeasured = len(plan.folds) - sum(bool(fold.measured) for fold in finished.values())
+    numbers = range(len(plan.folds))
+    num_unmeasured = len(numbers) - sum(bool(fold.measured) for fold in finished.values())
     progress = Progress(observer, 1 + num_unmeasured, setup.NUM_TRAINED * plan.num_optimizer_steps)
 
     def import_ahead() -> None:
@@ -57,34 +58,19 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     torch.set_num_threads(1)
     try:
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
-            prepared = prepare(plan, digest, device, workers, progress)
+            material = prepare(plan, digest, device, workers, progress)
             # All cores but one would wait for these imports later.
             run_beside(import_ahead)
-            folds = _run_folds(prepared, finished)
-            final = train_on_all_cases(prepared, folds)
+            untrained = [number for number in numbers if number not in finished]
+            starts = choose_starts(material, untrained)
+            train_one = partial(train_fold, starts_of_folds=starts, material=material)
+            trained = workers.run_parts(train_one, untrained)
+            finished.update(zip(untrained, trained, strict=True))
+            folds = [finished[number] for number in numbers]
+            measure_one = partial(measure_fold, folds=folds, material=material)
+            folds = workers.run_parts(measure_one, numbers)
+            final = train_on_all_cases(material, folds)
     finally:
         torch.set_num_threads(torch_threads)
 
     return compare(plan, folds, final, device.name, num_threads, started)
-
-
-def _run_folds(prepared: Prepared, finished: dict[int, Training]) -> Sequence[Training]:
-    """Return all folds, trained and then measured; those that are finished stay as they are."""
-    numbers = range(len(prepared.plan.folds))
-    untrained = [number for number in numbers if number not in finished]
-    starts = choose_starts(prepared, untrained)
-
-    def train_one(number: int) -> Training:
-        return train_fold(number, starts[number], prepared)
-
-    results = dict(finished)
-    trained = prepared.material.workers.run_parts(train_one, untrained)
-    results.update(zip(untrained, trained, strict=True))
-    folds = [results[number] for number in numbers]
-
-    def measure_one(number: int) -> Training:
-        if folds[number].measured:
-            return folds[number]
-        return measure_fold(number, folds, prepared)
-
-    return prepared.material.workers.run_parts(measure_one, numbers)

@@ -7,21 +7,15 @@ intensities as normalized.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import (
-    KERNELS,
-    CompatibilityParameters,
-    PostprocessParameters,
-    matrix_of,
-)
+from crfrefine.parameters.sections import matrix_of
+from crfrefine.train.choice import CRF, Candidate
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -51,14 +45,6 @@ PATIENCE = 2  # evaluations after the best one after which training stops
 # Training also stops when so many evaluations in a row differ by less than this: nothing moves.
 NUM_EQUAL = 2
 EQUAL_DICE = 5e-4
-DIGITS = 6  # digits of a trained number; the folds differ in the second or third
-
-
-class Start(NamedTuple):
-    """A model to begin with, and its name for people."""
-
-    name: str
-    parameters: CrfParameters
 
 
 def make_starts(
@@ -68,7 +54,7 @@ def make_starts(
     num_modalities: int,
     spacing: Sequence[float],
     num_optimizer_steps: int = NUM_OPTIMIZER_STEPS,
-) -> list[Start]:
+) -> list[Candidate]:
     """Return the models to start from.
 
     These are the built-in models, or the user's model `base` and its variants with built-in
@@ -81,7 +67,7 @@ def make_starts(
         model = prepare(sharpened, learn, num_labels, num_modalities)
     else:
         model = prepare(base, learn, num_labels, num_modalities)
-        starts.append(Start("given", model))
+        starts.append(Candidate(CRF, "given", model))
         if "theta" not in learn:
             return starts
 
@@ -103,7 +89,8 @@ def make_starts(
         if "weights" in learn:
             kernel = replace(kernel, weight=_full_like(first.weight, weight))
             name += f", weight {weight:g}"
-        starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
+        kernels = (kernel, *model.bilateral[1:])
+        starts.append(Candidate(CRF, name, replace(model, bilateral=kernels)))
     stride = min(math.ceil(NUM_OPTIMIZER_STEPS / num_optimizer_steps), len(starts) // NUM_TRAINED)
     return starts[:: max(1, stride)]
 
@@ -150,31 +137,3 @@ def prepare(
     return replace(
         parameters, bilateral=tuple(kernels), compatibility=compatibility, mean_field=mean_field
     )
-
-
-def without_crf(parameters: CrfParameters) -> CrfParameters:
-    """Return the model that leaves the network's labels as they are.
-
-    All of its weights are 0, and it has no postprocessing.
-    """
-    plain = replace(
-        parameters,
-        bilateral=parameters.bilateral[:1],
-        compatibility=CompatibilityParameters(),
-        postprocess=PostprocessParameters(),
-    )
-    changes = {f"{kind}.weight": 0.0 for kind in KERNELS}
-    changes |= {"volume.weight": 0.0, "mean_field.temperature": 1.0, "mean_field.bias": 0.0}
-    return plain.replace(**changes)
-
-
-def rounded(parameters: CrfParameters) -> CrfParameters:
-    """Return the parameters with numbers of a few digits."""
-    table = parameters.to_dict()
-    trained = {name: table[name] for name in (*KERNELS, "compatibility", "mean_field")}
-
-    def round_number(text: str) -> float:
-        return float(f"{float(text):.{DIGITS}g}")
-
-    table.update(json.loads(json.dumps(trained), parse_float=round_number))
-    return CrfParameters.from_dict(table)

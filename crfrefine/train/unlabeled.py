@@ -33,9 +33,10 @@ from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import plan_run
 from crfrefine.runs.states import read_records
+from crfrefine.train.choice import Candidate
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
-from crfrefine.train.starts import Start, voxel_length
+from crfrefine.train.starts import voxel_length
 from crfrefine.train.unlabeled_choice import Choice, decide, gains_of, make_candidates
 from crfrefine.train.workers import Workers
 
@@ -233,7 +234,7 @@ def _read_sources(
 
 def _try_candidates(
     sources: Sequence[Source],
-    candidates: Sequence[Start],
+    candidates: Sequence[Candidate],
     seed: int,
     threads: int,
     observer: Observer,

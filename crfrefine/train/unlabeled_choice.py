@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import counted
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start
+from crfrefine.train.choice import CRF, Candidate
+from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE
 
 # Bandwidths of position: those that fit differ tenfold between data sets.
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)
@@ -37,12 +38,12 @@ MIN_UNIT = 0.001
 DEFAULT = "default"
 
 
-def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
+def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidate]:
     """Return `default` and the built-in sets, in the order of kernels, all with the overrides.
 
     `voxel` is the side of a typical voxel in mm.
     """
-    candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
+    candidates = [Candidate(CRF, DEFAULT, CrfParameters().replace(**overrides))]
     tried = [candidates[0].parameters]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
@@ -62,7 +63,7 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
                 f"theta_alpha {_joined(kernel.theta_alpha)} mm, weight {_joined(kernel.weight)}, "
                 f"volume.weight {parameters.volume.weight:g}"
             )
-            candidates.append(Start(name, parameters))
+            candidates.append(Candidate(CRF, name, parameters))
     return candidates
 
 
@@ -133,7 +134,7 @@ class Choice(NamedTuple):
     It is `default` whenever nothing else is sure to be better on the synthetic cases.
     """
 
-    candidates: tuple[Start, ...]  # `default` first
+    candidates: tuple[Candidate, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
     gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
     decision: tuple[int, str]  # of `decide`
@@ -141,7 +142,7 @@ class Choice(NamedTuple):
     left_out: Mapping[str, Failure]  # cases that could not be used, and why
 
     @property
-    def chosen(self) -> Start:
+    def chosen(self) -> Candidate:
         """The set that is taken."""
         return self.candidates[self.decision[0]]
 

@@ -84,16 +84,8 @@ class Workers:
 
         with self._lock:  # All count before the first begins, so that it does not take all threads.
             self._num_unfinished += len(items)
-        futures = [self._begin(function, item) for item in items]
-        try:
-            for future in futures:
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
 
-    def _begin(self, function: Callable[[Item, int], Result], item: Item) -> Future[Result]:
-        def compute() -> Result:
+        def compute(item: Item) -> Result:
             self._check()
             with self._lock:
                 num_items = min(self._num_unfinished, self._max_items)
@@ -104,9 +96,17 @@ class Workers:
             with self._lock:
                 self._num_unfinished -= 1
 
-        future = self._pool.submit(compute)
-        future.add_done_callback(end)
-        return future
+        futures = []
+        for item in items:
+            future = self._pool.submit(compute, item)
+            future.add_done_callback(end)
+            futures.append(future)
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
     def _check(self) -> None:
         if self._is_over.is_set():

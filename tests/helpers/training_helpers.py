@@ -1,6 +1,7 @@
 """Small labeled cases for the tests of training, in folders and in memory."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 from cli_helpers import save_nifti
@@ -23,7 +24,8 @@ from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
-from crfrefine.train.starts import Start, prepare
+from crfrefine.train.progress import Progress
+from crfrefine.train.starts import prepare
 from crfrefine.train.workers import Workers
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
@@ -143,7 +145,14 @@ def crops(count, kind="useful", **grid):
 
 
 def material(cases, learn=LEARNABLE, workers=WORKERS):
-    return Material(cases, make_loss("ce+dice", REGIONS), REGIONS, learn, SIZES, 3, workers)
+    plan = SimpleNamespace(
+        learn=learn,
+        regions={str(labels): labels for labels in REGIONS},
+        cases=SimpleNamespace(sizes=SIZES),
+        options=SimpleNamespace(seed=3),
+    )
+    progress = Progress(Observer(), num_parts=3, num_steps=4)
+    return Material(plan, cases, make_loss("ce+dice", REGIONS), workers, progress)
 
 
 def start(theta_alpha, weight=4.0):
@@ -153,7 +162,8 @@ def start(theta_alpha, weight=4.0):
         "bilateral.weight": weight,
     }
     parameters = CrfParameters().replace(**values, **{"mean_field.temperature": 0.7})
-    return Start(f"theta_alpha {theta_alpha:g}", prepare(parameters, LEARNABLE, NUM_LABELS, 2))
+    prepared = prepare(parameters, LEARNABLE, NUM_LABELS, 2)
+    return Candidate(CRF, f"theta_alpha {theta_alpha:g}", prepared)
 
 
 def fit(cases, *, num_optimizer_steps=6, threads=2):

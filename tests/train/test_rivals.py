@@ -6,7 +6,6 @@ import json
 import math
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,6 +49,7 @@ from crfrefine.train.choice import (
     choose,
     choose_kind,
     pooled,
+    rounded,
 )
 from crfrefine.train.comparison import Training
 from crfrefine.train.fit import Trajectory
@@ -57,7 +57,6 @@ from crfrefine.train.model import Model, mean_dice, network_refiner, score
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.run import run_training
-from crfrefine.train.starts import rounded
 from crfrefine.train.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -133,7 +132,8 @@ def test_without_foreground_nothing_is_best_and_there_is_no_warning():
         warnings.simplefilter("error")
         trajectories = fit(cases, num_optimizer_steps=2)
     assert all(trajectory.best is None for trajectory in trajectories)
-    assert baselines.Scores((0.0, 1.0, 2.0), np.full((2, 3), np.nan)).best([0, 1]) == 0.0
+    undefined = dict.fromkeys((0.0, 1.0, 2.0), np.full(2, np.nan))
+    assert baselines.ranked(undefined, [0, 1])[0] == 0.0
 
 
 def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole):
@@ -221,20 +221,20 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     right = crops(2, "right", **LARGER)
     useful = guided.score_guided(material(cases), LARGER["spacing"])
     unguided = guided.score_guided(material(right), LARGER["spacing"])
-    assert useful.dice.shape == (2, 1 + len(guided.RADII_VOXELS) * len(guided.EPSILONS))
-    chosen = useful.best([0, 1])
+    assert len(useful) == 1 + len(guided.RADII_VOXELS) * len(guided.EPSILONS)
+    chosen = baselines.ranked(useful, [0, 1])[0]
     assert chosen.radius_mm > 0
-    gain = useful.dice[:, useful.choices.index(chosen)] - useful.dice[:, 0]
+    gain = useful[chosen] - useful[guided.UNGUIDED]
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
-    assert unguided.best([0, 1]) == guided.UNGUIDED
+    assert baselines.ranked(unguided, [0, 1])[0] == guided.UNGUIDED
     case = cases[0]
-    setting = useful.choices[5]
+    setting = list(useful)[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)
     (labels,) = guided.Guide(case.image, setting.radius_mm, case.spacing).labels(
         probabilities, [setting.epsilon], None
     )
-    assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
+    assert useful[setting][0] == mean_dice(case.confusion(labels), REGIONS)
 
 
 SHIFT = 8.0
@@ -514,11 +514,11 @@ def test_trainings_on_other_cases_add_their_cases():
     ]
     second = [
         candidate(CALIBRATED, -0.010, 0.002),
-        replace(candidate(CRF, 0.024, 0.025), start="theta_alpha 8"),
+        replace(candidate(CRF, 0.024, 0.025), name="theta_alpha 8"),
     ]
     both = pooled([first, second])
     assert [each.kind for each in both] == [CALIBRATED, CRF]
-    assert (both[1].gains, both[1].start) == ((0.004, 0.005, 0.006, 0.024, 0.025), "theta_alpha 8")
+    assert (both[1].gains, both[1].name) == ((0.004, 0.005, 0.006, 0.024, 0.025), "theta_alpha 8")
     assert (chosen_kind(*first), chosen_kind(*both)) == ("only here", CRF)
 
 
@@ -599,10 +599,8 @@ def test_candidates_are_compared_over_the_same_regions_and_cases(monkeypatch):
     values = iter(dice.values())
     monkeypatch.setattr(cross_validation, "score_cases", lambda *_: (np.array(next(values)).T, []))
     parameters = start(4.0).parameters
-    trajectory = fit(crops(2), num_optimizer_steps=1)[0]
-    prepared = SimpleNamespace(material=material(crops(3)))
-    models = [(CALIBRATED, parameters), (CRF, parameters)]
-    network_score, candidates = cross_validation._try(models, trajectory, (0, 1, 2), prepared)
+    models = [Candidate(CALIBRATED, CALIBRATED, parameters), Candidate(CRF, "start", parameters)]
+    network_score, candidates = cross_validation._try(models, (0, 1, 2), material(crops(3)))
     recalibrated, trained = candidates
     assert recalibrated.gains == pytest.approx((0.1, 0.1))
     assert trained.gains == pytest.approx((0.2, 0.2))

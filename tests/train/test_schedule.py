@@ -106,15 +106,13 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1),
     if not is_whole:
         cases = [replace(crop, tiles=9 * crop.tiles, tile_weights=(1 / 9,) * 9) for crop in cases]
     with Workers(4) as workers:
-        prepared = SimpleNamespace(
-            plan=SimpleNamespace(
-                folds=[SimpleNamespace(seen=(0, 1)), SimpleNamespace(seen=(0, 2))]
-            ),
+        shared = replace(
+            material(cases, workers=workers),
             progress=Progress(observer, num_parts=3, num_steps=4),
-            material=material(cases, workers=workers),
             starts=starts,
         )
-        chosen = screening.choose_starts(prepared, folds)
+        shared.plan.folds = [SimpleNamespace(seen=(0, 1)), SimpleNamespace(seen=(0, 2))]
+        chosen = screening.choose_starts(shared, folds)
     return starts, chosen, observer.shares
 
 
@@ -183,6 +181,5 @@ def test_whole_crops_decide_which_start_was_trained_best(monkeypatch):
     large = [replace(crop, tiles=9 * crop.tiles, tile_weights=(1 / 9,) * 9) for crop in small]
     chosen = []
     for cases in (small, large):
-        prepared = SimpleNamespace(material=material(cases))
-        chosen.append(screening.best_on_crops(trajectories, (0, 2), prepared))
+        chosen.append(screening.best_on_crops(trajectories, (0, 2), material(cases)))
     assert chosen == trajectories[:2]
