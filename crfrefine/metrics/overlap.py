@@ -145,6 +145,20 @@ def dice_of(
     return np.array(values)
 
 
+def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN without such values."""
+    array = np.asarray(values, dtype=np.float64)
+    defined = array[~np.isnan(array)]
+    if defined.size:
+        return float(defined.mean())
+    return float("nan")
+
+
+def mean_dice(confusion: NDArray[np.int64], regions: Iterable[Sequence[int]]) -> float:
+    """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
+    return mean_defined(dice_of(confusion, regions))
+
+
 # A search tree costs about thirty times as much per boundary voxel as a distance transform per
 # voxel of the box. The tree wins on smooth regions, where the boundary is a small part of the box;
 # the transform bounds the time on noise.

@@ -1,4 +1,4 @@
-"""The baselines that a trained CRF must beat: vector scaling, and the largest component.
+"""The baselines that a trained CRF must beat: vector scaling, largest component, guided filter.
 
 Vector scaling is also a start and a candidate of its own. The temperature of the output
 probabilities is fitted here, too.
@@ -6,10 +6,11 @@ probabilities is fitted here, too.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.arrays.components import clean
+from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.arrays.softmax import log_sum_exp
 from crfrefine.layer.forms import TEMPERATURE_RANGE
+from crfrefine.metrics.overlap import mean_dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
-from crfrefine.train.choice import Candidate, rounded, without_crf
+from crfrefine.train.choice import Candidate, Choice, Scores, rounded, without_crf
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import spread_out
+from crfrefine.train.guided import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, as_channels
 from crfrefine.train.material import Material
-from crfrefine.train.model import mean_defined, mean_dice, mean_tensor, refiner_of
-from crfrefine.train.starts import BATCH_SIZE
+from crfrefine.train.model import mean_tensor, refiner_of
+from crfrefine.train.starts import BATCH_SIZE, voxel_length
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
 LARGEST_KINDS = ("foreground", "each")
@@ -59,11 +63,6 @@ class VectorScaling:
         bias = np.asarray(self.bias, dtype=logits.dtype)
         temperature = logits.dtype.type(self.temperature)
         return logits / temperature + as_channels(bias, logits.ndim)
-
-
-def as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
-    """Return values (L,) as (L, 1, ...) with so many axes, to be added to (L, *grid)."""
-    return values.reshape(-1, *(1,) * (num_axes - 1))
 
 
 class _ScalingModel:
@@ -149,24 +148,6 @@ def fit_scaling(
     return model.result(are_labels=material.crops[0].regions is None)
 
 
-Choice = TypeVar("Choice")
-
-
-# The mean Dice of each choice on every case, (cases).
-Scores = dict[Choice, NDArray[np.float64]]
-
-
-def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -> list[Choice]:
-    """Return the choices, best first by their mean Dice on some cases; 0 where none has a Dice.
-
-    Equals keep their order.
-    """
-    means = {}
-    for choice, dice in scores.items():
-        means[choice] = np.nan_to_num(mean_defined(dice[list(cases)]))
-    return sorted(means, key=means.__getitem__, reverse=True)
-
-
 def score_choices(
     choices: Sequence[Choice],
     material: Material,
@@ -199,6 +180,28 @@ def largest_scores(material: Material) -> Scores[str]:
             yield clean(labels, PostprocessParameters(keep_largest=kind), 1.0).label_map
 
     return score_choices(LARGEST_KINDS, material, label_maps)
+
+
+def score_guided(material: Material, spacing: Sequence[float]) -> Scores[Guidance]:
+    """Measure every setting on every case, first the network without a filter.
+
+    `spacing` is that of a typical case.
+    """
+    radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
+    choices = [UNGUIDED]
+    for radius, epsilon in itertools.product(radii, EPSILONS):
+        choices.append(Guidance(radius, epsilon))
+
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
+        network = network_labels(crop)
+        volumes_of = network if crop.network_spacing else None
+        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
+        yield network
+        for radius in radii:
+            guide = Guide(crop.image, radius, crop.spacing)
+            yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
+
+    return score_choices(choices, material, label_maps)
 
 
 def calibrate(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.metrics.overlap import mean_defined
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
     KERNELS,
@@ -187,6 +189,22 @@ def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     best = max(candidates, key=lambda candidate: float(candidate.values.mean()))
     return next(candidate for candidate in candidates if candidate.is_about_as_good_as(best))
+
+
+Choice = TypeVar("Choice")
+# The mean Dice of each choice on every case, (cases).
+Scores = dict[Choice, NDArray[np.float64]]
+
+
+def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -> list[Choice]:
+    """Return the choices, best first by their mean Dice on some cases; 0 where none has a Dice.
+
+    Equals keep their order.
+    """
+    means = {}
+    for choice, dice in scores.items():
+        means[choice] = np.nan_to_num(mean_defined(dice[list(cases)]))
+    return sorted(means, key=means.__getitem__, reverse=True)
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:

@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 
+from crfrefine.metrics.overlap import mean_defined
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling, ranked
+from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling
 from crfrefine.train.choice import (
     CALIBRATION,
     CRF,
@@ -19,12 +20,12 @@ from crfrefine.train.choice import (
     is_gain,
     no_crf,
     pooled,
+    ranked,
     variants,
 )
 from crfrefine.train.comparison import NETWORK, TRAINED, Training
 from crfrefine.train.fit import fit_starts, histories_of
 from crfrefine.train.material import Material
-from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Split
 
 # Factor on the step length in the training on all cases, which starts where the folds ended.

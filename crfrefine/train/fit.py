@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base.plain import to_plain
-from crfrefine.metrics.overlap import dice_of
+from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import CRF, Candidate, rounded
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import Model, Refine, mean_defined, score
+from crfrefine.train.model import Model, Refine, score
 from crfrefine.train.plan import Split
 
 # Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.

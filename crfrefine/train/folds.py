@@ -30,10 +30,17 @@ from crfrefine.train.baselines import (
     calibrate,
     calibrate_output,
     fit_scaling,
-    ranked,
     with_calibrated,
 )
-from crfrefine.train.choice import CALIBRATION, CRF, Candidate, choose_kind, no_crf, variants
+from crfrefine.train.choice import (
+    CALIBRATION,
+    CRF,
+    Candidate,
+    choose_kind,
+    no_crf,
+    ranked,
+    variants,
+)
 from crfrefine.train.comparison import MethodValues, Training
 from crfrefine.train.fit import fit_starts, histories_of, score_cases, spread_out
 from crfrefine.train.material import Material

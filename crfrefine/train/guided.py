@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.volumes import volume_bias
-from crfrefine.train.baselines import Scores, as_channels, network_labels, score_choices
-from crfrefine.train.crops import Crop
-from crfrefine.train.material import Material
-from crfrefine.train.starts import voxel_length
 
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
 # Variances of the normalized intensity that are tried: contrasts below their root are smoothed
@@ -35,6 +30,11 @@ class Guidance:
 
 
 UNGUIDED = Guidance()  # no filter
+
+
+def as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
+    """Return values (L,) as (L, 1, ...) with so many axes, to be added to (L, *grid)."""
+    return values.reshape(-1, *(1,) * (num_axes - 1))
 
 
 class Guide:
@@ -147,25 +147,3 @@ class Guide:
                 scores += as_channels(bias, scores.ndim)
             label_maps.append(argmax_labels(scores))
         return label_maps
-
-
-def score_guided(material: Material, spacing: Sequence[float]) -> Scores[Guidance]:
-    """Measure every setting on every case, first the network without a filter.
-
-    `spacing` is that of a typical case.
-    """
-    radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
-    choices = [UNGUIDED]
-    for radius, epsilon in itertools.product(radii, EPSILONS):
-        choices.append(Guidance(radius, epsilon))
-
-    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network = network_labels(crop)
-        volumes_of = network if crop.network_spacing else None
-        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
-        yield network
-        for radius in radii:
-            guide = Guide(crop.image, radius, crop.spacing)
-            yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
-
-    return score_choices(choices, material, label_maps)

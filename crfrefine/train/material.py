@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +23,12 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.layer.known_item import KnownItem
+from crfrefine.train.choice import Candidate, Scores
 from crfrefine.train.crops import Crop
+from crfrefine.train.guided import Guidance
+from crfrefine.train.plan import Plan
 from crfrefine.train.progress import Progress
 from crfrefine.train.workers import Workers
-
-if TYPE_CHECKING:
-    from crfrefine.train.baselines import Scores
-    from crfrefine.train.choice import Candidate
-    from crfrefine.train.guided import Guidance
-    from crfrefine.train.plan import Plan
 
 # Most voxels of a case for a recalibration: with ten cases, more change only the third digit.
 MAX_VOXELS = 65_536

@@ -6,7 +6,7 @@ It gives the loss and the gradient of a batch of crops, and the scores of a case
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +19,6 @@ from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.crf_model import CrfModel
 from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
-from crfrefine.metrics.overlap import dice_of
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.choice import CALIBRATION, Candidate
 from crfrefine.train.crops import Crop
@@ -326,20 +325,6 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     for model in models:
         moving += model.tensors.moving
     return moving
-
-
-def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN without such values."""
-    array = np.asarray(values, dtype=np.float64)
-    defined = array[~np.isnan(array)]
-    if defined.size:
-        return float(defined.mean())
-    return float("nan")
-
-
-def mean_dice(confusion: NDArray[np.int64], regions: Iterable[Sequence[int]]) -> float:
-    """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
-    return mean_defined(dice_of(confusion, regions))
 
 
 def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,15 +11,13 @@ from crfrefine.base.limits import memory_left
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
-from crfrefine.metrics.overlap import dice_of
+from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.train import crops as cropping
-from crfrefine.train.baselines import largest_scores
+from crfrefine.train.baselines import largest_scores, score_guided
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.guided import score_guided
 from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
-from crfrefine.train.model import mean_defined
 from crfrefine.train.plan import Plan
 from crfrefine.train.progress import Progress
 from crfrefine.train.starts import make_starts

@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.metrics.overlap import mean_defined
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import Scores, ranked
-from crfrefine.train.choice import Candidate
+from crfrefine.train.choice import Candidate, Scores, ranked
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import Trajectory, score_cases, spread_out
 from crfrefine.train.material import NUM_SAMPLED, Material, Sample
-from crfrefine.train.model import mean_defined, refiner_of
+from crfrefine.train.model import refiner_of
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
 # Starts of a fold that are tried on whole crops, too. Tiles cut off what is around them, and with

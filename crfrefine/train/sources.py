@@ -21,7 +21,7 @@ from crfrefine.refinement.case import Plan, refine
 from crfrefine.train import synthetic
 from crfrefine.train.choice import Candidate
 from crfrefine.train.starts import voxel_length
-from crfrefine.train.synthetic import MIN_VOXELS, groups_of, mean_dice
+from crfrefine.train.synthetic import MIN_VOXELS, dice_of_maps, groups_of
 
 # Most voxels of a synthetic case, which is coarsened to this: all candidates on it take half a
 # minute at most.
@@ -87,7 +87,7 @@ class Source:
     def agreement(self) -> float:
         """Dice of the network's own labels to the refined ones."""
         (refined, _), (network, _) = self.truths
-        return mean_dice(network, refined, self.groups)
+        return dice_of_maps(network, refined, self.groups)
 
 
 def make_source(
@@ -109,7 +109,7 @@ def make_source(
     # The Dice of labels with themselves is NaN if all have too few voxels to count.
     defined = [source.dice]
     for labels, _ in source.truths:
-        defined.append(mean_dice(labels, labels, source.groups))
+        defined.append(dice_of_maps(labels, labels, source.groups))
     if np.isnan(defined).any():
         raise InputError(f"no label has {MIN_VOXELS} voxels, which a comparison needs")
     return source
@@ -186,7 +186,7 @@ def score_candidates(
     def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
         values = []
         for labels, (truth, _) in zip(label_maps, draws, strict=True):
-            values.append(mean_dice(np.where(source.mask, labels, 0), truth, source.groups))
+            values.append(dice_of_maps(np.where(source.mask, labels, 0), truth, source.groups))
         return values
 
     plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
-from crfrefine.metrics.overlap import dice_of
+from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that
@@ -74,7 +74,9 @@ def agreeing(
     return changed
 
 
-def mean_dice(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
+def dice_of_maps(
+    labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]
+) -> float:
     """Return the mean Dice of two (*grid) label maps over groups of labels.
 
     Groups with fewer than MIN_VOXELS in the truth do not count; NaN if none is left.
@@ -83,7 +85,7 @@ def mean_dice(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequen
     num_labels = 1 + max(int(labels.max()), int(truth.max()), largest)
     confusion = count_confusion(truth, labels, num_labels)
     counted = [group for group in groups if confusion[list(group)].sum() >= MIN_VOXELS]
-    return _mean_or_nan(dice_of(confusion, counted).tolist())
+    return mean_defined(dice_of(confusion, counted))
 
 
 def expected_dice(
@@ -104,13 +106,7 @@ def expected_dice(
             sum_inside = float(channel[inside].sum(dtype=np.float64))
             sum_all = float(channel[mask].sum(dtype=np.float64))
             values.append(2.0 * sum_inside / (num_inside + sum_all))
-    return _mean_or_nan(values)
-
-
-def _mean_or_nan(values: Sequence[float]) -> float:
-    if values:
-        return float(np.mean(values))
-    return float("nan")
+    return mean_defined(values)
 
 
 def make_noise(
@@ -144,7 +140,7 @@ def noise_scale(
 
     def reached(scale: float) -> float:
         labels = decode(logits + np.float32(scale) * noise, regions)
-        return mean_dice(np.where(mask, labels, 0), truth, groups)
+        return dice_of_maps(np.where(mask, labels, 0), truth, groups)
 
     low = 0.0
     high = 1.0

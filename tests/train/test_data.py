@@ -28,6 +28,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.metrics.overlap import mean_dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
@@ -36,7 +37,7 @@ from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.dataset import read_labeled
 from crfrefine.train.folds import fingerprint
 from crfrefine.train.material import NUM_SAMPLED, make_sample
-from crfrefine.train.model import mean_dice, network_refiner, score
+from crfrefine.train.model import network_refiner, score
 from crfrefine.train.plan import make_folds, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -30,7 +30,7 @@ from training_helpers import (
 import crfrefine
 from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.base.plain import from_plain, to_plain
-from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.overlap import mean_dice, measure_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.case import refine
@@ -49,11 +49,12 @@ from crfrefine.train.choice import (
     choose,
     choose_kind,
     pooled,
+    ranked,
     rounded,
 )
 from crfrefine.train.comparison import Training
 from crfrefine.train.fit import Trajectory
-from crfrefine.train.model import Model, mean_dice, network_refiner, score
+from crfrefine.train.model import Model, network_refiner, score
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.run import run_training
@@ -133,7 +134,7 @@ def test_without_foreground_nothing_is_best_and_there_is_no_warning():
         trajectories = fit(cases, num_optimizer_steps=2)
     assert all(trajectory.best is None for trajectory in trajectories)
     undefined = dict.fromkeys((0.0, 1.0, 2.0), np.full(2, np.nan))
-    assert baselines.ranked(undefined, [0, 1])[0] == 0.0
+    assert ranked(undefined, [0, 1])[0] == 0.0
 
 
 def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole):
@@ -219,15 +220,15 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases = crops(2, **LARGER)
     right = crops(2, "right", **LARGER)
-    useful = guided.score_guided(material(cases), LARGER["spacing"])
-    unguided = guided.score_guided(material(right), LARGER["spacing"])
+    useful = baselines.score_guided(material(cases), LARGER["spacing"])
+    unguided = baselines.score_guided(material(right), LARGER["spacing"])
     assert len(useful) == 1 + len(guided.RADII_VOXELS) * len(guided.EPSILONS)
-    chosen = baselines.ranked(useful, [0, 1])[0]
+    chosen = ranked(useful, [0, 1])[0]
     assert chosen.radius_mm > 0
     gain = useful[chosen] - useful[guided.UNGUIDED]
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
-    assert baselines.ranked(unguided, [0, 1])[0] == guided.UNGUIDED
+    assert ranked(unguided, [0, 1])[0] == guided.UNGUIDED
     case = cases[0]
     setting = list(useful)[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)

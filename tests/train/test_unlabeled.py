@@ -18,10 +18,10 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import unlabeled, unlabeled_choice
 from crfrefine.train.synthetic import (
     agreeing,
+    dice_of_maps,
     expected_dice,
     groups_of,
     make_noise,
-    mean_dice,
     noise_scale,
 )
 
@@ -125,7 +125,7 @@ def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
     noisy = logits + np.float32(noise_scale(logits, noise, truth, mask, dice, scheme)) * noise
     groups = groups_of(len(logits), scheme)
-    assert mean_dice(np.where(mask, decode(noisy, scheme), 0), truth, groups) == pytest.approx(
+    assert dice_of_maps(np.where(mask, decode(noisy, scheme), 0), truth, groups) == pytest.approx(
         dice, abs=0.01
     )
     np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
@@ -174,7 +174,7 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     refined = crfrefine.refine(logits, image, spacing=SPACING, parameters=chosen)
     by_default = crfrefine.refine(logits, image, spacing=SPACING, parameters=CrfParameters())
     groups = ((1,), (2,))
-    assert mean_dice(refined.label_map, truth, groups) > mean_dice(
+    assert dice_of_maps(refined.label_map, truth, groups) > dice_of_maps(
         by_default.label_map, truth, groups
     )
     report = report_of(tmp_path / "noisy")
