@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import Note
 from crfrefine.base.option import Option
 from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
@@ -33,35 +33,21 @@ def status(
     ] = False,
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""
-    from crfrefine.runs.run import note_on_num_labels
+    from crfrefine.errors import InputError
     from crfrefine.runs.states import case_states
 
     is_complete = True
     content = []
     for folder in folders:
-        states, notes = case_states(folder)
-        if notes or any(case.state != "done" for case in states):
-            is_complete = False
-        done = [case.record for case in states if case.record is not None]
-        note = note_on_num_labels(done)
-        if note is not None:
-            notes.append(note)
-        vanished = [record.case_id for record in done if record.vanished_labels]
-        if vanished:
-            kind = NoteKind.LABELS_VANISHED_IN
-            notes.append(Note.of(kind, cases=len(vanished), names=vanished))
+        if not folder.is_dir():
+            problem = "expected a folder, this is a file" if folder.exists() else "no such folder"
+            raise InputError(f"{folder}: {problem}; name the output folder of a run")
+        states, notes, are_done = case_states(folder)
+        is_complete = is_complete and are_done
         if not as_json:
             _show(folder, states, notes, max_listed=len(states) if verbose else _MAX_LISTED)
             continue
-        cases = []
-        for case in states:
-            values: dict[str, object] = {"case_id": case.case_id, "state": case.state}
-            values |= {"label_map": str(case.label_map), "reason": "", "reason_kind": None}
-            if case.reason is not None:
-                values["reason"] = str(case.reason)
-                values["reason_kind"] = case.reason.kind.name.lower()
-            values |= {"part_id": case.part_id, "num_parts": case.num_parts}
-            cases.append(values)
+        cases = [case.to_dict() for case in states]
         texts = [str(note) for note in notes]
         content.append({"output_folder": str(folder.resolve()), "cases": cases, "notes": texts})
     if as_json:

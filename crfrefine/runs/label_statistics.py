@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.runs.records import CaseRecord
+from crfrefine.runs.plan import RunPlan
 
 COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
 
@@ -56,13 +56,18 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     return rows
 
 
-def statistics_csv(records: Iterable[CaseRecord | None], modality_names: Sequence[str]) -> str:
+def statistics_csv(plan: RunPlan) -> str:
     """Return a table with a line per case and label; an undefined value is an empty field.
 
-    None stands for a case without a record.
+    It has all cases of the part that are done, also in earlier runs.
     """
-    ended = [record for record in records if record is not None and record.status != "failed"]
-    rows = [(record, row) for record in ended for row in record.statistics or ()]
+    ended = {record.case_id: record for record in plan.summary.cases}
+    rows = []
+    for task in plan.tasks:
+        record = ended.get(task.files.case_id, task.earlier)
+        if record is not None and record.status != "failed":
+            rows += [(record, row) for row in record.statistics or ()]
+    modality_names = plan.inputs.names.modalities
     num_modalities = max((len(row["means"]) for _, row in rows), default=1)
     titles: Sequence[object] = range(1, num_modalities + 1)
     if len(modality_names) == num_modalities:

@@ -117,6 +117,8 @@ class OutputFiles:
 
     def require_no_stale_input(self, files: CaseFiles) -> None:
         """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
+        if files.lack:  # The case is not refined.
+            return
         for path, (checksum, inputs) in self.before.items():
             try:
                 check_no_input(path)
@@ -189,11 +191,9 @@ def plan_outputs(
         options.nnunet is not None or options.manifest is not None or holds_many(options.images[0])
     )
     _check_format(options, is_folder_run=is_folder_run)
-    archives: set[Path] = set()  # folders of nnU-Net's archives
+    plans = [_outputs_of(files, options, label_names) for files in cases]
     if options.save_probabilities and not options.writes_file:
-        folders = {files.logits[0].parent for files in cases if files.logits}
-        archives = {folder for folder in folders if is_of_nnunet(folder)}
-    plans = [_outputs_of(files, options, label_names, archives) for files in cases]
+        plans = _with_archives(cases, plans)
     # Folders of inputs and of label maps, into which no structures go.
     occupied: set[Path] = set()
     if options.save_structures:
@@ -204,14 +204,7 @@ def plan_outputs(
                     occupied.update(path.resolve().parent for path in files_read(name))
     _check_paths(cases, plans, occupied)
     # The next run would take results there as images or logits.
-    inputs: set[Path] = set()
-    for files in cases:
-        inputs.update(path.parent for path in (*files.images, *files.logits))
-        if files.structures:  # Each case may have a folder of its own.
-            for path in files.logits:
-                if path.parent.name == files.case_id:
-                    inputs.add(path.parent.parent)
-    if is_folder_run and options.output.resolve() in {folder.resolve() for folder in inputs}:
+    if is_folder_run and options.output.resolve() in _input_folders(cases):
         raise InputError(
             f"{options.output}: holds the images or logits of this run; "
             "choose another folder for the results"
@@ -245,15 +238,9 @@ def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
 
 
 def _outputs_of(
-    files: CaseFiles,
-    options: InferenceOptions,
-    label_names: Mapping[int, str],
-    archives: Collection[Path],
+    files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
 ) -> OutputFiles:
-    """Return the output files of a case.
-
-    One whose probabilities are in a folder of nnU-Net's archives gets such an archive, too.
-    """
+    """Return the output files of a case."""
     label_map = options.output
     if not options.writes_file and files.output is not None:
         label_map = options.output / files.output  # as the manifest says
@@ -275,14 +262,6 @@ def _outputs_of(
     if options.preview:
         preview = label_map.with_name(stem + _ENDINGS[2])
     outputs = OutputFiles(label_map, probabilities, logits, preview)
-    is_archive = len(files.logits) == 1 and suffix_of(files.logits[0]) == ".npz"
-    if is_archive and files.logits[0].parent in archives:
-        properties = files.logits[0].with_suffix(".pkl")
-        outputs = replace(
-            outputs,
-            archive=label_map.with_name(f"{stem}.npz"),
-            properties=properties if properties.is_file() else None,
-        )
     if not options.save_structures:
         return outputs
 
@@ -294,6 +273,39 @@ def _outputs_of(
     for name, path in zip(files.structures, files.logits, strict=True):
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
     return replace(outputs, structures=structures)
+
+
+def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> list[OutputFiles]:
+    """Return the outputs with files for `nnUNetv2_ensemble`, where the input is one of nnU-Net."""
+    is_nnunet: dict[Path, bool] = {}
+    outputs = []
+    for files, plan in zip(cases, plans, strict=True):
+        if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
+            outputs.append(plan)
+            continue
+        source = files.logits[0]
+        if source.parent not in is_nnunet:
+            is_nnunet[source.parent] = is_of_nnunet(source.parent)
+        if is_nnunet[source.parent]:
+            archive = plan.label_map.with_name(f"{stem_of(plan.label_map)}.npz")
+            properties = source.with_suffix(".pkl")
+            plan = replace(
+                plan, archive=archive, properties=properties if properties.is_file() else None
+            )
+        outputs.append(plan)
+    return outputs
+
+
+def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
+    """Return the folders of images and logits; of structures, that with the cases' folders."""
+    folders = set()
+    for files in cases:
+        for path in (*files.images, *files.logits):
+            folders.add(path.parent.resolve())
+        for path in files.logits:
+            if files.structures and path.parent.name == files.case_id:
+                folders.add(path.parent.parent.resolve())
+    return folders
 
 
 def _check_paths(

@@ -81,6 +81,12 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if options.summary is not None:
         plan.summary_file = path_of_part(options.summary, options.num_parts, options.part_id)
         plan.notes += check_summary_path(plan.summary_file, all_outputs)
+    if options.statistics and options.writes_file:
+        name = f"{stem_of(options.output)}_statistics.csv"
+        plan.statistics_file = options.output.with_name(name)
+    elif options.statistics:
+        table = options.output / "statistics.csv"
+        plan.statistics_file = path_of_part(table, options.num_parts, options.part_id)
     if note_on_device is not None:
         plan.notes.append(note_on_device)
     _add_tasks(plan, all_outputs)
@@ -156,12 +162,12 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
     part = slice(summary.part_id, None, summary.num_parts)
     pairs = list(zip(inputs.cases[part], all_outputs[part], strict=True))
     recorded = read_records(None if options.writes_file else options.output)
+    planned = {path for outputs in all_outputs for path in outputs.all()}
     before = files_before(recorded, summary)
     earlier: dict[str, CaseRecord] = {}
     if options.resume:
         earlier, plan.left = take_up(recorded, pairs, summary, plan.notes)
     unmeasured = []
-    planned = {path for outputs in all_outputs for path in outputs.all()}
     for files, outputs in pairs:
         fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
         record = earlier.get(files.case_id)
@@ -172,7 +178,7 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
         unknown = set(outputs.others_there()) - planned - written.keys()
         outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-        if record is None and not files.lack:
+        if record is None:
             outputs.require_no_stale_input(files)
         own_options = replace(options, parameters=parameters)
         task = Task(files, outputs, own_options, inputs.reading, inputs.names, device, fold, record)
@@ -194,11 +200,6 @@ def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
     readable = [task.outputs for task in plan.tasks if not task.files.lack]
     if readable and not options.writes_file:
         plan.record_file = record_path(output, options.num_parts, options.part_id)
-    if options.statistics and options.writes_file:
-        plan.statistics_file = output.with_name(f"{stem_of(output)}_statistics.csv")
-    elif options.statistics:
-        table = output / "statistics.csv"
-        plan.statistics_file = path_of_part(table, options.num_parts, options.part_id)
     folders: set[Path] = set()
     for outputs in readable:
         folders.update(path.parent for path in outputs.all())

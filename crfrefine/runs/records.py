@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from crfrefine.base.failures import Failure
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import path_of_part
 from crfrefine.base.plain import fields_from_plain
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
@@ -227,6 +228,20 @@ def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
     with suppress(ConfigError):  # A newer version may have more keys.
         return CrfParameters.from_dict(parameters).to_dict()
     return parameters
+
+
+def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
+    """Return a note if the cases of a run have different numbers of labels, else None."""
+    cases: dict[int, list[str]] = {}
+    for record in records:
+        # Undeclared label maps have as many labels as their largest one says.
+        has_channels = record.input_type in ("logits", "probabilities")
+        if has_channels and record.num_labels is not None:
+            cases.setdefault(record.num_labels, []).append(record.case_id)
+    if len(cases) < 2:
+        return None
+    groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
+    return Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups))
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int | None = 0) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import chain
@@ -15,7 +15,6 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.option import note_on_values
-from crfrefine.base.text import listed
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
@@ -25,7 +24,7 @@ from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunPlan, plan_run
-from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.records import RunSummary, note_on_num_labels
 
 
 @keeping_inputs()
@@ -68,10 +67,7 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
                 content = summary.to_json().encode()
                 ending.callback(write_small_file, plan.summary_file, content)
             if plan.statistics_file is not None and summary.cases:
-                # Those of all cases of the part that are done, also in earlier runs.
-                ended = {record.case_id: record for record in summary.cases}
-                records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
-                table = statistics_csv(records, plan.inputs.names.modalities).encode()
+                table = statistics_csv(plan).encode()
                 ending.callback(write_small_file, plan.statistics_file, table)
             if file is not None:
                 ending.callback(file.close)
@@ -140,17 +136,3 @@ def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
         if note is not None:
             yield note
     yield from plan.left
-
-
-def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
-    """Return a note if the cases of a run have different numbers of labels, else None."""
-    cases: dict[int, list[str]] = {}
-    for record in records:
-        # Undeclared label maps have as many labels as their largest one says.
-        has_channels = record.input_type in ("logits", "probabilities")
-        if has_channels and record.num_labels is not None:
-            cases.setdefault(record.num_labels, []).append(record.case_id)
-    if len(cases) < 2:
-        return None
-    groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
-    return Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups))

@@ -23,6 +23,7 @@ from crfrefine.runs.records import (
     SETTINGS,
     CaseRecord,
     RunSummary,
+    note_on_num_labels,
     time_of_change,
     times_of_strokes,
 )
@@ -54,6 +55,23 @@ class CaseState(NamedTuple):
     # the part of the last run that the case belongs to, and the number of its parts
     part_id: int = 0
     num_parts: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON has of the state; the reason is empty if there is none."""
+        reason = ""
+        reason_kind = None
+        if self.reason is not None:
+            reason = str(self.reason)
+            reason_kind = self.reason.kind.name.lower()
+        return {
+            "case_id": self.case_id,
+            "state": self.state,
+            "label_map": str(self.label_map),
+            "reason": reason,
+            "reason_kind": reason_kind,
+            "part_id": self.part_id,
+            "num_parts": self.num_parts,
+        }
 
 
 class RecordedRuns:
@@ -245,14 +263,11 @@ def _other_values(record: CaseRecord, run: RunSummary, now: RunSummary) -> list[
     return keys
 
 
-def case_states(folder: Path) -> tuple[list[CaseState], list[Note]]:
-    """Return the state of each case of the runs into a folder, and notes on lines and results.
+def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
+    """Return the state of each case of the runs into a folder, notes, and whether all are done.
 
     Of runs on the same inputs, the last one counts. Raise InputError if there is no record.
     """
-    if not folder.is_dir():
-        problem = "expected a folder, this is a file" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {problem}; name the output folder of a run")
     recorded = read_records(folder)
     if not recorded.runs:
         problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
@@ -270,15 +285,23 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note]]:
             state = recorded.state_of(case_id, label_map, others, run)
             part_id = number % run.num_parts
             states[case_id] = state._replace(part_id=part_id, num_parts=run.num_parts)
-    return list(states.values()), recorded.notes
+
+    is_complete = not recorded.notes and all(case.state == "done" for case in states.values())
+    notes = list(recorded.notes)
+    done = [case.record for case in states.values() if case.record is not None]
+    note = note_on_num_labels(done)
+    if note is not None:
+        notes.append(note)
+    vanished = [record.case_id for record in done if record.vanished_labels]
+    if vanished:
+        notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
+    return list(states.values()), notes, is_complete
 
 
 def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path, FileBefore]]:
     """Return the files that earlier runs into a folder have written for each case, by its name."""
     found: dict[str, dict[Path, FileBefore]] = {}
-    folder = recorded.folder
-    if folder is None:
-        return found
+    folder = recorded.folder or Path()  # Without a folder there are no runs.
     for run in recorded.runs:
         for record in run.cases:
             if record.output is None or record.case_id not in run.all_cases:

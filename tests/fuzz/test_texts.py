@@ -230,7 +230,7 @@ def _read_record(path, rng):
         record_path(folder).write_bytes(path.read_bytes())
         recorded = read_records(folder)
         if recorded.runs:
-            states, _ = case_states(folder)
+            states, *_ = case_states(folder)
             assert all(json.dumps(state.case_id) for state in states)
     finally:
         shutil.rmtree(record_path(folder).parent)

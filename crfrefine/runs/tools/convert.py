@@ -131,12 +131,13 @@ def _content_of(
     """Return what a file is converted as: "scores" (logits, probabilities), "labels" or "image"."""
     content = options.content
     is_array = FORMAT_OF_NAME[header.family].holds_scores_alone or holds_scores_alone(target)
-    if is_array and content == "image":
+    if content == "image" and is_array:
         raise InputError(
             f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
         )
-    is_asked_for = is_array or options.to is not None or content == "logits"
-    may_be_scores = is_asked_for and content != "labels"
+    if content in ("image", "labels"):
+        return content
+    may_be_scores = is_array or (content, options.to) != (None, None)
     if may_be_scores and (header.num_channels > 1 or regions.is_channel(header)):
         return "scores"
     if content == "logits":
@@ -144,12 +145,14 @@ def _content_of(
             f"{header.path}: holds one value per voxel; logits have one per label at each voxel, "
             "background included\n  Leave --as logits out to convert it as it is."
         )
-    if content == "labels" or options.to is not None:
+    if options.to is not None:
         return "labels"
-    if content == "image" or header.num_channels > 1:
+    if header.num_channels > 1:
         return "image"
     is_for_labels = suffix_of(target) in LABELS_SUFFIXES or holds_scores_alone(target)
-    return "labels" if is_for_labels or is_label_map(header) else "image"
+    if is_for_labels or is_label_map(header):
+        return "labels"
+    return "image"
 
 
 def _convert_labels(

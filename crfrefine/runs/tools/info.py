@@ -173,28 +173,7 @@ def _inspect_content(folder: Path, images: tuple[Path, ...], report: FolderRepor
         if archives:
             report.add_cases(CaseList(), [folder], archives)
             return
-    inside = find_folders(folder)
-    has_images = "images" in inside
-    if not has_images:  # They are in the folder itself.
-        inside = {"images": folder}
-    try:
-        cases = discover_cases(
-            inside["images"],
-            inside.get("logits"),
-            inside.get("masks"),
-            inside.get("labels"),
-            include_imageless=has_images,
-        )
-    except InputError as error:
-        if has_images:
-            raise
-        raise InputError(
-            f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
-            "name the images with -i."
-        ) from None
-    if has_images and "logits" not in inside:
-        kind = NoteKind.NO_LOGITS
-        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
+    cases = _discover(folder)
     report.add_cases(cases, _places_of(cases, folder))
 
 
@@ -290,12 +269,14 @@ class FolderReport:
         parts = [f"{headers.num_modalities} {modalities}"]
         parts.append(describe_grid(image.grid_shape, image.affine))
         network = headers.logits
-        if network is not None and network.lacks_background:
-            parts.append(_FOREGROUND)
-        elif network is not None and network.num_labels:
-            parts.append(_channels(network.num_labels, self._regions))
-        elif network is not None:
-            parts.append("label map for logits")
+        if network is not None:
+            self._num_labels[files.case_id] = network.num_labels
+            channels = "label map for logits"
+            if network.lacks_background:
+                channels = _FOREGROUND
+            elif network.num_labels:
+                channels = _channels(network.num_labels, self._regions)
+            parts.append(channels)
         if headers.mask is not None:
             parts.append("mask")
         if headers.labels is not None:
@@ -310,8 +291,6 @@ class FolderReport:
             if names:
                 parts.append(f"{listed(names, 3)} on {words}")
         self.cases[files.case_id] = ", ".join([*parts, *map(str, headers.notes)])
-        if network is not None:
-            self._num_labels[files.case_id] = network.num_labels
         for header in headers.images:
             for remark in header.notes:
                 self._files_of_remark.setdefault(remark, []).append(header.path.name)
@@ -349,3 +328,27 @@ def _inspect_structures(
                     raise InputError(f"{error}{propose(folder)}") from None
             grid = describe_grid(header.grid_shape, header.affine)
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
+
+
+def _discover(folder: Path) -> CaseList:
+    """Return the cases of a folder of images, or of one that has such a folder."""
+    inside = find_folders(folder)
+    if "images" not in inside:
+        try:
+            return discover_cases(folder, None)
+        except InputError as error:
+            raise InputError(
+                f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
+                "name the images with -i."
+            ) from None
+    cases = discover_cases(
+        inside["images"],
+        inside.get("logits"),
+        inside.get("masks"),
+        inside.get("labels"),
+        include_imageless=True,
+    )
+    if "logits" not in inside:
+        kind = NoteKind.NO_LOGITS
+        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
+    return cases
