@@ -169,16 +169,3 @@ def _label_number(value: Any, key: str) -> int:
             f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
         )
     return number
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names of labels and modalities, for notes, pictures and files."""
-
-    labels: Mapping[int, str] = field(default_factory=dict)  # by number
-    modalities: tuple[str, ...] = ()  # in order; empty if unknown
-
-    @property
-    def titles(self) -> dict[int, str]:
-        """Names of the labels with their numbers: "1 anterior" for label 1, as in pictures."""
-        return {label: f"{label} {name}" for label, name in self.labels.items()}

@@ -269,6 +269,14 @@ class ReadingOptions:
     max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
     add_background: bool = False
+    # names of labels, by number, and of modalities, in order, for notes, pictures and files
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    modality_names: tuple[str, ...] = ()
+
+    @property
+    def titles(self) -> dict[int, str]:
+        """Names of the labels with their numbers: "1 anterior" for label 1, as in pictures."""
+        return {label: f"{label} {name}" for label, name in self.label_names.items()}
 
     @property
     def num_declared(self) -> int:

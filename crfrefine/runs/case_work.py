@@ -15,7 +15,6 @@ from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.case_memory import bytes_to_refine, stays_in_files
-from crfrefine.cases.dataset_description import Names
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -54,13 +53,13 @@ def refine_case(work: CaseInFlight) -> CaseRecord:
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
         work.case = _read_case(work, record)
-        names = task.names
+        reading = task.reading
         if work.case.segments:  # The input has names itself, such as in a NIfTI table.
             labels = {segment.label: segment.name for segment in work.case.segments}
-            names = replace(names, labels=labels)
-        result = _refine(work, record, names)
+            reading = replace(reading, label_names=labels)
+        result = _refine(work, record, reading.label_names)
         work.end_computing()
-        write_case(work, record, result, names)
+        write_case(work, record, result, reading)
     return record
 
 
@@ -103,7 +102,7 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     return case
 
 
-def _refine(work: CaseInFlight, record: CaseRecord, names: Names) -> RefinementResult:
+def _refine(work: CaseInFlight, record: CaseRecord, names: Mapping[int, str]) -> RefinementResult:
     """Run the CRF, and record the outcome."""
     started = time.perf_counter()
     task = work.task
@@ -128,14 +127,14 @@ def _refine(work: CaseInFlight, record: CaseRecord, names: Names) -> RefinementR
         backend=get_backend(work.device),
         context=context,
         allow_vanishing=options.allow_vanishing,
-        names=names.labels,
+        names=names,
         strokes=strokes,
     )
     record.times["refine"] = time.perf_counter() - started
     record.notes += result.notes
     if case.strokes and strokes is None:
         record.notes.append(Note.of(NoteKind.NO_STROKES))
-    _record_result(record, options, case, names.labels, result)
+    _record_result(record, options, case, names, result)
     return result
 
 

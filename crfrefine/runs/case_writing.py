@@ -17,7 +17,7 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
-from crfrefine.cases.dataset_description import Names
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.io import write_label_map, write_pieces
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import files_written
@@ -31,7 +31,7 @@ _MAX_VOLUMES = 6  # most labels whose volumes a picture has
 
 
 def write_case(
-    work: CaseInFlight, record: CaseRecord, result: RefinementResult, names: Names
+    work: CaseInFlight, record: CaseRecord, result: RefinementResult, reading: ReadingOptions
 ) -> None:
     """Write a refined case, and close its record; the images are freed.
 
@@ -43,11 +43,11 @@ def write_case(
     like = replace(work.case.like, data=result.label_map)
     picture = None
     if outputs.preview is not None:
-        picture = _draw(work.case, result, names)
+        picture = _draw(work.case, result, reading)
     segments = work.case.segments
     work.case = None
 
-    named = segments or named_segments(names.labels)
+    named = segments or named_segments(reading.label_names)
     written = _write_beside(work, like, result, segments, named, picture)
     files = [file for path in dict.fromkeys(written) for file in files_written(path)]
     if outputs.before or outputs.unknown or outputs.folder is not None:
@@ -169,7 +169,7 @@ def _channels(
     return len(stored), lambda channel, planes: stored[channel, planes]
 
 
-def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
+def _draw(case: Case, result: RefinementResult, reading: ReadingOptions) -> bytes:
     """Draw the preview of a case; its second line has the numbers."""
     from crfrefine.runs.pictures.preview import draw_preview
 
@@ -185,7 +185,7 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
     pairs = zip(result.changes.voxels_before, result.changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(pairs):
         if label and (before or after):
-            title = names.titles.get(label, f"label {label}")
+            title = reading.titles.get(label, f"label {label}")
             volumes.append(f"{title}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}")
     if 0 < len(volumes) <= _MAX_VOLUMES:
         # A line is not broken inside a part.
@@ -199,7 +199,7 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
         affine=case.like.affine,
         title=printable(case.case_id),
         subtitle="   ·   ".join(parts),
-        label_names=names.titles,
-        modality_names=names.modalities,
+        label_names=reading.titles,
+        modality_names=reading.modality_names,
         before_name="input" if case.input_kind == "labels" else "network",
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.dataset_description import Names, read_descriptions
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
@@ -26,7 +26,6 @@ class RunInputs:
 
     cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
-    names: Names  # of labels whose input does not name them
     found: str  # how many cases a pattern of images has; "" for folders
     notes: tuple[Note, ...]  # on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
@@ -51,7 +50,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     for files in cases:
         add_volumes(*files.paths)
 
-    reading, names = _describe(options, cases, mask_mode)
+    reading = _describe(options, cases, mask_mode)
     structures: Mapping[str, int] = {}
     if reading.declared is not None:
         structures = reading.declared.structures
@@ -64,7 +63,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         folder = options.output.with_name(stem_of(options.output))
         notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
     ordered = sorted(cases, key=lambda files: files.case_id)
-    return RunInputs(tuple(ordered), reading, names, cases.found, tuple(notes), sources, structures)
+    return RunInputs(tuple(ordered), reading, cases.found, tuple(notes), sources, structures)
 
 
 def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
@@ -101,9 +100,7 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
     return cases
 
 
-def _describe(
-    options: InferenceOptions, cases: CaseList, mask_mode: str
-) -> tuple[ReadingOptions, Names]:
+def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> ReadingOptions:
     """Return how the cases are read, and the names of labels, as each `dataset.json` says.
 
     It is beside the manifest, or else beside the network's output or the images.
@@ -119,25 +116,25 @@ def _describe(
     descriptions = list(read_descriptions(places))
     # The first one that names labels is that of the network; the last one is rather of one data set
     # with the images.
-    names = Names(next((one.label_names for one in descriptions if one.label_names), {}))
+    label_names = next((one.label_names for one in descriptions if one.label_names), {})
+    modality_names: tuple[str, ...] = ()
     if descriptions:
-        names = replace(names, modalities=descriptions[-1].channel_names)
+        modality_names = descriptions[-1].channel_names
     complete = next((files for files in cases if files.images and not files.lack), None)
     if complete is not None and options.images:
         # Those of a pattern are in the order of the files.
-        names = replace(names, modalities=complete.modalities or names.modalities)
+        modality_names = complete.modalities or modality_names
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(
         cases, descriptions if may_be_labels else (), options.parameters.num_labels
     )
     if declared is not None and declared.structures:
-        labels = {number: name for name, number in declared.structures.items()}
-        names = replace(names, labels=labels)
+        label_names = {number: name for name, number in declared.structures.items()}
     regions = find_regions(options.regions, descriptions)
     if regions.scheme is not None:
-        names = replace(names, labels={**regions.scheme.label_names, **names.labels})
-    reading = ReadingOptions(
+        label_names = {**regions.scheme.label_names, **label_names}
+    return ReadingOptions(
         options.input_type,
         mask_mode,
         options.resample,
@@ -147,8 +144,9 @@ def _describe(
         mapping=options.mapping,
         max_memory=options.max_memory,
         add_background=options.add_background,
+        label_names=label_names,
+        modality_names=modality_names,
     )
-    return reading, names
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:

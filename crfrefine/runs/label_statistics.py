@@ -67,7 +67,7 @@ def statistics_csv(plan: RunPlan) -> str:
         record = ended.get(task.files.case_id, task.earlier)
         if record is not None and record.status != "failed":
             rows += [(record, row) for row in record.statistics or ()]
-    modality_names = plan.inputs.names.modalities
+    modality_names = plan.inputs.reading.modality_names
     num_modalities = max((len(row["means"]) for _, row in rows), default=1)
     titles: Sequence[object] = range(1, num_modalities + 1)
     if len(modality_names) == num_modalities:

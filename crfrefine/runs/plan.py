@@ -15,7 +15,6 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import path_of_part
 from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.dataset_description import Names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.io.atomic import check_small_output, check_writable
@@ -37,7 +36,6 @@ class Task:
     outputs: OutputFiles
     options: InferenceOptions  # with the parameters of this case
     reading: ReadingOptions
-    names: Names
     device: str  # as `get_backend` takes it
     held_out_by: str | None = None  # the fold with its parameters, if not those of all cases
     # The record of existing outputs, with --continue; None means that the case is refined.
@@ -75,7 +73,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         device, note_on_device = device_of_auto(
             inputs.cases, inputs.reading, options.parameters, threads
         )
-    all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
+    all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
     plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
     plan.notes += inputs.notes
     if options.summary is not None:
@@ -128,7 +126,7 @@ def _summary_of(
         choice=options.choice,
         num_parts=options.num_parts,
         part_id=options.part_id or 0,
-        label_names=dict(inputs.names.labels),
+        label_names=dict(reading.label_names),
         held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
         parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
         all_cases=all_cases,
@@ -181,7 +179,7 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
         if record is None:
             outputs.require_no_stale_input(files)
         own_options = replace(options, parameters=parameters)
-        task = Task(files, outputs, own_options, inputs.reading, inputs.names, device, fold, record)
+        task = Task(files, outputs, own_options, inputs.reading, device, fold, record)
         plan.tasks.append(task)
     summary.num_cases = len(plan.tasks)
     if unmeasured:

@@ -4,12 +4,9 @@ import json
 
 import pytest
 
-from crfrefine.cases.dataset_description import (
-    Names,
-    read_dataset_description,
-    read_descriptions,
-)
+from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import InputError
 
 
@@ -305,7 +302,7 @@ def test_descriptions_are_those_beside_or_above_the_places_and_bad_ones_are_told
         ("T1", "FLAIR"),
     )
     assert beside.label_names == {1: "left"}
-    assert Names({3: "tumor core"}).titles == {3: "3 tumor core"}
+    assert ReadingOptions(label_names={3: "tumor core"}).titles == {3: "3 tumor core"}
     write_description(tmp_path / "images", "{")
     notes = []
     assert list(read_descriptions(places, notes)) == [beside]

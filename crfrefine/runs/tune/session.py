@@ -91,7 +91,7 @@ class Session:
         self.drawing = drawing or self._open_drawing()
         self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
-        titles = dict(inputs.names.titles)
+        titles = dict(inputs.reading.titles)
         for part in self.case.segments:  # The network's file has names itself.
             titles[part.label] = f"{part.label} {part.name}"
         for label in range(1, self._num_labels):
@@ -147,7 +147,7 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
         case = self.case
-        modalities = list(self._inputs.names.modalities[: len(case.image)])
+        modalities = list(self._inputs.reading.modality_names[: len(case.image)])
         for number in range(len(modalities), len(case.image)):
             modalities.append(f"image {number + 1}")
         output = self._options.output
@@ -293,7 +293,7 @@ class Session:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
         described = self._describe_parameters(parameters)
-        segments = named_segments(self._inputs.names.labels)
+        segments = named_segments(self._inputs.reading.label_names)
         if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
             segments = self.case.segments
         like = self.case.like
@@ -421,6 +421,8 @@ class Session:
         case_id = printable(self.case.case_id)
         comment = f"Chosen by eye with crfrefine tune on case {case_id}; not validated."
         return {
-            "controls": describe_controls(parameters, self._inputs.names.modalities, self._labels),
+            "controls": describe_controls(
+                parameters, self._inputs.reading.modality_names, self._labels
+            ),
             "toml": parameters.to_toml(comment),
         }
