@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,25 +10,10 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.refinement.strokes import Integers, Strokes
-from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers, tiles_around
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers
 
 # Nats over the temperature below the largest logit from which on a rise changes nothing around.
 RULED_OUT = 20.0
-
-
-class Rise(NamedTuple):
-    """What strokes add to the logits of a channel in a box; it is negative outside of regions."""
-
-    channel: int
-    box: Box  # of whole tiles
-    values: Float32  # (*box)
-
-    def by_tile(self, grid: TileGrid) -> tuple[TileNumbers, Float32]:
-        """Return the numbers of the tiles, ascending, and the values, (n, voxels of a tile)."""
-        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
-        tiles = numbers[tiles_around(self.box)].ravel()
-        values = TileGrid(self.values.shape).gather(self.values, np.arange(len(tiles)), 1)
-        return tiles, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +21,17 @@ class Edits:
     """The changes that strokes make to the logits of a case, in storage order."""
 
     strokes: Strokes  # those inside the mask
-    rises: list[Rise]
+    # What is added to the logits of a channel in a box of whole tiles, (*box); it is negative
+    # outside of regions.
+    rises: list[tuple[int, Box, Float32]]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
     # what logits near ABSENT_LOGIT, as of label maps, count as where they rise; None: themselves
     lifted: float | None
 
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
-        for rise in self.rises:
-            channel = logits[rise.channel]
-            self._add_rise(channel[rise.box], rise.values)
+        for channel, box, values in self.rises:
+            self._add_rise(logits[channel][box], values)
         logits[(slice(None), *self.strokes.positions)] = self.fixed
 
     def find_ruled_out(
@@ -92,9 +77,9 @@ class Edits:
         changed = np.zeros((num_labels, grid.num_tiles), np.bool_)
         tiles, _ = self._drawn_tiles(grid)
         changed[self.strokes.labels, tiles] = True
-        for rise in self.rises:
-            tiles, values = rise.by_tile(grid)
-            changed[rise.channel, tiles] |= values.any(axis=1)
+        for channel, box, values in self.rises:
+            tiles, by_tile = grid.cut(box, values)
+            changed[channel, tiles] |= by_tile.any(axis=1)
         return changed.reshape(num_labels, *grid.counts)
 
     def apply_to_tiles(
@@ -104,11 +89,11 @@ class Edits:
 
         The tiles of the sets are those of the grid from `first_tile` on.
         """
-        for rise in self.rises:
-            tiles, values = rise.by_tile(grid)
-            entries, places = sets.find_entries(rise.channel, tiles - first_tile)
+        for channel, box, values in self.rises:
+            tiles, by_tile = grid.cut(box, values)
+            entries, places = sets.find_entries(channel, tiles - first_tile)
             of_entries = logits[entries]
-            self._add_rise(of_entries, values[places])
+            self._add_rise(of_entries, by_tile[places])
             logits[entries] = of_entries
         tiles, offsets = self._drawn_tiles(grid)
         for label, fixed in enumerate(self.fixed):

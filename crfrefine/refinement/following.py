@@ -22,7 +22,7 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, widen
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.geometry import SAME_LENGTH
-from crfrefine.refinement.edits import Edits, Rise
+from crfrefine.refinement.edits import Edits
 from crfrefine.refinement.strokes import Integers, Strokes
 from crfrefine.refinement.tiles.grid import TILE, box_between
 
@@ -95,7 +95,7 @@ def plan_edits(
         for box, closeness in _closeness(drawn, has_label, num_voxels, case, normalized):
             if mask is not None:
                 closeness *= mask[box]
-            rises.append(Rise(channel, box, closeness * np.float32(sign * rise)))
+            rises.append((channel, box, closeness * np.float32(sign * rise)))
 
     for channel, is_drawn in enumerate(members):
         if regions is not None:

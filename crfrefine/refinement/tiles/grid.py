@@ -60,6 +60,15 @@ class TileGrid:
         """Return the grid of some of the planes, which begin with a tile."""
         return TileGrid((num_planes, *self.shape[1:]))
 
+    def cut(self, box: Box, values: Array) -> tuple[TileNumbers, Array]:
+        """Return the numbers of the tiles of a box, ascending, and the values in each.
+
+        The values are (*box), of whole tiles, and become (n, voxels of a tile).
+        """
+        numbers = np.arange(self.num_tiles).reshape(self.counts)
+        tiles = numbers[tiles_around(box)].ravel()
+        return tiles, TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
+
     def tiles_in(self, planes: slice) -> slice:
         """Return the flat numbers of the tiles that hold some planes."""
         layers = tile_layers(planes.start, planes.stop)
