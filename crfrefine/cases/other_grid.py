@@ -300,4 +300,12 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
         return grid
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ first
-    return replace(grid, grid_shape=shape, affine=moved, qform=None, turned=None, source=None)
+    return replace(
+        grid,
+        grid_shape=shape,
+        affine=moved,
+        qform=None,
+        turned=None,
+        turning=None,
+        source=None,
+    )

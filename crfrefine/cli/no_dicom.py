@@ -32,7 +32,9 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
             continue
         from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize, suffix_of
 
-        if not suffix_of(path) and recognize(path) is STRUCTURES:
+        if suffix_of(path) and not path.is_dir():  # Reading such a file tells what it is.
+            continue
+        if recognize(path) is STRUCTURES:
             raise InputError(f"{path}: {STRUCTURES.hint('it')}")
         if not is_dicom(path) or holds_volumes(path):
             continue

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,7 +31,6 @@ from crfrefine.io.volume import (
     RareHeaderError,
     Volume,
     VolumeHeader,
-    file_state,
     iter_pieces,
 )
 
@@ -47,9 +47,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     path, expected = paths.file_to_read(Path(path), suffixes)
     # A damaged header may hold numbers out of range; the checks find them, without warnings.
     with reading(path), np.errstate(all="ignore"):
-        states = {path: file_state(path)}
-        _, num_bytes, _ = states[path]
-        if num_bytes == 0:
+        states = {path: path.stat()}
+        if states[path].st_size == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty; copy or download it again")
         actual = expected
         try:
@@ -69,7 +68,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
         for voxels in header.voxel_files:
-            states[voxels] = file_state(voxels)
+            states[voxels] = voxels.stat()
 
     notes = header.notes
     source = header.source
@@ -114,10 +113,14 @@ def _read_by_content(
     return replace(header, family=actual.name), actual
 
 
+# What changes with the content of a file.
+_content_state = attrgetter("st_ino", "st_size", "st_mtime_ns")
+
+
 def _require_unchanged(header: VolumeHeader) -> None:
     """Raise InputError if a file changed since its header was read: both must be of one case."""
     for path, state in header.states.items():
-        if file_state(path) != state:
+        if _content_state(path.stat()) != _content_state(state):
             raise InputError(
                 f"{path}: was changed while it was read; "
                 "run again when nothing writes to it any more"
@@ -174,6 +177,12 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
         spacing=grid.spacing,
         qform=None,
         turned=(header, turn),
+        turning=Note.of(
+            NoteKind.TURNED,
+            header.path.name,
+            before=header.orientation,
+            after=grid.orientation,
+        ),
     )
 
 

@@ -135,20 +135,19 @@ class Fields(dict[str, str]):
         )
 
     def rare(self, reason: str) -> Exception:
-        """Return the error for what only SimpleITK reads, which takes all lengths for mm."""
+        """Return the error for what only SimpleITK reads, with the files of voxels that exist.
+
+        SimpleITK takes all lengths for mm.
+        """
         for name in self.units:
             if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
                 return UnsupportedFormatError(
                     f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "
                     "such headers are read in mm alone: save the volume as NIfTI"
                 )
-        return RareHeaderError(reason, self.time, self._voxel_files())
 
-    def _voxel_files(self) -> tuple[Path, ...]:
-        """Return the other files that hold the voxels, if they exist.
-
-        They are one file, a list, or a pattern with the first and the last number and the step.
-        """
+        # The voxels are in one file, a list, or a pattern with the first and the last number and
+        # the step.
         name = self.text(self._voxels_in, "LOCAL")
         names: Iterable[str] = [name]
         pattern = _NUMBERED_FILES.fullmatch(name)
@@ -163,7 +162,8 @@ class Fields(dict[str, str]):
             names = (f"{before}{number_format % number}{after}" for number in numbers)
         paths = [self.path.parent / each for each in names]
         # No exception for odd names.
-        return tuple(path for path in paths if os.path.isfile(path))  # noqa: PTH113
+        files = tuple(path for path in paths if os.path.isfile(path))  # noqa: PTH113
+        return RareHeaderError(reason, self.time, files)
 
 
 def _text_of(value: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,12 +28,6 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
-
-
-def file_state(path: Path) -> tuple[int, int, int]:
-    """Return what changes with the content of a file: its inode, bytes, and time of change."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class RareHeaderError(Exception):
@@ -72,15 +67,15 @@ class VolumeHeader:
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
+    # A note on that, unless it is only the order of an array, which has no directions.
+    turning: Note | None = field(default=None, repr=False)
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have
     # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
     # the files with its voxels, if these are others
     voxel_files: tuple[Path, ...] = field(default=(), repr=False)
     # the states of its files when the header was read
-    states: Mapping[Path, tuple[int, int, int]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    states: Mapping[Path, os.stat_result] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def misnamed(self) -> Note | None:
@@ -94,16 +89,6 @@ class VolumeHeader:
     def stored_shape(self) -> tuple[int, ...]:
         """(channels, [z,] y, x)."""
         return (self.num_channels, *self.grid_shape[::-1])
-
-    @property
-    def turning(self) -> Note | None:
-        """A note on how the axes of the file are turned to another grid; None if they are not."""
-        if self.turned is None or self.affine is None:
-            return None
-        before = self.turned[0].orientation
-        if before is None:  # The order of an array, which has no directions.
-            return None
-        return Note.of(NoteKind.TURNED, self.path.name, before=before, after=self.orientation)
 
     @property
     def orientation(self) -> str | None:
