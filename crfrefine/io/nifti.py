@@ -95,7 +95,8 @@ def read_header(path: Path) -> VolumeHeader:
             length = header.sizeof_hdr
             num_bytes = min(source.offset, length + _MAX_EXTENSION_BYTES)
             block += reader.read(max(0, num_bytes - len(block)))
-            segments = _labels_in(block[length:num_bytes])  # Channels are labels, too.
+            if block[length : length + 1] > b"\0":  # Channels are labels, too.
+                segments = _labels_in(block[length:num_bytes])
 
     shape = tuple(int(size) for size in header.get_data_shape())
     time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
@@ -114,8 +115,6 @@ def read_header(path: Path) -> VolumeHeader:
     volume = volume_header(
         path, source, form, shape[:3], num_channels, affine, template=header, segments=segments
     )
-    if "magic" not in header:
-        return replace(volume, notes=(Note.of(NoteKind.ANALYZE),))
     return _with_facts(volume, qform, has_time=time_steps > 1)
 
 
@@ -250,8 +249,10 @@ def _affines_of(header: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[n
 def _with_facts(
     header: VolumeHeader, qform: NDArray[np.float64] | None, *, has_time: bool
 ) -> VolumeHeader:
-    """Return a NIfTI header with what the file says of a second geometry, and of time."""
+    """Return a NIfTI header with what the file says of its geometry, and of time."""
     stored = header.template
+    if "magic" not in stored:
+        return replace(header, notes=(Note.of(NoteKind.ANALYZE),))
     if has_time:
         # Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
         unit = _TIME_UNITS.get(int(stored["xyzt_units"]) & 0x38, "")
@@ -377,11 +378,11 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions, whose first byte is 0 if there are none.
+    """Return the labels of a table among extensions.
 
     A regular expression finds them, as XML's entities and document types may be hostile.
     """
-    if extensions[:1] <= b"\0" or b"<CaretExtension" not in extensions:
+    if b"<CaretExtension" not in extensions:
         return ()
     entries = []
     for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):

@@ -53,7 +53,6 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         actual = expected
         try:
             header: VolumeHeader = import_module(expected.module).read_header(path)
-            header = replace(header, family=expected.name)
         except RareHeaderError as rare:
             by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
             header = by_itk.read_header(path, expected.name)
@@ -80,7 +79,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         if is_gzip != streams.is_named_gzip(path):
             kind = NoteKind.COMPRESSED if is_gzip else NoteKind.NOT_COMPRESSED
             notes = (Note.of(kind), *notes)
-    return replace(header, notes=notes, states=states)
+    return replace(header, family=header.family or actual.name, notes=notes, states=states)
 
 
 def _read_by_content(
@@ -110,7 +109,7 @@ def _read_by_content(
         raise explained from None
     if header.voxel_files:
         raise explained from None
-    return replace(header, family=actual.name), actual
+    return header, actual
 
 
 # What changes with the content of a file.
