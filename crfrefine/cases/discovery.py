@@ -78,7 +78,7 @@ def discover_cases(
         logits = [logits]
     logits = logits or ()
     for path in (*images, *logits):
-        if not path.exists() and not is_pattern(path):
+        if not is_pattern(path) and not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if len(images) > 1 and path in images and holds_many(path):
             raise InputError(

@@ -257,7 +257,9 @@ def is_of_nnunet(folder: Path) -> bool:
 
 def is_trained(folder: Path) -> bool:
     """Return whether a folder is that of a trained network."""
-    return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
+    if not is_folder(folder) or not (folder / PLANS).is_file():
+        return False
+    return any(path.is_dir() for path in folder.glob("fold_*"))
 
 
 def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:

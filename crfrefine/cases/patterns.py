@@ -313,7 +313,7 @@ def _split(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     fixed = 0
     while fixed < len(parts) - 1:
         # A folder may have this very name.
-        if _TOKEN.search(parts[fixed]) and not Path(*parts[: fixed + 1]).exists():
+        if _TOKEN.search(parts[fixed]) and not os.path.lexists(Path(*parts[: fixed + 1])):
             break
         fixed += 1
     return Path(*parts[:fixed]), parts[fixed:]

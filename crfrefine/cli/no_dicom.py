@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,10 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
         path = pending.pop(0)
         if isinstance(path, list | tuple):
             pending[:0] = path
-        if not isinstance(path, Path) or not (path.exists() or is_named_dicom(path)):
+        if not isinstance(path, Path):
+            continue
+        is_there = os.path.exists(path)  # noqa: PTH110 - no exception for names that are too long
+        if not is_there and not is_named_dicom(path):
             continue
         from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize, suffix_of
 

@@ -275,7 +275,9 @@ def check_options(options: EvaluationOptions) -> None:
     from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
 
     for path in options.inputs:
-        if not path.exists() and not is_pattern(path):
+        if is_pattern(path):
+            continue
+        if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir() and output.is_dir() and path.samefile(output):
             raise InputError(

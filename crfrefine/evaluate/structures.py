@@ -51,7 +51,7 @@ def has_structures(options: EvaluationOptions) -> bool:
             num_files[place] = len(list_files(place, io_paths.VOLUME_SUFFIXES))
             if num_files[place] == 0 and clear_structures(place):
                 return True
-    if options.images is None or not options.images.is_file():
+    if options.images is None or is_pattern(options.images) or not options.images.is_file():
         return False
     return len(num_files) == len(places) and min(num_files.values()) > 1
 
@@ -134,8 +134,9 @@ def _name_of_only_case(
     if names:
         return names[0]
     path = options.labels
-    if options.images is not None and options.images.is_file():
-        path = options.images
+    images = options.images
+    if images is not None and not is_pattern(images) and images.is_file():
+        path = images
     if path.is_file():
         return io_paths.stem_of(path)
     return folder_of(path).resolve().name

@@ -94,7 +94,8 @@ class OutputFiles:
         others = []
         for ending in _ENDINGS:
             path = self.label_map.with_name(stem + ending)
-            if path not in self.all() and path.is_file():
+            # For names that the system refuses, `path.is_file()` raises an exception.
+            if path not in self.all() and os.path.isfile(path):  # noqa: PTH113
                 others.append(path)
         return others
 
@@ -197,19 +198,24 @@ def plan_outputs(
     # Folders of inputs and of label maps, into which no structures go.
     occupied: set[Path] = set()
     if options.save_structures:
-        occupied = {outputs.label_map.parent.resolve() for outputs in plans}
+        occupied = {_real(outputs.label_map.parent) for outputs in plans}
         for files in cases:
             for name in (*files.images, *files.logits, files.mask):
                 if name is not None:
-                    occupied.update(path.resolve().parent for path in files_read(name))
+                    occupied.update(_real(path).parent for path in files_read(name))
     _check_paths(cases, plans, occupied)
     # The next run would take results there as images or logits.
-    if is_folder_run and options.output.resolve() in _input_folders(cases):
+    if is_folder_run and _real(options.output) in _input_folders(cases):
         raise InputError(
             f"{options.output}: holds the images or logits of this run; "
             "choose another folder for the results"
         )
     return plans
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links; those that are circular stay, and are no exception."""
+    return Path(os.path.realpath(path))
 
 
 def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
@@ -301,10 +307,10 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
     folders = set()
     for files in cases:
         for path in (*files.images, *files.logits):
-            folders.add(path.parent.resolve())
+            folders.add(_real(path.parent))
         for path in files.logits:
             if files.structures and path.parent.name == files.case_id:
-                folders.add(path.parent.parent.resolve())
+                folders.add(_real(path.parent.parent))
     return folders
 
 
@@ -333,7 +339,7 @@ def _check_paths(
                     "choose another output for one of them"
                 )
         if outputs.folder is not None:
-            if outputs.folder.resolve() in occupied:
+            if _real(outputs.folder) in occupied:
                 where = f"{outputs.folder}, which holds other files; choose another output"
                 raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
             # The names of the labels that a case has are not known yet.
@@ -344,7 +350,7 @@ def _check_paths(
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:
     """Return whether every output of a case is there and whole, and on the grid of the case."""
-    if not all(path.is_file() for path in outputs.all()):
+    if not all(map(os.path.isfile, outputs.all())):
         return False
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(map(is_whole, volumes)):

@@ -156,6 +156,7 @@ IMPOSSIBLE = {
     "-o {root}/broken.toml/out": "cannot write",
     "-o /dev/null": "/dev/null: expected a folder, this is a file",
     "-o {root}/" + 300 * "n": "File name too long",
+    "-o {root}/circle": "circle: expected a folder, this is a file",
     "--summary {root}/broken.toml/s.json": "s.json: cannot be written",
     "--summary {one}": "would replace an input",
     "-c {root}/own.toml --summary {root}/own.toml": "would replace an input",
@@ -166,6 +167,7 @@ IMPOSSIBLE = {
 def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path):
     """A file where a folder is needed stops the superuser, too; permissions would not."""
     (tmp_path / "void").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
     texts = {
         "broken.toml": "[bilateral\nweight = 1",
         "broken.nii": "not read",
@@ -254,6 +256,16 @@ def test_streams_that_are_closed_or_full_leave_no_traceback(folders):
             ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, "Traceback" in done.stderr) == (status, False)
+
+
+def test_a_name_without_room_for_an_ending_is_refined_again_and_again(tmp_path):
+    """The second run looks for files of options that are not given, whose names would be longer."""
+    folders = write_folders(tmp_path, 240 * "n")
+    for options in ((), (), ("--continue",)):
+        infer(folders, *options, status=0)
+    result = infer(folders, "--save-probabilities", status=1)
+    assert "File name too long" in errors(result.stderr)[0]
+    assert statuses(result) == [(240 * "n", "failed")]
 
 
 def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_path):

@@ -118,6 +118,29 @@ def test_the_first_line_says_how_many_cases_a_pattern_has(command, brats, monkey
     assert any(f"pattern {place}, " in first for place in places)
 
 
+def test_a_pattern_may_be_longer_than_a_name(brats, monkeypatch):
+    """The system refuses to look for a file of more than 255 bytes."""
+    chosen = f"{{case:{','.join(f'B-{number:03}' for number in range(60))},B-1}}"
+    images = f"brats/{chosen}/{{case}}-{{modality}}.nii.gz"
+    files = {
+        "-p": f"out/{chosen}.nii.gz",
+        "-m": f"masks/{chosen}/brain_{{case}}.nii.gz",
+        "-l": f"brats/{chosen}/{{case}}-seg.nii.gz",
+    }
+    words = [word for option in ("-p", "-m") for word in (option, files[option])]
+    run_here("infer", "-i", images, *words, "-o", "refined", *FAST)
+    assert [path.name for path in Path("refined").glob("*.nii.gz")] == ["B-1.nii.gz"]
+    method = f"network=pred/{chosen}.nii.gz"
+    reference = files["-l"]
+    compared = (f"refined/{chosen}", reference, "-b", method)
+    run_here("evaluate", *compared, "-i", files["-m"], "-o", "report")
+    run_here("info", "-i", images, *words, "-l", reference)
+    run_here("convert", reference, "nrrd/{case}.nrrd")
+    inputs = InferenceOptions((Path(images),), (Path(files["-p"]),), Path())
+    found = find_cases(TuneOptions(inputs, labels=Path(reference)))
+    assert [case.case_id for case in found.cases] == ["B-1"]
+
+
 def test_a_pattern_of_no_file_is_an_error_with_what_is_there(brats):
     result = run_here("infer", "-i", IMAGES, "-p", "out/{case}_x.nii.gz", "-o", "r", status=1)
     assert "out/{case}_x.nii.gz: no file by this pattern" in result.stderr
