@@ -127,9 +127,12 @@ class Files:
     def by_case(self, but: Collection[str] = ()) -> dict[str, list[Path]]:
         """Return the files by the names of their cases, sorted, without those of cases in `but`.
 
-        A file of another kind beside one belongs to the case of that one. A single file has the
-        name of its case, perhaps with a word for a label map.
+        A file of another kind beside one belongs to the case of that one. A single file is that of
+        the only case in `but`, and else has the name of its case, perhaps with a word for a label
+        map.
         """
+        if self.given and but:
+            return {}
         if self.given:
             return {without_word(stem_of(self.place), LABEL_WORDS): [self.place]}
         found: dict[str, list[Path]] = {}

@@ -248,6 +248,20 @@ def write_description(tmp_path, content):
     return folder(tmp_path, "images", "a_0000.nii")
 
 
+def test_a_single_file_of_any_name_is_that_of_the_only_case_of_a_folder(tmp_path):
+    images = folder(tmp_path, "images", "a.nii.gz")
+    (tmp_path / "scores.npz").touch()
+    (tmp_path / "drawn.nii.gz").touch()
+    cases = discover_cases(
+        images, tmp_path / "scores.npz", None, tmp_path / "drawn.nii.gz", include_imageless=True
+    )
+    (case,) = cases
+    assert names(case.logits) == ["scores.npz"]
+    assert case.labels is not None
+    assert case.labels.name == "drawn.nii.gz"
+    assert case.problem is None
+
+
 def test_a_description_of_nnunet(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     images = write_description(
