@@ -1,17 +1,52 @@
-"""The regions that an evaluation measures, by its options and a `dataset.json`."""
+"""What an evaluation measures, before label maps are read: the files of a case, and regions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
+
+
+class CasePair(NamedTuple):
+    """A case: its reference with the files of its image, and the files of each method."""
+
+    reference: CaseFiles  # `labels` is the label map, unless there are structures.
+    # Those of a method are a label map, or probabilities of all labels as its header says, in
+    # `labels`; and logits or probabilities beside it, or alone, in `logits`.
+    methods: Mapping[str, CaseFiles]
+    # Logits or probabilities that the user named, of the methods that have some.
+    named: dict[str, CaseFiles]
+
+    @property
+    def case_id(self) -> str:
+        """Its name."""
+        return self.reference.case_id
+
+    def files_of(self, method: str) -> tuple[Path, ...]:
+        """Return the files that are read of a method."""
+        files = self.methods[method]
+        masks = files.logits[:1]
+        if files.labels is not None:
+            masks = (files.labels,)
+        return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        paths = [*self.reference.paths]
+        for method in self.methods:
+            paths += self.files_of(method)
+        return tuple(paths)
 
 
 @dataclass(frozen=True)
@@ -32,7 +67,9 @@ class MeasuredRegions:
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     # By method, which channels of its files are regions.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)
-    structures: Mapping[str, int] = field(default_factory=dict)  # As in the `Pairing`.
+    # Number of each structure by its name; empty without structures. Label maps are then folders of
+    # structures, or their labels have these names.
+    structures: Mapping[str, int] = field(default_factory=dict)
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label of `labels` and of these as a region, then the named regions."""

@@ -19,8 +19,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
-from crfrefine.evaluate.measured import MeasuredRegions
-from crfrefine.evaluate.pairing import CasePair
+from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.reading import (
     Prediction,
     Reference,

@@ -5,13 +5,12 @@ Cases that lack a file are found here, too, and left out of all results.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import CaseFiles, CaseList, Incomplete, require_complete
+from crfrefine.cases.case_files import CaseFiles, CaseList, require_complete
 from crfrefine.cases.conventions import (
     ARCHIVES,
     CALIBRATION,
@@ -25,57 +24,12 @@ from crfrefine.cases.listing import Files
 from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
 from crfrefine.cases.patterns import advise, holds_many, is_pattern, names_part
 from crfrefine.errors import InputError
+from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io import paths as io_paths
 
-
-class CasePair(NamedTuple):
-    """A case: its reference with the files of its image, and the files of each method."""
-
-    reference: CaseFiles  # `labels` is the label map, unless there are structures.
-    # Those of a method are a label map, or probabilities of all labels as its header says, in
-    # `labels`; and logits or probabilities beside it, or alone, in `logits`.
-    methods: Mapping[str, CaseFiles]
-    # Logits or probabilities that the user named, of the methods that have some.
-    named: Mapping[str, CaseFiles]
-
-    @property
-    def case_id(self) -> str:
-        """Its name."""
-        return self.reference.case_id
-
-    def files_of(self, method: str) -> tuple[Path, ...]:
-        """Return the files that are read of a method."""
-        files = self.methods[method]
-        masks = files.logits[:1]
-        if files.labels is not None:
-            masks = (files.labels,)
-        return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files."""
-        paths = [*self.reference.paths]
-        for method in self.methods:
-            paths += self.files_of(method)
-        return tuple(paths)
-
-
-class Pairing(NamedTuple):
-    """All cases, sorted by name."""
-
-    cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
-    found: tuple[str, ...]  # How many cases each pattern has.
-    notes: tuple[Note, ...]  # On ignored files.
-    left_out: Incomplete
-    # Number of each structure by its name; empty without structures. Label maps are then folders of
-    # structures, or their labels have these names.
-    structures: Mapping[str, int]
-
-
-# A reason, the complete cases whose masks are measured without a file for it, and what follows.
-_Gap: TypeAlias = tuple[str, Sequence[str], str]
 NETWORK = "network"  # the name of the baseline of `--nnunet`
 _Methods = tuple[Path, Path, tuple[tuple[str, Path], ...]]
 
@@ -103,90 +57,105 @@ def methods_with_nnunet(
     return predictions, labels, baselines
 
 
-def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case.
+def pair_cases(options: EvaluationOptions) -> Evaluation:
+    """Return the evaluation before any case is measured: the files of each method for each case.
 
-    Duplicates become a `problem` of the case or of its method.
-    Raise InputError without a complete case, or, with `strict`, for an incomplete one.
+    Cases without a file in the reference or in a method are left out. Duplicates become a `problem`
+    of the case or of its method. Raise InputError without a complete case, or, with `strict`, for
+    an incomplete one; and a CrfRefineError for unusable regions.
     """
     found: list[str] = []
     notes: list[Note] = []
-    numbers: Mapping[str, int] = {}
+    measured = find_measured(options, notes)
+    structures: Mapping[str, int] = {}
     if has_structures(options):
-        numbers, references, methods = find_structures(options)
+        structures, references, methods = find_structures(options)
     else:
         references = _references(options.labels, found, notes)
         methods = {}
         for name, path in options.methods.items():
             methods[name] = _files_of_method(path, references, options.labels, found, notes)
-    left_out = _missing(options, references, methods)
-    names = sorted({*references}.union(*methods.values()))
-    complete = [case_id for case_id in names if case_id not in left_out]
 
-    gaps: list[_Gap] = []
-    named: dict[str, CaseList] = {}
-    for method, path in options.probabilities:
-        named[method] = CaseList(CaseFiles(case_id, ()) for case_id in complete)
-        Files(LOGITS, path).add_to(named[method])
-        notes += named[method].notes
-        gaps.append(_missing_probabilities(method, path, named[method]))
-    images: Mapping[str, CaseFiles] = {}
-    if options.images is not None:
-        images = _find_images(options.images, references, options.labels, found)
-        imageless = [case_id for case_id in complete if case_id not in images]
-        gaps.append((f"no image in {options.images}", imageless, "the report shows them without"))
-    incomplete = {case_id: [*reasons] for case_id, reasons in left_out.items()}
-    if options.strict:
-        for reason, case_ids, _ in gaps:
-            for case_id in case_ids:
-                incomplete.setdefault(case_id, []).append(reason)
+    sources = [(f"no label map in {options.labels}", references)]
+    for name, path in options.methods.items():
+        sources.append((f"no prediction in {path}", methods[name]))
+    pairs = []
+    left_out = {}
+    for case_id in sorted({*references}.union(*methods.values())):
+        missing = [reason for reason, cases in sources if case_id not in cases]
+        if missing:
+            left_out[case_id] = list(dict.fromkeys(missing))  # Methods may share a folder.
+        else:
+            of_methods = {name: cases[case_id] for name, cases in methods.items()}
+            pairs.append(CasePair(references[case_id], of_methods, {}))
+    lacking = _add_companions(options, references, pairs, found, notes)
+    incomplete = {**left_out, **lacking} if options.strict else left_out
     require_complete(
         dict(sorted(incomplete.items())),
-        len(names),
+        len(pairs) + len(left_out),
         "cases with one name in the labels and in every method",
         ["Name other folders, or leave out a method that has no file yet."],
         is_strict=options.strict,
     )
-    for reason, case_ids, consequence in gaps:
-        if case_ids:
+    if structures:
+        kind = NoteKind.COMPARED_STRUCTURES
+        notes.append(Note.of(kind, structures=len(structures), cases=len(pairs)))
+    measured = measured.with_structures(structures)
+    return Evaluation(options, measured, pairs, found=found, notes=notes, left_out=left_out)
+
+
+def _add_companions(
+    options: EvaluationOptions,
+    references: Mapping[str, CaseFiles],
+    pairs: list[CasePair],
+    found: list[str],
+    notes: list[Note],
+) -> dict[str, list[str]]:
+    """Add the images and the named probabilities to the cases; return what each lacks of these.
+
+    Such a case is measured all the same, with a note. Raise InputError if no case has any of the
+    named probabilities.
+    """
+    gaps: list[tuple[str, list[str], str]] = []  # a reason, the cases, and what follows
+    for method, path in options.probabilities:
+        cases = CaseList(CaseFiles(pair.case_id, ()) for pair in pairs)
+        Files(LOGITS, path).add_to(cases)
+        notes += cases.notes
+        for pair, files in zip(pairs, cases, strict=True):
+            pair.named[method] = files
+        without = [case.case_id for case in cases if case.missing]
+        if cases and len(without) == len(cases):
+            raise InputError(
+                f"{path}: has no logits or probabilities of any case; expected names such as "
+                f"{without[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
+            )
+        consequence = f"the calibration of {method} covers the others"
+        gaps.append((f"no probabilities in {path}", without, consequence))
+    if options.images is not None:
+        images = _find_images(options.images, references, options.labels, found)
+        without = [pair.case_id for pair in pairs if pair.case_id not in images]
+        for number, pair in enumerate(pairs):
+            shown = images.get(pair.case_id, pair.reference)
+            reference = replace(pair.reference, images=shown.images, modalities=shown.modalities)
+            pairs[number] = pair._replace(reference=reference)
+        gaps.append((f"no image in {options.images}", without, "the report shows them without"))
+
+    lacking: dict[str, list[str]] = {}
+    for reason, without, consequence in gaps:
+        for case_id in without:
+            lacking.setdefault(case_id, []).append(reason)
+        if without:
             notes.append(
                 Note.of(
                     NoteKind.MISSING_FILES,
                     what=reason,
-                    lacking=len(case_ids),
-                    cases=len(complete),
-                    first=case_ids[0],
+                    lacking=len(without),
+                    cases=len(pairs),
+                    first=without[0],
                     consequence=consequence,
                 )
             )
-    if numbers:
-        kind = NoteKind.COMPARED_STRUCTURES
-        notes.append(Note.of(kind, structures=len(numbers), cases=len(complete)))
-    pairs = []
-    for number, case_id in enumerate(complete):
-        shown = images.get(case_id, CaseFiles(case_id, ()))
-        reference = replace(references[case_id], images=shown.images, modalities=shown.modalities)
-        of_methods = {name: cases[case_id] for name, cases in methods.items()}
-        of_named = {method: cases[number] for method, cases in named.items()}
-        pairs.append(CasePair(reference, of_methods, of_named))
-    return Pairing(tuple(pairs), tuple(found), tuple(notes), left_out, numbers)
-
-
-def _missing(
-    options: EvaluationOptions,
-    references: Collection[str],
-    methods: Mapping[str, Collection[str]],
-) -> dict[str, list[str]]:
-    """Return the missing files of each case that lacks a reference or a prediction."""
-    missing: dict[str, list[str]] = {}
-    sources = [(f"no label map in {options.labels}", references)]
-    for method, path in options.methods.items():
-        sources.append((f"no prediction in {path}", methods[method]))
-    for case_id in sorted({*references}.union(*methods.values())):
-        reasons = [reason for reason, case_ids in sources if case_id not in case_ids]
-        if reasons:
-            missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
-    return missing
+    return lacking
 
 
 def _references(source: Path, found: list[str], notes: list[Note]) -> dict[str, CaseFiles]:
@@ -255,18 +224,6 @@ def _file_of_only_case(
             "one case's reference, or --structures for one binary file per structure"
         )
     return path
-
-
-def _missing_probabilities(method: str, source: Path, cases: CaseList) -> _Gap:
-    """Return the cases without probabilities; raise InputError if no case has any."""
-    missing = [case.case_id for case in cases if case.missing]
-    if cases and len(missing) == len(cases):
-        raise InputError(
-            f"{source}: has no logits or probabilities of any case; expected names such as "
-            f"{missing[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
-        )
-    consequence = f"the calibration of {method} covers the others"
-    return f"no probabilities in {source}", missing, consequence
 
 
 def _find_images(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import Incomplete, note_on_left_out
-from crfrefine.evaluate.measured import MeasuredRegions
+from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.metrics.overlap import measure_case
@@ -37,10 +36,6 @@ from crfrefine.statistics.comparison import (
 )
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 
-if TYPE_CHECKING:
-    from crfrefine.evaluate.pairing import CasePair
-
-
 # `--ceiling` reports the recovered share of these metrics.
 OF_RESOLUTION = (DICE.name, "surface_dice")
 
@@ -54,7 +49,7 @@ class Evaluation:
     pairs: Sequence[CasePair]  # the cases, sorted by name
     results: Sequence[CaseResult] = ()  # results of the processed cases, in the same order
     found: Sequence[str] = ()  # how many cases each pattern has
-    notes: Sequence[Note] = ()  # on assumptions and ignored files
+    notes: list[Note] = field(default_factory=list)  # on assumptions and ignored files
     num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0
     has_report: bool = False  # True once `report.html` is written

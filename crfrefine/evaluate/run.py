@@ -21,7 +21,7 @@ from crfrefine.base.observer import Observer
 from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.errors import InputError
-from crfrefine.evaluate.measured import find_measured
+from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.numbering import notes_on_numbers
 from crfrefine.evaluate.options import (
@@ -31,7 +31,7 @@ from crfrefine.evaluate.options import (
     EvaluationOptions,
     check_options,
 )
-from crfrefine.evaluate.pairing import CasePair, pair_cases
+from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation
@@ -172,37 +172,26 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
 
 
 def _plan(options: EvaluationOptions) -> Evaluation:
-    """Return the evaluation before any case is measured, with its cases, regions and notes."""
-    notes: list[Note] = []
-    measured = find_measured(options, notes)
-    pairing = pair_cases(options)
+    """Return the evaluation before any case is measured, with what else can be known then."""
+    evaluation = pair_cases(options)
     add_volumes(*options.inputs)
-    for pair in pairing.cases:
+    for pair in evaluation.pairs:
         add_volumes(*pair.paths)
     check_replaceable(options.output / METRICS_NAME)
     check_replaceable(options.output / SUMMARY_NAME)
     if options.report:
         check_replaceable(options.output / REPORT_NAME)
-    notes += pairing.notes
 
-    if pairing.structures and options.mapped:
+    if evaluation.measured.structures and options.mapped:
         raise InputError(
             f"{options.labels}: structures are compared by their names, and have no numbers that "
             "--map could change; leave --map out"
         )
-    learned = cases_learned_on(pairing.cases, notes)
-    evaluation = Evaluation(
-        options,
-        measured.with_structures(pairing.structures),
-        pairing.cases,
-        found=pairing.found,
-        notes=notes,
-        num_processes=min(options.processes or available_threads(), len(pairing.cases)),
-        left_out=pairing.left_out,
-        learned=learned,
-    )
-    if learned:
-        notes.append(Note.of(NoteKind.MEASURED_ON_LEARNED, learned=evaluation.learned_text))
+    evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
+    evaluation.learned = cases_learned_on(evaluation.pairs, evaluation.notes)
+    if evaluation.learned:
+        kind = NoteKind.MEASURED_ON_LEARNED
+        evaluation.notes.append(Note.of(kind, learned=evaluation.learned_text))
     return evaluation
 
 
@@ -239,7 +228,7 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
     late_notes += notes_on_numbers(evaluation.results, evaluation.options.name)
     for note in late_notes:
         observer.note(note)
-    evaluation.notes = [*evaluation.notes, *late_notes]
+    evaluation.notes += late_notes
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, list[str]]:

@@ -31,13 +31,13 @@ def pair(root, labels, predictions, **options):
     for folder, names in (("labels", labels), ("pred", predictions)):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names.split():
-            (root / folder / name).touch()
+            (root / folder / name).write_text("{}" if name.endswith(".json") else "")
     return pair_cases(EvaluationOptions(root / "pred", root / "labels", root / "out", **options))
 
 
 def taken(pairing, method="prediction"):
     found = {}
-    for case in pairing.cases:
+    for case in pairing.pairs:
         files = case.methods[method]
         found[case.case_id] = (
             files.labels and files.labels.name,
@@ -86,7 +86,7 @@ def taken(pairing, method="prediction"):
 def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     pairing = pair(tmp_path, labels, predictions)
     assert taken(pairing) == expected
-    for case in pairing.cases:
+    for case in pairing.pairs:
         assert not case.reference.problem
         assert not case.methods["prediction"].problem
     for note in map(str, pairing.notes):
@@ -94,7 +94,7 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
 
 
 def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
-    (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").cases
+    (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").pairs
     assert (
         case.reference.lack
         == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
@@ -113,7 +113,7 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     )
     reasons = [f"no label map in {tmp_path / 'labels'}"]
     assert pairing.left_out == {"b": reasons, "c": reasons, "d_0002": reasons}
-    assert (list(taken(pairing)), pairing.notes) == (["a", "d_0001"], ())
+    assert (list(taken(pairing)), pairing.notes) == (["a", "d_0001"], [])
     of_one = pair_cases(
         EvaluationOptions(
             tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True
@@ -143,7 +143,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others"
         in str(pairing.notes[0])
     )
-    last = pairing.cases[2]
+    last = pairing.pairs[2]
     assert (last.named["prediction"].logits, last.methods["prediction"].lack) == ((), "")
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
@@ -418,7 +418,7 @@ def test_a_label_map_with_names_is_compared_by_name(study):
 def test_incomplete_cases_are_left_out(study):
     (study / "pred" / "p2").rename(study / "pred" / "p3")
     pairing = pair_cases(EvaluationOptions(study / "pred", study / "ref", study / "report"))
-    assert [pair.case_id for pair in pairing.cases] == ["p1"]
+    assert [pair.case_id for pair in pairing.pairs] == ["p1"]
     expected = {
         "p2": [f"no prediction in {study / 'pred'}"],
         "p3": [f"no label map in {study / 'ref'}"],

@@ -22,6 +22,7 @@ from crfrefine.evaluate import report as page
 from crfrefine.evaluate.measuring import CaseResult, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import draw_charts, write_report
+from crfrefine.evaluate.report.numbers import dice_by_region
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.statistics.comparison import (
     Measurement,
@@ -283,7 +284,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
         for place, dice in enumerate(row):
             lines.append(Measurement(f"c{place}", "1", "dice", dice, method))
     evaluation = make_evaluation(ResultTable(lines), "$x_$", titles=[("1", "$\\alpha")])
-    assert list(draw_charts(evaluation)) == [
+    assert list(draw_charts(evaluation, dice_by_region(evaluation))) == [
         "Before and after",
         "Agreement (Bland-Altman)",
         "Each region",

@@ -18,11 +18,12 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.pairing import CasePair
+from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
 from crfrefine.evaluate.report.charts import draw_charts
 from crfrefine.evaluate.report.numbers import (
     ShownCase,
+    dice_by_region,
     means_of,
     region_title,
     regions_of,
@@ -34,7 +35,6 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
-from crfrefine.statistics.verdict import ENDPOINT
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
@@ -70,24 +70,26 @@ def write_report(
             if note not in evaluation.notes:
                 tell(note)
 
+    dice = dice_by_region(evaluation)
     charts: dict[str, bytes] = {}
     problem = ""
     try:
-        charts = draw_charts(evaluation)
+        charts = draw_charts(evaluation, dice)
     except BackendUnavailableError as error:
         problem = str(error)
 
     drawn_cases = []
-    region = next(iter(regions_of(evaluation, ENDPOINT)), None)
-    if region is not None:
-        chosen = shown_cases(evaluation, region, num_shown)
-        for number, shown in enumerate(chosen):
-            progress(shown.case, number, len(chosen))
-            try:
-                drawn = shown._replace(png=draw_case(evaluation, shown, modalities, tell))
-            except CrfRefineError as error:
-                drawn = shown._replace(problem=str(error))
-            drawn_cases.append(drawn)
+    chosen: list[ShownCase] = []
+    if dice:
+        cases, values = next(iter(dice.values()))  # of the leading region
+        chosen = shown_cases(evaluation, cases, values, num_shown)
+    for number, shown in enumerate(chosen):
+        progress(shown.case, number, len(chosen))
+        try:
+            drawn = shown._replace(png=draw_case(evaluation, shown, modalities, tell))
+        except CrfRefineError as error:
+            drawn = shown._replace(problem=str(error))
+        drawn_cases.append(drawn)
 
     page = _render(evaluation, charts, problem, drawn_cases).translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))

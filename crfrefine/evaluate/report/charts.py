@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.evaluate.report.numbers import dice_of, region_title, regions_of
+from crfrefine.evaluate.report.numbers import region_title
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.metrics.registry import DICE
 from crfrefine.runs.pictures.drawing import drawable
@@ -34,10 +36,13 @@ _ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth":
 _MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
 
 
-def draw_charts(evaluation: Evaluation) -> dict[str, bytes]:
+def draw_charts(
+    evaluation: Evaluation, dice: Mapping[str, tuple[Sequence[str], Float64]]
+) -> dict[str, bytes]:
     """Return the charts by title, as PNG: of both methods, of their agreement, of each region.
 
-    Without a verdict, only the last is drawn. Raise BackendUnavailableError without matplotlib.
+    `dice` is that of `dice_by_region`. Without a verdict, only the last is drawn. Raise
+    BackendUnavailableError without matplotlib.
     """
     try:
         import matplotlib.figure
@@ -46,18 +51,14 @@ def draw_charts(evaluation: Evaluation) -> dict[str, bytes]:
             f"the report has no charts, which need matplotlib ({error}): "
             "pip install 'crfrefine[report]'"
         ) from error
-    regions = []
-    for region in regions_of(evaluation, ENDPOINT):
-        cases, _ = dice_of(evaluation, region)
-        if cases:
-            regions.append(region)
+    regions = {region: values for region, (cases, values) in dice.items() if cases}
     if not regions:
         return {}
 
     charts = {}
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         if evaluation.verdict is not None:
-            _, values = dice_of(evaluation, regions[0])
+            values = next(iter(regions.values()))
             figure, axes = _new_chart()
             x = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
             _add_cases(axes, x, values, values[1] - values[0], has_lines=True)
@@ -69,7 +70,7 @@ def draw_charts(evaluation: Evaluation) -> dict[str, bytes]:
             figure, axes = _new_chart()
             _draw_agreement(axes, values)
             charts["Agreement (Bland-Altman)"] = _png_of(figure)
-        shown = regions[:MAX_REGIONS]
+        shown = dict(itertools.islice(regions.items(), MAX_REGIONS))
         title = "Each region"
         if len(shown) < len(regions):
             title = f"The first {MAX_REGIONS} of {len(regions)} regions"
@@ -114,7 +115,7 @@ def _draw_agreement(axes: Axes, values: Float64) -> None:
     axes.set_ylabel(f"difference ({DICE.difference_unit})")
 
 
-def _draw_regions(axes: Axes, evaluation: Evaluation, regions: list[str]) -> None:
+def _draw_regions(axes: Axes, evaluation: Evaluation, regions: Mapping[str, Float64]) -> None:
     """Draw a row per region: the difference of each case, or its value without a baseline.
 
     Each row has the mean and its interval, as in the summary.
@@ -127,8 +128,7 @@ def _draw_regions(axes: Axes, evaluation: Evaluation, regions: list[str]) -> Non
         if (line.method, line.metric) == (judged, ENDPOINT) and line.comparison is not None:
             summarized[line.region] = line.comparison.interval
 
-    for row, region in enumerate(regions):
-        _, dice = dice_of(evaluation, region)
+    for row, (region, dice) in enumerate(regions.items()):
         if is_paired:
             values = dice[1] - dice[0]
             gains = values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -55,21 +55,28 @@ def regions_of(evaluation: Evaluation, metric: str) -> tuple[str, ...]:
     return tuple(measured)
 
 
-def dice_of(evaluation: Evaluation, region: str) -> tuple[tuple[str, ...], Float64]:
-    """Return the (n) cases that all compared methods have, and their (methods, n) Dice."""
+def dice_by_region(evaluation: Evaluation) -> dict[str, tuple[tuple[str, ...], Float64]]:
+    """Return the (n) cases that all compared methods have, and their (methods, n) Dice, by region.
+
+    The regions are those of `regions_of`.
+    """
     table = evaluation.table
-    values = table.compared(evaluation.compared, region, ENDPOINT, evaluation.judged_regions)
-    kept = np.flatnonzero(~np.isnan(values).any(axis=0))
-    return tuple(table.cases[index] for index in kept), values[:, kept]
+    dice = {}
+    for region in regions_of(evaluation, ENDPOINT):
+        values = table.compared(evaluation.compared, region, ENDPOINT, evaluation.judged_regions)
+        kept = np.flatnonzero(~np.isnan(values).any(axis=0))
+        dice[region] = (tuple(table.cases[index] for index in kept), values[:, kept])
+    return dice
 
 
-def shown_cases(evaluation: Evaluation, region: str, num_each: int) -> list[ShownCase]:
+def shown_cases(
+    evaluation: Evaluation, cases: Sequence[str], values: Float64, num_each: int
+) -> list[ShownCase]:
     """Return at most `num_each` cases from the low end, the middle and the high end.
 
-    They are ordered by the difference in the Dice of a region, or by Dice without a verdict. No
+    They are ordered by the difference in their (methods, n) Dice, or by Dice without a verdict. No
     case is shown twice.
     """
-    cases, values = dice_of(evaluation, region)
     order_by = values[-1]
     if evaluation.verdict is not None:
         order_by = values[-1] - values[0]
