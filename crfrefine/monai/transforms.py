@@ -90,7 +90,15 @@ class CrfRefine(Transform):
     ) -> None:
         super().__init__()
         self.input_type: InputType = input_type
-        self.output = _checked_output(output, input_type)
+        outputs: tuple[Output, ...] = get_args(Output)  # The first one is the default.
+        if input_type == "labels":  # A label map becomes a label map.
+            outputs = ("labels",)
+        self.output: Output = output or outputs[0]
+        if self.output not in outputs:
+            raise ConfigError(
+                f"output: with input_type={input_type!r} expected one of {', '.join(outputs)}; got "
+                f"{shorten_value(output)}"
+            )
         if parameters is None and network_spacing is not None:
             parameters = "sharp"
         if isinstance(parameters, Mapping):
@@ -259,23 +267,6 @@ class CrfRefined(MapTransform):
             mask = None if mask_key is None else data[mask_key]
             result[key] = self.refine(data[key], data[image_key], mask)
         return result
-
-
-def _checked_output(output: Output | None, input_type: InputType) -> Output:
-    """Return the kind of output; raise ConfigError for a word that is not one, or does not fit."""
-    known: tuple[Output, ...] = get_args(Output)
-    default: Output = "logits"
-    if input_type == "labels":  # A label map becomes a label map.
-        known = ("labels",)
-        default = "labels"
-    if not output:
-        return default
-    if output not in known:
-        raise ConfigError(
-            f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got "
-            f"{shorten_value(output)}"
-        )
-    return output
 
 
 def _file_of(*values: Any) -> str | None:
