@@ -226,7 +226,7 @@ def _options():
     """
     found = set()
     for source in source_names():
-        for kernel, parameters in kernel_source(source, {}).kernels.items():
+        for kernel, parameters in kernel_source(source).kernels.items():
             values = {}
             if any(parameter.is_rows for parameter in parameters.values()):
                 values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})

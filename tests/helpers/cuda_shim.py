@@ -244,7 +244,7 @@ class ShimDevice(Launcher):
     def prepare(self, source, kernel, constants, num_items, arguments):
         return partial(
             run_kernel,
-            kernel_source(source, constants),
+            kernel_source(source, **constants),
             kernel,
             constants,
             num_items,

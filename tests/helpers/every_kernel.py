@@ -49,7 +49,7 @@ def not_run(launched: set[Launched]) -> list[str]:
     found = {f"{source}.{kernel}" for source, kernel, _ in launched}
     every = set()
     for source in source_names():
-        every |= {f"{source}.{kernel}" for kernel in kernel_source(source, {}).kernels}
+        every |= {f"{source}.{kernel}" for kernel in kernel_source(source).kernels}
     return sorted(every - found)
 
 

@@ -115,7 +115,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.most = self.used
 
     def prepare(self, source, kernel, constants, num_items, arguments):
-        for name, parameter in kernel_source(source, constants).kernels[kernel].items():
+        for name, parameter in kernel_source(source, **constants).kernels[kernel].items():
             argument = arguments[name]
             if not parameter.is_array or argument is None:
                 continue

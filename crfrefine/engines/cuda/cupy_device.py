@@ -235,7 +235,7 @@ class CupyDevice(Launcher):
         key = (source, kernel, *constants.items())
         compiled = self._compiled.get(key)
         if compiled is None:
-            text = kernel_source(source, constants)
+            text = kernel_source(source, **constants)
             # CuPy caches compiled kernels on disk by their text.
             module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
             compiled = (text, module.get_function(kernel), text.has_blocks(kernel))

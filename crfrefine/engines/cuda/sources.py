@@ -90,16 +90,12 @@ def _inlined(name: str) -> str:
     return read(kernels_dir() / "cuda" / f"{name}.cu")
 
 
-def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
+@cache
+def kernel_source(name: str, /, **constants: int) -> KernelSource:
     """Return the text of kernels/cuda/<name>.cu for values of the constants that it requires.
 
     These are named CRF_*, in its first lines.
     """
-    return _with_constants(name, tuple(sorted(constants.items())))
-
-
-@cache
-def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> KernelSource:
     text = _inlined(name)
     kernels = {}
     for match in _KERNEL.finditer(text):
@@ -114,9 +110,9 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
     options = ["-std=c++17"]
     if name in UNCONTRACTED:
         options.append("--fmad=false")
-    if dict(constants).get("CRF_WIDE_KEYS"):
+    if constants.get("CRF_WIDE_KEYS"):
         options.append("--device-int128")
-    lines = [f"#define {key} {value}\n" for key, value in constants]
+    lines = [f"#define {key} {value}\n" for key, value in sorted(constants.items())]
     return KernelSource(name, "".join(lines) + text, kernels, tuple(options))
 
 

@@ -354,24 +354,7 @@ class TorchKernels:
         return kernels, texts
 
     def _appearance_filter(self, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
-        """Return the kernel of features over theta, and how it is computed."""
-        features, first_position = self._features(theta, intensities)
-        name = self.spec.filter
-        if name == "exact" or (name == "auto" and self.num_voxels <= EXACT_BELOW):
-            return dense_filter(features), "exact"
-        if name == "truncated":
-            text = f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
-            return dense_filter(features, features[:, first_position:]), text
-        if name == "grid":
-            raise ConfigError(
-                "mean_field.filter: plain tensor operations (--device torch, float64 logits of the "
-                "layer) have exact, truncated and lattice, not 'grid'; use --device cpu, or float32"
-            )
-        lattice = Lattice(features)
-        return lattice, f"lattice ({lattice.num_vertices} vertices)"
-
-    def _features(self, theta: Tensor, intensities: Tensor) -> tuple[Tensor, int]:
-        """Return the (N, D) features over theta, and the number of the first position.
+        """Return the kernel of features over theta, and how it is computed.
 
         The cells of a lattice depend on the features and their order, which is that of the user's
         axes. An axis along which the mask has one voxel has no feature, unless it is the last one.
@@ -391,7 +374,21 @@ class TorchKernels:
         for axis in np.argsort(users_axes):
             if axis == num_axes - 1 or np.ptp(places[:, axis]):
                 columns.append(first_position + int(axis))
-        return features[:, columns], first_position
+        features = features[:, columns]
+
+        name = self.spec.filter
+        if name == "exact" or (name == "auto" and self.num_voxels <= EXACT_BELOW):
+            return dense_filter(features), "exact"
+        if name == "truncated":
+            text = f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
+            return dense_filter(features, features[:, first_position:]), text
+        if name == "grid":
+            raise ConfigError(
+                "mean_field.filter: plain tensor operations (--device torch, float64 logits of the "
+                "layer) have exact, truncated and lattice, not 'grid'; use --device cpu, or float32"
+            )
+        lattice = Lattice(features)
+        return lattice, f"lattice ({lattice.num_vertices} vertices)"
 
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> Inputs:
         """Return the inputs of `mean_field`, with logits (L, *grid)."""
