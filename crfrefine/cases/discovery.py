@@ -117,21 +117,19 @@ def discover_cases(
 
 def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
     """Return the case of single files, one per modality."""
-    # Without other files to compare with, only the number of the first modality, 0000, is certainly
-    # not part of the name.
-    numbered = set[str]()
     for path in paths:
         file_to_read(path, VOLUME_SUFFIXES)
-        if stem_of(path).endswith("_0000"):
-            numbered.add(stem_of(path).removesuffix("_0000"))
+    stems = [stem_of(path) for path in paths]
+    # Without other files to compare with, only the number of the first modality, 0000, is certainly
+    # not part of the name.
+    numbered = {stem.removesuffix("_0000") for stem in stems if stem.endswith("_0000")}
     case_ids = sorted(numbered - {""})
     if len(case_ids) > 1:
         raise InputError(
             f"{paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; "
             "give the folder of the images"
         )
-    stem = stem_of(paths[0])
-    return CaseFiles(stem.removesuffix("_0000") or stem, tuple(paths))
+    return CaseFiles(stems[0].removesuffix("_0000") or stems[0], tuple(paths))
 
 
 def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> CaseList:

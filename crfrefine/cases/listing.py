@@ -60,7 +60,7 @@ class Files:
         # the files of each case, for each line of the table
         self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
-        self._cases_of: dict[Path, list[str]] = {}
+        self.cases_of: dict[Path, list[str]] = {}
         self._listings: dict[Path, list[Path]] = {}
         self._known: Collection[str] = ()
         self.given: list[Match] = []  # the files of the only case
@@ -69,7 +69,7 @@ class Files:
             are_structures = kind is LABEL_MAP and len(places) > 1
             for path in places:
                 file_to_read(path, kind.suffixes)
-                self.given.append(Match(path, "", "", stem_of(path) if are_structures else ""))
+                self.given.append(Match(path, label=stem_of(path) if are_structures else ""))
             return
 
         stem = "{case}"
@@ -83,19 +83,19 @@ class Files:
             for pattern in line:
                 for match in self._matches(pattern):
                     by_case.setdefault(match.case, []).append(match)
-                    names = self._cases_of.setdefault(match.path, [])
+                    names = self.cases_of.setdefault(match.path, [])
                     # Names with an ending say more than any others.
                     names.insert(0 if "_" in pattern.name else len(names), match.case)
             self._lines.append(by_case)
-        if is_pattern(self.place) and not self.paths and not kind.is_optional:
+        if is_pattern(self.place) and not self.cases_of and not kind.is_optional:
             hint = advise(self.place, holds_images=False)
             raise InputError(f"{self.place}: no file by this pattern{hint}")
         if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
             folder = self.place.parent if is_pattern(self.place) else self.place
             for name in OTHERS:
                 for match in self._matches(folder / (stem + name.removeprefix("{case}"))):
-                    if match.path in self._cases_of:
-                        self._cases_of[match.path].append(match.case)
+                    if match.path in self.cases_of:
+                        self.cases_of[match.path].append(match.case)
 
     def _matches(self, pattern: Path) -> list[Match]:
         """Return the files of a pattern; some names of the table count for whole folders only."""
@@ -110,11 +110,6 @@ class Files:
             if number == len(list_files(folder, suffixes)) and are_alone == (number == 1):
                 whole.add(folder)
         return [match for match in matches if match.path.parent in whole]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files."""
-        return [*self._cases_of]
 
     def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without those in `but`."""
@@ -136,8 +131,8 @@ class Files:
         if self.given:
             return {without_word(stem_of(self.place), LABEL_WORDS): [self.place]}
         found: dict[str, list[Path]] = {}
-        names = {cases[0] for cases in self._cases_of.values()}
-        for path, cases in self._cases_of.items():
+        names = {cases[0] for cases in self.cases_of.values()}
+        for path, cases in self.cases_of.items():
             if not any(case in but for case in cases):
                 beside = [case for case in cases[1:] if case in names]
                 found.setdefault([*beside, cases[0]][0], []).append(path)
@@ -245,8 +240,7 @@ def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
         named = [(name, path) for name, path in named if int(name)]
     names = tuple(name for name, _ in named)
     case = replace(case, logits=tuple(path for _, path in named), structures=names)
-    counts = Counter(names)
-    twice = [str(path) for name, path in named if counts[name] > 1]
+    twice = [str(path) for name, path in named if names.count(name) > 1]
     if twice:
         return case.lacking(f"expected one file per structure, found {listed(twice)}")
     return case

@@ -143,11 +143,10 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
             if not os.path.lexists(path):
                 path = folder / name.replace("\\", "/")
             files[column].append(path)
-        # A cell of logits may name the folder of structures.
-        is_single = column == "logits" and len(files[column]) == 1
-        if input_type == "labels" and is_single and is_folder(files[column][0]):
-            continue
-        for path in files[column]:
+            # A cell of logits may name the folder of structures.
+            may_be_folder = input_type == "labels" and cells["logits"] == [name]
+            if may_be_folder and is_folder(path):
+                continue
             try:
                 require_file(path)
             except InputError as error:

@@ -301,7 +301,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
     files = Files(ARCHIVES, folder)
-    if not files.paths:
+    if not files.cases_of:
         raise InputError(
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
             f"{_EXPECTED}\n"

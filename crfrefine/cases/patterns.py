@@ -34,9 +34,9 @@ class Match(NamedTuple):
     """A file, and the parts of its path that a pattern names."""
 
     path: Path
-    case: str
-    modality: str
-    label: str
+    case: str = ""
+    modality: str = ""
+    label: str = ""
 
 
 def is_pattern(path: Path) -> bool:
@@ -145,8 +145,7 @@ def find_matches(
             name = path.relative_to(root).as_posix()
             found = expression.fullmatch(name[: len(name) - len(suffix)])
             if found:
-                parts = {"case": "", "modality": "", "label": "", **found.groupdict()}
-                matches.append(Match(path, parts["case"], parts["modality"], parts["label"]))
+                matches.append(Match(path, **found.groupdict()))
     return matches
 
 

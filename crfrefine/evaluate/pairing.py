@@ -169,7 +169,7 @@ def _references(source: Path, found: list[str], notes: list[Note]) -> dict[str, 
         )
     files.add_to(references)
     taken = {match.path for case in references for match in files.of(case.case_id)}
-    beside = [path for path in files.paths if path not in taken]
+    beside = [path for path in files.cases_of if path not in taken]
     if beside:
         kind = NoteKind.NOT_REFERENCES
         notes.append(Note.of(kind, str(source), files=len(beside), first=beside[0].name))

@@ -36,8 +36,7 @@ _UNNAMED = ""  # The name of a case whose path does not tell it.
 def has_structures(options: EvaluationOptions) -> bool:
     """Return whether the folders hold one binary file per structure: if asked for, or if clear.
 
-    It is clear if a folder holds only folders of volumes, or if many files are measured for one
-    image.
+    Clear are a folder of nothing but folders with structures, and many files for one image.
     """
     if options.structures is not None:
         return options.structures

@@ -225,7 +225,7 @@ def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
 
 @pytest.mark.parametrize("case", ["a{b}", "a*b", "{label}", "plain"])
 def test_the_path_of_an_output_has_the_name_of_any_case(tmp_path, case):
-    match = Match(tmp_path / f"{case}.nii.gz", case, "", "")
+    match = Match(tmp_path / f"{case}.nii.gz", case)
     assert fill(Path("o/{case}/x_{case}.nrrd"), match) == Path(f"o/{case}/x_{case}.nrrd")
     with pytest.raises(InputError, match="label} has no counterpart in"):
         fill(Path("o/{case}_{label}.nrrd"), match)
