@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
@@ -184,7 +185,7 @@ def _find_images(
     outputs = set[str]()
     taken = set[Path]()
     for other in (output, *others):
-        if other is None or not holds_many(other) or other.resolve() == place.resolve():
+        if other is None or not holds_many(other) or realpath(other) == realpath(place):
             continue
         matches = find_matches(other if is_pattern(other) else other / IMAGE, LOGITS_SUFFIXES)
         if is_pattern(other):
