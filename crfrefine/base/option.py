@@ -71,6 +71,9 @@ class Option:
     complete: Callable[[str], list[tuple[str, str]]] | None = None
 
 
+LABELS = Option("-l --labels", "Reference: folder, file or pattern.", "PATH", panel=INPUT)
+
+
 def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:
     """Return the file of a part of a job array, `NAME-K-of-N.json`, so that no two parts share one.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from crfrefine.base.option import Option
+from crfrefine.base.option import LABELS, Option
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
@@ -29,7 +29,7 @@ def info(
     paths: Annotated[
         tuple[Path, ...], Option("", "Files, folders or patterns to describe.", "[FILE]...")
     ] = (),
-    labels: Annotated[Path | None, shared.LABELS] = None,
+    labels: Annotated[Path | None, LABELS] = None,
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
         bool,

@@ -54,7 +54,6 @@ REGIONS = Option(
     "NAME=1+2+3",
     panel=INPUT,
 )
-LABELS = Option("-l --labels", "Reference: folder, file or pattern.", "PATH", panel=INPUT)
 VERBOSE = Option("-v --verbose", "More: filters, times of each stage.", panel=MESSAGES)
 QUIET = Option("-q --quiet", "Less: only errors.", panel=MESSAGES)
 QUIET_BUT_VERDICT = Option("-q --quiet", "Less: only errors and the verdict.", panel=MESSAGES)

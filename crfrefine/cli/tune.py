@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from crfrefine.base.option import INPUT, OUTPUT, Option
+from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
 from crfrefine.base.workers import run_beside
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.tune.options import TuneOptions
 
 _INPUTS = (
     "images logits nnunet manifest masks input_type add_background mapped network_spacing "
@@ -22,35 +23,12 @@ _INPUTS = (
 )
 
 
-@command(options_of(InferenceOptions, _INPUTS))
+@command(options_of(InferenceOptions, _INPUTS), options_of(TuneOptions))
 def tune(
     options: dict[str, Any],
-    labels: Annotated[Path | None, shared.LABELS] = None,
-    output: Annotated[
-        Path | None,
-        Option(
-            "-o --output",
-            "Where the page's button saves the parameters.",
-            "FILE.toml",
-            panel=OUTPUT,
-        ),
-    ] = None,
-    corrections: Annotated[
-        Path | None,
-        Option(
-            "--corrections",
-            "Where the page keeps strokes, and saves refined cases.",
-            "FOLDER",
-            panel=OUTPUT,
-        ),
-    ] = None,
     config: Annotated[str, shared.CONFIG] = "default",
     overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
     regions: Annotated[tuple[str, ...], shared.REGIONS] = (),
-    case: Annotated[
-        str | None,
-        Option("--case", "The case of a folder to show. Default: the first.", "NAME", panel=INPUT),
-    ] = None,
     port: Annotated[
         int,
         Option(
@@ -78,7 +56,7 @@ def tune(
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.runs.tune.finding import TuneOptions, find_cases
+    from crfrefine.runs.tune.finding import find_cases
     from crfrefine.runs.tune.server import check_libraries, serve
     from crfrefine.runs.tune.worklist import Worklist
 
@@ -86,17 +64,12 @@ def tune(
     parameters, _ = shared.parameters_of(preset, overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
-    if output is not None:
-        check_small_output(output)
+    names = ("labels", "output", "corrections", "first")
+    own = {name: options.pop(name) for name in names}
+    if own["output"] is not None:
+        check_small_output(own["output"])
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
-    tune_options = TuneOptions(
-        inputs,
-        labels=labels,
-        output=output,
-        corrections=corrections,
-        first=case,
-        regions=tuple(map(parse_region, regions)),
-    )
+    tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     inputs_of_run = find_cases(tune_options)
     if inputs_of_run.found:

@@ -28,10 +28,11 @@ RETRIES = 1
 def records_of_cluster(tasks: Sequence[Task], address: str) -> Generator[CaseRecord]:
     """Yield the record of each case, which a worker of a running Dask cluster has done.
 
-    Its scheduler has an address, or a file. Closing the generator cancels the cases not begun.
+    Its scheduler has an address, or a file. A case without a record gets one with the reason.
+    Closing the generator cancels the cases not begun. Raise InputError if the scheduler is gone.
     """
     client = _connect(address)
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     task_of_future: dict[Any, Task] = {}
     try:
@@ -45,7 +46,23 @@ def records_of_cluster(tasks: Sequence[Task], address: str) -> Generator[CaseRec
         futures = client.map(work, tasks, key="crfrefine", pure=False, retries=RETRIES)
         task_of_future = dict(zip(futures, tasks, strict=True))
         for future in as_completed(futures):
-            yield _record_from(future, task_of_future[future], address)
+            failure: Exception | None = None
+            try:
+                record: CaseRecord = future.result()
+            except CancelledError as error:
+                hint = "What is finished is kept; run again with --continue for the rest."
+                reason = f"the scheduler {address} is gone, or was restarted\n  {hint}"
+                raise InputError(reason) from error
+            except KilledWorker as error:
+                reason = shorten(error, MAX_OF_A_REASON)
+                failure = InputError(f"its worker was lost each time: {reason}")
+            except Exception as error:
+                failure = error
+            if failure is not None:
+                files = task_of_future[future].files
+                record = CaseRecord(files.case_id)
+                record.fail(describe_failure(failure, *files.paths))
+            yield record
     finally:
         with suppress(Exception):  # The scheduler may be gone.
             client.cancel(list(task_of_future), force=True)
@@ -84,30 +101,6 @@ def _connect(address: str) -> Any:
         raise InputError(
             f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})"
         ) from error
-
-
-def _record_from(future: Any, task: Task, address: str) -> CaseRecord:
-    """Return the record of a case that a worker has ended, or one with the reason why it has none.
-
-    Raise InputError if the scheduler is gone.
-    """
-    from distributed import KilledWorker
-
-    failure: Exception
-    try:
-        record: CaseRecord = future.result()
-    except CancelledError as error:
-        hint = "What is finished is kept; run again with --continue for the rest."
-        raise InputError(f"the scheduler {address} is gone, or was restarted\n  {hint}") from error
-    except KilledWorker as error:
-        failure = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
-    except Exception as error:
-        failure = error
-    else:
-        return record
-    record = CaseRecord(task.files.case_id)
-    record.fail(describe_failure(failure, *task.files.paths))
-    return record
 
 
 def refine_on_worker(version: str, task: Task) -> CaseRecord:

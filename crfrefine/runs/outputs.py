@@ -74,7 +74,8 @@ class OutputFiles:
     folder: Path | None = None
     # of labels that no segment describes
     label_names: Mapping[int, str] = field(default_factory=dict)
-    # Files that earlier runs wrote for the case, and those of unknown origin under its names.
+    # Files that earlier runs wrote for the case, and others that are there under the names of
+    # options which are not given now.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
 
@@ -87,17 +88,6 @@ class OutputFiles:
     def files(self) -> list[Path]:
         """Return the files of these paths; a format may have two for a volume."""
         return [path for name in self.all() for path in files_written(name)]
-
-    def others_there(self) -> list[Path]:
-        """Return files of options that are not given now, which are there all the same."""
-        stem = stem_of(self.label_map)
-        others = []
-        for ending in _ENDINGS:
-            path = self.label_map.with_name(stem + ending)
-            # For names that the system refuses, `path.is_file()` raises an exception.
-            if path not in self.all() and os.path.isfile(path):  # noqa: PTH113
-                others.append(path)
-        return others
 
     def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
         """Return the segment of each file in the folder.
@@ -258,16 +248,17 @@ def _outputs_of(
             suffix = suffix_to_write(files.images[0])
         label_map = options.output / f"{files.case_id}{suffix}"
     stem = stem_of(label_map)
-    probabilities = None
-    logits = None
-    preview = None
-    if options.save_probabilities:
-        probabilities = label_map.with_name(stem + _ENDINGS[0])
-    if options.save_logits:
-        logits = label_map.with_name(stem + _ENDINGS[1])
-    if options.preview:
-        preview = label_map.with_name(stem + _ENDINGS[2])
-    outputs = OutputFiles(label_map, probabilities, logits, preview)
+    beside = []
+    unknown = []
+    are_wanted = (options.save_probabilities, options.save_logits, options.preview)
+    for ending, is_wanted in zip(_ENDINGS, are_wanted, strict=True):
+        path = label_map.with_name(stem + ending)
+        beside.append(path if is_wanted else None)
+        # For names that the system refuses, `path.is_file()` raises an exception.
+        if not is_wanted and os.path.isfile(path):  # noqa: PTH113
+            unknown.append(path)
+    probabilities, logits, preview = beside
+    outputs = OutputFiles(label_map, probabilities, logits, preview, unknown=tuple(unknown))
     if not options.save_structures:
         return outputs
 

@@ -174,7 +174,7 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
             unmeasured.append(files.case_id)
         written = before.get(files.case_id, {})
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
-        unknown = set(outputs.others_there()) - planned - written.keys()
+        unknown = set(outputs.unknown) - planned - written.keys()
         outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
         if record is None:
             outputs.require_no_stale_input(files)

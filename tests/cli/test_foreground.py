@@ -24,7 +24,7 @@ from crfrefine.refinement.tiles import planning
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tools.info import inspect_folder
-from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.train.dataset import read_labeled
 
 PHANTOM = make_phantom(4, GRID_SHAPE, SPACING)

@@ -14,7 +14,8 @@ from layouts import BESIDE, LAYOUTS
 
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune import server
-from crfrefine.runs.tune.finding import TuneOptions, find_cases, number_of_first
+from crfrefine.runs.tune.finding import find_cases, number_of_first
+from crfrefine.runs.tune.options import TuneOptions
 
 SHAPE = (9, 7, 5)
 RNG = np.random.default_rng(7)

@@ -17,7 +17,8 @@ from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nift
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.finding import TuneOptions, find_cases, number_of_first
+from crfrefine.runs.tune.finding import find_cases, number_of_first
+from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.session import Session
 
 

@@ -38,7 +38,7 @@ from crfrefine.runs.records import (
     record_path,
 )
 from crfrefine.runs.states import _other_values, read_records
-from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
 
 

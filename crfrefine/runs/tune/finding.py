@@ -1,11 +1,10 @@
-"""The options of the page, and the cases that they name."""
+"""The cases of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
@@ -19,24 +18,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.regions import Region
 from crfrefine.runs.inputs import RunInputs, find_inputs
-from crfrefine.runs.options import InferenceOptions
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """The cases that the page shows, and the files that it saves."""
-
-    # images, logits, masks, the parameters to start from, and how to read; as for `infer`
-    inputs: InferenceOptions
-    # the references; None means those that a network of nnU-Net was trained on, if any
-    labels: Path | None = None
-    # the TOML file to save to; None means that the page only shows the text
-    output: Path | None = None
-    # the folder where strokes are kept, and saved to with the refined case; None means nowhere
-    corrections: Path | None = None
-    first: str | None = None  # the case to show first; None means the first one
-    # sigmoid channels of the network, if it has one for each; else labels that count together
-    regions: tuple[Region, ...] = ()
+from crfrefine.runs.tune.options import TuneOptions
 
 
 def find_cases(options: TuneOptions) -> RunInputs:

@@ -37,7 +37,7 @@ from crfrefine.runs.tune.colors import choose_label_colors
 from crfrefine.runs.tune.controls import describe_controls
 from crfrefine.runs.tune.corrections import Corrections
 from crfrefine.runs.tune.drawing import Drawing, Edit, Places
-from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
 from crfrefine.runs.tune.slices import describe_planes, pack_plane
 

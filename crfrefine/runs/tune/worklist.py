@@ -29,7 +29,8 @@ from crfrefine.runs.tune.corrections import (
     FolderLock,
 )
 from crfrefine.runs.tune.drawing import Drawing
-from crfrefine.runs.tune.finding import TuneOptions, number_of_first
+from crfrefine.runs.tune.finding import number_of_first
+from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.review import Review, Reviews
 from crfrefine.runs.tune.session import AS_GIVEN, Session
 
