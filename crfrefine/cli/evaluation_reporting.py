@@ -54,11 +54,11 @@ class EvaluationReporter(RunReporter):
 
     def case_ended(self, result: CaseResult) -> None:
         """Print the outcome of a case."""
-        head = self._end_case(result.case_id)
-        for failure in result.failures:
-            self._say_failure(result.case_id, replace(failure, case_id=result.case_id))
-        if self._bar is None and not result.failures:
-            self._say(f"{head} {result.case_id}: {result.seconds:.2f} s", is_timed=True)
+        failures = [replace(one, case_id=result.case_id) for one in result.failures]
+        outcome = ""
+        if self._bar is None:
+            outcome = f"{result.case_id}: {result.seconds:.2f} s"
+        self._end_case(result.case_id, failures, outcome)
         for warning in result.warnings:
             self.note(warning, case_id=result.case_id)
         for note in result.notes:

@@ -169,11 +169,22 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         self._bar.add_task("", total=total, text="", detail=detail)
         self._bar.start()
 
-    def _end_case(self, name: str) -> str:
-        """Count a case that has ended; return the begin of the line about it, without its name."""
+    def _end_case(self, name: str, failures: Sequence[Failure], outcome: str) -> None:
+        """Count a case that has ended, and print its failures, or else its outcome, if any.
+
+        Of several failures with one cause only the first is printed, unless VERBOSE, which also
+        shows tracebacks.
+        """
         self._ended += 1
         self._update(completed=self._ended, text=name)
-        return f"[{self._ended}/{self._total}]"
+        for failure in failures:
+            self._causes = self._causes or Causes()
+            if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
+                self._say(f"crfrefine: error: {failure}", at_least=QUIET, is_timed=True)
+            if failure.traceback is not None:
+                self._say(indented(failure.traceback), at_least=VERBOSE)
+        if outcome and not failures:
+            self._say(f"[{self._ended}/{self._total}] {outcome}", is_timed=True)
 
     def _update(self, *, completed: float | None = None, text: str = "", detail: str = "") -> None:
         """Change the content of the bar; None, and an empty text, leave a value unchanged."""
@@ -201,17 +212,6 @@ class RunReporter(Observer, AbstractContextManager[Any]):
             self._bar.console.print(text, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
-
-    def _say_failure(self, name: str, failure: Failure) -> None:
-        """Print the failure of a case.
-
-        Of several with one cause only the first, unless VERBOSE, which also shows tracebacks.
-        """
-        self._causes = self._causes or Causes()
-        if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
-            self._say(f"crfrefine: error: {failure}", at_least=QUIET, is_timed=True)
-        if failure.traceback is not None:
-            self._say(indented(failure.traceback), at_least=VERBOSE)
 
     def _stop(self) -> None:
         """Remove the bar, and print a line for each cause of several failures.
@@ -262,20 +262,19 @@ class Reporter(RunReporter):
 
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""
-        head = f"{self._end_case(record.case_id)} {record.case_id}"
-        if record.status == "failed":
-            failure = replace(record.failures[0], case_id=record.case_id)
-            self._say_failure(record.case_id, failure)
-        elif record.status == "skipped":
-            self._say(f"{head}: exists, skipped", is_timed=True)
+        failures = [replace(one, case_id=record.case_id) for one in record.failures[:1]]
+        outcome = ""
+        if record.status == "skipped":
+            outcome = f"{record.case_id}: exists, skipped"
         elif self._bar is None or self.verbosity >= VERBOSE:
             steps = counted(record.num_iterations or 0, "step")
             if record.converged:
                 steps += " (converged)"
             num_changed = record.voxels_changed or 0
             voxels = "voxel" if num_changed == 1 else "voxels"
-            outcome = f"{steps}, {num_changed:,} {voxels} changed, {record.seconds:.2f} s"
-            self._say(f"{head}: {outcome} -> {record.output}", is_timed=True)
+            done = f"{steps}, {num_changed:,} {voxels} changed, {record.seconds:.2f} s"
+            outcome = f"{record.case_id}: {done} -> {record.output}"
+        self._end_case(record.case_id, failures, outcome)
         if record.status == "done" and self.verbosity >= VERBOSE:
             times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
             for line in (*record.filters, ", ".join(times)):
@@ -324,12 +323,8 @@ class FolderReporter(RunReporter):
     def case_ended(self, conversion: Conversion) -> None:
         """Print the outcome of a file."""
         name = self._name_of(conversion)
-        head = self._end_case(name)
-        if conversion.failure is not None:
-            self._say_failure(name, conversion.failure)
-        else:
-            sentence = conversion.sentence.replace("\n", "\n  ")
-            self._say(f"{head} {sentence}", is_timed=True)
+        failures = [conversion.failure] if conversion.failure is not None else []
+        self._end_case(name, failures, conversion.sentence.replace("\n", "\n  "))
 
     def _name_of(self, conversion: Conversion) -> str:
         if self._has_folders:
