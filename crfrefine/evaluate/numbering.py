@@ -35,7 +35,7 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
             pairs_of.setdefault(method, Counter()).update(pairs)
     options_of = _find_options(pairs_of, from_channels, own)
 
-    notes = _notes_on_names(results)
+    notes = []
     for method, pairs in pairs_of.items():
         covered = []
         for label, wanted in other_numbers(pairs).items():
@@ -51,7 +51,7 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
     return notes
 
 
-def _notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
+def notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
     """Return a note for each method whose label maps give a label another name than the reference.
 
     The first case that shows it counts.

@@ -23,7 +23,7 @@ from crfrefine.cases.case_files import left_out_entries
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
-from crfrefine.evaluate.numbering import notes_on_numbers
+from crfrefine.evaluate.numbering import notes_on_names, notes_on_numbers
 from crfrefine.evaluate.options import (
     METRICS_NAME,
     REPORT_NAME,
@@ -225,6 +225,7 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
                 )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
     late_notes = evaluation.notes_on_mapping
+    late_notes += notes_on_names(evaluation.results)
     late_notes += notes_on_numbers(evaluation.results, evaluation.options.name)
     for note in late_notes:
         observer.note(note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
@@ -293,20 +293,30 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     for number, row in enumerate(rows):
         if not math.isnan(row.p_value) and not metric_named(row.metric).follows:
             tested.append(number)
-    of_probabilities = _tests_of_probabilities(rows, tested, judged_region)
+
+    def scope(number: int) -> tuple[bool, bool]:
+        region = rows[number].region
+        return region != ALL_LABELS, region != judged_region
+
+    # One negative log likelihood of each method is tested by itself: that over all labels, else
+    # that of the judged region, else the first one.
+    of_probabilities: dict[str, int] = {}
+    for number in sorted(tested, key=scope):
+        if rows[number].metric == NLL.name:
+            of_probabilities.setdefault(rows[number].method, number)
     members: dict[tuple[str, Family], list[int]] = {}
     for number in tested:
         row = rows[number]
         family = Family.SINGLE_REGIONS
         if row.metric == DICE.name and row.region == judged_region:
             family = Family.ENDPOINT
-        elif number in of_probabilities:
+        elif number == of_probabilities.get(row.method):
             family = Family.PROBABILITIES
         elif row.region == judged_region:
             family = Family.OTHER_METRICS
         members.setdefault((row.method, family), []).append(number)
 
-    corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
+    corrected = list(rows)  # What is not tested has no family.
     for (_, family), numbers in members.items():
         adjusted = holm([rows[number].p_value for number in numbers])
         for number, p_adjusted in zip(numbers, adjusted, strict=True):
@@ -314,25 +324,6 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
                 rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers)
             )
     return corrected
-
-
-def _tests_of_probabilities(
-    rows: Sequence[SummaryRow], tested: Sequence[int], judged_region: str
-) -> Collection[int]:
-    """Return the number of each method's row whose negative log likelihood is tested by itself.
-
-    It is that over all labels, else that of the judged region, else the first one.
-    """
-
-    def rank(number: int) -> tuple[bool, bool]:
-        region = rows[number].region
-        return region != ALL_LABELS, region != judged_region
-
-    by_method: dict[str, int] = {}
-    for number in sorted(tested, key=rank):
-        if rows[number].metric == NLL.name:
-            by_method.setdefault(rows[number].method, number)
-    return by_method.values()
 
 
 def describe_families(rows: Iterable[SummaryRow]) -> str:

@@ -133,7 +133,7 @@ def verdict(
         harm = find_harm(summary, method, titles=titles)
         probabilities = judge_probabilities(summary, method, titles=titles)
 
-    outcome = _outcome(primary)
+    outcome = _outcome(primary, primary.p_value)
     sentence = _sentence(outcome, subject or method, baseline, primary)
     if outcome == Outcome.HELPS:
         if not all(rival.is_beaten for rival in judged_rivals):
@@ -180,7 +180,7 @@ def _judge_rivals(
     adjusted = holm([rival.comparison.p_value for rival in rivals])
     judged = []
     for rival, p_adjusted in zip(rivals, adjusted, strict=True):
-        is_beaten = _direction(rival.comparison, p_adjusted) == 1
+        is_beaten = _outcome(rival.comparison, p_adjusted) == Outcome.HELPS
         judged.append(replace(rival, p_adjusted=p_adjusted, is_beaten=is_beaten))
     return tuple(judged)
 
@@ -230,27 +230,19 @@ def power_text(comparison: PairedComparison) -> str:
     )
 
 
-def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
-    """Return 1 for better, -1 for worse, 0 for neither; None if ranks and mean disagree."""
+def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
+    """Return what a comparison with another method says; mixed if ranks and mean disagree."""
     if not p_adjusted < ALPHA:
-        return 0
+        are_equal = comparison.ties == comparison.num_pairs >= _cases_needed()
+        if are_equal or comparison.num_pairs >= MIN_TO_ADVISE:
+            return Outcome.NO_DIFFERENCE
+        return Outcome.TOO_FEW
     low, high = comparison.interval
     if comparison.effect_size > 0 and min(low, high) > 0:
-        return 1
+        return Outcome.HELPS
     if comparison.effect_size <= 0 and max(low, high) < 0:
-        return -1
-    return None
-
-
-def _outcome(primary: PairedComparison) -> Outcome:
-    """Return the outcome of the comparison with the baseline, without rivals."""
-    if primary.num_pairs >= _cases_needed() and primary.ties == primary.num_pairs:
-        return Outcome.NO_DIFFERENCE
-    outcomes = {1: Outcome.HELPS, 0: Outcome.NO_DIFFERENCE, -1: Outcome.HURTS, None: Outcome.MIXED}
-    outcome = outcomes[_direction(primary, primary.p_value)]
-    if outcome == Outcome.NO_DIFFERENCE and primary.num_pairs < MIN_TO_ADVISE:
-        return Outcome.TOO_FEW
-    return outcome
+        return Outcome.HURTS
+    return Outcome.MIXED
 
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:

@@ -9,12 +9,40 @@ from crfrefine.cases.case_files import left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.comparison import Training, TrainingResult
-from crfrefine.train.plan import Plan
+
+# The settings that the report has, in this order.
+SETTINGS = (
+    "images",
+    "labels",
+    "logits",
+    "masks",
+    "nnunet",
+    "input_type",
+    "num_folds",
+    "num_iterations",
+    "learn",
+    "loss",
+    "seed",
+    "resample",
+    "mapping",
+    "reference_mapping",
+    "config",
+)
 
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
     cases = result.plan.cases
+    options = result.plan.options
+    settings = {
+        **vars(options),
+        "num_folds": len(result.folds),
+        "num_iterations": options.num_optimizer_steps,
+        "mapping": cases.reading.mapping,
+        "reference_mapping": cases.reading.reference_mapping,
+    }
+    if cases.reading.declared is not None:
+        settings["input_type"] = "labels"
     folds = []
     for fold in result.folds:
         entry: dict[str, Any] = {"name": fold.name}
@@ -25,7 +53,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "device": result.device,
         "threads": result.threads,
-        "options": _options_entry(result.plan),
+        "options": {name: settings[name] for name in SETTINGS},
         "cases": cases.case_ids,
         "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,
@@ -41,31 +69,6 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "comparison_with_largest_component": summary_dicts(result.summary_of_largest),
         "comparison_of_probabilities": summary_dicts(result.summary_of_probabilities),
         "measurements": [to_plain(line) for line in result.table],
-    }
-
-
-def _options_entry(plan: Plan) -> dict[str, Any]:
-    """Return what the report says of the options of a run."""
-    options = plan.options
-    input_type = options.input_type
-    if plan.cases.reading.declared is not None:
-        input_type = "labels"
-    return {
-        "images": options.images,
-        "labels": options.labels,
-        "logits": options.logits,
-        "masks": options.masks,
-        "nnunet": options.nnunet,
-        "input_type": input_type,
-        "num_folds": len(plan.folds),
-        "num_iterations": options.num_optimizer_steps,
-        "learn": options.learn,
-        "loss": options.loss,
-        "seed": options.seed,
-        "resample": options.resample,
-        "mapping": plan.cases.reading.mapping,
-        "reference_mapping": plan.cases.reading.reference_mapping,
-        "config": options.config,
     }
 
 
