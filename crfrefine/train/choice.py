@@ -1,4 +1,4 @@
-"""The candidates that trainings end with, and the choice of one kind of them.
+"""The candidates that trainings begin and end with, and the choice of one kind of them.
 
 The choice rests on the cases that the folds held out. Each case counts once, with a model that has
 not seen it.
