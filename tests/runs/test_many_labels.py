@@ -9,6 +9,7 @@ from cli_helpers import AFFINE, save_nifti
 from tune_helpers import open_session, options_for, whole_result
 
 from crfrefine.io.volume import Segment
+from crfrefine.runs.pictures.drawing import labels_nearby
 from crfrefine.runs.tune.colors import COLORS, choose_label_colors
 
 GRID = (76, 52, 60)
@@ -50,7 +51,12 @@ def test_24_colors_differ_and_neighbors_are_not_alike(options):
         for label, other in pairs:
             if label and other and label != other:
                 assert colors[label] != colors[other]
-    assert choose_label_colors(labels, 43, [Segment(7, "seven", BLUE)])[7] == "#0000ff"
+    named = [Segment(label, str(label), BLUE) for label in range(7, 43)]
+    colors = choose_label_colors(labels, 43, named)
+    assert colors[7] == "#0000ff"
+    near = labels_nearby(labels)[7]
+    assert near
+    assert all(colors[other] != "#0000ff" for other in near), "neighbors of one color in the file"
 
 
 def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):

@@ -25,28 +25,26 @@ def choose_label_colors(
 ) -> dict[int, str]:
     """Return the color of each label from 1 to `num_labels` - 1, ascending.
 
-    Those that a file names come first. A label without gets the first of `COLORS`, from that of its
-    number on, that no neighbor has.
+    It is the one that the file names, or else the first of `COLORS`, from that of the label's number
+    on, which no neighbor with a smaller number has.
     """
     neighbors = labels_nearby(label_map)
-    chosen = {}
-    for part in segments:
-        if part.color is not None:
-            levels = [round(255 * share) for share in part.color]
-            chosen[part.label] = f"#{bytes(levels).hex()}"
+    named = {part.label: part.color for part in segments if part.color is not None}
+    chosen: dict[int, str] = {}
     for label in range(1, num_labels):
-        if label in chosen:
-            continue
         near = [_levels(chosen[other]) for other in neighbors.get(label, ()) if other in chosen]
         first = (label - 1) % len(COLORS)
         order = COLORS[first:] + COLORS[:first]
+        if label in named:
+            levels = [round(255 * share) for share in named[label]]
+            order = (f"#{bytes(levels).hex()}", *order)
         chosen[label] = order[0]
         for color in order:
             distances = [np.linalg.norm(_levels(color) - other) for other in near]
             if min(distances, default=np.inf) >= _ALIKE:
                 chosen[label] = color
                 break
-    return dict(sorted(chosen.items()))
+    return chosen
 
 
 def _levels(color: str) -> Array:
