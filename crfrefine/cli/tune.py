@@ -22,6 +22,8 @@ _INPUTS = (
     "resample strokes device max_memory threads"
 )
 
+_LARGEST_KEPT = 4 << 20  # bytes: those of a box are used again
+
 
 @command(options_of(InferenceOptions, _INPUTS), options_of(TuneOptions))
 def tune(
@@ -54,6 +56,7 @@ def tune(
     """
     preset = shared.check_inputs(options, config)
     from crfrefine.engines import get_backend
+    from crfrefine.engines.compiled import load_engine
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
     from crfrefine.runs.tune.finding import find_cases
@@ -61,6 +64,8 @@ def tune(
     from crfrefine.runs.tune.worklist import Worklist
 
     check_libraries()
+    # Else arrays of a whole case, which is refined again and again, stay with malloc by and by.
+    load_engine().keep_freed_memory(_LARGEST_KEPT)
     parameters, _ = shared.parameters_of(preset, overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})

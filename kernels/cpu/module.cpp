@@ -200,15 +200,13 @@ void Reporter::operator()(int step, int num_steps) const {
     if (!progress.is_none()) progress(stage, step, num_steps);
 }
 
-// Malloc's own thresholds give the memory of a crop back to the system at each step of a training;
-// the next step asks for it again, and the system clears every page.
-void keep_freed_memory() {
+// Blocks below so many bytes come from malloc's arenas, at whose ends so much free memory stays.
+// Free memory before a block in use stays in any case, and larger blocks go back to the system when
+// they are freed. Malloc's own threshold rises to the largest block that was freed.
+void keep_freed_memory([[maybe_unused]] int bytes) {
 #if defined(__GLIBC__)
-    // Smaller blocks come from malloc's arenas, at whose ends so much free memory stays. Free
-    // memory before a block in use stays in any case.
-    constexpr int kBytes = 1 << 25;
-    mallopt(M_MMAP_THRESHOLD, kBytes);
-    mallopt(M_TRIM_THRESHOLD, kBytes);
+    mallopt(M_MMAP_THRESHOLD, bytes);
+    mallopt(M_TRIM_THRESHOLD, bytes);
 #endif
 }
 
@@ -230,6 +228,6 @@ void define_module(nb::module_& m) {
     m.def("softmax", &softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
     m.def("cpu_level", &cpu_level);
-    m.def("keep_freed_memory", &keep_freed_memory);
+    m.def("keep_freed_memory", &keep_freed_memory, "bytes"_a = 1 << 25);
 }
 }  // namespace crf

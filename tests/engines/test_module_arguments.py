@@ -283,8 +283,8 @@ def faults():
     del arrays
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if sys.argv[1] == "kept":
-    load_engine().keep_freed_memory()
+if sys.argv[1] != "default":
+    load_engine().keep_freed_memory(int(sys.argv[1]))
 faults()
 faults()
 print(faults())
@@ -292,10 +292,11 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are those of glibc")
-def test_freed_memory_is_kept():
+def test_freed_memory_is_kept_below_a_size():
     """Arrays of 20 MiB in all, allocated for the third time, are in memory that is there."""
     counts = {}
-    for name in ("returned", "kept"):
-        command = [sys.executable, "-c", PAGE_FAULTS, name]
-        counts[name] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert counts["kept"] < 100 < 2_000 < counts["returned"]
+    for largest in ("default", str(1 << 19), str(1 << 25)):
+        command = [sys.executable, "-c", PAGE_FAULTS, largest]
+        counts[largest] = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert counts[str(1 << 25)] < 100
+    assert min(counts["default"], counts[str(1 << 19)]) > 2_000
