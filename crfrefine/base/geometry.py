@@ -38,12 +38,15 @@ def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, .
     return tuple(np.linalg.norm(columns, axis=0).tolist())
 
 
-def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
-    """Raise InputError if an affine is singular, or places voxels absurdly near or far."""
+def usable_spacing(affine: NDArray[np.float64], num_axes: int, path: Path) -> tuple[float, ...]:
+    """Return the voxel size of a file's grid, as `spacing_of` does.
+
+    Raise InputError if the affine is singular, or places voxels absurdly near or far.
+    """
     smallest, largest = SPACING_RANGE
+    spacing = spacing_of(affine, num_axes)
     is_usable = bool((np.abs(affine) < largest).all())  # also for NaN
     if is_usable:
-        spacing = spacing_of(affine, num_axes)
         is_usable = all(smallest <= step <= largest for step in spacing)
     if is_usable:
         # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis
@@ -57,6 +60,7 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
             f"and voxels of {SPACING_RANGE[0]:g} mm or more. "
             "Repair the header, whose lengths may be in another unit"
         )
+    return spacing
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,8 +24,8 @@ from crfrefine.base.geometry import (
     describe_affine,
     farthest_distance,
     is_sheared,
-    require_usable,
     same_grid,
+    usable_spacing,
 )
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -233,12 +233,12 @@ def _affines_of(header: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[n
         qform[:3] *= mm_per_unit
     num_axes = min(len(header.get_data_shape()), 3)
     try:
-        require_usable(affine, num_axes, path)
+        usable_spacing(affine, num_axes, path)
     except InputError as error:
         if int(header["sform_code"]) == 0 or qform is None:
             raise
         try:
-            require_usable(qform, num_axes, path)
+            usable_spacing(qform, num_axes, path)
         except InputError:
             raise error from None
         lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(path)]

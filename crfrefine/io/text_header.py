@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.geometry import spacing_of, usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -285,12 +285,12 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
     scales = np.ones(4)
     scales[:num_axes] = known[:num_axes]
     affine = np.diag(scales) @ header.geometry()[0]
-    require_usable(affine, num_axes, header.path)
+    spacing = usable_spacing(affine, num_axes, header.path)
     detail = (key, f"{listed(named)}; lengths are converted to mm")
     return replace(
         header,
         affine=affine,
-        spacing=spacing_of(affine, num_axes),
+        spacing=spacing,
         details=(*header.details, detail),
     )
 

@@ -19,9 +19,8 @@ from crfrefine.base.geometry import (
     describe_difference,
     is_sheared,
     orientation_codes,
-    require_usable,
     same_grid,
-    spacing_of,
+    usable_spacing,
 )
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
@@ -160,8 +159,7 @@ def volume_header(
     """
     spacing = None
     if affine is not None:
-        require_usable(affine, len(grid_shape), path)
-        spacing = spacing_of(affine, len(grid_shape))
+        spacing = usable_spacing(affine, len(grid_shape), path)
     num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
     name = shorten(source.path, 400)
     try:

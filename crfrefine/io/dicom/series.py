@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 
-from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -52,10 +52,9 @@ def volume_of(
     path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[Note]
 ) -> VolumeHeader:
     """Return the header of voxels, (slices, rows, columns), whose affine has to be usable."""
-    require_usable(affine, 3, path)
-    return VolumeHeader(
-        path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes)
-    )
+    spacing = usable_spacing(affine, 3, path)
+    grid_shape = tuple(shape)[::-1]
+    return VolumeHeader(path, kind, grid_shape, 1, "float32", spacing, affine, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
