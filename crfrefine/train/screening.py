@@ -38,9 +38,7 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
         return dict.fromkeys(folds, starts)
 
     material.progress.stage_started(f"trying {len(starts)} starts")
-    num_cases = len(material.crops)
-    places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
-    cases = np.unique(places.astype(int)).tolist()
+    cases = setup.evenly_spread(len(material.crops), MAX_SCREENED)
     samples = []
     crops = []
     for case in cases:

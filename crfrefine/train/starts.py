@@ -100,6 +100,12 @@ def voxel_length(spacing: Sequence[float]) -> float:
     return math.prod(spacing) ** (1.0 / len(spacing))
 
 
+def evenly_spread(count: int, most: int) -> list[int]:
+    """Return the numbers of at most so many of some cases, the first and the last among them."""
+    places = np.linspace(0, count - 1, min(count, most)).round()
+    return np.unique(places.astype(int)).tolist()
+
+
 def _full_like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
     """Return the number as often as `value` has entries."""
     if isinstance(value, tuple):

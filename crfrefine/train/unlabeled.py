@@ -36,7 +36,7 @@ from crfrefine.runs.states import read_records
 from crfrefine.train.choice import Candidate
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
-from crfrefine.train.starts import voxel_length
+from crfrefine.train.starts import evenly_spread, voxel_length
 from crfrefine.train.unlabeled_choice import Choice, decide, gains_of, make_candidates
 from crfrefine.train.workers import Workers
 
@@ -210,8 +210,7 @@ def _read_sources(
             left_out[case.case_id] = describe_failure(error)
         else:
             complete.append(case)
-    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases)).round()
-    files = [complete[number] for number in np.unique(places.astype(int))]
+    files = [complete[number] for number in evenly_spread(len(complete), max_cases)]
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_changed("", "reading cases")
