@@ -24,7 +24,6 @@ from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement.edits import Edits
 from crfrefine.refinement.following import plan_edits
 from crfrefine.refinement.given import Case, Prepared
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -120,28 +119,20 @@ def _draw_strokes_on_tiles(prepared: Prepared, case: Case) -> None:
     near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
     if case.parameters.volume.match_input:
         near.source.ensure(near.sets.domains & near.sets.active, None)
-        prepared.gained = _gained_on_tiles(replace(near, edits=None), edits)
+        before = _count_voxels_on_tiles(replace(near, edits=None))
+        prepared.gained = _count_voxels_on_tiles(near) - before
     # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
     is_local = not problem.spec.kernels.kernels and not problem.sets.active.any()
     prepared.problem = near if is_local else edited
 
 
-def _gained_on_tiles(problem: TileProblem, edits: Edits) -> NDArray[np.int64]:
-    """Return the voxels that each label's largest logits gain by edits in active tiles, (L,)."""
+def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
+    """Return the number of voxels of each label's largest logits in active tiles, (L,)."""
     sets = problem.sets
-    if not sets.num_entries:
-        return np.zeros(len(sets.domains), np.int64)
-    logits = problem.logits(1)
-    tiles = sets.engine(problem.mask, 1)
-
-    def count() -> NDArray[np.int64]:
-        labels = np.zeros(sets.grid.shape, np.uint16)
-        tiles.decode(logits, labels)
-        return np.array(label_maps.count_labels(labels, len(sets.domains)))
-
-    before = count()
-    edits.apply_to_tiles(logits, sets, sets.grid, 0)
-    return count() - before
+    labels = np.zeros(sets.grid.shape, np.uint16)
+    if sets.num_entries:
+        sets.engine(problem.mask, 1).decode(problem.logits(1), labels)
+    return np.array(label_maps.count_labels(labels, len(sets.domains)))
 
 
 def _channels_of_labels(network: ArrayNetwork, case: Case) -> Prepared:
