@@ -65,6 +65,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Stopped(interrupt) from interrupt
+        except RuntimeError as error:
+            # Python 3.11 makes one of an interrupt that comes while a class is made.
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise Stopped(error.__cause__) from error
+            raise
 
 
 app = Group(
@@ -134,6 +139,8 @@ def main() -> None:
 
 def _exit_stopped(stopped: Stopped) -> None:
     """Write what was printed, say that the command was stopped, and end the process at once."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C is often hit twice.
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError, OutputClosedError):
         sys.stdout.flush()
     tell(str(stopped))

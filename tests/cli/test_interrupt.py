@@ -123,6 +123,36 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
         assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
 
+STOPPED_TWICE = """
+import os, signal
+import crfrefine.cli.main
+import crfrefine.runs.run
+
+
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tell(text):
+    os.kill(os.getpid(), signal.SIGINT)
+    said(text)
+
+
+said, crfrefine.cli.main.tell = crfrefine.cli.main.tell, tell
+crfrefine.runs.run.run_inference = lambda *_: type("Made", (), {"field": Field()})
+crfrefine.cli.main.main()
+"""
+
+
+def test_a_signal_while_a_class_is_made_and_another_one_at_the_end_are_one_line():
+    """Python 3.11 makes a RuntimeError of the first one."""
+    arguments = ("infer", "-i", "x", "-p", "y", "-o", "z")
+    words = [*command()[:1], "-c", STOPPED_TWICE, *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (143, "crfrefine: terminated\n")
+
+
 @pytest.mark.long
 def test_a_polite_signal_ends_the_run_in_one_line(folders):
     summary = folders.output.with_name("summary.json")
