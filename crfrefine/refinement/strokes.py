@@ -48,7 +48,8 @@ class Strokes:
             raise InputError(f"{name}: shape {values.shape}; {expected}")
         if values.dtype.kind not in "iub":
             is_float = values.dtype.kind == "f"
-            if not is_float or not ((values == np.rint(values)) & (abs(values) < 2**53)).all():
+            largest = np.float32(2**53)  # A number of Python would be one of float16.
+            if not is_float or not ((values == np.rint(values)) & (abs(values) < largest)).all():
                 raise InputError(
                     f"{name}: expected whole numbers: 0 where nothing is drawn, the label elsewhere"
                 )

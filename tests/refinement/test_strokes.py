@@ -310,6 +310,7 @@ def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
     again = plan.run(logits)
     assert first == again
     assert drawn == refined(logits, image, strokes)
+    assert drawn == plan.run(logits, strokes=strokes.astype(np.float16))
     turned = refined(*map(np.asfortranarray, (logits, image, strokes)))
     assert (turned.label_map != drawn.label_map).mean() < 1e-3
 
