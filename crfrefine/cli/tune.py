@@ -77,8 +77,8 @@ def tune(
     tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     inputs_of_run = find_cases(tune_options)
-    if inputs_of_run.found:
-        print(for_terminal(inputs_of_run.found), file=sys.stderr)
+    if inputs_of_run.cases.found:
+        print(for_terminal(inputs_of_run.cases.found), file=sys.stderr)
     print("crfrefine: reading the case", file=sys.stderr)
     worklist = Worklist(tune_options, inputs_of_run)
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
@@ -24,18 +24,12 @@ from crfrefine.runs.options import InferenceOptions
 class RunInputs:
     """The inputs of a run."""
 
-    cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
+    cases: CaseList  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
-    found: str  # how many cases a pattern of images has; "" for folders
-    notes: tuple[Note, ...]  # on ignored files
-    sources: tuple[Path, ...]  # the folders and files in which the cases are found
-    structures: Mapping[str, int]  # numbers by names, if each structure has its own file
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
-    named = [path for path in (options.nnunet, options.manifest) if path is not None]
-    sources = (*named, *options.images, *options.logits)
     mask = None
     mask_mode = options.parameters.intensity.mask
     if isinstance(options.masks, Path):
@@ -43,27 +37,23 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         mask_mode = "none"
     elif options.masks is not None:
         mask_mode = "nonzero"
-    add_volumes(*sources, mask, *options.strokes)
+    named = (options.nnunet, options.manifest, mask)
+    add_volumes(*options.images, *options.logits, *options.strokes, *named)
     cases = _find_cases(options, mask)
     if options.strokes:
         add_strokes(cases, options.strokes)
     for files in cases:
         add_volumes(*files.paths)
 
-    reading = _describe(options, cases, mask_mode)
-    structures: Mapping[str, int] = {}
-    if reading.declared is not None:
-        structures = reading.declared.structures
-    notes = []
     # A training that found no CRF better than the network writes such parameters.
     if not options.parameters.has_weight:
-        notes.append(Note.of(NoteKind.NO_WEIGHT))
-    notes += cases.notes
+        cases.notes.insert(0, Note.of(NoteKind.NO_WEIGHT))
     if options.save_structures and options.writes_file:
         folder = options.output.with_name(stem_of(options.output))
-        notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
-    ordered = sorted(cases, key=lambda files: files.case_id)
-    return RunInputs(tuple(ordered), reading, cases.found, tuple(notes), sources, structures)
+        cases.notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
+    reading = _describe(options, cases, mask_mode)
+    cases.sort(key=lambda files: files.case_id)
+    return RunInputs(cases, reading)
 
 
 def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:

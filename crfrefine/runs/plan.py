@@ -75,7 +75,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         )
     all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
     plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
-    plan.notes += inputs.notes
+    plan.notes += inputs.cases.notes
     if options.summary is not None:
         plan.summary_file = path_of_part(options.summary, options.num_parts, options.part_id)
         plan.notes += check_summary_path(plan.summary_file, all_outputs)
@@ -116,6 +116,7 @@ def _summary_of(
     reading = inputs.reading
     how_to_read = {name: getattr(reading, name) for name in READING}
     regions = reading.regions.scheme
+    sources = (options.nnunet, options.manifest, *options.images, *options.logits)
     return RunSummary(
         device=device,
         threads=options.threads or available_threads(),
@@ -131,7 +132,7 @@ def _summary_of(
         parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
-        inputs=tuple(map(os.path.realpath, inputs.sources)),
+        inputs=tuple(os.path.realpath(path) for path in sources if path is not None),
         # This is readable even if the folder was removed.
         working_folder=str(Path("/proc/self/cwd").readlink()),
         command=options.command,
@@ -210,5 +211,6 @@ def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
             check_small_output(path)
     if options.save_probabilities:
         plan.folder_files += plan_ensemble_files(plan.inputs.cases, all_outputs, output, plan.notes)
-    if plan.inputs.structures and plan.record_file is not None:
-        plan.folder_files += plan_names_file(plan.inputs.structures, output)
+    declared = plan.inputs.reading.declared
+    if declared is not None and declared.structures and plan.record_file is not None:
+        plan.folder_files += plan_names_file(declared.structures, output)

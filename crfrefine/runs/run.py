@@ -40,8 +40,9 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
     plan = plan_run(options)
     started = time.perf_counter()
     summary = plan.summary
-    if plan.inputs.found and options.choice is None:  # A choice of parameters has told of them.
-        observer.cases_found(plan.inputs.found)
+    found = plan.inputs.cases.found
+    if found and options.choice is None:  # A choice of parameters has told of them.
+        observer.cases_found(found)
     observer.run_started(summary)
     for note in plan.notes:
         observer.note(note)

@@ -103,9 +103,9 @@ def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
     add_volumes(labels)
     for path in options.files:
         check_no_input(path)
-    if inputs.found:
-        observer.cases_found(inputs.found)
-    for note in inputs.notes:
+    if inputs.cases.found:
+        observer.cases_found(inputs.cases.found)
+    for note in inputs.cases.notes:
         observer.note(note)
     if labels is not None:
         observer.note(Note.of(NoteKind.NOT_READ, path=str(labels)))
@@ -123,8 +123,8 @@ def choose_for(
     With `resume`, they are those that an earlier run has chosen, unless the overrides differ.
     """
     plan = plan_run(options)
-    if plan.inputs.found:
-        observer.cases_found(plan.inputs.found)
+    if plan.inputs.cases.found:
+        observer.cases_found(plan.inputs.cases.found)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(
             "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or "

@@ -70,7 +70,8 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
         ("volume.weight", 0.5),
         ("bilateral.weight", (0.0, 2.0)),
     ):
-        notes = find_inputs(options_for(folders, parameters=none.replace(**{key: value}))).notes
+        options = options_for(folders, parameters=none.replace(**{key: value}))
+        notes = find_inputs(options).cases.notes
         assert sum("all weights of the parameters are 0" in str(note) for note in notes) == (
             key == "mean_field.bias"
         )

@@ -45,7 +45,8 @@ def find_cases(options: TuneOptions) -> RunInputs:
             Files(OPTIONAL_LABELS, network.locate("labels", None, beside=images)).add_to(cases)
     for case in cases:
         add_volumes(*case.paths)
-    return replace(inputs, cases=tuple(cases))
+    inputs.cases[:] = cases
+    return inputs
 
 
 def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:

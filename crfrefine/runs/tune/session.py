@@ -170,7 +170,7 @@ class Session:
             "labels": labels,
             "has_reference": case.labels is not None,
             "is_large": case.is_large,
-            "notes": [*map(str, (*self._inputs.notes, *case.notes, *self._notes))],
+            "notes": [*map(str, (*self._inputs.cases.notes, *case.notes, *self._notes))],
             "presets": [AS_GIVEN, *list_presets()],
             "strokes": self.drawing.describe(),
             "output": None if output is None else str(output),
