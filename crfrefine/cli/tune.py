@@ -69,8 +69,7 @@ def tune(
     parameters, _ = shared.parameters_of(preset, overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
-    names = ("labels", "output", "corrections", "first")
-    own = {name: options.pop(name) for name in names}
+    own = {name: options.pop(name) for name in ("labels", "output", "corrections", "first")}
     if own["output"] is not None:
         check_small_output(own["output"])
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)

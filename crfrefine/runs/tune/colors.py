@@ -25,8 +25,8 @@ def choose_label_colors(
 ) -> dict[int, str]:
     """Return the color of each label from 1 to `num_labels` - 1, ascending.
 
-    It is the one that the file names, or else the first of `COLORS`, from that of the label's number
-    on, which no neighbor with a smaller number has.
+    It is the one that the file names, or else the first of `COLORS`, from that of the label's
+    number on, which no neighbor with a smaller number has.
     """
     neighbors = labels_nearby(label_map)
     named = {part.label: part.color for part in segments if part.color is not None}
