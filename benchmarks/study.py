@@ -346,7 +346,6 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     keep = PostprocessParameters(keep_largest=fold["keep_largest"])
-    voxel_ml = float(np.prod(case.spacing)) / 1000
     changed = simple_maps(
         case,
         CrfParameters.from_dict(fold["fit"]["parameters"]),
@@ -366,7 +365,7 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         changed[RANKSEG][counted] = RankSEG(metric="dice")(shares)[0].numpy()
     for method, labels in changed.items():
         yield method, labels
-        yield with_largest(method), clean(labels, keep, voxel_ml).label_map
+        yield with_largest(method), clean(labels, keep, case.spacing).label_map
 
 
 def _evaluate(

@@ -34,9 +34,12 @@ class Cleaned:
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned:
+def clean(
+    label_map: Labels, parameters: PostprocessParameters, spacing: Sequence[float]
+) -> Cleaned:
     """Apply the rules for small objects to an integer label map, (*grid), and return the result.
 
+    The spacing is mm between voxels, one per axis.
     The rules for all foreground together come first, then those for each label. Holes are filled
     afterwards. Raises ConfigError if a list of values has another number of labels.
     """
@@ -56,7 +59,8 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
             sizes = (0.0, *(sizes,) * num_others)
         else:
             sizes = (sizes, *(0.0,) * num_others)
-    min_voxels = [size / voxel_volume_ml for size in sizes]
+    voxel_ml = math.prod(spacing) / 1000.0
+    min_voxels = [size / voxel_ml for size in sizes]
     if not any(keeps_largest) and not any(sizes) and not any(fills_holes):
         return Cleaned(label_map)
 
@@ -236,7 +240,7 @@ def describe_losses(
     lost: Mapping[int, tuple[int, int]],
     rules: PostprocessParameters,
     names: Mapping[int, str],
-    voxel_ml: float | None,
+    spacing: Sequence[float],
     *,
     allowed: bool,
 ) -> tuple[Note, ...]:
@@ -246,7 +250,7 @@ def describe_losses(
         lost: that of `Cleaned`.
         rules: the rules that removed them.
         names: names of labels; others are called by their number.
-        voxel_ml: the volume of a voxel; None on grids that do not have three axes.
+        spacing: mm between voxels, one per axis; volumes are those on grids of three axes.
         allowed: whether rules may remove so much.
 
     Raises:
@@ -257,7 +261,8 @@ def describe_losses(
         if before - after > MAX_LOSS * before:
             name = names.get(label, f"label {label}")
             volumes = ""
-            if voxel_ml is not None:
+            if len(spacing) == 3:
+                voxel_ml = math.prod(spacing) / 1000.0
                 volumes = f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
             texts.append(f"{name} {before:,} → {after:,} voxels{volumes}")
     if not texts:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,11 +61,6 @@ class Case:
         """Whether labels can be left out on tiles, which the C++ engine alone does."""
         num_dims = len(self.image.spacing)
         return self.backend.name == "cpu" and num_dims <= MAX_DIMS and self.regions is None
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel."""
-        return math.prod(self.image.spacing) / 1000.0
 
     def decode(self, channels: Float32) -> Labels:
         """Return the label map, (*grid), of channels, (channels, *grid)."""

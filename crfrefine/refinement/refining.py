@@ -98,10 +98,9 @@ def refine_network(
             drawn.append(f"{counted(count, 'voxel')} of label {label}")
         notes += (Note.of(NoteKind.DRAWN_STROKES, drawn=", ".join(drawn)),)
     if result.lost_to_rules:
-        volume_ml = case.voxel_ml if num_dims == 3 else None
         rules = parameters.postprocess
         notes += describe_losses(
-            result.lost_to_rules, rules, names or {}, volume_ml, allowed=allow_vanishing
+            result.lost_to_rules, rules, names or {}, spacing, allowed=allow_vanishing
         )
     return replace(result, notes=notes)
 
@@ -127,7 +126,7 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
     numbers = channel_numbers(network.labels, labels)
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
-        before = clean(numbers, parameters.postprocess, case.voxel_ml)
+        before = clean(numbers, parameters.postprocess, case.image.spacing)
     occurring = occurring_channels(network.labels, network.channels)
     absent = [number for number, label in enumerate(labels) if label not in occurring]
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels, absent=absent)
@@ -190,7 +189,7 @@ def _refine(network: Network, case: Case) -> RefinementResult:
     started = time.perf_counter()
     network_labels, labels = _label_maps(prepared, refined, stored)
     rules = case.parameters.postprocess
-    cleaned = clean(stored.order.to_user(labels), rules, case.voxel_ml)
+    cleaned = clean(stored.order.to_user(labels), rules, case.image.spacing)
     label_map = cleaned.label_map
     if case.strokes is not None:
         label_map = case.strokes.draw(label_map)

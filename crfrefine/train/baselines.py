@@ -177,7 +177,7 @@ def largest_scores(material: Material) -> Scores[str]:
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         labels = network_labels(crop)
         for kind in LARGEST_KINDS:
-            yield clean(labels, PostprocessParameters(keep_largest=kind), 1.0).label_map
+            yield clean(labels, PostprocessParameters(keep_largest=kind), crop.spacing).label_map
 
     return score_choices(LARGEST_KINDS, material, label_maps)
 

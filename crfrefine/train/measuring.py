@@ -153,11 +153,10 @@ def _measure_maps(
     """Return METRICS of label maps, and of their largest components alone, by method and region."""
     assert case.labels is not None
     rule = PostprocessParameters(keep_largest=keep_largest)
-    voxel_ml = float(np.prod(case.spacing)) / 1000.0
     measured = dict(maps)
     for name, labels in maps.items():
         method = LARGEST if name == NETWORK else with_largest(name)
-        measured[method] = clean(labels, rule, voxel_ml).label_map
+        measured[method] = clean(labels, rule, case.spacing).label_map
 
     # Methods often agree, and distances take most of the time.
     values_of_map: dict[bytes, RegionValues] = {}

@@ -95,7 +95,7 @@ def drawing(*rows):
 def test_labels_are_cleaned(name):
     given, parameters, expected = CASES[name]
     label_map = drawing(*given)
-    cleaned = clean(label_map, PostprocessParameters(**parameters), 0.002)
+    cleaned = clean(label_map, PostprocessParameters(**parameters), (1.0, 2.0))
     np.testing.assert_array_equal(cleaned.label_map, drawing(*expected))
     np.testing.assert_array_equal(label_map, drawing(*given))
     left = {
@@ -121,7 +121,9 @@ def test_sizes_do_not_suffer_from_rounding():
     """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is
     0.30000000000000004.
     """
-    result = clean(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1).label_map
+    result = clean(
+        drawing("111.11"), PostprocessParameters(min_component_ml=0.3), (10.0, 10.0)
+    ).label_map
     np.testing.assert_array_equal(result, drawing("111..."))
 
 
@@ -131,7 +133,9 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
     label_map = np.zeros((5, 6, 4, 7)[:num_dims], dtype=np.int16, order="F")
     label_map[(0,) * num_dims] = label_map[(1,) * num_dims] = 300
     label_map[(3,) * num_dims] = 1
-    result = clean(label_map, PostprocessParameters(keep_largest="foreground"), 1.0).label_map
+    result = clean(
+        label_map, PostprocessParameters(keep_largest="foreground"), (10.0,) * num_dims
+    ).label_map
     assert np.argwhere(result).tolist() == [[0] * num_dims, [1] * num_dims]
     assert result.dtype == np.int16
     assert result.max() == 300
@@ -211,7 +215,7 @@ def test_of_equal_components_the_first_stays_in_any_order_in_memory(axes):
     expected = np.zeros_like(labels)
     expected[1, 7, 5] = expected[2, 8, 5] = 1
     for rule in ("foreground", "each"):
-        found = clean(stored, PostprocessParameters(keep_largest=rule), 1.0)
+        found = clean(stored, PostprocessParameters(keep_largest=rule), (10.0, 10.0, 10.0))
         np.testing.assert_array_equal(found.label_map, expected)
     np.testing.assert_array_equal(largest_component(stored > 0), expected > 0)
 
@@ -222,6 +226,6 @@ def test_a_component_of_the_smallest_size_stays_whatever_the_last_digits_of_the_
     labels[1, 2:6, 3] = 1
     labels[4, 2:5, 3] = 1
     parameters = PostprocessParameters(min_component_ml=4 * 0.9 * 0.7 * 1.1)
-    found = clean(labels, parameters, 0.9 * 0.7 * 1.1 * (1.0 + digits)).label_map
+    found = clean(labels, parameters, (9.0, 7.0, 11.0 * (1.0 + digits))).label_map
     assert found[1].sum() == 4
     assert not found[4].any()
