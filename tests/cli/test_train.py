@@ -153,11 +153,11 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     )
     train_fold = stages.train_fold
 
-    def interrupted(number, *arguments):
+    def interrupted(number, **arguments):
         if number == 1:  # Folds run side by side.
             wait_for((tmp_path / "p.fold1.json").exists)
             raise KeyboardInterrupt
-        return train_fold(number, *arguments)
+        return train_fold(number, **arguments)
 
     monkeypatch.setattr(stages, "train_fold", interrupted)
     with pytest.raises(crfrefine.cli.failures.Stopped, match="--resume"):
