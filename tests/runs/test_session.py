@@ -378,6 +378,21 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
     np.testing.assert_array_equal(refined, written)
 
 
+def test_a_save_does_not_show_parameters_that_the_page_has_left(large, tmp_path, monkeypatch):
+    options = replace(options_for(*large), corrections=tmp_path / "kept")
+    with open_session(options) as session:
+        refine = session._refiner.refine
+
+        def meanwhile(*arguments):
+            changes = {"bilateral.weight": 9.0}
+            session.refine(1, "", changes, session.case.first_place(), is_whole=False)
+            return refine(*arguments)
+
+        monkeypatch.setattr(session._refiner, "refine", meanwhile)
+        assert session.save_case("", {})["result"] is None
+        assert session.shown.box is not None
+
+
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
     begun = threading.Event()
     may_go = threading.Event()

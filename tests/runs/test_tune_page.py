@@ -90,6 +90,23 @@ def draw(driver, start, end):
     wait_until_done(driver, last)
 
 
+def undo(driver):
+    """Take the only stroke back."""
+    last = number(driver)
+    press(driver, "z")
+    wait_until_done(driver, last)
+    assert drawn(driver) == 0
+
+
+def set_fields(driver, values):
+    driver.execute_script(
+        "for (const [id, value] of arguments[0]) {"
+        "const field = document.getElementById(id); field.value = value;"
+        "field.dispatchEvent(new Event('change')); }",
+        values,
+    )
+
+
 def test_labels_have_names_and_colors_of_their_file_and_are_picked_from_the_picture(page, folder):
     labels = page.page.json("case/0/describe")["labels"]
     assert [one["name"] for one in labels] == ["1 left lung", "2 liver", "3 spleen"]
@@ -187,15 +204,11 @@ def test_a_ball_an_outline_and_a_range_of_intensities(page, folder):
     )
     draw(page, (6, 7), (7, 7))
     in_plane = drawn(page)
-    last = number(page)
-    press(page, "z")
-    wait_until_done(page, last)
-    assert drawn(page) == 0
+    undo(page)
     press(page, "b")
     draw(page, (6, 7), (7, 7))
     assert drawn(page) > 1.3 * in_plane, "a ball reaches into other planes"
-    press(page, "z")
-    wait(page, "document.querySelector('#saved-case').textContent.startsWith('0 ')")
+    undo(page)
 
     press(page, "b")
     corners = places_of(page, 0, [(3, 3), (9, 3), (9, 8), (3, 8)])
@@ -210,18 +223,19 @@ def test_a_ball_an_outline_and_a_range_of_intensities(page, folder):
     actions.perform()
     wait_until_done(page, last)
     assert drawn(page) == 7 * 6
-    press(page, "z")
-    wait(page, "document.querySelector('#saved-case').textContent.startsWith('0 ')")
+    undo(page)
 
     # Only intensities: half of them.
     page.execute_script("document.querySelector('#shape').value = 'disk'")
     page.execute_script("document.querySelector('#shape').dispatchEvent(new Event('change'))")
     press(page, "i")
-    page.execute_script(
-        "for (const [id, value] of [['lowest', -200], ['highest', 5000]]) {"
-        "const field = document.getElementById(id); field.value = value;"
-        "field.dispatchEvent(new Event('change')); }"
-    )
+    for lowest, why in ((6000, "no intensity there is in the range"), ("", "expected a lowest")):
+        set_fields(page, [["lowest", lowest], ["highest", 5000]])
+        drag(page, 0, (2, 4), (12, 12), "mouse")
+        wait(page, f"document.querySelector('#error').textContent.includes('{why}')")
+        assert drawn(page) == 0
+        assert page.get_log("browser"), "the browser logs what is refused"
+    set_fields(page, [["lowest", -200], ["highest", 5000]])
     draw(page, (2, 4), (12, 12))
     content = json.loads((folder / "drawing" / "first.json").read_text())
     (edit,) = content["edits"]
@@ -234,11 +248,7 @@ def test_a_ball_an_outline_and_a_range_of_intensities(page, folder):
 
 
 def test_a_note_and_a_state_of_each_case_are_in_the_list_and_in_a_table(page, folder):
-    page.execute_script(
-        "for (const [id, value] of [['review-state', 'to discuss'], ['note', '=odd border']]) {"
-        "const field = document.getElementById(id); field.value = value;"
-        "field.dispatchEvent(new Event('change')); }"
-    )
+    set_fields(page, [["review-state", "to discuss"], ["note", "=odd border"]])
     wait(page, "document.querySelector('#case-list .review').textContent === 'to discuss'")
     wait(page, "document.querySelector('#case-list button').title.includes('odd border')")
     rows = list(csv.reader((folder / "reviews.csv").read_text().splitlines()))

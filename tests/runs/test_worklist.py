@@ -123,6 +123,7 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
     worklist._saving.result(60)
     described = worklist.describe("", changes)
     assert [case["state"] for case in described["cases"]] == [SAVED, SAVED, UNTOUCHED]
+    assert worklist.keep()["cases"] == described["cases"], "by the parameters that the page has"
     files = Corrections.of_case("a", options.corrections)
     assert "weight = 3.0" in files.parameters.read_text()
 
@@ -395,6 +396,15 @@ def test_notes_of_cases_that_a_run_does_not_have_stay(folders, options, worklist
     reviews = [(entry["review"], entry["note"]) for entry in again.describe()["cases"]]
     again.end()
     assert reviews == [("done", "first"), ("to do", ""), ("to discuss", "third")]
+
+
+def test_a_note_comes_back_as_long_as_one_may_be(worklist):
+    worklist.review(0, "to do", "=" + 498 * "x")
+    note = worklist.describe()["cases"][0]["note"]
+    worklist.review(0, "done", note)
+    assert worklist.describe()["cases"][0]["note"] == note
+    with pytest.raises(InputError, match="at most 500 characters"):
+        worklist.review(0, "done", "=" + 499 * "x")
 
 
 def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(

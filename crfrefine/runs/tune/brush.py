@@ -108,6 +108,6 @@ def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> 
         low = float(within["low"])
         high = float(within["high"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError("within: expected modality, low and high") from error
+        raise InputError("only intensities: expected a lowest and a highest one") from error
     values = modality[np.unravel_index(places, modality.shape)]
     return (values >= low) & (values <= high)

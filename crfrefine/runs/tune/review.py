@@ -63,9 +63,10 @@ class Reviews:
         """Note a state and a text, and write the table; raise InputError for others."""
         if state not in STATES:
             raise InputError(f"{state}: expected {', '.join(STATES)}")
-        if len(note) > _MAX_NOTE:
+        kept = for_spreadsheet(note)  # It may be longer, and comes back with the next state.
+        if len(kept) > _MAX_NOTE:
             raise InputError(f"expected at most {_MAX_NOTE} characters")
-        self._noted[for_spreadsheet(case_id)] = Review(state, for_spreadsheet(note))
+        self._noted[for_spreadsheet(case_id)] = Review(state, kept)
         self._write()
 
     def _write(self) -> None:

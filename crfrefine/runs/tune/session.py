@@ -331,9 +331,13 @@ class Session:
         return pack_plane(case, plane, place, layers, shown.box)
 
     def _refine_whole(self, parameters: CrfParameters, check: Callable[..., None]) -> Result:
-        """Return the result of the whole case, and show it unless something was drawn meanwhile."""
+        """Return the result of the whole case, and show it.
+
+        It is not shown if something was drawn meanwhile, or the page has a newer state.
+        """
         with self._whole_lock:
             check()
+            newest = self._newest
             started = time.perf_counter()
             drawn = self.drawing.values
             result = self._whole
@@ -344,7 +348,7 @@ class Session:
                 check()
                 result = Result(refined.label_map, None, parameters, drawn, facts)
                 self._whole = result
-        if drawn is self.drawing.values:
+        if drawn is self.drawing.values and newest == self._newest:
             self.shown = result
             self._edited = None
         return result

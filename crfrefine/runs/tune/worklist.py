@@ -32,7 +32,7 @@ from crfrefine.runs.tune.drawing import Drawing
 from crfrefine.runs.tune.finding import number_of_first
 from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.review import Review, Reviews
-from crfrefine.runs.tune.session import AS_GIVEN, Session
+from crfrefine.runs.tune.session import Session
 
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
 
@@ -114,13 +114,14 @@ class Worklist:
         return {**described, "state": self._state_of(number)}
 
     def describe(
-        self, preset: str = AS_GIVEN, changes: Mapping[str, Any] | None = None
+        self, preset: str | None = None, changes: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Return the cases with their states, the open one, and what is being done.
 
-        A case is saved if its result is that with these parameters.
+        A case is saved if its result is that with these parameters; None means the last ones.
         """
-        self._parameters = self._session.parameters(preset, changes or {})
+        if preset is not None:
+            self._parameters = self._session.parameters(preset, changes or {})
         with self._lock:
             is_counting = self._counting is not None and not self._counting.done()
             cases = []

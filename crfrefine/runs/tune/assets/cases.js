@@ -61,7 +61,7 @@ function showFolder() {
   document.body.dataset.kept = folder.is_used;
   for (const node of findAll(".path")) node.textContent = folder.path;
   find("problem-text").textContent = folder.problem;
-  find("save-all").hidden = !numOpen;
+  find("save-all").hidden = !numOpen || cases.length < 2;
   find("save-all").textContent =
     isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
   find("save-all").disabled = Boolean(isSaving);

@@ -226,7 +226,7 @@ export class Plane {
     const { highest: high, labels, limit, lowest: low, place, shape } = state;
     const value = drawnValue();
     if (Number.isNaN(value) || this.stroke || !this.data) return;
-    const within = limit && low <= high ? { low, high, modality: Number(state.modality) } : {};
+    const within = limit ? { low, high, modality: Number(state.modality) } : {};
     const sent = { plane: this.spec.number, place, path: [], value, shape,
       radius: this.radius(), within };
     this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity };
