@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.result import RefinementResult
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (
     DEFAULT,
@@ -55,9 +55,21 @@ def measure_methods(
     """
     parameters = training.chosen.parameters
     maps = simple_maps(case, parameters, training.scaling, training.guidance)
-    crf = CrfOfCase(case, device, threads)
+    network: Network = case.network
+    if isinstance(network, LabelMapNetwork) and case.coarse_labels is None:
+        network = ArrayNetwork(case.logits)
+    # Models run on the case as in `infer`.
+    refine = partial(
+        refine_network,
+        network,
+        case.image,
+        backend=get_backend(device),
+        context=RunContext(threads),
+        spacing=case.spacing,
+        mask=case.mask,
+    )
     plain = replace(parameters, postprocess=PostprocessParameters())
-    refined = crf.refine(plain)
+    refined = refine(parameters=plain)
 
     network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
     trained_calibration = network_calibration
@@ -74,39 +86,15 @@ def measure_methods(
     if plain.counts_network_voxels:
         sharp = as_parameters("sharp")
         softened = sharp.replace(**{"bilateral.weight": 0.0})
-        maps[SOFTENED] = crf.refine(softened).label_map
-        maps[SHARP] = crf.refine(sharp).label_map
+        maps[SOFTENED] = refine(parameters=softened).label_map
+        maps[SHARP] = refine(parameters=sharp).label_map
     else:
-        maps[DEFAULT] = crf.refine(CrfParameters()).label_map
+        maps[DEFAULT] = refine(parameters=CrfParameters()).label_map
 
     values = _measure_maps(case, regions, maps, training.keep_largest)
     values[PROBABILITIES[NETWORK]] = network_calibration
     values[PROBABILITIES[TRAINED]] = trained_calibration
     return values
-
-
-class CrfOfCase:
-    """Runs models on one case as `infer` does."""
-
-    def __init__(self, case: Case, device: str, threads: int) -> None:
-        self._case = case
-        self._device = device
-        self._threads = threads
-        self._network: Network = case.network
-        if isinstance(case.network, LabelMapNetwork) and case.coarse_labels is None:
-            self._network = ArrayNetwork(case.logits)
-
-    def refine(self, parameters: CrfParameters) -> RefinementResult:
-        """Return the case refined with some parameters."""
-        return refine_network(
-            self._network,
-            self._case.image,
-            parameters=parameters,
-            backend=get_backend(self._device),
-            context=RunContext(self._threads),
-            spacing=self._case.spacing,
-            mask=self._case.mask,
-        )
 
 
 def simple_maps(
