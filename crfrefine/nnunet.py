@@ -120,7 +120,6 @@ def export_prediction(
         check_small_output(path)
     if not hasattr(logits, "shape"):
         logits = given_array(logits, "logits")
-    _require_two_labels(logits, has_regions=bool(regions))
     cropping = _Cropping.of_properties(properties, tuple(transpose_forward), first)
     cropping.check(first, tuple(logits.shape[1:]))
     if resample not in INTERPOLATIONS:
@@ -183,20 +182,19 @@ def _read_image(headers: Sequence[VolumeHeader]) -> tuple[Float32, Bool | None, 
     return values, mask.T, (note,)
 
 
-def _require_two_labels(logits: Any, *, has_regions: bool) -> None:
-    """Raise InputError unless there are logits of two labels, or of one region."""
-    fewest = 1 if has_regions else 2
+def _network_of(
+    logits: Any, interpolation: Interpolation, image: VolumeHeader, regions: GivenRegions | None
+) -> Network:
+    """Return logits as the refinement takes them: of labels in pieces, of regions interpolated.
+
+    Raise InputError unless they are of two labels, or of one region.
+    """
+    fewest = 2 if regions is None else 1
     if len(logits) < fewest:
         raise InputError(
             f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at "
             "least, background among them"
         )
-
-
-def _network_of(
-    logits: Any, interpolation: Interpolation, image: VolumeHeader, regions: GivenRegions | None
-) -> Network:
-    """Return logits as the refinement takes them: of labels in pieces, of regions interpolated."""
     stored_shape = image.grid_shape[::-1]
     spacing = interpolation.grid_map.source_spacing(image.geometry()[1])
     if regions is None:
