@@ -87,17 +87,18 @@ LABELS = Kind(  # a reference
     one="one label map",
     field="labels",
 )
-# as in TotalSegmentator's data sets, or in the folder of the case
-STRUCTURES = Kind(
-    "structures",
-    (("{case}/segmentations/{label}",), (OF_CASE,), ("{case}/{label}",)),
-    parts=("case", "label"),
-)
 STRUCTURE = "{label}"  # in a folder of one case
-# A network's label map, or one binary file per structure.
+# A network's label map, or one binary file per structure: in a folder as in TotalSegmentator's
+# data sets, or in that of the case.
 LABEL_MAP = Kind(
     "label map",
-    (*LABELS.names, *STRUCTURES.names),
+    (
+        *LABELS.names[:-1],
+        ("{case}/segmentations/{label}",),
+        (ALONE,),
+        (OF_CASE,),
+        ("{case}/{label}",),
+    ),
     one="one label map",
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",

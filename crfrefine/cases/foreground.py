@@ -85,13 +85,13 @@ def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, l
     """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
     values, jobs = reading_jobs(header.files, num_before=int(header.lacks_background))
     run_all(jobs, 1)
+    if not header.lacks_background:
+        return values, []
     return values, complete(values, header, input_type)
 
 
 def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[Note]:
-    """Fill channel 0 of (labels, [z,] y, x) if the files lack the background; return notes."""
-    if not header.lacks_background:
-        return []
+    """Fill channel 0 of (labels, [z,] y, x) of files that lack the background; return notes."""
     if header.num_channels > 1:
         foreground = sum_foreground(values, str(header.path))
         notes = [_note_on_added(header), *foreground.check()]

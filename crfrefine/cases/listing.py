@@ -22,7 +22,6 @@ from crfrefine.cases.conventions import (
     OTHERS,
     STROKES,
     STRUCTURE,
-    STRUCTURES,
     Kind,
     without_word,
 )
@@ -223,13 +222,16 @@ def clear_structures(folder: Path) -> dict[str, list[Match]]:
 
     None if they may be images with their label maps.
     """
-    files = Files(STRUCTURES, folder)
-    structures = {case_id: files.of(case_id) for case_id in files.by_case()}
+    files = Files(LABEL_MAP, folder)
+    structures = {}
     words = {*IMAGE_WORDS, *LABEL_WORDS, *MASK_WORDS}
-    for case_id, matches in structures.items():
+    for case_id in files.by_case():
+        matches = files.of(case_id)
         for match in matches:
             if match.label.startswith(case_id) or match.label.lower() in words:
                 return {}
+        if matches[0].label:
+            structures[case_id] = matches
     return structures
 
 

@@ -129,7 +129,8 @@ def network_of_scores(
         notes: gets those on the files.
 
     """
-    notes += complete(values, header, options.input_type)
+    if header.lacks_background:
+        notes += complete(values, header, options.input_type)
     regions = options.regions.scheme_of(values, header)
     look = None
     if options.input_type == "auto" and regions is None:

@@ -94,22 +94,24 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
     if not holds_many(path):
         io_paths.require_file(path)
         return {_UNNAMED: replace(only_case, labels=path)}
-    if not is_pattern(path) and not (path / "dataset.json").exists():
-        inside = find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
-        if inside:
-            return {_UNNAMED: with_structures(only_case, inside)}
+    inside = [] if is_pattern(path) else find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
+    if inside and not (path / "dataset.json").exists():
+        return {_UNNAMED: with_structures(only_case, inside)}
     files = Files(LABEL_MAP, path, cases=known)
     found = {name: files.of(name) for name in files.by_case()}
     hint = advise_on_splits(path, [*chain(*found.values())], "label")
     if hint and not known:
         raise InputError(f"{path}: the cases are not clear{hint}")
     cases = {}
+    label_maps = {}
     for name, matches in found.items():
         case = CaseFiles(name, ())
         if matches[0].label:
             cases[name] = with_structures(case, matches)
         else:
-            cases[name] = replace(case, labels=matches[0].path)
+            label_maps[name] = replace(case, labels=matches[0].path)
+    if inside or not cases:  # Label maps with names, whatever lies in folders beside them.
+        cases = label_maps
     if not cases:
         raise InputError(
             f"{path}: no structures found; expected one binary file per structure, "

@@ -12,7 +12,7 @@ from crfrefine.cases.patterns import Match, fill, find_matches, find_patterns
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures
+from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io.paths import VOLUME_SUFFIXES
 
 
@@ -188,6 +188,24 @@ def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
     for input_type in ("auto", "labels"):
         for case in discover_cases(root / "v", root / "m", input_type=input_type):
             assert (case.structures, case.logits[0].name) == ((), f"{case.case_id}_trans.nii")
+
+
+def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_path):
+    """A file alone with the name of its case may be its label map, and is then left out."""
+    names = ("a/a_lung.nii", "b/b_lung.nii", "b/b_liver.nii", "c/segmentations/lung.nii", "c/c.nii")
+    root = make(tmp_path, *(f"r/{name}" for name in names), "i/c.nii", "i/b.nii")
+    options = EvaluationOptions(root / "r", root / "r", root / "out")
+    assert has_structures(options)
+    _, references, _ = find_structures(options)
+    found_ = {name: case.structures for name, case in references.items()}
+    assert found_ == {"b": ("liver", "lung"), "c": ("lung",)}
+    for case in discover_cases(root / "i", root / "r", input_type="labels"):
+        assert case.structures == found_[case.case_id]
+    # Label maps with names count, whatever lies in folders beside them.
+    make(root, "r/d.nii")
+    (root / "r/dataset.json").write_text(json.dumps({"labels": {"lung": 1}}))
+    _, references, _ = find_structures(options)
+    assert [*references] == ["a", "d"]
 
 
 def test_names_of_structures_are_split_where_the_cases_are_known(tmp_path):
