@@ -160,9 +160,8 @@ def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> 
         first = str(images[0].path.relative_to(place))
         cases.notes.append(Note.of(NoteKind.FOLDER_PER_CASE, str(place), first=first))
     if beside:
-        cases.notes.append(
-            Note.of(NoteKind.NOT_IMAGES, str(place), files=len(beside), first=beside[0])
-        )
+        kind = NoteKind.NOT_IMAGES
+        cases.notes.append(Note.of(kind, str(place), files=len(beside), first=beside[0]))
     return cases
 
 
@@ -252,10 +251,8 @@ def _case_of_images(
     hint: str,
 ) -> CaseFiles:
     """Return a case of one file, or of one per modality, or with a problem that ends in a hint."""
-    first: dict[str, Path] = {}
-    for match in matches:
-        first.setdefault(match.modality, match.path)
-    order = sorted(first, key=lambda name: [*modalities, name].index(name))
+    first = {match.modality: match.path for match in reversed(matches)}
+    order = sorted(first, key=lambda name: ([*modalities, name].index(name), name))
     if "" in first:
         order = [""]
     images = [first[name] for name in order]

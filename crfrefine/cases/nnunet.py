@@ -35,8 +35,7 @@ from crfrefine.io.json import read_json
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_folder
 
 PLANS = "plans.json"
-# Written by `nnUNetv2_predict` beside its results.
-PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
+PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"  # of nnUNetv2_predict, by its results
 ALL = "all"  # the fold whose network is trained on all cases
 _EXPECTED = (
     "expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION "

@@ -206,13 +206,11 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
     there = [path for folder in folders for path in _visible(folder, {})]
     if not there:
         return f"\n  {folders[0]} is empty."
-    wanted = difflib.SequenceMatcher(b=names[depth - 1])
 
-    def distance(path: Path) -> float:
-        wanted.set_seq1(path.name)
-        return -wanted.ratio()
+    def likeness(path: Path) -> float:
+        return difflib.SequenceMatcher(None, path.name, names[depth - 1]).ratio()
 
-    near = sorted(there[:_MAX_COMPARED], key=distance)
+    near = sorted(there[:_MAX_COMPARED], key=likeness, reverse=True)
     return f"\n  There are {listed(near, _MAX_NEAREST)}."
 
 
