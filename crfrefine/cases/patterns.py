@@ -296,7 +296,9 @@ def _templates(names: Sequence[str], place: str) -> list[str]:
         cases.add(match["case"])
         rest = stem[match.end("case") :]
         if rest.startswith("/"):  # In the folder of a case, names may have its name again.
-            rest = rest.replace(match["case"], "{case}")
+            more = r"\d" if match["case"][-1].isdigit() else r"[^\W\d_]"
+            own = rf"(?<![^\W_]){re.escape(match['case'])}(?!{more})"
+            rest = re.sub(own, "{case}", rest)
         found[f"{stem[: match.start('case')]}{{case}}{rest}{suffix}"] += 1
     fewest = max(found.values(), default=0) / 2
     if len(cases) > 1 or "/" not in place:

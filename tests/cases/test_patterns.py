@@ -61,6 +61,13 @@ def test_a_pattern_is_proposed_where_no_convention_fits(name, tmp_path):
         assert proposed_labels == labels
 
 
+@pytest.mark.parametrize(("name", "template"), [("T2SPIR", "T2SPIR"), ("{}ct", "{case}ct")])
+def test_the_name_of_a_case_is_found_as_a_whole(name, template):
+    """Within other names, such as a 2 in T2, it is not the case's."""
+    files = [f"{case}/{name.format(case)}.nii.gz" for case in (2, 31)]
+    assert find_patterns(files) == (f"{{case}}/{template}.nii.gz", "")
+
+
 def test_numbers_in_a_flat_name_belong_to_the_case():
     cases = [f"BraTS-GLI-{number:05d}-000" for number in range(3)]
     names = [f"{case}-{modality}.nii.gz" for case in cases for modality in ("t1c", "t2w")]
