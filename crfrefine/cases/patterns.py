@@ -159,15 +159,17 @@ def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
         return ""
     cases = {match.case for match in matches}
     names = set[str]()
+    are_clear = True
     for match in matches:
         name = getattr(match, part)
         pieces = match.case.split(between[1])
         for number in range(len(pieces) - 1, 0, -1):
             if between[1].join(pieces[:number]) in cases:
                 name = between[1].join([*pieces[number:], name])
+                are_clear = False
                 break
         names.add(name)
-    if not any(between[1] in name for name in names):
+    if are_clear:  # Names of parts may have the text between, too.
         return ""
     choices = shorten(",".join(sorted(names)), 200)
     return (

@@ -238,6 +238,15 @@ def test_names_of_structures_are_split_where_the_cases_are_known(tmp_path):
     assert sorted(references) == ["c1", "c2", "c2_b"]
 
 
+def test_names_of_structures_with_the_separator_are_clear_in_the_folder_of_a_case(tmp_path):
+    for case in ("c1", "c2"):
+        make(tmp_path, f"{case}/{case}_left_lung.nii", f"{case}/{case}_heart.nii")
+    pattern = tmp_path / "{case}/{case}_{label}.nii"
+    _, references, _ = find_structures(EvaluationOptions(pattern, pattern, tmp_path / "out"))
+    expected = [("c1", ("heart", "left_lung")), ("c2", ("heart", "left_lung"))]
+    assert [(name, references[name].structures) for name in sorted(references)] == expected
+
+
 def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
     make(tmp_path, *(f"{case}_{name}.nii" for case in "ab" for name in ("t1", "t1_ce", "flair")))
     cases = discover_cases(tmp_path / "{case}_{modality}.nii", None)
