@@ -193,16 +193,19 @@ def _read_one(
     """Read a label map as it is in its file; InputError if it cannot be one."""
     is_requested = options.input_type == "labels"
     advice = (
-        "--input-type labels rounds labels that a program has scaled, those within "
-        f"{LABEL_TOLERANCE:g}; logits need one value per label (-p BACKGROUND -p FOREGROUND), or "
-        "--regions NAME=1 for a single region; for the log-odds of label 1 alone, a network's "
-        "output before the sigmoid, give --input-type logits"
+        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
+        "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
+        "give --input-type logits"
     )
     if image.num_channels > 1:
         advice += f"\n  {EXCHANGED}"
-    # In doubt, only whole numbers are labels.
-    tolerance = LABEL_TOLERANCE if is_requested else 0.0
-    values = read_whole_numbers(file, tolerance, advice)
+    tolerance = LABEL_TOLERANCE
+    rounding = ""
+    if not is_requested:  # In doubt, only whole numbers are labels.
+        tolerance = 0.0
+        rounding = "--input-type labels rounds labels that a program has scaled, those within "
+        rounding += f"{LABEL_TOLERANCE:g}; "
+    values = read_whole_numbers(file, tolerance, advice, rounding)
     labels, mapped = map_labels(values, options.mapping)
 
     present = present_labels(labels)

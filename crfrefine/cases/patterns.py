@@ -271,7 +271,7 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
         start = re.sub(r"[A-Za-z0-9]*$", "", forward)
         end = re.sub(r"^[A-Za-z0-9]*", "", backward[::-1])
         middles = [image[len(start) : len(image) - len(end)] for image in images]
-        if all(re.fullmatch(r"[^/{}]+", middle) for middle in middles):
+        if all(re.fullmatch(r"[A-Za-z0-9][^/{}]*", middle) for middle in middles):
             pattern = f"{start}{{modality}}{end}"
     return pattern, labels[0] if labels else ""
 

@@ -387,12 +387,13 @@ def read_whole_numbers(
     header: VolumeHeader,
     tolerance: float = LABEL_TOLERANCE,
     advice: str = "it may be a probability map or an image",
+    rounding: str = "",
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
 
     Beyond it, that takes a few megabytes. Raise InputError, with advice, if a value is farther than
     `tolerance` from a whole number or cannot be a label, or if all would be rounded to 0; else as
-    `read_pieces`.
+    `read_pieces`. The advice on `rounding` comes first where that would help.
     """
     require_scalar(header, "a label map")
     shape = header.stored_shape[1:]
@@ -420,7 +421,9 @@ def read_whole_numbers(
         labels[piece.planes] = values
 
     if largest_error > tolerance or (low == high == 0 and largest_error > 0):
-        if largest_error > LABEL_TOLERANCE and num_whole > _SHARE_WHOLE * num_others:
+        if largest_error <= LABEL_TOLERANCE:
+            advice = rounding + advice
+        elif num_whole > _SHARE_WHOLE * num_others:
             advice = (
                 "many are nearly whole, as where a label map was interpolated: resample it with "
                 "nearest neighbor, or cut a mask at half of its value"

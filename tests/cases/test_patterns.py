@@ -74,6 +74,11 @@ def test_numbers_in_a_flat_name_belong_to_the_case():
     assert find_patterns(names) == ("{case}-{modality}.nii.gz", "")
 
 
+def test_names_that_differ_in_more_than_a_word_are_no_modalities():
+    names = [f"{case}/{case}{rest}" for case in ("c1", "c2") for rest in (".mha", "_t1.nrrd")]
+    assert find_patterns(names) == ("{case}/{case}.mha", "")
+
+
 def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_path):
     _, _, expected = LAYOUTS["BraTS 2023"]
     for files, label in expected.values():

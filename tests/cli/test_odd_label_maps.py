@@ -80,6 +80,10 @@ def test_a_scaled_mask_is_a_label_map_for_all_commands(folders, tmp_path):
     assert "off by up to 0.012; --input-type labels rounds labels that a program has" in message
     found = infer(folders, "--input-type", "labels", "-v", status=0).stderr
     assert "a.nii.gz is taken as a label map" in found
+    save_nifti(folders.logits / "a.nii.gz", (mask - 0.6) * 8)  # as log-odds, nothing is to round
+    (message,) = errors(infer(folders, status=1).stderr)
+    assert "off by up to 0.2; logits need one value per label" in message
+    save_nifti(folders.logits / "a.nii.gz", mask * 0.988)
     arguments = (folders.logits, tmp_path / "labels", "-o", tmp_path / "report", "--no-report")
     assert "ece" not in run_here("evaluate", *arguments, status=0).stdout
     # Several values that are not whole are probabilities, however near they are to 0 and 1.
