@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -84,8 +85,6 @@ class CaseInFlight:
         is_first = not run.waiting or self._number <= run.waiting[0]
         if run.num_free == 0 or not is_first:
             return False
-        if run.alone and self._number > min(run.alone):
-            return False
         if not self.is_alone and run.num_taken + num_bytes <= run.num_bytes:
             return True
         return run.num_taken == 0
@@ -145,23 +144,24 @@ class CaseInFlight:
         with self._run.changed:
             self._run.num_taken -= self.num_bytes
             self.num_bytes = 0
-            self._run.alone.discard(self._number)
             self._leave_queue()
 
     def begin_again(self) -> None:
-        """Forget what the case has done; if it lacks memory, wait until it may have all.
+        """Forget what the case has done, and wait before later ones that have not begun either.
 
-        The cases before are recorded then, and those in work are asked to end.
+        If it lacks memory, wait until it may have all: the cases before are recorded then, and
+        those in work are asked to end.
         """
-        self.give_back()
+        run = self._run
+        with run.changed:
+            self.give_back()
+            insort(run.waiting, self._number)
         self.stage = None
         self.is_ready.clear()
         if not self.is_alone:
             return
-        run = self._run
         self.is_ready.set()
         with run.changed:
-            run.alone.add(self._number)
             while run.turn < self._number and not run.is_over:
                 run.changed.wait()
             run.yielding.update(range(self._number + 1, len(run.cases)))
@@ -195,8 +195,7 @@ class CasesInFlight:
         self.num_unfinished = len(tasks)
         self.waiting = deque(range(len(tasks)))  # numbers of cases that have not begun, nor ended
         self.turn = -1  # number of the last case whose files may get their names
-        self.alone: set[int] = set()  # numbers of cases that are begun again without others
-        # numbers of cases that such a case has asked to end, unless they have not begun
+        # numbers of cases that one begun again alone has asked to end, unless they have not begun
         self.yielding: set[int] = set()
         self.is_over = False
         self._is_gpu_lost = False

@@ -266,6 +266,34 @@ def test_a_case_that_lacks_memory_takes_all_of_it_once_those_before_are_recorded
         ended.join(20)
 
 
+def test_cases_that_gave_way_begin_again_in_their_order():
+    """A later one that began first would wait with the memory that the earlier one lacks."""
+    run, (a, b, c) = cases_in_flight(3, num_places=3)
+    for case in (a, b, c):
+        case.take_memory(30)
+    with pytest.raises(BeginAgainError):
+        a.take_memory(90)
+    run.turn = 0
+    a.begin_again()
+    for case in (b, c):
+        with pytest.raises(BeginAgainError):
+            case.enter_stage("refining")
+        case.begin_again()
+    a.take_memory(90)
+    third, has_third = taking(c, 60)
+    a.give_back()
+    assert not has_third.wait(0.05)
+    second, has_second = taking(b, 60)
+    wait_for(has_second.is_set)
+    assert not has_third.is_set()
+    b.give_back()
+    wait_for(has_third.is_set)
+    c.give_back()
+    assert run.num_taken == 0
+    for thread in (second, third):
+        thread.join(20)
+
+
 @pytest.mark.parametrize("lacking", [{0}, {1}, {3, 4}, {1, 3, 5, 6}, {*range(7)}])
 @pytest.mark.parametrize("by_error", [False, True])
 def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
