@@ -236,12 +236,14 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
     text = option.help
     if option.unless:
         text += f"  [required without {option.unless}]"
+    # Without a default, click takes an option that is said to be no flag for one without a value.
+    if is_flag or option.bare is not None:
+        settings["is_flag"] = is_flag
     if option.bare is not None:
         settings["flag_value"] = option.bare
     described = _Option(
         [name, *option.names.split()],
         help=text,
-        is_flag=is_flag,
         multiple=is_list,
         show_default=option.show_default,
         **settings,

@@ -111,6 +111,12 @@ WRONG = (
 )
 
 
+def test_an_option_at_the_end_without_its_value_is_wrong_usage():
+    for option in ("-i", "-o", "--set", "--threads"):
+        message = f"crfrefine: error: Option '{option}' requires an argument.\n"
+        assert run_here("infer", "-p", "logits", option) == (2, "", message)
+
+
 def test_wrong_usage_exits_with_2(tmp_path, monkeypatch):
     """An empty path is not the current folder."""
     folders = write_folders(tmp_path, "a")
