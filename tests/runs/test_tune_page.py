@@ -313,6 +313,50 @@ def test_a_damaged_case_is_told_and_passed_by(arguments, folder, tmp_path):
         page.get_log("browser")
 
 
+def test_what_lies_under_a_pointer_that_rests_is_told_anew(page):
+    """After the wheel, a stroke and another brush."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+
+    place = [*map(round, places_of(page, 0, [(1, 1)])[0])]
+    chain = ActionChains(page)
+    chain.w3c_actions.pointer_action.move_to_location(*place)
+    chain.perform()
+    through = page.page.json("case/0/describe")["place"][2]
+    wait(page, f"document.querySelector('#under').textContent.startsWith('2, 2, {through + 1} ')")
+    ActionChains(page).scroll_from_origin(ScrollOrigin.from_viewport(*place), 0, 100).perform()
+    wait(page, f"document.querySelector('#under').textContent.startsWith('2, 2, {through} ')")
+
+    press(page, "3")
+    last = number(page)
+    ActionChains(page).click().perform()
+    wait_until_done(page, last)
+    wait(page, "document.querySelector('#under').textContent.includes('3 spleen')")
+    ring = "return document.querySelector('.ring:not([hidden])').clientWidth"
+    width = page.execute_script(ring)
+    press(page, "]")
+    assert page.execute_script(ring) > width
+
+
+def test_a_stroke_is_drawn_in_the_case_that_is_shown(page):
+    """Another tab opens a case again before this one knows its next case."""
+    page.execute_script(
+        "const { fetch } = window; window.fetch = async (address, options) => {"
+        "if (String(address).endsWith('case/1/describe'))"
+        "await fetch('open', { method: 'POST', body: JSON.stringify({ number: 0 }) });"
+        "return fetch(address, options); }"
+    )
+    press(page, ".")
+    wait(page, "document.querySelector('#error').textContent.includes('another case is open')")
+    wait(page, "!document.querySelector('#planes').inert")
+    assert text(page, "case") == "first"
+    press(page, "2")
+    draw(page, (4, 7), (6, 7))
+    assert page.page.json("case/0/describe")["strokes"]["drawn"] == drawn(page) > 0
+    assert page.page.json("cases")["cases"][1]["state"] == "untouched"
+    page.get_log("browser")
+
+
 def test_the_last_whole_result_stays_in_sight_outside_of_the_frame(tmp_path):
     """On a case that is larger than the box: a first correction does not vanish in the next one."""
     cases, _ = write_large(tmp_path)

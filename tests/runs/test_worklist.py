@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from tune_helpers import (
 from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.tune import case, drawing, session
+from crfrefine.runs.tune import case, drawing, review, session
 from crfrefine.runs.tune.case import CaseRefiner
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
@@ -302,19 +303,25 @@ def test_a_stroke_that_is_sent_twice_is_drawn_once(worklist):
     assert described["can_undo"] is False
 
 
-def test_a_full_disk_is_told_and_strokes_are_written_once_there_is_room(
-    worklist, options, monkeypatch
-):
+def test_a_full_disk_is_told_and_all_is_written_once_there_is_room(worklist, options, monkeypatch):
     def fails(path, content):
         raise StorageError(f"{path}: cannot be written: the disk is full")
 
     with monkeypatch.context() as patched:
         patched.setattr(drawing, "write_small_file", fails)
+        patched.setattr(review, "write_small_file", fails)
         assert "the disk is full" in worklist.draw(0, **STROKE)["problem"]
         assert worklist.describe()["folder"]["num_lost"] == 1
+        worklist.review(1, "done", "kept")
+        assert worklist.describe()["folder"]["num_lost"] == 2
     assert not new_session(options).drawing.values.any()
-    assert worklist.keep()["folder"]["num_lost"] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(review, "write_small_file", fails)
+        assert "reviews.csv" in worklist.keep()["folder"]["problem"]
+    folder = worklist.keep()["folder"]
+    assert (folder["num_lost"], folder["problem"]) == (0, "")
     assert new_session(options).drawing.values.any()
+    assert "b,done,kept" in (options.corrections / "reviews.csv").read_text()
 
 
 def test_without_a_folder_one_is_offered_and_takes_all_strokes(folders, tmp_path, monkeypatch):
@@ -437,6 +444,19 @@ def test_strokes_after_a_save_that_failed_are_there_again(worklist, options, mon
     again = new_session(options)
     assert np.array_equal(again.drawing.values, drawn)
     assert not any("elsewhere" in note for note in again.describe()["notes"])
+
+
+def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
+    worklist.draw(0, **STROKE)
+    refined = Corrections.of_case("a", options.corrections).refined
+    refined.mkdir(parents=True)
+    worklist.save_all("", {})
+    while worklist.describe()["is_saving"]:
+        time.sleep(0.01)
+    assert worklist.describe()["refused"].startswith("a: ")
+    refined.rmdir()
+    worklist.session(0).save_case("", {})
+    assert worklist.describe()["refused"] == ""
 
 
 def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.base.text import for_spreadsheet
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 
 TO_DO = "to do"
@@ -32,6 +32,7 @@ class Reviews:
         self._case_ids = case_ids
         self._noted: dict[str, Review] = {}
         self._path: Path | None = None
+        self.problem = ""  # why the table cannot be written
 
     def keep_in(self, folder: Path) -> None:
         """Read what was noted in a folder, and write there from now on.
@@ -69,8 +70,16 @@ class Reviews:
         self._noted[for_spreadsheet(case_id)] = Review(state, kept)
         self._write()
 
+    def keep(self) -> None:
+        """Write the table again if that failed."""
+        if self.problem:
+            self._write()
+
     def _write(self) -> None:
-        """Write the table, with the rows of cases that only an earlier run had."""
+        """Write the table, with the rows of cases that only an earlier run had.
+
+        On a full disk, notes stay in memory until it can be written.
+        """
         if self._path is None:
             return
         table = io.StringIO()
@@ -78,4 +87,8 @@ class Reviews:
         writer.writerow(_HEADINGS)
         for name in dict.fromkeys([*map(for_spreadsheet, self._case_ids), *self._noted]):
             writer.writerow((name, *self._noted.get(name, Review())))
-        write_small_file(self._path, table.getvalue().encode("utf-8", "replace"))
+        self.problem = ""
+        try:
+            write_small_file(self._path, table.getvalue().encode("utf-8", "replace"))
+        except CrfRefineError as error:
+            self.problem = str(error)

@@ -24,6 +24,7 @@ from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
     OUTDATED,
+    SAVED,
     UNTOUCHED,
     Corrections,
     FolderLock,
@@ -64,7 +65,7 @@ class Worklist:
         self._counting: Future[None] | None = None
         self._saver = thread_pool(1, "save all", gives_way=True)
         self._saving: Future[None] | None = None
-        self._refused = ""  # why cases could not be saved
+        self._refused: dict[int, str] = {}  # why cases could not be saved
         self._parameters = options.inputs.parameters  # those that the page has
         # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
         self._num_changed: dict[int, int | None] = {}
@@ -136,12 +137,16 @@ class Worklist:
                     "changed": self._num_changed.get(number),
                 }
                 cases.append(entry)
+            refused = []
+            for number, why in dict(self._refused).items():
+                if cases[number]["state"] != SAVED:  # It may have been saved by itself.
+                    refused.append(why)
             return {
                 "open": self._session.number,
                 "is_counting": is_counting,
                 "cases": cases,
                 "is_saving": self._saving is not None and not self._saving.done(),
-                "refused": self._refused,
+                "refused": "".join(refused),
                 "folder": self._describe_folder(),
             }
 
@@ -150,7 +155,7 @@ class Worklist:
         folder = self._options.corrections
         drawings = dict(self._drawings)
         lost = {number for number, drawing in drawings.items() if drawing.is_lost}
-        if folder is None:
+        if folder is None or self._reviews.problem:
             for number, files in enumerate(self._inputs.cases):
                 if self._reviews.of_case(files.case_id) != Review():
                     lost.add(number)
@@ -159,8 +164,8 @@ class Worklist:
             "is_used": folder is not None,
             # cases whose strokes or notes are gone when the program ends
             "num_lost": len(lost),
-            # why strokes of a case cannot be written; "" if all can
-            "problem": max((drawing.problem for drawing in drawings.values()), default=""),
+            # why strokes or notes cannot be written; "" if all can
+            "problem": max([self._reviews.problem, *(one.problem for one in drawings.values())]),
         }
 
     def _state_of(self, number: int) -> str:
@@ -175,7 +180,7 @@ class Worklist:
     def keep(self) -> dict[str, Any]:
         """Keep all strokes in files from now on: those of `--corrections`, or the offered folder.
 
-        Strokes that a disk did not take are written again. Return the cases.
+        Strokes and notes that a disk did not take are written again. Return the cases.
         """
         # A case that is being read for later keeps its strokes from the end of that on.
         with self._lock, self._drawings_lock:
@@ -193,6 +198,7 @@ class Worklist:
                 self._ahead = None  # It could not be saved.
             for drawing in self._drawings.values():
                 drawing.keep()
+            self._reviews.keep()
         return self.describe()
 
     def review(self, number: int, review: str, note: str) -> dict[str, Any]:
@@ -227,7 +233,7 @@ class Worklist:
                         session = self._read(number)
                     session.save_case(preset, changes)
                 except CrfRefineError as error:
-                    self._refused += f"{self._inputs.cases[number].case_id}: {error}\n"
+                    self._refused[number] = f"{self._inputs.cases[number].case_id}: {error}\n"
                 finally:
                     if session is not self._session:
                         session.drawing.forget()
@@ -235,7 +241,7 @@ class Worklist:
         with self._lock:
             self._parameters = parameters
             if self._saving is None or self._saving.done():
-                self._refused = ""
+                self._refused = {}
                 self._saving = self._saver.submit(save)
         return self.describe(preset, changes)
 

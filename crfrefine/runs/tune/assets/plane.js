@@ -25,6 +25,7 @@ export class Plane {
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
+    /** @type {any} */ this.pointed = null; // where the pointer is on the screen
     this.parts = clone("plane");
     const { overlay, slider, title, view } = this.parts;
     title.textContent = spec.name;
@@ -73,6 +74,7 @@ export class Plane {
     const { x, y } = geometry.middleOf(this.spec, view, this.crosshair());
     overlay.style.setProperty("--x", `${x}px`);
     overlay.style.setProperty("--y", `${y}px`);
+    if (this.pointed) this.point(this.pointed); // Something else lies under it now.
   }
 
   // Zoom at a place of the screen, or in the middle.
@@ -94,6 +96,7 @@ export class Plane {
 
   // Show the ring of the brush at a place of the screen, and tell what is there.
   point(place) {
+    this.pointed = place;
     const value = drawnValue();
     const { ring } = this.parts;
     ring.hidden = !place || Number.isNaN(value);
@@ -200,7 +203,7 @@ export class Plane {
     this.touches.delete(event.pointerId);
     if (this.touches.size) return;
     this.drag = "";
-    if (event.pointerType === "touch") this.parts.ring.hidden = true;
+    if (event.pointerType === "touch") this.point(null);
     this.finish();
   }
 

@@ -23,6 +23,7 @@ const largePlane = () => planes.find((plane) => plane.spec.number === state.larg
 const showPlanes = () => planes.forEach((plane) => plane.load());
 watch("place version modality", showPlanes);
 watch("level width", () => planes.forEach((plane) => plane.drawGray()));
+watch("tool shape size", () => planes.forEach((plane) => plane.arrange()));
 watch("since hidden", () => planes.forEach((plane) => plane.drawLabels()));
 watch("modality", () => chooseWindows());
 watch("filter", filterLabels);
@@ -57,9 +58,8 @@ async function go(number) {
 
 async function openCase(number) {
   const windowName = state.about && find("window").selectedOptions[0].textContent;
-  planes = [];
-  set({ number });
-  const about = await askCase("describe");
+  // Until the case is known, strokes go to the one that is shown.
+  const about = await ask(`case/${number}/describe`);
   const { grid, labels, modalities, place, spacing, strokes } = about;
   document.body.classList.toggle("has-reference", about.has_reference);
   document.title = `${about.case} – crfrefine tune`;
@@ -74,7 +74,7 @@ async function openCase(number) {
   find("whole").hidden = !about.is_large;
   find("notes-text").textContent = about.notes.join("\n");
   const version = state.version + 1;
-  Object.assign(state, { about, labels, modality, place, result: null, version });
+  Object.assign(state, { number, about, labels, modality, place, result: null, version });
   buildLabels();
   showStrokes(strokes);
   planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke)));
@@ -120,19 +120,20 @@ async function refineNewest() {
 }
 
 async function compute(isWhole) {
-  const { leaving, number, place } = state;
-  if (hasEnded() || number === leaving) return "";
+  const { number, place } = state;
+  const isLeft = () => number !== state.number || number === state.leaving;
+  if (hasEnded() || isLeft()) return "";
   const sent = counter;
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
     const answer = await askCase("refine",
       { ...parameters(), counter: sent, place, is_whole: isWhole });
-    if (number !== state.number || (isWhole && sent !== counter)) return "";
+    if (isLeft() || (isWhole && sent !== counter)) return "";
     if (answer.is_stale) showStatus("Another tab has the page now; a change here takes it back.");
     else showAnswer(answer);
     return "";
   } catch (error) {
-    if (sent === counter && number === state.number && !hasEnded()) {
+    if (sent === counter && !isLeft() && !hasEnded()) {
       tell(error.message);
       showStatus("", true);
       showPlanes();
@@ -251,6 +252,11 @@ async function saveCase() {
   if (!(await saving)) showStrokes(state.strokes);
 }
 
+function saveAll() {
+  tell(""); // Cases that cannot be saved are told anew.
+  changeCases("save-all", parameters());
+}
+
 // End the program. The page ends before the server goes, so that nothing more is asked of it.
 async function end() {
   await saving;
@@ -284,7 +290,7 @@ function showNextPlane() {
 const actions = {
   "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
   "case-list": ({ target }) => go(Number(target.closest("button").value)),
-  keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
+  keep, "save-all": saveAll, "save-case": saveCase,
   whole: () => compute(true), "keep-again": keep,
   undo: () => edit("undo", {}), redo: () => edit("redo", {}),
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
