@@ -166,7 +166,6 @@ class CaseInFlight:
                 run.changed.wait()
             run.yielding.update(range(self._number + 1, len(run.cases)))
             run.changed.notify_all()
-        self.is_ready.clear()
 
 
 class CasesInFlight:
@@ -212,7 +211,7 @@ class CasesInFlight:
                 shown = None
                 is_shown = False
                 while not is_shown:
-                    is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES)
+                    is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES) or future.done()
                     if case.stage is not None and case.stage != shown:
                         shown = case.stage
                         observer.stage_changed(case.task.files.case_id, *shown)
@@ -222,6 +221,8 @@ class CasesInFlight:
                         with self.changed:
                             self.turn = number
                             self.changed.notify_all()
+                            if case.is_alone:  # Its stages are still to come.
+                                case.is_ready.clear()
                 record = future.result()
                 if case.has_lost_gpu:
                     observer.note(Note.of(NoteKind.GPU_LOST), case_id=record.case_id)

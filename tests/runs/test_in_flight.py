@@ -22,11 +22,13 @@ from cli_helpers import (
 from strict_device import use
 
 import crfrefine.engines
+from crfrefine.base.observer import Observer
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
 from crfrefine.runs import case_work, case_writing
 from crfrefine.runs import device as devices
 from crfrefine.runs.in_flight import BeginAgainError, CasesInFlight, RunIsOverError
+from crfrefine.runs.records import CaseRecord
 
 CASES = "abcdefg"
 # Entries that differ between any two runs; the memory that is free on the machine is one.
@@ -292,6 +294,29 @@ def test_cases_that_gave_way_begin_again_in_their_order():
     assert run.num_taken == 0
     for thread in (second, third):
         thread.join(20)
+
+
+def test_the_stages_of_a_case_that_begins_again_alone_are_shown():
+    run, cases = cases_in_flight(2, num_places=2)
+    for case, case_id in zip(cases, "ab", strict=True):
+        case.task = SimpleNamespace(files=SimpleNamespace(case_id=case_id), device="cpu")
+    is_shown = threading.Event()
+
+    class Shown(Observer):
+        def stage_changed(self, name, stage, step=0, num_steps=0):
+            assert (name, stage) == ("b", "refining")
+            is_shown.set()
+
+    def refine(case):
+        case.take_memory(30)
+        if case is cases[1]:
+            case.take_memory(90 if case.is_alone else 1000)
+            case.enter_stage("refining")
+            assert is_shown.wait(20)
+        return CaseRecord(case.task.files.case_id)
+
+    assert [record.case_id for record in run.records(refine, Shown())] == ["a", "b"]
+    assert run.num_taken == 0
 
 
 @pytest.mark.parametrize("lacking", [{0}, {1}, {3, 4}, {1, 3, 5, 6}, {*range(7)}])
