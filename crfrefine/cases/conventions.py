@@ -87,7 +87,8 @@ LABELS = Kind(  # a reference
     one="one label map",
     field="labels",
 )
-STRUCTURE = "{label}"  # in a folder of one case
+# Structures in the folder of one case, the best names first.
+STRUCTURES = ("segmentations/{label}", "{label}")
 # A network's label map, or one binary file per structure: in a folder as in TotalSegmentator's
 # data sets, or in that of the case.
 LABEL_MAP = Kind(

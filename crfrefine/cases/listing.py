@@ -21,7 +21,7 @@ from crfrefine.cases.conventions import (
     OF_CASE,
     OTHERS,
     STROKES,
-    STRUCTURE,
+    STRUCTURES,
     Kind,
     without_word,
 )
@@ -157,7 +157,7 @@ class Files:
         for number, case in enumerate(cases):
             matches = self.given or self.of(case.case_id, case.images)
             if not matches and self.kind is LABEL_MAP and cases.is_single and is_folder(self.place):
-                matches = find_matches(self.place / STRUCTURE, self.kind.suffixes)
+                matches = structures_inside(self.place, case.images)
             if self.kind is LABEL_MAP and matches and matches[0].label:
                 cases[number] = with_structures(case, matches)
             else:
@@ -215,6 +215,16 @@ class Files:
             expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
         missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
         return case.lacking(f"{missing}; expected {expected}", missing)
+
+
+def structures_inside(folder: Path, images: Collection[Path] = ()) -> list[Match]:
+    """Return the structures in the folder of one case, apart from its images."""
+    for name in STRUCTURES:
+        found = find_matches(folder / name, LABEL_MAP.suffixes)
+        matches = [match for match in found if match.path not in images]
+        if matches:
+            return matches
+    return []
 
 
 def clear_structures(folder: Path) -> dict[str, list[Match]]:

@@ -11,13 +11,12 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import LABEL_MAP, STRUCTURE
+from crfrefine.cases.conventions import LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.listing import Files, clear_structures, with_structures
+from crfrefine.cases.listing import Files, clear_structures, structures_inside, with_structures
 from crfrefine.cases.patterns import (
     advise,
     advise_on_splits,
-    find_matches,
     folder_of,
     holds_many,
     is_pattern,
@@ -41,18 +40,18 @@ def has_structures(options: EvaluationOptions) -> bool:
     if options.structures is not None:
         return options.structures
     places = dict.fromkeys([options.labels, *options.methods.values()])
-    num_files = {}
+    numbers = []
     for place in places:
         if is_pattern(place):
             if names_part(place, "label"):
                 return True
         elif holds_many(place):
-            num_files[place] = len(list_files(place, io_paths.VOLUME_SUFFIXES))
-            if num_files[place] == 0 and clear_structures(place):
+            if not list_files(place, io_paths.VOLUME_SUFFIXES) and clear_structures(place):
                 return True
+            numbers.append(len(structures_inside(place)))
     if options.images is None or is_pattern(options.images) or not options.images.is_file():
         return False
-    return len(num_files) == len(places) and min(num_files.values()) > 1
+    return len(numbers) == len(places) and min(numbers) > 1
 
 
 def find_structures(
@@ -94,7 +93,7 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
     if not holds_many(path):
         io_paths.require_file(path)
         return {_UNNAMED: replace(only_case, labels=path)}
-    inside = [] if is_pattern(path) else find_matches(path / STRUCTURE, io_paths.VOLUME_SUFFIXES)
+    inside = [] if is_pattern(path) else structures_inside(path)
     if inside and not (path / "dataset.json").exists():
         return {_UNNAMED: with_structures(only_case, inside)}
     files = Files(LABEL_MAP, path, cases=known)

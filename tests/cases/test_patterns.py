@@ -289,6 +289,18 @@ def test_the_image_beside_a_single_structure_is_none(tmp_path):
         assert (case.problem, case.structures) == (None, ("a",))
 
 
+def test_structures_of_one_case_are_found_in_its_folder(tmp_path):
+    """As TotalSegmentator's data sets have them, or beside the image, which is none of them."""
+    root = make(
+        tmp_path, "a/ct.nii", "a/segmentations/lung.nii", "b/ct.nii", "b/lung.nii", "c/ct.nii"
+    )
+    for place in ("a", "b"):
+        cases = discover_cases(root / place / "ct.nii", root / place, input_type="labels")
+        assert (cases[0].problem, cases[0].structures, cases.notes) == (None, ("lung",), [])
+    (case,) = discover_cases(root / "c/ct.nii", root / "c", input_type="labels")
+    assert case.problem.startswith(f"case 'ct': no label map in {root / 'c'}; expected ct.nii.gz")
+
+
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
     root = make(tmp_path, "v/a.nii", "s/a/lung.nii", "s/a/liver.nii", "n/a-2.nii", "n/a-10.nii")
     cases = discover_cases(root / "v", root / "s", input_type="labels")

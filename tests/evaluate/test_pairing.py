@@ -445,6 +445,19 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
     assert "case 'p2'" not in result.stderr, "once per side"
 
 
+def test_structures_of_one_case_are_found_beside_its_image(study):
+    """In the folder of a case of TotalSegmentator's data sets; `--structures` finds them, too."""
+    folders = []
+    for what in ("pred", "ref"):
+        folder = study / "total" / what
+        save_nifti(folder / "ct.nii.gz", label_map(0, (1, 2)).astype(np.float32) / 4, affine())
+        (study / what / "p1").rename(folder / "segmentations")
+        folders.append(folder)
+    for option in (("--images", folders[1] / "ct.nii.gz"), ("--structures",)):
+        _, summary = evaluate(study, *folders, *option, "--no-report")
+        assert len(summary["regions"]) == 3
+
+
 def test_a_judged_region_that_is_a_label_stays_one_for_structures():
     options = EvaluationOptions(Path("a"), Path("b"), Path("c"))
     measured = MeasuredRegions(
