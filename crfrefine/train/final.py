@@ -42,11 +42,15 @@ def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Trainin
     scaling = fit_scaling(material, everything)
     gains = gains_held_out(folds)
     candidates = [fold.candidates for fold in folds]
+    network_scores: list[float] = []
+    for fold in folds:  # Each case held out counts once.
+        num_cases = max((len(candidate.gains) for candidate in fold.candidates), default=1)
+        network_scores += [fold.network_score] * num_cases
     final = Training(
         ALL_CASES,
         Split(everything, everything, ()),
         no_crf(folds[0].chosen.parameters, gains),
-        mean_defined([fold.network_score for fold in folds]),
+        mean_defined(network_scores),
         {},
         tuple(pooled(candidates)),
         scaling,

@@ -525,10 +525,10 @@ def test_trainings_on_other_cases_add_their_cases():
 
 def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that
-    were measured.
+    were measured. In folds of three and four cases, each case counts once for the final Dice, too.
     """
     training_helpers.shorten(monkeypatch)
-    data = locate_folders(write_cases(tmp_path / "data", 6))
+    data = locate_folders(write_cases(tmp_path / "data", 7))
     kind = f"{ONE_WEIGHT}, volume 0.75"
     monkeypatch.setattr(
         "crfrefine.train.choice.choose",
@@ -545,6 +545,11 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
             kind,
             VolumeParameters(0.75),
         )
+    dice = []
+    for fold in result.folds:
+        for values in fold.measured.values():
+            dice.append(np.mean([row["dice"] for row in values["network"].values()]))
+    assert result.final.network_score == pytest.approx(np.mean(dice))
     assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75)
     report = json.loads((tmp_path / "params.report.json").read_text())
     assert kind in [each["kind"] for each in report["final"]["candidates"]]
