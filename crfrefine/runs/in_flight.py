@@ -71,7 +71,8 @@ class CaseInFlight:
                 self._check()
                 run.num_free -= 1
                 self._has_place = True
-                self._leave_queue()
+                if not self.is_alone:
+                    self._leave_queue()
             elif more <= 0:
                 return
             elif not self.is_alone and run.num_taken + more > run.num_bytes:
@@ -192,7 +193,8 @@ class CasesInFlight:
         self.num_taken = 0  # bytes
         self.num_free = self.num_jobs  # places for cases in work
         self.num_unfinished = len(tasks)
-        self.waiting = deque(range(len(tasks)))  # numbers of cases that have not begun, nor ended
+        # numbers of cases that have not begun, nor ended, and of one that runs alone until it ends
+        self.waiting = deque(range(len(tasks)))
         self.turn = -1  # number of the last case whose files may get their names
         # numbers of cases that one begun again alone has asked to end, unless they have not begun
         self.yielding: set[int] = set()

@@ -281,13 +281,14 @@ def test_cases_that_gave_way_begin_again_in_their_order():
         with pytest.raises(BeginAgainError):
             case.enter_stage("refining")
         case.begin_again()
-    a.take_memory(90)
+    a.take_memory(30)
     third, has_third = taking(c, 60)
-    a.give_back()
-    assert not has_third.wait(0.05)
     second, has_second = taking(b, 60)
+    assert not has_second.wait(0.05)  # The first case is alone, whatever it has taken so far.
+    a.take_memory(90)
+    a.give_back()
     wait_for(has_second.is_set)
-    assert not has_third.is_set()
+    assert not has_third.wait(0.05)
     b.give_back()
     wait_for(has_third.is_set)
     c.give_back()
