@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -158,6 +159,21 @@ def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, f
         wait_until_done(page, last)
         assert all("DISCONNECTED" in entry["message"] for entry in page.get_log("browser"))
     assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
+
+
+def test_the_page_of_a_program_that_was_killed_and_started_again_names_the_remedy(
+    arguments, folder
+):
+    with correcting(arguments, folder, "profile") as (running, page):
+        running.process.kill()
+        running.process.wait()
+        port = urlsplit(running.address).port
+        with open_page(*arguments, "--corrections", folder, "--port", port):
+            press(page, "2")
+            page.find_element("css selector", ".overlay").send_keys(" ")
+            remedy = "take the one that crfrefine tune printed"
+            wait(page, f"document.querySelector('#error').textContent.includes('{remedy}')")
+            page.get_log("browser")
 
 
 def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, monkeypatch, folder):

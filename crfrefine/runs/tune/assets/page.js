@@ -47,7 +47,8 @@ async function request(address, options) {
   }
   find("connection").hidden = true;
   if (answer.ok) return answer;
-  throw new Error((await answer.json()).error);
+  const isJson = answer.headers.get("content-type") === "application/json";
+  throw new Error(isJson ? (await answer.json()).error : await answer.text());
 }
 
 // Ask the program; the answer is JSON.
