@@ -75,7 +75,10 @@ function showFolder() {
 // Ask for the list, or for something that changes it.
 const takeList = (answer) => attempt(answer.then((list) => set({ list })));
 export const refreshCases = () => takeList(ask("cases", parameters()));
-export const changeCases = (name, sent) => takeList(send(name, sent));
+export function changeCases(name, sent) {
+  tell(""); // What is still wrong then, the answer says.
+  return takeList(send(name, sent));
+}
 // Keep strokes in files from now on, or write those again that a full disk did not take.
 export const keep = () => changeCases("keep", {});
 

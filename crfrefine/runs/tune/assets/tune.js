@@ -42,10 +42,7 @@ async function go(number) {
   find("planes").inert = true;
   find("opening").textContent = `Opening ${list.cases[number].name} …`;
   set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
-  if ((await changeCases("open", { number })) && (await attempt(openCase(number)))) {
-    tell("");
-    readAhead();
-  }
+  if ((await changeCases("open", { number })) && (await attempt(openCase(number)))) readAhead();
   await refreshCases();
   find("planes").inert = false;
   find("opening").textContent = "";
@@ -145,7 +142,8 @@ async function compute(isWhole) {
 function showAnswer(answer) {
   const { controls, result, toml } = answer;
   tell("");
-  showText(toml);
+  find("toml").textContent = toml;
+  find("saved").textContent = "";
   const sliders = find("sliders");
   if (sliders.dataset.preset !== state.preset) {
     sliders.dataset.preset = state.preset;
@@ -169,11 +167,6 @@ async function change(key, value) {
   set({ changes });
   refine();
   return why;
-}
-
-function showText(toml) {
-  find("toml").textContent = toml;
-  find("saved").textContent = "";
 }
 
 function showStatus(text, isDone = false) {
@@ -252,11 +245,6 @@ async function saveCase() {
   if (!(await saving)) showStrokes(state.strokes);
 }
 
-function saveAll() {
-  tell(""); // Cases that cannot be saved are told anew.
-  changeCases("save-all", parameters());
-}
-
 // End the program. The page ends before the server goes, so that nothing more is asked of it.
 async function end() {
   await saving;
@@ -271,7 +259,7 @@ async function end() {
 
 const save = () => attempt(askCase("save", parameters()).then(({ toml, saved }) => {
   tell("");
-  showText(toml);
+  find("toml").textContent = toml;
   find("saved").textContent = `saved to ${saved}`;
 }));
 
@@ -290,7 +278,7 @@ function showNextPlane() {
 const actions = {
   "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
   "case-list": ({ target }) => go(Number(target.closest("button").value)),
-  keep, "save-all": saveAll, "save-case": saveCase,
+  keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
   whole: () => compute(true), "keep-again": keep,
   undo: () => edit("undo", {}), redo: () => edit("redo", {}),
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
