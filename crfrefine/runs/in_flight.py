@@ -6,6 +6,7 @@ import threading
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 
 from crfrefine.base.limits import available_threads, memory_left
@@ -210,21 +211,14 @@ class CasesInFlight:
         try:
             futures = [pool.submit(self._work_on, case, refine) for case in self.cases]
             for number, (future, case) in enumerate(zip(futures, self.cases, strict=True)):
-                shown = None
-                is_shown = False
-                while not is_shown:
-                    is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES) or future.done()
-                    if case.stage is not None and case.stage != shown:
-                        shown = case.stage
-                        observer.stage_changed(case.task.files.case_id, *shown)
-                    is_shown = is_ready and self.turn == number
-                    if is_ready and not is_shown:
-                        # Only now, so that an interrupt while a case is shown leaves no file of it.
-                        with self.changed:
-                            self.turn = number
-                            self.changed.notify_all()
-                            if case.is_alone:  # Its stages are still to come.
-                                case.is_ready.clear()
+                shown = _show_stages(case, future, observer)
+                # Only now, so that an interrupt while a case is shown leaves no file of it.
+                with self.changed:
+                    self.turn = number
+                    self.changed.notify_all()
+                    if case.is_alone:  # Its stages are still to come.
+                        case.is_ready.clear()
+                _show_stages(case, future, observer, shown)
                 record = future.result()
                 if case.has_lost_gpu:
                     observer.note(Note.of(NoteKind.GPU_LOST), case_id=record.case_id)
@@ -263,3 +257,22 @@ class CasesInFlight:
             case.is_ready.set()
             with self.changed:
                 self.num_unfinished -= 1
+
+
+def _show_stages(
+    case: CaseInFlight,
+    future: Future[CaseRecord],
+    observer: Observer,
+    shown: tuple[str, int, int] | None = None,
+) -> tuple[str, int, int] | None:
+    """Show the stages of a case until it waits for those before, or has ended.
+
+    Begin with those after the one that is shown already; return the last one.
+    """
+    is_ready = False
+    while not is_ready:
+        is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES) or future.done()
+        if case.stage is not None and case.stage != shown:
+            shown = case.stage
+            observer.stage_changed(case.task.files.case_id, *shown)
+    return shown
