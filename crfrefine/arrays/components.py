@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
@@ -59,8 +60,8 @@ def clean(
             sizes = (0.0, *(sizes,) * num_others)
         else:
             sizes = (sizes, *(0.0,) * num_others)
-    voxel_ml = math.prod(spacing) / 1000.0
-    min_voxels = [size / voxel_ml for size in sizes]
+    size_ml = voxel_ml(spacing)
+    min_voxels = [size / size_ml for size in sizes]
     if not any(keeps_largest) and not any(sizes) and not any(fills_holes):
         return Cleaned(label_map)
 
@@ -262,8 +263,8 @@ def describe_losses(
             name = names.get(label, f"label {label}")
             volumes = ""
             if len(spacing) == 3:
-                voxel_ml = math.prod(spacing) / 1000.0
-                volumes = f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
+                size_ml = voxel_ml(spacing)
+                volumes = f" ({before * size_ml:.3g} → {after * size_ml:.3g} ml)"
             texts.append(f"{name} {before:,} → {after:,} voxels{volumes}")
     if not texts:
         return ()

@@ -6,6 +6,7 @@ Users index (x, y, z); memory and files store axes slowest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -36,6 +37,11 @@ def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, .
     """Return the voxel size in mm along each axis: the column norms of the affine."""
     columns = np.asarray(affine, np.float64)[:3, :num_axes]
     return tuple(np.linalg.norm(columns, axis=0).tolist())
+
+
+def voxel_ml(spacing: Sequence[float]) -> float:
+    """Return the volume of a voxel in ml, from mm between voxels."""
+    return math.prod(spacing) / 1000.0
 
 
 def usable_spacing(affine: NDArray[np.float64], num_axes: int, path: Path) -> tuple[float, ...]:

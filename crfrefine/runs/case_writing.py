@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
-from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.geometry import reverse_grid, voxel_ml
 from crfrefine.base.text import printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case
@@ -180,13 +179,14 @@ def _draw(case: Case, result: RefinementResult, reading: ReadingOptions) -> byte
         f"{result.report.num_iterations} steps",
         f"{num_changed:,} of {num_voxels:,} voxels changed ({share})",
     ]
-    voxel_ml = math.prod(case.spacing) / 1000
+    size_ml = voxel_ml(case.spacing)
+    titles = reading.titles
     volumes = []
     pairs = zip(result.changes.voxels_before, result.changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(pairs):
         if label and (before or after):
-            title = reading.titles.get(label, f"label {label}")
-            volumes.append(f"{title}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}")
+            title = titles.get(label, f"label {label}")
+            volumes.append(f"{title}: {before * size_ml:.3g} → {after * size_ml:.3g}")
     if 0 < len(volumes) <= _MAX_VOLUMES:
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
@@ -199,7 +199,7 @@ def _draw(case: Case, result: RefinementResult, reading: ReadingOptions) -> byte
         affine=case.like.affine,
         title=printable(case.case_id),
         subtitle="   ·   ".join(parts),
-        label_names=reading.titles,
+        label_names=titles,
         modality_names=reading.modality_names,
         before_name="input" if case.input_kind == "labels" else "network",
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
 from crfrefine.refinement.result import RefinementResult
@@ -24,7 +24,7 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     `names` are by the label's number, as in a record. Means are over the refined label, per
     modality in order, and None where it is empty; voxels that are NaN do not count.
     """
-    voxel_ml = math.prod(case.spacing) / 1000
+    size_ml = voxel_ml(case.spacing)
     changes = result.changes
     num_labels = len(changes.voxels_after)
     sums = np.zeros((len(case.image), num_labels))
@@ -48,8 +48,8 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
             row = {
                 "label": label,
                 "name": names.get(str(label), ""),
-                "ml_before": before * voxel_ml,
-                "ml_after": after * voxel_ml,
+                "ml_before": before * size_ml,
+                "ml_after": after * size_ml,
                 "means": [total / count if count else None for total in sums[:, label].tolist()],
             }
             rows.append(row)
