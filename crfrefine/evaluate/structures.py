@@ -40,18 +40,19 @@ def has_structures(options: EvaluationOptions) -> bool:
     if options.structures is not None:
         return options.structures
     places = dict.fromkeys([options.labels, *options.methods.values()])
-    numbers = []
+    are_folders = True
     for place in places:
         if is_pattern(place):
+            are_folders = False
             if names_part(place, "label"):
                 return True
-        elif holds_many(place):
-            if not list_files(place, io_paths.VOLUME_SUFFIXES) and clear_structures(place):
-                return True
-            numbers.append(len(structures_inside(place)))
+        elif not holds_many(place):
+            are_folders = False
+        elif not list_files(place, io_paths.VOLUME_SUFFIXES) and clear_structures(place):
+            return True
     if options.images is None or is_pattern(options.images) or not options.images.is_file():
         return False
-    return len(numbers) == len(places) and min(numbers) > 1
+    return are_folders and all(len(structures_inside(place)) > 1 for place in places)
 
 
 def find_structures(
