@@ -125,10 +125,9 @@ class Files:
         the only case in `but`, and else has the name of its case, perhaps with a word for a label
         map.
         """
-        if self.given and but:
-            return {}
         if self.given:
-            return {without_word(stem_of(self.place), LABEL_WORDS): [self.place]}
+            name = without_word(stem_of(self.place), LABEL_WORDS)
+            return {} if but else {name: [self.place]}
         found: dict[str, list[Path]] = {}
         names = {cases[0] for cases in self.cases_of.values()}
         for path, cases in self.cases_of.items():
@@ -230,7 +229,7 @@ def structures_inside(folder: Path, images: Collection[Path] = ()) -> list[Match
 def clear_structures(folder: Path) -> dict[str, list[Match]]:
     """Return the structures of each case, if folders of cases hold them and nothing else.
 
-    None if they may be images with their label maps.
+    Empty if they may be images with their label maps.
     """
     files = Files(LABEL_MAP, folder)
     structures = {}

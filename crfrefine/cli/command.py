@@ -236,7 +236,7 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
     text = option.help
     if option.unless:
         text += f"  [required without {option.unless}]"
-    # Without a default, click takes an option that is said to be no flag for one without a value.
+    # Given is_flag=False and no default, click would let an option stand without its value.
     if is_flag or option.bare is not None:
         settings["is_flag"] = is_flag
     if option.bare is not None:

@@ -93,8 +93,8 @@ class Backward:
     def _list_moments(self, image: Any) -> None:
         """List the sums for the gradients of each kernel, None if none of them is wanted.
 
-        And for each bandwidth the number of the sum of its gradient, and its value. The number is
-        -1 where the gradient is not wanted, or the axis has one voxel.
+        `_thetas` has the value of each bandwidth, and `_sources` the number of the sum of its
+        gradient: -1 where the gradient is not wanted, or the axis has one voxel.
         """
         num_thetas = self._kernel_set.num_thetas
         self._moments: list[Moments | None] = []

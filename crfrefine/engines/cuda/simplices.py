@@ -138,10 +138,10 @@ class Simplices:
 def _lay_out_fields(
     ranges: list[tuple[float, float]],
 ) -> tuple[list[float], list[int], list[int]]:
-    """Return the factor of each feature before elevation, rounded to single precision.
+    """Return the scale of each feature, and the smallest value and the bits of each field of a key.
 
-    And the smallest value of each field of a key, and its bits: the remainder, q_1 .. q_D. Raises
-    CapacityError if a feature spans too many bandwidths.
+    The scale is the factor before elevation, rounded to single precision. The fields are the
+    remainder, q_1 .. q_D. Raises CapacityError if a feature spans too many bandwidths.
 
     Source: docs/reference/math.md, section 6.1.
     """
