@@ -34,7 +34,10 @@ needs_browser = [
 
 @contextmanager
 def open_browser(page, profile):
-    """A browser on a running page; whatever it complains about on the console fails the test."""
+    """A browser on a running page; whatever it complains about on the console fails the test.
+
+    But for what the test expects (`expect_complaints`), of which something has to come.
+    """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -46,13 +49,23 @@ def open_browser(page, profile):
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
     driver.page = page
+    driver.expected_complaints = []
     try:
         driver.get(page.address)
         wait_until_done(driver)
         yield driver
-        assert driver.get_log("browser") == []
+        complaints = [entry["message"] for entry in driver.get_log("browser")]
+        expected = driver.expected_complaints
+        assert bool(complaints) == bool(expected)
+        for complaint in complaints:
+            assert any(about in complaint for about in expected), complaint
     finally:
         driver.quit()
+
+
+def expect_complaints(driver, *about):
+    """The browser logs each request that fails and each that is refused, with its status."""
+    driver.expected_complaints += about
 
 
 def wait(driver, condition):

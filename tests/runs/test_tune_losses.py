@@ -13,6 +13,7 @@ from tune_browser import (
     case_states,
     drag,
     drawn,
+    expect_complaints,
     needs_browser,
     number,
     open_browser,
@@ -157,7 +158,7 @@ def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, f
         wait(page, f"!{is_shown('connection')}")
         wait(page, "document.querySelector('#saved-case').textContent.startsWith('7 ')")
         wait_until_done(page, last)
-        assert all("DISCONNECTED" in entry["message"] for entry in page.get_log("browser"))
+        expect_complaints(page, "net::ERR_INTERNET_DISCONNECTED")
     assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
 
 
@@ -173,7 +174,7 @@ def test_the_page_of_a_program_that_was_killed_and_started_again_names_the_remed
             page.find_element("css selector", ".overlay").send_keys(" ")
             remedy = "take the one that crfrefine tune printed"
             wait(page, f"document.querySelector('#error').textContent.includes('{remedy}')")
-            page.get_log("browser")
+            expect_complaints(page, "net::ERR_", "403")
 
 
 def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, monkeypatch, folder):
@@ -281,7 +282,7 @@ def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later
         assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
         wait(page, "!document.querySelector('#error').hidden")
         wait(page, "!document.querySelector('.plane [aria-busy=true]')")
-        page.get_log("browser")  # Another case is open, and the result is that of its tab.
+        expect_complaints(page, "400")  # Another case is open, and the result is that of its tab.
         page.close()
         page.switch_to.window(second)
 
