@@ -14,7 +14,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_descrip
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
+from crfrefine.metrics.regions import Region, make_region, parse_region
 
 
 class CasePair(NamedTuple):
@@ -86,15 +86,26 @@ class MeasuredRegions:
         """
         if not structures:
             return self
-        # Judged regions that are not named equal a label, which is their name.
-        labels = sorted(int(name) for name in set(self.judged) - self.named.keys())
         titles = {}
         for name, number in structures.items():
             titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
+        labels: dict[int, None] = {}
+        named: dict[str, tuple[int, ...]] = {}
+        judged: dict[str, None] = {}
+        for asked in self.judged:
+            # One that is not named equals a label, which is its name.
+            members = self.named.get(asked) or (int(asked),)
+            name, members = _as_label((asked, members), titles)
+            judged[name] = None
+            if name == str(members[0]):
+                labels[members[0]] = None
+            else:
+                named[name] = members
         return replace(
             self,
-            labels=tuple(labels),
-            named={name: self.named[name] for name in self.judged if name in self.named},
+            labels=tuple(sorted(labels)),
+            named=named,
+            judged=tuple(judged),
             titles=titles,
             names_of_methods={},
             ignore_label=None,
@@ -160,7 +171,7 @@ def _find_regions(
     """Return the labels of the regions that are asked for or described, and those to judge.
 
     Regions of a `dataset.json` that cannot be measured are none, with a note. Raise ConfigError for
-    two with one name, and for one with the name of a label, or with the label to ignore.
+    two with one name, and for one with a name that it may not have, or with the label to ignore.
     """
     regions: dict[str, tuple[int, ...]] = {}
     for text in texts:
@@ -182,11 +193,6 @@ def _find_regions(
         regions.setdefault(name, labels)
 
     for name, labels in regions.items():
-        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, labels))):
-            raise ConfigError(
-                f"region {name!r}: is the name of a label, or of all labels together; "
-                "choose another one"
-            )
         if ignored in labels:
             raise ConfigError(
                 f"region {name!r}: label {ignored} marks voxels that are ignored, "

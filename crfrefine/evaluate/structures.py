@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import LABEL_MAP
+from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.listing import Files, clear_structures, structures_inside, with_structures
 from crfrefine.cases.patterns import (
@@ -35,7 +35,8 @@ _UNNAMED = ""  # The name of a case whose path does not tell it.
 def has_structures(options: EvaluationOptions) -> bool:
     """Return whether the folders hold one binary file per structure: if asked for, or if clear.
 
-    Clear are a folder of nothing but folders with structures, and many files for one image.
+    Clear are a folder of nothing but folders with structures, the folder of one case with its
+    image, as in TotalSegmentator's data sets, and many files for one image.
     """
     if options.structures is not None:
         return options.structures
@@ -48,11 +49,21 @@ def has_structures(options: EvaluationOptions) -> bool:
                 return True
         elif not holds_many(place):
             are_folders = False
-        elif not list_files(place, io_paths.VOLUME_SUFFIXES) and clear_structures(place):
+        elif _is_clear(place):
             return True
     if options.images is None or is_pattern(options.images) or not options.images.is_file():
         return False
     return are_folders and all(len(structures_inside(place)) > 1 for place in places)
+
+
+def _is_clear(folder: Path) -> bool:
+    """Return whether a folder holds structures and no label maps beside them."""
+    beside = list_files(folder, io_paths.VOLUME_SUFFIXES)
+    if not beside:
+        return bool(clear_structures(folder))
+    are_images = {io_paths.stem_of(path).lower() for path in beside} <= {*IMAGE_WORDS}
+    inside = structures_inside(folder)
+    return are_images and bool(inside) and inside[0].path.parent != folder
 
 
 def find_structures(

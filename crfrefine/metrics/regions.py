@@ -37,9 +37,15 @@ def parse_region(text: str) -> Region:
 def make_region(name: str, labels: Iterable[int]) -> Region:
     """Return a region of labels from 1 up; raises ConfigError for a name that it may not have."""
     name = " ".join(name.split())  # no tabs or line breaks in tables
+    members = tuple(sorted(set(labels)))
     if not 1 <= len(name) <= MAX_OF_A_NAME or name == RESERVED:
         raise ConfigError(
             f"region {shorten_value(name)}: expected a name of 1 to {MAX_OF_A_NAME} characters "
             f'that is not "{RESERVED}", the mean over regions'
         )
-    return name, tuple(sorted(set(labels)))
+    if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
+        raise ConfigError(
+            f"region {shorten_value(name)}: is the name of a label, or of all labels together; "
+            "choose another one"
+        )
+    return name, members

@@ -225,6 +225,7 @@ REFUSED = {
     "--set postprocess.decision=dice": "postprocess.decision: this key is gone",
     "--regions core=1+9": "--regions core: label 9 is not among the logits' 0 to 3",
     "--regions core": "expected NAME=LABEL",
+    "--regions 1=1+2": "region '1': is the name of a label, or of all labels together",
     "--device cuda:99": "NVIDIA GPU",
     "-c nowhere.toml": "no such file or preset",
     "-c {root}/start.toml -o {root}/start.toml": "would replace an input",

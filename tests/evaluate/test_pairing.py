@@ -446,14 +446,14 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
 
 
 def test_structures_of_one_case_are_found_beside_its_image(study):
-    """In the folder of a case of TotalSegmentator's data sets; `--structures` finds them, too."""
+    """In the folder of a case of TotalSegmentator's data sets, whatever the options."""
     folders = []
     for what in ("pred", "ref"):
         folder = study / "total" / what
         save_nifti(folder / "ct.nii.gz", label_map(0, (1, 2)).astype(np.float32) / 4, affine())
         (study / what / "p1").rename(folder / "segmentations")
         folders.append(folder)
-    for option in (("--images", folders[1] / "ct.nii.gz"), ("--structures",)):
+    for option in (("--images", folders[1] / "ct.nii.gz"), ("--structures",), ()):
         _, summary = evaluate(study, *folders, *option, "--no-report")
         assert len(summary["regions"]) == 3
 
@@ -465,6 +465,14 @@ def test_a_judged_region_that_is_a_label_stays_one_for_structures():
     )
     of_structures = measured.with_structures({"liver": 1, "spleen": 2})
     assert of_structures.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
+
+
+def test_a_region_with_name_and_number_of_a_structure_has_one_row(study):
+    _, summary = evaluate(
+        study, study / "pred", study / "ref", "-r", "kidney_left=2", "-r", "left=2", "--no-report"
+    )
+    assert list(summary["regions"]) == ["1", "2", "3", "left"]
+    assert summary["judged_regions"] == ["2", "left"]
 
 
 def test_of_many_structures_the_terminal_shows_means(tmp_path):

@@ -289,6 +289,12 @@ def test_a_region_of_the_command_line():
             match=f"region '{name}.*: expected a name of 1 to 200 characters that is not",
         ):
             parse_region(text)
+    assert parse_region("2=2") == ("2", (2,))
+    for name in ("all", "2", "02"):
+        with pytest.raises(
+            ConfigError, match=f"region '{name}': is the name of a label, or of all labels together"
+        ):
+            parse_region(f"{name}=1+2")
 
 
 REGIONS = {"1": (1,), "2": (2,), "both": (1, 2)}
