@@ -37,6 +37,15 @@ class Decline:
         return self.p_adjusted < ALPHA and effect < 0
 
     @property
+    def is_better_on_average(self) -> bool:
+        """True if the mean is better although cases are worse, by more than it is rounded."""
+        metric = metric_named(self.metric)
+        gain = self.comparison.mean_difference
+        if metric.better != "higher":
+            gain = -gain
+        return gain > 0 and metric.difference_text(gain) != metric.difference_text(0.0)
+
+    @property
     def is_in_most_cases(self) -> bool:
         """True if more than half of the cases are worse."""
         return self.comparison.losses > self.comparison.num_pairs / 2
@@ -121,9 +130,12 @@ def _figures(declines: Sequence[Decline]) -> str:
         difference = metric.difference_text(comparison.mean_difference)
         if metric.difference_unit:
             difference += f" {metric.difference_unit}"
+        average = f"{difference} on average"
+        if decline.is_better_on_average:
+            average = f"but better on average, {difference}"
         texts.append(
             f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases "
-            f"({difference} on average, p {format_p(decline.p_adjusted)})"
+            f"({average}, p {format_p(decline.p_adjusted)})"
         )
     return _joined(texts)
 

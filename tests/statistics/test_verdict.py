@@ -379,12 +379,30 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     assert harm.num_comparisons == 3
     p_value = format_p(sensitivity.p_adjusted)
     figures = f"({100 * falls.mean():.2f} points on average, p {p_value})"
-    others = f"({distances.mean():.2f} mm on average, p {distance.p_adjusted:.2g})"
+    others = f"(but better on average, {distances.mean():.2f} mm, p {distance.p_adjusted:.2g})"
     assert harm.sentence.startswith(
         f"What got worse: sensitivity in 24 of 30 cases {figures}. "
         "Worse in most cases, but not significantly: "
     )
     assert harm.sentence.endswith(f" HD95 in 19 of 30 cases {others}.")
+
+
+def test_where_the_mean_is_better_although_most_cases_are_worse_the_sentence_says_so():
+    """Of ten cases six lose, and the others gain more; a mean that is shown as 0 is no gain."""
+    losses = np.where(np.arange(10) < 6, -0.01, 0.05)
+    falls = np.where(np.arange(10) < 6, -0.01, 0.01500001)
+    table = _changed({("dice", "1"): 0 * losses, ("sensitivity", "1"): losses})
+    worse = "sensitivity in 6 of 10 cases (but better on average, +1.40 points, p "
+    assert worse in _harm(table, ["1"]).sentence
+    table = _changed({("dice", "1"): 0 * losses, ("sensitivity", "1"): falls})
+    assert (
+        "sensitivity in 6 of 10 cases (+0.00 points on average, p " in _harm(table, ["1"]).sentence
+    )
+    volumes = _changed({("dice", "1"): 0 * losses, ("volume_difference_ml", "1"): -losses}, base=3)
+    assert (
+        "volume error in 6 of 10 cases (but better on average, -0.01 ml"
+        in _harm(volumes, ["1"]).sentence
+    )
 
 
 def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
