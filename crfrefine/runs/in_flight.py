@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -49,11 +47,15 @@ class CaseInFlight:
         self.input_bytes = 0  # that its input takes in memory, by an estimate
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
+        # Whether later cases wait for it: it has not begun, nor ended, or runs alone.
+        self.is_waiting = True
         # Whether there are no others, or it lacked memory and is begun again without them.
         self.is_alone = run.num_unfinished == 1
         self.has_lost_gpu = False  # as the first one
         # Set when the case has ended, or waits for those before: with its files, or for memory.
         self.is_ready = threading.Event()
+        # what ends it at its next stage
+        self.ending: type[RunIsOverError | BeginAgainError] | None = None
         self._number = number
         self._run = run
         self._has_place = False
@@ -67,13 +69,22 @@ class CaseInFlight:
         with run.changed:
             more = num_bytes - self.num_bytes
             if not self._has_place:
-                run.changed.wait_for(lambda: run.is_over or self._may_begin(num_bytes))
-                run.yielding.discard(self._number)
-                self._check()
+                # What others may have: nothing beside a case that is alone, or does not fit.
+                most = 0 if self.is_alone else max(0, run.num_bytes - num_bytes)
+                earlier = run.cases[max(0, run.turn) : self._number]
+                while True:
+                    if self.ending is RunIsOverError:
+                        raise RunIsOverError
+                    is_first = not any(case.is_waiting for case in earlier)
+                    if is_first and run.num_free and run.num_taken <= most:
+                        break
+                    run.changed.wait()
+                self.ending = None  # It begins only now.
                 run.num_free -= 1
                 self._has_place = True
                 if not self.is_alone:
-                    self._leave_queue()
+                    self.is_waiting = False
+                    run.changed.notify_all()
             elif more <= 0:
                 return
             elif not self.is_alone and run.num_taken + more > run.num_bytes:
@@ -81,28 +92,6 @@ class CaseInFlight:
                 raise BeginAgainError
             run.num_taken += more
             self.num_bytes = num_bytes
-
-    def _may_begin(self, num_bytes: int) -> bool:
-        run = self._run
-        is_first = not run.waiting or self._number <= run.waiting[0]
-        if run.num_free == 0 or not is_first:
-            return False
-        if not self.is_alone and run.num_taken + num_bytes <= run.num_bytes:
-            return True
-        return run.num_taken == 0
-
-    def _leave_queue(self) -> None:
-        """Let the next case begin."""
-        with suppress(ValueError):
-            self._run.waiting.remove(self._number)
-        self._run.changed.notify_all()
-
-    def _check(self) -> None:
-        """Raise RunIsOverError or BeginAgainError if the case has to end."""
-        if self._run.is_over:
-            raise RunIsOverError
-        if self._number in self._run.yielding:
-            raise BeginAgainError
 
     def share_of_threads(self) -> int:
         """Return how many threads the case may have, beside others with as much memory."""
@@ -115,7 +104,8 @@ class CaseInFlight:
 
     def enter_stage(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
-        self._check()
+        if self.ending is not None:
+            raise self.ending
         self.stage = (stage, step, num_steps)
 
     def end_computing(self) -> None:
@@ -134,19 +124,21 @@ class CaseInFlight:
         run = self._run
         self.is_ready.set()
         with run.changed:
-            while run.turn < self._number:
-                self._check()
+            while run.turn < self._number and self.ending is None:
                 run.changed.wait()
-        self._check()
+        if self.ending is not None:
+            raise self.ending
 
     def give_back(self) -> None:
         """Let other cases have what the case has taken, and its turn; forget its voxels."""
+        run = self._run
         self.case = None
-        self.end_computing()
-        with self._run.changed:
-            self._run.num_taken -= self.num_bytes
+        with run.changed:
+            self.end_computing()
+            run.num_taken -= self.num_bytes
             self.num_bytes = 0
-            self._leave_queue()
+            self.is_waiting = False
+            run.changed.notify_all()
 
     def begin_again(self) -> None:
         """Forget what the case has done, and wait before later ones that have not begun either.
@@ -157,17 +149,19 @@ class CaseInFlight:
         run = self._run
         with run.changed:
             self.give_back()
-            insort(run.waiting, self._number)
+            self.is_waiting = True
         self.stage = None
         self.is_ready.clear()
         if not self.is_alone:
             return
         self.is_ready.set()
         with run.changed:
-            while run.turn < self._number and not run.is_over:
+            while run.turn < self._number and self.ending is not RunIsOverError:
                 run.changed.wait()
-            run.yielding.update(range(self._number + 1, len(run.cases)))
-            run.changed.notify_all()
+            if self.ending is not RunIsOverError:
+                for later in run.cases[self._number + 1 :]:
+                    later.ending = BeginAgainError
+                run.changed.notify_all()
 
 
 class CasesInFlight:
@@ -194,12 +188,7 @@ class CasesInFlight:
         self.num_taken = 0  # bytes
         self.num_free = self.num_jobs  # places for cases in work
         self.num_unfinished = len(tasks)
-        # numbers of cases that have not begun, nor ended, and of one that runs alone until it ends
-        self.waiting = deque(range(len(tasks)))
         self.turn = -1  # number of the last case whose files may get their names
-        # numbers of cases that one begun again alone has asked to end, unless they have not begun
-        self.yielding: set[int] = set()
-        self.is_over = False
         self._is_gpu_lost = False
         self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(tasks)]
 
@@ -225,7 +214,8 @@ class CasesInFlight:
                 yield record
         finally:
             with self.changed:
-                self.is_over = True
+                for case in self.cases:
+                    case.ending = RunIsOverError
                 self.changed.notify_all()
             pool.shutdown(cancel_futures=True)
 

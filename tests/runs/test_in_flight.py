@@ -221,7 +221,8 @@ def test_cases_that_wait_end_with_the_run():
     a.take_memory(1)
     thread, has_place = taking(b, 1)
     with run.changed:
-        run.is_over = True
+        for case in (a, b):
+            case.ending = RunIsOverError
         run.changed.notify_all()
     thread.join(20)
     assert not thread.is_alive()
