@@ -14,7 +14,7 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.nnunet import PLANS
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import suffix_of
+from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import RECORD_FOLDER
 
@@ -93,7 +93,8 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> list[Note]:
     check_replaceable(path)
     outputs: set[str] = set()
     for plan in plans:
-        outputs.update(map(os.path.realpath, plan.files()))
+        for written in plan.all():
+            outputs.update(map(os.path.realpath, files_written(written)))
     if suffix_of(path) or os.path.realpath(path) in outputs:
         raise InputError(
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "

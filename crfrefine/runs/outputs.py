@@ -33,14 +33,14 @@ from crfrefine.io.paths import (
     suffix_to_write,
 )
 from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
-from crfrefine.runs.contents import (
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.records import (
     Content,
     FileBefore,
     checksums_of_inputs,
     content_of,
     contents_of_inputs,
 )
-from crfrefine.runs.options import InferenceOptions
 
 _MAX_OF_A_STEM = 100
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
@@ -85,10 +85,6 @@ class OutputFiles:
         requested = [path for path in optional if path is not None]
         return (*requested, *self.structures, self.label_map)
 
-    def files(self) -> list[Path]:
-        """Return the files of these paths; a format may have two for a volume."""
-        return [path for name in self.all() for path in files_written(name)]
-
     def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
         """Return the segment of each file in the folder.
 
@@ -108,8 +104,6 @@ class OutputFiles:
 
     def require_no_stale_input(self, files: CaseFiles) -> None:
         """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
-        if files.lack:  # The case is not refined.
-            return
         for path, (checksum, inputs) in self.before.items():
             try:
                 check_no_input(path)
@@ -318,7 +312,7 @@ def _check_paths(
             continue
         for path in (*outputs.structures, outputs.label_map):
             require_suffix(path)
-        written = outputs.files()
+        written = [file for path in outputs.all() for file in files_written(path)]
         places = [*written]
         if outputs.folder is not None:
             places.append(outputs.folder)

@@ -5,6 +5,7 @@ It has the device, the cases, their outputs and the summary.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,17 +16,26 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import path_of_part
 from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import check_small_output, check_writable
-from crfrefine.io.paths import stem_of
-from crfrefine.runs.device import device_of_auto
+from crfrefine.io.paths import is_folder, stem_of
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
 from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
-from crfrefine.runs.records import READING, CaseRecord, RunSummary, record_path
+from crfrefine.runs.records import READING, RECORD_FOLDER, CaseRecord, FileBefore, RunSummary
 from crfrefine.runs.states import files_before, read_records, take_up
+
+# Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05
+# to 0.2 microseconds in the table of docs/reference/benchmarks.md.
+SECONDS_PER_VALUE = 1e-7
+# Seconds until a GPU refines its first case: CuPy is imported, its context opened, kernels loaded.
+GPU_START = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +78,13 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         device = get_backend(device).name
     inputs = find_inputs(options)
     note_on_device = None
-    if device == "auto":  # It is the same device on all workers of a cluster.
+    if device == "auto" and is_available():
         threads = options.threads or available_threads()
-        device, note_on_device = device_of_auto(
-            inputs.cases, inputs.reading, options.parameters, threads
-        )
+        note_on_device = faster_on_cpu(inputs.cases, inputs.reading, options.parameters, threads)
+    if note_on_device is not None:
+        device = "cpu"
+    elif device == "auto":  # It is the same device on all workers of a cluster.
+        device = get_backend(device).name
     all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
     plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
     plan.notes += inputs.cases.notes
@@ -98,6 +110,33 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         kind = NoteKind.LEARNED_ON
         plan.notes.append(Note.of(kind, learned=len(learned), cases=len(plan.tasks)))
     return plan
+
+
+def faster_on_cpu(
+    cases: Sequence[CaseFiles], reading: ReadingOptions, parameters: CrfParameters, threads: int
+) -> Note | None:
+    """Return a note if the CPU is expected to refine all cases before a GPU refines its first one.
+
+    `cases` are all cases of a run, those of other parts too, so that all parts have one device.
+    Headers are read until there is enough work for a GPU.
+    """
+    # The time of direct sums depends on bandwidths, so these always go to the GPU.
+    if parameters.mean_field.filter in ("exact", "truncated"):
+        return None
+    share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
+    seconds = 0.0
+    for files in cases:
+        if files.lack:
+            continue
+        try:
+            headers = read_case_headers(files, reading)
+        except CrfRefineError:  # It is reported when its turn comes.
+            continue
+        num_values = math.prod(headers.images[0].grid_shape) * max(2, headers.network.num_labels)
+        seconds += share * SECONDS_PER_VALUE * num_values
+        if seconds > GPU_START:
+            return None
+    return Note.of(NoteKind.FASTER_ON_CPU, seconds=max(seconds, 0.1))
 
 
 def _summary_of(
@@ -160,12 +199,14 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
     # The parts are disjoint and cover all cases.
     part = slice(summary.part_id, None, summary.num_parts)
     pairs = list(zip(inputs.cases[part], all_outputs[part], strict=True))
-    recorded = read_records(None if options.writes_file else options.output)
     planned = {path for outputs in all_outputs for path in outputs.all()}
-    before = files_before(recorded, summary)
+    before: dict[str, dict[Path, FileBefore]] = {}
     earlier: dict[str, CaseRecord] = {}
-    if options.resume:
-        earlier, plan.left = take_up(recorded, pairs, summary, plan.notes)
+    if options.resume or is_folder(options.output / RECORD_FOLDER):
+        recorded = read_records(None if options.writes_file else options.output)
+        before = files_before(recorded, summary)
+        if options.resume:
+            earlier, plan.left = take_up(recorded, pairs, summary, plan.notes)
     unmeasured = []
     for files, outputs in pairs:
         fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
@@ -177,7 +218,7 @@ def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
         replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
         unknown = set(outputs.unknown) - planned - written.keys()
         outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-        if record is None:
+        if replaceable and record is None and not files.lack:  # The case is refined.
             outputs.require_no_stale_input(files)
         own_options = replace(options, parameters=parameters)
         task = Task(files, outputs, own_options, inputs.reading, device, fold, record)
@@ -198,7 +239,8 @@ def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
     # If no case can be read, no folder is needed.
     readable = [task.outputs for task in plan.tasks if not task.files.lack]
     if readable and not options.writes_file:
-        plan.record_file = record_path(output, options.num_parts, options.part_id)
+        record = output / RECORD_FOLDER / "record.jsonl"
+        plan.record_file = path_of_part(record, options.num_parts, options.part_id)
     folders: set[Path] = set()
     for outputs in readable:
         folders.update(path.parent for path in outputs.all())

@@ -16,13 +16,16 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
 from crfrefine.io.paths import files_written, require_file, stem_of
-from crfrefine.runs.contents import LABEL_MAP, FileBefore, checksums_of_inputs, content_of
 from crfrefine.runs.records import (
+    LABEL_MAP,
     RECORD_FOLDER,
     SCHEMA,
     SETTINGS,
     CaseRecord,
+    FileBefore,
     RunSummary,
+    checksums_of_inputs,
+    content_of,
     note_on_num_labels,
     time_of_change,
     times_of_strokes,

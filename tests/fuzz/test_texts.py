@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from cli_helpers import record_path
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzzing import MAX_CHARACTERS, Target
 
@@ -21,7 +22,7 @@ from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters, parse_override
-from crfrefine.runs.records import SCHEMA, record_path
+from crfrefine.runs.records import SCHEMA
 from crfrefine.runs.states import case_states, read_records
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}

@@ -87,6 +87,10 @@ def load_nifti(path):
     return np.asanyarray(nib.load(path).dataobj)
 
 
+def record_path(folder):
+    return folder / RECORD_FOLDER / "record.jsonl"
+
+
 class Folders(NamedTuple):
     """A folder of images, one of logits, and one for the results."""
 

@@ -8,9 +8,9 @@ import crfrefine.engines
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.runs import device as devices
+from crfrefine.runs import plan as plans
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import plan_run
+from crfrefine.runs.plan import faster_on_cpu, plan_run
 
 PLAIN = crfrefine.CrfParameters()
 
@@ -26,7 +26,7 @@ def gpu(monkeypatch):
 
     if compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    monkeypatch.setattr(devices, "is_available", lambda: True)
+    monkeypatch.setattr(plans, "is_available", lambda: True)
     monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load), *crfrefine.engines._TABLE))
     return loaded
 
@@ -38,8 +38,8 @@ def folders(tmp_path):
 
 def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
     cases = discover_cases([folders.images], [folders.logits], None)
-    found, note = devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)
-    assert (found, gpu) == ("cpu", [])
+    note = faster_on_cpu(cases, ReadingOptions(), PLAIN, 2)
+    assert gpu == []
     assert "less than the start of the GPU; --device cuda takes the GPU" in str(note)
 
 
@@ -47,17 +47,19 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
     gpu, folders, monkeypatch
 ):
     cases = discover_cases([folders.images], [folders.logits], None)
-    monkeypatch.setattr(devices, "SECONDS_PER_VALUE", 1.0)
-    monkeypatch.setattr(devices, "GPU_START", 1e9)
-    _, note = devices.device_of_auto(cases[:1], ReadingOptions(), PLAIN, 1)
+    monkeypatch.setattr(plans, "SECONDS_PER_VALUE", 1.0)
+    monkeypatch.setattr(plans, "GPU_START", 1e9)
+    note = faster_on_cpu(cases[:1], ReadingOptions(), PLAIN, 1)
     of_one = note.values["seconds"]
-    monkeypatch.setattr(devices, "GPU_START", 2.5 * of_one / 2)
-    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2) == ("cuda-shim", None)
+    monkeypatch.setattr(plans, "GPU_START", 2.5 * of_one / 2)
+    assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 2) is None
+    assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 4) is not None
+    options = InferenceOptions((folders.images,), (folders.logits,), folders.output, threads=2)
+    assert plan_run(options).summary.device == "cuda-shim"
     assert gpu == [True]
-    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 4)[0] == "cpu"
     # A case that cannot be read is no work.
     (folders.images / "a_0000.nii.gz").write_bytes(b"nothing")
-    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[0] == "cpu"
+    assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 2) is not None
 
 
 @pytest.mark.parametrize(
@@ -70,17 +72,18 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
 )
 def test_models_that_take_long_go_to_the_gpu(gpu, folders, monkeypatch, changes):
     cases = discover_cases([folders.images], [folders.logits], None)
-    monkeypatch.setattr(devices, "SECONDS_PER_VALUE", 1e-4)
+    monkeypatch.setattr(plans, "SECONDS_PER_VALUE", 1e-4)
     model = PLAIN.replace(**changes)
-    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[0] == "cpu"
-    assert devices.device_of_auto(cases, ReadingOptions(), model, 2)[0] == "cuda-shim"
+    assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 2) is not None
+    assert faster_on_cpu(cases, ReadingOptions(), model, 2) is None
 
 
 def test_without_a_gpu_nothing_is_read_and_nothing_said(monkeypatch, folders):
-    monkeypatch.setattr(devices, "is_available", lambda: False)
-    monkeypatch.setattr(devices, "read_case_headers", None)
-    cases = discover_cases([folders.images], [folders.logits], None)
-    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[1] is None
+    monkeypatch.setattr(plans, "is_available", lambda: False)
+    monkeypatch.setattr(plans, "read_case_headers", None)
+    plan = plan_run(InferenceOptions((folders.images,), (folders.logits,), folders.output))
+    assert plan.summary.device == "cpu"
+    assert plan.notes == []
 
 
 def test_a_run_says_why_it_takes_the_cpu(gpu, folders):

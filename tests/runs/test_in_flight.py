@@ -25,8 +25,8 @@ import crfrefine.engines
 from crfrefine.base.observer import Observer
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
-from crfrefine.runs import case_work, case_writing
-from crfrefine.runs import device as devices
+from crfrefine.runs import case_work
+from crfrefine.runs import plan as plans
 from crfrefine.runs.in_flight import BeginAgainError, CasesInFlight, RunIsOverError
 from crfrefine.runs.records import CaseRecord
 
@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_another_one_ended(folders):
 def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeypatch):
     """The disk is full at the second case, when the later ones are written but for their names."""
     written = []
-    write = case_writing.write_label_map
+    write = case_work.write_label_map
     are_others_whole = threading.Event()
 
     def write_label_map(path, *arguments, **options):
@@ -141,7 +141,7 @@ def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeyp
             are_others_whole.set()
         write(path, *arguments, **options)
 
-    monkeypatch.setattr(case_writing, "write_label_map", write_label_map)
+    monkeypatch.setattr(case_work, "write_label_map", write_label_map)
     result = infer(folders, "--jobs", 6, "--threads", 6, status=1)
     assert statuses(result) == [("a", "done"), ("b", "failed")]
     assert len(written) >= 3
@@ -422,8 +422,8 @@ def test_after_the_loss_of_a_gpu_the_other_cases_run_on_the_cpu(tmp_path, monkey
     engine = CudaBackend(LostGpu())
     table = (("auto|cuda.*", lambda _: engine), *crfrefine.engines._TABLE)
     monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
-    monkeypatch.setattr(devices, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "GPU_START", 0.0)
+    monkeypatch.setattr(plans, "is_available", lambda: True)
+    monkeypatch.setattr(plans, "GPU_START", 0.0)
     engine.name = "cuda"
     folders = write_folders(tmp_path, *"abcdef")
     result = infer(folders, "--device", "auto", "--jobs", jobs, status=1)

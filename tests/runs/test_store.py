@@ -18,6 +18,7 @@ from cli_helpers import (
     command,
     infer,
     load_nifti,
+    record_path,
     refined,
     run_here,
     save_nifti,
@@ -35,7 +36,6 @@ from crfrefine.runs.records import (
     SETTINGS,
     CaseRecord,
     RunSummary,
-    record_path,
 )
 from crfrefine.runs.states import _other_values, read_records
 from crfrefine.runs.tune.options import TuneOptions
