@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -20,8 +23,6 @@ from click.shell_completion import CompletionItem
 
 from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, Option, parse_path
 from crfrefine.base.text import shorten_value
-from crfrefine.cli.failures import reporting_failures
-from crfrefine.cli.no_dicom import refuse_dicom, refuse_named_dicom
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,39 +37,61 @@ _ONE_PATH = (
     "or repeat the option for the files of one case."
 )
 _MIN_OF_PANELS = 12  # parameters from which on the help has panels
+_DICOM = r"\.(dcm|dicom|ima)$"
+_READ_VOLUMES = ("infer", "train-crf", "evaluate", "tune")
+_OUTPUTS = ("output", "summary", "corrections")
+VERBOSE = "crfrefine.verbose"  # where the context notes whether tracebacks are wanted
 
 
 class Command(click.Command):
-    """A command with panels in its help, and with errors as lines on standard error."""
+    """A command whose help has panels, and whose parameters are those of its function.
 
-    shared: Sequence[str] = ()  # names of parameters that the function gets as its `options`
+    The parameters that it shares with other commands come as the function's argument `options`, a
+    dict by name; one that the function has itself replaces a shared one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        callback: Callable[..., None],
+        shared: Sequence[click.Parameter] = (),
+        **settings: Any,
+    ) -> None:
+        described: list[click.Parameter] = []
+        for entry in inspect.signature(callback, eval_str=True).parameters.values():
+            if entry.name != "options":
+                value_type, option = get_args(entry.annotation)
+                described.append(_parameter(entry.name, value_type, option, entry.default))
+        names = [one.name for one in described]
+        taken = [one for one in shared if one.name not in names]
+        self._shared = [str(one.name) for one in taken]
+        settings["params"] = [*taken, *described]
+        super().__init__(name, callback=callback, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; of inputs that are DICOM, that matters more than what is missing."""
-        named = list(args)
+        """Parse and check the arguments; inputs that are DICOM matter more than what is missing."""
+        typed = list(args)
         ctx.allow_extra_args = True  # They are refused below, with advice.
         try:
             extra = super().parse_args(ctx, args)
         except click.MissingParameter:
-            refuse_named_dicom(self.name, named)
+            named = [Path(text) for text in typed if _is_named_dicom(text)]
+            refuse_dicom(self.name, {"inputs": named})
             raise
-        if extra and not ctx.resilient_parsing:
+        if ctx.resilient_parsing:
+            return extra
+        if extra:
             problem = f"Got unexpected extra arguments: {' '.join(extra)}"
             if any(re.search(_VOLUME, text) for text in extra):
                 problem += f"\n  {_ONE_PATH}"
             ctx.fail(problem)
-        return extra
-
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        is_verbose = ctx.params.get("verbose", False)
-        if is_verbose and ctx.params.get("quiet"):
+        ctx.meta[VERBOSE] = ctx.params.get("verbose", False)
+        if ctx.meta[VERBOSE] and ctx.params.get("quiet"):
             ctx.fail("--verbose and --quiet exclude each other")
-        with reporting_failures(verbose=is_verbose):
-            refuse_dicom(self.name, ctx.params)
-            if self.shared:
-                ctx.params["options"] = {name: ctx.params.pop(name) for name in self.shared}
-            super().invoke(ctx)
+        refuse_dicom(self.name, ctx.params)
+        if self._shared:
+            ctx.params["options"] = {name: ctx.params.pop(name) for name in self._shared}
+        return extra
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments, then the options panel by panel."""
@@ -93,29 +116,29 @@ class Command(click.Command):
         return {panel: rows[panel] for panel in rows if rows[panel]}
 
 
+@dataclass(frozen=True)
 class _Value(_ParamType):
     """A value that the description of an option checks and converts."""
 
     name = "text"
 
-    def __init__(self, option: Option, parse: Callable[[str], Any], *, is_path: bool) -> None:
-        self._option = option
-        self._parse = parse
-        self._is_path = is_path
+    option: Option
+    parse: Callable[[str], Any]
+    is_path: bool
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value of a text; an error of usage if it has none."""
         if not isinstance(value, str):  # A default is a value already.
             return value
-        choices = self._option.choices
+        choices = self.option.choices
         if choices and value not in choices:
             problem = f"{shorten_value(value)} is not one of {', '.join(choices)}"
-            if self._option.bare is not None:
-                name = self._option.names.split()[-1]
-                problem += f"; before another argument, write {name}={self._option.bare}"
+            if self.option.bare is not None:
+                name = self.option.names.split()[-1]
+                problem += f"; before another argument, write {name}={self.option.bare}"
             self.fail(problem, param, ctx)
         try:
-            return self._parse(value)
+            return self.parse(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
 
@@ -123,11 +146,11 @@ class _Value(_ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return what the shell offers: choices, or the names of files."""
-        entries = [(choice, "") for choice in self._option.choices if choice.startswith(incomplete)]
-        if self._option.complete is not None:
-            entries = self._option.complete(incomplete)
+        entries = [(choice, "") for choice in self.option.choices if choice.startswith(incomplete)]
+        if self.option.complete is not None:
+            entries = self.option.complete(incomplete)
         items: list[CompletionItem] = [CompletionItem(name, help=text) for name, text in entries]
-        if not items and (self._is_path or self._option.complete is not None):
+        if not items and (self.is_path or self.option.complete is not None):
             items.append(CompletionItem(incomplete, type="file"))
         return items
 
@@ -171,40 +194,6 @@ def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> lis
     return parameters
 
 
-def command(
-    *shared: list[click.Parameter],
-) -> Callable[[Callable[..., None]], Command]:
-    """Return a decorator that makes a command of a function: its name, its help, its parameters.
-
-    The parameters that it shares with other commands come as its argument `options`, a dict by
-    name; one that the function has itself replaces a shared one.
-    """
-
-    def make(function: Callable[..., None]) -> Command:
-        described: list[click.Parameter] = []
-        names_of_function = []
-        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-            if name != "options":
-                value_type, option = get_args(parameter.annotation)
-                default = parameter.default
-                if default is parameter.empty:
-                    default = dataclasses.MISSING
-                described.append(_parameter(name, value_type, option, default))
-                names_of_function.append(name)
-        taken = []
-        for one in (one for several in shared for one in several):
-            if one.name not in names_of_function:
-                taken.append(one)
-
-        name = function.__name__.replace("_", "-")
-        text = inspect.getdoc(function)
-        made = Command(name, callback=function, params=[*taken, *described], help=text)
-        made.shared = [str(one.name) for one in taken]
-        return made
-
-    return make
-
-
 def _parameter(name: str, value_type: Any, option: Option, default: Any) -> click.Parameter:
     """Return the parameter of a command that a description tells."""
     is_list = get_origin(value_type) is tuple
@@ -215,7 +204,8 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
         members = tuple(member for member in get_args(value_type) if member is not NoneType)
     is_flag = members == (bool,)
     # An option that can be repeated says in its help what is required.
-    is_required = default is dataclasses.MISSING and not (is_list and option.names)
+    has_default = default not in (dataclasses.MISSING, inspect.Parameter.empty)
+    is_required = not has_default and not (is_list and option.names)
     settings: dict[str, Any] = {"metavar": option.metavar, "required": is_required}
     if not is_required and not is_list:
         settings["default"] = default
@@ -250,3 +240,48 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
     )
     described.panel = option.panel
     return described
+
+
+def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
+    """Raise InputError if an input of a command is a DICOM file, or a folder of them.
+
+    `values` are those of its parameters, also in lists and pairs. The error names the commands to
+    run.
+    """
+    if command not in _READ_VOLUMES:
+        return
+    pending = [value for name, value in values.items() if name not in _OUTPUTS]
+    while pending:
+        path = pending.pop(0)
+        if isinstance(path, list | tuple):
+            pending[:0] = path
+        if not isinstance(path, Path):
+            continue
+        is_there = os.path.exists(path)  # noqa: PTH110 - no exception for names that are too long
+        if not is_there and not _is_named_dicom(path):
+            continue
+        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize, suffix_of
+
+        if suffix_of(path) and not path.is_dir():  # Reading such a file tells what it is.
+            continue
+        if recognize(path) is STRUCTURES:
+            raise InputError(f"{path}: {STRUCTURES.hint('it')}")
+        if not is_dicom(path) or holds_volumes(path):
+            continue
+        volume = re.sub(_DICOM, ".nii.gz", str(path), flags=re.IGNORECASE)
+        if volume == str(path):
+            volume += ".nii.gz"
+        convert = ["crfrefine", "convert", str(path), volume]
+        if not path.is_dir():
+            convert += ["--like", "SERIES"]
+        raise InputError(
+            f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n"
+            f"  {shlex.join(convert)}\n"
+            "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
+            "--like SERIES` makes DICOM of a result."
+        )
+
+
+def _is_named_dicom(path: str | Path) -> bool:
+    """Return whether a name ends like that of a DICOM file."""
+    return re.search(_DICOM, str(path), re.IGNORECASE) is not None

@@ -13,12 +13,12 @@ import click
 from crfrefine.base.option import OUTPUT, Option
 from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.cli.failures import print_failure
 from crfrefine.runs.tools.options import ConversionOptions
 
 
-@command(options_of(ConversionOptions))
+@click.command(cls=Command, shared=options_of(ConversionOptions))
 def convert(
     options: dict[str, Any],
     source: Annotated[

@@ -11,11 +11,11 @@ import click
 
 from crfrefine.base.option import INPUT, Option
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.evaluate.options import EvaluationOptions
 
 
-@command(options_of(EvaluationOptions))
+@click.command(cls=Command, shared=options_of(EvaluationOptions))
 def evaluate(
     options: dict[str, Any],
     predictions: Annotated[

@@ -1,19 +1,14 @@
-"""How a command that fails says so: a message on standard error and an exit status."""
+"""How a command that fails says so: a message on standard error."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import signal
 import sys
-from collections.abc import Iterator
 
 import click
 
-from crfrefine.base.failures import Failure, describe_failure
+from crfrefine.base.failures import Failure
 from crfrefine.base.text import for_terminal
-from crfrefine.cli.standard_output import OutputClosedError
-from crfrefine.errors import CrfRefineError
 
 _MAX_OF_A_USAGE_ERROR = 500
 _NUMBERS_OF_STROKES = (
@@ -61,19 +56,6 @@ GONE = {
 }
 
 
-class Stopped(BaseException):
-    """Carries an interrupt past click, which would otherwise end the process itself."""
-
-    def __init__(self, cause: KeyboardInterrupt) -> None:
-        # Our handlers give the number of a signal; Ctrl-C has none.
-        word = "interrupted"
-        self.status = 128 + signal.SIGINT
-        if cause.args:
-            word = "terminated"
-            self.status = 128 + cause.args[0]
-        super().__init__(": ".join([word, *getattr(cause, "__notes__", ())]))
-
-
 def tell(text: str) -> None:
     """Print a message of the program on standard error, unless that is closed."""
     with contextlib.suppress(OSError):
@@ -93,22 +75,6 @@ def print_failure(failure: Failure, *, verbose: bool) -> None:
 def indented(text: str) -> str:
     """Return a traceback as a part of a message: `for_terminal` keeps indented lines."""
     return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-@contextlib.contextmanager
-def reporting_failures(*, verbose: bool) -> Iterator[None]:
-    """Make user and system errors a message and exit status 1; other exceptions come through."""
-    try:
-        yield
-    except CrfRefineError as error:
-        print_failure(describe_failure(error), verbose=verbose)
-        raise SystemExit(1) from error
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # of standard error
-            raise OutputClosedError from error
-        place = error.filename or "standard output"
-        tell(f"error: {place}: {error.strerror}")
-        raise SystemExit(1) from error
 
 
 def print_usage_error(error: click.UsageError) -> None:

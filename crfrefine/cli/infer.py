@@ -9,13 +9,13 @@ import click
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.cli.failures import GONE
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
 
-@command(options_of(InferenceOptions))
+@click.command(cls=Command, shared=options_of(InferenceOptions))
 def infer(
     options: dict[str, Any],
     config: Annotated[

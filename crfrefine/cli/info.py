@@ -13,7 +13,7 @@ import click
 from crfrefine.base.option import LABELS, Option
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.cli.failures import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
 
 
-@command(
-    options_of(InferenceOptions, "images logits masks input_type resample", needs_inputs=False)
+@click.command(
+    cls=Command,
+    shared=options_of(
+        InferenceOptions, "images logits masks input_type resample", needs_inputs=False
+    ),
 )
 def info(
     options: dict[str, Any],

@@ -6,26 +6,45 @@ Each command imports its modules when it runs.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 import click
+from click.shell_completion import get_completion_class, shell_complete
 
+from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.cli.completion import complete
-from crfrefine.cli.failures import GONE, Stopped, print_usage_error, reporting_failures, tell
-from crfrefine.cli.standard_output import CLOSED_STATUS, OutputClosedError, prepare_streams
+from crfrefine.base.text import shorten
+from crfrefine.cli.command import VERBOSE
+from crfrefine.cli.failures import GONE, print_failure, print_usage_error, tell
+from crfrefine.errors import CrfRefineError
 from crfrefine.version import __version__
 
 # In the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command
 # `train-crf`.
 COMMANDS = ("infer", "train-crf", "evaluate", "convert", "info", "status", "tune", "demo")
+# What the shell reports of a program that the closed pipe ended.
+CLOSED_STATUS = 128 + signal.SIGPIPE
+_COMPLETE = "_CRFREFINE_COMPLETE"  # the environment variable by which a shell asks what follows
+# Of each shell, in the home folder: the file of the script, the file that is read at its start,
+# and the line there that reads the script; fish needs none.
+_PLACES = {
+    "bash": (
+        ".bash_completions/crfrefine.sh",
+        ".bashrc",
+        "source '{home}/.bash_completions/crfrefine.sh'",
+    ),
+    "zsh": (".zfunc/_crfrefine", ".zshrc", "fpath+=~/.zfunc; autoload -Uz compinit; compinit"),
+    "fish": (".config/fish/completions/crfrefine.fish", "", ""),
+}
 
 
 class Group(click.Group):
@@ -45,31 +64,63 @@ class Group(click.Group):
         return cast(click.Command, getattr(import_module(f"crfrefine.cli.{name}"), name))
 
     def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, **settings: Any
+        self, args: Sequence[str] | None = None, **_: Any
     ) -> NoReturn:
-        """Run the command that the arguments name, and exit with its status."""
+        """Run the command that the arguments name, and exit with its status.
+
+        An interrupt, and the error of a pipe whose reader has gone, come through.
+        """
         typed = list(sys.argv[1:] if args is None else args)  # Records have them.
+        context = None
+        status = 0
         try:
-            with keeping_inputs(), reporting_failures(verbose=False):
-                status = super().main(typed, **settings, obj=typed, standalone_mode=False)
+            with keeping_inputs(), self.make_context("crfrefine", [*typed], obj=typed) as context:
+                self.invoke(context)
+        except click.exceptions.Exit as leave:
+            status = leave.exit_code
         except click.UsageError as error:
             print_usage_error(error)
             status = error.exit_code
-        except click.Abort:  # Ctrl-C before the command has begun
-            status = 128 + signal.SIGINT
+        except CrfRefineError as error:
+            is_verbose = context is not None and context.meta.get(VERBOSE, False)
+            print_failure(describe_failure(error), verbose=is_verbose)
+            status = 1
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            tell(f"error: {error.filename or 'standard output'}: {error.strerror}")
+            status = 1
         sys.exit(status)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click would end the process itself when it is interrupted."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt) from interrupt
-        except RuntimeError as error:
-            # Python 3.11 makes one of an interrupt that comes while a class is made.
-            if isinstance(error.__cause__, KeyboardInterrupt):
-                raise Stopped(error.__cause__) from error
-            raise
+
+def complete(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    """Print, or install, the script for a shell, and exit; an empty name means that of $SHELL."""
+    if shell is None or context.resilient_parsing:
+        return
+    shell = shell or Path(os.environ.get("SHELL", "")).name
+    kind = get_completion_class(shell)
+    if kind is None or shell not in _PLACES:
+        raise click.BadParameter(f"{shorten(shell)}: expected one of {', '.join(_PLACES)}")
+    script = kind(context.command, {}, "crfrefine", _COMPLETE).source()
+    if parameter.name == "show_completion":
+        click.echo(script)
+        context.exit()
+
+    home = Path.home()
+    place, start, line = _PLACES[shell]
+    path = home / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script, encoding="utf-8")
+    if start:
+        line = line.format(home=home)
+        text = ""
+        if (home / start).exists():
+            text = (home / start).read_text(encoding="utf-8")
+        if line not in text.splitlines():
+            with (home / start).open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n")
+    click.echo(f"completion for {shell} is in {path}; it works in new shells")
+    context.exit()
 
 
 app = Group(
@@ -106,7 +157,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    prepare_streams()
+    for name in ("stdout", "stderr"):
+        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
+        # to fail. Neither is a character that the encoding lacks.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    instruction = os.environ.get(_COMPLETE)
+    if instruction:
+        sys.exit(shell_complete(app, {}, "crfrefine", _COMPLETE, instruction))
     # A warning is a line, without its place in the code.
     warnings.showwarning = lambda warning, *_: tell(f"warning: {warning}")
     if sys.argv[1:2] != ["convert"]:
@@ -120,31 +181,38 @@ def main() -> None:
     # what is still buffered.
     try:
         try:
-            app(prog_name="crfrefine")
+            app()
         except SystemExit:
-            # The interpreter would ignore an error of writing what was printed.
-            try:
-                sys.stdout.flush()
-            except OSError as error:
-                tell(f"error: standard output: {error.strerror}")
-                os._exit(1)
+            sys.stdout.flush()  # The interpreter would ignore an error of writing what was printed.
             raise
-    except OutputClosedError:
+    except BrokenPipeError:  # The reader has gone, as `head` does, which is no error.
         os._exit(CLOSED_STATUS)
-    except Stopped as stopped:
-        _exit_stopped(stopped)
+    except OSError as error:
+        tell(f"error: standard output: {error.strerror}")
+        os._exit(1)
     except KeyboardInterrupt as interrupt:
-        _exit_stopped(Stopped(interrupt))
+        _exit_stopped(interrupt)
+    except RuntimeError as error:
+        # Python 3.11 makes one of an interrupt that comes while a class is made.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        _exit_stopped(error.__cause__)
 
 
-def _exit_stopped(stopped: Stopped) -> None:
+def _exit_stopped(interrupt: KeyboardInterrupt) -> None:
     """Write what was printed, say that the command was stopped, and end the process at once."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C is often hit twice.
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError, OutputClosedError):
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
-    tell(str(stopped))
-    os._exit(stopped.status)
+    # Our handlers give the number of a signal; Ctrl-C has none.
+    word = "interrupted"
+    status = 128 + signal.SIGINT
+    if interrupt.args:
+        word = "terminated"
+        status = 128 + interrupt.args[0]
+    tell(": ".join([word, *getattr(interrupt, "__notes__", ())]))
+    os._exit(status)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

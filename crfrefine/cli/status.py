@@ -13,7 +13,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import Option
 from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command
+from crfrefine.cli.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ _MAX_LISTED = 20
 _MAX_REASON = 300
 
 
-@command()
+@click.command(cls=Command)
 def status(
     folders: Annotated[tuple[Path, ...], Option("", "Output folders of runs.", "FOLDER...")],
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,

@@ -11,7 +11,7 @@ import click
 
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
@@ -39,12 +39,13 @@ _WITH_LABELS = (
 )
 
 
-@command(
-    options_of(
+@click.command(
+    cls=Command,
+    shared=options_of(
         InferenceOptions,
         "nnunet input_type add_background network_spacing resample device threads",
-    ),
-    options_of(TrainingOptions),
+    )
+    + options_of(TrainingOptions),
 )
 def train_crf(
     options: dict[str, Any],

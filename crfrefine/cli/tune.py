@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
+
 from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
 from crfrefine.base.workers import run_beside
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import command, options_of
+from crfrefine.cli.command import Command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.options import TuneOptions
 
@@ -25,7 +27,7 @@ _INPUTS = (
 _LARGEST_KEPT = 4 << 20  # bytes: those of a box are used again
 
 
-@command(options_of(InferenceOptions, _INPUTS), options_of(TuneOptions))
+@click.command(cls=Command, shared=options_of(InferenceOptions, _INPUTS) + options_of(TuneOptions))
 def tune(
     options: dict[str, Any],
     config: Annotated[str, shared.CONFIG] = "default",
