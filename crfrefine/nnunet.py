@@ -33,7 +33,7 @@ from crfrefine.io.atomic import check_small_output
 from crfrefine.io.paths import add_volumes, files_written, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, Network, StreamedNetwork
+from crfrefine.refinement.given import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError, naming_case
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
 from crfrefine.io.volume import Segment, Volume, VolumeHeader
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
 @dataclass(frozen=True)

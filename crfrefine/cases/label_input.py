@@ -26,7 +26,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
-from crfrefine.refinement.networks import LabelMapNetwork
+from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
     from crfrefine.cases.reading_options import ReadingOptions

@@ -36,7 +36,7 @@ from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.refinement.networks import (
+from crfrefine.refinement.given import (
     ArrayNetwork,
     LabelMapNetwork,
     Network,

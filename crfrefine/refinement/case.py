@@ -35,7 +35,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 

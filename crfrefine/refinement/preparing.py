@@ -25,8 +25,7 @@ from crfrefine.base.notes import Note
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.following import plan_edits
-from crfrefine.refinement.given import Case, Prepared
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import LabelSets

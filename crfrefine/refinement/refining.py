@@ -29,8 +29,7 @@ from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
-from crfrefine.refinement.given import Case, Prepared
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.preparing import prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult

@@ -31,7 +31,7 @@ from crfrefine.io import write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
-from crfrefine.refinement.networks import LabelMapNetwork
+from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine

@@ -21,7 +21,7 @@ from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
 from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.networks import LabelMapNetwork
+from crfrefine.refinement.given import LabelMapNetwork
 
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
 # exclude most of a head.

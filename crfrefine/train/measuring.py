@@ -23,7 +23,7 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (

@@ -21,7 +21,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import VOLUMES
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled

@@ -11,7 +11,7 @@ from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling

@@ -16,7 +16,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, StreamedNetwork
+from crfrefine.refinement.given import ArrayNetwork, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0})

@@ -26,7 +26,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.networks import StreamedNetwork
+from crfrefine.refinement.given import StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
 

@@ -28,7 +28,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops

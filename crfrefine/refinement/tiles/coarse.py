@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.given import Case, Prepared
+from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.grid import LabelSets, TileGrid
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
 from crfrefine.refinement.tiles.planning import (
@@ -28,9 +27,6 @@ from crfrefine.refinement.tiles.planning import (
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.networks import StreamedNetwork
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
 # once more: interpolation needs a label's logits at all neighbors of where it may matter.

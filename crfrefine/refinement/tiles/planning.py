@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +19,13 @@ from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.given import Case, Prepared
+from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE_VOXELS, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import TileProblem, label_sets
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 from crfrefine.refinement.tiles.work import choose_tiles, count_pairs
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.networks import StreamedNetwork
 
 # Voxels of a coarser network's map that are refined at once: filters of them take about 2 GiB.
 MAX_SHARED_VOXELS = 40_000_000

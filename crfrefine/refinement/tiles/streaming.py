@@ -32,7 +32,7 @@ from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RunContext
-    from crfrefine.refinement.networks import ReadPieces, StreamedNetwork
+    from crfrefine.refinement.given import ReadPieces, StreamedNetwork
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, Array]]:

@@ -30,7 +30,7 @@ from crfrefine.parameters.sections import (
     IntensityParameters,
     PostprocessParameters,
 )
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes

@@ -26,7 +26,7 @@ from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.volume import named_segments
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
-from crfrefine.refinement.networks import LabelMapNetwork
+from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
