@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from unittest.mock import ANY
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -191,7 +192,8 @@ STROKE = {
 
 
 def strokes_with(drawn, *, can_undo=True, can_redo=False):
-    return {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "problem": ""}
+    state = {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "problem": ""}
+    return {**state, "step": ANY}
 
 
 def state_of(session, changes=()):

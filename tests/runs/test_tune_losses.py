@@ -295,3 +295,24 @@ def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later
         click(page, "keep-again")
         wait(page, f"!{is_shown('problem')}")
     assert json.loads((folder / "drawing" / "second.json").read_text())["done"] == 1
+
+
+def test_a_tab_that_gets_the_focus_has_the_strokes_of_the_other_one(arguments, folder):
+    with correcting(arguments, folder, "profile") as (running, page):
+        first = page.current_window_handle
+        page.switch_to.new_window("tab")
+        page.get(running.address)
+        wait_until_done(page)
+        second = page.current_window_handle
+        stroke(page, (2, 3), (6, 3))
+        for tab, key, expected in ((first, "z", 0), (second, "y", 5), (first, None, 5)):
+            before = drawn(page)
+            page.switch_to.window(tab)
+            page.execute_cdp_cmd("Page.bringToFront", {})
+            wait(page, f"document.querySelector('#saved-case').textContent.startsWith('{before} ')")
+            wait_until_done(page)
+            if key:
+                last = number(page)
+                press(page, key)
+                wait_until_done(page, last)
+            assert drawn(page) == expected

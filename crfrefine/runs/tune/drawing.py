@@ -47,6 +47,7 @@ class Drawing:
         self._num_given = len(self._edits)
         self._num_done = len(self._edits)
         self._given = _digest_of_edits(self._edits, self._grid)
+        self._num_steps = 0
         self._marks: dict[str, None] = {}
         self._lock = threading.RLock()
         self._values: Array | None = None
@@ -189,6 +190,7 @@ class Drawing:
 
     def _step(self, by: int) -> None:
         self._num_done += by
+        self._num_steps += 1
         self._values = None
         self._digest = None
         self._write()
@@ -248,6 +250,7 @@ class Drawing:
         """Return what the page shows of the strokes."""
         return {
             "drawn": len(_drawn(self._edits[: self._num_done])[0]),
+            "step": self._num_steps,  # It rises with each edit.
             "can_undo": self._num_done > self._num_given,
             "can_redo": self._num_done < len(self._edits),
             "problem": self.problem,

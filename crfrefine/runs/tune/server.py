@@ -178,6 +178,7 @@ def make_app(
         post("case/{number:int}/draw", worklist.draw, _STROKE),
         post("case/{number:int}/undo", worklist.undo, _MARK),
         post("case/{number:int}/redo", worklist.redo, _MARK),
+        post("case/{number:int}/look", worklist.look, _MARK),
         post_to_case("save", _PARAMETERS),
         post_to_case("save-case", _PARAMETERS),
         post("open", worklist.open, {"number": int}),

@@ -309,7 +309,6 @@ class Session:
             self.drawing.mark_saved()
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
-            "strokes": self.drawing.describe(),
             "result": result.facts if self.shown is result else None,
             **described,
         }

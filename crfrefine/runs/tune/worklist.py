@@ -100,6 +100,10 @@ class Worklist:
         """Draw the stroke of a case again that was taken back last, if any."""
         return self._edit(number, lambda session: session.redo(mark))
 
+    def look(self, number: int, mark: str) -> dict[str, Any]:
+        """Return the strokes of the open case, which another tab may have edited."""
+        return {**self.session(number).drawing.describe(), "state": self._state_of(number)}
+
     def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
         """Edit the strokes of a case.
 
@@ -202,11 +206,11 @@ class Worklist:
         return self.describe()
 
     def review(self, number: int, review: str, note: str) -> dict[str, Any]:
-        """Note a state and a text of a case."""
+        """Note a state and a text of a case; return the cases."""
         self._require_case(number)
         with self._lock:
             self._reviews.note(self._inputs.cases[number].case_id, review, note)
-        return {}
+        return self.describe()
 
     def keep_lost(self) -> str:
         """Keep strokes and notes that would be gone; return the folder, "" if none would be."""

@@ -123,8 +123,8 @@ function orderCases() {
 // Send the state and the note of the case.
 export function review() {
   const { number } = state;
-  const sent = { number, review: find("review-state").value, note: find("note").value };
-  attempt(send("review", sent)).then(refreshCases);
+  changeCases("review",
+    { number, review: find("review-state").value, note: find("note").value });
 }
 
 watch("list at", showCases);

@@ -24,7 +24,6 @@ export function voxelAt({ size }, { left, top, stepX, stepY }, { x, y }) {
 export const isInside = ({ size }, voxel) =>
   voxel.every((at, axis) => at >= 0 && at < size[axis]);
 
-// The voxel of the image that is nearest to one.
 export const nearest = ({ size }, voxel) =>
   voxel.map((at, axis) => clamp(at, 0, size[axis] - 1));
 

@@ -77,6 +77,7 @@ async function openCase(number) {
   planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke)));
   find("planes").replaceChildren(...planes.map((plane) => plane.parts.node));
   set({ large: (largePlane() ?? planes[0]).spec.number });
+  document.body.inert = false;
   chooseWindows(windowName);
   showPlanes();
   await refine();
@@ -180,8 +181,8 @@ function showResult() {
   const { about, result } = state;
   const { converged, device, filters, is_whole: isWhole, num_iterations: steps } = result;
   find("scores").tBodies[0].replaceChildren(...result.labels.map(scoreRow));
-  find("scores-caption").textContent = isWhole ? "Whole case" : "In the frame only";
   const kind = isWhole ? "Whole case" : "Provisional, in the frame";
+  find("scores-caption").textContent = kind;
   const changed = count(result.voxels_changed);
   find("facts").textContent = `${kind}: ${changed} voxels changed, ${result.seconds.toFixed(2)} s`;
   find("notes-text").textContent = [...about.notes, ...result.notes].join("\n");
@@ -202,12 +203,13 @@ function scoreRow({ label, region, before, after, dice_before: was, dice_after: 
 
 // ---- Strokes
 
-// Draw, undo or redo, then refine; promise whether it is done.
+// Draw, undo or redo, then refine; promise whether it is done. Or look what another tab has done.
 function edit(name, sent) {
   const { number } = state;
   const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
   const edited = send(`case/${number}/${name}`, { ...sent, mark });
   return attempt(edited.then((strokes) => {
+    if (name === "look" && strokes.step === state.strokes.step) return;
     tell("");
     showState(number, strokes);
     if (number !== state.number) return;
@@ -233,12 +235,10 @@ async function saveCase() {
   const { about, number } = state;
   const sent = counter;
   saving = attempt(askCase("save-case", parameters()).then((answer) => {
-    const { result, saved, strokes } = answer;
     tell("");
     if (number === state.number) {
-      if (about.is_large && result && sent === counter) showAnswer(answer);
-      showStrokes(strokes);
-      find("saved-case").textContent = `saved to ${saved}`;
+      if (about.is_large && answer.result && sent === counter) showAnswer(answer);
+      find("saved-case").textContent = `saved to ${answer.saved}`;
     }
     return refreshCases();
   }));
@@ -310,6 +310,7 @@ const keys = { "[": () => resize("stepDown"), "]": () => resize("stepUp"),
   h: toggleChosen, p: pick };
 
 document.addEventListener("keydown", (event) => {
+  if (document.body.inert) return;
   const isCommand = (event.ctrlKey || event.metaKey) && !event.getModifierState("AltGraph");
   const target = /** @type {Element} */ (event.target);
   const isWritten = target.closest("input[type=number], input[type=text], pre, dialog");
@@ -323,6 +324,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault(); // A select would take the letter, and the browser Ctrl+S.
   act();
 });
+window.addEventListener("focus", () => document.body.inert || edit("look", {}));
 window.addEventListener("beforeunload", (event) => {
   if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
