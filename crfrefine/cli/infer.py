@@ -52,10 +52,10 @@ def infer(
 
     start = "default" if is_auto else preset
     parameters, entries = shared.parameters_of(start, overrides)
-    # If --set sets all rules that remove components, their effect is wanted.
-    removing = parameters.postprocess.removing.keys()
-    if "postprocess" in entries or (entries and removing <= entries.keys()):
-        options["allow_vanishing"] = True
+    if entries:  # If --set sets all rules that remove components, their effect is wanted.
+        removing = parameters.postprocess.removing.keys()
+        if "postprocess" in entries or removing <= entries.keys():
+            options["allow_vanishing"] = True
     held_out = {}
     if options["nnunet"] is not None:
         from crfrefine.runs.held_out import read_held_out

@@ -80,6 +80,8 @@ class CrfParameters:
     strokes: StrokesParameters = field(default_factory=StrokesParameters)
     # Names of the cases that `train-crf` learned the values on; empty if unknown.
     trained_on: tuple[str, ...] = ()
+    # The tables of the file in their order, by the prefix of their keys.
+    tables: dict[str, Section] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         kernels = values_of(self.bilateral)
@@ -90,10 +92,16 @@ class CrfParameters:
             )
         object.__setattr__(self, "bilateral", kernels)
 
+        tables: dict[str, Section] = {}
         for name, kind in SECTIONS.items():
             section = getattr(self, name)
-            if name != "bilateral" and not isinstance(section, kind):
+            if name == "bilateral":
+                tables.update(zip(kernel_prefixes(len(kernels)), kernels, strict=True))
+            elif isinstance(section, kind):
+                tables[name] = section
+            else:
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
+        object.__setattr__(self, "tables", tables)
         cases = self.trained_on
         are_names = isinstance(cases, list | tuple)
         are_names = are_names and all(isinstance(name, str) for name in cases)
@@ -152,11 +160,10 @@ class CrfParameters:
         sections: dict[str, Any] = {}
         for name, value in table.items():
             if name == "bilateral":
-                tables = values_of(value)
-                kernels = []
-                for kernel, prefix in zip(tables, kernel_prefixes(len(tables)), strict=True):
-                    kernels.append(section_of(BilateralParameters, kernel, prefix))
-                sections[name] = tuple(kernels)
+                kernels = values_of(value)
+                prefixes = kernel_prefixes(len(kernels))
+                named = zip(kernels, prefixes, strict=True)
+                sections[name] = [section_of(BilateralParameters, *kernel) for kernel in named]
             elif name in SECTIONS:
                 sections[name] = section_of(SECTIONS[name], value, name)
             elif name not in ("schema", TRAINED_ON):
@@ -168,7 +175,7 @@ class CrfParameters:
         table: dict[str, Any] = {"schema": SCHEMA}
         if self.trained_on:
             table[TRAINED_ON] = list(self.trained_on)
-        for section in self._tables().values():
+        for section in self.tables.values():
             values = {}
             for key, value in vars(section).items():
                 if value is not None:
@@ -191,7 +198,7 @@ class CrfParameters:
             text += f"# {_TRAINED_ON_COMMENT}\n"
             text += f"{TRAINED_ON} = {_toml_lines(self.trained_on)}\n"
 
-        for prefix, section in self._tables().items():
+        for prefix, section in self.tables.items():
             name = section.section
             text += "\n"
             if prefix in (name, f"{name}.0"):
@@ -235,27 +242,17 @@ class CrfParameters:
             if key not in sections:
                 _set_entry(table, key, value)
         if "compatibility.kind" in changes:
-            kind = changes["compatibility.kind"]
-            for key in CompatibilityParameters.keys_of_other_kinds(kind):
-                if f"compatibility.{key}" not in changes:
-                    table["compatibility"].pop(key, None)
+            for entry in dataclasses.fields(CompatibilityParameters):
+                needed_by = entry.metadata["needed_by"]
+                is_needed = needed_by is None or needed_by[1] == changes["compatibility.kind"]
+                if not is_needed and f"compatibility.{entry.name}" not in changes:
+                    table["compatibility"].pop(entry.name, None)
         return self.from_dict(table)
-
-    def _tables(self) -> dict[str, Section]:
-        """Return the tables of the file in their order, by the prefix of their keys."""
-        tables: dict[str, Section] = {}
-        for name in SECTIONS:
-            if name == "bilateral":
-                prefixes = kernel_prefixes(len(self.bilateral))
-                tables.update(zip(prefixes, self.bilateral, strict=True))
-            else:
-                tables[name] = getattr(self, name)
-        return tables
 
     @property
     def num_labels(self) -> int | None:
         """The number of labels that a list or matrix fixes; None if all values fit any number."""
-        for name, section in self._tables().items():
+        for name, section in self.tables.items():
             if name == "postprocess":
                 continue
             for values in section.label_lists.values():
@@ -274,7 +271,7 @@ class CrfParameters:
     def kernels(self) -> dict[str, KernelParameters]:
         """The tables of kernels in the order of the file, by the prefix of their keys."""
         kernels = {}
-        for prefix, section in self._tables().items():
+        for prefix, section in self.tables.items():
             if isinstance(section, KernelParameters):
                 kernels[prefix] = section
         return kernels
@@ -303,7 +300,7 @@ class CrfParameters:
         """
         sections: dict[str, Any] = {}
         kernels: list[Any] = []
-        for prefix, section in self._tables().items():
+        for prefix, section in self.tables.items():
             section.spread({"label": num_labels}, prefix)  # checks the lengths
             selected = section.select_labels(labels)
             if section.section == "bilateral":
@@ -333,7 +330,7 @@ class CrfParameters:
 
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
-        tables = {prefix: table.spread(sizes, prefix) for prefix, table in self._tables().items()}
+        tables = {prefix: table.spread(sizes, prefix) for prefix, table in self.tables.items()}
         kernels = []
         weights = []
         for prefix, kernel in self.kernels.items():

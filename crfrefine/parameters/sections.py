@@ -49,18 +49,27 @@ class Section:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
+            key = f"{self.section}.{entry.name}"
             value = getattr(self, entry.name)
-            if value is None and entry.default is None:
-                other_key, word = entry.metadata["needed_by"]
-                if word in values_of(getattr(self, other_key)):
-                    raise ConfigError(
-                        f"{self.section}.{entry.name}: needed by {self.section}.{other_key} = "
-                        f"{word!r}; {entry.metadata['comment']}"
-                    )
+            if value is not None or entry.default is not None:
+                # The dataclass is frozen for its users; this only gives values their final type.
+                value = entry.metadata["rule"].check(value, key)
+                object.__setattr__(self, entry.name, value)
+            if entry.metadata["needed_by"] is None:
                 continue
-            # The dataclass is frozen for its users; this only converts values to their final type.
-            checked = entry.metadata["rule"].check(value, f"{self.section}.{entry.name}")
-            object.__setattr__(self, entry.name, checked)
+            other_key, word = entry.metadata["needed_by"]
+            other_value = getattr(self, other_key)
+            if value is None and word in values_of(other_value):
+                raise ConfigError(
+                    f"{key}: needed by {self.section}.{other_key} = {word!r}; "
+                    f"{entry.metadata['comment']}"
+                )
+            # A kind has its own keys alone; some modality may or may not use a key of modalities.
+            if value is not None and other_key == "kind" and other_value != word:
+                raise ConfigError(
+                    f"{key}: not used by {self.section}.{other_key} = {other_value!r}; "
+                    f"set {self.section}.{other_key} = {word!r} too"
+                )
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
@@ -211,25 +220,6 @@ class CompatibilityParameters(Section):
         "row: label of the neighbor, column: own label",
         needed_by=("kind", "matrix"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key, kind in self.keys_of_other_kinds(self.kind).items():
-            if getattr(self, key) is not None:
-                raise ConfigError(
-                    f"compatibility.{key}: not used by compatibility.kind = {self.kind!r}; "
-                    f"set compatibility.kind = {kind!r} too"
-                )
-
-    @classmethod
-    def keys_of_other_kinds(cls, kind: str) -> dict[str, str]:
-        """Return the keys that a kind does not use, each with the kind that does."""
-        keys = {}
-        for entry in dataclasses.fields(cls):
-            needed_by = entry.metadata["needed_by"]
-            if needed_by is not None and needed_by[1] != kind:
-                keys[entry.name] = needed_by[1]
-        return keys
 
     def penalties(self, num_labels: int, dtype: DTypeLike = float) -> NDArray[Any]:
         """Return the penalties (L, L); row: label of the neighbor, column: own label."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import ConfigError
@@ -138,46 +137,34 @@ class MeanFieldSpec:
     # From 0, no volume term, to 1, every step keeps the mass of each label.
     volume_weight: float = 0.0
 
-    @property
-    def num_labels(self) -> int:
-        """The number of labels, L."""
-        return len(self.compatibility)
+    # What follows from these fields; engines read it by its name, too.
+    num_labels: int = field(init=False)  # L
+    is_potts: bool = field(init=False)  # whether the penalty of any two different labels is 1
+    # The number of channels that are filtered. If each kernel has one weight for all labels, the
+    # last label's message follows from the others', and is not filtered.
+    num_channels: int = field(init=False)
+    # Inverse strength of the volume term: infinity without it, 0 if it is exact.
+    volume_slack: float = field(init=False)
 
-    @property
-    def volume_slack(self) -> float:
-        """Inverse strength of the volume term: infinity without it, 0 if it is exact."""
-        if self.volume_weight == 0.0:
-            return math.inf
-        return (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
+    def __post_init__(self) -> None:
+        num_labels = len(self.compatibility)
+        # Ones are counted: a matrix to compare with would be large for thousands of labels.
+        num_ones = int((self.compatibility == 1.0).sum())
+        is_potts = num_ones == num_labels * (num_labels - 1)
+        has_equal_weights = bool((self.weights == self.weights[:, :1]).all())
+        volume_slack = math.inf
+        if self.volume_weight != 0.0:
+            volume_slack = (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
+        object.__setattr__(self, "num_labels", num_labels)
+        object.__setattr__(self, "is_potts", is_potts and not self.compatibility.diagonal().any())
+        object.__setattr__(self, "num_channels", num_labels - has_equal_weights)
+        object.__setattr__(self, "volume_slack", volume_slack)
 
     def volume_weight_gradient(self, by_slack: float) -> float | None:
         """Return the gradient by the volume weight from that by `volume_slack`; None without it."""
         if self.volume_weight == 0.0:
             return None
         return -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
-
-    @cached_property
-    def is_potts(self) -> bool:
-        """True if the penalty of any two different labels is 1."""
-        import numpy as np
-
-        if np.diagonal(self.compatibility).any():
-            return False
-        # Ones are counted: a matrix to compare with would be large for thousands of labels.
-        num_pairs = self.num_labels * (self.num_labels - 1)
-        return int(np.count_nonzero(self.compatibility == 1.0)) == num_pairs
-
-    @cached_property
-    def num_channels(self) -> int:
-        """The number of channels that are filtered.
-
-        If each kernel has one weight for all labels, the last label's message follows from the
-        others', and is not filtered.
-        """
-        has_equal_weights = bool((self.weights == self.weights[:, :1]).all())
-        if has_equal_weights:
-            return self.num_labels - 1
-        return self.num_labels
 
     @property
     def num_recorded(self) -> int:
@@ -190,7 +177,8 @@ class MeanFieldSpec:
         `known` are the names of the fields that the engine of the device supports.
         """
         for entry in dataclasses.fields(self):
-            if entry.name not in known and getattr(self, entry.name) != entry.default:
+            is_asked = entry.init and entry.name not in known
+            if is_asked and getattr(self, entry.name) != entry.default:
                 raise ConfigError(
                     f"{entry.name}: --device {device} has {entry.default} only; use --device cpu"
                 )
