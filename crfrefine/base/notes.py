@@ -30,6 +30,10 @@ class NoteKind(Enum):
     OTHER_FORMAT = "the file is {format}, although its name does not say so; it is read as such"
     COMPRESSED = "the file is compressed, although its name says otherwise"
     NOT_COMPRESSED = "the file is not compressed, although its name says otherwise"
+    BEHIND_VOXELS = (
+        "{surplus:# byte} behind its voxels {surplus:is/are} ignored, as in ITK and nibabel; are "
+        "the sizes and the type of voxels in its header right?"
+    )
     READ_BY_ITK = "read through SimpleITK: its header has {reason}"
     UNKNOWN_UNITS = "its {field} are {units}, which are not known; mm is assumed"
     NO_ORIENTATION = "no orientation in the header (sform and qform codes are 0)"

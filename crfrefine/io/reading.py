@@ -5,6 +5,7 @@ The header comes first, then the voxels, at once or piece by piece.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -79,6 +80,11 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         if is_gzip != streams.is_named_gzip(path):
             kind = NoteKind.COMPRESSED if is_gzip else NoteKind.NOT_COMPRESSED
             notes = (Note.of(kind), *notes)
+    if source is not None and source.encoding == "raw" and not actual.has_tail:
+        num_bytes = math.prod(header.stored_shape) * source.dtype.itemsize
+        surplus = states[source.path].st_size - (source.start + source.offset + num_bytes)
+        if surplus > 0:
+            notes = (*notes, Note.of(NoteKind.BEHIND_VOXELS, surplus=surplus))
     return replace(header, family=header.family or actual.name, notes=notes, states=states)
 
 

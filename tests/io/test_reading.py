@@ -107,6 +107,25 @@ def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
     assert capfd.readouterr() == ("", ""), "only the error itself may report anything"
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.hdr", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.mgh"])
+def test_what_is_behind_the_voxels_of_a_longer_file_is_ignored_with_a_note(name, tmp_path):
+    """As in ITK and nibabel, which say nothing; FreeSurfer's programs write tags behind them."""
+    path = tmp_path / name
+    if name in ("a.mhd", "a.mha", "a.nrrd", "a.nhdr"):
+        save_itk(path, numbers(SHAPE), compress=False)
+    else:
+        save_nifti(path, numbers(SHAPE))
+    assert io.read_header(path).notes == ()
+    longer = next((file for file in tmp_path.iterdir() if file != path), path)
+    with longer.open("ab") as file:
+        file.write(bytes(48))
+    notes = [str(note) for note in io.read_header(path).notes]
+    assert [note.startswith("48 bytes behind its voxels are ignored") for note in notes] == (
+        [] if name == "a.mgh" else [True]
+    )
+    np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE))
+
+
 CHANNELS = (4, 7, 6, 5)
 
 
