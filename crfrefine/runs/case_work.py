@@ -242,7 +242,9 @@ def write_case(
     work.case = None
 
     named = segments or named_segments(reading.label_names)
-    written = _write_beside(work, like, result, segments, named, picture)
+    written = [outputs.label_map]
+    if len(outputs.all()) > 1 or outputs.folder is not None:
+        written = _write_beside(work, like, result, segments, named, picture)
     files = [file for path in dict.fromkeys(written) for file in files_written(path)]
     if outputs.before or outputs.unknown or outputs.folder is not None:
         work.wait_to_name()  # Until then a run may end that leaves the case as it was.

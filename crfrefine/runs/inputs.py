@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import mapping_of
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
@@ -131,7 +132,7 @@ def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> Rea
         regions,
         declared,
         network_spacing=options.network_spacing,
-        mapping=options.mapping,
+        mapping=mapping_of(options.mapped),
         max_memory=options.max_memory,
         add_background=options.add_background,
         label_names=label_names,

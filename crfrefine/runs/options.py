@@ -21,7 +21,6 @@ from crfrefine.base.option import (
     RESOURCES,
     Mapped,
     Option,
-    mapping_of,
     parse_own_mapped,
     parse_path,
     path_text,
@@ -339,11 +338,6 @@ class InferenceOptions:
             panel=OUTPUT,
         ),
     ] = None
-
-    @property
-    def mapping(self) -> dict[int, int]:
-        """The new label of values in the label maps; ConfigError if a value has two."""
-        return mapping_of(self.mapped)
 
     @property
     def writes_file(self) -> bool:

@@ -16,9 +16,8 @@ from crfrefine.base.array_types import Labels
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
-from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.nnunet import is_of_nnunet
-from crfrefine.cases.patterns import holds_many
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
@@ -165,66 +164,46 @@ def unique_stem(segment: Segment, stems: set[str]) -> str:
 
 
 def plan_outputs(
-    cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]
+    cases: CaseList, options: InferenceOptions, label_names: Mapping[int, str]
 ) -> list[OutputFiles]:
     """Choose the output files of each case.
 
     `label_names` are of labels whose input does not name them. Raise InputError for an output with
     a wrong format, or which would replace an input or another output.
     """
-    is_folder_run = (
-        options.nnunet is not None or options.manifest is not None or holds_many(options.images[0])
-    )
-    _check_format(options, is_folder_run=is_folder_run)
+    output = options.output
+    output_format = options.output_format
+    is_single = cases.is_single and options.nnunet is None
+    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
+        raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
+    if options.writes_file:
+        if output_format is not None:
+            raise InputError(
+                f"{output}: names a file, whose suffix is its format; "
+                "leave --output-format out, or give a folder"
+            )
+        if not is_single:
+            raise InputError(
+                f"{output}: the images are a folder or pattern, so the output must be a folder, "
+                "not a file name"
+            )
+    suffix = suffix_of(output)
+    ending = suffix or output.suffix
+    if ending and suffix not in WRITTEN_SUFFIXES and is_single and not output.is_dir():
+        raise InputError(
+            f"{output}: a label map cannot be written as {ending}; "
+            f"expected {_ONE_OF_SUFFIXES}, or a folder"
+        )
     plans = [_outputs_of(files, options, label_names) for files in cases]
     if options.save_probabilities and not options.writes_file:
         plans = _with_archives(cases, plans)
-    # Folders of inputs and of label maps, into which no structures go.
-    occupied: set[Path] = set()
-    if options.save_structures:
-        occupied = {_real(outputs.label_map.parent) for outputs in plans}
-        for files in cases:
-            for name in (*files.images, *files.logits, files.mask):
-                if name is not None:
-                    occupied.update(_real(path).parent for path in files_read(name))
-    _check_paths(cases, plans, occupied)
-    # The next run would take results there as images or logits.
-    if is_folder_run and _real(options.output) in _input_folders(cases):
-        raise InputError(
-            f"{options.output}: holds the images or logits of this run; "
-            "choose another folder for the results"
-        )
+    _check_paths(cases, plans, options, is_single=is_single)
     return plans
 
 
 def _real(path: Path) -> Path:
     """Return a path without links; those that are circular stay, and are no exception."""
     return Path(os.path.realpath(path))
-
-
-def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
-    """Raise InputError for a format that cannot be written, and for a file instead of a folder."""
-    output = options.output
-    output_format = options.output_format
-    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
-        raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
-    if output_format is not None and options.writes_file:
-        raise InputError(
-            f"{output}: names a file, whose suffix is its format; "
-            "leave --output-format out, or give a folder"
-        )
-    if options.writes_file and is_folder_run:
-        raise InputError(
-            f"{output}: the images are a folder or pattern, so the output must be a folder, "
-            "not a file name"
-        )
-    seems_file = bool(output.suffix) and not output.is_dir() and not is_folder_run
-    suffix = suffix_of(output)
-    if (options.writes_file or seems_file) and suffix not in WRITTEN_SUFFIXES:
-        raise InputError(
-            f"{output}: a label map cannot be written as {suffix or output.suffix}; "
-            f"expected {_ONE_OF_SUFFIXES}, or a folder"
-        )
 
 
 def _outputs_of(
@@ -287,6 +266,16 @@ def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> 
     return outputs
 
 
+def _occupied_folders(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> set[Path]:
+    """Return the folders of inputs and of label maps, into which no structures go."""
+    folders = {_real(outputs.label_map.parent) for outputs in plans}
+    for files in cases:
+        for name in (*files.images, *files.logits, files.mask):
+            if name is not None:
+                folders.update(_real(path).parent for path in files_read(name))
+    return folders
+
+
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
     """Return the folders of images and logits; of structures, that with the cases' folders."""
     folders = set()
@@ -300,12 +289,16 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
 
 
 def _check_paths(
-    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], occupied: Collection[Path]
+    cases: Sequence[CaseFiles],
+    plans: Sequence[OutputFiles],
+    options: InferenceOptions,
+    *,
+    is_single: bool,
 ) -> None:
-    """Raise InputError if two cases have one output, or if an output would replace an input.
-
-    No structures go into an `occupied` folder.
-    """
+    """Raise InputError if two cases have one output, or if an output would replace an input."""
+    occupied: set[Path] = set()
+    if options.save_structures:
+        occupied = _occupied_folders(cases, plans)
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
         if files.lack:
@@ -331,6 +324,12 @@ def _check_paths(
             written += outputs.folder.glob("*")
         for path in written:
             check_no_input(path)
+    # The next run would take results there as images or logits.
+    if not is_single and _real(options.output) in _input_folders(cases):
+        raise InputError(
+            f"{options.output}: holds the images or logits of this run; "
+            "choose another folder for the results"
+        )
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:

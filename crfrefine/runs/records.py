@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self, TypeAlias
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import note_on_values
 from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed, shorten_value
 from crfrefine.cases.case_files import CaseFiles
@@ -241,18 +243,29 @@ def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def note_on_num_labels(records: Iterable[CaseRecord]) -> Note | None:
-    """Return a note if the cases of a run have different numbers of labels, else None."""
+def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> list[Note]:
+    """Return notes on cases with different numbers of labels, and on values that none has.
+
+    `mapping` is that of --map.
+    """
+    notes = []
     cases: dict[int, list[str]] = {}
     for record in records:
         # Undeclared label maps have as many labels as their largest one says.
         has_channels = record.input_type in ("logits", "probabilities")
         if has_channels and record.num_labels is not None:
             cases.setdefault(record.num_labels, []).append(record.case_id)
-    if len(cases) < 2:
-        return None
-    groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
-    return Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups))
+    if len(cases) > 1:
+        groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
+        notes.append(Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups)))
+    ended = [record for record in records if record.status != "failed"]
+    # Nobody may know what a case holds that was done earlier.
+    if mapping and ended and all(record.input_type is not None for record in ended):
+        found = chain.from_iterable(record.mapped_values for record in ended)
+        note = note_on_values(mapping, found, "no label map")
+        if note is not None:
+            notes.append(note)
+    return notes
 
 
 def time_of_change(path: Path) -> str | None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
-from crfrefine.base.option import note_on_values
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
@@ -24,7 +21,7 @@ from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunPlan, plan_run
-from crfrefine.runs.records import RunSummary, note_on_num_labels
+from crfrefine.runs.records import RunSummary, notes_on_cases
 
 
 @keeping_inputs()
@@ -117,23 +114,5 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
         observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
-    for note in _notes_on_all(plan):
+    for note in (*notes_on_cases(summary.cases, summary.mapping), *plan.left):
         observer.note(note)
-
-
-def _notes_on_all(plan: RunPlan) -> Iterator[Note]:
-    """Yield notes on all cases that have ended, and on those that the run leaves as they were."""
-    cases = plan.summary.cases
-    note = note_on_num_labels(cases)
-    if note is not None:
-        yield note
-    mapping = plan.inputs.reading.mapping
-    ended = [record for record in cases if record.status != "failed"]
-    # Nobody may know what a case holds that was done earlier.
-    is_known = all(record.input_type is not None for record in ended)
-    if mapping and ended and is_known:
-        found = chain.from_iterable(record.mapped_values for record in ended)
-        note = note_on_values(mapping, found, "no label map")
-        if note is not None:
-            yield note
-    yield from plan.left

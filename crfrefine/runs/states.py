@@ -26,7 +26,7 @@ from crfrefine.runs.records import (
     RunSummary,
     checksums_of_inputs,
     content_of,
-    note_on_num_labels,
+    notes_on_cases,
     time_of_change,
     times_of_strokes,
 )
@@ -152,21 +152,18 @@ class RecordedRuns:
             return CaseState(case_id, "missing", label_map, reason)
         if record is None or run is None:
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
-        if _is_changed(record, label_map):
+        known = record.contents.get(LABEL_MAP)
+        is_changed = record.written != time_of_change(label_map)  # by an older version
+        if known is not None:
+            now_there = content_of(files_written(label_map), known)
+            is_changed = now_there["checksum"] != known.get("checksum")
+        if is_changed:
             return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
         keys = _other_values(record, run, now)
         if keys:
             reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
             return CaseState(case_id, "missing", label_map, reason)
         return CaseState(case_id, "done", label_map, None, record)
-
-
-def _is_changed(record: CaseRecord, label_map: Path) -> bool:
-    """Return whether a label map is not the one that was recorded."""
-    known = record.contents.get(LABEL_MAP)
-    if known is None:  # of an older version
-        return record.written != time_of_change(label_map)
-    return content_of(files_written(label_map), known)["checksum"] != known.get("checksum")
 
 
 def read_records(folder: Path | None) -> RecordedRuns:
@@ -292,9 +289,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
     is_complete = not recorded.notes and all(case.state == "done" for case in states.values())
     notes = list(recorded.notes)
     done = [case.record for case in states.values() if case.record is not None]
-    note = note_on_num_labels(done)
-    if note is not None:
-        notes.append(note)
+    notes += notes_on_cases(done, {})
     vanished = [record.case_id for record in done if record.vanished_labels]
     if vanished:
         notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
