@@ -57,6 +57,9 @@ SETTINGS = (
     "parameters_of_folds",
 )
 
+# Fields of the line of a run that are read again.
+_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
+
 
 @dataclass
 class Record:
@@ -226,6 +229,27 @@ class RunSummary:
                 head[each.name] = getattr(self, each.name)
         head["started"] = self.started.isoformat()
         return head
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore a run from its `head`; one of an older version has fewer fields.
+
+        Raise ValueError, TypeError or KeyError if it is no line of a run.
+        """
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
+        optional = (*SETTINGS, "choice", "version", "device", "requested_device")
+        fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
+        for name in _HEAD:
+            if fields.get(name) is None:
+                raise KeyError(name)
+        arguments = fields_from_plain(cls, {"device": "", "threads": 0, **fields})
+        part_id = values["part_id"]
+        if not 0 <= part_id < values["num_parts"]:
+            raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
+        if arguments["started"].tzinfo is None:
+            raise ValueError("started: expected a time zone")
+        return cls(**arguments)
 
     def to_json(self) -> str:
         """Return the text of the file of `--summary`."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
@@ -19,8 +18,6 @@ from crfrefine.io.paths import files_written, require_file, stem_of
 from crfrefine.runs.records import (
     LABEL_MAP,
     RECORD_FOLDER,
-    SCHEMA,
-    SETTINGS,
     CaseRecord,
     FileBefore,
     RunSummary,
@@ -190,7 +187,15 @@ def read_records(folder: Path | None) -> RecordedRuns:
         problems = []
         for number, line in enumerate(lines, start=1):
             try:
-                _read_line(parse_line(line), runs)
+                values = parse_line(line)
+                if not isinstance(values, dict):
+                    raise ValueError("expected a JSON table")
+                if "case_id" not in values:
+                    runs[values["run"]] = RunSummary.from_dict(values)
+                elif values["run"] in runs:
+                    runs[values["run"]].cases.append(CaseRecord.from_dict(values))
+                else:
+                    raise ValueError("its run has no line")
             except (ValueError, TypeError, KeyError) as error:
                 # A kill leaves a line without its end, which the next run removes.
                 if line.endswith(b"\n"):
@@ -199,39 +204,6 @@ def read_records(folder: Path | None) -> RecordedRuns:
             kind = NoteKind.UNUSABLE_LINES
             notes.append(Note.of(kind, str(path), lines=len(problems), first=problems[0]))
     return RecordedRuns(folder, runs.values(), notes)
-
-
-# Fields of the line of a run that are read again.
-_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
-
-
-def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
-    """Add a line to the runs, or to the cases of its run.
-
-    Raise ValueError, TypeError or KeyError if it is neither.
-    """
-    if not isinstance(values, dict):
-        raise ValueError("expected a JSON table")
-    if "case_id" in values:
-        if values["run"] not in runs:
-            raise ValueError("its run has no line")
-        runs[values["run"]].cases.append(CaseRecord.from_dict(values))
-        return
-    if values["schema"] != SCHEMA:
-        raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
-    # An older version had fewer.
-    optional = (*SETTINGS, "choice", "version", "device", "requested_device")
-    fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
-    for name in _HEAD:
-        if fields.get(name) is None:
-            raise KeyError(name)
-    arguments = fields_from_plain(RunSummary, {"device": "", "threads": 0, **fields})
-    part_id = values["part_id"]
-    if not 0 <= part_id < values["num_parts"]:
-        raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
-    if arguments["started"].tzinfo is None:
-        raise ValueError("started: expected a time zone")
-    runs[values["run"]] = RunSummary(**arguments)
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:

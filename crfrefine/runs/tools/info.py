@@ -137,50 +137,38 @@ def inspect_folder(
     """
     report = FolderReport(resample)
     with failing_alone(report.problems.append):
+        archives: Sequence[Path] = ()
         if is_pattern(folder) or folder in images[:1]:
             report.input_type = input_type
             images = images or (folder,)
             cases = discover_cases(
                 images, logits, masks, labels, input_type=input_type, include_imageless=True
             )
-            report.add_cases(cases, _places_of(cases, folder))
+        elif is_of_nnunet(folder):
+            try:
+                cases = find_cases_to_refine(folder, images, None)
+            except InputError as error:
+                archives = list_files(folder, ARCHIVES.suffixes)
+                if not archives:
+                    raise
+                kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
+                cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
+            report.add_cases(cases, [folder], archives)
+            return report
+        elif images:
+            raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
         else:
-            _inspect_content(folder, images, report)
+            if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
+                structures = clear_structures(folder)
+                if structures:
+                    report.add_structures(folder, structures)
+                    return report
+                archives = list_files(folder, ARCHIVES.suffixes)
+            cases = CaseList() if archives else _discover(folder)
+        first = next(iter(cases), CaseFiles("", ()))
+        places = [path.parent for path in (*first.logits[:1], *first.images[:1])]
+        report.add_cases(cases, places or [folder], archives)
     return report
-
-
-def _inspect_content(folder: Path, images: tuple[Path, ...], report: FolderReport) -> None:
-    """Describe what a folder holds; raise CrfRefineError if it cannot be told."""
-    archives = list_files(folder, ARCHIVES.suffixes)
-    if is_of_nnunet(folder):
-        try:
-            cases = find_cases_to_refine(folder, images, None)
-            archives = []
-        except InputError as error:
-            if not archives:
-                raise
-            kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
-            cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
-        report.add_cases(cases, [folder], archives)
-        return
-    if images:
-        raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
-    if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
-        structures = clear_structures(folder)
-        if structures:
-            _inspect_structures(folder, structures, report)
-            return
-        if archives:
-            report.add_cases(CaseList(), [folder], archives)
-            return
-    cases = _discover(folder)
-    report.add_cases(cases, _places_of(cases, folder))
-
-
-def _places_of(cases: CaseList, place: Path) -> list[Path]:
-    """Return the folders in which a `dataset.json` may describe cases."""
-    first = next(iter(cases), CaseFiles("", ()))
-    return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [place]
 
 
 class FolderReport:
@@ -199,7 +187,7 @@ class FolderReport:
         self._num_labels: dict[str, int] = {}  # of each case; 0 means a label map
         self._files_of_remark: dict[Note, list[str]] = {}
 
-    def add_cases(self, cases: CaseList, places: list[Path], archives: Sequence[Path] = ()) -> None:
+    def add_cases(self, cases: CaseList, places: list[Path], archives: Sequence[Path]) -> None:
         """Describe cases, and logits without geometry, and compare their numbers of labels.
 
         A `dataset.json` in one of the places may declare regions.
@@ -243,6 +231,26 @@ class FolderReport:
             if number != usual:
                 problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
                 self.problems.append(Failure(problem, InputError.__name__, case_id=case_id))
+
+    def add_structures(self, folder: Path, structures: Mapping[str, Sequence[Match]]) -> None:
+        """Describe cases that have a folder with one binary file per structure."""
+        images = ""
+        if any(found[0].path.parent != folder / name for name, found in structures.items()):
+            images = f" and -i {folder}"
+        kind = NoteKind.BINARY_FILES
+        self.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
+        for number, (case_id, matches) in enumerate(structures.items()):
+            files = [match.path for match in matches]
+            with failing_alone(self.problems.append, *files):
+                header = io.read_header(files[0])
+                if number == 0:
+                    try:  # An image would be the largest.
+                        largest = max(files, key=lambda file: file.stat().st_size)
+                        read_structure(io.read_header(largest))
+                    except InputError as error:
+                        raise InputError(f"{error}{propose(folder)}") from None
+                grid = describe_grid(header.grid_shape, header.affine)
+                self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
     def _note_on_numbers(self, cases: CaseList) -> None:
         """Note that the images of the only case may be cases, if nothing but numbers tells."""
@@ -305,29 +313,6 @@ def _logits_words(num_labels: int) -> str:
 def _channels(number: int, regions: RegionReading) -> str:
     is_regions = regions.declares(number) and number != regions.num_labels
     return counted(number, "region" if is_regions else "label")
-
-
-def _inspect_structures(
-    folder: Path, structures: Mapping[str, Sequence[Match]], report: FolderReport
-) -> None:
-    """Describe cases that have a folder with one binary file per structure."""
-    images = ""
-    if any(found[0].path.parent != folder / name for name, found in structures.items()):
-        images = f" and -i {folder}"
-    kind = NoteKind.BINARY_FILES
-    report.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
-    for number, (case_id, matches) in enumerate(structures.items()):
-        files = [match.path for match in matches]
-        with failing_alone(report.problems.append, *files):
-            header = io.read_header(files[0])
-            if number == 0:
-                try:  # An image would be the largest.
-                    largest = max(files, key=lambda file: file.stat().st_size)
-                    read_structure(io.read_header(largest))
-                except InputError as error:
-                    raise InputError(f"{error}{propose(folder)}") from None
-            grid = describe_grid(header.grid_shape, header.affine)
-            report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
 
 def _discover(folder: Path) -> CaseList:
