@@ -102,22 +102,28 @@ class KernelSetSpec:
         steps = zip(spacing, self.network_spacing, strict=True)
         return tuple(float(step) / network_step for step, network_step in steps)
 
+    def widths(self, spacing: Sequence[float]) -> list[list[float]]:
+        """Return the bandwidth of each kernel along each axis in voxels."""
+        steps = self.distances(spacing)
+        widths = []
+        for kernel in self.kernels:
+            thetas = zip(kernel.theta_position, steps, strict=True)
+            widths.append([theta / step for theta, step in thetas])
+        return widths
+
     def reach(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
         """Return the voxels along each axis after which every kernel ends, or the grid does.
 
         The shape may begin with further axes, along which nothing is within reach.
         """
         num_further = len(shape) - len(spacing)
-        reach = [0] * num_further
-        steps = self.distances(spacing)
-        extents = shape[num_further:]
-        for axis, (step, extent) in enumerate(zip(steps, extents, strict=True)):
-            widest = 0.0
-            for kernel in self.kernels:
-                num_bandwidths = KERNELS[kernel.kind].reach
-                widest = max(widest, num_bandwidths * kernel.theta_position[axis] / step)
-            # A kernel that ends at a voxel does not reach the next one, however that was rounded.
-            reach.append(math.ceil(min(widest * (1.0 - RADIUS_MARGIN), extent - 1)))
+        reach = [0] * len(shape)
+        for kernel, widths in zip(self.kernels, self.widths(spacing), strict=True):
+            for axis, width in enumerate(widths, start=num_further):
+                # A kernel that ends at a voxel does not reach the next one, however that was
+                # rounded.
+                end = KERNELS[kernel.kind].reach * width * (1.0 - RADIUS_MARGIN)
+                reach[axis] = max(reach[axis], math.ceil(min(end, shape[axis] - 1)))
         return tuple(reach)
 
 

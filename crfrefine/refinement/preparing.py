@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
@@ -201,43 +201,13 @@ def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
         )
 
 
-def _normalize(prepared: Prepared, case: Case, *, is_whole: bool) -> Box | None:
-    """Normalize the image, in the box of the mask without padding if so much lies outside it.
-
-    Return that box, which tiles cover however large it is; None without a mask, or with `is_whole`,
-    for which it does not matter.
-    """
-    mask = prepared.mask
-    mask_box = None
-    if mask is not None and not is_whole:
-        mask_box = label_maps.bounding_box(mask)
-    raw = case.image
-    if mask_box is not None:
-        num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
-        if num_inside < WORTH_BOX * raw.values[0].size:
-            prepared.box = mask_box
-    box = prepared.box
-    # Padding of the logits is not a property of the image: intensities are normalized as if there
-    # were no padding.
-    intensity = case.parameters.intensity
-    values = normalize_intensity(
-        raw.values, intensity, raw.mask, box=box, threads=case.context.threads
-    )
-    if mask is not None and box is not None:
-        mask = mask[box]
-    prepared.image = replace(raw, values=values, mask=mask)
-    return mask_box
-
-
 def _plan_channels(prepared: Prepared, case: Case) -> None:
-    """Normalize the image, edit the channels in memory by strokes, and plan their tiles."""
+    """Normalize the image, edit the channels in memory by strokes, and plan their tiles.
+
+    The image is normalized in the box of the mask without padding if so much lies outside it.
+    """
     # Energies and marginals are sums of a few logits over the temperature.
-    largest_bias = 0.0
-    for model in case.models:
-        bias = model.mean_field.bias
-        if bias is not None:
-            largest_bias = max(largest_bias, float(np.abs(bias).max()))
-    largest = prepared.largest + largest_bias
+    largest = prepared.largest + float(np.abs(case.parameters.mean_field.bias).max())
     temperature = case.model.mean_field.temperature
     if largest / temperature > MAX_LOGIT:
         raise ConfigError(
@@ -245,21 +215,37 @@ def _plan_channels(prepared: Prepared, case: Case) -> None:
             f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
         )
 
+    started = time.perf_counter()
+    raw = case.image
     is_coarser = not case.is_label_map and case.model.kernels.network_spacing is not None
     is_interpolated = case.can_have_tiles and is_coarser  # as logits that stream, without a box
-    started = time.perf_counter()
-    mask_box = _normalize(prepared, case, is_whole=is_interpolated)
+    mask = prepared.mask
+    mask_box = None  # Tiles cover it, however large it is.
+    if mask is not None and not is_interpolated:
+        mask_box = label_maps.bounding_box(mask)
+        assert mask_box is not None
+        num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
+        if num_inside < WORTH_BOX * mask.size:
+            prepared.box = mask_box
+            mask = mask[mask_box]
+    # Padding of the logits is not a property of the image: intensities are normalized as if there
+    # were no padding.
+    values = normalize_intensity(
+        raw.values,
+        case.parameters.intensity,
+        raw.mask,
+        box=prepared.box,
+        threads=case.context.threads,
+    )
+    prepared.image = replace(raw, values=values, mask=mask)
     prepared.timings["normalize"] = time.perf_counter() - started
 
     if case.strokes is not None:
         _draw_strokes(prepared, case, case.strokes)
-    if not case.can_have_tiles:
-        return
-    image = prepared.image
-    if prepared.box is None and mask_box is not None and image.mask is not None:
-        part = image.values[(slice(None), *mask_box)]
-        image = replace(image, values=part, mask=image.mask[mask_box])
-    plan_array(prepared, image, mask_box, case, is_interpolated=is_interpolated)
+    # Volumes are sums over all voxels, also where a label would take no part.
+    keeps_volumes = case.model.mean_field.volume_weight > 0.0
+    if case.can_have_tiles and case.model.kernels.kernels and not keeps_volumes:
+        plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)
 
 
 def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes) -> None:

@@ -152,10 +152,12 @@ class RefinedChannels:
     def label_map(
         self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None
     ) -> Labels:
-        """Return the refined label map, (*grid), from the network's, if there is no whole array.
+        """Return the refined label map, (*grid); `decode` turns logits into labels.
 
-        `decode` turns logits into labels.
+        Voxels that were not refined keep the label of the network's map.
         """
+        if self.is_array:
+            return decode(self.computed)
         labels = self._with_settled_labels(network).copy()
         part = labels[self._box]
         if self.sets is None:

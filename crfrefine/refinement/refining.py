@@ -292,10 +292,7 @@ def _label_maps(prepared: Prepared, refined: RefinedChannels, case: Case) -> tup
         if prepared.gained is not None:
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
-    if refined.is_array:
-        labels = case.decode(refined.computed)
-    else:
-        labels = refined.label_map(network_labels, case.decode, threads=case.context.threads)
+    labels = refined.label_map(network_labels, case.decode, threads=case.context.threads)
     if case.model.kernels.network_spacing is not None and prepared.mask is not None:
         # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
@@ -312,22 +309,21 @@ def _notes_on_image(case: Case) -> tuple[Note, ...]:
     parameters = case.parameters
     if parameters.intensity.window is not None:
         notes += window_notes(image.values, parameters.intensity, image.mask)
-    # Hardly any label changes if every kernel is narrower than the voxels.
+    # Hardly any label changes if every kernel is narrower than the voxels. An axis of one voxel
+    # does not count.
     kernels = case.model.kernels
-    steps = kernels.distances(image.spacing)
-    extents = image.values.shape[1:]
-    axes = [axis for axis, extent in enumerate(extents) if extent > 1]
-    widths: list[float] = []
-    for kernel in kernels.kernels:
-        widths += [kernel.theta_position[axis] / steps[axis] for axis in axes]
-    if widths and max(widths) < NARROW_WIDTH:
-        usual = USUAL_WIDTH * min(steps[axis] for axis in axes)
+    counts = np.greater(image.values.shape[1:], 1)
+    widths = np.reshape(kernels.widths(image.spacing), (-1, len(counts)))
+    widest = float(widths.max(where=counts, initial=0.0))
+    if 0.0 < widest < NARROW_WIDTH:
+        steps = np.array(kernels.distances(image.spacing))
+        usual = USUAL_WIDTH * float(steps[counts].min())
         key = "spatial.theta_gamma"
         if any(np.any(kernel.weight) for kernel in parameters.bilateral):
             key = "bilateral.theta_alpha"
         note = Note.of(
             NoteKind.NARROW_KERNELS,
-            width=max(widths),
+            width=widest,
             key=key,
             usual=usual,
             unit=parameters.mean_field.positions,

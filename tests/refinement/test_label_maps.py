@@ -11,7 +11,7 @@ from crfrefine.base.limits import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement import networks, preparing
+from crfrefine.refinement import given, preparing
 from crfrefine.refinement.refining import refine_network
 
 SHAPE = (21, 18, 37)
@@ -118,7 +118,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), num_bytes=limit)
     cut = refine_network(
-        networks.LabelMapNetwork(labels, channels, 30),
+        given.LabelMapNetwork(labels, channels, 30),
         image,
         **options,
         context=context,

@@ -14,6 +14,6 @@ declared. docs/reference/math.md, section 10, says why that is allowed. Its word
 
 A `ChannelSource` has the network's logits (`channels`; `streaming` keeps parts of files,
 `interpolated` those of a coarser grid). `planning` and `coarse` survey them and make a
-`TileProblem`; `slabs.solve` runs it, by `running.run_tiles` for a slab or the whole. `work`
-compares costs, and `sharing` spreads labels over the channels of a filter.
+`TileProblem`, whose work `problem` compares with that of all labels everywhere; `slabs.solve` runs
+it, by `running.run_tiles` for a slab or the whole.
 """

@@ -22,63 +22,54 @@ from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE_VOXELS, LabelSets, TileGrid
-from crfrefine.refinement.tiles.problem import TileProblem, label_sets
+from crfrefine.refinement.tiles.problem import TileProblem, choose_tiles, count_pairs, label_sets
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
-from crfrefine.refinement.tiles.work import choose_tiles, count_pairs
 
 # Voxels of a coarser network's map that are refined at once: filters of them take about 2 GiB.
 MAX_SHARED_VOXELS = 40_000_000
 
 
 def plan_array(
-    prepared: Prepared,
-    image: GridImage,
-    mask_box: Box | None,
-    case: Case,
-    *,
-    is_interpolated: bool,
+    prepared: Prepared, mask_box: Box | None, case: Case, *, is_interpolated: bool
 ) -> None:
     """Plan the tiles of a case in memory, prepared to be refined without, if they save work.
 
-    The image is that of the mask's bounding box, normalized. Logits interpolated from a coarser
-    grid are planned as those that stream (`plan_coarse`): the result must not depend on the memory.
-    The network's label map is set if the pass over the channels tells it.
+    Tiles cover the mask's bounding box. Logits interpolated from a coarser grid are planned as
+    those that stream (`plan_coarse`): the result must not depend on the memory. The network's label
+    map is set if the pass over the channels tells it.
     """
     spec = case.model
     threshold = case.parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec)
-    # Volumes are sums over all voxels, also where a label would take no part.
-    keeps_volumes = spec.mean_field.volume_weight > 0.0
-    if thresholds.leave_out_nothing or keeps_volumes or not spec.kernels.kernels:
+    if thresholds.leave_out_nothing:
         return
 
     channels = prepared.logits[(slice(None), *(mask_box or ()))]
     source = DenseChannels(channels, is_probability=prepared.is_probability)
     grid = source.grid
-    mask = mask_on_tiles(image, grid)
-    if mask is not None:
-        image = replace(image, mask=mask.reshape(image.values.shape[1:]))
-    can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
-    if can_sample and not is_interpolated and _is_crowded(source, mask, thresholds, case):
+    image = prepared.image
+    mask = None
+    if image.mask is not None:
+        box: Box = ()
+        if mask_box is not None and prepared.box is None:
+            box = mask_box
+        inside = np.ascontiguousarray(image.mask[box])
+        image = replace(image, values=image.values[(slice(None), *box)], mask=inside)
+        mask = inside.reshape(grid.shape)
+    if not is_interpolated and _is_crowded(source, mask, thresholds, case):
         return
 
     survey = _survey(source, mask, thresholds, case)
     # The smallest probabilities have one logarithm.
     if mask_box is None and not source.is_probability and prepared.labels is None:
-        dtype = np.min_scalar_type(len(source.values) - 1)
-        labels = survey.labels.astype(dtype, copy=False)
-        prepared.labels = labels.reshape(prepared.logits.shape[1:])
-    reach = spec.kernels.reach(image.spacing, grid.shape)
+        prepared.labels = survey.label_map().reshape(prepared.logits.shape[1:])
+    present = survey.present
+    may_matter = survey.may_matter
+    sets = label_sets(grid, present, may_matter, spec.kernels.reach(image.spacing, grid.shape))
+    settled_below = thresholds.settled_below
     problem = TileProblem(
-        source,
-        label_sets(grid, survey.present, survey.may_matter, reach),
-        survey.present,
-        survey.may_matter,
-        image,
-        spec,
-        threshold,
-        settled_below=thresholds.settled_below,
+        source, sets, present, may_matter, image, spec, threshold, settled_below=settled_below
     )
     if is_interpolated:
         problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
@@ -125,8 +116,13 @@ CROWDED = 1.1
 def _is_crowded(
     source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case
 ) -> bool:
-    """Return whether a sample of the tiles has so many labels that tiles save no time."""
+    """Return whether a sample of the tiles has so many labels that tiles save no time.
+
+    False if there are too many labels, or too few layers of tiles, for a sample.
+    """
     grid = source.grid
+    if len(source.values) > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
+        return False
     num_entries = 0
     num_voxels = 0
     for number in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
@@ -167,8 +163,7 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     if padding is not None:
         survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
     largest_sums = survey.largest_sums()
-    dtype = np.min_scalar_type(network.num_labels - 1)
-    labels = survey.labels.astype(dtype, copy=False).reshape(network.grid_shape)
+    labels = survey.label_map().reshape(network.grid_shape)
     survey.release()
 
     reach = spec.kernels.reach(case.image.spacing, grid.shape)

@@ -23,9 +23,8 @@ from crfrefine.engines.base import (
     default_origin,
 )
 from crfrefine.engines.cpu import CpuKernels
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, num_rings
-from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.sharing import share_channels
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, Extents, LabelSets, num_rings
+from crfrefine.refinement.tiles.problem import GROUP, TileProblem
 
 # Share of the threshold by which marginals of a row may have changed before it sends them again.
 UNSENT = 0.05
@@ -77,6 +76,11 @@ def run_tiles(
         whole = _whole_kernels(problem, image, is_open, num_channels, backend, context)
         built = whole.built
         filters = whole.filters
+    # Of each kernel, in voxels along three axes, and those of intensity.
+    bandwidths = []
+    leading = [1.0] * (MAX_DIMS - len(problem.image.spacing))
+    for kernel, widths in zip(kernels.kernels, kernels.widths(problem.image.spacing), strict=True):
+        bandwidths.append((leading + widths, kernel.theta_intensity))
     out = np.empty_like(logits)
     prepared = time.perf_counter()
 
@@ -86,7 +90,7 @@ def run_tiles(
         of_entry=of_entry,
         of_settled=of_settled,
         image=image,
-        bandwidths=_bandwidths(problem),
+        bandwidths=bandwidths,
         normalization=kernels.normalization,
         model=run,
         open=is_open,
@@ -105,19 +109,6 @@ def run_tiles(
     energy = tuple(outcome["energy"])
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters)
     return MeanFieldResult(out, report, timings), exceeds
-
-
-def _bandwidths(problem: TileProblem) -> list[tuple[list[float], tuple[float, ...]]]:
-    """Return the bandwidths of each kernel: in voxels along three axes, and those of intensity."""
-    kernels = problem.spec.kernels
-    steps = kernels.distances(problem.image.spacing)
-    bandwidths = []
-    for kernel in kernels.kernels:
-        sigma = [1.0] * (MAX_DIMS - len(steps))
-        for theta, step in zip(kernel.theta_position, steps, strict=True):
-            sigma.append(theta / step)
-        bandwidths.append((sigma, kernel.theta_intensity))
-    return bandwidths
 
 
 def _whole_kernels(
@@ -163,3 +154,77 @@ def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
     near = near[..., :num_columns]
     near = widen(near, (0, 0, 2 * reach[2]))
     return np.ascontiguousarray(near)
+
+
+# ---- Channels that labels share
+
+
+def share_channels(
+    sets: LabelSets, rings: Extents
+) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Spread labels over as few channels as a simple rule finds.
+
+    Return the number of channels, the channel of each entry, and that of the label of each settled
+    tile, (*tiles), or -1.
+
+    Labels share a channel where no message of one can reach the other's domain. Parts of a domain
+    that messages can cross between, over so many rings of tiles, stay together. The parts of all
+    domains, the largest first, each take the first channel in which no other label is within reach.
+    """
+    from scipy import ndimage
+
+    neighbors = np.ones((3, 3, 3), np.bool_)
+    # The label of each part, its box of tiles, and (*box): the tiles that its messages reach, and
+    # the part itself.
+    parts = []
+    for label, domain in enumerate(sets.domains):
+        reached = widen(domain, rings)
+        numbered, count = ndimage.label(reached, structure=neighbors)
+        for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
+            around = numbered[box] == number
+            inside = around & domain[box]
+            parts.append((label, box, around, inside))
+
+    channels: list[NDArray[np.int32]] = []
+    counts = sets.grid.counts
+    parts.sort(key=lambda part: -np.count_nonzero(part[-1]))
+    for label, box, around, inside in parts:
+        for channel in channels:
+            labels = channel[box][around]
+            if ((labels < 0) | (labels == label)).all():
+                break
+        else:
+            channel = np.full(counts, -1, np.int32)
+            channels.append(channel)
+        channel[box][inside] = label
+    channels = _grouped(channels, sets.active)
+
+    of_entry = np.empty(sets.num_entries, np.int32)
+    of_settled = np.full(counts, -1, np.int32)
+    for number, channel in enumerate(channels):
+        is_here = (sets.settled >= 0) & (channel == sets.settled)
+        of_settled[is_here] = number
+        for label in np.unique(channel[sets.active & (channel >= 0)]):
+            tiles, entries = sets.entries[label]
+            is_here = channel.flat[tiles] == label
+            of_entry[entries[is_here]] = number
+    return len(channels), of_entry, of_settled
+
+
+def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
+    """Return the channels in an order in which groups have labels in the same tiles.
+
+    Channels of a group are filtered together, wherever one of their labels is. The last channel,
+    which takes part in all groups, stays: few tiles have it.
+    """
+    tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]
+    left = list(range(len(tiles)))
+    grouped: list[NDArray[np.int32]] = []
+    while left:
+        if len(grouped) % GROUP == 0:  # A group begins.
+            in_group = np.zeros(active.size, np.bool_)
+        shared = [np.count_nonzero(in_group[tiles[number]]) for number in left]
+        number = left.pop(int(np.argmax(shared)))
+        in_group[tiles[number]] = True
+        grouped.append(channels[number])
+    return grouped + channels[-1:]

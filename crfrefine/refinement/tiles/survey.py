@@ -16,7 +16,7 @@ from crfrefine.arrays.padding import padding_among
 from crfrefine.refinement.tiles.grid import tile_layers
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
@@ -133,6 +133,10 @@ class Survey:
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
         return padding_among(self.is_equal, self.best, self.num_labels)
+
+    def label_map(self) -> Labels:
+        """Return (*grid), the label of the largest logit, in the smallest unsigned type."""
+        return self.labels.astype(np.min_scalar_type(self.num_labels - 1), copy=False)
 
     def release(self) -> None:
         """Give up the arrays that only the first pass needs."""
