@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +31,16 @@ class DatasetDescription:
     channel_names: tuple[str, ...] = ()  # names of the modalities, in order
     # name to its number, or to the numbers of a region
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # names to show for the labels that have one, by number
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    all_numbers: frozenset[int] = frozenset()  # of all labels, "ignore" aside
+    # Whether labels are trained as overlapping regions. The outputs of these are not a distribution
+    # over labels.
+    has_regions: bool = False
     # the number of the label named "ignore": voxels without a reference
     ignore_label: int | None = None
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
-
-    @property
-    def label_names(self) -> dict[int, str]:
-        """Names to show for the labels that have one, by number."""
-        names = {}
-        for name, numbers in self.labels.items():
-            if len(numbers) == 1:
-                names[numbers[0]] = shorten(" ".join(name.split()))
-        return names
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether labels are trained as overlapping regions.
-
-        The outputs of these are not a distribution over labels.
-        """
-        return any(len(numbers) > 1 for numbers in self.labels.values())
-
-    @property
-    def all_numbers(self) -> frozenset[int]:
-        """The numbers of all labels, "ignore" aside."""
-        all_numbers = set[int]()
-        for name, numbers in self.labels.items():
-            if name != "ignore":
-                all_numbers.update(numbers)
-        return frozenset(all_numbers)
 
 
 def read_dataset_description(place: Path) -> DatasetDescription | None:
@@ -102,7 +82,7 @@ def _read(path: Path) -> DatasetDescription:
     """Read a `dataset.json`; InputError or ValueError unless it is as nnU-Net writes it."""
     add_inputs(path)
     content = read_json(path)
-    labels = _labels_of(content)
+    description = _describe_labels(path, content)
     order = content.get("regions_class_order")
     if order is not None and not isinstance(order, list):
         raise ValueError(
@@ -126,16 +106,12 @@ def _read(path: Path) -> DatasetDescription:
             f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
             f"{_MAX_CHANNELS - 1}"
         )
-    ignored = labels.get("ignore", ())
-    if "ignore" in labels and len(ignored) != 1:
-        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(ignored))}")
-    return DatasetDescription(
-        path, tuple(map(shorten, names)), labels, next(iter(ignored), None), order
-    )
+    channel_names = tuple(map(shorten, names))
+    return replace(description, channel_names=channel_names, regions_class_order=order)
 
 
-def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
-    """Return the number of each label, or the numbers of each region, by its name."""
+def _describe_labels(path: Path, content: Any) -> DatasetDescription:
+    """Return what a file says of labels: numbers and names of each, and of each region."""
     labels = content.get("labels", {}) if isinstance(content, Mapping) else None
     if not isinstance(labels, Mapping):
         raise ValueError(
@@ -152,12 +128,26 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
                 )
             by_name[name] = number
         labels = by_name
-    numbers = {}
+    numbers: dict[str, tuple[int, ...]] = {}
+    label_names = {}
     for name, value in labels.items():
         members = value if isinstance(value, list) else [value]
         key = f"labels.{shorten(name)}"
         numbers[name] = tuple(_label_number(member, key) for member in members)
-    return numbers
+        if len(members) == 1:
+            label_names[numbers[name][0]] = shorten(" ".join(name.split()))
+    ignored = numbers.get("ignore", ())
+    if "ignore" in numbers and len(ignored) != 1:
+        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(ignored))}")
+    of_labels = [members for name, members in numbers.items() if name != "ignore"]
+    return DatasetDescription(
+        path,
+        labels=numbers,
+        label_names=label_names,
+        all_numbers=frozenset[int]().union(*of_labels),
+        has_regions=any(len(members) > 1 for members in numbers.values()),
+        ignore_label=next(iter(ignored), None),
+    )
 
 
 def _label_number(value: Any, key: str) -> int:
