@@ -26,8 +26,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.case_memory import require_memory_for
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
 from crfrefine.cases.label_input import read_label_map, segments_in
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
@@ -135,6 +134,8 @@ def load_case(
     """
     headers = read_case_headers(files, options)
     with naming_case(files.case_id):
+        if not files.logits:
+            raise InputError("no logits")
         return read_case(headers, options, threads=threads, with_labels=with_labels)
 
 

@@ -1,31 +1,58 @@
-"""The headers of a case's files: read and checked against each other before any voxel is read."""
+"""The headers of a case's files, read before any voxel: how they fit each other, and the memory.
+
+Of the memory, they tell what the case takes, and whether its logits stay in their files.
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from crfrefine import io
+from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES, listed, see
+from crfrefine.base.text import TIMES, listed, see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.foreground import lacks_background
+from crfrefine.cases.foreground import holds_one_probability
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError, naming_case
 from crfrefine.io.reading import require_scalar, with_channel_axis
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.
 _FILLED = ("label map", "structure", "mask", "labels", "strokes")
+_NOT_MAPPED = {
+    "logits": "logits or probabilities, whose channels are labels in their order",
+    "structure": "one file per structure, numbered by their names",
+}
 _NEVER_RESAMPLED = {
     "modality": "Resample the modalities to one grid.",
     "strokes": "Draw them on the image; strokes are not resampled.",
 }
+MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
+# Logits that take more than this part of the allowed memory are streamed, too.
+SHARE_IN_MEMORY = 8
+# Bytes of logits up to which they are always read as a whole.
+MIN_STREAMED = 1 << 26
+# Most axes of a grid that can be streamed.
+MAX_DIMS = 3
+_FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
+# Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all
+# are equal, and the label maps.
+_SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
+# pieces on their way from the file, and the process itself
+_STREAM_BYTES = 3 * PIECE_BYTES + 2 * PROCESS
+_FLOAT = 4
+_MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 
 @dataclass(frozen=True)
@@ -34,31 +61,15 @@ class CaseHeaders:
 
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
-    logits: io.LogitsHeader | None  # of all labels; None if no logits were requested
+    # of the network's output, all labels; without files if no logits were requested
+    network: io.LogitsHeader
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     # mm to compute with, one per grid axis: given for the case, or the image's
     spacing: tuple[float, ...]
-
-    @property
-    def network(self) -> io.LogitsHeader:
-        """The headers of the network's output; InputError if no logits were requested."""
-        if self.logits is None:
-            raise InputError("no logits")
-        return self.logits
-
-    @property
-    def num_modalities(self) -> int:
-        """M, the number of channels of the images."""
-        return sum(header.num_channels for header in self.images)
-
-    @property
-    def companions(self) -> tuple[VolumeHeader, ...]:
-        """All headers, without those of the images."""
-        companions = [] if self.logits is None else [*self.logits.files]
-        companions += [header for header in (self.mask, self.labels) if header is not None]
-        return (*companions, *self.strokes)
+    num_modalities: int  # M, the number of channels of the images
+    companions: tuple[VolumeHeader, ...]  # all headers, without those of the images
 
     @property
     def notes(self) -> list[Note]:
@@ -69,10 +80,14 @@ class CaseHeaders:
         first = self.images[0]
         notes = list[Note]()
         if first.spacing is not None and first.spacing != self.spacing:
-            given = _list_mm(self.spacing)
-            stored = _list_mm(first.spacing)
-            kind = NoteKind.GIVEN_SPACING
-            notes.append(Note.of(kind, first.path.name, given=given, stored=stored))
+            notes.append(
+                Note.of(
+                    NoteKind.GIVEN_SPACING,
+                    first.path.name,
+                    given=TIMES.join(f"{size:g}" for size in self.spacing),
+                    stored=TIMES.join(f"{size:g}" for size in first.spacing),
+                )
+            )
         headers = (*self.images, *self.companions)
         for header in headers:
             for note in header.notes:
@@ -94,10 +109,6 @@ class CaseHeaders:
         return notes
 
 
-def _list_mm(spacing: tuple[float, ...]) -> str:
-    return TIMES.join(f"{size:g}" for size in spacing)
-
-
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
     """Read the headers of a case's files and check their grids, without reading voxels.
 
@@ -107,18 +118,30 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         if files.lack:
             raise InputError(files.lack, cause="; ".join(files.missing))
         images = _read_images(files, options)
-        logits = None
+        network = io.LogitsHeader((), 0, None)
         if files.logits:
-            logits = _read_network_header(files, images[0], options)
+            network = _read_network_header(files, images[0], options)
+        companions = [*network.files]
         mask = None
         if files.mask is not None:
             mask = _read_scalar(files.mask, "mask", images[0], options)
+            companions.append(mask)
         labels = None
         if files.labels is not None:
             labels = _read_scalar(files.labels, "labels", images[0], options)
+            companions.append(labels)
         strokes = [_read_scalar(path, "strokes", images[0], options) for path in files.strokes]
-        spacing = files.spacing or images[0].geometry()[1]
-        return CaseHeaders(files, images, logits, mask, labels, tuple(strokes), spacing)
+        return CaseHeaders(
+            files,
+            images,
+            network,
+            mask,
+            labels,
+            tuple(strokes),
+            files.spacing or images[0].geometry()[1],
+            num_modalities=sum(image.num_channels for image in images),
+            companions=(*companions, *strokes),
+        )
 
 
 def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeader, ...]:
@@ -168,66 +191,75 @@ def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
 ) -> io.LogitsHeader:
     """Read the headers of a network's output, and check its grid, its channels and its values."""
-    network = _recognize(files, image, options)
+    path = files.logits[0]
+    regions = options.regions
+    headers = [io.read_header(file) for file in files.logits]
+    if options.input_type != "labels":
+        headers = [with_channel_axis(header, image) for header in headers]
+    if options.add_background and options.input_type in ("labels", "logits"):
+        raise InputError(
+            f"{path}: --add-background: the background is computed from probabilities; "
+            f"leave --input-type {options.input_type} out"
+        )
+    if options.add_background and regions.source == GIVEN:
+        raise InputError(
+            f"{path}: --add-background: regions have no background; leave {GIVEN} or "
+            "--add-background out"
+        )
+    network = _recognize(headers, files, image, options)
     what = "logits"
     num_grids = 1  # The files of labels are on one grid.
-    if network.is_label_map:
-        what = "structure" if files.structures else "label map"
-        num_grids = len(network.files)
+    if files.structures:
+        what = "structure"
+        num_grids = len(headers)
+    elif network.is_label_map:
+        what = "label map"
     for header in network.files[:num_grids]:
         _require_overlap(what, image, header, options)
     # After the grids: a file with its channels first has a wrong number of channels.
-    if options.mapping and what != "label map":
-        found = "logits or probabilities, whose channels are labels in their order"
-        if files.structures:
-            found = "one file per structure, numbered by their names"
+    if options.mapping and what in _NOT_MAPPED:
         raise InputError(
-            f"{network.path}: --map gives the values of a label map new labels; found {found}; "
-            "leave --map out"
+            f"{path}: --map gives the values of a label map new labels; "
+            f"found {_NOT_MAPPED[what]}; leave --map out"
         )
     if not network.is_label_map:
-        options.regions.require_number(
-            network.num_channels, network.path, lacks_background=network.lacks_background
+        lacks_background = network.lacks_background
+        regions.require_number(network.num_channels, path, lacks_background=lacks_background)
+    elif regions.source == GIVEN:
+        raise InputError(
+            f"{path}: expected channels of the regions of {GIVEN}, found one value "
+            f"per voxel; a label map is refined as it is: leave {GIVEN} out"
         )
     return network
 
 
-def _recognize(files: CaseFiles, image: VolumeHeader, options: ReadingOptions) -> io.LogitsHeader:
+def _recognize(
+    headers: Sequence[VolumeHeader], files: CaseFiles, image: VolumeHeader, options: ReadingOptions
+) -> io.LogitsHeader:
     """Return the headers of logits, probabilities, with or without background, or a label map."""
-    regions = options.regions
-    headers = [io.read_header(path) for path in files.logits]
     first = headers[0]
-    if options.input_type != "labels":
-        headers = [with_channel_axis(header, image) for header in headers]
-    if lacks_background(headers, options):
-        if options.add_background and options.input_type in ("labels", "logits"):
-            raise InputError(
-                f"{first.path}: --add-background: the background is computed from probabilities; "
-                f"leave --input-type {options.input_type} out"
-            )
-        if options.add_background and regions.source == GIVEN:
-            raise InputError(
-                f"{first.path}: --add-background: regions have no background; leave {GIVEN} or "
-                "--add-background out"
-            )
+    is_region = options.regions.declares(1)
+    # One value per voxel, which is no region: a label map, or the scores of label 1, whose
+    # background is computed then, as on request.
+    has_one_value = first.num_channels == 1 and not is_region
+    is_auto = options.input_type == "auto"
+    lacks_background = options.add_background
+    if not lacks_background and has_one_value and len(headers) == 1:
+        if is_auto and first.kind is None:
+            lacks_background = holds_one_probability(first, needs_foreground=True)
+        else:
+            lacks_background = options.input_type != "labels"
+    if lacks_background:
         network = io.logits_header(headers, fewest=1, grid=image)
         return replace(network, num_labels=network.num_labels + 1, lacks_background=True)
 
-    # The one channel of a single region is no label map, unless the user declares it.
-    has_one_value = headers[0].num_channels == 1 and not regions.declares(1)
-    may_be_map = options.input_type == "labels" or (options.input_type == "auto" and has_one_value)
-    label_map = None
-    if may_be_map and (len(files.logits) == 1 or files.structures):
-        label_map = label_map_header([io.placed_on(file, image) for file in headers], options)
-    if label_map is None:
-        fewest = 1 if regions.declares(1) else 2
-        return io.logits_header(headers, fewest=fewest, grid=image)
-    if regions.source == GIVEN:
-        raise InputError(
-            f"{files.logits[0]}: expected channels of the regions of {GIVEN}, found one value "
-            f"per voxel; a label map is refined as it is: leave {GIVEN} out"
-        )
-    return label_map
+    may_be_map = options.input_type == "labels" or (is_auto and has_one_value)
+    if may_be_map and (len(headers) == 1 or files.structures):
+        placed = [io.placed_on(header, image) for header in headers]
+        label_map = label_map_header(placed, options)
+        if label_map is not None:
+            return label_map
+    return io.logits_header(headers, fewest=1 if is_region else 2, grid=image)
 
 
 def _require_overlap(
@@ -254,3 +286,103 @@ def _require_overlap(
     raise GridMismatchError(
         f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )
+
+
+def require_memory_for(
+    headers: CaseHeaders,
+    options: ReadingOptions,
+    *,
+    as_logits: bool,
+    is_streamed: bool,
+    with_labels: bool,
+) -> None:
+    """Raise CapacityError if a case certainly does not fit: results are not counted."""
+    needed, _, _ = bytes_of_case(headers, as_logits=as_logits, is_streamed=is_streamed)
+    if not is_streamed and with_labels and headers.labels is not None:
+        needed += _FLOAT * math.prod(headers.labels.grid_shape)
+    network = headers.network
+    how = "read as float32"
+    if is_streamed:
+        how = "without the logits, which are streamed"
+    labels = f"{network.num_labels} labels"
+    if network.is_label_map:
+        labels = "a label map"
+    lines = []
+    contents = (f"{headers.num_modalities} modalities", labels)
+    for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
+        size = TIMES.join(map(str, header.grid_shape))
+        lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
+    limit = memory_limit(options.max_memory)
+    require_memory(needed, f"the program and its files, {how}, take", limit, lines)
+
+
+def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
+    """Return whether logits that may stay in their files do.
+
+    They do if they are channels of labels that can be read piece by piece, and take more than their
+    share of the memory, or if all would not fit.
+    """
+    network = headers.network
+    first = headers.images[0]
+    file = network.files[0]
+    # Only the number of channels decides about regions; a softmax of as many channels is rare, and
+    # read as a whole.
+    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
+    num_axes = len(first.grid_shape)
+    has_axes = num_axes <= MAX_DIMS and len(file.grid_shape) == num_axes
+    if network.is_label_map or has_regions or not has_axes:
+        return False
+    # Channels on an oblique grid are interpolated as a whole.
+    is_same = first.on_same_grid(file)
+    if not is_same and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
+        return False
+    limit = memory_limit(options.max_memory)
+    largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+    num_voxels = max(math.prod(first.grid_shape), math.prod(file.grid_shape))
+    of_logits = _FLOAT * network.num_labels * num_voxels
+    _, to_refine, _ = bytes_of_case(headers)
+    return of_logits >= largest or PROCESS + to_refine > limit.bytes
+
+
+def bytes_of_case(
+    headers: CaseHeaders, *, as_logits: bool = False, is_streamed: bool = False
+) -> tuple[int, int, int]:
+    """Return about how many bytes a case takes to be read, to be refined, and its input then.
+
+    The first are with the program itself, the others beside it. Of channels that stream, and of a
+    label map, only their voxels tell what refining takes; the run says so when it knows.
+    """
+    network = headers.network
+    first = headers.images[0]
+    num_voxels = math.prod(first.grid_shape)
+    num_network_voxels = math.prod(network.files[0].grid_shape)
+    per_voxel = int(headers.mask is not None)
+    for header in headers.images:
+        per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
+    of_input = num_voxels * per_voxel
+    if is_streamed:
+        of_input += num_voxels * _SURVEY_BYTES
+        needed = _STREAM_BYTES + of_input
+        if network.files[0].turned is not None:  # A channel is in memory twice then.
+            needed += 2 * _FLOAT * num_voxels
+        if network.lacks_background:  # the sums of the channels, and the background
+            needed += 2 * _FLOAT * num_network_voxels
+        return needed, 2 * (needed - PROCESS), of_input
+
+    # Beside logits, images are read as float32, and normalized into a copy.
+    num_copies = 1 if network.is_label_map and not as_logits else 2
+    needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels
+    if headers.mask is not None:
+        needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
+    if not network.is_label_map:
+        needed += _FLOAT * network.num_labels * num_network_voxels
+        if not first.on_same_grid(network.files[0]):
+            needed += _FLOAT * network.num_labels * num_voxels
+        of_input = needed - PROCESS
+    elif as_logits:  # Structures are read one after the other into one array.
+        needed += _FLOAT * (num_network_voxels + _MIN_CHANNELS * num_voxels)
+    else:
+        needed += num_network_voxels
+        of_input += num_network_voxels
+    of_run = RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities
+    return needed, needed - PROCESS + of_run * num_voxels, of_input

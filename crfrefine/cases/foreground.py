@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,28 +24,8 @@ from crfrefine.errors import InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
 
-if TYPE_CHECKING:
-    from crfrefine.cases.reading_options import ReadingOptions
-
 _PIECE_BYTES = 1 << 20
 _HALF = 0.5  # a probability of label 1 below it is background
-
-
-def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> bool:
-    """Return whether the background of an output is computed.
-
-    It is on request, and for a single channel of scores, unless that is a declared region.
-    """
-    if options.add_background:
-        return True
-    first = files[0]
-    if options.regions.declares(1):
-        return False
-    if len(files) > 1 or first.num_channels > 1 or options.input_type == "labels":
-        return False
-    if options.input_type != "auto" or first.kind is not None:
-        return True
-    return holds_one_probability(first, needs_foreground=True)
 
 
 def holds_one_probability(header: VolumeHeader, *, needs_foreground: bool = False) -> bool:

@@ -22,8 +22,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, printable
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case, read_case
-from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.case_memory import bytes_to_refine, stays_in_files
+from crfrefine.cases.case_headers import bytes_of_case, read_case_headers, stays_in_files
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -93,7 +92,7 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     is_streamed = False
     if leaves_out and get_backend(work.device).name == "cpu":
         is_streamed = stays_in_files(headers, task.reading)
-    needed, work.input_bytes = bytes_to_refine(headers, is_streamed=is_streamed)
+    _, needed, work.input_bytes = bytes_of_case(headers, is_streamed=is_streamed)
     work.take_memory(needed)
     case = read_case(
         headers,

@@ -188,9 +188,7 @@ def _read_headers(
     headers = require_all(read_headers, files, folder)
     all_sizes = []
     for case in headers:
-        num_channels = 0
-        if case.logits is not None and not case.logits.is_label_map:
-            num_channels = case.logits.num_labels
+        num_channels = 0 if case.network.is_label_map else case.network.num_labels
         all_sizes.append((num_channels, case.num_modalities, len(case.images[0].grid_shape)))
     first = all_sizes[0]
     for case, sizes in zip(headers, all_sizes, strict=True):
@@ -208,7 +206,7 @@ def _regions_of_channels(
 ) -> RegionScheme | None:
     """Return the regions of the channels, with a note; None means that the channels are labels."""
     declared = reading.regions
-    lacks_background = any(header.logits and header.logits.lacks_background for header in headers)
+    lacks_background = any(header.network.lacks_background for header in headers)
     if lacks_background or not declared.declares(num_channels):
         return None
     regions = declared.scheme

@@ -220,8 +220,8 @@ def _read_sources(
         with failing_alone(fail, *case.paths):
             headers = read_case_headers(case, inputs.reading)
             network_spacing = None
-            if headers.logits is not None:
-                network_spacing = headers.logits.files[0].spacing
+            if headers.network.files:
+                network_spacing = headers.network.files[0].spacing
             # How many of the image's voxels a voxel of the network is long.
             voxel = voxel_length(headers.spacing)
             coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)

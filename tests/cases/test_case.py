@@ -120,7 +120,7 @@ def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
         None,
         None,
     )
-    assert headers.logits.num_labels == 3
+    assert headers.network.num_labels == 3
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
     alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
     case = load_case(replace(files, images=(alone,)))
@@ -135,4 +135,4 @@ def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
         load_case(replace(files, lack="something is missing"))
     with pytest.raises(InputError, match="case 'a': no logits"):
         load_case(replace(files, logits=()))
-    assert read_case_headers(replace(files, logits=())).logits is None
+    assert read_case_headers(replace(files, logits=())).network.files == ()

@@ -23,7 +23,7 @@ def read(folder, image_shape, logits, affine=AFFINE, options=None):
     image = save_nifti(folder / "a_0000.nii.gz", numbers(image_shape), AFFINE)
     files = CaseFiles("a", (image,), (save_nifti(folder / "a.nii.gz", logits, affine),))
     headers = read_case_headers(files, options or ReadingOptions())
-    assert headers.logits.num_labels in (0, len(LOGITS))
+    assert headers.network.num_labels in (0, len(LOGITS))
     return load_case(files, options or ReadingOptions())
 
 

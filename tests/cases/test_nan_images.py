@@ -159,7 +159,7 @@ LIMITS = ("MAX_IN_MEMORY", "MIN_STREAMED")
 )
 def test_infer_gives_the_files_of_a_mask(prepare, options, streams, tmp_path, monkeypatch):
     for limit in LIMITS:
-        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
     folders = write_folders(tmp_path, "a")
     prepare(folders)
     options = (*options, "--save-logits")

@@ -110,7 +110,7 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
     monkeypatch.setattr(preparing, "plan_coarse", spy)
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case_memory.{what}", limit)
+            monkeypatch.setattr(f"crfrefine.cases.case_headers.{what}", limit)
         for preset, options in PRESETS.items():
             output = tmp_path / name / preset
             words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))

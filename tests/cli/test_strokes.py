@@ -21,7 +21,7 @@ from cli_helpers import (
     statuses,
 )
 
-from crfrefine.cases import case_memory
+from crfrefine.cases import case_headers
 
 STROKE = (slice(6, 10), 7, 5)
 
@@ -139,7 +139,7 @@ def test_streamed_logits_give_what_logits_in_memory_give(
     refine_a(folders, drawn, options=options)
     in_memory = load_nifti(tmp_path / "a.nii.gz")
     for name in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(case_memory, name, 1)
+        monkeypatch.setattr(case_headers, name, 1)
     streamed = refine_a(folders, drawn, options=[*options, "-v"])
     assert re.search("(are|is) taken as logits", streamed.stderr)
     np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), in_memory)

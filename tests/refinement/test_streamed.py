@@ -94,7 +94,7 @@ def run(folders, monkeypatch, *options, streams):
 
     monkeypatch.setattr("crfrefine.refinement.preparing.plan_stream", count)
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"
     options = (*options, "-m", masks) if masks.is_dir() else options
     result = run_here("infer", *folders.arguments, *MODEL, *options)
@@ -197,7 +197,7 @@ def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
     labels = logits_of(folders).argmax(axis=0).astype(np.uint8)
     labels[labels == 2] = 3
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
     written = []
     for name, values in (("map", labels), ("one_hot", np.eye(NUM_LABELS, dtype=dtype)[labels])):
         save_nifti(folders.logits / "a.nii.gz", values)
@@ -223,7 +223,7 @@ def test_logits_of_an_image_of_two_axes_are_not_streamed(tmp_path, monkeypatch):
     run(folders, monkeypatch, streams=False)
     in_memory = load_nifti(folders.output / "a.nii.gz")
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0)
+        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
     run_here("infer", *folders.arguments, *MODEL, status=0)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), in_memory)
 

@@ -149,7 +149,7 @@ def test_streamed_votes_are_as_in_memory(kind, tmp_path, monkeypatch):
     found = []
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for constant in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case_memory.{constant}", limit)
+            monkeypatch.setattr(f"crfrefine.cases.case_headers.{constant}", limit)
         own = Folders(folders.images, folders.logits, tmp_path / name)
         result = run_here("infer", *own.arguments, "--device", "cpu", status=0)
         num_padding = 2 * 23 * 17 + 9 * 9 * 8

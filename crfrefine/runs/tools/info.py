@@ -276,8 +276,8 @@ class FolderReport:
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]
         parts.append(describe_grid(image.grid_shape, image.affine))
-        network = headers.logits
-        if network is not None:
+        network = headers.network
+        if network.files:
             self._num_labels[files.case_id] = network.num_labels
             channels = "label map for logits"
             if network.lacks_background:

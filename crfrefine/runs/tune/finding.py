@@ -63,11 +63,10 @@ def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
     """Return whether the network's output has a sigmoid channel for each region."""
     # The labels that a `dataset.json` declares are no regions of the page.
-    network = read_case_headers(
-        case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
-    ).logits
-    if network is None or not network.is_label_map:
-        return network is not None and network.num_channels == len(regions)
+    reading = replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
+    network = read_case_headers(case, reading).network
+    if not network.is_label_map:
+        return network.num_channels == len(regions)
     if len(regions) > 1:
         return False
     # A file with one value per voxel; which label a single region writes does not matter here.

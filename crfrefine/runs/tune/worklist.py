@@ -15,8 +15,7 @@ import numpy as np
 
 from crfrefine.base.limits import memory_left
 from crfrefine.base.workers import thread_pool
-from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.case_memory import bytes_to_refine
+from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.inputs import RunInputs
@@ -289,7 +288,7 @@ class Worklist:
         files = self._inputs.cases[number]
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
-        needed, _ = bytes_to_refine(headers)
+        _, needed, _ = bytes_of_case(headers)
         if needed > memory_left(inputs.max_memory):
             return None
         session = self._read(number)
