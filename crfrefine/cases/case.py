@@ -27,13 +27,13 @@ from crfrefine.base.notes import Note
 from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
-from crfrefine.cases.label_input import read_label_map, segments_in
+from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError, naming_case
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
-from crfrefine.io.volume import Segment, Volume, VolumeHeader
+from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
@@ -166,6 +166,7 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
     first = headers.images[0]
+    grid = WorkGrid(first)
     notes = arrays.notes
     label_logits = None
     network: Network
@@ -181,20 +182,16 @@ def read_case(
     if isinstance(network, LabelMapNetwork) and as_logits:
         network, label_logits = logits_of_labels(network, headers.spacing, notes)
     mask = _find_mask(headers, arrays, options, notes)
-    grid = WorkGrid(first)
     labels = None
     if with_labels and headers.labels is not None:
-        values = read_whole_numbers(headers.labels)
-        values, _ = map_labels(values, options.reference_mapping)
+        values, _ = map_labels(read_whole_numbers(headers.labels), options.reference_mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
-    strokes = []
-    for header in headers.strokes:
-        values = read_whole_numbers(header)
-        remark = note_on_interpolated(values, header.path.name)
-        if remark is not None:
-            notes.append(remark)
-        drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn").T
-        strokes.append((header.path, drawn))
+    strokes = tuple(_read_strokes(header, grid, notes) for header in headers.strokes)
+    segments: tuple[Segment, ...] = ()
+    if headers.files.structures:
+        segments = segments_of_structures(headers.network, options, headers.files.structures)
+    elif len(headers.network.files) == 1:
+        segments = map_segments(headers.network.files[0].segments, options.mapping)
     image = reverse_grid(arrays.image)
     return Case(
         case_id=headers.files.case_id,
@@ -206,13 +203,23 @@ def read_case(
         input_kind=kind,
         notes=notes + headers.notes,
         labels=labels,
-        strokes=tuple(strokes),
+        strokes=strokes,
         label_logits=label_logits,
         times=arrays.times,
-        segments=segments_in(headers.network, options, headers.files.structures),
+        segments=segments,
         has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
+
+
+def _read_strokes(header: VolumeHeader, grid: WorkGrid, notes: list[Note]) -> tuple[Path, Labels]:
+    """Return a file of strokes, and its whole numbers on the grid of the image, (*grid)."""
+    values = read_whole_numbers(header)
+    remark = note_on_interpolated(values, header.path.name)
+    if remark is not None:
+        notes.append(remark)
+    drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
+    return header.path, drawn.T
 
 
 class _FileArrays:
@@ -236,9 +243,12 @@ class _FileArrays:
 
         def read_labels() -> None:
             started = time.perf_counter()
-            self.label_map = read_label_map(
-                network, headers.images, options, headers.files.structures, self.notes
-            )
+            structures = headers.files.structures
+            first = headers.images[0]
+            if structures:
+                self.label_map = read_structures(network, structures, options, first, self.notes)
+            else:
+                self.label_map = read_label_map(network.files[0], options, first, self.notes)
             self.times["labels"] = time.perf_counter() - started
 
         def read_image() -> None:

@@ -25,7 +25,7 @@ from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
@@ -58,29 +58,75 @@ def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
 
 
 def read_label_map(
+    file: VolumeHeader, options: ReadingOptions, image: VolumeHeader, notes: list[Note]
+) -> LabelMapNetwork:
+    """Read a label map onto the grid of the image; `notes` gets those for the user.
+
+    Raises InputError if it cannot be one.
+    """
+    is_requested = options.input_type == "labels"
+    advice = (
+        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
+        "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
+        "give --input-type logits"
+    )
+    if image.num_channels > 1:
+        advice += f"\n  {EXCHANGED}"
+    tolerance = LABEL_TOLERANCE
+    rounding = ""
+    if not is_requested:  # In doubt, only whole numbers are labels.
+        tolerance = 0.0
+        rounding = "--input-type labels rounds labels that a program has scaled, those within "
+        rounding += f"{LABEL_TOLERANCE:g}; "
+    values = read_whole_numbers(file, tolerance, advice, rounding)
+    labels, mapped = map_labels(values, options.mapping)
+
+    present = present_labels(labels)
+    if not is_requested and len(present) > _MAX_GRAY_VALUES:
+        raise InputError(
+            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
+            "expected logits with one value per label, background included. For a label map, give "
+            "--input-type labels"
+        )
+    remark = note_on_interpolated(labels)
+    declared = options.declared
+    if declared is not None and not set(present) <= set(declared.numbers):
+        unknown = sorted(set(present) - set(declared.numbers))
+        raise InputError(
+            f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
+            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
+            f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
+            + (f"\n  {remark}." if remark else "")
+        )
+    reason = "it has one value per voxel, whole numbers from 0 up"
+    if is_requested:
+        reason = "requested"
+    name = file.path.name
+    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
+    if remark is not None:
+        notes.append(remark.about(name))
+    label_map = LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
+    return _on_grid(label_map, file, image, options, notes)
+
+
+def read_structures(
     header: LogitsHeader,
-    images: Sequence[VolumeHeader],
-    options: ReadingOptions,
     structures: Sequence[str],
+    options: ReadingOptions,
+    image: VolumeHeader,
     notes: list[Note],
 ) -> LabelMapNetwork:
-    """Read a label map, or one binary file per structure into one, onto the grid of the images.
+    """Read one binary file per structure into a label map on the grid of the image.
 
-    `structures` are the names of the files, if they are structures; `notes` gets those for the
-    user.
+    `structures` are the names of the files; `notes` gets those for the user.
     """
-    first = header.files[0]
-    if not structures:
-        label_map = _read_one(first, options, images[0], notes)
-        return _on_grid(label_map, first, images[0], options, notes)
-
     assert options.declared is not None
     numbers = options.declared.structures
     grid = grid_of_structures(header.files)
     labels, kept, num_shared = merge_structures(header.files, structures, grid, numbers)
     note = Note.of(
         NoteKind.STRUCTURES,
-        name=first.path.parent.name,
+        name=header.path.parent.name,
         files=len(header.files),
         not_empty=sum(size > 0 for _, size in kept.values()),
     )
@@ -96,19 +142,14 @@ def read_label_map(
             lost[numbers[name]] = size
     num_labels = options.declared.num_labels
     label_map = LabelMapNetwork(labels, present_labels(labels), num_labels, lost=lost)
-    return _on_grid(label_map, grid, images[0], options, notes)
+    return _on_grid(label_map, grid, image, options, notes)
 
 
-def segments_in(
+def segments_of_structures(
     header: LogitsHeader, options: ReadingOptions, structures: Sequence[str]
 ) -> tuple[Segment, ...]:
-    """Return names and colors of the labels: those in a single file, or in those of structures."""
-    if not structures and len(header.files) > 1:
-        return ()
-    if not structures:
-        return map_segments(header.files[0].segments, options.mapping)
+    """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
-    # The segment of a structure is that of its file, if the file has a single one.
     segments = {}
     for name, number in options.declared.structures.items():
         segments[name] = Segment(number, name)
@@ -185,54 +226,6 @@ def _on_grid(
         network_spacing=network_spacing,
         lost=lost,
     )
-
-
-def _read_one(
-    file: VolumeHeader, options: ReadingOptions, image: VolumeHeader, notes: list[Note]
-) -> LabelMapNetwork:
-    """Read a label map as it is in its file; InputError if it cannot be one."""
-    is_requested = options.input_type == "labels"
-    advice = (
-        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
-        "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
-        "give --input-type logits"
-    )
-    if image.num_channels > 1:
-        advice += f"\n  {EXCHANGED}"
-    tolerance = LABEL_TOLERANCE
-    rounding = ""
-    if not is_requested:  # In doubt, only whole numbers are labels.
-        tolerance = 0.0
-        rounding = "--input-type labels rounds labels that a program has scaled, those within "
-        rounding += f"{LABEL_TOLERANCE:g}; "
-    values = read_whole_numbers(file, tolerance, advice, rounding)
-    labels, mapped = map_labels(values, options.mapping)
-
-    present = present_labels(labels)
-    if not is_requested and len(present) > _MAX_GRAY_VALUES:
-        raise InputError(
-            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
-            "expected logits with one value per label, background included. For a label map, give "
-            "--input-type labels"
-        )
-    remark = note_on_interpolated(labels)
-    declared = options.declared
-    if declared is not None and not set(present) <= set(declared.numbers):
-        unknown = sorted(set(present) - set(declared.numbers))
-        raise InputError(
-            f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
-            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
-            f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
-            + (f"\n  {remark}." if remark else "")
-        )
-    reason = "it has one value per voxel, whole numbers from 0 up"
-    if is_requested:
-        reason = "requested"
-    name = file.path.name
-    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
-    if remark is not None:
-        notes.append(remark.about(name))
-    return LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
 
 
 # The voxels that each structure keeps where structures overlap, and those of its file.
