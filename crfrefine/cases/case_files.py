@@ -1,7 +1,12 @@
-"""The files of a case, a list of cases with notes, and cases that lack files."""
+"""The files of a case, those of a kind by their case, and cases that lack files.
+
+Files are named as in `conventions`, by a pattern, or given one by one.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +14,38 @@ from typing import Any, TypeAlias
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
+from crfrefine.cases.conventions import (
+    ALONE,
+    IMAGE_WORDS,
+    LABEL_MAP,
+    LABEL_WORDS,
+    MASK_WORDS,
+    OF_CASE,
+    OTHERS,
+    STROKES,
+    STRUCTURES,
+    Kind,
+    without_word,
+)
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.patterns import (
+    Match,
+    advise,
+    check_pattern,
+    describe_found,
+    find_matches,
+    holds_many,
+    is_pattern,
+    list_files,
+    names_part,
+    nearest_files,
+    patterns_of,
+)
 from crfrefine.errors import InputError
+from crfrefine.io.paths import file_to_read, is_folder, stem_of
+
+_ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -77,7 +113,223 @@ class CaseList(list[CaseFiles]):
         return tuple(str(note) for note in self.notes if note.kind is NoteKind.FOLD_LACKS)
 
 
-_MAX_NAMED = 3
+class Files:
+    """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
+
+    def __init__(self, kind: Kind, *places: Path, cases: Collection[str] = ()) -> None:
+        """Find the files; names of files per label by a pattern are split with the known cases.
+
+        Raises InputError for a pattern without any file, unless these are optional.
+        """
+        self.kind = kind
+        self.place = places[0]
+        self.one = kind.one or f"one file of {kind.what}"  # for messages
+        # the files of each case, for each line of the table
+        self._lines: list[dict[str, list[Match]]] = []
+        # the names of the case that each file may belong to, the best first
+        self.cases_of: dict[Path, list[str]] = {}
+        self._listings: dict[Path, list[Path]] = {}
+        self._known: Collection[str] = ()
+        self.given: list[Match] = []  # the files of the only case
+        if len(places) > 1 or not holds_many(self.place):
+            # Several files of label maps are structures with the names of the files.
+            are_structures = kind is LABEL_MAP and len(places) > 1
+            for path in places:
+                file_to_read(path, kind.suffixes)
+                self.given.append(Match(path, label=stem_of(path) if are_structures else ""))
+            return
+
+        stem = "{case}"
+        if is_pattern(self.place):
+            check_pattern(self.place, kind.parts)
+            stem = stem_of(self.place).removesuffix(".*")
+        if names_part(self.place, "label"):
+            self._known = cases
+        for line in patterns_of(kind.names, self.place):
+            by_case: dict[str, list[Match]] = {}
+            for pattern in line:
+                for match in self._matches(pattern):
+                    by_case.setdefault(match.case, []).append(match)
+                    names = self.cases_of.setdefault(match.path, [])
+                    # Names with an ending say more than any others.
+                    names.insert(0 if "_" in pattern.name else len(names), match.case)
+            self._lines.append(by_case)
+        if is_pattern(self.place) and not self.cases_of and not kind.is_optional:
+            hint = advise(self.place, holds_images=False)
+            raise InputError(f"{self.place}: no file by this pattern{hint}")
+        if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
+            folder = self.place.parent if is_pattern(self.place) else self.place
+            for name in OTHERS:
+                for match in self._matches(folder / (stem + name.removeprefix("{case}"))):
+                    if match.path in self.cases_of:
+                        self.cases_of[match.path].append(match.case)
+
+    def _matches(self, pattern: Path) -> list[Match]:
+        """Return the files of a pattern; some names of the table count for whole folders only."""
+        suffixes = self.kind.suffixes
+        matches = find_matches(pattern, suffixes, self._listings, self._known)
+        if pattern not in (self.place / ALONE, self.place / OF_CASE):
+            return matches
+        are_alone = pattern == self.place / ALONE
+        counts = Counter(match.path.parent for match in matches)
+        whole = set()
+        for folder, number in counts.items():
+            if number == len(list_files(folder, suffixes)) and are_alone == (number == 1):
+                whole.add(folder)
+        return [match for match in matches if match.path.parent in whole]
+
+    def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
+        """Return the files of a case with its best names, without those in `but`."""
+        for line in self._lines:
+            matches = [match for match in line.get(case_id, ()) if match.path not in but]
+            if matches:
+                return matches
+        return []
+
+    def by_case(self, but: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the files by the names of their cases, sorted, without those of cases in `but`.
+
+        A file of another kind beside one belongs to the case of that one. A single file is that of
+        the only case in `but`, and else has the name of its case, perhaps with a word for a label
+        map.
+        """
+        if self.given:
+            name = without_word(stem_of(self.place), LABEL_WORDS)
+            return {} if but else {name: [self.place]}
+        found: dict[str, list[Path]] = {}
+        names = {cases[0] for cases in self.cases_of.values()}
+        for path, cases in self.cases_of.items():
+            if not any(case in but for case in cases):
+                beside = [case for case in cases[1:] if case in names]
+                found.setdefault([*beside, cases[0]][0], []).append(path)
+        return dict(sorted(found.items()))
+
+    def described(self, case_ids: Sequence[str]) -> list[str]:
+        """Return a line on the cases of a pattern; none of a folder."""
+        if not is_pattern(self.place) or not case_ids:
+            return []
+        return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
+
+    def add_to(self, cases: CaseList, first_label: int = 0) -> None:
+        """Add its files to each case, or the problem of a case that has none or too many.
+
+        Files per label begin with `first_label`. Raises InputError for the files of one case if
+        there are several.
+        """
+        if self.given and len(cases) != 1:
+            raise InputError(
+                f"{self.place}: {self.one} for {len(cases)} cases; "
+                "give a folder, a pattern, or the images of one case"
+            )
+        for number, case in enumerate(cases):
+            matches = self.given or self.of(case.case_id, case.images)
+            if not matches and self.kind is LABEL_MAP and cases.is_single and is_folder(self.place):
+                matches = structures_inside(self.place, case.images)
+            if matches and matches[0].label:
+                if self.kind is LABEL_MAP:
+                    cases[number] = with_structures(case, matches)
+                else:
+                    cases[number] = self._with_labels(case, matches, first_label)
+                continue
+            paths = [match.path for match in matches]
+            if len(paths) > 1 and not self.given and self.kind is not STROKES:
+                cases[number] = case.with_several(f"expected {self.one}", paths, self.place)
+            elif paths or self.kind.is_optional:
+                files: Any = tuple(paths)
+                if self.kind.field in ("mask", "labels"):
+                    files = next(iter(files), None)
+                cases[number] = replace(case, **{self.kind.field: files})
+            else:
+                expected = self.kind.expected.replace("CASE", case.case_id)
+                if is_pattern(self.place):
+                    expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
+                missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
+                cases[number] = case.lacking(f"{missing}; expected {expected}", missing)
+
+        if self.given or not self.kind.strays:
+            return
+        strays = set[Path]().union(*self.by_case({case.case_id for case in cases}).values())
+        strays.difference_update(*(case.paths for case in cases))
+        if strays:
+            note = Note.of(
+                NoteKind.WITHOUT_IMAGES,
+                str(self.place),
+                files=len(strays),
+                what=self.kind.strays,
+                first=min(path.name for path in strays),
+            )
+            cases.notes.append(note)
+
+    def _with_labels(
+        self, case: CaseFiles, matches: Sequence[Match], first_label: int
+    ) -> CaseFiles:
+        """Return a case with its file of each label, in order, or with a problem.
+
+        Labels are numbers, or names in a `dataset.json`; others are -1.
+        """
+        description = read_dataset_description(self.place)
+        numbers: dict[str, int] = {}
+        if description is not None:
+            numbers = {name: label for label, name in description.label_names.items()}
+        for match in matches:
+            if match.label.isdecimal():
+                numbers[match.label] = int(match.label)
+        by_label = sorted((numbers.get(match.label, -1), match.path) for match in matches)
+        labels = [label for label, _ in by_label]
+        paths = tuple(path for _, path in by_label)
+        if labels == [*range(first_label, first_label + len(paths))]:
+            return replace(case, logits=paths)
+        expected = f"expected one file for each label from {first_label}"
+        after = ""
+        if labels[0] < 0:
+            after = "; {label} is a number, or a name in dataset.json, for structures with "
+            after += "--input-type labels any name"
+        elif labels[0] == 1 and first_label == 0:
+            expected = f"the background seems to be missing: {expected}"
+            after = "; --add-background computes it from the probabilities of labels 1, 2, …"
+        return case.with_several(expected, paths, self.place, after)
+
+
+def structures_inside(folder: Path, images: Collection[Path] = ()) -> list[Match]:
+    """Return the structures in the folder of one case, apart from its images."""
+    for name in STRUCTURES:
+        found = find_matches(folder / name, LABEL_MAP.suffixes)
+        matches = [match for match in found if match.path not in images]
+        if matches:
+            return matches
+    return []
+
+
+def clear_structures(folder: Path) -> dict[str, list[Match]]:
+    """Return the structures of each case, if folders of cases hold them and nothing else.
+
+    Empty if they may be images with their label maps.
+    """
+    files = Files(LABEL_MAP, folder)
+    structures = {}
+    words = {*IMAGE_WORDS, *LABEL_WORDS, *MASK_WORDS}
+    for case_id in files.by_case():
+        matches = files.of(case_id)
+        for match in matches:
+            if match.label.startswith(case_id) or match.label.lower() in words:
+                return {}
+        if matches[0].label:
+            structures[case_id] = matches
+    return structures
+
+
+def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
+    """Return the case with its structures, sorted by name; 0 among numbers is the background."""
+    named = sorted((match.label, match.path) for match in matches if match.path not in case.images)
+    if len(named) > 1 and all(name.isascii() and name.isdecimal() for name, _ in named):
+        named = [(name, path) for name, path in named if int(name)]
+    names = tuple(name for name, _ in named)
+    case = replace(case, logits=tuple(path for _, path in named), structures=names)
+    twice = [str(path) for name, path in named if names.count(name) > 1]
+    if twice:
+        return case.lacking(f"expected one file per structure, found {listed(twice)}")
+    return case
+
 
 # The missing files of each case that lacks one, by its name. It is left out and is no failure.
 Incomplete: TypeAlias = Mapping[str, Sequence[str]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
-from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList, Files
 from crfrefine.cases.conventions import (
     IMAGE,
     IMAGES,
@@ -26,7 +26,6 @@ from crfrefine.cases.conventions import (
     without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import (
     MAX_MODALITIES,
     Match,

@@ -15,6 +15,7 @@ from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
+    Files,
     note_on_left_out,
     require_complete,
 )
@@ -27,7 +28,6 @@ from crfrefine.cases.conventions import (
     labels_beside,
 )
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import find_matches, holds_many, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header

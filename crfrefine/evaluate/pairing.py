@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import CaseFiles, CaseList, require_complete
+from crfrefine.cases.case_files import CaseFiles, CaseList, Files, require_complete
 from crfrefine.cases.conventions import (
     ARCHIVES,
     CALIBRATION,
@@ -20,7 +20,6 @@ from crfrefine.cases.conventions import (
     PREDICTION,
 )
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.listing import Files
 from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
 from crfrefine.cases.patterns import advise, holds_many, is_pattern, names_part
 from crfrefine.errors import InputError

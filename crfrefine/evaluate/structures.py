@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_files import (
+    CaseFiles,
+    Files,
+    clear_structures,
+    structures_inside,
+    with_structures,
+)
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.listing import Files, clear_structures, structures_inside, with_structures
 from crfrefine.cases.patterns import (
     advise,
     advise_on_splits,

@@ -15,13 +15,12 @@ from crfrefine.base.failures import Causes, Failure, describe_failure, failing_a
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList, clear_structures
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
-from crfrefine.cases.listing import clear_structures
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import Match, is_pattern, list_files, propose

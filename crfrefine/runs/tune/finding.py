@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList, Files
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
-from crfrefine.cases.listing import Files
 from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
