@@ -35,7 +35,7 @@ from crfrefine.cases.reading_options import (
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.label_values import largest_label, notes_on_mapping, require_all
+from crfrefine.train.label_values import find_labels, require_all
 from crfrefine.train.options import TrainingOptions
 
 # Cases of more voxels are read and measured one at a time: several of them in memory would be too
@@ -97,21 +97,21 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     )
     regions = None
     notes = [*cases.notes]
-    if num_channels == 0:
+    is_map = num_channels == 0
+    if is_map:
         declared = declared_labels(files, descriptions, base.num_labels)
-        if declared is None:
-            declared, notes_on_labels = largest_label(files, options.images, reading)
-            notes += notes_on_labels
         reading = replace(reading, declared=declared)
-        num_channels = declared.num_labels
     else:
         regions = _regions_of_channels(headers, reading, num_channels, notes)
+    labels, notes_on_labels = find_labels(files, options.images, reading, is_map=is_map)
+    notes += notes_on_labels
+    if is_map:
+        reading = replace(reading, declared=labels)
+        num_channels = labels.num_labels
 
     if left_out:
         notes.insert(0, note_on_left_out(left_out, len(cases)))
     notes += _notes_on_grids(headers)
-    if options.mapped:
-        notes += notes_on_mapping(files, options.images, reading)
 
     num_map_labels = num_channels if regions is None else regions.num_labels
     names = {0: "background", **description.label_names}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
@@ -62,73 +62,68 @@ def require_all(
     raise InputError(message)
 
 
-def largest_label(
-    files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions
+# The labels in some files, without background, the values that `--map` gives new labels, and notes
+# on interpolated borders.
+_Values: TypeAlias = tuple[set[int], set[int], list[Note]]
+
+
+def find_labels(
+    files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions, *, is_map: bool
 ) -> tuple[DeclaredLabels, list[Note]]:
-    """Return the labels up to the largest one of all label maps and references.
+    """Return the declared labels, else those up to the largest one of all files, and notes.
 
-    With them come notes if the borders of one were interpolated, as its labels are none then, and
-    if label maps and references seem to have other numbers.
-    Call this if nothing else says how many labels there are: it reads every file.
+    The notes say if the borders of one were interpolated, as its labels are none then, if label
+    maps and references seem to have other numbers, and which values of `--map` no file has. Every
+    file is read for it, once. Beside declared labels, or channels in place of label maps
+    (`is_map`), only files to which `--map` applies are read, for the last of these notes.
     """
+    are_declared = not is_map or reading.declared is not None
 
-    def labels_of(case: CaseFiles, _: int) -> tuple[set[int], set[int], Note | None]:
-        in_maps = set[int]()
-        in_reference = set[int]()
-        note: Note | None = None
-        for path, mapping in _label_maps_of(case, reading):
-            labels, _found = map_labels(io.read_labels(path).data, mapping)
-            found = in_reference if path == case.labels else in_maps
-            found.update(foreground_labels(labels))
-            note = note or note_on_interpolated(labels.T, str(path))
-        return in_maps, in_reference, note
+    def values_of(case: CaseFiles, _: int) -> tuple[_Values, _Values]:
+        maps = case.logits if reading.mapping or not are_declared else ()
+        references: list[Path] = []
+        if case.labels is not None and (reading.reference_mapping or not are_declared):
+            references.append(case.labels)
+        return _values_in(maps, reading.mapping), _values_in(references, reading.reference_mapping)
 
-    of_cases = require_all(labels_of, files, folder)
-    in_maps = set[int]().union(*(found for found, _, _ in of_cases))
-    in_references = set[int]().union(*(found for _, found, _ in of_cases))
-    notes = [note for _, _, note in of_cases if note is not None][:1]
-    predicted = sorted(in_maps - in_references)
-    missed = sorted(in_references - in_maps)
-    if predicted and missed:
+    in_maps: _Values = (set(), set(), [])
+    in_references: _Values = (set(), set(), [])
+    notes = []
+    for of_case in require_all(values_of, files, folder):
+        for found, values in zip((in_maps, in_references), of_case, strict=True):
+            found[0].update(values[0])
+            found[1].update(values[1])
+            notes += values[2]
+    notes = [] if are_declared else notes[:1]
+    predicted = sorted(in_maps[0] - in_references[0])
+    missed = sorted(in_references[0] - in_maps[0])
+    if predicted and missed and not are_declared:
         option = "OLD=NEW"
         if len(predicted) == len(missed) == 1:
             option = f"{predicted[0]}={missed[0]}"
         kind = NoteKind.OTHER_LABELS
         notes.append(Note.of(kind, predicted=predicted, missed=missed, option=option))
-    largest = max(1, *in_maps, *in_references)
-    declared = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
-    return declared, notes
+    for mapping, found, where in (
+        (reading.mapping, in_maps, "no label map"),
+        (reading.reference_mapping, in_references, "no reference"),
+    ):
+        note = note_on_values(mapping, found[1], where)
+        if note is not None:
+            notes.append(note)
+    largest = max(1, *in_maps[0], *in_references[0])
+    found_labels = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+    return reading.declared or found_labels, notes
 
 
-def _label_maps_of(
-    case: CaseFiles, reading: ReadingOptions
-) -> Iterator[tuple[Path, Mapping[int, int]]]:
-    """Yield the network's label map and the reference, each with the new labels of its values."""
-    for path in case.logits:
-        yield path, reading.mapping
-    if case.labels is not None:
-        yield case.labels, reading.reference_mapping
-
-
-def notes_on_mapping(
-    files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions
-) -> list[Note]:
-    """Return notes on values of --map that no file has, for which the files are read."""
-
-    def found_in(case: CaseFiles, _: int) -> list[tuple[int, ...]]:
-        found = []
-        for path, mapping in _label_maps_of(case, reading):
-            values: tuple[int, ...] = ()
-            if mapping:
-                values = map_labels(io.read_labels(path).data, mapping)[1]
-            found.append(values)
-        return found
-
-    of_maps, of_references = zip(*require_all(found_in, files, folder), strict=True)
-    notes = (
-        note_on_values(reading.mapping, chain.from_iterable(of_maps), "no label map"),
-        note_on_values(
-            reading.reference_mapping, chain.from_iterable(of_references), "no reference"
-        ),
-    )
-    return [note for note in notes if note is not None]
+def _values_in(paths: Sequence[Path], mapping: Mapping[int, int]) -> _Values:
+    all_labels = set[int]()
+    all_mapped = set[int]()
+    notes = []
+    for path in paths:
+        labels, mapped = map_labels(io.read_labels(path).data, mapping)
+        all_labels.update(foreground_labels(labels))
+        all_mapped.update(mapped)
+        note = note_on_interpolated(labels.T, str(path))
+        if note is not None:
+            notes.append(note)
+    return all_labels, all_mapped, notes
