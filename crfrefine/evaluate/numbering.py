@@ -96,30 +96,21 @@ def other_numbers(pairs: Pairs) -> dict[int, int]:
     return {label: wanted[0] for label, wanted in sorted(covers.items()) if len(wanted) == 1}
 
 
-def _numbers_of_channels(
-    pairs_of: Mapping[str, Pairs], from_channels: Collection[str]
-) -> dict[int, int]:
-    """Return the number of a channel for each label of the reference that can get it.
-
-    The channels, whose numbers cannot change, are those of the first method with other ones.
-    """
-    mapping: dict[int, int] = {}
+def _find_options(
+    pairs_of: Mapping[str, Pairs], from_channels: Collection[str], own: str
+) -> dict[str, list[str]]:
+    """Return the options that give each method and the reference the same numbers."""
+    # The numbers of channels cannot change: labels of the reference get those of the first method
+    # with others.
+    of_reference: dict[int, int] = {}
     for method, pairs in pairs_of.items():
-        if method not in from_channels or mapping:
+        if method not in from_channels or of_reference:
             continue
         numbers = {wanted: label for label, wanted in other_numbers(pairs).items()}
         in_reference = {wanted for _, wanted in pairs}
         for old, new in numbers.items():
             if new in numbers or new not in in_reference:
-                mapping[old] = new
-    return mapping
-
-
-def _find_options(
-    pairs_of: Mapping[str, Pairs], from_channels: Collection[str], own: str
-) -> dict[str, list[str]]:
-    """Return the options that give each method and the reference the same numbers."""
-    of_reference = _numbers_of_channels(pairs_of, from_channels)
+                of_reference[old] = new
     options_of: dict[str, list[str]] = {method: [] for method in pairs_of}
     for method, pairs in pairs_of.items():
         if method in from_channels:

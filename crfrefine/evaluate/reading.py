@@ -234,36 +234,28 @@ def read_masks(
         volume = read_structures(files, measured.structures, warnings, grid=grid)
         return Prediction(_labels_on_grid(reference, volume, "structures"))
     mapping = measured.options.mappings.get(method, {})
-    if path is not None and _is_label_map(path, grid, regions):
-        volume, mapped = _read_labels(path, mapping, warnings, grid)
+    paths = files.logits if path is None else (path,)
+    stored = io.read_header(paths[0])
+    header = with_channel_axis(stored, grid)
+    # Logits and probabilities have several values per voxel or declare such values, or they are the
+    # single channel of a region or of label 1.
+    is_map = path is not None and header.num_channels == 1 and header.kind is None
+    if is_map and not regions.is_channel(header) and not holds_one_probability(header):
+        volume, mapped = _read_labels(paths[0], mapping, warnings, grid)
         assert volume.header is not None
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Prediction(label_map, mapped=mapped, names=names)
-    paths = files.logits if path is None else (path,)
     if mapping:
         raise InputError(
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
             "probabilities, whose channels are labels in their order; leave --map out"
         )
     prediction = read_probabilities(paths, reference, regions)
-    header = io.read_header(paths[0])
-    is_alone = len(paths) == 1 and header.num_channels == 1 and prediction.regions is None
+    is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.regions is None
     if is_alone and not prediction.label_map.any():
-        warnings.append(Note.of(NoteKind.NOWHERE_HALF, header.path.name))
-    return prediction._replace(names=names_in(header, {}))
-
-
-def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:
-    """Return whether a file has one label per voxel.
-
-    Logits and probabilities have several values per voxel or declare such values, or they are the
-    single channel of a region or of label 1.
-    """
-    header = with_channel_axis(io.read_header(path), grid)
-    if header.num_channels != 1 or header.kind is not None:
-        return False
-    return not regions.is_channel(header) and not holds_one_probability(header)
+        warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
+    return prediction._replace(names=names_in(stored, {}))
 
 
 def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:

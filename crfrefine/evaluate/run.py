@@ -140,7 +140,16 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
     started = time.perf_counter()
     observer = observer or Observer()
     check_options(options)
-    evaluation = _plan(options)
+    evaluation = pair_cases(options)
+    add_volumes(*options.inputs)
+    for pair in evaluation.pairs:
+        add_volumes(*pair.paths)
+    report = options.output / REPORT_NAME
+    check_replaceable(options.output / METRICS_NAME)
+    check_replaceable(options.output / SUMMARY_NAME)
+    if options.report:
+        check_replaceable(report)
+    evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
     _measure(evaluation, observer)
 
     observer.stage_changed("", "comparing")
@@ -154,48 +163,31 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
     summary = to_json(make_summary(evaluation), indent=2)
     write_small_file(options.output / SUMMARY_NAME, summary.encode())
 
-    path = options.output / REPORT_NAME
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
         write_report(
-            path,
+            report,
             evaluation,
             observer.note,
             progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step),
         )
         evaluation.has_report = True
-    elif path.exists():
-        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(path)))
+    elif report.exists():
+        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(report)))
 
     observer.run_ended(evaluation)
     return evaluation
 
 
-def _plan(options: EvaluationOptions) -> Evaluation:
-    """Return the evaluation before any case is measured, with what else can be known then."""
-    evaluation = pair_cases(options)
-    add_volumes(*options.inputs)
-    for pair in evaluation.pairs:
-        add_volumes(*pair.paths)
-    check_replaceable(options.output / METRICS_NAME)
-    check_replaceable(options.output / SUMMARY_NAME)
-    if options.report:
-        check_replaceable(options.output / REPORT_NAME)
+def _measure(evaluation: Evaluation, observer: Observer) -> None:
+    """Measure all cases, and note what their files show.
 
-    if evaluation.measured.structures and options.mapped:
-        raise InputError(
-            f"{options.labels}: structures are compared by their names, and have no numbers that "
-            "--map could change; leave --map out"
-        )
-    evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
+    What is known before the first case is noted then.
+    """
     evaluation.learned = cases_learned_on(evaluation.pairs, evaluation.notes)
     if evaluation.learned:
         kind = NoteKind.MEASURED_ON_LEARNED
         evaluation.notes.append(Note.of(kind, learned=evaluation.learned_text))
-    return evaluation
-
-
-def _measure(evaluation: Evaluation, observer: Observer) -> None:
     check_writable(evaluation.options.output)
     for text in evaluation.found:
         observer.cases_found(text)

@@ -84,6 +84,11 @@ def find_structures(
     if options.probabilities:
         _, path = options.probabilities[0]
         raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
+    if options.mapped:
+        raise InputError(
+            f"{options.labels}: structures are compared by their names, and have no numbers that "
+            "--map could change; leave --map out"
+        )
     paths = (options.labels, *options.methods.values())
     # Names by a pattern with `{label}` are split with the cases of the other paths.
     clear = [{} if names_part(path, "label") else _cases_of(path) for path in paths]
