@@ -380,6 +380,19 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
     np.testing.assert_array_equal(refined, written)
 
 
+def test_a_box_that_is_mostly_drawn_leaves_its_answer_to_the_whole_case(large, tmp_path):
+    """Half of a case may not be drawn, but a structure may be filled."""
+    with open_session(options_for(*large)) as session:
+        place = session.case.first_place()
+        outline = {"plane": 0, "shape": "outline", "value": 2, "radius": 0.0, "within": {}}
+        size = session.case.upright_grid
+        path = [0, 0, size[0] - 1, 0, size[0] - 1, size[1] - 1, 0, size[1] - 1]
+        for through in range(size[2] // 3):
+            session.draw(**outline, place=[*place[:2], through], path=path, mark="")
+        session.refine(1, "", {}, place, is_whole=False)
+        assert session.refine(1000, "", {}, place, is_whole=True)["result"]["is_whole"]
+
+
 def test_a_save_does_not_show_parameters_that_the_page_has_left(large, tmp_path, monkeypatch):
     options = replace(options_for(*large), corrections=tmp_path / "kept")
     with open_session(options) as session:

@@ -479,3 +479,83 @@ def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
     opened.undo("")
     opened.end()
     assert np.array_equal(new_session(with_strokes).drawing.values, drawn)
+
+
+# ---- Several at once, and what is damaged
+
+
+def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypatch):
+    """Of a case that is opened while *Save all* writes it."""
+    worklist.draw(0, **STROKE)
+    open_session = worklist.session(0)
+    other = worklist._read(0)
+    is_writing = threading.Event()
+    writes_on = threading.Event()
+    write = session.write_label_map
+
+    def write_slowly(path, labels, *others, **named):
+        if path.parent.name == "refined" and not is_writing.is_set():
+            is_writing.set()
+            assert writes_on.wait(60)
+        write(path, labels, *others, **named)
+
+    monkeypatch.setattr(session, "write_label_map", write_slowly)
+    first = threading.Thread(target=other.save_case, args=("", {}))
+    first.start()
+    assert is_writing.wait(60)
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    second = threading.Thread(target=open_session.save_case, args=("", {}))
+    second.start()
+    second.join(1)
+    writes_on.set()
+    first.join(60)
+    second.join(60)
+    assert states(worklist)[0] == SAVED
+    refined = read_volume(Corrections.of_case("a", options.corrections).refined).data
+    whole_result(open_session)
+    np.testing.assert_array_equal(refined, open_session.shown.labels)
+
+
+def test_a_case_is_saved_that_another_tab_has_left_meanwhile(worklist):
+    worklist.draw(0, **STROKE)
+    worklist.open(1)
+    worklist.save_case(0, "", {})
+    assert states(worklist)[:2] == [SAVED, UNTOUCHED]
+    assert worklist.describe()["open"] == 1
+
+
+DAMAGED = {
+    "nothing": b"",
+    "half": b'{"grid": [15, 18, 11], "given": 0, "do',
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "a label": {"edits": [{"value": -3, "runs": [[5], [2]]}]},
+    "a word": {"edits": [{"value": "liver", "runs": [[5], [2]]}]},
+    "a place": {"edits": [{"value": 2, "runs": [[10**9], [2]]}]},
+    "a place below": {"edits": [{"value": 2, "runs": [[-5], [2]]}]},
+    "a place twice": {"edits": [{"value": 2, "runs": [[5, 5], [2, 2]]}]},
+    "a number": {"done": 7},
+    "another grid": {"grid": [27, 10, 11]},
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, options, content):
+    worklist.draw(1, **STROKE)
+    worklist.end()
+    path = Corrections.of_case("b", options.corrections).drawing
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_bytes()) | content).encode()
+    path.write_bytes(content)
+    again = Worklist(options, find_cases(options))
+    try:
+        with pytest.raises(InputError, match=r"b\.json: .*move it away"):
+            again.open(1)
+        assert again.describe()["open"] == 0
+        again.save_all("", {})
+        again._saving.result(60)
+        told = again.describe()["refused"]
+        assert ("move it away" in told) == (states(again)[1] == CORRECTED)
+    finally:
+        again.end()
+    assert path.read_bytes() == content

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Array
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
@@ -50,6 +52,8 @@ class Drawing:
         self._num_steps = 0
         self._marks: dict[str, None] = {}
         self._lock = threading.RLock()
+        # of the files of strokes and result, which belong together
+        self.saving_lock = threading.Lock()
         self._values: Array | None = None
         self._digest: str | None = None
         self._saved = self._present_digest()  # of the values that are saved with their result
@@ -63,7 +67,12 @@ class Drawing:
             content = json.loads(path.read_bytes())
             edits = [Edit(_voxels_of(*edit["runs"]), edit["value"]) for edit in content["edits"]]
             stored_grid = content["grid"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            saved = content["saved"]
+            if not 0 <= content["given"] <= content["done"] <= len(edits):
+                raise ValueError("it has other numbers of strokes than it says")
+            for edit in edits:
+                _check_edit(edit, math.prod(stored_grid))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be read: {error}; move it away to begin anew"
             ) from error
@@ -76,8 +85,8 @@ class Drawing:
         drawing._edits = edits
         drawing._num_given = content["given"]
         drawing._num_done = content["done"]
-        drawing._saved = content["saved"]
-        drawing._saving = content.get("saving", drawing._saved)
+        drawing._saved = saved
+        drawing._saving = content.get("saving", saved)
         given = _digest_of_edits(edits[: drawing._num_given], drawing._grid)
         drawing._given = content.get("given_digest", given)
         drawing._digest = None
@@ -248,13 +257,23 @@ class Drawing:
 
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of the strokes."""
-        return {
-            "drawn": len(_drawn(self._edits[: self._num_done])[0]),
-            "step": self._num_steps,  # It rises with each edit.
-            "can_undo": self._num_done > self._num_given,
-            "can_redo": self._num_done < len(self._edits),
-            "problem": self.problem,
-        }
+        with self._lock:
+            return {
+                "drawn": len(_drawn(self._edits[: self._num_done])[0]),
+                "step": self._num_steps,  # It rises with each edit.
+                "can_undo": self._num_done > self._num_given,
+                "can_redo": self._num_done < len(self._edits),
+                "problem": self.problem,
+            }
+
+
+def _check_edit(edit: Edit, num_voxels: int) -> None:
+    """Raise ValueError for a stroke that nobody can have drawn in a grid of so many voxels."""
+    voxels, value = edit
+    if type(value) is not int or not 0 <= value <= MAX_LABEL:
+        raise ValueError(f"{value}: no label")
+    if (np.diff(voxels, prepend=-1, append=num_voxels) <= 0).any():
+        raise ValueError("a stroke has voxels twice, or outside of the grid")
 
 
 @lru_cache(maxsize=1000)
@@ -263,7 +282,7 @@ def has_unsaved(path: Path, _mtime_ns: int) -> bool:
     try:
         content = json.loads(path.read_bytes())
         return bool(content["saved"] != content["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True  # Whoever opens the case is told why.
 
 

@@ -180,7 +180,7 @@ def make_app(
         post("case/{number:int}/redo", worklist.redo, _MARK),
         post("case/{number:int}/look", worklist.look, _MARK),
         post_to_case("save", _PARAMETERS),
-        post_to_case("save-case", _PARAMETERS),
+        post("case/{number:int}/save-case", worklist.save_case, _PARAMETERS),
         post("open", worklist.open, {"number": int}),
         post("read-ahead", worklist.read_ahead, {"number": int}),
         post("count-changes", worklist.count_changes, _PARAMETERS),

@@ -107,7 +107,6 @@ class Session:
         self._edited: Box | None = None  # around the strokes that no result has yet
         self._newest: float = 0  # the highest counter
         self._num_computing = 0  # number of requests that wait for a result
-        self._saving_lock = threading.Lock()
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
         self._shown_lock = threading.Lock()
 
@@ -297,7 +296,7 @@ class Session:
         if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
             segments = self.case.segments
         like = self.case.like
-        with self._saving_lock:  # The files belong together.
+        with self.drawing.saving_lock:
             result = self._refine_whole(parameters, lambda *progress: None)
             strokes = result.strokes
             assert strokes is not None
@@ -363,10 +362,10 @@ class Session:
         case = self.case
         drawn = self.drawing.values
         part = case.stored_box(box)
-        strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
-        if strokes is not None and case.regions is None:
-            strokes = replace(strokes, volumes=self._voxels_of_labels[strokes.labels])
         try:
+            strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
+            if strokes is not None and case.regions is None:
+                strokes = replace(strokes, volumes=self._voxels_of_labels[strokes.labels])
             refined = self._refiner.refine_box(parameters, part, check, strokes)
         except (ConfigError, _StaleError):
             raise

@@ -104,7 +104,11 @@ class Worklist:
         return {**self.session(number).drawing.describe(), "state": self._state_of(number)}
 
     def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
-        """Edit the strokes of a case.
+        """Edit the strokes of a case."""
+        return {**self._in_case(number, edit), "state": self._state_of(number)}
+
+    def _in_case(self, number: int, act: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
+        """Do something with a case.
 
         It need not be the open one: a tab may show a case while another tab has opened one.
         """
@@ -112,10 +116,15 @@ class Worklist:
         session = self._session
         if session.number != number:
             session = self._read(number)
-        described = edit(session)
-        if session is not self._session:
-            session.drawing.forget()
-        return {**described, "state": self._state_of(number)}
+        try:
+            return act(session)
+        finally:
+            if session is not self._session:
+                session.drawing.forget()
+
+    def save_case(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the strokes and the result of a case, as of `Session.save_case`."""
+        return self._in_case(number, lambda session: session.save_case(preset, changes))
 
     def describe(
         self, preset: str | None = None, changes: Mapping[str, Any] | None = None
@@ -230,16 +239,10 @@ class Worklist:
                     return
                 if self._state_of(number) not in (CORRECTED, OUTDATED):
                     continue
-                session = self._session
                 try:
-                    if session.number != number:
-                        session = self._read(number)
-                    session.save_case(preset, changes)
+                    self.save_case(number, preset, changes)
                 except CrfRefineError as error:
                     self._refused[number] = f"{self._inputs.cases[number].case_id}: {error}\n"
-                finally:
-                    if session is not self._session:
-                        session.drawing.forget()
 
         with self._lock:
             self._parameters = parameters
