@@ -110,7 +110,7 @@ def find_labels(
         note = note_on_values(mapping, found[1], where)
         if note is not None:
             notes.append(note)
-    largest = max(1, *in_maps[0], *in_references[0])
+    largest = max({1} | in_maps[0] | in_references[0])
     found_labels = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
     return reading.declared or found_labels, notes
 
