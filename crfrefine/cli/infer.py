@@ -61,11 +61,12 @@ def infer(
         from crfrefine.runs.held_out import read_held_out
 
         held_out = read_held_out(options["nnunet"], start, parameters, entries)
+    if regions:
+        options["regions"] = shared.parse_scheme(regions)
     run_options = InferenceOptions(
         **options,
         parameters=parameters,
         held_out=held_out,
-        regions=shared.parse_scheme(regions),
         command=tuple(click.get_current_context().obj),
     )
 

@@ -133,10 +133,8 @@ def parameters_of(config: str, overrides: Sequence[str]) -> tuple[CrfParameters,
     return parameters, entries
 
 
-def parse_scheme(regions: Sequence[str]) -> RegionScheme | None:
-    """Return the regions of the options, in the order of the network's channels; None for none."""
-    if not regions:
-        return None
+def parse_scheme(regions: Sequence[str]) -> RegionScheme:
+    """Return the regions of the options, in the order of the network's channels."""
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 

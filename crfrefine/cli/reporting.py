@@ -104,31 +104,35 @@ class RunReporter(Observer, AbstractContextManager[Any]):
             completed = min(self._total, self._ended + 0.9 * step / num_steps)
             stage += f" {step}/{num_steps}"
         if not name:
-            self._update(completed=completed, text=stage, detail=" ")
+            self._show(completed, text=stage, detail=" ")
             return
-        self._update(completed=completed, text=name, detail=stage)
         if name != self._name:
             self._name = name
             self._name_began = time.monotonic()
-        self._say_if_due(f"{name}: {stage}")
+        self._show(completed, f"{name}: {stage}", text=name, detail=stage)
 
     def progressed(self, fraction: float, done: str = "") -> None:
         """Move the bar."""
         self._left = None
         if fraction:
             self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction
-        self._update(completed=fraction)
-        if done:
-            self._say_if_due(done)
+        self._show(fraction, done)
 
-    def _say_if_due(self, text: str) -> None:
-        """Print what is in work, with a time, if nothing has shown for long that it goes on."""
+    def _show(self, completed: float | None, line: str = "", **fields: str) -> None:
+        """Show what is in work: in the bar, whose fields change, or in a line with a time.
+
+        There is a line if it has a text, and nothing has shown for long that the run goes on.
+        """
+        if self._bar is not None:
+            texts: dict[str, Any] = {name: printable(text) for name, text in fields.items()}
+            self._bar.update(self._bar.task_ids[0], completed=completed, **texts)
         is_silent = time.monotonic() - self._said >= self.silent_seconds
-        if (self._bar is None and is_silent) or self.verbosity >= self.tells_all_from:
+        is_due = self._bar is None and is_silent
+        if line and (is_due or self.verbosity >= self.tells_all_from):
             clock = f"{time.monotonic() - self._name_began:.0f} s so far"
             if self._left is not None:
                 clock = f"about {timedelta(seconds=round(self._left))} left"
-            self._say(f"{text}, {clock}", is_timed=True)
+            self._say(f"{line}, {clock}", is_timed=True)
 
     def stage_ended(self, text: str) -> None:
         """Print the outcome of a part of the run."""
@@ -176,7 +180,7 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         shows tracebacks.
         """
         self._ended += 1
-        self._update(completed=self._ended, text=name)
+        self._show(self._ended, text=name)
         for failure in failures:
             self._causes = self._causes or Causes()
             if self._causes.is_new(name, failure) or self.verbosity >= VERBOSE:
@@ -185,17 +189,6 @@ class RunReporter(Observer, AbstractContextManager[Any]):
                 self._say(indented(failure.traceback), at_least=VERBOSE)
         if outcome and not failures:
             self._say(f"[{self._ended}/{self._total}] {outcome}", is_timed=True)
-
-    def _update(self, *, completed: float | None = None, text: str = "", detail: str = "") -> None:
-        """Change the content of the bar; None, and an empty text, leave a value unchanged."""
-        if self._bar is None:
-            return
-        fields: dict[str, Any] = {}
-        if text:
-            fields["text"] = printable(text)
-        if detail:
-            fields["detail"] = printable(detail)
-        self._bar.update(self._bar.task_ids[0], completed=completed, **fields)
 
     def _say(self, text: str, at_least: int = NORMAL, *, is_timed: bool = False) -> None:
         """Print a message if the verbosity is high enough.

@@ -80,8 +80,11 @@ class CrfParameters:
     strokes: StrokesParameters = field(default_factory=StrokesParameters)
     # Names of the cases that `train-crf` learned the values on; empty if unknown.
     trained_on: tuple[str, ...] = ()
-    # The tables of the file in their order, by the prefix of their keys.
+    # The tables of the file in their order, by the prefix of their keys, and the kernels alone.
     tables: dict[str, Section] = field(init=False, repr=False, compare=False)
+    kernels: dict[str, KernelParameters] = field(init=False, repr=False, compare=False)
+    # Whether any term has a weight; without one, there is no CRF.
+    has_weight: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         kernels = values_of(self.bilateral)
@@ -101,7 +104,6 @@ class CrfParameters:
                 tables[name] = section
             else:
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
-        object.__setattr__(self, "tables", tables)
         cases = self.trained_on
         are_names = isinstance(cases, list | tuple)
         are_names = are_names and all(isinstance(name, str) for name in cases)
@@ -111,6 +113,16 @@ class CrfParameters:
                 f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(cases)}"
             )
         object.__setattr__(self, TRAINED_ON, tuple(cases))
+
+        kernels_by_prefix = {}
+        weights = [self.volume.weight]
+        for prefix, table in tables.items():
+            if isinstance(table, KernelParameters):
+                kernels_by_prefix[prefix] = table
+                weights += values_of(table.weight)
+        object.__setattr__(self, "tables", tables)
+        object.__setattr__(self, "kernels", kernels_by_prefix)
+        object.__setattr__(self, "has_weight", any(weights))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> CrfParameters:
@@ -205,8 +217,16 @@ class CrfParameters:
                 text += f"# {section.comment or section.__doc__}\n"
             is_one_of_several = prefix != name
             text += f"[[{name}]]\n" if is_one_of_several else f"[{name}]\n"
-            for entry in dataclasses.fields(section):
-                text += _toml_entry(section, entry)
+            for key in dataclasses.fields(section):
+                comment = key.metadata["comment"]
+                value = getattr(section, key.name)
+                entry = f"{key.name} = {_toml_value(value)}"
+                if value is None:
+                    entry = f"# {key.name}: not set"
+                if "\n" in entry:
+                    text += f"# {comment}\n{entry}\n"
+                else:
+                    text += f"{entry:<31} # {comment}\n"
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
@@ -258,23 +278,6 @@ class CrfParameters:
             for values in section.label_lists.values():
                 return len(values)
         return None
-
-    @property
-    def has_weight(self) -> bool:
-        """True if any term has a weight; without one, there is no CRF."""
-        weights = [self.volume.weight]
-        for kernel in self.kernels.values():
-            weights += values_of(kernel.weight)
-        return any(weights)
-
-    @property
-    def kernels(self) -> dict[str, KernelParameters]:
-        """The tables of kernels in the order of the file, by the prefix of their keys."""
-        kernels = {}
-        for prefix, section in self.tables.items():
-            if isinstance(section, KernelParameters):
-                kernels[prefix] = section
-        return kernels
 
     @property
     def bandwidths(self) -> dict[str, Any]:
@@ -334,11 +337,10 @@ class CrfParameters:
         kernels = []
         weights = []
         for prefix, kernel in self.kernels.items():
-            values = tables[prefix]
-            if np.array(values["weight"], np.float32).any():
-                bandwidths = [values[key] for key in kernel.bandwidths()]
+            weight, *bandwidths = tables[prefix].values()
+            if np.array(weight, np.float32).any():
                 kernels.append(KernelSpec(kernel.section, *bandwidths))
-                weights.append(values["weight"])
+                weights.append(weight)
 
         bias = np.array(tables["mean_field"]["bias"], np.float32)
         kernel_fields = own_fields(KernelSetSpec, vars(self.mean_field))
@@ -419,18 +421,6 @@ def _toml_lines(values: Sequence[object]) -> str:
     for value in values:
         text += f"  {_toml_value(value)},\n"
     return text + "]"
-
-
-def _toml_entry(section: Section, key: dataclasses.Field[Any]) -> str:
-    """TOML text of a key and its comment; without a value, the key itself is a comment."""
-    comment = key.metadata["comment"]
-    value = getattr(section, key.name)
-    entry = f"{key.name} = {_toml_value(value)}"
-    if value is None:
-        entry = f"# {key.name}: not set"
-    if "\n" in entry:
-        return f"# {comment}\n{entry}\n"
-    return f"{entry:<31} # {comment}\n"
 
 
 def _toml_problem(error: ValueError | RecursionError) -> str:
