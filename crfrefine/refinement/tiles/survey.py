@@ -201,8 +201,9 @@ class Survey:
 
 # Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it.
 SHARE_OF_UNIFORM = 0.5
-# Share by which row sums may exceed those of a normal distribution of voxels.
-ROW_SUM_MARGIN = 1.2
+# Share by which row sums may exceed those of Gaussians: the kernels of the lattice and of the grid
+# are not quite Gaussian.
+ROW_SUM_MARGIN = 1.1
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
@@ -227,14 +228,13 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
     lowest = np.full(num_labels, np.log(probability))
     weights = np.asarray(run.weights, np.float64)
-    # The row sum of a normalized kernel that no row exceeds in practice. Symmetrically normalized
-    # rows exceed 1 where a voxel has many neighbors that have few others. Of voxels that are
-    # normally distributed over the features, the sum at the center is up to (8 / 7)^(features / 2);
-    # no proof bounds all other images as closely (docs/reference/math.md).
+    # The row sum that no row of a normalized kernel exceeds. Symmetrically normalized rows exceed 1
+    # where a voxel has many neighbors that have few others; those of a Gaussian over D features
+    # reach at most (4 / 3)^(D / 4) (proof: docs/reference/math.md).
     row_sums = np.ones(len(weights))
     if spec.kernels.normalization == "symmetric":
         for number, kernel in enumerate(spec.kernels.kernels):
-            row_sums[number] = ROW_SUM_MARGIN * math.pow(8.0 / 7.0, len(kernel.theta) / 2.0)
+            row_sums[number] = ROW_SUM_MARGIN * math.pow(4.0 / 3.0, len(kernel.theta) / 4.0)
     weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
     if run.is_potts:
         largest_rise = weight * float(compatibility.max())
