@@ -297,7 +297,7 @@ def _run_fold(
         stack, like = read_stack(case)
         logits = np.moveaxis(predict(network, stack), 1, 1 + _thick_axis(like))
         logits = np.asarray(np.round(logits / _QUANTUM) * _QUANTUM, np.float32)
-        io.write_channels(folder / "logits" / f"{case.case_id}.nii.gz", logits, like)
+        io.write_channels(folder / "logits" / f"{case.case_id}.nii.gz", logits, like.header)
         regions = {str(label): (label,) for label in range(1, num_labels)}
         measured = measure_case(
             argmax_labels(logits),
@@ -333,7 +333,7 @@ def read_stack(
         modalities.append(np.moveaxis(scaled, axis, 0))
     if with_labels:
         found = io.read_labels(case.labels)
-        grids = [(volume.grid_shape, volume.affine) for volume in (volumes[0], found)]
+        grids = [(volume.header.grid_shape, volume.affine) for volume in (volumes[0], found)]
         if not same_grid(*grids[0], *grids[1]):
             difference = describe_difference((case.images[0], *grids[0]), (case.labels, *grids[1]))
             raise GridMismatchError(

@@ -31,7 +31,7 @@ from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.atomic import check_small_output
 from crfrefine.io.paths import add_volumes, files_written, require_suffix
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.given import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
@@ -142,8 +142,7 @@ def export_prediction(
         context=RunContext(threads, progress, memory_left(max_memory)),
     )
     result = replace(result, notes=(*notes, *result.notes))
-    like = Volume(result.label_map, *first.geometry(), first.path, first)
-    io.write_label_map(output, result.label_map, like, threads=threads or available_threads())
+    io.write_label_map(output, result.label_map, first, threads=threads or available_threads())
     return result
 
 

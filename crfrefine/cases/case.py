@@ -33,7 +33,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError, naming_case
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
-from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments
+from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
@@ -51,7 +51,7 @@ class Case:
     network: Network  # the network's output, as the CRF takes it
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
-    like: Volume  # the first modality; its geometry is that of the output
+    like: VolumeHeader  # that of the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     # facts that the user should know
@@ -198,7 +198,7 @@ def read_case(
         image=image,
         network=network,
         mask=mask,
-        like=Volume(image[0], *first.geometry(), first.path, first),
+        like=first,
         spacing=headers.spacing,
         input_kind=kind,
         notes=notes + headers.notes,

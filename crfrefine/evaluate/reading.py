@@ -88,7 +88,6 @@ class Reference:
             self.notes.append(other.turning)
         if self.header.on_same_grid(other):
             return
-        assert self.volume.header is not None
         _require_comparable(self.volume.header, other, what, self.measured)
 
 
@@ -139,7 +138,7 @@ def read_reference(
         ignored = volume.data == measured.ignore_label
         if ignored.all():
             raise InputError(
-                f"{volume.path}: every voxel has the label {measured.ignore_label}, to be ignored"
+                f"{stored.path}: every voxel has the label {measured.ignore_label}, to be ignored"
             )
     union = union_of(stored, _other_grids(pair, stored, measured))
     if union is not stored:
@@ -217,7 +216,7 @@ def read_structures(
     losers = list_losers(kept)
     if losers:
         warnings.append(Note.of(NoteKind.LOSING_STRUCTURES_OF_UNION, structures=losers))
-    return Volume(labels.T, *file.geometry(), file.path, file)
+    return Volume(labels.T, *file.geometry(), file)
 
 
 def read_masks(
@@ -242,7 +241,6 @@ def read_masks(
     is_map = path is not None and header.num_channels == 1 and header.kind is None
     if is_map and not regions.is_channel(header) and not holds_one_probability(header):
         volume, mapped = _read_labels(paths[0], mapping, warnings, grid)
-        assert volume.header is not None
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Prediction(label_map, mapped=mapped, names=names)
@@ -260,7 +258,6 @@ def read_masks(
 
 def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
-    assert volume.header is not None
     reference.check(volume.header, what)
     labels: Labels = reference.work.nearest(
         volume.header, volume.data.T, what, reference.notes, outside="are background"

@@ -21,7 +21,7 @@ from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
 from crfrefine.io.text_header import LPS, Fields, affine_of
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 
@@ -183,12 +183,12 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
     return affine_of(vectors, origin[:num_axes], LPS)
 
 
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
     geometry = list(text_header.kept_lines(path, like, NAME))
     if not geometry:
-        direction, origin, spacing = text_header.place_in_lps(like.affine, len(like.spacing))
+        direction, origin, spacing = text_header.place_in_lps(like)
         arrays = {
             "TransformMatrix": direction.T,  # It lists one axis after the other.
             "Offset": origin,

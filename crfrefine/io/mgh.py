@@ -17,7 +17,6 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.volume import (
-    Volume,
     VolumeHeader,
     VoxelsToWrite,
     require_right_angles,
@@ -77,24 +76,25 @@ def read_header(path: Path) -> VolumeHeader:
     )
 
 
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     """Write voxels, labels above 255 in 32 bits; the geometry of an MGH file is kept exactly."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
     shape = (*voxels.grid_shape[::-1], 1)[:3]
-    template: Any = like.header.template if like.header is not None else None
+    template: Any = like.template
     if isinstance(template, MGHHeader):
         header: Any = template.copy()
     else:
         require_right_angles(voxels.path, like)
         # Directions, voxel sizes, and the world position of the grid's center.
-        axes = like.affine[:3, :3]
-        spacing = np.array(spacing_of(like.affine))
+        affine, _ = like.geometry()
+        axes = affine[:3, :3]
+        spacing = np.array(spacing_of(affine))
         header = MGHHeader()
         header["goodRASFlag"] = 1
         header["delta"] = spacing
         header["Mdc"] = (axes / spacing).T
-        header["Pxyz_c"] = like.affine[:3, 3] + axes @ np.array(shape) / 2
+        header["Pxyz_c"] = affine[:3, 3] + axes @ np.array(shape) / 2
     header["dims"] = (*shape, voxels.num_channels or 1)
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     given = voxels.dtype.newbyteorder("<")

@@ -35,7 +35,6 @@ from crfrefine.io.atomic import atomic_files
 from crfrefine.io.paths import stem_of
 from crfrefine.io.volume import (
     Segment,
-    Volume,
     VolumeHeader,
     VoxelsToWrite,
     described_segments,
@@ -292,24 +291,25 @@ _CONTENT = {
 }
 
 
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file.
+def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+    """Write voxels with the geometry of another file, bit for bit that of a NIfTI file.
 
     Channels get the fourth dimension, and a single file gets a table of its segments. The other
     file's extensions are not copied. A pair is not compressed.
     """
     import nibabel
 
-    template: Any = like.header.template if like.header is not None else None
+    template: Any = like.template
     nifti1: Any = nibabel.Nifti1Header
     if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
         header = template.as_byteswapped("<")
     else:
         header = nifti1()
+        affine, _ = like.geometry()
         # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-        if not is_sheared(like.affine):
-            header.set_qform(like.affine, code=1)
-        header.set_sform(like.affine, code=1)
+        if not is_sheared(affine):
+            header.set_qform(affine, code=1)
+        header.set_sform(affine, code=1)
         header.set_xyzt_units("mm")
     for name, value in _CONTENT.items():
         header[name] = value

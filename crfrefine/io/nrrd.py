@@ -21,7 +21,6 @@ from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import (
-    Volume,
     VolumeHeader,
     VoxelsToWrite,
     described_segments,
@@ -271,14 +270,14 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     return VoxelSource(path, encoding, dtype, inner, start=start, offset=skipped)
 
 
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
     lines_of_place = text_header.kept_lines(voxels.path, like, NAME)
     if not lines_of_place:
-        lines_of_place = _geometry_lines(*text_header.place_in_lps(like.affine, len(like.spacing)))
+        lines_of_place = _geometry_lines(*text_header.place_in_lps(like))
     space, *geometry = lines_of_place
     sizes = voxels.shape[::-1]
-    kinds = ["domain"] * len(like.spacing)
+    kinds = ["domain"] * len(like.grid_shape)
     if voxels.num_channels is not None:
         sizes = (sizes[-1], *sizes[:-1])
         kinds.insert(0, "vector")
@@ -434,11 +433,10 @@ def _lines_of_place(fields: Fields, units: list[str], header: VolumeHeader) -> t
             lines.append(line_of_units)
         return tuple(lines)
 
-    affine, spacing = header.geometry()
-    is_one_unit = len(set(units)) == 1 and len(units) == len(spacing)
+    is_one_unit = len(set(units)) == 1 and len(units) == len(header.grid_shape)
     if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
         return ()
-    return (*_geometry_lines(*text_header.place_in_lps(affine, len(spacing))), line_of_units)
+    return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
 
 
 def _units(fields: Fields, key: str = "units") -> list[str]:

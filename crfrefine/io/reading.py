@@ -241,7 +241,7 @@ def read_volume(path: str | Path) -> Volume:
     data = reverse_grid(read_channels(header))
     if header.num_channels == 1:
         data = data[0]
-    return Volume(data, *header.geometry(), header.path, header)
+    return Volume(data, *header.geometry(), header)
 
 
 # The paths of files with NaN, which the reading of images adds to; None means that NaN is an error.
@@ -386,7 +386,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
     """Read a label map in the smallest unsigned type; raise InputError for anything but labels."""
     header = placed_on(read_header(path, VOLUME_SUFFIXES), grid)
     geometry = header.geometry()
-    return Volume(read_whole_numbers(header).T, *geometry, header.path, header)
+    return Volume(read_whole_numbers(header).T, *geometry, header)
 
 
 def read_whole_numbers(

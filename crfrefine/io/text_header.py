@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import spacing_of, usable_spacing
+from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, require_right_angles
+from crfrefine.io.volume import RareHeaderError, VolumeHeader, require_right_angles
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -295,22 +295,23 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
     )
 
 
-def kept_lines(path: Path, like: Volume, format_name: str) -> tuple[str, ...]:
+def kept_lines(path: Path, like: VolumeHeader, format_name: str) -> tuple[str, ...]:
     """Return the lines that place a grid in its header, if that has the same format; else ().
 
     Raise UnsupportedFormatError if lines would have to hold a sheared grid.
     """
-    header = like.header
-    if header is not None and header.format == format_name and header.template:
-        return header.template
+    if like.format == format_name and like.template:
+        lines: tuple[str, ...] = like.template
+        return lines
     require_right_angles(path, like)
     return ()
 
 
 def place_in_lps(
-    affine: NDArray[np.float64], num_axes: int
+    header: VolumeHeader,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]:
-    """Return directions as columns, origin and voxel sizes of a grid in LPS, by its affine."""
+    """Return directions as columns, origin and voxel sizes of a file's grid in LPS."""
+    affine, spacing = header.geometry()
+    num_axes = len(spacing)
     lps = np.diag([*LPS, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
-    spacing = spacing_of(affine, num_axes)
     return lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing

@@ -20,6 +20,7 @@ from crfrefine.base.geometry import (
     is_sheared,
     orientation_codes,
     same_grid,
+    spacing_of,
     usable_spacing,
 )
 from crfrefine.base.limits import MAX_LABEL
@@ -124,21 +125,20 @@ class Volume:
     # mm thick
     affine: NDArray[np.float64]
     spacing: tuple[float, ...]  # mm, one per grid axis
-    path: Path | None = None  # the file it came from, if any
-    # the header of its file; None for a volume made in memory
-    header: VolumeHeader | None = field(default=None, repr=False)
-
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        """Voxels along each grid axis."""
-        return self.data.shape[self.data.ndim - len(self.spacing) :]
+    header: VolumeHeader = field(repr=False)  # that of its file
 
 
-def require_right_angles(path: Path, like: Volume) -> None:
+def header_of_grid(grid_shape: tuple[int, ...], affine: NDArray[np.float64]) -> VolumeHeader:
+    """Return the header of a grid in memory, on which a file is to be written."""
+    spacing = spacing_of(affine, len(grid_shape))
+    return VolumeHeader(Path("the volume"), "", grid_shape, 1, "", spacing, affine)
+
+
+def require_right_angles(path: Path, like: VolumeHeader) -> None:
     """Raise UnsupportedFormatError if the axes of the grid to write to a file are sheared."""
-    if is_sheared(like.affine):
+    if is_sheared(like.geometry()[0]):
         raise UnsupportedFormatError(
-            f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; "
+            f"{path}: this format cannot hold the sheared axes of {like.path}; "
             "write NIfTI (.nii.gz) instead"
         )
 

@@ -22,21 +22,21 @@ from crfrefine.io.paths import (
     require_suffix,
     suffix_of,
 )
-from crfrefine.io.volume import Planes, Segment, Volume, VoxelsToWrite
+from crfrefine.io.volume import Planes, Segment, VolumeHeader, VoxelsToWrite
 
 
 def write_label_map(
     path: str | Path,
     labels: NDArray[np.integer[Any]],
-    like: Volume,
+    like: VolumeHeader,
     *,
     threads: int = 1,
     segments: Sequence[Segment] = (),
 ) -> None:
     """Write a label map, (*grid) from 0 to 65535, atomically, as unscaled unsigned integers.
 
-    The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
-    kept: bit for bit if it came from a file of this format. NIfTI and .seg.nrrd get the
+    The suffix of `path` names the format. The geometry of `like`, the header of the same grid, is
+    kept: bit for bit if it is that of a file of this format. NIfTI and .seg.nrrd get the
     names and colors of `segments`.
     """
     labels = np.asarray(labels)
@@ -57,7 +57,12 @@ def write_label_map(
 
 
 def write_image(
-    path: str | Path, dtype: np.dtype[Any], like: Volume, piece: Planes, *, num_channels: int = 1
+    path: str | Path,
+    dtype: np.dtype[Any],
+    like: VolumeHeader,
+    piece: Planes,
+    *,
+    num_channels: int = 1,
 ) -> None:
     """Write an image atomically, in a type that its format holds; `piece` as of `write_pieces`.
 
@@ -82,7 +87,7 @@ def write_image(
 def write_channels(
     path: str | Path,
     channels: NDArray[np.floating[Any]],
-    like: Volume,
+    like: VolumeHeader,
     *,
     kind: str = "logits",
     threads: int = 1,
@@ -94,7 +99,7 @@ def write_channels(
 
 def write_pieces(
     path: str | Path,
-    like: Volume,
+    like: VolumeHeader,
     num_channels: int,
     piece: Planes,
     *,
@@ -117,18 +122,18 @@ def write_pieces(
     _write(voxels, like, threads)
 
 
-def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes:
+def _planes_of(path: str | Path, channels: NDArray[Any], like: VolumeHeader) -> Planes:
     """Return what gives the planes of an array, (channels, *grid) on the grid of `like`."""
     if not same_grid(channels.shape[1:], None, like.grid_shape, None):
         raise GridMismatchError(
             f"{path}: cannot write an array of shape {channels.shape[1:]} on the grid "
-            f"{like.grid_shape} of {like.path or 'the volume'}"
+            f"{like.grid_shape} of {like.path}"
         )
     stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])
     return lambda channel, planes: stored[channel, planes]
 
 
-def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+def _write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     """Write voxels in the format that the suffix of their file names."""
     path = voxels.path
     if voxels.kind in ("labels", "image"):  # They need a place in the world.

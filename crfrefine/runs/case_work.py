@@ -29,7 +29,7 @@ from crfrefine.engines.base import RunContext
 from crfrefine.io import write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
-from crfrefine.io.volume import Segment, Volume, named_segments
+from crfrefine.io.volume import Segment, VolumeHeader, named_segments
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
@@ -233,7 +233,7 @@ def write_case(
     assert work.case is not None
     started = time.perf_counter()
     outputs = work.task.outputs
-    like = replace(work.case.like, data=result.label_map)
+    like = work.case.like
     picture = None
     if outputs.preview is not None:
         picture = _draw(work.case, result, reading)
@@ -268,13 +268,13 @@ def write_case(
 
 def _write_beside(
     work: CaseInFlight,
-    like: Volume,
+    like: VolumeHeader,
     result: RefinementResult,
     segments: Sequence[Segment],
     named: Sequence[Segment],
     picture: bytes | None,
 ) -> list[Path]:
-    """Write the files beside the label map, which `like` has; return them, and its own.
+    """Write the files beside the label map, on the grid `like`; return them, and its own.
 
     Each structure, or label, of `segments` or the names of the case gets a binary file. `named` are
     the labels with names, which have a channel each unless there are regions.
@@ -298,12 +298,12 @@ def _write_beside(
 
     number_of_file = dict(outputs.structures)
     if outputs.folder is not None:
-        for path, segment in outputs.files_of_labels(like.data, segments).items():
+        for path, segment in outputs.files_of_labels(result.label_map, segments).items():
             number_of_file[path] = segment.label
 
     def write(path: Path, number: int) -> None:
         alone = [replace(segment, label=1) for segment in segments if segment.label == number]
-        write_label_map(path, (like.data == number).view("u1"), like, segments=alone)
+        write_label_map(path, (result.label_map == number).view("u1"), like, segments=alone)
 
     if number_of_file:
         work.wait_to_name()  # These files are written by other threads.
@@ -312,18 +312,18 @@ def _write_beside(
 
 
 def _write_archive(
-    path: Path, properties: Path | None, like: Volume, result: RefinementResult, threads: int
+    path: Path, properties: Path | None, like: VolumeHeader, result: RefinementResult, threads: int
 ) -> None:
     """Write probabilities as nnU-Net does, (label, z, y, x), and a copy of its file about the case.
 
     That file is a pickle, which is never loaded. Of a plane, z is 1.
     """
     num_channels, piece = _channels(result, "probabilities")
-    if len(like.spacing) == 3:
+    if len(like.grid_shape) == 3:
         write_pieces(path, like, num_channels, piece, kind="probabilities", threads=threads)
     else:
         rows = slice(0, like.grid_shape[1])
-        plane = Volume(like.data[..., np.newaxis], like.affine, (*like.spacing, 1.0))
+        plane = replace(like, grid_shape=(*like.grid_shape, 1))
         write_pieces(
             path,
             plane,
@@ -387,12 +387,13 @@ def _draw(case: Case, result: RefinementResult, reading: ReadingOptions) -> byte
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
         parts.append("ml of " + ", ".join(unbroken))
+    affine, spacing = case.like.geometry()
     return draw_preview(
         case.image,
         result.network_label_map,
         result.label_map,
-        case.like.spacing,
-        affine=case.like.affine,
+        spacing,
+        affine=affine,
         title=printable(case.case_id),
         subtitle="   ·   ".join(parts),
         label_names=titles,

@@ -15,7 +15,7 @@ from cli_helpers import (
 )
 from evaluation_helpers import logits_of, save_map, write_study
 
-from crfrefine.io import read_labels, write_label_map
+from crfrefine.io import read_header, read_labels, write_label_map
 from crfrefine.io.volume import Segment
 from crfrefine.runs.demo.phantom import make_phantom
 
@@ -26,7 +26,7 @@ def add_names(folder, segments=NAMES):
     """Write the label maps of a folder again, with the table of TotalSegmentator."""
     for path in folder.iterdir():
         volume = read_labels(path)
-        write_label_map(path, volume.data, volume, segments=segments)
+        write_label_map(path, volume.data, volume.header, segments=segments)
 
 
 def titles_of(study, *options):
@@ -92,7 +92,7 @@ def test_the_summary_of_infer_names_the_labels_that_occur(tmp_path):
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", labels)
     path = tmp_path / "maps" / "b.nii.gz"
     volume = read_labels(path)
-    write_label_map(path, volume.data, volume, segments=NAMES)
+    write_label_map(path, volume.data, volume.header, segments=NAMES)
     summary = summary_of(folders._replace(logits=tmp_path / "maps"))
     first, second = (case["label_names"] for case in summary["cases"])
     assert first == {"1": "shell", "2": "core", "3": "cyst"}
@@ -172,7 +172,7 @@ def test_names_stay_in_refined_probabilities_and_come_back_from_them(tmp_path):
     folders = write_folders(tmp_path, "a")
     labels = make_phantom(0, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
     path = save_nifti(tmp_path / "maps" / "a.nii.gz", labels)
-    write_label_map(path, labels, read_labels(path), segments=NAMES)
+    write_label_map(path, labels, read_header(path), segments=NAMES)
     infer(folders._replace(logits=tmp_path / "maps"), "--save-probabilities", status=0)
     probabilities = folders.output / "a_probabilities.nii.gz"
     output = tmp_path / "again"

@@ -11,9 +11,6 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import strategies as st
 
-from crfrefine.base.geometry import spacing_of
-from crfrefine.io.volume import Volume
-
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -42,10 +39,6 @@ def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None):
     affine[:3, :3] = (np.eye(3) if direction is None else direction) * np.array(spacing)
     affine[:3, 3] = origin
     return affine
-
-
-def volume(data, affine):
-    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 OBLIQUE = rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, 1.0, 1.0])

@@ -8,7 +8,7 @@ from cli_helpers import save_nifti
 
 from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import header_of_grid
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.given import ArrayNetwork
@@ -124,7 +124,7 @@ def table_of_gains(gains):
 
 
 def as_case(case, case_id="case"):
-    like = Volume(case.image[0], case.affine, case.spacing)
+    like = header_of_grid(case.image.shape[1:], case.affine)
     return Case(
         case_id,
         case.image,

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import files_in
-from io_helpers import affine_of, numbers, volume
+from io_helpers import affine_of, numbers
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_files, check_writable, remove_leftovers, write_small_file
+from crfrefine.io.volume import header_of_grid
 
 SPACED = affine_of((1.0, 1.5, 2.25))
 
@@ -93,7 +94,7 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
         stem += "n" * (255 - len(voxels) - len(stem.encode()))
         (tmp_path / letter).mkdir()
         path = tmp_path / letter / (stem + suffix)
-        io.write_channels(path, values, volume(values[0], SPACED))
+        io.write_channels(path, values, header_of_grid(values.shape[1:], SPACED))
         assert {*files_in(path.parent)} == {stem + suffix, stem + voxels}
         np.testing.assert_array_equal(io.read_logits([path]), values)
 
@@ -144,11 +145,11 @@ import resource, sys
 import numpy as np
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import header_of_grid
 
 folder, *suffixes = sys.argv[1:]
 values = np.random.default_rng(0).standard_normal((3, 60, 55, 50)).astype(np.float32)
-like = Volume(values[0], np.eye(4), (1.0, 1.0, 1.0))
+like = header_of_grid((60, 55, 50), np.eye(4))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 for suffix in suffixes:
     try:
@@ -265,7 +266,7 @@ def test_a_volume_goes_to_regular_files_alone(name, special, make, tmp_path):
     with pytest.raises(
         CrfRefineError, match=rf"{special}: cannot be written: it exists and is no regular file"
     ):
-        io.write_channels(tmp_path / name, values, volume(values[0], SPACED))
+        io.write_channels(tmp_path / name, values, header_of_grid(values.shape[1:], SPACED))
     assert (tmp_path / special).lstat().st_mode == before
     assert files_in(tmp_path) == [special]
 

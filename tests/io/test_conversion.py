@@ -420,7 +420,7 @@ def test_the_folder_of_the_output_is_made(tmp_path):
     """As `infer` makes it; not for an input that cannot be converted."""
     save_nifti(tmp_path / "a.nii.gz", numbers(SHAPE, dtype=np.int16), AFFINES["LPS"])
     run_here("convert", tmp_path / "a.nii.gz", tmp_path / "new" / "folder" / "b.mha", status=0)
-    assert io.read_volume(tmp_path / "new" / "folder" / "b.mha").grid_shape == SHAPE
+    assert io.read_header(tmp_path / "new" / "folder" / "b.mha").grid_shape == SHAPE
     other = save_nifti(tmp_path / "like.nii.gz", numbers((3, 4, 5)), AFFINES["LPS"])
     run_here("convert", tmp_path / "a.nii.gz", tmp_path / "none/b.mha", "--like", other, status=1)
     assert not (tmp_path / "none").exists()

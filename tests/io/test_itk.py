@@ -59,7 +59,9 @@ def test_voxels_and_places_are_those_of_itk_and_what_is_cut_off_is_refused(suffi
     with pytest.raises(
         UnsupportedFormatError, match=r"unknown file type; expected one of \.nii\.gz"
     ):
-        io.write_label_map(tmp_path / f"labels{suffix}", numbers(SHAPE).astype(np.uint8), found)
+        io.write_label_map(
+            tmp_path / f"labels{suffix}", numbers(SHAPE).astype(np.uint8), found.header
+        )
     path.write_bytes(path.read_bytes()[:-5])  # ITK would read it.
     with pytest.raises(UnsupportedFormatError, match=r"cut off|ITK cannot convert"):
         io.read_header(path)

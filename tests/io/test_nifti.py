@@ -27,11 +27,11 @@ from io_helpers import (
     peak_memory,
     save_itk,
     save_nifti,
-    volume,
 )
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
+from crfrefine.io.volume import header_of_grid
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
@@ -63,7 +63,7 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
     itk_type = sitk.sitkUInt8 if largest <= 255 else sitk.sitkUInt16
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "case" + suffix)
-        io.write_label_map(path, labels, volume(labels, affine))
+        io.write_label_map(path, labels, header_of_grid(labels.shape, affine))
         itks = sitk.ReadImage(str(path))
         ours = io.read_labels(path)
         assert itks.GetPixelID() == itk_type
@@ -105,7 +105,7 @@ def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kin
         f"sform and qform differ by up to {distance:.2f} mm; the sform is used, and both are kept "
         "in output files",
     )
-    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), read)
+    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), read.header)
     before = nib.load(path).header
     after = nib.load(out).header
     np.testing.assert_array_equal(read.affine, before.get_sform())
@@ -157,7 +157,9 @@ def test_every_real_type_in_either_byte_order(order, tmp_path):
         ours = io.read_volume(tmp_path / "a.nii")
         np.testing.assert_array_equal(ours.data, data)
         assert ours.header.dtype == np.dtype(dtype).name
-    io.write_channels(tmp_path / "channels.nii.gz", np.stack([ours.data, ours.data + 1]), ours)
+    io.write_channels(
+        tmp_path / "channels.nii.gz", np.stack([ours.data, ours.data + 1]), ours.header
+    )
     written = nib.load(tmp_path / "channels.nii.gz")
     np.testing.assert_array_equal(written.get_fdata()[..., 1], data + 1.0)
     np.testing.assert_array_equal(written.affine, affine_of((1, 2, 3)))
@@ -219,7 +221,9 @@ def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):
     path = tmp_path / "a.nii.gz"
     written = set()
     for values, threads in ((labels, 1), (labels, 3), (np.ascontiguousarray(labels), 1)):
-        io.write_label_map(path, values, volume(labels, affine_of((1, 2, 3))), threads=threads)
+        io.write_label_map(
+            path, values, header_of_grid(labels.shape, affine_of((1, 2, 3))), threads=threads
+        )
         written.add(path.read_bytes())
     assert len(written) == 1
     assert written.pop()[4:8] == bytes(4), "the time in the gzip header"
@@ -239,7 +243,9 @@ def test_labels_that_a_label_map_cannot_hold_are_not_written(tmp_path):
         ),
     ):
         with pytest.raises(error, match=message):
-            io.write_label_map(tmp_path / "a.nii.gz", values, volume(labels, np.eye(4)))
+            io.write_label_map(
+                tmp_path / "a.nii.gz", values, header_of_grid(labels.shape, np.eye(4))
+            )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,7 +275,7 @@ def test_geometry_is_in_millimeters_whatever_the_units(units, mm, tmp_path):
 
 
 def written_like(like, folder):
-    io.write_label_map(folder / "labels.nii.gz", np.ones(like.grid_shape, np.uint8), like)
+    io.write_label_map(folder / "labels.nii.gz", np.ones(like.data.shape, np.uint8), like.header)
     return nib.load(folder / "labels.nii.gz")
 
 
@@ -290,13 +296,13 @@ def test_sheared_axes_survive_in_the_sform_and_are_refused_elsewhere(tmp_path):
     affine = affine_of((1.0, 2.0, 3.0), (5, 6, 7), OBLIQUE)
     affine[:3, 1] += 0.2 * affine[:3, 0]
     labels = numbers((3, 4, 5), dtype=np.uint8)
-    io.write_label_map(tmp_path / "a.nii.gz", labels, volume(labels, affine))
+    io.write_label_map(tmp_path / "a.nii.gz", labels, header_of_grid(labels.shape, affine))
     after = nib.load(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(after.affine, affine, atol=FLOAT32_MM)
     assert after.header["qform_code"] == 0, "a quaternion would silently straighten it"
     np.testing.assert_array_equal(io.read_volume(tmp_path / "a.nii.gz").affine, after.affine)
     with pytest.raises(CrfRefineError, match="cannot hold the sheared axes of the volume; write"):
-        io.write_label_map(tmp_path / "a.mhd", labels, volume(labels, affine))
+        io.write_label_map(tmp_path / "a.mhd", labels, header_of_grid(labels.shape, affine))
     assert list(tmp_path.iterdir()) == [tmp_path / "a.nii.gz"]
 
 

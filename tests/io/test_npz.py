@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, numbers, volume
+from io_helpers import affine_of, numbers
 
 from crfrefine import io
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.volume import header_of_grid
 
 SAVED = {
     "compressed half": ("a.npz", "logits", np.savez_compressed, "f2"),
@@ -48,7 +49,9 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
 def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
     values = numbers((3, 4, 5, 6)) / 7
     path = tmp_path / f"a{suffix}"
-    io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
+    io.write_channels(
+        path, values, header_of_grid(values.shape[1:], affine_of((1, 2, 3))), kind=kind or "logits"
+    )
     loaded = np.load(path, allow_pickle=False)
     assert kind is None or loaded.files == [kind]
     if kind is not None:

@@ -12,7 +12,7 @@ from io_helpers import affine_of, meta_text, nrrd_text, peak_memory, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import header_of_grid
 
 SHAPE = (3, 7, 5, 4)  # channels, z, y, x
 # Type, and its names in NRRD and MetaImage.
@@ -234,9 +234,7 @@ NAMES = ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz", "a.
 
 
 def like_of(shape):
-    """A volume on a grid (*shape) that takes no memory."""
-    spacing = (1.0, 1.5, 2.25)[: len(shape)]
-    return Volume(np.broadcast_to(np.float32(0), shape), affine_of((1.0, 1.5, 2.25)), spacing)
+    return header_of_grid(shape, affine_of((1.0, 1.5, 2.25)))
 
 
 def files_in(folder):

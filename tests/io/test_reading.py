@@ -20,7 +20,7 @@ from crfrefine.base.limits import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.reading import read_mask, read_pieces, read_whole_numbers
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import header_of_grid
 
 SHAPE = (4, 5, 6)
 MIB = 1 << 20
@@ -131,9 +131,7 @@ CHANNELS = (4, 7, 6, 5)
 
 def write(path, factor=1.0):
     values = (numbers(CHANNELS) * factor).astype(np.float32)
-    io.write_channels(
-        path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25))
-    )
+    io.write_channels(path, values, header_of_grid(CHANNELS[1:], affine_of((1.0, 1.5, 2.25))))
     return path
 
 

@@ -18,7 +18,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import read_header, write_label_map
 from crfrefine.io.paths import files_read
-from crfrefine.io.volume import Segment, Volume
+from crfrefine.io.volume import Segment, header_of_grid
 
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest
@@ -304,14 +304,14 @@ def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
     )
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"
-    io.write_label_map(out, np.ones(SHAPE, np.uint8), io.read_volume(image))
+    io.write_label_map(out, np.ones(SHAPE, np.uint8), io.read_header(image))
     before = sitk.ReadImage(str(image))
     after = sitk.ReadImage(str(out))
     for get in (sitk.Image.GetOrigin, sitk.Image.GetSpacing, sitk.Image.GetDirection):
         assert get(before) == get(after)
     names = {".mhd": {"image.mhd", "image.zraw"}, ".nhdr": {"image.nhdr", "image.raw.gz"}}
     assert {path.name for path in out.parent.iterdir()} == names.get(suffix, {f"image{suffix}"})
-    io.write_label_map(tmp_path / "back.nii.gz", np.ones(SHAPE, np.uint8), io.read_volume(out))
+    io.write_label_map(tmp_path / "back.nii.gz", np.ones(SHAPE, np.uint8), io.read_header(out))
     np.testing.assert_allclose(
         nib.load(tmp_path / "back.nii.gz").affine, itk_affine(before), atol=1e-5
     )  # float32 in NIfTI
@@ -323,7 +323,7 @@ def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
 )
 def test_channels_written_are_read_by_simpleitk(suffix, shape, tmp_path):
     logits = numbers((3, *shape)) - 30.5
-    like = io.read_volume(save_itk(tmp_path / f"image{suffix}", numbers(shape)))
+    like = io.read_header(save_itk(tmp_path / f"image{suffix}", numbers(shape)))
     io.write_channels(tmp_path / f"logits{suffix}", logits, like)
     itks = sitk.ReadImage(str(tmp_path / f"logits{suffix}"))
     np.testing.assert_array_equal(itk_array(itks), logits)
@@ -395,7 +395,7 @@ def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case
     like = save_itk(
         tmp_path / "case.nrrd", numbers(LABELS.shape), spacing=(0.7, 1.1, 2.5), direction=OBLIQUE
     )
-    io.write_label_map(path, LABELS, io.read_volume(like))
+    io.write_label_map(path, LABELS, io.read_header(like))
     np.testing.assert_array_equal(pynrrd.read(str(path))[0], LABELS)
     np.testing.assert_array_equal(io.read_labels(path).data, LABELS)
     np.testing.assert_allclose(
@@ -433,7 +433,7 @@ def test_lengths_of_nrrd_in_other_units_are_converted_to_mm(lines, mm, tmp_path)
     assert bool(ours.header.details) == (mm != 1.0)
     labels = (DATA % 3).astype(np.uint8).T
     for name in ("b.nrrd", "b.nhdr", "b.nii.gz"):
-        io.write_label_map(tmp_path / name, labels, ours)
+        io.write_label_map(tmp_path / name, labels, ours.header)
         back = io.read_volume(tmp_path / name)
         np.testing.assert_allclose(back.affine, ours.affine, rtol=1e-6)
         assert back.header.on_same_grid(ours.header)
@@ -448,7 +448,7 @@ def test_lengths_of_nrrd_in_other_units_are_converted_to_mm(lines, mm, tmp_path)
 def test_spacings_without_a_world_have_units_too(tmp_path):
     path = nrrd(tmp_path, "spacings: .38 .5 2", 'units: "um" "um" "mm"')
     np.testing.assert_allclose(io.read_volume(path).spacing, (0.38e-3, 0.5e-3, 2.0))
-    io.write_channels(tmp_path / "b.nrrd", np.zeros((2, 4, 5, 6)), io.read_volume(path))
+    io.write_channels(tmp_path / "b.nrrd", np.zeros((2, 4, 5, 6)), io.read_header(path))
     np.testing.assert_allclose(io.read_volume(tmp_path / "b.nrrd").spacing, (0.38e-3, 0.5e-3, 2.0))
 
 
@@ -458,12 +458,12 @@ def test_a_vector_image_and_a_plane_have_units_too(tmp_path):
     first += ["space directions: none (.38,0,0) (0,.5,0) (0,0,2)", 'space units: "um" "um" "um"']
     stack = io.read_volume(nrrd(tmp_path, first=first))
     np.testing.assert_allclose(stack.spacing, (0.38e-3, 0.5e-3, 2e-3))
-    io.write_channels(tmp_path / "b.nrrd", stack.data, stack)
+    io.write_channels(tmp_path / "b.nrrd", stack.data, stack.header)
     np.testing.assert_allclose(io.read_volume(tmp_path / "b.nrrd").affine, stack.affine)
     first = ["NRRD0004", "type: short", "dimension: 2", "sizes: 10 12", "endian: little"]
     plane = io.read_volume(nrrd(tmp_path, "spacings: 3 4", 'units: "um" "um"', first=first))
     np.testing.assert_allclose(plane.spacing, (3e-3, 4e-3))
-    io.write_label_map(tmp_path / "c.nrrd", np.ones((10, 12), np.uint8), plane)
+    io.write_label_map(tmp_path / "c.nrrd", np.ones((10, 12), np.uint8), plane.header)
     assert sitk.ReadImage(str(tmp_path / "c.nrrd")).GetSpacing() == (3.0, 4.0)
     np.testing.assert_allclose(io.read_volume(tmp_path / "c.nrrd").affine, plane.affine)
 
@@ -491,7 +491,7 @@ def test_lengths_of_metaimage_in_other_units_are_converted_to_mm(tmp_path):
     assert itks.GetMetaData("ITK_VoxelUnits") == "um", "ITK names the unit and does not convert"
     np.testing.assert_allclose(ours.spacing, (0.38e-3, 0.5e-3, 2e-3))
     np.testing.assert_allclose(ours.affine[:3, 3], (-0.1, -0.2, 0.3))
-    io.write_label_map(tmp_path / "b.mha", (DATA % 3).T, ours)
+    io.write_label_map(tmp_path / "b.mha", (DATA % 3).T, ours.header)
     np.testing.assert_array_equal(io.read_volume(tmp_path / "b.mha").affine, ours.affine)
     assert sitk.ReadImage(str(tmp_path / "b.mha")).GetSpacing() == itks.GetSpacing()
 
@@ -513,7 +513,7 @@ def test_a_segmentation_of_slicer_keeps_names_and_colors(tmp_path):
     labels = np.zeros((7, 5, 4), np.uint8)
     labels[1:4, 2:4, 1:3] = 2
     labels[5, 1, 1] = 7
-    like = Volume(labels, np.diag([1.0, 1.5, 2.5, 1.0]), (1.0, 1.5, 2.5))
+    like = header_of_grid(labels.shape, np.diag([1.0, 1.5, 2.5, 1.0]))
     segments = (Segment(2, "Leber, links", (0.25, 0.5, 1.0)), Segment(7, "Gef\u00e4\u00df"))
     path = tmp_path / "a.seg.nrrd"
     write_label_map(path, labels, like, segments=segments)
@@ -534,7 +534,7 @@ def test_a_segmentation_of_slicer_keeps_names_and_colors(tmp_path):
 
 def test_wrong_entries_of_segments_are_left_out(tmp_path):
     labels = np.ones((3, 4, 2), np.uint8)
-    like = Volume(labels, np.diag([1.0, 1.5, 2.5, 1.0]), (1.0, 1.5, 2.5))
+    like = header_of_grid(labels.shape, np.diag([1.0, 1.5, 2.5, 1.0]))
     path = tmp_path / "a.seg.nrrd"
     write_label_map(path, labels, like, segments=(Segment(1, "liver"),))
     content = path.read_bytes()
@@ -560,7 +560,7 @@ NAMES = (
 def test_a_file_is_written_if_its_header_finds_the_voxels_by_their_name(tmp_path, name, suffix):
     """Else the error names the format of one file, and nothing is left."""
     labels = (np.arange(7 * 5 * 3).reshape(7, 5, 3) % 4).astype(np.uint8)
-    like = Volume(labels, np.diag([1.0, 1.25, 2.5, 1.0]), (1.0, 1.25, 2.5))
+    like = header_of_grid(labels.shape, np.diag([1.0, 1.25, 2.5, 1.0]))
     path = tmp_path / f"{name}{suffix}"
     whole = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix)
     refused = ""

@@ -47,7 +47,7 @@ def arguments(labeled_folders, tmp_path):
         write_label_map(
             tmp_path / "network" / f"{name}.nii.gz",
             network.data.astype(np.uint8),
-            network,
+            network.header,
             segments=segments,
         )
     return ("-i", folder, "-p", tmp_path / "network", "-c", "default")

@@ -142,7 +142,7 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
     strokes = read_volume(files.strokes)
     edited = strokes.data.astype(np.uint8)
     edited[7, 8, 9] = 2
-    write_label_map(files.strokes, edited, replace(strokes, data=edited))
+    write_label_map(files.strokes, edited, strokes.header)
     reopened = new_session(options)
     np.testing.assert_array_equal(reopened.drawing.values, edited)
     assert "changed elsewhere" in reopened.describe()["notes"][-1]
@@ -469,7 +469,7 @@ def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
     given = np.zeros(like.data.shape, np.uint8)
     given[1:3, 4, 5:8] = 2
     (tmp_path / "given").mkdir()
-    write_label_map(tmp_path / "given" / "a.nii.gz", given, like)
+    write_label_map(tmp_path / "given" / "a.nii.gz", given, like.header)
     inputs = replace(options.inputs, strokes=(tmp_path / "given",))
     with_strokes = replace(options, inputs=inputs)
     for is_first in (True, False):

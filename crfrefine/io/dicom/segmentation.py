@@ -52,7 +52,7 @@ def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume
         series = read_series(path, uid)
         stored = read_voxels(series)
         header = replace(series.header, dtype=stored.dtype.name)
-        return Volume(stored.T, *header.geometry(), path, header)
+        return Volume(stored.T, *header.geometry(), header)
 
 
 def items_by_label(path: Path, dataset: Any) -> dict[int, Any]:
@@ -224,7 +224,7 @@ def _placed(
         affine = whole
     header = volume_of(path, SEGMENTATION, stored.shape, affine, notes)
     header = replace(header, dtype=stored.dtype.name, segments=segments)
-    return Volume(stored.T, *header.geometry(), path, header)
+    return Volume(stored.T, *header.geometry(), header)
 
 
 def _segment(label: int, item: Any) -> Segment:

@@ -18,7 +18,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import header_of_grid
 from crfrefine.metrics.overlap import MaskPair
 
 NUM_LABELS = 4
@@ -173,7 +173,7 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
     folder = Path(folder)
     for kind in ("images", "labels", "logits"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
+    like = header_of_grid(phantom.labels.shape, phantom.affine)
     for modality, values in enumerate(phantom.image):  # Whole numbers, as from scanners.
         path = folder / "images" / f"{case_id}_{modality:04d}.nii.gz"
         write_label_map(path, values.astype(np.uint16), like)

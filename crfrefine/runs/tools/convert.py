@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
@@ -36,7 +36,7 @@ from crfrefine.io.paths import (
 )
 from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
-from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
+from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import with_axes, with_geometry_of
@@ -159,7 +159,7 @@ def _convert_labels(
     header: VolumeHeader,
     target: Path,
     options: ConversionOptions,
-    like: Volume,
+    like: VolumeHeader,
     named: Sequence[Segment],
     notes: list[Note],
 ) -> str:
@@ -170,8 +170,7 @@ def _convert_labels(
             "export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    assert like.header is not None
-    values = labels_on(like.header, header, notes)
+    values = labels_on(like, header, notes)
     labels, found = map_labels(values, options.mapping)
     segments = map_segments(header.segments, options.mapping) or named
     io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
@@ -197,7 +196,9 @@ def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> La
     return labels.T
 
 
-def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
+def _convert_image(
+    header: VolumeHeader, target: Path, like: VolumeHeader, content: str | None
+) -> str:
     """Write an image, or channels of which nobody says what they are, with the file's values."""
     target_format = require_suffix(target, io.WRITTEN_SUFFIXES)
     stored = read_array(header, as_stored=True)
@@ -227,7 +228,7 @@ def _convert_channels(
     header: VolumeHeader,
     target: Path,
     to: str | None,
-    like: Volume,
+    like: VolumeHeader,
     regions: RegionReading,
     named: Sequence[Segment],
 ) -> str:
@@ -236,7 +237,7 @@ def _convert_channels(
     Logits of regions are log-odds. `like` has the geometry of the target.
     """
     fewest = 1 if regions.declares(1) else 2
-    placed = io.logits_header([header], fewest=fewest, grid=like.header)
+    placed = io.logits_header([header], fewest=fewest, grid=like)
     values = reverse_grid(io.read_channels(*placed.files))
     kind = header.kind
     if to is None and (kind is not None or not require_suffix(target).holds_scores_alone):
@@ -266,22 +267,20 @@ def _convert_channels(
     return f"{source} -> {target}: {kind or 'the same values'}"
 
 
-def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
-    """Return an empty volume with the geometry of the file to write.
+def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> VolumeHeader:
+    """Return the header whose geometry the file to write gets.
 
     A plane becomes a volume of one slice if it has a place that only such a volume has in another
     format.
     """
     chosen = like or header
-    empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is None or chosen.spacing is None:
         if not require_suffix(target).holds_scores_alone:
             raise InputError(
                 f"{header.path}: has no geometry, and {target.name} needs one; name the image it "
                 "belongs to with --like IMAGE"
             )
-        return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
-    spacing = chosen.spacing
+        return chosen
     is_same_format = FORMAT_OF_SUFFIX[suffix_of(target)].name == chosen.family
     if len(chosen.grid_shape) != 3 and not is_same_format:
         in_plane = np.array(chosen.affine)
@@ -289,9 +288,8 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
         in_plane[:2, 3] = 0.0
         in_space = spacing_of(chosen.affine)
         if in_space[2] > 0 and not np.array_equal(in_plane, np.eye(4)):
-            empty = empty[..., np.newaxis]
-            spacing = in_space
-    return Volume(empty, chosen.affine, spacing, chosen.path, chosen)
+            return replace(chosen, grid_shape=(*chosen.grid_shape, 1), spacing=in_space)
+    return chosen
 
 
 def require_grid(

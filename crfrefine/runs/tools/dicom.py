@@ -163,14 +163,14 @@ def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
         kind = "label map"
         labels, found = map_labels(volume.data, options.mapping)
         segments = map_segments(header.segments, options.mapping)
-        io.write_label_map(target, labels, volume, segments=segments)
+        io.write_label_map(target, labels, header, segments=segments)
     elif options.mapping:
         raise InputError(f"{source}: --map is about label maps; this is an image; leave it out")
     else:
         found = ()
         kind = "image"
         planes = scaled_planes(volume.data.T[np.newaxis], None)
-        io.write_image(target, volume.data.dtype, volume, planes)
+        io.write_image(target, volume.data.dtype, header, planes)
     sentence = f"{describe_source(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
     sentence = with_note_on_values(sentence, options.mapping, found)
     return "\n".join([sentence, *map(str, header.notes)])
@@ -198,7 +198,7 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     masks = dicom.read_segments(source, options.like, options.series)
     for file, mask in zip(files, masks, strict=True):
         assert mask.header is not None
-        io.write_label_map(file, mask.data, mask, segments=mask.header.segments)
+        io.write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
         notes = mask.header.notes
     sentence = f"{source}: {counted(len(files), 'segment')} -> {folder}: a mask of 0 and 1 each"
     return "\n".join([sentence, *map(str, notes)])

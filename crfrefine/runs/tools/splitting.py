@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from crfrefine import io
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.errors import InputError
@@ -14,7 +12,6 @@ from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import add_volumes, files_written, require_suffix, suffix_of
 from crfrefine.io.reading import read_array
 from crfrefine.io.stored import image_type, scaled_planes
-from crfrefine.io.volume import Volume
 
 
 def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
@@ -46,11 +43,7 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
 
         stored = read_array(header, as_stored=True)
         dtype = image_type(stored, header.source, known.image_types)
-        affine, spacing = header.geometry()
-        like = Volume(
-            np.broadcast_to(np.uint8(0), header.grid_shape), affine, spacing, source, header
-        )
         for number, target in enumerate(targets):
             planes = scaled_planes(stored[number : number + 1], header.source)
-            io.write_image(target, dtype, like, planes)
+            io.write_image(target, dtype, header, planes)
             yield target

@@ -86,7 +86,7 @@ class TuneCase(Case):
     @cached_property
     def pose(self) -> Upright:
         """How to show the arrays upright."""
-        return Upright.of(self.like.affine, self.network_labels.ndim)
+        return Upright.of(self.like.geometry()[0], self.network_labels.ndim)
 
     def mask_with(self, intensity: IntensityParameters) -> Bool | None:
         """Return where the model applies: the mask of a file, or as the parameters say."""

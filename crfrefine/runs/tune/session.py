@@ -301,10 +301,9 @@ class Session:
             strokes = result.strokes
             assert strokes is not None
             self.drawing.mark_saving(strokes)
-            write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
+            write_label_map(corrections.strokes, strokes, like)
             write_small_file(corrections.parameters, described["toml"].encode())
-            refined = replace(like, data=result.labels)
-            write_label_map(corrections.refined, result.labels, refined, segments=segments)
+            write_label_map(corrections.refined, result.labels, like, segments=segments)
             self.drawing.mark_saved()
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
