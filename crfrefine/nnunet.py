@@ -29,9 +29,9 @@ from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.io.atomic import check_small_output
-from crfrefine.io.paths import add_volumes, files_written, require_suffix
+from crfrefine.io.paths import add_volumes, require_suffix
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.writing import check_output
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.given import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
@@ -116,8 +116,7 @@ def export_prediction(
     for header in headers:
         add_volumes(header.path)
     require_suffix(Path(output), io.WRITTEN_SUFFIXES)
-    for path in files_written(Path(output)):
-        check_small_output(path)
+    check_output(Path(output))
     if not hasattr(logits, "shape"):
         logits = given_array(logits, "logits")
     cropping = _Cropping.of_properties(properties, tuple(transpose_forward), first)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crfrefine import crf_loss
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import atomic_files
+from crfrefine.io.writing import atomic_files
 from crfrefine.layer import partial_cross_entropy
 
 SCRIBBLES = "scribbles"

@@ -41,8 +41,8 @@ from study_network import Schedule, SliceUNet, predict
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
-from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import read_json
+from crfrefine.io.writing import write_small_file
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable
 from crfrefine.statistics.paired import holm

@@ -1,4 +1,4 @@
-"""The files that a command reads and that no output may replace; `io.atomic` checks."""
+"""The files that a command reads and that no output may replace; `io.writing` checks."""
 
 from __future__ import annotations
 

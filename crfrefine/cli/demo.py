@@ -48,7 +48,7 @@ def demo(
     from crfrefine.cli.reporting import Reporter
     from crfrefine.cli.tables import print_table
     from crfrefine.errors import CrfRefineError
-    from crfrefine.io.atomic import check_writable
+    from crfrefine.io.writing import check_writable
     from crfrefine.metrics.registry import DICE
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.runs.demo.phantom import (

@@ -59,7 +59,7 @@ def tune(
     preset = shared.check_inputs(options, config)
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import load_engine
-    from crfrefine.io.atomic import check_small_output
+    from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
     from crfrefine.runs.tune.finding import find_cases
     from crfrefine.runs.tune.server import check_libraries, serve
@@ -73,7 +73,7 @@ def tune(
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     own = {name: options.pop(name) for name in ("labels", "output", "corrections", "first")}
     if own["output"] is not None:
-        check_small_output(own["output"])
+        check_output(own["output"])
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
     tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.

@@ -35,9 +35,9 @@ from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, is_folder, stem_of
+from crfrefine.io.writing import check_replaceable, check_writable, write_small_file
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.records import RunSummary
 from crfrefine.runs.states import read_records

@@ -20,8 +20,8 @@ from typing import Any
 from crfrefine.base.failures import expected_error
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import cannot_write, check_replaceable
 from crfrefine.io.paths import require_file
+from crfrefine.io.writing import cannot_write, check_replaceable
 
 # Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes.
 MAX_BYTES = 1 << 26

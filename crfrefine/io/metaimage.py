@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
-from crfrefine.io.atomic import atomic_files
+from crfrefine.io.paths import files_written
 from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
 from crfrefine.io.text_header import LPS, Fields, affine_of
-from crfrefine.io.volume import VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import VolumeHeader, volume_header
+from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 NAME = "MetaImage"
 
@@ -183,12 +184,12 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
     return affine_of(vectors, origin[:num_axes], LPS)
 
 
-def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
-    geometry = list(text_header.kept_lines(path, like, NAME))
+    geometry = list(text_header.kept_lines(voxels, NAME))
     if not geometry:
-        direction, origin, spacing = text_header.place_in_lps(like)
+        direction, origin, spacing = text_header.place_in_lps(voxels.like)
         arrays = {
             "TransformMatrix": direction.T,  # It lists one axis after the other.
             "Offset": origin,
@@ -199,33 +200,35 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
             words = map(repr, array.reshape(-1).tolist())
             geometry.append(f"{key} = {' '.join(words)}")
     blocks = voxels.blocks(interleaved=True)
-    if voxels.voxel_files:
-        with atomic_files(*voxels.voxel_files, path) as (voxel_file, file):
+    _, *voxel_files = files_written(path)
+    if voxel_files:
+        with atomic_files(path) as (voxel_file, file):
             num_bytes = write_zlib(voxel_file, blocks)
-            file.write(_header_to_write(voxels, geometry, num_bytes))
+            file.write(_header_to_write(voxels, geometry, num_bytes, voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on
     # the same disk.
     folder = Path(os.path.realpath(path)).parent
     with atomic_files(path) as (file,), TemporaryFile(dir=folder) as waiting:
         num_bytes = write_zlib(waiting, blocks)
-        file.write(_header_to_write(voxels, geometry, num_bytes))
+        file.write(_header_to_write(voxels, geometry, num_bytes, "LOCAL"))
         waiting.seek(0)
         shutil.copyfileobj(waiting, file, BLOCK_BYTES)
 
 
-def _header_to_write(voxels: VoxelsToWrite, geometry: list[str], num_bytes: int) -> bytes:
+def _header_to_write(
+    voxels: VoxelsToWrite, geometry: list[str], num_bytes: int, data_file: str
+) -> bytes:
     """Return the header of compressed voxels that take this many bytes."""
-    data_file = voxels.voxel_files[0].name if voxels.voxel_files else "LOCAL"
     lines = [
         "ObjectType = Image",
-        f"NDims = {len(voxels.grid_shape)}",
+        f"NDims = {len(voxels.like.grid_shape)}",
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         "CompressedData = True",
         f"CompressedDataSize = {num_bytes}",
         *geometry,
-        "DimSize = " + " ".join(map(str, reversed(voxels.grid_shape))),
+        "DimSize = " + " ".join(map(str, voxels.like.grid_shape)),
     ]
     if voxels.num_channels is not None:
         lines.append(f"ElementNumberOfChannels = {voxels.num_channels}")

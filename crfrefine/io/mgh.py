@@ -15,13 +15,12 @@ from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.atomic import atomic_files
 from crfrefine.io.volume import (
     VolumeHeader,
-    VoxelsToWrite,
     require_right_angles,
     volume_header,
 )
+from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.
@@ -76,11 +75,12 @@ def read_header(path: Path) -> VolumeHeader:
     )
 
 
-def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write voxels, labels above 255 in 32 bits; the geometry of an MGH file is kept exactly."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
-    shape = (*voxels.grid_shape[::-1], 1)[:3]
+    like = voxels.like
+    shape = (*like.grid_shape, 1)[:3]
     template: Any = like.template
     if isinstance(template, MGHHeader):
         header: Any = template.copy()

@@ -31,15 +31,14 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.atomic import atomic_files
-from crfrefine.io.paths import stem_of
+from crfrefine.io.paths import files_written, stem_of
 from crfrefine.io.volume import (
     Segment,
     VolumeHeader,
-    VoxelsToWrite,
     described_segments,
     volume_header,
 )
+from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 # The forms of a header: a name for people, its image in nibabel, and the magic with its place. The
 # first one that fits is taken. A pair without the magic of NIfTI-1 is Analyze's.
@@ -291,7 +290,7 @@ _CONTENT = {
 }
 
 
-def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write voxels with the geometry of another file, bit for bit that of a NIfTI file.
 
     Channels get the fourth dimension, and a single file gets a table of its segments. The other
@@ -299,6 +298,7 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     """
     import nibabel
 
+    like = voxels.like
     template: Any = like.template
     nifti1: Any = nibabel.Nifti1Header
     if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
@@ -314,7 +314,7 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     for name, value in _CONTENT.items():
         header[name] = value
 
-    shape = voxels.grid_shape[::-1]
+    shape = like.grid_shape
     if voxels.num_channels is not None:
         shape = (*(*shape, 1)[:3], voxels.num_channels)
     longest = max(shape)
@@ -327,7 +327,7 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     header.set_data_dtype(voxels.dtype)
 
     extension = b""
-    if voxels.voxel_files:
+    if len(files_written(voxels.path)) > 1:
         header["magic"] = header.pair_magic
         header["vox_offset"] = 0
     else:
@@ -336,7 +336,7 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
         header["vox_offset"] = header.single_vox_offset + len(extension)
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
 
-    with atomic_files(*voxels.voxel_files, voxels.path) as files:
+    with atomic_files(voxels.path) as files:
         if streams.is_named_gzip(voxels.path):
             streams.write_gzip(files[0], chain([block], voxels.blocks()), threads)
         else:

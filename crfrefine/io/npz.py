@@ -19,8 +19,8 @@ from crfrefine.base.geometry import Reorientation
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.atomic import atomic_files
-from crfrefine.io.volume import VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import VolumeHeader, volume_header
+from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _MAX_ARRAY_HEADER = 1 << 16
 _NPY_MAGIC = b"\x93NUMPY"
@@ -101,7 +101,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[streams.Decoder]:
         yield streams.Decoder(reader, source, header.stored_shape)
 
 
-def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an array of (channels, [z,] y, x), named "probabilities" or "logits" in an .npz."""
     header = {
         "descr": np.lib.format.dtype_to_descr(voxels.dtype),

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
-from crfrefine.io.atomic import atomic_files
-from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
+from crfrefine.io.paths import LABELS_SUFFIXES, files_written, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import (
     VolumeHeader,
-    VoxelsToWrite,
     described_segments,
     volume_header,
 )
+from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 NAME = "NRRD"
 # The pairs of key and value of a segment that are read.
@@ -270,14 +269,14 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     return VoxelSource(path, encoding, dtype, inner, start=start, offset=skipped)
 
 
-def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
+def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
-    lines_of_place = text_header.kept_lines(voxels.path, like, NAME)
+    lines_of_place = text_header.kept_lines(voxels, NAME)
     if not lines_of_place:
-        lines_of_place = _geometry_lines(*text_header.place_in_lps(like))
+        lines_of_place = _geometry_lines(*text_header.place_in_lps(voxels.like))
     space, *geometry = lines_of_place
     sizes = voxels.shape[::-1]
-    kinds = ["domain"] * len(like.grid_shape)
+    kinds = ["domain"] * len(voxels.like.grid_shape)
     if voxels.num_channels is not None:
         sizes = (sizes[-1], *sizes[:-1])
         kinds.insert(0, "vector")
@@ -296,13 +295,14 @@ def write(voxels: VoxelsToWrite, like: VolumeHeader, threads: int) -> None:
     if voxels.dtype.itemsize > 1:
         lines.append("endian: little")
     lines.append("encoding: gzip")
-    for file in voxels.voxel_files:
+    _, *voxel_files = files_written(voxels.path)
+    for file in voxel_files:
         lines.append(f"data file: {file.name}")
     if suffix_of(voxels.path) in LABELS_SUFFIXES:
         lines += _lines_of_segments(voxels)
-    lines.append("" if voxels.voxel_files else "\n")  # An empty line comes before voxels.
+    lines.append("" if voxel_files else "\n")  # An empty line comes before voxels.
 
-    with atomic_files(*voxels.voxel_files, voxels.path) as files:
+    with atomic_files(voxels.path) as files:
         files[-1].write("\n".join(lines).encode("utf-8", "surrogateescape"))
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 

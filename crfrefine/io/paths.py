@@ -46,8 +46,8 @@ class Format:
       `family`, `states` and the note on a wrong name.
     - `open_voxels(header)`, only for headers whose `source` is None: a context with a
       `streams.Decoder` at the first voxel.
-    - `write(voxels, like, threads)`, unless the format is only read: writes `VoxelsToWrite`, whole
-      or not at all. If `like` came from a file of this format, its geometry stays exactly.
+    - `write(voxels, threads)`, unless the format is only read: writes `VoxelsToWrite`, whole
+      or not at all. If `voxels.like` came from a file of this format, its geometry stays exactly.
     """
 
     name: str  # for people, and in `VolumeHeader.family`

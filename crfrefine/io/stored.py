@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from crfrefine.io.paths import ALL_TYPES
 from crfrefine.io.reading import decoded_pieces
 from crfrefine.io.streams import VoxelSource
-from crfrefine.io.volume import Planes, VolumeHeader, iter_pieces
+from crfrefine.io.volume import VolumeHeader, iter_pieces
+from crfrefine.io.writing import Planes
 
 _PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at once
 # Whole numbers up to this one are exact in float64.

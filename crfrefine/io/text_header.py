@@ -20,6 +20,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.volume import RareHeaderError, VolumeHeader, require_right_angles
+from crfrefine.io.writing import VoxelsToWrite
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -295,15 +296,16 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
     )
 
 
-def kept_lines(path: Path, like: VolumeHeader, format_name: str) -> tuple[str, ...]:
-    """Return the lines that place a grid in its header, if that has the same format; else ().
+def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
+    """Return the lines that place the grid to write, if they are those of its format; else ().
 
     Raise UnsupportedFormatError if lines would have to hold a sheared grid.
     """
+    like = voxels.like
     if like.format == format_name and like.template:
         lines: tuple[str, ...] = like.template
         return lines
-    require_right_angles(path, like)
+    require_right_angles(voxels.path, like)
     return ()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
+from crfrefine.io.streams import MAX_RATIO, VoxelSource, cut_off
 
 
 class RareHeaderError(Exception):
@@ -281,54 +281,8 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
     return tuple(by_label[label] for label in sorted(by_label))
 
 
-# Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
-# returns (planes, [y,] x).
-Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
 # bytes of a piece that is read or written at once, if a plane of it is not larger
 PIECE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class VoxelsToWrite:
-    """Voxels to write."""
-
-    path: Path  # the file
-    kind: str  # "labels", "image", "logits" or "probabilities"
-    num_channels: int | None  # of a label map, and of an image with one value per voxel: None
-    # of the voxels in the file: uint8, uint16, float32, or any that the format holds of an image
-    dtype: np.dtype[Any]
-    piece: Planes
-    segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
-    grid_shape: tuple[int, ...] = ()  # ([z,] y, x)
-    voxel_files: tuple[Path, ...] = ()  # the file of the voxels; empty if the header has them
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """([z,] y, x), or (channels, [z,] y, x)."""
-        if self.num_channels is None:
-            return self.grid_shape
-        return (self.num_channels, *self.grid_shape)
-
-    def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
-        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter.
-
-        Compressed bytes must not depend on the pieces. Interleaved, the channels of a voxel are
-        together; else one channel follows the other.
-        """
-        shape = (self.num_channels or 1, *self.grid_shape)
-        waiting = bytearray()
-        stored = self.dtype.newbyteorder("<")
-        pieces = iter_pieces(shape, stored.itemsize, PIECE_BYTES, by_channel=not interleaved)
-        for channels, planes in pieces:
-            numbers = range(channels.start, channels.stop)
-            values = [self.piece(number, planes) for number in numbers]
-            part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
-            waiting += np.ascontiguousarray(part, stored).data
-            while len(waiting) >= BLOCK_BYTES:
-                yield bytes(waiting[:BLOCK_BYTES])
-                del waiting[:BLOCK_BYTES]
-        if waiting:
-            yield bytes(waiting)
 
 
 def iter_pieces(

@@ -235,7 +235,7 @@ class CrfParameters:
         An existing file is replaced atomically. `comment` has lines for the head of the file,
         without the comment sign. Raises ConfigError if the file cannot be written.
         """
-        from crfrefine.io.atomic import write_small_file
+        from crfrefine.io.writing import write_small_file
 
         try:
             write_small_file(Path(path), self.to_toml(comment).encode())

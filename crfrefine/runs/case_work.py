@@ -27,9 +27,9 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import write_label_map, write_pieces
-from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, VolumeHeader, named_segments
+from crfrefine.io.writing import check_replaceable, write_small_file
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
@@ -69,7 +69,7 @@ def refine_case(work: CaseInFlight) -> CaseRecord:
                 return replace(task.earlier, status="skipped", output=task.outputs.label_map)
             record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
-            check_replaceable(*reversed(files_written(path)))
+            check_replaceable(path)
         work.case = _read_case(work, record)
         reading = task.reading
         if work.case.segments:  # The input has names itself, such as in a NIfTI table.

@@ -13,8 +13,8 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.nnunet import PLANS
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import files_written, suffix_of
+from crfrefine.io.writing import check_replaceable
 from crfrefine.runs.outputs import OutputFiles
 from crfrefine.runs.records import RECORD_FOLDER
 

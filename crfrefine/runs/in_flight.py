@@ -13,7 +13,7 @@ from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
 from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
-from crfrefine.io.atomic import naming_after
+from crfrefine.io.writing import naming_after
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import Task
 from crfrefine.runs.records import CaseRecord

@@ -21,7 +21,6 @@ from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
-from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import (
     WRITTEN_SUFFIXES,
     files_read,
@@ -32,6 +31,7 @@ from crfrefine.io.paths import (
     suffix_to_write,
 )
 from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
+from crfrefine.io.writing import check_replaceable
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import (
     Content,

@@ -13,8 +13,8 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.errors import CrfRefineError, StorageError
-from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
+from crfrefine.io.writing import write_small_file
 from crfrefine.runs.case_work import refine_case
 from crfrefine.runs.cluster import records_of_cluster
 from crfrefine.runs.in_flight import CasesInFlight

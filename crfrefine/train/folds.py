@@ -22,8 +22,8 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import files_read
+from crfrefine.io.writing import write_small_file
 from crfrefine.statistics.comparison import means_where_all_defined
 from crfrefine.train.baselines import (
     MIN_CALIBRATED,

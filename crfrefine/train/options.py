@@ -150,12 +150,12 @@ class TrainingOptions:
 
     def check_files(self) -> None:
         """Raise InputError for files that cannot be written."""
-        from crfrefine.io.atomic import check_small_output
+        from crfrefine.io.writing import check_output
 
         if self.output.suffix != ".toml" or self.output.is_dir():
             raise InputError(f"{self.output}: name a file for the parameters, ending in .toml")
         for path in self.files:
-            check_small_output(path)
+            check_output(path)
 
     def write(
         self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
@@ -164,8 +164,8 @@ class TrainingOptions:
 
         Each is written whole or not at all.
         """
-        from crfrefine.io.atomic import write_small_file
         from crfrefine.io.json import to_json
+        from crfrefine.io.writing import write_small_file
 
         now = datetime.now(UTC)
         head = {

@@ -18,7 +18,7 @@ from crfrefine.base.observer import Observer
 from crfrefine.base.text import listed
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
-from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.writing import check_replaceable
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import make_plan
 
@@ -52,7 +52,8 @@ def run_training(options: TrainingOptions, observer: Observer | None = None) -> 
     if options.device != "auto":
         get_backend(options.device)  # Raises BackendUnavailableError if it is missing.
     plan = make_plan(options)
-    check_replaceable(*plan.fold_files)
+    for path in plan.fold_files:
+        check_replaceable(path)
     for path in options.files:
         check_no_input(path)
 

@@ -15,8 +15,8 @@ from io_helpers import affine_of, numbers
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import atomic_files, check_writable, remove_leftovers, write_small_file
 from crfrefine.io.volume import header_of_grid
+from crfrefine.io.writing import atomic_files, check_writable, remove_leftovers, write_small_file
 
 SPACED = affine_of((1.0, 1.5, 2.25))
 
@@ -43,7 +43,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
 
 
 def write_pair(folder):
-    with atomic_files(folder / "a.zraw", folder / "a.mhd") as files:
+    with atomic_files(folder / "a.mhd") as files:
         for file in files:
             file.write(b"new")
 
@@ -128,14 +128,14 @@ def test_links_that_cannot_be_followed_are_named_and_stay(linked):
     """
     here, scratch = linked
     refused = "here/{}: cannot be written: {}"
-    for target, names, message in (
+    for target, name, message in (
         (scratch / "missing" / "a", "a", "there is no folder .*scratch/missing"),
         (here / "b", "b", "Too many levels of symbolic links"),
-        (scratch / "a.mhd", "a.zraw a.mhd", r"it is a link to .*scratch/a\.mhd, where its voxels"),
+        (scratch / "a.mhd", "a.mhd", r"it is a link to .*scratch/a\.mhd, where its voxels"),
     ):
         (here / target.name).symlink_to(target)
         with pytest.raises(CrfRefineError, match=refused.format(target.name, message)):
-            atomic_files(*(here / name for name in names.split())).__enter__()
+            atomic_files(here / name).__enter__()
     assert all(path.is_symlink() for path in here.iterdir())
     assert (files_in(here), files_in(scratch)) == (["a", "a.mhd", "b"], [])
 
@@ -182,9 +182,9 @@ def test_a_file_that_finds_no_room_is_not_there(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from crfrefine.io.atomic import atomic_files
+from crfrefine.io.writing import atomic_files
 
-with atomic_files(*map(Path, sys.argv[1:])) as files:
+with atomic_files(Path(sys.argv[1])) as files:
     print("writing", flush=True)
     sys.stdin.read()
 """
@@ -207,7 +207,7 @@ def make_old(path, hours=25):
     [lambda folder: check_writable(folder), lambda folder: write_small_file(folder / "b", b"{}")],
 )
 def test_what_a_killed_process_left_is_removed_after_a_day(writes, tmp_path):
-    arguments = [sys.executable, "-c", WRITER, tmp_path / "a.zraw", tmp_path / "a.mhd"]
+    arguments = [sys.executable, "-c", WRITER, tmp_path / "a.mhd"]
     with subprocess.Popen(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -222,7 +222,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(writes, tmp_path):
 
 
 def test_what_is_written_or_not_ours_stays(tmp_path):
-    with atomic_files(tmp_path / "a", tmp_path / "b"):
+    with atomic_files(tmp_path / "a.mhd"):
         remove_leftovers.cache_clear()
         remove_leftovers(tmp_path)
         assert len(list(tmp_path.iterdir())) == 2

@@ -31,7 +31,7 @@ from crfrefine.evaluate.report.numbers import (
     shown_cases,
 )
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.io.atomic import write_small_file
+from crfrefine.io.writing import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import write_small_file
 from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
 from crfrefine.io.dicom.segmentation import LABEL_ENDING, items_by_label
 from crfrefine.io.dicom.series import Series
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, segments_of
+from crfrefine.io.writing import write_small_file
 from crfrefine.version import __version__
 
 _CLASSES = {

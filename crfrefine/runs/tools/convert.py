@@ -23,13 +23,11 @@ from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import (
     FORMAT_OF_NAME,
     FORMAT_OF_SUFFIX,
     LABELS_SUFFIXES,
     add_volumes,
-    files_written,
     holds_scores_alone,
     require_suffix,
     suffix_of,
@@ -37,6 +35,7 @@ from crfrefine.io.paths import (
 from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
+from crfrefine.io.writing import check_replaceable, check_writable
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import with_axes, with_geometry_of
@@ -54,7 +53,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     """
     _check_options(source, target, options)
     add_volumes(source, options.like)
-    *_, target_file = check_replaceable(*reversed(files_written(target)))
+    *_, target_file = check_replaceable(target)
 
     header = io.read_header(source)
     like = None

@@ -21,13 +21,13 @@ from crfrefine.cases.patterns import (
     is_pattern,
 )
 from crfrefine.errors import InputError, StorageError
-from crfrefine.io.atomic import check_writable
 from crfrefine.io.paths import (
     ALL_WRITTEN_SUFFIXES,
     add_volumes,
     require_suffix,
     suffix_of,
 )
+from crfrefine.io.writing import check_writable
 from crfrefine.runs.tools.convert import convert_file
 from crfrefine.runs.tools.options import ConversionOptions
 

@@ -26,10 +26,10 @@ from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.patterns import list_files
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
-from crfrefine.io.atomic import check_replaceable, check_writable
-from crfrefine.io.paths import files_written, is_dicom, require_suffix, suffix_of
+from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
 from crfrefine.io.stored import scaled_planes
 from crfrefine.io.volume import Segment, map_segments, named_segments
+from crfrefine.io.writing import check_output, check_replaceable, check_writable
 from crfrefine.runs.outputs import unique_stem
 from crfrefine.runs.tools.convert import (
     describe_source,
@@ -145,8 +145,7 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
         return _write_segments(source, target, options)
     if is_read:
         require_suffix(target, io.WRITTEN_SUFFIXES)
-    *_, target_file = check_replaceable(*reversed(files_written(target)))
-    check_writable(target_file.parent)
+    check_output(target)
     if is_read:
         return _read_dicom(source, target, options)
     return _write_segmentation(source, target, options)
@@ -158,7 +157,6 @@ def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
 
     volume = dicom.read(source, options.like, options.series)
     header = volume.header
-    assert header is not None
     if header.format == dicom.SEGMENTATION:
         kind = "label map"
         labels, found = map_labels(volume.data, options.mapping)
@@ -186,7 +184,7 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     for segment in dicom.list_segments(source):
         files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
         require_suffix(files[-1], io.WRITTEN_SUFFIXES)
-        check_replaceable(*reversed(files_written(files[-1])))
+        check_replaceable(files[-1])
     check_writable(folder)
     others = [path for path in list_files(folder, io.VOLUME_SUFFIXES) if path not in files]
     if others:

@@ -8,10 +8,10 @@ from pathlib import Path
 from crfrefine import io
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import check_replaceable, check_writable
-from crfrefine.io.paths import add_volumes, files_written, require_suffix, suffix_of
+from crfrefine.io.paths import add_volumes, require_suffix, suffix_of
 from crfrefine.io.reading import read_array
 from crfrefine.io.stored import image_type, scaled_planes
+from crfrefine.io.writing import check_replaceable, check_writable
 
 
 def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
@@ -39,7 +39,7 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
         add_volumes(source)
         check_writable(folder)
         for target in targets:
-            check_replaceable(*reversed(files_written(target)))
+            check_replaceable(target)
 
         stored = read_array(header, as_stored=True)
         dtype = image_type(stored, header.source, known.image_types)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import cannot_write, check_small_output, check_writable
+from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.drawing import has_unsaved
 
@@ -50,7 +50,7 @@ class Corrections:
     def check(self) -> None:
         """Raise CrfRefineError if a file cannot be written."""
         for path in vars(self).values():
-            check_small_output(path)
+            check_output(path)
 
     def state(self, parameters: CrfParameters) -> str:
         """Return the state of the case in the files: UNTOUCHED, CORRECTED, SAVED or OUTDATED.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import write_small_file
+from crfrefine.io.writing import write_small_file
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 
 _MAX_MARKS = 1000  # edits that are known again if they are sent twice

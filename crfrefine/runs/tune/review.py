@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import write_small_file
+from crfrefine.io.writing import write_small_file
 
 TO_DO = "to do"
 STATES = (TO_DO, "done", "to discuss")

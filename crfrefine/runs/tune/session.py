@@ -22,8 +22,8 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
-from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.volume import named_segments
+from crfrefine.io.writing import check_replaceable, write_small_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.given import LabelMapNetwork
