@@ -342,11 +342,6 @@ class Note:
         sentence = _SENTENCES.vformat(self.kind.value, (), self.values)
         return ": ".join(text for text in (self.part, self.file, sentence) if text)
 
-    @property
-    def gist(self) -> tuple[NoteKind, str, str]:
-        """What the note has in common with those on other cases."""
-        return self.kind, self.part, str(self.values.get("what", ""))
-
     def about(self, file: str) -> Self:
         """Return the note on a file."""
         return replace(self, file=file)

@@ -84,11 +84,12 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         One about a case is printed for the first of many cases, or for each if VERBOSE.
         """
         before = self.before_note_on_case.format(case_id) if case_id else self.before_note
-        if self.verbosity >= VERBOSE or not case_id or note.gist not in self._known:
+        gist = (note.kind, note.part, str(note.values.get("what", "")))  # alike for many cases
+        if self.verbosity >= VERBOSE or not case_id or gist not in self._known:
             self._say(f"{before}{note}")
         elif note.kind in LOSSES:
             self._say(f"{before}{replace(note, kind=LOSSES[note.kind])}")
-        self._known.add(note.gist)
+        self._known.add(gist)
 
     def cases_found(self, text: str) -> None:
         """Print how many cases a pattern has."""

@@ -43,10 +43,10 @@ def read_header(path: Path) -> VolumeHeader:
     """Read only the header; frames are channels."""
     encoding = "raw"
     file_format = "MGH"
-    if streams.read_start(path).startswith(streams.GZIP_MAGIC):
-        encoding = "gzip"
-        file_format = "MGH, gzip"
-    with streams.open_bytes(path, encoding) as reader:
+    with streams.open_bytes(path, "any") as reader:
+        if isinstance(reader, streams.BlockReader):
+            encoding = "gzip"
+            file_format = "MGH, gzip"
         block = reader.read(_DATA_OFFSET)
     is_packed = block.startswith(streams.GZIP_MAGIC)  # compressed twice
     if len(block) < _DATA_OFFSET or is_packed or not recognizes(block):

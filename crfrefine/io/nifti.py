@@ -78,13 +78,8 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; a pair's voxels have its name, and perhaps an ending in upper case."""
-    start = streams.read_start(path)
-    # The content, or else the name, says whether a file is compressed.
-    is_named_gzip = streams.is_named_gzip(path)
-    encoding = "raw"
-    if start.startswith(streams.GZIP_MAGIC) or (is_named_gzip and not recognizes(start)):
-        encoding = "gzip"
-    with streams.open_bytes(path, encoding) as reader:
+    with streams.open_bytes(path, "any") as reader:
+        encoding = "gzip" if isinstance(reader, streams.BlockReader) else "raw"
         block = reader.read(max(_LENGTHS))
         form, header = _stored_header(block, path)
         source = _source(header, path, encoding)

@@ -35,7 +35,7 @@ def scaled(stored: NDArray[Any], source: VoxelSource | None) -> NDArray[Any]:
     if source is None or not source.is_scaled:
         return stored
     with np.errstate(over="ignore", invalid="ignore"):
-        return stored.astype(np.float64) * source.slope + source.intercept
+        return source.scaled(stored)
 
 
 def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:

@@ -98,17 +98,18 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
 def open_bytes(path: Path, container: str, start: int = 0, offset: int = 0) -> Iterator[ByteReader]:
     """Open a file for reading: `start` bytes from its begin, and `offset` after decompression.
 
-    The container is "raw", "gzip", "zlib" (or gzip) or "deflate". Raises OSError, or
-    UnsupportedFormatError if the file is not compressed as it should be.
+    The container is "raw", "gzip", "zlib" (or gzip), "deflate", or "any": gzip if the first bytes
+    say so, else raw. Raises OSError, or UnsupportedFormatError if the file is not compressed as it
+    should be.
     """
     with path.open("rb", buffering=0) as file:
-        if container == "raw":
+        file.seek(start)
+        magic = b"" if container == "raw" else file.read(2)
+        if container == "raw" or (container == "any" and magic != GZIP_MAGIC):
             file.seek(start + offset)
             yield file
             return
-        file.seek(start)
-        magic = file.read(2)
-        if container == "zlib" and magic == GZIP_MAGIC:
+        if container in ("zlib", "any") and magic == GZIP_MAGIC:
             container = "gzip"
         elif container == "gzip" and magic != GZIP_MAGIC:
             raise UnsupportedFormatError(
@@ -197,6 +198,13 @@ class VoxelSource:
         """Whether the values are others than the stored ones."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
+    def scaled(self, stored: NDArray[Any], dtype: type = np.float64) -> NDArray[Any]:
+        """Return the values of stored ones, computed in a type of floats."""
+        values: NDArray[Any] = stored.astype(dtype)
+        values *= dtype(self.slope)
+        values += dtype(self.intercept)
+        return values
+
 
 class Decoder:
     """Decodes the voxels of an open file into one array after the other, in the order of the file.
@@ -260,9 +268,10 @@ class Decoder:
             stored = np.frombuffer(data, dtype).reshape(target.shape)
             with np.errstate(over="ignore", invalid="ignore"):
                 if self._is_scaled:
-                    self._scale(stored, target)
-                else:
-                    target[...] = stored
+                    # 16 bits are exact in float32; for more, an intercept would cancel digits away.
+                    wide = np.float32 if dtype.itemsize <= 2 else np.float64
+                    stored = self._source.scaled(stored, wide)
+                target[...] = stored
                 # A sum is finite only if all its terms are; that of finite terms may overflow, so
                 # each value is looked at then.
                 if self._may_be_bad and not may_be_bad:
@@ -270,19 +279,6 @@ class Decoder:
         if may_be_bad:
             for number, channel in enumerate(values, first_channel):
                 self._count_bad(channel, number, first_plane)
-
-    def _scale(self, stored: NDArray[Any], target: NDArray[Any]) -> None:
-        """Fill part of an array with the values of stored ones."""
-        # 16 bits are exact in float32; for more, an intercept would cancel digits away.
-        scaled = target
-        if stored.itemsize > 2:
-            scaled = np.empty(target.shape, np.float64)
-        scaled[...] = stored
-        scaled *= scaled.dtype.type(self._source.slope)
-        if self._source.intercept != 0.0:
-            scaled += scaled.dtype.type(self._source.intercept)
-        if scaled is not target:
-            target[...] = scaled
 
     def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
         """Count the refused values in planes of a channel, and keep the place of the first."""
