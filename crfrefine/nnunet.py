@@ -21,7 +21,7 @@ from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.limits import available_threads, check_threads, memory_left
+from crfrefine.base.limits import available_threads, check_threads, memory_limit
 from crfrefine.base.notes import Note
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
@@ -138,7 +138,7 @@ def export_prediction(
         parameters=model,
         mask=mask,
         backend=get_backend("cpu"),
-        context=RunContext(threads, progress, memory_left(max_memory)),
+        context=RunContext(threads, progress, memory_limit(max_memory).left),
     )
     result = replace(result, notes=(*notes, *result.notes))
     io.write_label_map(output, result.label_map, first, threads=threads or available_threads())

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class MemoryLimit:
 
     bytes: int  # the limit
     source: str  # where it comes from, a phrase for messages
+    left: int = field(default=0, compare=False)  # bytes that the process may still take
 
 
 def parse_size(text: str) -> int:
@@ -166,15 +167,8 @@ def memory_limit(max_memory: int | None = None) -> MemoryLimit:
     limits.append(MemoryLimit(int(available), "the memory available on this machine"))
     for size, *_ in group_numbers("memory.max"):
         limits.append(MemoryLimit(size, "the control group (cgroup) of this process"))
-    return min(limits, key=lambda limit: limit.bytes)
-
-
-def memory_left(max_memory: int | None = None) -> int:
-    """Return the bytes that this process may still take within its `memory_limit`."""
-    import psutil
-
-    present = int(psutil.Process().memory_info().rss)
-    return max(0, memory_limit(max_memory).bytes - present)
+    smallest = min(limits, key=lambda limit: limit.bytes)
+    return replace(smallest, left=max(0, smallest.bytes - process.rss))
 
 
 def require_memory(

@@ -108,7 +108,7 @@ def read_header(path: Path) -> VolumeHeader:
     volume = volume_header(
         path, source, form, shape[:3], num_channels, affine, template=header, segments=segments
     )
-    return _with_facts(volume, qform, has_time=time_steps > 1)
+    return _with_facts(volume, affine, qform, has_time=time_steps > 1)
 
 
 def _stored_header(block: bytes, path: Path) -> tuple[str, Any]:
@@ -240,7 +240,11 @@ def _affines_of(header: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _with_facts(
-    header: VolumeHeader, qform: NDArray[np.float64] | None, *, has_time: bool
+    header: VolumeHeader,
+    affine: NDArray[np.float64],
+    qform: NDArray[np.float64] | None,
+    *,
+    has_time: bool,
 ) -> VolumeHeader:
     """Return a NIfTI header with what the file says of its geometry, and of time."""
     stored = header.template
@@ -262,7 +266,6 @@ def _with_facts(
         return replace(header, notes=(Note.of(NoteKind.NO_ORIENTATION),))
     if sform_code == 0 or qform is None:
         return header
-    affine, _ = header.geometry()
     is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
     if not is_sane or same_grid(header.grid_shape, affine, header.grid_shape, qform):
         return header

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from crfrefine.base.limits import available_threads, memory_left
+from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.workers import thread_pool
@@ -184,7 +184,7 @@ class CasesInFlight:
             num_jobs = 1
         self.num_jobs = max(1, min(num_jobs, len(tasks)))
         self.changed = threading.Condition()
-        self.num_bytes = memory_left(options.max_memory)  # for all cases
+        self.num_bytes = memory_limit(options.max_memory).left  # for all cases
         self.num_taken = 0  # bytes
         self.num_free = self.num_jobs  # places for cases in work
         self.num_unfinished = len(tasks)

@@ -14,7 +14,6 @@ from crfrefine.base.limits import (
     MemoryLimit,
     available_threads,
     format_size,
-    memory_left,
     memory_limit,
     parse_size,
 )
@@ -87,7 +86,7 @@ def test_the_smallest_limit_counts(groups):
     """The machine's is what is available without a reserve, and what this process has, 1 GiB."""
     machine = 12 * GIB - 16 * GIB // 20 + GIB
     assert memory_limit() == MemoryLimit(machine, "the memory available on this machine")
-    assert memory_left() == machine - GIB
+    assert memory_limit().left == machine - GIB
     assert memory_limit(2 * GIB) == MemoryLimit(2 * GIB, "--max-memory")
     (groups / "memory.max").write_text(f"{9 * GIB}\n", encoding="ascii")
     (groups.parent / "memory.max").write_text(f"{8 * GIB}\n", encoding="ascii")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.limits import memory_left
+from crfrefine.base.limits import memory_limit
 from crfrefine.base.workers import thread_pool
 from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
@@ -292,7 +292,7 @@ class Worklist:
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
         _, needed, _ = bytes_of_case(headers)
-        if needed > memory_left(inputs.max_memory):
+        if needed > memory_limit(inputs.max_memory).left:
             return None
         session = self._read(number)
         session.prepare(self._give_way)
