@@ -75,6 +75,10 @@ class Group(click.Group):
         status = 0
         try:
             with keeping_inputs(), self.make_context("crfrefine", [*typed], obj=typed) as context:
+                for parameter in self.params:
+                    shell = context.params.get(str(parameter.name))
+                    if shell is not None:
+                        complete(context, parameter, shell)
                 self.invoke(context)
         except click.exceptions.Exit as leave:
             status = leave.exit_code
@@ -93,14 +97,13 @@ class Group(click.Group):
         sys.exit(status)
 
 
-def complete(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+def complete(context: click.Context, parameter: click.Parameter, shell: str) -> None:
     """Print, or install, the script for a shell, and exit; an empty name means that of $SHELL."""
-    if shell is None or context.resilient_parsing:
-        return
     shell = shell or Path(os.environ.get("SHELL", "")).name
     kind = get_completion_class(shell)
     if kind is None or shell not in _PLACES:
-        raise click.BadParameter(f"{shorten(shell)}: expected one of {', '.join(_PLACES)}")
+        problem = f"{shorten(shell)}: expected one of {', '.join(_PLACES)}"
+        raise click.BadParameter(problem, context, parameter)
     script = kind(context.command, {}, "crfrefine", _COMPLETE).source()
     if parameter.name == "show_completion":
         click.echo(script)
@@ -136,16 +139,7 @@ for _option, _help in (
     ("--install-completion", "Let the shell complete commands; or name it: bash."),
     ("--show-completion", "Print the script for that instead."),
 ):
-    click.option(
-        _option,
-        help=_help,
-        metavar="[SHELL]",
-        is_flag=False,
-        flag_value="",
-        callback=complete,
-        expose_value=False,
-        is_eager=True,
-    )(app)
+    click.option(_option, help=_help, metavar="[SHELL]", is_flag=False, flag_value="")(app)
 
 
 def main() -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,7 +31,6 @@ from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import plan_run
 from crfrefine.runs.states import read_records
-from crfrefine.train.choice import Candidate
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
 from crfrefine.train.starts import evenly_spread, voxel_length
@@ -170,22 +167,29 @@ def choose(
     threads = threads or available_threads()
     default = CrfParameters().replace(**overrides)
     sources, left_out = _read_sources(inputs, max_cases, default, threads, observer)
-    if left_out:
-        causes = Causes()
-        reasons = []
-        for case_id, failure in left_out.items():
-            failure = replace(failure, case_id=case_id)
-            if causes.is_new(case_id, failure):
-                reasons.append(str(failure))
-        text = "\n  ".join([*reasons, *causes.others()])
-        observer.note(Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons=text))
 
     voxel = 1.0
     if sources:
         voxel = float(np.median([source.voxel for source in sources]))
     candidates = make_candidates(voxel, overrides)
     observer.stage_changed("", f"trying {counted(len(candidates), 'set')} of parameters")
-    table = _try_candidates(sources, candidates, seed, threads, observer)
+    # Dice, of the network first.
+    num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
+    table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
+    cells = list(itertools.product(range(num_seeds), range(len(sources))))
+    with Workers(threads) as workers:
+
+        def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
+            draw, case = cell
+            numbers = (seed, draw, case)
+            return score_candidates(sources[case], candidates, numbers, threads, workers.check)
+
+        for tried, dice in enumerate(workers.iterate(score, cells), start=1):
+            draw, case = cells[tried - 1]
+            table[case, draw] = dice
+            state = f"{tried} of {len(cells)} synthetic cases tried"
+            observer.progressed(tried / len(cells), state)
+
     if len(sources) >= FEW_CASES:
         units = table.mean(axis=1)
     else:
@@ -201,7 +205,7 @@ def choose(
 def _read_sources(
     inputs: RunInputs, max_cases: int, default: CrfParameters, threads: int, observer: Observer
 ) -> tuple[list[Source], dict[str, Failure]]:
-    """Return the sources of synthetic cases, and why other cases cannot be used."""
+    """Return the sources of synthetic cases, and why other cases cannot be used, with a note."""
     complete = []
     left_out: dict[str, Failure] = {}
     for case in inputs.cases:
@@ -228,38 +232,13 @@ def _read_sources(
             loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
             sources.append(make_source(loaded, default, threads, coarseness))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
+    if left_out:
+        causes = Causes()
+        reasons = []
+        for case_id, failure in left_out.items():
+            failure = replace(failure, case_id=case_id)
+            if causes.is_new(case_id, failure):
+                reasons.append(str(failure))
+        text = "\n  ".join([*reasons, *causes.others()])
+        observer.note(Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons=text))
     return sources, left_out
-
-
-def _try_candidates(
-    sources: Sequence[Source],
-    candidates: Sequence[Candidate],
-    seed: int,
-    threads: int,
-    observer: Observer,
-) -> NDArray[np.float64]:
-    """Return the (cases, seeds, kinds, 1 + candidates) Dice, of the network first."""
-    num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
-    table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
-    cells = list(itertools.product(range(num_seeds), range(len(sources))))
-    is_over = threading.Event()
-
-    def check() -> None:
-        """End a thread before its next trial, as after Ctrl-C."""
-        if is_over.is_set():
-            raise CancelledError
-
-    def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
-        draw, case = cell
-        return score_candidates(sources[case], candidates, (seed, draw, case), threads, check)
-
-    with Workers(threads) as workers:
-        try:
-            for tried, dice in enumerate(workers.iterate(score, cells), start=1):
-                draw, case = cells[tried - 1]
-                table[case, draw] = dice
-                state = f"{tried} of {len(cells)} synthetic cases tried"
-                observer.progressed(tried / len(cells), state)
-        finally:
-            is_over.set()
-    return table

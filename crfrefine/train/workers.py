@@ -77,7 +77,7 @@ class Workers:
         if one_by_one or self.threads == 1:
             for item in items:
                 with self._is_alone:
-                    self._check()
+                    self.check()
                     result = function(item, self.threads)
                 yield result
             return
@@ -86,7 +86,7 @@ class Workers:
             self._num_unfinished += len(items)
 
         def compute(item: Item) -> Result:
-            self._check()
+            self.check()
             with self._lock:
                 num_items = min(self._num_unfinished, self._max_items)
             # The threads are divided evenly between the items.
@@ -108,7 +108,8 @@ class Workers:
             for future in futures:
                 future.cancel()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise CancelledError if a part has failed, or the run was interrupted."""
         if self._is_over.is_set():
             raise CancelledError
 

@@ -316,7 +316,7 @@ def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
             raise
 
     monkeypatch.setattr(unlabeled, "score_candidates", score)
-    with pytest.raises(BaseException, match="interrupted"):
+    with pytest.raises(KeyboardInterrupt):
         choose(write_data(tmp_path, "noisy"), "--threads", 2)
     assert stopped
     assert files_in(tmp_path / "out") == []
