@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
     from crfrefine.io.reading import LogitsHeader
     from crfrefine.io.volume import VolumeHeader
+    from crfrefine.parameters.model import CrfParameters
 
 # Names with a meaning in `dataset.json`: no structure may have them.
 RESERVED_NAMES = ("background", "ignore")
@@ -185,7 +186,9 @@ class DeclaredLabels:
 
 
 def declared_labels(
-    cases: Sequence[CaseFiles], descriptions: Sequence[DatasetDescription], num_labels: int | None
+    cases: Sequence[CaseFiles],
+    descriptions: Sequence[DatasetDescription],
+    parameters: CrfParameters | None,
 ) -> DeclaredLabels | None:
     """Return the labels that the label maps of a run may hold; None means any.
 
@@ -195,11 +198,12 @@ def declared_labels(
         return number_structures(cases, descriptions)
     for description in descriptions:
         if description.labels:
-            numbers = {0, *description.all_numbers}
-            return DeclaredLabels(tuple(sorted(numbers)), str(description.path))
-    if num_labels is None:
+            numbers = tuple(sorted({0, *description.all_numbers}))
+            return DeclaredLabels(numbers, str(description.path))
+    if parameters is None or parameters.num_labels is None:
         return None
-    return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
+    numbers = tuple(range(parameters.num_labels))
+    return DeclaredLabels(numbers, "the parameters, which have values per label")
 
 
 def number_structures(

@@ -117,9 +117,7 @@ def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> Rea
         modality_names = complete.modalities or modality_names
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
-    declared = declared_labels(
-        cases, descriptions if may_be_labels else (), options.parameters.num_labels
-    )
+    declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)
     if declared is not None and declared.structures:
         label_names = {number: name for name, number in declared.structures.items()}
     regions = find_regions(options.regions, descriptions)

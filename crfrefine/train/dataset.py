@@ -99,7 +99,7 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     notes = [*cases.notes]
     is_map = num_channels == 0
     if is_map:
-        declared = declared_labels(files, descriptions, base.num_labels)
+        declared = declared_labels(files, descriptions, base)
         reading = replace(reading, declared=declared)
     else:
         regions = _regions_of_channels(headers, reading, num_channels, notes)

@@ -15,6 +15,7 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions, decl
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures
+from crfrefine.parameters.model import CrfParameters
 
 SHAPE = (6, 5, 4)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
@@ -84,9 +85,11 @@ def test_who_declares_labels(folder, content, num_labels, numbers_, source):
     assert declared_labels([], (), None) is None
     if content is not None:
         (folder / "dataset.json").write_text(json.dumps(content))
-    declared = declared_labels(
-        [], list(read_descriptions([folder / "maps", folder / "images"])), num_labels
-    )
+    parameters = None
+    if num_labels is not None:
+        parameters = CrfParameters().replace(**{"mean_field.bias": (0.5,) * num_labels})
+    descriptions = list(read_descriptions([folder / "maps", folder / "images"]))
+    declared = declared_labels([], descriptions, parameters)
     assert declared.numbers == numbers_
     assert source in declared.source
 
