@@ -19,7 +19,7 @@ from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import find_padding
-from crfrefine.arrays.region_scheme import RegionScheme, decode
+from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads
@@ -67,20 +67,6 @@ class Case:
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
     @property
-    def num_labels(self) -> int:
-        """L, background included."""
-        if isinstance(self.network, LabelMapNetwork):
-            return self.network.num_labels
-        if self.regions is not None:
-            return self.regions.num_labels
-        return self.network.shape[0]
-
-    @property
-    def regions(self) -> RegionScheme | None:
-        """The regions of the channels; None means that channels are labels."""
-        return self.network.regions if isinstance(self.network, ArrayNetwork) else None
-
-    @property
     def logits(self) -> Float32:
         """(L, *grid) logits, higher is better, or (R, *grid) log-odds of regions, in memory."""
         if isinstance(self.network, ArrayNetwork):
@@ -93,7 +79,7 @@ class Case:
         """(*grid), the network's own labels."""
         if isinstance(self.network, LabelMapNetwork):
             return self.network.labels
-        return decode(self.logits, self.regions)
+        return decode(self.logits, self.network.regions)
 
     @property
     def coarse_labels(self) -> Labels | None:
@@ -115,7 +101,9 @@ class Case:
         """
         if self.coarse_labels is not None:  # Shares may be equal.
             return None
-        padding = find_padding(reverse_grid(self.logits), are_regions=self.regions is not None)
+        padding = find_padding(
+            reverse_grid(self.logits), are_regions=self.network.regions is not None
+        )
         if padding is None:
             return None
         return padding.T

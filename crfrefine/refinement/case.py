@@ -167,11 +167,9 @@ def refine(
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
     network, notes = _given_network(values, image, parameters, input_type, network_spacing, regions)
-    num_labels = network.shape[0]
+    num_labels = network.num_labels
     if isinstance(network, LabelMapNetwork):
         num_labels = parameters.num_labels or MAX_LABELS
-    elif network.regions is not None:
-        num_labels = network.regions.num_labels
 
     drawn = None
     if strokes is not None:

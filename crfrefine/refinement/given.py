@@ -52,6 +52,11 @@ class ArrayNetwork:
         """(channels, *grid) for users."""
         return self.values.shape
 
+    @property
+    def num_labels(self) -> int:
+        """L, background included."""
+        return len(self.values) if self.regions is None else self.regions.num_labels
+
 
 @dataclass(frozen=True, eq=False)
 class LabelMapNetwork:
@@ -60,6 +65,7 @@ class LabelMapNetwork:
     Only labels that occur take part, and if there are many, only near where they occur.
     """
 
+    regions = None  # It has labels.
     labels: Labels  # (*grid), in an unsigned type
     # The labels that occur, background, and at least two (`arrays.label_maps.channels_of`).
     channels: Sequence[int]
@@ -92,6 +98,7 @@ class LabelMapNetwork:
 class StreamedNetwork:
     """A network's output in files, on the image's grid or on another one with parallel axes."""
 
+    regions = None  # Its channels are labels.
     read: ReadPieces  # returns the pieces, from the beginning at each call
     num_labels: int  # L
     grid_shape: tuple[int, ...]  # of the image, in storage order

@@ -108,9 +108,9 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     record.grid_shape = tuple(case.image.shape[1:])
     record.spacing = tuple(map(float, case.spacing))
     record.num_modalities = len(case.image)
-    record.num_labels = case.num_labels
-    if case.regions is not None:
-        record.regions = case.regions.to_dict()
+    record.num_labels = case.network.num_labels
+    if case.network.regions is not None:
+        record.regions = case.network.regions.to_dict()
     record.input_type = case.input_kind
     if isinstance(case.network, LabelMapNetwork):
         record.mapped_values = case.network.mapped
@@ -209,7 +209,7 @@ def read_strokes(
     options: InferenceOptions, case: Case, declared: DeclaredLabels | None
 ) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
-    num_labels = case.num_labels
+    num_labels = case.network.num_labels
     if isinstance(case.network, LabelMapNetwork):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS

@@ -141,8 +141,8 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = case.network_labels
-    outside = count_confusion(case.labels, network, case.num_labels)
-    outside -= count_confusion(case.labels[box][mask], network[box][mask], case.num_labels)
+    outside = count_confusion(case.labels, network, case.network.num_labels)
+    outside -= count_confusion(case.labels[box][mask], network[box][mask], case.network.num_labels)
 
     in_channels = (slice(None), *box)
     if padding is not None:
@@ -160,7 +160,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         outside,
         tiles,
         tuple((shares / shares.sum()).tolist()),
-        case.regions,
+        case.network.regions,
         case.network_spacing,
         label_map,
     )
@@ -177,13 +177,13 @@ def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.boo
 def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the voxels (*grid) that may be foreground, by the network or the reference."""
     # These are the log-odds of the likeliest label or region.
-    if case.regions is None:
+    if case.network.regions is None:
         log_odds = case.logits[1:].max(axis=0) - case.logits[0]
     else:
         log_odds = case.logits.max(axis=0)
     # The confidence of a label map says nothing about where else a label is possible.
     threshold = 0.0 if case.input_kind == "labels" else math.log(FOREGROUND_RATIO)
-    in_reference = (labels > 0) & (labels < case.num_labels)
+    in_reference = (labels > 0) & (labels < case.network.num_labels)
     return (log_odds > threshold) | in_reference
 
 
@@ -210,7 +210,9 @@ def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
     # No parameters give a voxel such a label, so its loss would be a large constant that hides the
     # others.
     is_absent = np.isin(labels, absent)
-    return np.where(is_absent, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
+    return np.where(is_absent, case.network.num_labels, labels).astype(
+        np.min_scalar_type(case.network.num_labels)
+    )
 
 
 def count_confusion(

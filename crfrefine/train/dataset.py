@@ -212,7 +212,7 @@ def _regions_of_channels(
     regions = declared.scheme
     if num_channels == declared.num_labels:
         # The number of channels does not tell whether they are regions; the values of a case do.
-        regions = load_case(headers[0].files, reading).regions
+        regions = load_case(headers[0].files, reading).network.regions
     if regions is not None:
         kind = NoteKind.CHANNELS_OF_REGIONS
         notes.append(Note.of(kind, source=declared.source, regions=regions.describe()))
@@ -244,8 +244,8 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
     """
     case = load_case(files, cases.reading, threads=threads, with_labels=True)
     assert case.labels is not None
-    if case.regions != cases.regions:
-        kind = "labels" if case.regions is None else "regions"
+    if case.network.regions != cases.regions:
+        kind = "labels" if case.network.regions is None else "regions"
         raise InputError(
             f"its channels are {kind}, unlike those of other cases\n  {files.logits[0]}"
         )
@@ -261,24 +261,25 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
         )
     if not is_ignored.any():
         return case
-    label_type = np.min_scalar_type(case.num_labels)
-    labels = np.where(is_ignored, case.num_labels, case.labels).astype(label_type)
+    num_labels = case.network.num_labels
+    labels = np.where(is_ignored, num_labels, case.labels).astype(np.min_scalar_type(num_labels))
     return replace(case, labels=labels)
 
 
 def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCases) -> None:
     """Raise InputError if the largest label of the reference is not one of the labels."""
-    if largest < case.num_labels:
+    num_labels = case.network.num_labels
+    if largest < num_labels:
         return
-    if case.regions is not None:
-        source = case.regions.describe()
+    if case.network.regions is not None:
+        source = case.network.regions.describe()
     elif cases.reading.declared is not None:
         source = cases.reading.declared.source
     else:
         source = "the channels of the logits"
     raise InputError(
         f"the reference has a label {largest}, but there are "
-        f"{case.num_labels} labels (0 to {case.num_labels - 1}) according to {source}\n"
+        f"{num_labels} labels (0 to {num_labels - 1}) according to {source}\n"
         f"  {files.labels}\n  {files.logits[0]}\n  Give it one of these labels with "
         f"--map {REFERENCE}:{largest}=LABEL."
     )

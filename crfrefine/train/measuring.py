@@ -71,7 +71,9 @@ def measure_methods(
     plain = replace(parameters, postprocess=PostprocessParameters())
     refined = refine(parameters=plain)
 
-    network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    network_calibration = measure_probabilities(
+        case, probabilities_of(case.logits, case.network.regions)
+    )
     trained_calibration = network_calibration
     if not training.chosen.is_network:
         marginals = refined.marginals
@@ -117,15 +119,15 @@ def simple_maps(
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, parameters.intensity, case.mask)
         guide = Guide(image, guidance.radius_mm, case.spacing)
-        probabilities = probabilities_of(logits, case.regions)
+        probabilities = probabilities_of(logits, case.network.regions)
         epsilons = [guidance.epsilon]
         volumes_of = network if is_coarse else None
-        (guided,) = guide.labels(probabilities, epsilons, case.regions, volumes_of)
+        (guided,) = guide.labels(probabilities, epsilons, case.network.regions, volumes_of)
     maps = {NETWORK: network}
     if is_coarse:
         maps[GUIDED_VOLUMES] = guided
     else:
-        maps[SCALING] = decode(scaling.apply(logits), case.regions)
+        maps[SCALING] = decode(scaling.apply(logits), case.network.regions)
         maps[GUIDED] = guided
     if inside is None:
         return maps
@@ -159,7 +161,7 @@ def _measure_maps(
                 case.spacing,
                 tolerance_mm=one_voxel(case.spacing),
                 metrics=METRICS,
-                ignore_label=case.num_labels,
+                ignore_label=case.network.num_labels,
             )
         values[name] = values_of_map[key]
     return values
@@ -171,15 +173,17 @@ def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) 
     For overlapping regions, they are means over the regions.
     """
     assert case.labels is not None
-    if case.regions is None:
-        return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
-    channels = case.regions.labels
+    if case.network.regions is None:
+        return measure_calibration(
+            probabilities, case.labels, {}, ignore_label=case.network.num_labels
+        )
+    channels = case.network.regions.labels
     values = measure_calibration(
         probabilities,
         case.labels,
         {str(number): labels for number, labels in enumerate(channels)},
         channels=channels,
-        ignore_label=case.num_labels,
+        ignore_label=case.network.num_labels,
     )
     means = {}
     for metric in CALIBRATION_METRICS:

@@ -126,7 +126,7 @@ def _around_foreground(
     padding = case.find_padding()
     if padding is not None:
         mask = mask & ~padding
-    expected_dice = synthetic.expected_dice(case.logits, mask, case.regions)
+    expected_dice = synthetic.expected_dice(case.logits, mask, case.network.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
     result = refine(
         case.logits,
@@ -136,10 +136,10 @@ def _around_foreground(
         allow_vanishing=True,  # Only rules that the user set remove much.
         spacing=case.spacing,
         mask=case.mask,
-        regions=case.regions,
+        regions=case.network.regions,
         threads=threads,
     )
-    is_foreground = (result.label_map != 0) | (decode(case.logits, case.regions) != 0)
+    is_foreground = (result.label_map != 0) | (decode(case.logits, case.network.regions) != 0)
     # Without foreground, the box is that of the grid.
     inner = bounding_box(is_foreground & mask) or whole(mask.shape)
     box = grown(inner, (MARGIN,) * mask.ndim, mask.shape)
@@ -150,7 +150,7 @@ def _around_foreground(
     return Source(
         case.case_id,
         voxel_length(case.spacing),
-        case.regions,
+        case.network.regions,
         np.ascontiguousarray(image[in_channels]),
         mask,
         tuple(np.array(case.spacing, dtype=float).tolist()),

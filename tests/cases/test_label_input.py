@@ -128,7 +128,7 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
         match=r"960 different ones, as in an image; .*For a label map, give --input-type labels",
     ):
         read(folder, "maps", input_type="auto")
-    assert read(folder, "maps").num_labels == 960
+    assert read(folder, "maps").network.num_labels == 960
 
 
 def structures(folder, **options):

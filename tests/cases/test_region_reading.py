@@ -56,28 +56,36 @@ def log_odds(probabilities):
 
 def test_sigmoid_channels_become_log_odds(tmp_path):
     case = load(tmp_path, sigmoids(), BRATS)
-    assert (case.regions, case.num_labels, case.input_kind) == (SCHEME, 4, "probabilities")
+    assert (case.network.regions, case.network.num_labels, case.input_kind) == (
+        SCHEME,
+        4,
+        "probabilities",
+    )
     np.testing.assert_allclose(case.logits, log_odds(sigmoids()), atol=1e-5)
     assert case.logits.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest: no copy is made"
     assert str(case.notes[0]).startswith(
         "a_logits.nii.gz is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; "
     )
     assert str(case.notes[0]).endswith("dataset.json): all values lie in [0, 1]")
-    np.testing.assert_array_equal(case.regions.decode(case.logits), SCHEME.decode(sigmoids() - 0.5))
+    np.testing.assert_array_equal(
+        case.network.regions.decode(case.logits), SCHEME.decode(sigmoids() - 0.5)
+    )
     channels = np.random.default_rng(1).normal(0, 3, (3, *SHAPE))
     case = load(tmp_path, channels, BRATS)  # Values beyond 0 and 1 are log-odds.
-    assert (case.regions, case.input_kind) == (SCHEME, "logits")
+    assert (case.network.regions, case.input_kind) == (SCHEME, "logits")
     np.testing.assert_array_equal(case.logits, channels.astype(np.float32))
     assert "is taken as log-odds of 3 regions" in str(case.notes[0])
     given = RegionScheme.of({"left": 1, "right": 2, "middle": 3})
     case = load(
         tmp_path, sigmoids(), BRATS, given=given
     )  # The user's come before those of the description.
-    assert case.regions == given
+    assert case.network.regions == given
     assert "(left, right, middle; --regions)" in str(case.notes[0])
     case = load(tmp_path, sigmoids(1), given=RegionScheme.of({"tumor": 2}))
-    assert (case.logits.shape, case.num_labels) == ((1, *SHAPE), 3)
-    np.testing.assert_array_equal(case.regions.decode(case.logits), 2 * (sigmoids(1)[0] > 0.5))
+    assert (case.logits.shape, case.network.num_labels) == ((1, *SHAPE), 3)
+    np.testing.assert_array_equal(
+        case.network.regions.decode(case.logits), 2 * (sigmoids(1)[0] > 0.5)
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "nowhere", "logits"])
@@ -92,7 +100,7 @@ def test_as_many_regions_as_labels(tmp_path, kind):
         "logits": logits,
     }[kind]
     case = load(tmp_path, channels, TWO_LABELS)
-    assert (case.regions is None) == (kind == "softmax")
+    assert (case.network.regions is None) == (kind == "softmax")
 
 
 def refusal(folder, *arguments, **options):
@@ -138,7 +146,7 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
     assert '"regions_class_order": [1, 2, 3]}' in message
     num_labels = 3 if "0" in told else 4
     softmax = np.random.default_rng(1).normal(0, 3, (num_labels, *SHAPE))
-    assert load(tmp_path, softmax, description).regions is None
+    assert load(tmp_path, softmax, description).network.regions is None
 
 
 @pytest.mark.parametrize(

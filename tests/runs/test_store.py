@@ -447,7 +447,7 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     truth = load_nifti(labels / "a.nii.gz")
     refined = session.shown[0]
     assert rows == score_labels(session.case.network_labels, refined, truth, 4, both)[0]
-    assert session.case.regions is None
+    assert session.case.network.regions is None
 
 
 def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tmp_path):
@@ -470,7 +470,7 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
         "corrections": tmp_path / "saved",
     }
     session = opened(dataclasses.replace(options_for(folders, labels), **three))
-    assert session.case.regions is not None
+    assert session.case.network.regions is not None
     place = session.case.first_place()
     for value, up in ((3, 2), (255, 4)):
         path = [place[0], place[1] + up]

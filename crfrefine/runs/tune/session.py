@@ -89,7 +89,7 @@ class Session:
         self._refiner = CaseRefiner(self.case, options.inputs)
         self._notes: list[Note] = []
         self.drawing = drawing or self._open_drawing()
-        self._num_labels = max(self.case.num_labels, self.drawing.largest + 1)
+        self._num_labels = max(self.case.network.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
         titles = dict(inputs.reading.titles)
         for part in self.case.segments:  # The network's file has names itself.
@@ -98,7 +98,7 @@ class Session:
             self._labels.append(titles.get(label, f"label {label}"))
         # The regions that have a row in the table: those of the options, or channels.
         self._regions = options.regions
-        scheme = self.case.regions
+        scheme = self.case.network.regions
         if scheme is not None and not options.regions:
             self._regions = tuple(zip(scheme.names, scheme.labels, strict=True))
         self.shown = Result(self.case.network_labels)
@@ -363,7 +363,7 @@ class Session:
         part = case.stored_box(box)
         try:
             strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
-            if strokes is not None and case.regions is None:
+            if strokes is not None and case.network.regions is None:
                 strokes = replace(strokes, volumes=self._voxels_of_labels[strokes.labels])
             refined = self._refiner.refine_box(parameters, part, check, strokes)
         except (ConfigError, _StaleError):
