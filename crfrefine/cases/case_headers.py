@@ -223,8 +223,7 @@ def _read_network_header(
             f"found {_NOT_MAPPED[what]}; leave --map out"
         )
     if not network.is_label_map:
-        lacks_background = network.lacks_background
-        regions.require_number(network.num_channels, path, lacks_background=lacks_background)
+        regions.require_number(network)
     elif regions.source == GIVEN:
         raise InputError(
             f"{path}: expected channels of the regions of {GIVEN}, found one value "

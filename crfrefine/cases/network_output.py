@@ -22,12 +22,13 @@ from crfrefine.arrays.label_maps import (
     share_sigma,
 )
 from crfrefine.arrays.probabilities import Look, identify, look_at, take_logarithms
-from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
+from crfrefine.base.text import counted, listed
 from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
 from crfrefine.cases.label_input import read_one_hot
@@ -66,9 +67,16 @@ def recognize(
         look: what a pass over the values shows, if there was one.
 
     """
-    if regions is not None:
-        return reading.identify(values, input_type, header.kind, header.path)
-    return identify(look or look_at(values), input_type, header.kind, header.path)
+    if regions is None:
+        return identify(look or look_at(values), input_type, header.kind, header.path)
+    name = str(header.path)
+    kind, reason = identify_regions(values, input_type, kind=header.kind, name=name)
+    what = "log-odds"
+    if kind == "probabilities":
+        what = "sigmoid probabilities"
+    number = counted(regions.num_regions, "region")
+    what = f"{what} of {number} ({listed(regions.names)}; {reading.source})"
+    return kind, Note.of(NoteKind.TAKEN_AS, name=header.path.name, what=what, reason=reason)
 
 
 def take_logits(

@@ -14,10 +14,9 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
-from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import counted, listed, shorten
+from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.errors import ConfigError, InputError
@@ -71,7 +70,6 @@ class RegionReading:
         """
         if len(values) != header.num_channels:
             return None
-        self.require_number(len(values), header.path)
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
         if len(values) != self.scheme.num_regions:
@@ -83,22 +81,21 @@ class RegionReading:
             return None
         return self.scheme
 
-    def require_number(
-        self, num_channels: int, path: Path, *, lacks_background: bool = False
-    ) -> None:
-        """Raise InputError unless a file has a channel for each declared label or region.
+    def require_number(self, header: LogitsHeader) -> None:
+        """Raise InputError unless files have a channel for each declared label or region.
 
-        With `lacks_background`, there is one channel more, which is computed.
+        Labels may lack the channel of the background, which is computed then.
         """
-        is_declared = num_channels + lacks_background == self.num_labels
+        num_channels = header.num_channels
+        is_declared = header.num_labels == self.num_labels
         if self.declares(num_channels):
-            is_declared = is_declared or not lacks_background
+            is_declared = is_declared or not header.lacks_background
         elif not self.problem and self.scheme is None and self.num_labels is None:
             is_declared = True
         if is_declared:
             return
-        problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
-        if lacks_background:
+        problem = f"{header.path}: the network's output has {counted(num_channels, 'channel')}"
+        if header.lacks_background:
             problem += ", without one for the background"
         if self.problem:
             raise InputError(
@@ -115,20 +112,6 @@ class RegionReading:
             f"{problem}, expected {', or '.join(numbers)} of {self.source}{regions}\n"
             "  Export all channels of the network, or put its own dataset.json beside its output."
         )
-
-    def identify(
-        self, values: Float32, input_type: str, kind: str | None, path: Path
-    ) -> tuple[str, Note]:
-        """Return "logits" or "probabilities" for a file's channels of regions, and why."""
-        assert self.scheme is not None
-        input_kind, reason = identify_regions(values, input_type, kind=kind, name=str(path))
-        what = "log-odds"
-        if input_kind == "probabilities":
-            what = "sigmoid probabilities"
-        regions = counted(self.scheme.num_regions, "region")
-        names = f"{listed(self.scheme.names)}; {self.source}"
-        what = f"{what} of {regions} ({names})"
-        return input_kind, Note.of(NoteKind.TAKEN_AS, name=path.name, what=what, reason=reason)
 
 
 NO_REGIONS = RegionReading()

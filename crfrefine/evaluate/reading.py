@@ -280,10 +280,9 @@ def read_probabilities(
         header = replace(header, num_labels=header.num_labels + 1, lacks_background=True)
     file = header.files[0]
     reference.check(file, "logits")
+    regions.require_number(header)
     stored, notes = read_all_channels(header, "auto")
-    if header.lacks_background:
-        reference.notes.extend(notes)
-        regions.require_number(header.num_channels, header.path, lacks_background=True)
+    reference.notes.extend(notes)
     scheme = regions.scheme_of(stored, header)
     kind, note = recognize(stored, header, regions, scheme)
     if scheme is None and kind == "probabilities":

@@ -243,6 +243,7 @@ def _convert_channels(
         source = describe_source(header, counted(len(values), "label"))
     else:  # It matters whether the values are logits or probabilities.
         scores = reverse_grid(values).copy()
+        regions.require_number(placed)
         scheme = regions.scheme_of(scores, header)
         kind, _ = recognize(scores, header, regions, scheme)
         word = "label" if scheme is None else "region"
