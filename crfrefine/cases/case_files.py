@@ -34,7 +34,6 @@ from crfrefine.cases.patterns import (
     check_pattern,
     describe_found,
     find_matches,
-    holds_many,
     is_pattern,
     list_files,
     names_part,
@@ -123,6 +122,7 @@ class Files:
         """
         self.kind = kind
         self.place = places[0]
+        self.is_pattern = is_pattern(self.place)
         self.one = kind.one or f"one file of {kind.what}"  # for messages
         # the files of each case, for each line of the table
         self._lines: list[dict[str, list[Match]]] = []
@@ -131,7 +131,7 @@ class Files:
         self._listings: dict[Path, list[Path]] = {}
         self._known: Collection[str] = ()
         self.given: list[Match] = []  # the files of the only case
-        if len(places) > 1 or not holds_many(self.place):
+        if len(places) > 1 or not (self.is_pattern or is_folder(self.place)):
             # Several files of label maps are structures with the names of the files.
             are_structures = kind is LABEL_MAP and len(places) > 1
             for path in places:
@@ -140,7 +140,7 @@ class Files:
             return
 
         stem = "{case}"
-        if is_pattern(self.place):
+        if self.is_pattern:
             check_pattern(self.place, kind.parts)
             stem = stem_of(self.place).removesuffix(".*")
         if names_part(self.place, "label"):
@@ -154,11 +154,11 @@ class Files:
                     # Names with an ending say more than any others.
                     names.insert(0 if "_" in pattern.name else len(names), match.case)
             self._lines.append(by_case)
-        if is_pattern(self.place) and not self.cases_of and not kind.is_optional:
+        if self.is_pattern and not self.cases_of and not kind.is_optional:
             hint = advise(self.place, holds_images=False)
             raise InputError(f"{self.place}: no file by this pattern{hint}")
         if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
-            folder = self.place.parent if is_pattern(self.place) else self.place
+            folder = self.place.parent if self.is_pattern else self.place
             for name in OTHERS:
                 for match in self._matches(folder / (stem + name.removeprefix("{case}"))):
                     if match.path in self.cases_of:
@@ -206,7 +206,7 @@ class Files:
 
     def described(self, case_ids: Sequence[str]) -> list[str]:
         """Return a line on the cases of a pattern; none of a folder."""
-        if not is_pattern(self.place) or not case_ids:
+        if not self.is_pattern or not case_ids:
             return []
         return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
 
@@ -241,7 +241,7 @@ class Files:
                 cases[number] = replace(case, **{self.kind.field: files})
             else:
                 expected = self.kind.expected.replace("CASE", case.case_id)
-                if is_pattern(self.place):
+                if self.is_pattern:
                     expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
                 missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
                 cases[number] = case.lacking(f"{missing}; expected {expected}", missing)

@@ -78,9 +78,10 @@ def discover_cases(
         logits = [logits]
     logits = logits or ()
     for path in (*images, *logits):
-        if not is_pattern(path) and not path.exists():
+        is_many = holds_many(path)
+        if not is_many and not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        if len(images) > 1 and path in images and holds_many(path):
+        if is_many and len(images) > 1 and path in images:
             raise InputError(
                 f"{path}: give one folder of images, one pattern, or the files of one case"
             )
