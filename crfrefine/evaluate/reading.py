@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -344,16 +344,41 @@ def _decode(
     return labels
 
 
-def read_image(path: Path, reference: Reference) -> Float32:
-    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
+def read_images(
+    pair: CasePair,
+    reference: Reference,
+    modalities: Sequence[str],
+    tell: Callable[[Note], object],
+) -> tuple[list[Float32], list[str]]:
+    """Return the modalities of a case, each (x, y, z), on the reference's grid, and their names.
 
-    Voxels that are NaN get the lowest intensity, like background.
+    Voxels that are NaN get the lowest intensity, like background. `tell` is called with a note on
+    each file that cannot be read, and the others are returned.
     """
-    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
-    reference.check(header, "image")
-    nan_files: list[Path] = []
-    values = io.read_channels(header, nan_files=nan_files)
-    if nan_files:
-        leave_out_nan(values, None, path)
-    image = reference.work.interpolated(header, values, "image", reference.notes, outside="are 0")
-    return reverse_grid(image)
+    channels: list[Float32] = []
+    names: list[str] = []
+    paths = pair.reference.images
+    for number, path in enumerate(paths):
+        nan_files: list[Path] = []
+        try:
+            header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
+            reference.check(header, "image")
+            values = io.read_channels(header, nan_files=nan_files)
+            if nan_files:
+                leave_out_nan(values, None, path)
+            notes = reference.notes
+            placed = reference.work.interpolated(header, values, "image", notes, outside="are 0")
+        except (CrfRefineError, OSError) as error:
+            missing = "its image" if len(paths) == 1 else path.name
+            problem = str(error)
+            kind = NoteKind.SHOWN_WITHOUT
+            tell(Note.of(kind, case=pair.case_id, missing=missing, problem=problem))
+            continue
+        # A single file may hold all modalities.
+        for modality, channel in enumerate(reverse_grid(placed), start=number):
+            channels.append(np.atleast_3d(channel))
+            name = f"modality {modality + 1}"
+            if modality < len(modalities):
+                name = modalities[modality]
+            names.append(name)
+    return channels, names

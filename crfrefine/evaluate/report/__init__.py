@@ -18,8 +18,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.measured import CasePair
-from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
+from crfrefine.evaluate.reading import read_images, read_masks, read_reference
 from crfrefine.evaluate.report.charts import draw_charts
 from crfrefine.evaluate.report.numbers import (
     ShownCase,
@@ -38,7 +37,7 @@ from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, form
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Float32
+    from crfrefine.base.array_types import Array
 
 Tell = Callable[[Note], None]
 Progress = Callable[[str, int, int], None]
@@ -109,7 +108,7 @@ def draw_case(
     """
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.measured, [], [])
-    channels, names = _read_images(pair, reference, pair.reference.modalities or modalities, tell)
+    channels, names = read_images(pair, reference, pair.reference.modalities or modalities, tell)
     image = np.stack(channels) if channels else None
     maps = []
     for method in evaluation.compared:
@@ -148,31 +147,6 @@ def draw_case(
         reference=panel,
         shows_errors=evaluation.verdict is None,
     )
-
-
-def _read_images(
-    pair: CasePair, reference: Reference, modalities: Sequence[str], tell: Tell
-) -> tuple[list[Float32], list[str]]:
-    """Return the modalities of a case, each (x, y, z), and their names."""
-    channels: list[Float32] = []
-    names: list[str] = []
-    for number, path in enumerate(pair.reference.images):
-        try:
-            image = read_image(path, reference)
-        except (CrfRefineError, OSError) as error:
-            missing = "its image" if len(pair.reference.images) == 1 else path.name
-            problem = str(error)
-            kind = NoteKind.SHOWN_WITHOUT
-            tell(Note.of(kind, case=pair.case_id, missing=missing, problem=problem))
-            continue
-        # A single file may hold all modalities.
-        for modality, channel in enumerate(image, start=number):
-            channels.append(np.atleast_3d(channel))
-            name = f"modality {modality + 1}"
-            if modality < len(modalities):
-                name = modalities[modality]
-            names.append(name)
-    return channels, names
 
 
 # The page.
