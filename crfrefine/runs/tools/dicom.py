@@ -50,15 +50,24 @@ _START = (
 
 def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert from or to DICOM; return a sentence about input and output, and notes."""
-    expected = "labels" if target.suffix.lower() == ".dcm" else None
-    if options.content not in (None, expected):
+    is_read = is_dicom(source)
+    is_written = target.suffix.lower() == ".dcm"
+    if options.content not in (None, "labels" if is_written else None):
         raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
     if options.same_voxels or options.axes is not None:
         raise InputError(
             f"{source}: --same-voxels and --axes are for other formats than DICOM; convert to a "
             "file such as NAME.nii.gz first"
         )
-    damaged = source if is_dicom(source) else options.like
+    if is_read and is_written:
+        raise InputError(
+            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
+        )
+    if options.to not in (None, "labels"):
+        raise InputError(
+            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
+        )
+    damaged = source if is_read else options.like
     request = {"source": source, "target": target, "options": to_plain(options)}
     return _ask(request, damaged or source)
 
@@ -124,36 +133,24 @@ def serve() -> None:
 
 @keeping_inputs()
 def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
-    """Convert a series or a segmentation to another format, or a label map to a segmentation."""
-    is_read = is_dicom(source)
-    is_written = target.suffix.lower() == ".dcm"
-    if is_read and is_written:
-        raise InputError(
-            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
-        )
-    if options.to not in (None, "labels"):
-        raise InputError(
-            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
-        )
+    """Convert a series or a segmentation to another format, or a label map to a segmentation.
+
+    A segmentation becomes a label map on the grid of a series, or the masks of its segments.
+    """
+    from crfrefine.io import dicom
+
     for path in (source, options.like, options.segments):
         if path is not None:
             files = path.iterdir() if path.is_dir() else [path]
             add_inputs(*files)
+    is_read = is_dicom(source)
     if is_read and not suffix_of(target) and source.is_file():
-        if options.mapping:
-            raise InputError(f"{source}: --map is about label maps, not masks; leave it out")
         return _write_segments(source, target, options)
     if is_read:
         require_suffix(target, io.WRITTEN_SUFFIXES)
     check_output(target)
-    if is_read:
-        return _read_dicom(source, target, options)
-    return _write_segmentation(source, target, options)
-
-
-def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
-    """Convert a series to an image, or a segmentation to a label map on the grid of a series."""
-    from crfrefine.io import dicom
+    if not is_read:
+        return _write_segmentation(source, target, options)
 
     volume = dicom.read(source, options.like, options.series)
     header = volume.header
@@ -178,6 +175,8 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     """Write each segment of a segmentation, which may overlap, to a file in a folder."""
     from crfrefine.io import dicom
 
+    if options.mapping:
+        raise InputError(f"{source}: --map is about label maps, not masks; leave it out")
     suffix = options.suffix or ".nii.gz"
     stems: set[str] = set()
     files = []
