@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.failures import failing_alone
-from crfrefine.base.geometry import reverse_grid, voxel_ml
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, printable
@@ -35,7 +35,7 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.runs.in_flight import CaseInFlight
-from crfrefine.runs.label_statistics import measure
+from crfrefine.runs.label_statistics import measure, volumes_of_labels
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import is_complete
 from crfrefine.runs.records import (
@@ -375,14 +375,11 @@ def _draw(case: Case, result: RefinementResult, reading: ReadingOptions) -> byte
         f"{result.report.num_iterations} steps",
         f"{num_changed:,} of {num_voxels:,} voxels changed ({share})",
     ]
-    size_ml = voxel_ml(case.spacing)
     titles = reading.titles
     volumes = []
-    pairs = zip(result.changes.voxels_before, result.changes.voxels_after, strict=True)
-    for label, (before, after) in enumerate(pairs):
-        if label and (before or after):
-            title = titles.get(label, f"label {label}")
-            volumes.append(f"{title}: {before * size_ml:.3g} → {after * size_ml:.3g}")
+    for label, before, after in volumes_of_labels(case, result):
+        title = titles.get(label, f"label {label}")
+        volumes.append(f"{title}: {before:.3g} → {after:.3g}")
     if 0 < len(volumes) <= _MAX_VOLUMES:
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]

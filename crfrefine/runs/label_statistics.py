@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,7 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     `names` are by the label's number, as in a record. Means are over the refined label, per
     modality in order, and None where it is empty; voxels that are NaN do not count.
     """
-    size_ml = voxel_ml(case.spacing)
-    changes = result.changes
-    num_labels = len(changes.voxels_after)
+    num_labels = len(result.changes.voxels_after)
     sums = np.zeros((len(case.image), num_labels))
     counts = np.zeros(num_labels, np.int64)
     for index in range(result.label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
@@ -40,20 +38,26 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
             values = modality[..., index][inside].ravel()
             of_labels += np.bincount(flat, weights=values, minlength=num_labels)
     rows = []
-    for label in range(1, len(changes.voxels_before)):
-        before = changes.voxels_before[label]
-        after = changes.voxels_after[label]
-        if before or after:
-            count = int(counts[label])
-            row = {
-                "label": label,
-                "name": names.get(str(label), ""),
-                "ml_before": before * size_ml,
-                "ml_after": after * size_ml,
-                "means": [total / count if count else None for total in sums[:, label].tolist()],
-            }
-            rows.append(row)
+    for label, ml_before, ml_after in volumes_of_labels(case, result):
+        count = int(counts[label])
+        row = {
+            "label": label,
+            "name": names.get(str(label), ""),
+            "ml_before": ml_before,
+            "ml_after": ml_after,
+            "means": [total / count if count else None for total in sums[:, label].tolist()],
+        }
+        rows.append(row)
     return rows
+
+
+def volumes_of_labels(case: Case, result: RefinementResult) -> Iterator[tuple[int, float, float]]:
+    """Yield each label above 0 that a case has before or after, with its volume in ml in both."""
+    size_ml = voxel_ml(case.spacing)
+    pairs = zip(result.changes.voxels_before, result.changes.voxels_after, strict=True)
+    for label, (before, after) in enumerate(pairs):
+        if label and (before or after):
+            yield label, before * size_ml, after * size_ml
 
 
 def statistics_csv(plan: RunPlan) -> str:
