@@ -56,39 +56,42 @@ def infer(
         removing = parameters.postprocess.removing.keys()
         if "postprocess" in entries or removing <= entries.keys():
             options["allow_vanishing"] = True
-    held_out = {}
     if options["nnunet"] is not None:
         from crfrefine.runs.held_out import read_held_out
 
-        held_out = read_held_out(options["nnunet"], start, parameters, entries)
+        options["held_out"] = read_held_out(options["nnunet"], start, parameters, entries)
     if regions:
-        options["regions"] = shared.parse_scheme(regions)
-    run_options = InferenceOptions(
-        **options,
-        parameters=parameters,
-        held_out=held_out,
-        command=tuple(click.get_current_context().obj),
-    )
+        from crfrefine.arrays.region_scheme import RegionScheme
+        from crfrefine.metrics.regions import parse_region
 
-    verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
-    if is_auto:
-        from crfrefine.cli.training_reporting import TrainingReporter
-        from crfrefine.train.unlabeled import choose_for
-
-        with TrainingReporter(verbosity) as reporter:
-            run_options = choose_for(run_options, entries, reporter)
+        # In the order of the network's channels.
+        options["regions"] = RegionScheme.of(list(map(parse_region, regions)))
+    command = tuple(click.get_current_context().obj)
+    run_options = InferenceOptions(**options, parameters=parameters, command=command)
     note = None
     if preset != config:
         note = Note.of(NoteKind.PRESET_SHARP)
-    _run(run_options, verbosity, note)
+    verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
+    _run(run_options, entries if is_auto else None, note, verbosity)
 
 
-def _run(options: InferenceOptions, verbosity: int, note: Note | None) -> None:
-    """Refine the cases and print their results; raise Exit if one failed."""
+def _run(
+    options: InferenceOptions, overrides: dict[str, Any] | None, note: Note | None, verbosity: int
+) -> None:
+    """Refine the cases and print their results; raise Exit if one failed.
+
+    With `overrides`, parameters are chosen for the cases, except for these entries.
+    """
     from crfrefine.cli.reporting import QUIET, Reporter
     from crfrefine.cli.tables import print_results
     from crfrefine.runs.run import run_inference
 
+    if overrides is not None:
+        from crfrefine.cli.training_reporting import TrainingReporter
+        from crfrefine.train.unlabeled import choose_for
+
+        with TrainingReporter(verbosity) as training_reporter:
+            options = choose_for(options, overrides, training_reporter)
     reporter = Reporter(verbosity)
     reporter.note_on_parameters = note
     try:

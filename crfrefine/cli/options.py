@@ -11,7 +11,6 @@ import click
 from crfrefine.base.option import INPUT, MESSAGES, MODEL, Option, path_text
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
 
 AUTO = "auto"  # the name after `infer -c` that means: choose the parameters for these cases
@@ -131,11 +130,3 @@ def parameters_of(config: str, overrides: Sequence[str]) -> tuple[CrfParameters,
     if entries:
         parameters = parameters.replace(**entries)
     return parameters, entries
-
-
-def parse_scheme(regions: Sequence[str]) -> RegionScheme:
-    """Return the regions of the options, in the order of the network's channels."""
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.metrics.regions import parse_region
-
-    return RegionScheme.of([parse_region(text) for text in regions])
