@@ -44,8 +44,6 @@ def clean(
     The rules for all foreground together come first, then those for each label. Holes are filled
     afterwards. Raises ConfigError if a list of values has another number of labels.
     """
-    if parameters == PostprocessParameters():
-        return Cleaned(label_map)
     lengths = [len(values) for values in parameters.label_lists.values()]
     num_labels = max([int(label_map.max(initial=0)) + 1, *lengths])
     parameters.spread({"label": num_labels})  # checks the lengths

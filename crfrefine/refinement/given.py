@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.label_maps import occurring_channels
-from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
@@ -143,18 +142,14 @@ class Case:
     is_label_map: bool = False  # whether the network's output is a label map
     # Stored: one model, or that of each region, all with the same kernels.
     models: Sequence[ModelSpec] = ()
+    # Stored: whether labels can be left out on tiles, which the C++ engine alone does.
+    can_have_tiles: bool = False
     notes: tuple[Note, ...] = ()  # on the image, for the user
 
     @property
     def model(self) -> ModelSpec:
         """The first model, which has the kernels of all."""
         return self.models[0]
-
-    @property
-    def can_have_tiles(self) -> bool:
-        """Whether labels can be left out on tiles, which the C++ engine alone does."""
-        num_dims = len(self.image.spacing)
-        return self.backend.name == "cpu" and num_dims <= MAX_DIMS and self.regions is None
 
     def decode(self, channels: Float32) -> Labels:
         """Return the label map, (*grid), of channels, (channels, *grid)."""

@@ -5,26 +5,25 @@ They are given as planes of a label, and as arrays when these are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box, whole
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box, count_labels, whole
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
-from crfrefine.engines.volumes import Integers, matching_bias
+from crfrefine.engines.volumes import matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, tile_layers
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.given import Prepared
+    from crfrefine.refinement.given import Case, Prepared
 
 
 class RefinedChannels:
@@ -115,12 +114,16 @@ class RefinedChannels:
                 "them before you change it, or give `refine` a copy"
             )
 
-    def match_volumes(self, counts: Integers, network: Labels, mask: Bool | None) -> None:
-        """Add a bias to each label's refined logits, which gives labels these numbers of voxels.
+    def match_volumes(self, network: Labels, prepared: Prepared) -> None:
+        """Add a bias to each label's refined logits, which gives labels the network's volumes.
 
-        The (L,) counts are about those inside the (*grid) mask; `network` is the network's label
-        map.
+        They have the voxels of the network's label map, and those gained by strokes.
         """
+        mask = prepared.mask
+        counted = network if mask is None else network[mask]
+        counts = np.array(count_labels(counted, self.num_channels))
+        if prepared.gained is not None:
+            counts = np.maximum(counts + prepared.gained, 0)
         sets = self.sets
         if sets is None:
             logits = self.computed.reshape(self.num_channels, len(self.computed[0]), -1)
@@ -149,25 +152,32 @@ class RefinedChannels:
         for (_, entries), bias in zip(sets.entries, biases, strict=True):
             values[entries] += np.float32(bias)
 
-    def label_map(
-        self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None
-    ) -> Labels:
-        """Return the refined label map, (*grid); `decode` turns logits into labels.
+    def label_maps(self, prepared: Prepared, case: Case) -> tuple[Labels, Labels]:
+        """Return the network's label map and the refined one, whose volumes may have to be kept.
 
-        Voxels that were not refined keep the label of the network's map.
+        Voxels that were not refined keep the network's label.
         """
+        network = prepared.labels
+        if network is None:
+            network = case.decode(prepared.logits)
+        if case.parameters.volume.match_input:
+            self.match_volumes(network, prepared)
         if self.is_array:
-            return decode(self.computed)
-        labels = self._with_settled_labels(network).copy()
-        part = labels[self._box]
-        if self.sets is None:
-            part[...] = decode(self.computed)
-        elif self.sets.num_entries:
-            inner = np.ascontiguousarray(part).reshape(self.sets.grid.shape)
-            engine = self.sets.engine(self._mask, threads)
-            engine.decode(self.computed[0], inner)
-            part[...] = inner.reshape(part.shape)
-        return labels
+            labels = case.decode(self.computed)
+        else:
+            labels = self._with_settled_labels(network).copy()
+            part = labels[self._box]
+            if self.sets is None:
+                part[...] = case.decode(self.computed)
+            elif self.sets.num_entries:
+                inner = np.ascontiguousarray(part).reshape(self.sets.grid.shape)
+                engine = self.sets.engine(self._mask, case.context.threads)
+                engine.decode(self.computed[0], inner)
+                part[...] = inner.reshape(part.shape)
+        if case.model.kernels.network_spacing is not None and prepared.mask is not None:
+            # The largest share may be that of another label.
+            labels = np.where(prepared.mask, labels, network)
+        return network, labels
 
     def _with_settled_labels(self, network: Labels) -> Labels:
         """Return the network's labels, with a bias those that it leaves in settled tiles."""

@@ -16,23 +16,23 @@ from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import (
     channel_numbers,
-    count_labels,
     occurring_channels,
     renumber,
 )
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
-from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
-from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
+from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network
 from crfrefine.refinement.preparing import prepare, without_nan
-from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -186,9 +186,11 @@ def _refine(network: Network, case: Case) -> RefinementResult:
     notes = stored.notes + prepared.notes + notes
 
     started = time.perf_counter()
-    network_labels, labels = _label_maps(prepared, refined, stored)
+    network_labels, labels = refined.label_maps(prepared, stored)
+    cleaned = Cleaned(stored.order.to_user(labels))
     rules = case.parameters.postprocess
-    cleaned = clean(stored.order.to_user(labels), rules, case.image.spacing)
+    if rules != PostprocessParameters():
+        cleaned = clean(cleaned.label_map, rules, case.image.spacing)
     label_map = cleaned.label_map
     if case.strokes is not None:
         label_map = case.strokes.draw(label_map)
@@ -246,6 +248,7 @@ def _store(network: Network, case: Case) -> Case:
         kernel_set = replace(kernel_set, network_spacing=network_spacing)
     models = [replace(model, kernels=kernel_set) for model in models]
 
+    can_have_tiles = case.backend.name == "cpu" and len(axes) <= MAX_DIMS and case.regions is None
     spacing = tuple(case.image.spacing[axis] for axis in axes)
     image = GridImage(values, None, spacing, order.axes)
     if case.image.mask is not None:
@@ -264,6 +267,7 @@ def _store(network: Network, case: Case) -> Case:
         strokes=strokes,
         network_spacing=network_spacing,
         models=models,
+        can_have_tiles=can_have_tiles,
         notes=notes,
     )
 
@@ -279,24 +283,6 @@ def _models_of_regions(network: Network, case: Case, regions: RegionScheme) -> S
     case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
     num_modalities = len(case.image.values)
     return resolve_regions(case.parameters, num_channels, num_modalities, len(case.image.spacing))
-
-
-def _label_maps(prepared: Prepared, refined: RefinedChannels, case: Case) -> tuple[Labels, Labels]:
-    """Return the network's label map and the refined one, whose volumes may have to be kept."""
-    network_labels = prepared.labels
-    if network_labels is None:
-        network_labels = case.decode(prepared.logits)
-    if case.parameters.volume.match_input:
-        inside = network_labels if prepared.mask is None else network_labels[prepared.mask]
-        counts = np.array(count_labels(inside, refined.num_channels))
-        if prepared.gained is not None:
-            counts = np.maximum(counts + prepared.gained, 0)
-        refined.match_volumes(counts, network_labels, prepared.mask)
-    labels = refined.label_map(network_labels, case.decode, threads=case.context.threads)
-    if case.model.kernels.network_spacing is not None and prepared.mask is not None:
-        # The largest share may be that of another label.
-        labels = np.where(prepared.mask, labels, network_labels)
-    return network_labels, labels
 
 
 # ---- Notes

@@ -57,7 +57,8 @@ def plan_array(
         inside = np.ascontiguousarray(image.mask[box])
         image = replace(image, values=image.values[(slice(None), *box)], mask=inside)
         mask = inside.reshape(grid.shape)
-    if not is_interpolated and _is_crowded(source, mask, thresholds, case):
+    can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    if can_sample and not is_interpolated and _is_crowded(source, mask, thresholds, case):
         return
 
     survey = _survey(source, mask, thresholds, case)
@@ -116,13 +117,8 @@ CROWDED = 1.1
 def _is_crowded(
     source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case
 ) -> bool:
-    """Return whether a sample of the tiles has so many labels that tiles save no time.
-
-    False if there are too many labels, or too few layers of tiles, for a sample.
-    """
+    """Return whether a sample of the tiles has so many labels that tiles save no time."""
     grid = source.grid
-    if len(source.values) > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
-        return False
     num_entries = 0
     num_voxels = 0
     for number in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):

@@ -187,8 +187,8 @@ class Candidates:
             return
         for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
             tiles, kept = store.joined(earlier)
-            margins = survey.margins_of(earlier, kept, tiles, exact_above=math.inf)
-            store.retain(earlier, margins > survey.thresholds.may_matter[earlier])
+            # Tiles that stay are marked once more beside all labels.
+            store.retain(earlier, survey.mark(earlier, kept, tiles, exact_above=math.inf))
         next_look = max(2 * store.num_bytes, FIRST_LOOK)
         self._next_look = min(next_look, self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:

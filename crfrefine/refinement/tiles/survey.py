@@ -163,39 +163,31 @@ class Survey:
         smallest = max(math.exp(log_probability), MIN_DOUBT)
         return float(np.mean(doubt > smallest))
 
-    def margins_of(
-        self, label: int, values: Array, tiles: TileNumbers, exact_above: float = -math.inf
-    ) -> Float32:
-        """Return the logarithm of a label's largest probability in each of some tiles.
+    def mark(
+        self, label: int, values: Array, tiles: TileNumbers, *, exact_above: float | None = None
+    ) -> Bool:
+        """Mark in which of some tiles a label is present or may matter; return (n,), the latter.
 
-        The probability is that beside the channels added so far.
-
-        The values are the whole channel, (*grid), or those in the n tiles, (n, voxels of a tile).
-        Results that are not above `exact_above` may be upper bounds.
+        What counts is its largest probability in each tile, beside the channels added so far. The
+        values are the whole channel, (*grid), or those in the n tiles, (n, voxels of a tile).
+        Logarithms of probabilities not above `exact_above`, by default the threshold, may be upper
+        bounds.
         """
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
+        lowest = self.thresholds.may_matter[label]
         margins = np.empty(len(tiles), np.float32)
         if len(tiles):
             is_whole_channel = values.ndim == 3
             settings = (self.is_probability, float(self._bias[label]), 1.0 / self.temperature)
             sums = (self.log_sum, self._lowest_sums)
+            bound = lowest if exact_above is None else exact_above
             self._engine.margins(
-                values, is_whole_channel, tiles, *settings, self.mask, *sums, exact_above, margins
+                values, is_whole_channel, tiles, *settings, self.mask, *sums, bound, margins
             )
-        return margins
-
-    def mark(self, label: int, values: Array, tiles: TileNumbers) -> Bool:
-        """Mark in which of some tiles a label is present or may matter; return (n,), the latter.
-
-        The values are those of `margins_of`.
-        """
-        lowest = self.thresholds.may_matter[label]
-        margins = self.margins_of(label, values, tiles, exact_above=lowest)
         matters: Bool = margins > lowest
-        is_present = margins > self.thresholds.present[label]
         self.may_matter[label].flat[tiles] = matters
-        self.present[label].flat[tiles] = is_present
+        self.present[label].flat[tiles] = margins > self.thresholds.present[label]
         return matters
 
 
