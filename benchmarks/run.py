@@ -27,7 +27,8 @@ from scripts import BENCH, ROOT
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
-from crfrefine.engines.compiled import find_levels
+from crfrefine.engines.compiled import built_levels, load_engine
+from crfrefine.engines.cpu import CpuBackend
 
 RECORDS = ROOT / "docs" / "reference" / "benchmarks.json"
 
@@ -40,7 +41,8 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
         for system in ("crfrefine", *spec.peers)
     }
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in saved}
-    built, _, best = find_levels()
+    built = built_levels(load_engine())
+    best = CpuBackend().level
     lower = built[: built.index(best)][::-1]
     of_level: dict[str, list[float]] = {level: [] for level in (best, *lower)}
 

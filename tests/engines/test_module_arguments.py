@@ -17,10 +17,15 @@ import pytest
 import crfrefine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
-from crfrefine.engines.compiled import ASKED_LEVEL, LEVELS, find_levels, load_engine
+from crfrefine.engines.compiled import ASKED_LEVEL, LEVELS, built_levels, load_engine
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE
+
+BUILT_LEVELS = built_levels(load_engine())
+BEST_LEVEL = max(
+    set(LEVELS[: LEVELS.index(load_engine().cpu_level()) + 1]) & set(BUILT_LEVELS), key=LEVELS.index
+)
 
 SHAPE = (8, 9, 10)
 SPACING = [1.0, 1.5, 2.0]
@@ -153,24 +158,25 @@ def test_the_level_is_what_the_system_says_of_the_processor():
     lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     flags = set(next(line for line in lines if line.startswith("flags")).split())
     supported = ["baseline", *takewhile(lambda level: NEEDED[level] <= flags, NEEDED)]
-    assert find_levels().processor == supported[-1]
-    assert find_levels().best == max(set(supported) & set(find_levels().built), key=LEVELS.index)
+    assert load_engine().cpu_level() == supported[-1]
+    if ASKED_LEVEL not in os.environ:
+        assert load_engine().__name__.endswith(f"_engine_{BEST_LEVEL}")
 
 
 @pytest.mark.skipif(
-    find_levels().best == "baseline",
+    BEST_LEVEL == "baseline",
     reason="needs an engine above the baseline, and a processor that runs it",
 )
 def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tmp_path):
     """In a copy of the package from which it is taken away; the message names the option that
     compiles it.
     """
-    best = find_levels().best
+    best = BEST_LEVEL
     ignored = shutil.ignore_patterns(f"_engine_{best}.*", "__pycache__")
     shutil.copytree(Path(crfrefine.__file__).parent, tmp_path / "crfrefine", ignore=ignored)
     code = (
         "from crfrefine.engines import compiled; "
-        "print(compiled.load_engine().__name__, *compiled.find_levels().built)"
+        "print((engine := compiled.load_engine()).__name__, *compiled.built_levels(engine))"
     )
     plain = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {
         "PYTHONPATH": str(tmp_path)
@@ -186,7 +192,7 @@ def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tm
         )
         for more in ({}, {ASKED_LEVEL: best})
     )
-    rest = [level for level in find_levels().built if level != best]
+    rest = [level for level in BUILT_LEVELS if level != best]
     lower = [level for level in rest if LEVELS.index(level) < LEVELS.index(best)]
     assert done.stdout.split() == [f"crfrefine._engine_{lower[-1]}", *rest], done.stderr
     expected = (
@@ -234,12 +240,12 @@ def test_a_source_tree_takes_the_engine_of_an_installed_package_of_its_version(t
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_the_engine_of_a_lower_level_passes_its_tests(level):
     """As a process of its own, because the level is chosen when the engine is first loaded."""
-    best = find_levels().best
+    best = BEST_LEVEL
     if LEVELS.index(level) >= LEVELS.index(best):
         pytest.skip(
             f"the best level of this processor and its engines is {best}: its own tests, or none"
         )
-    if level not in find_levels().built:
+    if level not in BUILT_LEVELS:
         pytest.skip(
             f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as "
             "`make test-long` has it"

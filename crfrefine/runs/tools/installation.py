@@ -19,13 +19,13 @@ def installation() -> dict[str, str]:
     Nothing is raised: an engine that does not run says why.
     """
     from crfrefine.engines import get_backend
-    from crfrefine.engines.compiled import find_levels
+    from crfrefine.engines.compiled import built_levels, load_engine
 
     try:
         cpu: Any = get_backend("cpu")
-        levels = find_levels()
-        built = ", ".join(levels.built)
-        engine = f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
+        loaded = load_engine()
+        built = ", ".join(built_levels(loaded))
+        engine = f"{cpu.level}; compiled for {built}; this processor runs {loaded.cpu_level()}"
     except CrfRefineError as error:
         engine = str(error)
     try:
