@@ -170,13 +170,28 @@ def find_network_spacing(
         spacing: mm between voxels of the image along each axis.
 
     Raises:
-        InputError: the network's voxels are not larger than the image's.
+        InputError: the network's voxels are not larger than the image's, or than the whole image.
     """
     is_auto = isinstance(given, str) and given == AUTO
     if given is not None and not is_auto:
-        network = _check_network_spacing(given, labels.shape, spacing)
-        sizes = _by(np.divide(network, spacing))
-        note = Note.of(NoteKind.GIVEN_NETWORK_SPACING, sizes=sizes)
+        try:
+            network = given_spacing(given, labels.ndim)
+        except InputError as error:
+            raise InputError(f"network {error}") from None
+        sizes = np.divide(network, spacing)
+        found = f"network spacing is {_by(network)} mm"
+        steps = _by(spacing)
+        if sizes.max() > max(labels.shape):
+            raise InputError(
+                f"{found}, more than the image of {_by(labels.shape)} voxels of {steps} mm; "
+                "expected mm"
+            )
+        if sizes.max() <= 1:
+            raise InputError(
+                f"{found}; expected more than the image's {steps} mm along an axis at least. If "
+                "the network worked on the image's grid, leave it out"
+            )
+        note = Note.of(NoteKind.GIVEN_NETWORK_SPACING, sizes=_by(sizes))
         return tuple(map(max, network, spacing)), note
 
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
@@ -194,28 +209,6 @@ def find_network_spacing(
         return network, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
     kind = NoteKind.MAYBE_COARSER_NETWORK
     return None, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
-
-
-def _check_network_spacing(
-    given: ArrayLike, shape: tuple[int, ...], spacing: Sequence[float]
-) -> tuple[float, ...]:
-    """Return one number per axis; InputError unless within the image, and coarser than it."""
-    try:
-        network = given_spacing(given, len(shape))
-    except InputError as error:
-        raise InputError(f"network {error}") from None
-    sizes = np.divide(network, spacing)
-    if max(sizes) > max(shape):
-        raise InputError(
-            f"network spacing is {_by(network)} mm, more than the image of {_by(shape)} voxels of "
-            f"{_by(spacing)} mm; expected mm"
-        )
-    if max(sizes) <= 1:
-        raise InputError(
-            f"network spacing is {_by(network)} mm; expected more than the image's {_by(spacing)} "
-            "mm along an axis at least. If the network worked on the image's grid, leave it out"
-        )
-    return network
 
 
 def _by(values: Sequence[float] | Float64) -> str:

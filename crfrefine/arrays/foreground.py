@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks
+from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks, voxel_at
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
@@ -113,11 +113,10 @@ class ForegroundSums:
         """Return notes on the sums; raise InputError if they are too large, or 1 everywhere."""
         highest = float(self.sums.max())
         if highest > MAX_SUM:
-            voxel = np.unravel_index(int(self.sums.argmax()), self.sums.shape)
-            place = ", ".join(str(int(index)) for index in voxel[::-1])
+            voxel = voxel_at(int(self.sums.argmax()), self.sums.shape)
             raise InputError(
                 f"{self._name}: --add-background: the probabilities of the given labels sum to "
-                f"{highest:.6g} at voxel ({place}), expected at most {MAX_SUM}\n"
+                f"{highest:.6g} at {voxel}, expected at most {MAX_SUM}\n"
                 "  Overlapping sigmoid channels have no background: name them with --regions\n"
                 "  NAME=LABELS. If the background is among the channels, leave --add-background\n"
                 "  out."

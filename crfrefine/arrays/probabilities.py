@@ -225,7 +225,7 @@ class Look:
         if where.size:
             first = where[0]
             plane_size = math.prod(values.shape[1:])
-            voxel = self.voxel(first + planes.start * plane_size)
+            voxel = voxel_at(first + planes.start * plane_size, self.sums.shape)
             self._example = f"{values.flat[first]:.4g} for label {label} at {voxel}"
             self._has_example_that_counts = True
         elif not self._example:
@@ -249,7 +249,7 @@ class Look:
         """
         # The sums of rounded probabilities differ by at most this share of their size.
         sums = self.sums[~self.is_equal]
-        if not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
+        if self.are_logits or not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
             return None
         low = float(sums.min())
         high = float(sums.max())
@@ -276,11 +276,12 @@ class Look:
         is_bad = np.abs(self.sums - 1) > tolerance
         return np.flatnonzero(is_bad & ~self.is_equal)
 
-    def voxel(self, flat_index: int | np.integer[Any]) -> str:
-        """Return a voxel in words, (x, y, z)."""
-        index = np.unravel_index(flat_index, self.sums.shape)
-        place = ", ".join(str(int(i)) for i in index[::-1])
-        return f"voxel ({place})"
+
+def voxel_at(flat_index: int | np.integer[Any], shape: tuple[int, ...]) -> str:
+    """Return a voxel of a grid in storage order in words, (x, y, z)."""
+    index = np.unravel_index(flat_index, shape)
+    place = ", ".join(str(int(along)) for along in index[::-1])
+    return f"voxel ({place})"
 
 
 def look_at(values: Array) -> Look:
@@ -323,8 +324,9 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
     said = kind if input_type == "auto" else input_type
     may_be_probabilities = said != "logits" and not look.are_logits
     decided = said or "logits"
-    reason = who_says(input_type)
-    if look.outside is None:
+    reason = None  # None means that the user or the file says so.
+    outside = look.outside
+    if outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
         bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
         if bad.size:
@@ -338,7 +340,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         reason = _describe_overshoot(look)
     else:
         total = None
-        if input_type != "logits" and not look.are_logits:
+        if input_type != "logits":
             total = look.scaled_sum
         if total is not None:
             raise InputError(
@@ -349,11 +351,13 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
             )
         if said == "probabilities":
             raise InputError(
-                f"{path}: expected probabilities between 0 and 1, found {look.outside}; for "
+                f"{path}: expected probabilities between 0 and 1, found {outside}; for "
                 f"logits, give {BY_HAND.format('logits')}"
             )
         if said is None:
-            reason = f"it has values outside [0, 1], such as {look.outside}"
+            reason = f"it has values outside [0, 1], such as {outside}"
+    if reason is None:
+        reason = who_says(input_type)
     return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
 
 
@@ -368,7 +372,7 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], path: Path) -> str:
     """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
     sums = look.sums.reshape(-1)[bad]
     first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
-    voxel = look.voxel(bad[first])
+    voxel = voxel_at(bad[first], look.sums.shape)
     num_voxels = look.sums.size
     problem = (
         f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
