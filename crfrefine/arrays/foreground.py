@@ -6,6 +6,8 @@ probabilities or the log-odds of label 1, several ones the probabilities of labe
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks, voxel_at
@@ -19,14 +21,18 @@ MAX_SUM = 1.01
 ROUNDING = 1e-5
 
 
-def decide_channel(values: Array, input_type: str, kind: str | None, name: str) -> str:
-    """Return the kind of an output's only channel: "probabilities" or "logits" of label 1.
+def decide_channel(
+    values: Array, input_type: str, kind: str | None, path: Path
+) -> tuple[str, Note]:
+    """Return what an output's only channel holds, and a note that says so.
+
+    That is "probabilities" or "logits" of label 1.
 
     Args:
         values: (*grid), finite.
         input_type: the user's word: "auto", "logits" or "probabilities".
         kind: "logits" or "probabilities" if the file declares it.
-        name: of the file or argument, for messages.
+        path: the file, or the name of an argument.
 
     Raises:
         InputError: the values contradict the user or the file, or are not probabilities.
@@ -37,7 +43,7 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
     said = kind if input_type == "auto" else input_type
     if said == "logits" and is_inside:
         raise InputError(
-            f"{name}: one channel, expected log-odds of label 1, found values that all lie in "
+            f"{path}: one channel, expected log-odds of label 1, found values that all lie in "
             "[0, 1], as probabilities do\n"
             f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
         )
@@ -45,28 +51,21 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
         is_whole = not np.mod(values, 1).any()
         if lowest >= 0 and (is_whole or input_type != "logits"):
             raise InputError(
-                f"{name}: logits of one label only, none of them negative, which would put every "
+                f"{path}: logits of one label only, none of them negative, which would put every "
                 "voxel into label 1\n"
                 f"  For a label map, give {BY_HAND.format('labels')}; divide\n"
                 "  probabilities in percent or from 0 to 255 by 100 or 255."
             )
-        return "logits"
+        return "logits", Note.of(NoteKind.CHANNEL_OF_LOG_ODDS, path.name)
     if not is_inside:
         raise InputError(
-            f"{name}: one channel, expected probabilities of label 1 between 0 and 1, found values "
+            f"{path}: one channel, expected probabilities of label 1 between 0 and 1, found values "
             f"from {lowest:.4g} to {highest:.4g}\n"
             "  For log-odds of label 1, a network's output before the sigmoid, give\n"
             f"  {BY_HAND.format('logits')}. Divide values in percent or from 0 to 255\n"
             "  by 100 or 255; if interpolation overshot, clip them to [0, 1]."
         )
-    return "probabilities"
-
-
-def note_on_channel(kind: str, file: str) -> Note:
-    """Return a note that says how the only channel of an output is taken."""
-    if kind == "logits":
-        return Note.of(NoteKind.CHANNEL_OF_LOG_ODDS, file)
-    return Note.of(NoteKind.CHANNEL_OF_PROBABILITIES, file)
+    return "probabilities", Note.of(NoteKind.CHANNEL_OF_PROBABILITIES, path.name)
 
 
 def fill_background_of_channel(values: Float32, kind: str) -> None:

@@ -13,7 +13,6 @@ from crfrefine.arrays.foreground import (
     decide_channel,
     fill_background,
     fill_background_of_channel,
-    note_on_channel,
     sum_foreground,
 )
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
@@ -76,9 +75,9 @@ def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[Not
         notes = [_note_on_added(header), *foreground.check()]
         fill_background(values, foreground.sums)
         return notes
-    kind = decide_channel(values[1], input_type, header.kind, str(header.path))
+    kind, note = decide_channel(values[1], input_type, header.kind, header.path)
     fill_background_of_channel(values, kind)
-    return [note_on_channel(kind, header.path.name)]
+    return [note]
 
 
 def _note_on_added(header: LogitsHeader) -> Note:
@@ -104,8 +103,7 @@ def background_of_stream(
             broken = values[np.mod(values, 1) != 0]
             if broken.size:
                 telling.append(float(broken[0]))
-        kind = decide_channel(np.array(telling), input_type, header.kind, name)
-        note = note_on_channel(kind, header.path.name)
+        kind, note = decide_channel(np.array(telling), input_type, header.kind, header.path)
         return kind, partial(_with_background, header, kind, None), [note]
 
     foreground = ForegroundSums(header.files[0].grid_shape[::-1], name)

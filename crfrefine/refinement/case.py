@@ -22,7 +22,7 @@ from crfrefine.arrays.arguments import (
     given_spacing,
     open_images,
 )
-from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel, note_on_channel
+from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
@@ -229,7 +229,7 @@ def _given_network(
     # Log-odds or probabilities of label 1.
     if not np.isfinite(values).all():
         raise InputError("logits hold values that are not finite (NaN or infinity)")
-    kind = decide_channel(values[0], input_type, None, "logits")
+    kind, note = decide_channel(values[0], input_type, None, Path("logits"))
     # The axes keep their order in memory.
     order = StorageOrder.of_memory(values[0])
     stored = order.to_storage(values[0])
@@ -238,7 +238,7 @@ def _given_network(
         channels[1] = stored
     fill_background_of_channel(channels, kind)
     network = ArrayNetwork(order.to_user(channels), kind)
-    return network, (note_on_channel(kind, "logits"),)
+    return network, (note,)
 
 
 class Plan:
