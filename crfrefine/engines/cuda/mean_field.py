@@ -200,8 +200,23 @@ class MeanFieldRun:
             for launch in filterings:
                 launch()
             self.num_steps += 1
-            # A step that may turn out to be the last one stores its logits.
-            self._end_step(stores=may_stop or self.num_steps == spec.num_iterations)
+            part = self._sums.part()
+            if self.volume is None:
+                # A step that may turn out to be the last one stores its logits.
+                stores = may_stop or self.num_steps == spec.num_iterations
+                out = self.out if stores else None
+                self._update(
+                    part,
+                    self._marginals,
+                    has_messages=True,
+                    out=out,
+                    wants_divergence=may_stop,
+                )
+            else:
+                self._update(part, self._marginals, has_messages=True, out=self.out)
+                self.volume.end_step()
+                # The logits with the biases give the marginals, and the sums that depend on these.
+                self._update(part, self._old, refined=self.out, wants_divergence=may_stop)
             if may_stop:
                 last = self._sums.totals()[-1]  # this waits for the step
                 num_voxels = self._voxels.num_voxels
@@ -241,25 +256,6 @@ class MeanFieldRun:
             if not adds:
                 self._messages = self._voxels.device.xp.empty_like(self._marginals)
             kernel.accumulate(self._marginals, weight, self._messages, adds=adds)
-
-    def _end_step(self, *, stores: bool) -> None:
-        """Launch the update of a step after its filterings."""
-        wants_divergence = self._spec.tolerance > 0.0
-        part = self._sums.part()
-        if self.volume is None:
-            out = self.out if stores else None
-            self._update(
-                part,
-                self._marginals,
-                has_messages=True,
-                out=out,
-                wants_divergence=wants_divergence,
-            )
-            return
-        self._update(part, self._marginals, has_messages=True, out=self.out)
-        self.volume.end_step()
-        # The logits with the biases give the marginals, and the sums that depend on these.
-        self._update(part, self._old, refined=self.out, wants_divergence=wants_divergence)
 
     def _update(
         self,
