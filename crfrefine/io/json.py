@@ -13,7 +13,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from crfrefine.base.failures import expected_error
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.paths import require_file
-from crfrefine.io.writing import cannot_write, check_replaceable
+from crfrefine.io.writing import cannot_write
 
 # Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes.
 MAX_BYTES = 1 << 26
@@ -83,74 +82,44 @@ def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
     return text + "\n"
 
 
-class LineFile:
-    """A file to which several processes may add lines of JSON, each with the `common` values."""
+def add_lines(path: Path, waiting: list[Mapping[str, Any]]) -> None:
+    """Add lines of JSON to a file, and empty their list; raise CrfRefineError, and add none.
 
-    def __init__(self, path: Path, **common: Any) -> None:
-        (target,) = check_replaceable(path)
-        self._path = path
-        self._common = common
-        self._waiting = b""  # lines that the disk has not taken
-        try:
-            self._file = os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-    def append(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines, after those still waiting; raise CrfRefineError if the disk takes none."""
-        # Processes that do so at the same time wait for each other, except on storage without
-        # locks, where lines may be lost. A last line that a killed process left unfinished is
-        # removed. It waits until the disk has the lines. One thread at a time.
-        added = [to_json({**self._common, **line}) for line in lines]
-        self._waiting += "".join(added).encode()
-        try:
-            self._write()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        self._waiting = b""
-
-    def _write(self) -> None:
-        """Write the waiting lines after the last whole one; after an error, there is no new line.
-
-        Storage without locks is used without one.
-        """
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        size = os.fstat(self._file).st_size
-        try:
+    Several processes may do so at the same time: they wait for each other, except on storage
+    without locks, where lines may be lost. A last line that a killed process left unfinished is
+    removed. The disk has the lines in the end.
+    """
+    content = "".join(map(to_json, waiting)).encode()
+    try:
+        with path.open("a+b", buffering=0) as file:  # Closing it ends the lock.
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+            size = os.fstat(file.fileno()).st_size
             start = size
             tail = b""
             while start > 0 and b"\n" not in tail:
                 begin = max(0, start - max(1 << 16, len(tail)))
-                tail = os.pread(self._file, start - begin, begin) + tail
+                tail = os.pread(file.fileno(), start - begin, begin) + tail
                 start = begin
             last_line = tail.rpartition(b"\n")[2]
-            content = self._waiting
             if last_line and not isinstance(parse_line(last_line), dict):
                 size -= len(last_line)
-                os.ftruncate(self._file, size)
+                file.truncate(size)
             elif last_line:  # An editor may leave out the last line break.
                 content = b"\n" + content
-            while content:
-                content = content[os.write(self._file, content) :]
-            os.fsync(self._file)
-        except BaseException:
-            os.ftruncate(self._file, size)
-            raise
-        finally:
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Write the waiting lines, and close the file."""
-        try:
-            if self._waiting:
-                self.append()
-        finally:
-            os.close(self._file)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    waiting.clear()
 
 
 def parse_line(line: bytes) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.errors import CrfRefineError, StorageError
-from crfrefine.io.json import LineFile
+from crfrefine.io.json import add_lines
 from crfrefine.io.writing import write_small_file
 from crfrefine.runs.case_work import refine_case
 from crfrefine.runs.cluster import records_of_cluster
@@ -45,12 +46,13 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
         observer.note(note)
     for path, content in plan.folder_files:
         write_small_file(path, content)
-    file = None
+    run = {"run": uuid.uuid4().hex[:12]}  # of each line of the record
+    waiting: list[Mapping[str, Any]] = []  # lines that the disk has not taken
     if plan.record_file is not None:
-        file = LineFile(plan.record_file, run=uuid.uuid4().hex[:12])
-        file.append(summary.head())
+        waiting.append({**run, **summary.head()})
+        add_lines(plan.record_file, waiting)
     try:
-        _run_cases(plan, observer, file)
+        _run_cases(plan, observer, run, waiting)
     except (KeyboardInterrupt, CrfRefineError):
         summary.interrupted = True
         raise
@@ -67,8 +69,8 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
             if plan.statistics_file is not None and summary.cases:
                 table = statistics_csv(plan).encode()
                 ending.callback(write_small_file, plan.statistics_file, table)
-            if file is not None:
-                ending.callback(file.close)
+            if plan.record_file is not None and waiting:
+                ending.callback(add_lines, plan.record_file, waiting)
     return summary
 
 
@@ -83,9 +85,13 @@ def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
     return replace(options, **paths)
 
 
-def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None:
+def _run_cases(
+    plan: RunPlan, observer: Observer, run: Mapping[str, Any], waiting: list[Mapping[str, Any]]
+) -> None:
     """Refine the cases, record each one when it ends, and tell what is to be noted of all.
 
+    The lines of the record have the entries of `run`; those that the disk does not take stay in
+    `waiting`.
     A full disk ends the run, and with --fail-fast any failure.
     """
     options = plan.options
@@ -102,10 +108,11 @@ def _run_cases(plan: RunPlan, observer: Observer, file: LineFile | None) -> None
                 for note in record.notes:
                     observer.note(note, case_id=record.case_id)
             summary.cases.append(record)
-            if file is not None and record.status != "skipped":
-                # The line is written with the next one; `close` reports the error.
+            if plan.record_file is not None and record.status != "skipped":
+                waiting.append({**run, **record.to_dict()})
+                # The line is written with the next one; the end of the run reports the error.
                 with suppress(CrfRefineError):
-                    file.append(record.to_dict())
+                    add_lines(plan.record_file, waiting)
             observer.case_ended(record)
             if record.failures:
                 is_full = record.has_failed_by(StorageError)

@@ -5,14 +5,14 @@ import math
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.json import LineFile, read_json, to_json
+from crfrefine.io.json import add_lines, read_json, to_json
 
 DIGITS = "9" * 5000
 
@@ -94,17 +94,14 @@ def test_a_file_of_any_size_is_not_read(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-# As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer
-# than a buffer.
+# As runs do: each opens the file, adds a line, and closes it; lines are longer than a buffer.
 WRITER = """
 import pathlib, sys
-from crfrefine.io.json import LineFile
+from crfrefine.io.json import add_lines
 path, name, runs, lines = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for run in range(runs):
-    file = LineFile(path)
     for number in range(lines):
-        file.append({"name": f"{name}-{run}-{number}", "text": "x" * (7 + 97 * number)})
-    file.close()
+        add_lines(path, [{"name": f"{name}-{run}-{number}", "text": "x" * (7 + 97 * number)}])
 """
 
 
@@ -113,8 +110,9 @@ def start_writer(path, *arguments):
 
 
 def append(path, values):
-    with closing(LineFile(path)) as file:
-        file.append(values)
+    waiting = [values]
+    add_lines(path, waiting)
+    assert waiting == []
 
 
 def read(path):
