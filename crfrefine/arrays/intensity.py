@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.limits import available_threads
+from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.workers import run_all
 from crfrefine.parameters.sections import IntensityParameters
 
 _BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache

@@ -18,7 +18,7 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import find_padding, find_ties
 from crfrefine.base.geometry import GRID_TOLERANCE
-from crfrefine.base.workers import run_all
+from crfrefine.base.limits import run_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,9 +22,8 @@ from crfrefine.arrays.probabilities import find_padding
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import available_threads
+from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
-from crfrefine.base.workers import run_all
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
 from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures

@@ -17,8 +17,8 @@ from crfrefine.arrays.foreground import (
 )
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
+from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.workers import run_all
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader

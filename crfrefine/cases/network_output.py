@@ -26,10 +26,10 @@ from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
-from crfrefine.base.workers import run_all
 from crfrefine.cases.foreground import background_of_stream, complete
 from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid

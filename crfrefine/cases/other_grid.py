@@ -20,10 +20,9 @@ from crfrefine.arrays.resampling import (
     resample_logits,
 )
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.base.limits import SMALL, memory_limit, require_memory, run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES
-from crfrefine.base.workers import run_all
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of

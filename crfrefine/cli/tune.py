@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import click
 
+from crfrefine.base.limits import run_beside
 from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
-from crfrefine.base.workers import run_beside
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import Command, options_of
 from crfrefine.runs.options import InferenceOptions

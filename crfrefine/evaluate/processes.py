@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
 from crfrefine.base.failures import Failure, describe_failure
-from crfrefine.base.workers import run_beside
+from crfrefine.base.limits import run_beside
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -19,9 +19,8 @@ import numpy as np
 
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
-from crfrefine.base.limits import MAX_LABEL, require_few_labels
+from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.workers import run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io import paths, streams
 from crfrefine.io.npz import in_fortran_order

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crfrefine.base.array_types import Array
-from crfrefine.base.workers import run_all
+from crfrefine.base.limits import run_all
 from crfrefine.errors import ExportError
 from crfrefine.layer.crf_model import ModelTensors
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit
+from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, printable
-from crfrefine.base.workers import run_all
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import bytes_of_case, read_case_headers, stays_in_files
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions

@@ -7,10 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from crfrefine.base.limits import available_threads, memory_limit
+from crfrefine.base.limits import available_threads, memory_limit, thread_pool
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
-from crfrefine.base.workers import thread_pool
 from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.io.writing import naming_after

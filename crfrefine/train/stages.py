@@ -8,9 +8,8 @@ from importlib import import_module
 
 import torch
 
-from crfrefine.base.limits import available_threads
+from crfrefine.base.limits import available_threads, run_beside
 from crfrefine.base.observer import Observer
-from crfrefine.base.workers import run_beside
 from crfrefine.train import starts as setup
 from crfrefine.train.comparison import Training, TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases

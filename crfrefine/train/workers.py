@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import Self, TypeVar
 
-from crfrefine.base.workers import thread_pool
+from crfrefine.base.limits import thread_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

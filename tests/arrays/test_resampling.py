@@ -13,7 +13,7 @@ from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
 from scipy.interpolate import CubicHermiteSpline
 
 from crfrefine.arrays.resampling import interpolation_jobs, map_grid, nearest, resample_logits
-from crfrefine.base.workers import run_all
+from crfrefine.base.limits import run_all
 
 SHEARED = np.array(
     [[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]]

@@ -23,7 +23,7 @@ from crfrefine.arrays.label_maps import (
     widen,
 )
 from crfrefine.base.array_types import Bool, Float32, Labels
-from crfrefine.base.workers import run_all
+from crfrefine.base.limits import run_all
 from crfrefine.refinement.tiles.grid import (
     TILE,
     TILE_VOXELS,

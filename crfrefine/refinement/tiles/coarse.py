@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import bounding_box, whole
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.limits import available_threads
+from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
-from crfrefine.base.workers import run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.grid import LabelSets, TileGrid

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.limits import memory_limit
-from crfrefine.base.workers import thread_pool
+from crfrefine.base.limits import memory_limit, thread_pool
 from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
