@@ -22,7 +22,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import is_folder, stem_of
-from crfrefine.io.writing import check_replaceable, check_writable
+from crfrefine.io.writing import check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
 from crfrefine.runs.inputs import RunInputs, find_inputs
@@ -246,11 +246,11 @@ def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
         folders.update(path.parent for path in outputs.all())
         if outputs.folder is not None:
             folders.add(outputs.folder)
-    for path in (plan.summary_file, plan.record_file, plan.statistics_file):
-        if path is not None:
-            folders.add(check_replaceable(path)[-1].parent)
     for folder in folders:
         check_writable(folder)
+    for path in (plan.summary_file, plan.record_file, plan.statistics_file):
+        if path is not None:
+            check_output(path)
     if options.save_probabilities:
         plan.folder_files += plan_ensemble_files(plan.inputs.cases, all_outputs, output, plan.notes)
     declared = plan.inputs.reading.declared

@@ -357,7 +357,7 @@ def break_first(monkeypatch, error, module=reading, name="open_bytes"):
     errors_left = [error]
 
     def broken(*arguments, **options):
-        is_bad = name != "write" or arguments[1].path.name.startswith("bad")
+        is_bad = name != "write" or arguments[0].path.name.startswith("bad")
         if errors_left and is_bad:
             raise errors_left.pop()
         return whole(*arguments, **options)
