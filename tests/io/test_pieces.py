@@ -264,7 +264,7 @@ def test_the_bytes_do_not_depend_on_the_pieces(
         asked.extend((channel, plane) for plane in range(planes.start, planes.stop))
         return values[channel, planes].astype(np.float64)  # Whatever the type, it becomes float32.
 
-    monkeypatch.setattr(io.volume, "PIECE_BYTES", most_bytes)
+    monkeypatch.setattr(io.writing, "PIECE_BYTES", most_bytes)
     io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads)
     assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
     # NIfTI gives a 2-D grid a third axis.
@@ -285,7 +285,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path, mo
     io.write_pieces(tmp_path / name, like_of((30, 40, 4)), 2, ones)
     before = files_in(tmp_path)
     running = threading.active_count()
-    monkeypatch.setattr(io.volume, "PIECE_BYTES", 1)
+    monkeypatch.setattr(io.writing, "PIECE_BYTES", 1)
     with pytest.raises(error, match="of the caller"):
         io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2)
     assert (files_in(tmp_path), threading.active_count()) == (before, running)
