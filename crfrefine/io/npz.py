@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +44,40 @@ def read_header(path: Path) -> VolumeHeader:
             source = replace(source, start=file.tell())
         header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
     else:
-        with _open_member(path) as (header, source, _):
-            pass
-    if source.inner == 1:
+        header = _header_in_archive(path)
+    if header.source is not None and header.source.inner == 1:
         return in_fortran_order(header)
     return header
+
+
+def _header_in_archive(path: Path) -> VolumeHeader:
+    """Read the header of the array of scores in an archive."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        # The last two are for invalid versions and names.
+        raise UnsupportedFormatError(
+            f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
+        ) from None
+    with archive:
+        info = _find_member(archive, path)
+        assert archive.fp is not None
+        start = archive.fp.tell()
+    key = info.filename.removesuffix(".npy")
+    container = _CONTAINERS[info.compress_type]
+    checksum = (info.file_size, info.CRC)
+    # This inflates faster than the zipfile module.
+    with streams.open_bytes(path, container, start, checksum=checksum) as reader:
+        shape, source = _read_array_header(reader, path, f"the array {key!r}")
+        offset = reader.tell()
+    most_packed = min(info.compress_size, path.stat().st_size)
+    most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
+    if math.prod(shape) * source.dtype.itemsize > most_bytes:
+        raise UnsupportedFormatError(
+            f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
+        )
+    source = replace(source, encoding=container, start=start, offset=offset, checksum=checksum)
+    return volume_header(path, source, "nnU-Net npz", shape[:0:-1], shape[0], None, kind=key)
 
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
@@ -92,13 +119,6 @@ def _read_array_header(
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
     return shape, streams.VoxelSource(path, "raw", dtype, inner=1 if is_fortran else None)
-
-
-@contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[streams.Decoder]:
-    """Open an .npz at its first voxel."""
-    with _open_member(header.path) as (_, source, reader):
-        yield streams.Decoder(reader, source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:
@@ -161,57 +181,3 @@ def _find_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
             f"{path}: damaged zip directory ({error}); copy or export it again"
         ) from None
     return info
-
-
-@contextmanager
-def _open_member(
-    path: Path,
-) -> Iterator[tuple[VolumeHeader, streams.VoxelSource, streams.BlockReader]]:
-    """Open the array of scores in an archive: its header, and its values at the first one."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
-        # The last two are for invalid versions and names.
-        raise UnsupportedFormatError(
-            f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
-        ) from None
-    with archive:
-        info = _find_member(archive, path)
-        key = info.filename.removesuffix(".npy")
-        container = _CONTAINERS[info.compress_type]
-        assert archive.fp is not None
-        # This inflates faster than the zipfile module.
-        with streams.open_bytes(path, container, archive.fp.tell()) as reader:
-            member = streams.BlockReader(_checked(reader, info, path))
-            shape, source = _read_array_header(member, path, f"the array {key!r}")
-            most_packed = min(info.compress_size, path.stat().st_size)
-            most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
-            if math.prod(shape) * source.dtype.itemsize > most_bytes:
-                raise UnsupportedFormatError(
-                    f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
-                )
-            grid_shape = shape[:0:-1]
-            header = VolumeHeader(
-                path, "nnU-Net npz", grid_shape, shape[0], source.dtype.name, None, None, kind=key
-            )
-            yield header, source, member
-
-
-def _checked(
-    reader: streams.ByteReader, info: zipfile.ZipInfo, path: Path
-) -> Generator[bytes, None, None]:
-    """Yield the bytes of a member, and compare their checksum at their end."""
-    from isal import isal_zlib
-
-    remaining = info.file_size
-    checksum = 0
-    size = streams.START_BYTES
-    while data := reader.read(min(size, remaining)):
-        size = streams.BLOCK_BYTES
-        remaining -= len(data)
-        checksum = isal_zlib.crc32(data, checksum)
-        yield data
-    if checksum != info.CRC:
-        raise UnsupportedFormatError(
-            f"{path}: damaged: the checksum is wrong; copy or export it again"
-        )

@@ -155,7 +155,9 @@ def open_voxels(
                 code = import_module(paths.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
-                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
+                stream = open_bytes(
+                    source.path, source.encoding, source.start, source.offset, source.checksum
+                )
                 decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
             if as_stored:

@@ -6,6 +6,7 @@ A file is never in memory at once.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class BlockReader:
 
     blocks: Iterator[bytes | memoryview]
     rest: memoryview = field(default_factory=lambda: memoryview(b""))  # of the last block
+    num_read: int = 0  # bytes
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end of the stream."""
@@ -50,7 +52,12 @@ class BlockReader:
             parts.append(self.rest[:size])
             self.rest = self.rest[size:]
             size -= len(parts[-1])
+            self.num_read += len(parts[-1])
         return b"".join(parts)
+
+    def tell(self) -> int:
+        """Return how many bytes have been read."""
+        return self.num_read
 
 
 # Bytes that are read once, from their start.
@@ -94,29 +101,60 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
             compressed = data.lstrip(b"\0")
 
 
+def compared(
+    reader: ByteReader, path: Path, checksum: tuple[int, int]
+) -> Generator[bytes, None, None]:
+    """Yield so many bytes, and compare their CRC-32 with the expected one at their end."""
+    from isal import isal_zlib
+
+    remaining, expected = checksum
+    found = 0
+    size = START_BYTES
+    while data := reader.read(min(size, remaining)):
+        size = BLOCK_BYTES
+        remaining -= len(data)
+        found = isal_zlib.crc32(data, found)
+        yield data
+    if found != expected:
+        raise UnsupportedFormatError(
+            f"{path}: damaged: the checksum is wrong; copy or export it again"
+        )
+
+
 @contextmanager
-def open_bytes(path: Path, container: str, start: int = 0, offset: int = 0) -> Iterator[ByteReader]:
+def open_bytes(
+    path: Path,
+    container: str,
+    start: int = 0,
+    offset: int = 0,
+    checksum: tuple[int, int] | None = None,
+) -> Iterator[ByteReader]:
     """Open a file for reading: `start` bytes from its begin, and `offset` after decompression.
 
     The container is "raw", "gzip", "zlib" (or gzip), "deflate", or "any": gzip if the first bytes
-    say so, else raw. Raises OSError, or UnsupportedFormatError if the file is not compressed as it
-    should be.
+    say so, else raw. A checksum is as of `VoxelSource`. Raises OSError, or UnsupportedFormatError
+    if the file is not compressed as it should be.
     """
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         magic = b"" if container == "raw" else file.read(2)
-        if container == "raw" or (container == "any" and magic != GZIP_MAGIC):
-            file.seek(start + offset)
-            yield file
-            return
-        if container in ("zlib", "any") and magic == GZIP_MAGIC:
+        if container == "any" and magic != GZIP_MAGIC:
+            container = "raw"
+        elif container in ("zlib", "any") and magic == GZIP_MAGIC:
             container = "gzip"
         elif container == "gzip" and magic != GZIP_MAGIC:
             raise UnsupportedFormatError(
                 f"{path}: the file is not compressed with gzip, although its name or header says so"
             )
         file.seek(start)
-        reader = BlockReader(inflate(file, path, container))
+        reader: ByteReader = file
+        if container != "raw":
+            reader = BlockReader(inflate(file, path, container))
+        if checksum is not None:
+            reader = BlockReader(compared(reader, path, checksum))
+        if isinstance(reader, FileIO):
+            reader.seek(offset, os.SEEK_CUR)
+            offset = 0
         while offset > 0 and (block := reader.read(min(offset, BLOCK_BYTES))):
             offset -= len(block)
         yield reader
@@ -183,7 +221,7 @@ class VoxelSource:
     """Voxels in one file."""
 
     path: Path  # the file with the voxels, which may hold the header, too
-    encoding: str  # "raw", "zlib" or "gzip"
+    encoding: str  # "raw", "zlib", "gzip" or "deflate"
     dtype: np.dtype[Any]  # as stored, with its byte order
     # Values of one channel that are side by side: 1 if the channels of a voxel are together; None
     # means that one channel follows the other.
@@ -192,6 +230,8 @@ class VoxelSource:
     offset: int = 0  # bytes before the first voxel after decompression
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
+    # of the bytes after decompression, if nothing in them tells: their number and CRC-32
+    checksum: tuple[int, int] | None = None
 
     @property
     def is_scaled(self) -> bool:
