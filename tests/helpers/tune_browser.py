@@ -5,7 +5,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from tune_helpers import missing_server
+from tune_helpers import missing_server, open_page
 
 BROWSER = next(
     filter(
@@ -152,4 +152,61 @@ def open_case(driver):
 def case_states(driver):
     return driver.execute_script(
         "return [...document.querySelectorAll('#case-list .state')].map((node) => node.textContent)"
+    )
+
+
+# ---- Correcting cases
+
+
+@contextmanager
+def correcting(arguments, folder, profile):
+    """The page on a folder of corrections, in a browser."""
+    with (
+        open_page(*arguments, "--corrections", folder) as running,
+        open_browser(running, folder.with_name(profile)) as page,
+    ):
+        yield running, page
+
+
+def stroke(driver, start, end, key="2"):
+    """Draw with a brush of one voxel in the first plane, and wait for the result."""
+    last = number(driver)
+    driver.execute_script(
+        "const size = document.querySelector('#size'); size.value = 1;"
+        "size.dispatchEvent(new Event('input'))"
+    )
+    press(driver, key)
+    drag(driver, 0, start, end, "mouse")
+    wait_until_done(driver, last)
+
+
+def is_shown(name):
+    return f"document.querySelector('#{name}').checkVisibility()"
+
+
+def wait_for_case(driver, name):
+    wait(driver, f"document.querySelector('#case').textContent === '{name}'")
+    wait(driver, "!document.querySelector('#planes').inert")
+
+
+def pointer(driver, *steps):
+    """Move the pointer to places of the window, press it ("down") or let it go ("up")."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+
+    actions = ActionBuilder(driver)
+    for step in steps:
+        if step == "down":
+            actions.pointer_action.pointer_down()
+        elif step == "up":
+            actions.pointer_action.pointer_up()
+        else:
+            actions.pointer_action.move_to_location(*map(round, step))
+    actions.perform()
+
+
+def connect(driver, *, is_offline):
+    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd(
+        "Network.emulateNetworkConditions", {**conditions, "offline": is_offline}
     )

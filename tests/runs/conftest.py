@@ -9,3 +9,14 @@ def labeled_folders(tmp_path_factory):
     from tune_helpers import write_labeled
 
     return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
+
+
+@pytest.fixture
+def arguments(labeled_folders):
+    cases, _ = labeled_folders
+    return ("-i", cases.images, "-p", cases.logits, "-c", "default")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "corrections"

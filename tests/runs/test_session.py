@@ -384,7 +384,7 @@ def test_a_box_that_is_mostly_drawn_leaves_its_answer_to_the_whole_case(large, t
     """Half of a case may not be drawn, but a structure may be filled."""
     with open_session(options_for(*large)) as session:
         place = session.case.first_place()
-        outline = {"plane": 0, "shape": "outline", "value": 2, "radius": 0.0, "within": {}}
+        outline = {"plane": 0, "shape": "outline", "value": 255, "radius": 0.0, "within": {}}
         size = session.case.upright_grid
         path = [0, 0, size[0] - 1, 0, size[0] - 1, size[1] - 1, 0, size[1] - 1]
         for through in range(size[2] // 3):

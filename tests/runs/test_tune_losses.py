@@ -3,7 +3,6 @@
 import json
 import resource
 import signal
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -11,16 +10,22 @@ import pytest
 from cli_helpers import run_here
 from tune_browser import (
     case_states,
+    connect,
+    correcting,
     drag,
     drawn,
     expect_complaints,
+    is_shown,
     needs_browser,
     number,
     open_browser,
     open_case,
     places_of,
+    pointer,
     press,
+    stroke,
     wait,
+    wait_for_case,
     wait_until_done,
 )
 from tune_helpers import open_page
@@ -30,65 +35,8 @@ from crfrefine.io import read_volume
 pytestmark = needs_browser
 
 
-@pytest.fixture
-def arguments(labeled_folders):
-    cases, _ = labeled_folders
-    return ("-i", cases.images, "-p", cases.logits, "-c", "default")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "corrections"
-
-
-@contextmanager
-def correcting(arguments, folder, profile):
-    """The page on a folder of corrections, in a browser."""
-    with (
-        open_page(*arguments, "--corrections", folder) as running,
-        open_browser(running, folder.with_name(profile)) as page,
-    ):
-        yield running, page
-
-
-def stroke(driver, start, end, key="2"):
-    """Draw with a brush of one voxel in the first plane, and wait for the result."""
-    last = number(driver)
-    driver.execute_script(
-        "const size = document.querySelector('#size'); size.value = 1;"
-        "size.dispatchEvent(new Event('input'))"
-    )
-    press(driver, key)
-    drag(driver, 0, start, end, "mouse")
-    wait_until_done(driver, last)
-
-
 def click(driver, name):
     driver.find_element("id", name).click()
-
-
-def is_shown(name):
-    return f"document.querySelector('#{name}').checkVisibility()"
-
-
-def wait_for_case(driver, name):
-    wait(driver, f"document.querySelector('#case').textContent === '{name}'")
-    wait(driver, "!document.querySelector('#planes').inert")
-
-
-def pointer(driver, *steps):
-    """Move the pointer to places of the window, press it ("down") or let it go ("up")."""
-    from selenium.webdriver.common.actions.action_builder import ActionBuilder
-
-    actions = ActionBuilder(driver)
-    for step in steps:
-        if step == "down":
-            actions.pointer_action.pointer_down()
-        elif step == "up":
-            actions.pointer_action.pointer_up()
-        else:
-            actions.pointer_action.move_to_location(*map(round, step))
-    actions.perform()
 
 
 def check_infer_gives_what_is_saved(arguments, folder, out):
@@ -133,14 +81,6 @@ def test_strokes_and_undone_ones_come_back_however_the_program_ends(
 
 def strokes_on_their_way(driver):
     return driver.execute_script("return document.querySelector('.ink').toDataURL()")
-
-
-def connect(driver, *, is_offline):
-    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd(
-        "Network.emulateNetworkConditions", {**conditions, "offline": is_offline}
-    )
 
 
 def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, folder):

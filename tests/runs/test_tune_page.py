@@ -392,26 +392,3 @@ def test_the_last_whole_result_stays_in_sight_outside_of_the_frame(tmp_path):
         labels = np.frombuffer(arrays, np.uint8, rows * columns, at * rows * columns)
         shown = labels.reshape(rows, columns)
         assert (shown[rows - 1 - 5, 4:9] == 2).all()
-
-
-def test_keys_in_the_first_moment_do_nothing(page):
-    """A slow program has not described its case yet."""
-    page.execute_cdp_cmd(
-        "Page.addScriptToEvaluateOnNewDocument",
-        {
-            "source": "const ask = window.fetch; window.fetch = async (address, options) => {"
-            "if (String(address).endsWith('describe'))"
-            "await new Promise((done) => { window.describe = done; });"
-            "return ask(address, options); }"
-        },
-    )
-    page.refresh()
-    wait(page, "window.describe")
-    for key in "ciszyxfgb+/":
-        press(page, key)
-    page.execute_script("window.describe()")
-    wait_until_done(page)
-    expected = {"modality": "0", "shape": "disk", "lowest": "", "order": "name"}
-    for name, value in expected.items():
-        assert page.execute_script(f"return document.querySelector('#{name}').value") == value
-    assert not page.execute_script("return document.querySelector('#limit').checked")

@@ -110,22 +110,16 @@ export function readAhead() {
 
 function orderCases() {
   const present = JSON.stringify(parameters());
-  const { cases } = state.list;
-  const isKnown = counted === present && cases.every((one) => one.is_counted);
-  if (state.order === "name" || isKnown) {
-    showCases();
-    return;
-  }
+  const isKnown = counted === present && state.list.cases.every((one) => one.is_counted);
+  showCases();
+  if (state.order === "name" || isKnown) return;
   counted = present;
   attempt(ask("count-changes", parameters()).then(refreshCases));
 }
 
 // Send the state and the note of the case.
-export function review() {
-  const { number } = state;
-  changeCases("review",
-    { number, review: find("review-state").value, note: find("note").value });
-}
+export const review = () => changeCases("review", { number: state.number,
+  review: find("review-state").value, note: find("note").value });
 
 watch("list at", showCases);
 watch("order preset changes", orderCases);

@@ -46,14 +46,13 @@ export const drawLabels = (canvas, plane, table, base = null) =>
     return base && label === 0 ? WHITE : table.get(label);
   });
 
-const isDark = (row, column) => (row + column) % HATCH === 0;
-
 // Drawn voxels, those of hidden labels too; background is hatched.
 export const drawStrokes = (canvas, plane, table) =>
   fill(canvas, plane, (place) => {
     const value = plane.strokes[place];
     if (value !== BACKGROUND) return table.get(value);
-    return isDark(Math.floor(place / plane.columns), place % plane.columns) ? 0 : WHITE;
+    const [row, column] = [Math.floor(place / plane.columns), place % plane.columns];
+    return (row + column) % HATCH === 0 ? 0 : WHITE;
   });
 
 // Strokes that are on their way, about as the program will draw them.

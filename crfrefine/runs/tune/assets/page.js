@@ -32,13 +32,16 @@ export function fill(select, pairs, chosen) {
   select.value = chosen;
 }
 
-// Send a request until the program answers it; what it asks for may be done twice. An Error has
-// what the program says is wrong.
+const decode = (bytes) => new TextDecoder().decode(bytes);
+
+// Send a request until its whole answer is there, and promise that; what it asks for may be done
+// twice. An Error has what the program says is wrong.
 async function request(address, options) {
-  let answer = null;
-  while (!answer) {
+  let answer, content;
+  while (!content) {
     try {
       answer = await fetch(address, options);
+      content = await answer.arrayBuffer();
     } catch (error) {
       if (hasEnded()) throw error;
       find("connection").hidden = false;
@@ -46,15 +49,15 @@ async function request(address, options) {
     }
   }
   find("connection").hidden = true;
-  if (answer.ok) return answer;
+  if (answer.ok) return content;
   const isJson = answer.headers.get("content-type") === "application/json";
-  throw new Error(isJson ? (await answer.json()).error : await answer.text());
+  throw new Error(isJson ? JSON.parse(decode(content)).error : decode(content));
 }
 
 // Ask the program; the answer is JSON.
 export async function ask(address, sent) {
   const options = sent && { method: "POST", body: JSON.stringify(sent) };
-  return (await request(address, options)).json();
+  return JSON.parse(decode(await request(address, options)));
 }
 
 let sent = Promise.resolve(); // the changes before
@@ -75,9 +78,9 @@ const KINDS = { f4: Float32Array, u2: Uint16Array, u1: Uint8Array };
 
 // Ask for a plane: its size, and the numbers of each layer, row by row from the top.
 export async function askPlane(address) {
-  const buffer = await (await request(address)).arrayBuffer();
+  const buffer = await request(address);
   let start = new Uint8Array(buffer).indexOf(10) + 1;
-  const plane = JSON.parse(new TextDecoder().decode(buffer.slice(0, start)));
+  const plane = JSON.parse(decode(buffer.slice(0, start)));
   for (const [name, kind] of plane.layers) {
     plane[name] = new KINDS[kind](buffer, start, plane.rows * plane.columns);
     start += plane[name].byteLength;

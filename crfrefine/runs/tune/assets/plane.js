@@ -17,6 +17,7 @@ export class Plane {
     /** @type {any} */ this.spec = spec;
     this.send = send;
     /** @type {any} */ this.data = null; // the newest plane, as of `askPlane`
+    this.place = state.place; // in it
     this.key = ""; // what it shows, and of it what stays the same
     this.image = "";
     /** @type {any} */ this.stroke = null; // that is being drawn
@@ -25,6 +26,7 @@ export class Plane {
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
+    this.isFinger = false; // whether they are of fingers
     /** @type {any} */ this.pointed = null; // where the pointer is on the screen
     this.parts = clone("plane");
     const { overlay, slider, title, view } = this.parts;
@@ -158,10 +160,16 @@ export class Plane {
 
   press(event) {
     const place = { x: event.offsetX, y: event.offsetY };
+    const isFinger = event.pointerType === "touch";
+    if (this.touches.size && isFinger !== this.isFinger) { // Only fingers pinch.
+      if (isFinger) return; // a hand beside the pen
+      this.touches.clear();
+      this.stroke = null;
+    }
+    this.isFinger = isFinger;
     this.parts.overlay.setPointerCapture(event.pointerId);
-    if (event.pointerType !== "touch") this.touches.clear(); // Only fingers pinch.
     this.touches.set(event.pointerId, place);
-    if (this.touches.size === 2) {
+    if (this.touches.size > 1) {
       this.drag = "pinch";
       this.stroke = null; // The first finger draws nothing.
       this.drawInk();
@@ -203,7 +211,6 @@ export class Plane {
     this.touches.delete(event.pointerId);
     if (this.touches.size) return;
     this.drag = "";
-    if (event.pointerType === "touch") this.point(null);
     this.finish();
   }
 
@@ -214,10 +221,8 @@ export class Plane {
     const [axis, step] = steps[event.key] ?? [null, 0];
     if (axis === null || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    if (step) {
-      this.go(axis, state.place[axis] + step);
-      return;
-    }
+    if (step) this.go(axis, state.place[axis] + step);
+    if (step || event.repeat) return;
     this.begin();
     this.draw(this.crosshair());
     this.finish();
@@ -226,11 +231,11 @@ export class Plane {
   // ---- Strokes
 
   begin() {
-    const { highest: high, labels, limit, lowest: low, place, shape } = state;
+    const { highest: high, labels, limit, lowest: low, shape } = state;
     const value = drawnValue();
     if (Number.isNaN(value) || this.stroke || !this.data) return;
     const within = limit ? { low, high, modality: Number(state.modality) } : {};
-    const sent = { plane: this.spec.number, place, path: [], value, shape,
+    const sent = { plane: this.spec.number, place: this.place, path: [], value, shape,
       radius: this.radius(), within };
     this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity };
   }
@@ -290,7 +295,7 @@ export class Plane {
           const query = encodeURIComponent(JSON.stringify(sent));
           const data = await askPlane(`case/${number}/plane/${version}?${query}`);
           this.data = isKnown ? { ...this.data, ...data } : data;
-          Object.assign(this, { image, key });
+          Object.assign(this, { image, key, place });
           if (!isKnown) this.drawGray();
           this.drawLabels(isKnown);
           this.forgetSent(version);
@@ -307,8 +312,10 @@ export class Plane {
   }
 
   drawInk() {
-    const strokes = [...this.sent, this.stroke].filter(Boolean);
-    drawing.drawInk(this.parts.ink, this.spec, strokes);
+    const { parts, place, spec } = this;
+    const strokes = [...this.sent, this.stroke].filter(
+      (stroke) => stroke && stroke.sent.place[spec.through] === place[spec.through]);
+    drawing.drawInk(parts.ink, spec, strokes);
   }
 
   drawLabels(onlyRefined = false) {

@@ -9,13 +9,9 @@ const valueAt = (control, place) => Number(
 const placeOf = (control, value) => Math.max(
   0, (value - control.low) / (control.high - control.low)) ** (1 / power(control));
 
-// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", or why
-// it was refused.
-export function buildControls(parent, controls, change) {
-  parent.replaceChildren(...controls.map((control) => slider(control, change)));
-}
-
-function slider(control, change) {
+// Build a control. change(key, value) sends a value, a list whole, and promises "", or why it was
+// refused.
+export function buildControl(control, change) {
   const { is_whole: isWhole, key, low, high, place, title, unit } = control;
   const name = place === null ? key : `${key}.${place}`;
   const ariaLabel = unit ? `${title}, ${unit}` : title;

@@ -7,7 +7,7 @@ import { buildLabels, filterLabels, pick, showAllLabels, takeEyes, toggleChosen 
   from "./labels.js";
 import { chooseWindows, takeWindow } from "./look.js";
 import { Plane } from "./plane.js";
-import { buildControls } from "./sliders.js";
+import { buildControl } from "./sliders.js";
 import { bindControls, parameters, set, state, watch } from "./store.js";
 
 const count = (value) => value.toLocaleString("en");
@@ -21,6 +21,7 @@ let saving = null;
 const askCase = (name, sent) => ask(`case/${state.number}/${name}`, sent);
 const largePlane = () => planes.find((plane) => plane.spec.number === state.large);
 const showPlanes = () => planes.forEach((plane) => plane.load());
+const finishStrokes = () => planes.forEach((plane) => plane.finish());
 watch("place version modality", showPlanes);
 watch("level width", () => planes.forEach((plane) => plane.drawGray()));
 watch("tool shape size", () => planes.forEach((plane) => plane.arrange()));
@@ -38,11 +39,12 @@ async function go(number) {
   find("case-panel").hidePopover();
   const { at, list, number: leaving } = state;
   if (number === undefined || (number === list.open && number === at)) return;
-  for (const plane of planes) plane.finish();
+  finishStrokes();
   find("planes").inert = true;
   find("opening").textContent = `Opening ${list.cases[number].name} …`;
   set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
   if ((await changeCases("open", { number })) && (await attempt(openCase(number)))) readAhead();
+  if (number !== state.at) return; // Another one was chosen meanwhile.
   await refreshCases();
   find("planes").inert = false;
   find("opening").textContent = "";
@@ -57,6 +59,7 @@ async function openCase(number) {
   const windowName = state.about && find("window").selectedOptions[0].textContent;
   // Until the case is known, strokes go to the one that is shown.
   const about = await ask(`case/${number}/describe`);
+  if (number !== state.at) return;
   const { grid, labels, modalities, place, spacing, strokes } = about;
   document.body.classList.toggle("has-reference", about.has_reference);
   document.title = `${about.case} – crfrefine tune`;
@@ -74,7 +77,7 @@ async function openCase(number) {
   Object.assign(state, { number, about, labels, modality, place, result: null, version });
   buildLabels();
   showStrokes(strokes);
-  planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke)));
+  planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke, number)));
   find("planes").replaceChildren(...planes.map((plane) => plane.parts.node));
   set({ large: (largePlane() ?? planes[0]).spec.number });
   document.body.inert = false;
@@ -148,7 +151,7 @@ function showAnswer(answer) {
   const sliders = find("sliders");
   if (sliders.dataset.preset !== state.preset) {
     sliders.dataset.preset = state.preset;
-    buildControls(sliders, controls, change);
+    sliders.replaceChildren(...controls.map((control) => buildControl(control, change)));
   }
   set({ result, version: state.version + 1 });
   if (result) showResult();
@@ -204,11 +207,9 @@ function scoreRow({ label, region, before, after, dice_before: was, dice_after: 
 // ---- Strokes
 
 // Draw, undo or redo, then refine; promise whether it is done. Or look what another tab has done.
-function edit(name, sent) {
-  const { number } = state;
+function edit(name, sent, number = state.number) {
   const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
-  const edited = send(`case/${number}/${name}`, { ...sent, mark });
-  return attempt(edited.then((strokes) => {
+  return attempt(send(`case/${number}/${name}`, { ...sent, mark }).then((strokes) => {
     if (name === "look" && strokes.step === state.strokes.step) return;
     tell("");
     showState(number, strokes);
@@ -310,7 +311,7 @@ const keys = { "[": () => resize("stepDown"), "]": () => resize("stepUp"),
   h: toggleChosen, p: pick };
 
 document.addEventListener("keydown", (event) => {
-  if (document.body.inert) return;
+  if (document.body.inert || (event.repeat && !"zy[]+-".includes(event.key))) return;
   const isCommand = (event.ctrlKey || event.metaKey) && !event.getModifierState("AltGraph");
   const target = /** @type {Element} */ (event.target);
   const isWritten = target.closest("input[type=number], input[type=text], pre, dialog");
@@ -326,17 +327,17 @@ document.addEventListener("keydown", (event) => {
 });
 window.addEventListener("focus", () => document.body.inert || edit("look", {}));
 window.addEventListener("beforeunload", (event) => {
+  finishStrokes();
   if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
 
 bindControls();
-attempt(ask("cases").then(async (list) => {
+attempt(ask("cases", parameters()).then(async (list) => {
   const isCorrecting = list.folder.is_used;
   document.body.dataset.mode = isCorrecting ? "correct" : "choose";
   find("results").open = !isCorrecting;
   find("controls").open = !isCorrecting;
   set({ list, at: list.open });
   await openCase(list.open);
-  refreshCases();
   readAhead();
 }));
