@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
@@ -52,13 +54,14 @@ class Corrections:
         for path in vars(self).values():
             check_output(path)
 
-    def state(self, parameters: CrfParameters) -> str:
+    def state(self, parameters: CrfParameters, inputs: str) -> str:
         """Return the state of the case in the files: UNTOUCHED, CORRECTED, SAVED or OUTDATED.
 
-        The result is written after the strokes. A program that was ended between the two leaves
-        strokes that are newer.
+        `inputs` is what `stamp_of_inputs` gives. The result is written after the strokes. A program
+        that was ended between the two leaves strokes that are newer.
         """
-        if self.drawing.exists() and has_unsaved(self.drawing, self.drawing.stat().st_mtime_ns):
+        drawing = self.drawing
+        if drawing.exists() and has_unsaved(drawing, drawing.stat().st_mtime_ns, inputs):
             return CORRECTED
         if not self.strokes.exists():
             return UNTOUCHED
@@ -70,6 +73,17 @@ class Corrections:
             return OUTDATED
         made_with = _load(self.parameters, self.parameters.stat().st_mtime_ns)
         return SAVED if made_with == parameters else OUTDATED
+
+
+def stamp_of_inputs(files: CaseFiles) -> str:
+    """Return a text that differs once a file that makes the result of a case was exchanged."""
+    states = []
+    for path in (*files.images, *files.logits, files.mask):
+        if path is not None:
+            with suppress(OSError):
+                status = path.stat()
+                states.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @lru_cache(maxsize=1000)

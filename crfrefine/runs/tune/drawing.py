@@ -58,6 +58,7 @@ class Drawing:
         self._digest: str | None = None
         self._saved = self._present_digest()  # of the values that are saved with their result
         self._saving = self._saved  # of those in the file of strokes, whose result may follow
+        self._inputs = ""  # those of the saved result, as of `stamp_of_inputs`
         self.problem = ""  # why the file cannot be written
 
     @classmethod
@@ -87,6 +88,7 @@ class Drawing:
         drawing._num_done = content["done"]
         drawing._saved = saved
         drawing._saving = content.get("saving", saved)
+        drawing._inputs = content.get("inputs", "")
         given = _digest_of_edits(edits[: drawing._num_given], drawing._grid)
         drawing._given = content.get("given_digest", given)
         drawing._digest = None
@@ -228,10 +230,11 @@ class Drawing:
             self._saving = self._digest_of(values)
             self._write()
 
-    def mark_saved(self) -> None:
-        """Note that the values that were written are saved with their result."""
+    def mark_saved(self, inputs: str) -> None:
+        """Note that the values that were written are saved with their result, of these inputs."""
         with self._lock:
             self._saved = self._saving
+            self._inputs = inputs
             self._write()
 
     def _write(self) -> None:
@@ -246,6 +249,7 @@ class Drawing:
             "given_digest": self._given,
             "saved": self._saved,
             "saving": self._saving,
+            "inputs": self._inputs,
             "digest": self._present_digest(),
             "edits": edits,
         }
@@ -277,12 +281,16 @@ def _check_edit(edit: Edit, num_voxels: int) -> None:
 
 
 @lru_cache(maxsize=1000)
-def has_unsaved(path: Path, _mtime_ns: int) -> bool:
-    """Return whether a file of a drawing, of a time, has strokes not saved with their result."""
+def has_unsaved(path: Path, _mtime_ns: int, inputs: str) -> bool:
+    """Return whether a file of a drawing, of a time, has strokes not saved with their result.
+
+    A result of other inputs is none.
+    """
     try:
         content = json.loads(path.read_bytes())
-        return bool(content["saved"] != content["digest"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        is_of_others = content.get("inputs", "") not in ("", inputs)
+        return bool(content["saved"] != content["digest"] or is_of_others)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return True  # Whoever opens the case is told why.
 
 

@@ -35,7 +35,7 @@ from crfrefine.runs.tune.brush import voxels_of_stroke
 from crfrefine.runs.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.runs.tune.colors import choose_label_colors
 from crfrefine.runs.tune.controls import describe_controls
-from crfrefine.runs.tune.corrections import Corrections
+from crfrefine.runs.tune.corrections import Corrections, stamp_of_inputs
 from crfrefine.runs.tune.drawing import Drawing, Edit, Places
 from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
@@ -76,6 +76,7 @@ class Session:
         self._inputs = inputs
         self.number = number
         files = inputs.cases[number]
+        self.stamp = stamp_of_inputs(files)  # before they are read
         if options.output is not None:
             check_replaceable(options.output)
         self._corrections: Corrections | None = None
@@ -304,7 +305,7 @@ class Session:
             write_label_map(corrections.strokes, strokes, like)
             write_small_file(corrections.parameters, described["toml"].encode())
             write_label_map(corrections.refined, result.labels, like, segments=segments)
-            self.drawing.mark_saved()
+            self.drawing.mark_saved(self.stamp)
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
             "result": result.facts if self.shown is result else None,

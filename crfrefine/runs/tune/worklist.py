@@ -26,6 +26,7 @@ from crfrefine.runs.tune.corrections import (
     UNTOUCHED,
     Corrections,
     FolderLock,
+    stamp_of_inputs,
 )
 from crfrefine.runs.tune.drawing import Drawing
 from crfrefine.runs.tune.finding import number_of_first
@@ -55,6 +56,7 @@ class Worklist:
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._drawings_lock = threading.Lock()
+        self._stamps: dict[int, str] = {}  # of the inputs of each case, when they were seen last
         self._session = self._read(number_of_first(inputs, options))
         self._lock = threading.Lock()  # of what is open and read ahead
         self._reader = thread_pool(1, "read ahead", gives_way=True)
@@ -84,6 +86,7 @@ class Worklist:
             known = self._drawings.get(number)
             session = Session(self._options, self._inputs, number, known)
             self._drawings[number] = session.drawing
+            self._stamps[number] = session.stamp
         return session
 
     def draw(self, number: int, **stroke: Any) -> dict[str, Any]:
@@ -185,8 +188,11 @@ class Worklist:
             return CORRECTED
         if self._options.corrections is None:
             return UNTOUCHED
-        case_id = self._inputs.cases[number].case_id
-        return Corrections.of_case(case_id, self._options.corrections).state(self._parameters)
+        files = self._inputs.cases[number]
+        if number not in self._stamps:
+            self._stamps[number] = stamp_of_inputs(files)
+        corrections = Corrections.of_case(files.case_id, self._options.corrections)
+        return corrections.state(self._parameters, self._stamps[number])
 
     def keep(self) -> dict[str, Any]:
         """Keep all strokes in files from now on: those of `--corrections`, or the offered folder.
