@@ -80,7 +80,7 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
         input_type: the caller's word: "auto", "logits" or "probabilities".
         min_channels: the smallest L.
     """
-    is_label_map = logits.shape == image.shape and input_type != "logits"
+    is_label_map = logits.ndim > 0 and logits.shape == image.shape and input_type != "logits"
     if is_label_map and input_type == "probabilities":
         is_label_map = logits.max(initial=0) > 1
     if logits.dtype.kind != "f" or (is_label_map and _holds_whole_numbers(logits)):

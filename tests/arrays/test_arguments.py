@@ -82,6 +82,7 @@ WRONG = [
         {"logits": LABELS, "input_type": "labels", "regions": {"a": 1}},
         r"regions: .* a label map has none; leave regions out",
     ),
+    ({"logits": 1.0, "image": 2.0}, r"logits have shape \(\); expected \(labels, \*grid\)"),
     # Without the check it would be as many labels as there are voxels on the first axis.
     (
         {"logits": LABELS.astype(float), "image": CASE.image[0]},
