@@ -166,13 +166,20 @@ class RecordedRuns:
 def read_records(folder: Path | None) -> RecordedRuns:
     """Read the records of all runs into a folder; None means that they write a file.
 
-    A line that cannot be used is left out, with a note.
+    A line that cannot be used is left out, with a note, and so are files that cannot be read.
     """
     runs: dict[str, RunSummary] = {}
     notes: list[Note] = []
     paths: list[Path] = []
     if folder is not None:
-        paths = sorted((folder / RECORD_FOLDER).glob("record*.jsonl"))
+        place = folder / RECORD_FOLDER
+        try:
+            paths = sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            problem = error.strerror or str(error)
+            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(place), problem=problem))
     for path in paths:
         try:
             require_file(path)

@@ -637,6 +637,10 @@ def test_a_file_that_may_not_be_removed_is_an_error_before_any_is(folders):
     record_path(folders.output).chmod(0)
     expected = f"\n  {record_path(folders.output)}: cannot be read: Permission denied\n"
     assert expected in fails("status", folders.output)
+    record_path(folders.output).parent.chmod(0)
+    expected = f"\n  {record_path(folders.output).parent}: cannot be read: Permission denied\n"
+    assert expected in fails("status", folders.output)
+    record_path(folders.output).parent.chmod(0o755)
 
 
 def test_files_that_no_record_has_are_named_and_left(folders, tmp_path):
