@@ -6,6 +6,7 @@ Each command imports its modules when it runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -92,7 +93,10 @@ class Group(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            tell(f"error: {error.filename or 'standard output'}: {error.strerror}")
+            place = error.filename or "standard output"
+            if error.filename is None and error.errno == errno.ENOENT:
+                place = "the current folder"  # Someone has removed it.
+            tell(f"error: {place}: {error.strerror}")
             status = 1
         sys.exit(status)
 

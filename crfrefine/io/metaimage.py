@@ -204,7 +204,8 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
     if voxel_files:
         with atomic_files(path) as (voxel_file, file):
             num_bytes = write_zlib(voxel_file, blocks)
-            file.write(_header_to_write(voxels, geometry, num_bytes, voxel_files[0].name))
+            data_file = text_header.text_of_name(voxel_files[0].name)
+            file.write(_header_to_write(voxels, geometry, num_bytes, data_file))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on
     # the same disk.

@@ -297,7 +297,7 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
     lines.append("encoding: gzip")
     _, *voxel_files = files_written(voxels.path)
     for file in voxel_files:
-        lines.append(f"data file: {file.name}")
+        lines.append(f"data file: {text_header.text_of_name(file.name)}")
     if suffix_of(voxels.path) in LABELS_SUFFIXES:
         lines += _lines_of_segments(voxels)
     lines.append("" if voxel_files else "\n")  # An empty line comes before voxels.

@@ -172,6 +172,14 @@ def _text_of(value: bytes) -> str:
     return value.strip().decode("utf-8", "surrogateescape")
 
 
+def text_of_name(name: str) -> str:
+    """Return the text of a header, which is UTF-8, that has the bytes of a file's name.
+
+    Where names of files have another encoding, the text is another one.
+    """
+    return _text_of(os.fsencode(name))
+
+
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     """Return words as numbers; None if one of them is not a finite number."""
     values = []
@@ -202,7 +210,7 @@ def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
     are_several = "%" in name or name.upper().split()[0] == "LIST"
     if are_several and is_compressed:
         raise fields.damaged(key, "one file, as the voxels are compressed")
-    path = fields.path.parent / name
+    path = fields.path.parent / os.fsdecode(name.encode("utf-8", "surrogateescape"))
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
         raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +249,8 @@ def atomic_files(path: Path) -> Iterator[tuple[BinaryIO, ...]]:
     targets = check_replaceable(path)
     hidden_paths = []
     for target in targets:
-        name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+        start = os.fsencode(target.name)[:_MAX_NAME_BYTES]
+        name = start.decode(sys.getfilesystemencoding(), errors="ignore")
         hidden_paths.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
     files: list[BinaryIO] = []
     try:

@@ -258,6 +258,17 @@ def test_streams_that_are_closed_or_full_leave_no_traceback(folders):
         assert (done.returncode, "Traceback" in done.stderr) == (status, False)
 
 
+def test_a_current_folder_that_was_removed_is_named(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    words = ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *command("infer", "-i", "a", "-p", "b")]
+    done = subprocess.run(
+        [*words, "-o", "c"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "crfrefine: error: the current folder: No such file or directory\n"
+    assert done.returncode == 1
+
+
 def test_a_name_without_room_for_an_ending_is_refined_again_and_again(tmp_path):
     """The second run looks for files of options that are not given, whose names would be longer."""
     folders = write_folders(tmp_path, 240 * "n")

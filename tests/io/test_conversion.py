@@ -1,5 +1,6 @@
 """`crfrefine convert` between all pairs of formats, by nibabel, SimpleITK and pynrrd."""
 
+import os
 import re
 
 import nibabel as nib
@@ -7,7 +8,7 @@ import nrrd as pynrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import files_in, run_here
+from cli_helpers import files_in, run_here, run_process
 from io_helpers import (
     LPS_RAS,
     OBLIQUE,
@@ -424,3 +425,14 @@ def test_the_folder_of_the_output_is_made(tmp_path):
     other = save_nifti(tmp_path / "like.nii.gz", numbers((3, 4, 5)), AFFINES["LPS"])
     run_here("convert", tmp_path / "a.nii.gz", tmp_path / "none/b.mha", "--like", other, status=1)
     assert not (tmp_path / "none").exists()
+
+
+def test_names_that_the_encoding_of_file_names_lacks_lead_from_headers_to_their_voxels(tmp_path):
+    """Python's names then hold surrogates, and the header has the bytes that the disk has."""
+    save_nifti(tmp_path / "é–.nii.gz", numbers((4, 5, 6)))
+    ascii_names = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    for source, target in ((".nii.gz", ".mhd"), (".mhd", ".nhdr"), (".nhdr", ".mha")):
+        paths = (tmp_path / f"é–{source}", tmp_path / f"é–{target}")
+        run_process("convert", *paths, status=0, env=ascii_names)
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(paths[1])))
+        np.testing.assert_array_equal(array.T, numbers((4, 5, 6)))
