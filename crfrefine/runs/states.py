@@ -163,6 +163,18 @@ class RecordedRuns:
         return CaseState(case_id, "done", label_map, None, record)
 
 
+def _record_files(place: Path, notes: list[Note]) -> list[Path]:
+    """Return the records in a folder, which may be missing; a note if it cannot be listed."""
+    try:
+        return sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problem = error.strerror or str(error)
+        notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(place), problem=problem))
+        return []
+
+
 def read_records(folder: Path | None) -> RecordedRuns:
     """Read the records of all runs into a folder; None means that they write a file.
 
@@ -172,14 +184,7 @@ def read_records(folder: Path | None) -> RecordedRuns:
     notes: list[Note] = []
     paths: list[Path] = []
     if folder is not None:
-        place = folder / RECORD_FOLDER
-        try:
-            paths = sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            problem = error.strerror or str(error)
-            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(place), problem=problem))
+        paths = _record_files(folder / RECORD_FOLDER, notes)
     for path in paths:
         try:
             require_file(path)
