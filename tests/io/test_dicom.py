@@ -37,6 +37,7 @@ from pydicom.uid import (
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import dicom
+from crfrefine.io.dicom import writing
 from crfrefine.runs.tools import dicom as tool
 from crfrefine.version import __version__
 
@@ -359,7 +360,7 @@ def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
         one.SOPClassUID = ""  # As de-identification may leave it.
     named = save(tmp_path / "named", found)
     for labels, series in ((LABELS, folder), (np.zeros_like(LABELS), folder), (LABELS, named)):
-        dicom.write(tmp_path / "out.dcm", labels, (), dicom.read_series(series), None)
+        writing.write(tmp_path / "out.dcm", labels, (), dicom.read_series(series), None)
         np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, labels)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -100,6 +99,8 @@ def _read_segmentation(path: Path, notes: list[Note]) -> Any:
         is_inside = fractions >= maximum / 2
         dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
         notes.append(Note.of(NoteKind.FRACTIONS, what=kind.lower()))
+    import highdicom
+
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
 
 
@@ -233,5 +234,7 @@ def _segment(label: int, item: Any) -> Segment:
     lab = item.get("RecommendedDisplayCIELabValue")
     if not lab:
         return Segment(label, name)
+    import highdicom
+
     red, green, blue = highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()
     return Segment(label, name, (red / 255, green / 255, blue / 255))

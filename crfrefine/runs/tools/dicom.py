@@ -108,22 +108,23 @@ def serve() -> None:
     with failing_alone(failures.append, source):
         try:
             from crfrefine.io.dicom import describe, files
+
+            files.seconds = request["seconds"]
+            if not source.exists():
+                raise InputError(f"{source}: no such file or folder")
+            if "target" in request:
+                options = from_plain(ConversionOptions, request["options"])
+                answer["done"] = _convert(source, Path(request["target"]), options)
+            else:
+                lines, header = describe(source)
+                if header is not None:  # Only the voxels tell the type that they become.
+                    lines += [line for line in describe_header(header) if line[0] != "type"]
+                answer["done"] = lines
         except ImportError as error:
             raise InputError(
                 f"{source}: DICOM needs a package that is not installed ({error}); "
                 "pip install 'crfrefine[dicom]'"
             ) from None
-        files.seconds = request["seconds"]
-        if not source.exists():
-            raise InputError(f"{source}: no such file or folder")
-        if "target" in request:
-            options = from_plain(ConversionOptions, request["options"])
-            answer["done"] = _convert(source, Path(request["target"]), options)
-        else:
-            lines, header = describe(source)
-            if header is not None:  # Only the voxels tell the type that they become.
-                lines += [line for line in describe_header(header) if line[0] != "type"]
-            answer["done"] = lines
     for failure in failures:
         answer[failure.kind] = failure.message
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
@@ -226,7 +227,9 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
         description = read_dataset_description(source)
         if description is not None:
             named = named_segments(description.label_names)
-    notes += dicom.write(
+    from crfrefine.io.dicom.writing import write
+
+    notes += write(
         target,
         labels,
         named,
