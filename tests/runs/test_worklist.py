@@ -1,7 +1,9 @@
 """The cases of the page: which one is open, which is read ahead, and what is saved of each."""
 
+import errno
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -588,3 +590,45 @@ def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
     run_here("infer", *inputs, *strokes, "-o", tmp_path / "out", status=0)
     refined = read_volume(options.corrections / "refined" / "a.nii.gz").data
     np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "a.nii.gz").data)
+
+
+def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*folders)
+    worklist = Worklist(options, find_cases(options))
+    for number in (0, 1):
+        worklist.draw(number, **STROKE)
+
+    def is_full(self):
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Corrections, "check", is_full)
+        with pytest.raises(InputError, match="full"):
+            worklist.keep()
+    folder = worklist.keep()["folder"]
+    assert (folder["num_lost"], folder["problem"]) == (0, "")
+    worklist.end()
+    kept = sorted(path.name for path in (tmp_path / "corrections" / "drawing").iterdir())
+    assert kept == ["a.json", "b.json"]
+
+
+def test_a_folder_that_was_removed_is_made_again(worklist, options):
+    worklist.draw(0, **STROKE)
+    shutil.rmtree(options.corrections)
+    assert worklist.draw(0, **STROKE | {"path": [2, 2]})["problem"]
+    assert worklist.keep()["folder"]["problem"] == ""
+    assert new_session(options).drawing.describe()["drawn"] == 3
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
+    def is_full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", is_full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            Worklist(options, find_cases(options))
+    Worklist(options, find_cases(options)).end()

@@ -113,9 +113,13 @@ class FolderLock:
                 "  End it, or name another folder with --corrections. If it does not run any more, "
                 f"remove {self._path}"
             )
-        os.ftruncate(self._file, 0)
         this_program = {"process": os.getpid(), "host": socket.gethostname()}
-        os.pwrite(self._file, json.dumps(this_program).encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(this_program).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise cannot_write(self._path, error) from error
 
     def _is_taken(self, owner: str) -> bool:
         """Lock the file; return whether another program has it, or has removed it meanwhile.

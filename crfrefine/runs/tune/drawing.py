@@ -209,16 +209,10 @@ class Drawing:
     # ---- The file
 
     def keep_in(self, path: Path) -> None:
-        """Keep the strokes in a file from now on."""
+        """Keep the strokes in a file from now on; write it."""
         with self._lock:
             self._path = path
-            if self._num_given < len(self._edits):
-                self._write()
-
-    def keep(self) -> None:
-        """Write the file again if that failed."""
-        with self._lock:
-            if self.problem:
+            if self._num_given < len(self._edits) or self.problem:
                 self._write()
 
     def mark_saving(self, values: Array) -> None:

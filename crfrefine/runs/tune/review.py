@@ -70,11 +70,6 @@ class Reviews:
         self._noted[for_spreadsheet(case_id)] = Review(state, kept)
         self._write()
 
-    def keep(self) -> None:
-        """Write the table again if that failed."""
-        if self.problem:
-            self._write()
-
     def _write(self) -> None:
         """Write the table, with the rows of cases that only an earlier run had.
 

@@ -201,21 +201,18 @@ class Worklist:
         """
         # A case that is being read for later keeps its strokes from the end of that on.
         with self._lock, self._drawings_lock:
-            if self._options.corrections is None:
-                folder = _offered_folder().resolve()
+            folder = self._options.corrections or _offered_folder().resolve()
+            if self._folder_lock is None:
                 self._folder_lock = FolderLock(folder)
                 self._options = replace(self._options, corrections=folder)
-                for number, drawing in self._drawings.items():
-                    files = Corrections.of_case(self._inputs.cases[number].case_id, folder)
-                    files.check()
-                    drawing.keep_in(files.drawing)
-                    if number == self._session.number:
-                        self._session.keep_in(files)
-                self._reviews.keep_in(folder)
                 self._ahead = None  # It could not be saved.
-            for drawing in self._drawings.values():
-                drawing.keep()
-            self._reviews.keep()
+            for number, drawing in self._drawings.items():
+                files = Corrections.of_case(self._inputs.cases[number].case_id, folder)
+                files.check()
+                drawing.keep_in(files.drawing)
+                if number == self._session.number:
+                    self._session.keep_in(files)
+            self._reviews.keep_in(folder)
         return self.describe()
 
     def review(self, number: int, review: str, note: str) -> dict[str, Any]:
