@@ -72,17 +72,14 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     separators = COLUMN_SEPARATORS
     num_skipped = 0
     if lines and lines[0].lower().startswith("sep="):  # Excel's own line
-        separators = lines.pop(0)[4:5]
+        separators = lines.pop(0)[4:5].strip("\r\n") or COLUMN_SEPARATORS
         num_skipped = 1
-    names: list[str] = []
+    # The names of columns have none of them.
+    separator = max(separators, key=lines[0].count) if lines else COLUMN_SEPARATORS[0]
+    reader = csv.DictReader(lines, strict=True, delimiter=separator)
     try:
-        reader = csv.DictReader(lines, strict=True)
-        for separator in separators:
-            reader = csv.DictReader(lines, strict=True, delimiter=separator)
-            names = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            if {*REQUIRED} <= {*names}:
-                break
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = names
         if not {*REQUIRED} <= {*names} <= {*COLUMNS} or len({*names}) < len(names):
             found = listed([shorten_value(name) for name in names], 10) or "an empty file"
             raise InputError(
