@@ -19,7 +19,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, listed, see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.foreground import holds_one_probability
+from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
@@ -245,7 +245,7 @@ def _recognize(
     lacks_background = options.add_background
     if not lacks_background and has_one_value and len(headers) == 1:
         if is_auto and first.kind is None:
-            lacks_background = holds_one_probability(first, needs_foreground=True)
+            lacks_background = not holds_labels(first, needs_foreground=True)
         else:
             lacks_background = options.input_type != "labels"
     if lacks_background:

@@ -27,13 +27,16 @@ _PIECE_BYTES = 1 << 20
 _HALF = 0.5  # a probability of label 1 below it is background
 
 
-def holds_one_probability(header: VolumeHeader, *, needs_foreground: bool = False) -> bool:
-    """Return whether the values of a file with one per voxel lie in [0, 1], and some are not whole.
+def holds_labels(
+    header: VolumeHeader, *, of_region: bool = False, needs_foreground: bool = False
+) -> bool:
+    """Return whether the values of a file with one per voxel are labels, and no scores.
 
-    A mask of nearly 1, as where a program has scaled it, has labels all the same. The voxels are
-    read for it. Raises InputError for values that are neither labels nor probabilities: a mask of
-    another value than 1, below 0.5, and with `needs_foreground` any values that all lie below 0.5,
-    unless they are 0: no voxel would have label 1.
+    Labels are whole numbers, or a mask of nearly 1, as where a program has scaled it. Scores are
+    probabilities of label 1, in [0, 1]; those `of_region` are any numbers that are not all whole.
+    The voxels are read for it. Raises InputError for values that are neither labels nor
+    probabilities: a mask of another value than 1, below 0.5, and with `needs_foreground` any values
+    that all lie below 0.5, unless they are 0: no voxel would have label 1.
     """
     is_whole = True
     low = 1.0  # the range of the values that are not 0
@@ -41,13 +44,17 @@ def holds_one_probability(header: VolumeHeader, *, needs_foreground: bool = Fals
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values
         if values.dtype.kind != "f":
-            return False
-        if values.min() < -SUM_TOLERANCE or values.max() > 1 + SUM_TOLERANCE:
-            return False
-        low = min(low, float(values.min(initial=1.0, where=values != 0)))
-        high = max(high, float(values.max()))
+            return True
         if is_whole:
             is_whole = not np.mod(values, 1).any()
+        if of_region:
+            if not is_whole:
+                return False
+            continue
+        if values.min() < -SUM_TOLERANCE or values.max() > 1 + SUM_TOLERANCE:
+            return True
+        low = min(low, float(values.min(initial=1.0, where=values != 0)))
+        high = max(high, float(values.max()))
     if 0 < high < _HALF and (low == high or needs_foreground):
         raise InputError(
             f"{header.path}: one value per voxel, up to {high:.3g}: neither a label map, of whole "
@@ -56,7 +63,7 @@ def holds_one_probability(header: VolumeHeader, *, needs_foreground: bool = Fals
             "of it, give\n  --input-type probabilities."
         )
     is_scaled_mask = low == high and high >= 1 - LABEL_TOLERANCE
-    return not (is_whole or is_scaled_mask)
+    return is_whole or is_scaled_mask
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[Note]]:

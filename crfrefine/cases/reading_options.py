@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.limits import MAX_LABEL
@@ -51,15 +48,6 @@ class RegionReading:
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions: labels need two, a region needs one."""
         return self.scheme is not None and num_channels == self.scheme.num_regions
-
-    def is_channel(self, header: VolumeHeader) -> bool:
-        """Return whether a file is the channel of a single region, and not a label map.
-
-        The voxels tell: those of a label map are whole numbers.
-        """
-        if header.num_channels > 1 or not self.declares(1):
-            return False
-        return bool(np.mod(io.read_volume(header.path).data, 1).any())
 
     def scheme_of(
         self, values: Float32, header: LogitsHeader | VolumeHeader

@@ -28,7 +28,7 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.foreground import holds_one_probability, read_all_channels
+from crfrefine.cases.foreground import holds_labels, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
@@ -239,7 +239,7 @@ def read_masks(
     # Logits and probabilities have several values per voxel or declare such values, or they are the
     # single channel of a region or of label 1.
     is_map = path is not None and header.num_channels == 1 and header.kind is None
-    if is_map and not regions.is_channel(header) and not holds_one_probability(header):
+    if is_map and holds_labels(header, of_region=regions.declares(1)):
         volume, mapped = _read_labels(paths[0], mapping, warnings, grid)
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")

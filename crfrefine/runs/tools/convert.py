@@ -18,6 +18,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
@@ -137,8 +138,12 @@ def _content_of(
     if content in ("image", "labels"):
         return content
     may_be_scores = is_array or (content, options.to) != (None, None)
-    if may_be_scores and (header.num_channels > 1 or regions.is_channel(header)):
-        return "scores"
+    if may_be_scores:
+        # The channel of a single region has one value per voxel, too.
+        if header.num_channels > 1:
+            return "scores"
+        if regions.declares(1) and not holds_labels(header, of_region=True):
+            return "scores"
     if content == "logits":
         raise InputError(
             f"{header.path}: holds one value per voxel; logits have one per label at each voxel, "

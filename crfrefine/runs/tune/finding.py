@@ -11,8 +11,9 @@ from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList, Files
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
+from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.patterns import advise
-from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
+from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.regions import Region
@@ -68,7 +69,5 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
         return network.num_channels == len(regions)
     if len(regions) > 1:
         return False
-    # A file with one value per voxel; which label a single region writes does not matter here.
-    name, labels = regions[0]
-    scheme = RegionScheme((name,), (labels,), labels[:1])
-    return RegionReading(scheme).is_channel(network.files[0])
+    # A file with one value per voxel.
+    return not holds_labels(network.files[0], of_region=True)
