@@ -56,15 +56,15 @@ two;p2/x.nii.gz;net_of_p2.nii.gz;\r
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
-@pytest.mark.parametrize("separator", [";", "\t", "sep"])
+@pytest.mark.parametrize("separator", [";", "\t", "sep=;", "sep="])
 def test_tables_as_excel_saves_them_in_other_countries(archive, encoding, separator):
     """Semicolons, tabs, decimal commas, upper-case headings, backslashes, and its encodings."""
     text = EXCEL
     if separator == "\t":
         rows = csv.reader(text.splitlines(), delimiter=";")
         text = "".join("\t".join(row) + "\n" for row in rows)
-    elif separator == "sep":
-        text = f"sep=;\r\n{text}"
+    elif separator.startswith("sep="):
+        text = f"{separator}\r\n{text}"
     (archive / "cases.csv").write_bytes(text.encode(encoding))
     cases = read_manifest(archive / "cases.csv")
     assert [files.case_id for files in cases] == ["größe", "two"]
