@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import click
@@ -197,12 +197,9 @@ def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> lis
 def _parameter(name: str, value_type: Any, option: Option, default: Any) -> click.Parameter:
     """Return the parameter of a command that a description tells."""
     is_list = get_origin(value_type) is tuple
-    members = (value_type,)
-    if is_list:
-        members = get_args(value_type)[:1]
-    elif isinstance(value_type, UnionType):
-        members = tuple(member for member in get_args(value_type) if member is not NoneType)
-    is_flag = members == (bool,)
+    # The types that a value may have: those of a union, or that of the entries of a list.
+    members = {*(get_args(value_type) or (value_type,))} - {NoneType, Ellipsis}
+    is_flag = members == {bool}
     # An option that can be repeated says in its help what is required.
     has_default = default not in (dataclasses.MISSING, inspect.Parameter.empty)
     is_required = not has_default and not (is_list and option.names)
@@ -211,13 +208,13 @@ def _parameter(name: str, value_type: Any, option: Option, default: Any) -> clic
         settings["default"] = default
     if option.choices:
         settings["metavar"] = "|".join(option.choices)
-    if members == (int,) and option.parse is None:
+    if members == {int} and option.parse is None:
         settings["type"] = click.INT
         if option.limits != (None, None):
             settings["type"] = click.IntRange(*option.limits)
     elif not is_flag:
         parse: Callable[[str], Any] = option.parse or str
-        if members == (Path,) and option.parse is None:
+        if members == {Path} and option.parse is None:
             parse = parse_path
         settings["type"] = _Value(option, parse, is_path=Path in members)
     if not option.names:
