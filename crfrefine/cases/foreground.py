@@ -15,7 +15,7 @@ from crfrefine.arrays.foreground import (
     fill_background_of_channel,
     sum_foreground,
 )
-from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
@@ -60,7 +60,7 @@ def holds_labels(
             f"{header.path}: one value per voxel, up to {high:.3g}: neither a label map, of whole "
             "numbers, nor probabilities that reach 0.5 anywhere, so that no voxel would get a "
             "label\n  Write a mask as 0 and 1; for the probability of label 1 where there is none "
-            "of it, give\n  --input-type probabilities."
+            f"of it, give\n  {BY_HAND.format('probabilities')}."
         )
     is_scaled_mask = low == high and high >= 1 - LABEL_TOLERANCE
     return is_whole or is_scaled_mask
