@@ -30,17 +30,40 @@ class RunInputs:
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
-    """Find the cases of a run and what describes them. No voxels are read."""
-    mask = None
-    mask_mode = options.parameters.intensity.mask
-    if isinstance(options.masks, Path):
-        mask = options.masks
-        mask_mode = "none"
-    elif options.masks is not None:
-        mask_mode = "nonzero"
+    """Find the cases of a run and what describes them. No voxels are read.
+
+    They are those of a manifest, of nnU-Net's folder, or of images and logits. Raise InputError if
+    none of the last has logits or a label map.
+    """
+    mask = options.masks if isinstance(options.masks, Path) else None
     named = (options.nnunet, options.manifest, mask)
     add_volumes(*options.images, *options.logits, *options.strokes, *named)
-    cases = _find_cases(options, mask)
+    if options.manifest is not None:
+        cases = read_manifest(options.manifest, input_type=options.input_type)
+    elif options.nnunet is not None:
+        from crfrefine.cases.nnunet import find_cases_to_refine
+
+        cases = find_cases_to_refine(options.nnunet, options.images, mask)
+    else:
+        try:
+            cases = discover_cases(
+                options.images,
+                options.logits,
+                mask,
+                input_type=options.input_type,
+                add_background=options.add_background,
+            )
+            if all(files.missing and not files.logits for files in cases):
+                place = options.logits[0]
+                number = ""
+                if len(cases) > 1:
+                    number = f"none of the {len(cases)} cases has its file: "
+                hint = advise(place, holds_images=False)
+                raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+        except CrfRefineError as error:
+            if _seem_exchanged(options.images, options.logits):
+                raise InputError(f"{error}\n  {EXCHANGED}") from None
+            raise
     if options.strokes:
         add_strokes(cases, options.strokes)
     for files in cases:
@@ -52,58 +75,24 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     if options.save_structures and options.writes_file:
         folder = options.output.with_name(stem_of(options.output))
         cases.notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
-    reading = _describe(options, cases, mask_mode)
+    reading = _describe(options, cases)
     cases.sort(key=lambda files: files.case_id)
     return RunInputs(cases, reading)
 
 
-def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
-    """Find the cases: those of a manifest, of nnU-Net's folder, or of images and logits.
-
-    Raise InputError if none of the last has logits or a label map.
-    """
-    if options.manifest is not None:
-        return read_manifest(options.manifest, input_type=options.input_type)
-    if options.nnunet is not None:
-        from crfrefine.cases.nnunet import find_cases_to_refine
-
-        return find_cases_to_refine(options.nnunet, options.images, mask)
-    try:
-        cases = discover_cases(
-            options.images,
-            options.logits,
-            mask,
-            input_type=options.input_type,
-            add_background=options.add_background,
-        )
-        if all(files.missing and not files.logits for files in cases):
-            place = options.logits[0]
-            number = ""
-            if len(cases) > 1:
-                number = f"none of the {len(cases)} cases has its file: "
-            hint = advise(place, holds_images=False)
-            raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
-    except CrfRefineError as error:
-        is_complete = options.images and options.logits
-        if is_complete and _seem_exchanged(options.images, options.logits):
-            raise InputError(f"{error}\n  {EXCHANGED}") from None
-        raise
-    return cases
-
-
-def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> ReadingOptions:
+def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     """Return how the cases are read, and the names of labels, as each `dataset.json` says.
 
     It is beside the manifest, or else beside the network's output or the images.
     """
+    mask_mode = options.parameters.intensity.mask
+    if options.masks is not None:
+        mask_mode = "none" if isinstance(options.masks, Path) else "nonzero"
     if options.manifest is not None:
         places = [options.manifest]
     else:
-        places = [options.nnunet or options.logits[0], *options.images[:1]]
-        for files in cases:
-            if files.images and not options.images:
-                places.append(files.images[0])
-                break
+        images = options.images or next((files.images for files in cases if files.images), ())
+        places = [options.nnunet or options.logits[0], *images[:1]]
     descriptions = list(read_descriptions(places))
     # The first one that names labels is that of the network; the last one is rather of one data set
     # with the images.
@@ -111,10 +100,9 @@ def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> Rea
     modality_names: tuple[str, ...] = ()
     if descriptions:
         modality_names = descriptions[-1].channel_names
-    complete = next((files for files in cases if files.images and not files.lack), None)
-    if complete is not None and options.images:
-        # Those of a pattern are in the order of the files.
-        modality_names = complete.modalities or modality_names
+    if options.images:  # The modalities of a pattern are in the order of the files.
+        complete = (files.modalities for files in cases if files.images and not files.lack)
+        modality_names = next(complete, ()) or modality_names
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)
@@ -140,6 +128,8 @@ def _describe(options: InferenceOptions, cases: CaseList, mask_mode: str) -> Rea
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two options are complete the other way round."""
+    if not images or not logits:
+        return False
     if is_folder(images[0]) and is_folder(logits[0]):
         try:
             cases = discover_cases(logits, images)
