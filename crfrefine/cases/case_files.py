@@ -244,7 +244,10 @@ class Files:
                 if self.is_pattern:
                     expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
                 missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
-                cases[number] = case.lacking(f"{missing}; expected {expected}", missing)
+                lack = missing
+                for match in self.of(case.case_id):
+                    lack += f", where {match.path.name} is its image"
+                cases[number] = case.lacking(f"{lack}; expected {expected}", missing)
 
         if self.given or not self.kind.strays:
             return

@@ -1,6 +1,7 @@
 """Which files belong to which case. Names alone count: the files are empty."""
 
 import json
+import re
 
 import pytest
 
@@ -187,6 +188,10 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         images = [f"{case.case_id}_0000.nii.gz", f"{case.case_id}_0001.nii.gz"]
         assert (names(case.images), names(case.logits)) == (images, [logits])
     assert any("c_logits.nii.gz" in note for note in map(str, cases.notes))
+    images = folder(tmp_path, "same", "a.nii", "b.nii")
+    problem = f"no logits in {images}, where a.nii is its image; expected a.nii.gz"
+    with pytest.raises(InputError, match=re.escape(problem)):
+        discover_cases(images, images)
 
 
 @pytest.mark.parametrize(("image", "mask"), [("a", "a_mask"), ("a_0000", "a_brainmask")])
