@@ -249,7 +249,7 @@ class Look:
         """
         # The sums of rounded probabilities differ by at most this share of their size.
         sums = self.sums[~self.is_equal]
-        if self.are_logits or not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
+        if not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
             return None
         low = float(sums.min())
         high = float(sums.max())
@@ -324,14 +324,15 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
     said = kind if input_type == "auto" else input_type
     may_be_probabilities = said != "logits" and not look.are_logits
     decided = said or "logits"
-    reason = None  # None means that the user or the file says so.
     outside = look.outside
     if outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
         bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
         if bad.size:
             raise InputError(_describe_bad_sums(look, bad, path))
-        if not is_declared:
+        if is_declared:
+            reason = who_says(input_type)
+        else:
             decided = "probabilities"
             reason = "all values lie in [0, 1] and sum to 1 at each voxel"
     elif may_be_probabilities and not look.bad_voxels(SUM_TOLERANCE).size:
@@ -340,7 +341,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         reason = _describe_overshoot(look)
     else:
         total = None
-        if input_type != "logits":
+        if input_type != "logits" and not look.are_logits:
             total = look.scaled_sum
         if total is not None:
             raise InputError(
@@ -356,8 +357,8 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
             )
         if said is None:
             reason = f"it has values outside [0, 1], such as {outside}"
-    if reason is None:
-        reason = who_says(input_type)
+        else:
+            reason = who_says(input_type)
     return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
 
 
