@@ -231,38 +231,30 @@ class Interpolation:
             source_box[axis] = _span(first, last)
         values = read(tuple(source_box)).transpose(self.axes)
 
-        for number in (2, 1, 0):
+        for number, later_axes in ((2, ()), (1, (1,)), (0, (1, 1))):
             samples, weights = self.taps[number]
             part = box[number]
             first = source_box[self.axes[number]].start
-            samples_in_box = samples[:, part] - first
-            values = _weighted_sum(values, number, samples_in_box, weights[:, part])
+            # Weighted values are added and not differences, which may overflow for two finite
+            # values.
+            total: Float32 | None = None
+            for sample, weight in zip(samples[:, part] - first, weights[:, part], strict=True):
+                if not weight.any():
+                    continue
+                term = values.take(sample, axis=number)
+                if (weight != 1).any():
+                    term *= weight.reshape(-1, *later_axes)
+                if total is None:
+                    total = term
+                else:
+                    total += term
+            assert total is not None
+            values = total
         return values
 
 
 def _span(first: np.intp, last: np.intp) -> slice:
     return slice(int(first), int(last) + 1)
-
-
-def _weighted_sum(
-    values: Float32, axis: int, samples: NDArray[np.intp], weights: Float32
-) -> Float32:
-    """Return sums of samples along an axis, (taps, n), times their weights, (taps, n)."""
-    # Weighted values are added and not differences, which may overflow for two finite values.
-    total: Float32 | None = None
-    for sample, weight in zip(samples, weights, strict=True):
-        if not weight.any():
-            continue
-        term = values.take(sample, axis=axis)
-        if (weight != 1).any():
-            later_axes = (1,) * (2 - axis)
-            term *= weight.reshape(-1, *later_axes)
-        if total is None:
-            total = term
-        else:
-            total += term
-    assert total is not None
-    return total
 
 
 def map_grid(

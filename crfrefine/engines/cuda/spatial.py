@@ -194,8 +194,29 @@ class SpatialFilter(Filter):
         width = group.shape[1]
         box, next_box = self._boxes.array(2, self._voxels.box_size, width)
         last = len(self._axes) - 1
-        if self._has_planes:
-            self._filter_planes(group, sent, box)
+        if self._has_planes:  # The last two axes are filtered at once.
+            voxels = self._voxels
+            across, along = self._axes[-2:]
+            columns = along["extent"]
+            rows = across["extent"]
+            tiles = ceil_divide(columns, _TILE_COLUMNS) * ceil_divide(rows, _TILE_ROWS)
+            num_blocks = voxels.box_size // (columns * rows) * tiles
+            self._device.launch(
+                "spatial",
+                "filter_planes",
+                self._constants(width),
+                num_blocks,
+                number=voxels.number,
+                values=group,
+                sent=sent,
+                width=columns,
+                height=rows,
+                row_taps=along["taps"],
+                row_radius=along["radius"],
+                column_taps=across["taps"],
+                column_radius=across["radius"],
+                box=box,
+            )
             remaining = range(last - 2, 0, -1)
         else:
             self._filter_axis(last, width, values=group, sent=sent, next_box=box)
@@ -204,31 +225,6 @@ class SpatialFilter(Filter):
             self._filter_axis(number, width, box=box, next_box=next_box)
             box, next_box = next_box, box
         return box
-
-    def _filter_planes(self, group: Any, sent: Any, box: Any) -> None:
-        """Filter the voxels' values along the last two axes, into a box."""
-        voxels = self._voxels
-        across, along = self._axes[-2:]
-        width = along["extent"]
-        height = across["extent"]
-        tiles = ceil_divide(width, _TILE_COLUMNS) * ceil_divide(height, _TILE_ROWS)
-        num_blocks = voxels.box_size // (width * height) * tiles
-        self._device.launch(
-            "spatial",
-            "filter_planes",
-            self._constants(group.shape[1]),
-            num_blocks,
-            number=voxels.number,
-            values=group,
-            sent=sent,
-            width=width,
-            height=height,
-            row_taps=along["taps"],
-            row_radius=along["radius"],
-            column_taps=across["taps"],
-            column_radius=across["radius"],
-            box=box,
-        )
 
     def _filter_axis(self, number: int, width: int, **ends: Any) -> None:
         """Filter along one axis.
