@@ -30,9 +30,6 @@ from crfrefine.refinement.tiles.problem import GROUP, TileProblem
 UNSENT = 0.05
 
 
-_NONE = np.zeros(0, np.int32)
-
-
 def run_tiles(
     problem: TileProblem, backend: Backend, context: RunContext, *, has_room: bool
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
@@ -63,19 +60,7 @@ def run_tiles(
     engine.open_voxels(logits, run.temperature, problem.settled_below, not is_direct, is_open)
     started = time.perf_counter()
     image = problem.normalized()
-    built: Any = None  # the engine's own kernels; None means direct sums
-    num_channels = 0
-    of_entry = _NONE
-    of_settled = _NONE
-    if is_direct or not is_open.any():  # Without an open voxel there is nothing to filter.
-        tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
-        labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
-        filters = tuple(f"{name}: direct in {tiles}, {labels}" for name in kernels.names)
-    else:
-        num_channels, of_entry, of_settled = share_channels(sets, num_rings(problem.reach))
-        whole = _whole_kernels(problem, image, is_open, num_channels, backend, context)
-        built = whole.built
-        filters = whole.filters
+    messages, filters = _messages(problem, image, is_open, backend, context)
     # Of each kernel, in voxels along three axes, and those of intensity.
     bandwidths = []
     leading = [1.0] * (MAX_DIMS - len(problem.image.spacing))
@@ -85,10 +70,7 @@ def run_tiles(
     prepared = time.perf_counter()
 
     outcome = engine.run(
-        kernels=built,
-        num_channels=num_channels,
-        of_entry=of_entry,
-        of_settled=of_settled,
+        **messages,
         image=image,
         bandwidths=bandwidths,
         normalization=kernels.normalization,
@@ -111,18 +93,29 @@ def run_tiles(
     return MeanFieldResult(out, report, timings), exceeds
 
 
-def _whole_kernels(
+def _messages(
     problem: TileProblem,
     image: Float32,
     is_open: NDArray[np.uint16],
-    num_channels: int,
     backend: Backend,
     context: RunContext,
-) -> CpuKernels:
-    """Return the kernels of the normalized image, (M, *grid), whose channels labels share.
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return how messages are computed: arguments of the engine's run, and a line for each kernel.
 
-    They filter the rows with open voxels, and all voxels that these receive from.
+    They are direct sums, or filters of the normalized image, (M, *grid), whose channels labels
+    share: these take the rows with open voxels, and all voxels that they receive from.
     """
+    sets = problem.sets
+    kernels = problem.spec.kernels
+    # Without an open voxel there is nothing to filter.
+    if problem.is_direct or not is_open.any():
+        tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
+        labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
+        filters = tuple(f"{name}: direct in {tiles}, {labels}" for name in kernels.names)
+        none = np.zeros(0, np.int32)
+        return {"kernels": None, "num_channels": 0, "of_entry": none, "of_settled": none}, filters
+
+    num_channels, of_entry, of_settled = share_channels(sets, num_rings(problem.reach))
     near = rows_near(problem, is_open)
     if problem.mask is not None:
         near &= problem.mask
@@ -131,10 +124,10 @@ def _whole_kernels(
     origin = guide.origin or default_origin(guide)
     guide = replace(guide, mask=near.reshape(shape), origin=origin)
     # The last channel is for what takes part in no other.
-    spec = replace(problem.spec.kernels, num_labels=num_channels + 1)
-    kernels = backend.kernels(guide, spec, context)
-    assert isinstance(kernels, CpuKernels)
-    return kernels
+    whole = backend.kernels(guide, replace(kernels, num_labels=num_channels + 1), context)
+    assert isinstance(whole, CpuKernels)
+    shared = {"num_channels": num_channels, "of_entry": of_entry, "of_settled": of_settled}
+    return {"kernels": whole.built, **shared}, whole.filters
 
 
 def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
