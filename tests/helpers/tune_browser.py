@@ -56,7 +56,7 @@ def open_browser(page, profile):
         yield driver
         complaints = [entry["message"] for entry in driver.get_log("browser")]
         expected = driver.expected_complaints
-        assert bool(complaints) == bool(expected)
+        assert bool(complaints) == bool(expected), complaints
         for complaint in complaints:
             assert any(about in complaint for about in expected), complaint
     finally:

@@ -206,6 +206,33 @@ def test_a_key_that_is_held_draws_and_saves_once(arguments, folder):
         assert edits_of(folder) == [(2, 1)]
 
 
+def test_nothing_is_asked_of_a_program_that_has_ended(arguments, folder):
+    """The list of cases would be, after a result that comes late."""
+    with correcting(arguments, folder, "profile") as (running, page):
+        page.find_element("id", "end").click()
+        wait(page, "document.body.dataset.state === 'ended'")
+        running.process.wait(60)
+        page.execute_script(
+            "const node = document.querySelector('#note');"
+            "node.value = 'late'; node.dispatchEvent(new Event('change'))"
+        )
+        wait(page, "!document.querySelector('#error').hidden")
+        assert page.execute_script("return document.querySelector('#connection').hidden")
+
+
+def test_a_brush_without_a_size_draws_a_voxel(arguments, folder):
+    with correcting(arguments, folder, "profile") as (_, page):
+        last = number(page)
+        page.execute_script(
+            "const size = document.querySelector('#size'); size.value = '';"
+            "size.dispatchEvent(new Event('input'))"
+        )
+        press(page, "2")
+        pointer(page, *places_of(page, 0, [(2, 3)]), "down", "up")
+        wait_until_done(page, last)
+        assert edits_of(folder) == [(2, 1)]
+
+
 def test_keys_in_the_first_moment_do_nothing(arguments, folder):
     """A slow program has not described its case yet."""
     with correcting(arguments, folder, "profile") as (_, page):

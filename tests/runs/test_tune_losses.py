@@ -129,6 +129,7 @@ def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, m
         press(page, ",")
         wait_for_case(page, "first")
         assert drawn(page) == 5, "another case was open meanwhile"
+        wait_until_done(page)
         click(page, "end")
         wait(page, "document.querySelector('#lost').open")
         page.find_element("css selector", "#lost [value=stay]").click()

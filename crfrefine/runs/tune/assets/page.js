@@ -40,6 +40,7 @@ async function request(address, options) {
   let answer, content;
   while (!content) {
     try {
+      if (hasEnded()) throw new Error("The program has ended.");
       answer = await fetch(address, options);
       content = await answer.arrayBuffer();
     } catch (error) {

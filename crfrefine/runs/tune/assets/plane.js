@@ -26,7 +26,6 @@ export class Plane {
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
-    this.isFinger = false; // whether they are of fingers
     /** @type {any} */ this.pointed = null; // where the pointer is on the screen
     this.parts = clone("plane");
     const { overlay, slider, title, view } = this.parts;
@@ -126,7 +125,7 @@ export class Plane {
 
   // The radius of the brush in mm.
   radius() {
-    return state.shape === "outline" ? 0 : (state.size / 2) * Math.min(...this.spec.steps);
+    return state.shape === "outline" ? 0 : ((state.size || 1) / 2) * Math.min(...this.spec.steps);
   }
 
   // The voxel of the plane under the crosshair.
@@ -159,14 +158,13 @@ export class Plane {
   }
 
   press(event) {
-    const place = { x: event.offsetX, y: event.offsetY };
-    const isFinger = event.pointerType === "touch";
-    if (this.touches.size && isFinger !== this.isFinger) { // Only fingers pinch.
-      if (isFinger) return; // a hand beside the pen
+    const place = { x: event.offsetX, y: event.offsetY, kind: event.pointerType };
+    const [other] = this.touches.values();
+    if (other && other.kind !== place.kind) { // Only fingers pinch.
+      if (place.kind === "touch") return; // a hand beside the pen
       this.touches.clear();
       this.stroke = null;
     }
-    this.isFinger = isFinger;
     this.parts.overlay.setPointerCapture(event.pointerId);
     this.touches.set(event.pointerId, place);
     if (this.touches.size > 1) {
@@ -189,7 +187,7 @@ export class Plane {
     const before = this.touches.get(event.pointerId);
     this.point(place);
     if (!before) return;
-    this.touches.set(event.pointerId, place);
+    this.touches.set(event.pointerId, { ...before, ...place });
     const moved = [place.x - before.x, place.y - before.y];
     if (this.drag === "aim") this.aim(place);
     if (this.drag === "pan") this.pan(...moved);

@@ -246,14 +246,14 @@ async function saveCase() {
   if (!(await saving)) showStrokes(state.strokes);
 }
 
-// End the program. The page ends before the server goes, so that nothing more is asked of it.
+// End the program. The page ends with this request, so that nothing more is asked of it.
 async function end() {
   await saving;
   if (!(await mayEnd())) return;
+  ask("end", {}).catch(() => {});
   showStatus("The program has ended; this page can be closed.");
   document.body.dataset.state = "ended";
   document.body.inert = true;
-  ask("end", {}).catch(() => {});
 }
 
 // ---- What people press
