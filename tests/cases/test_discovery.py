@@ -1,7 +1,6 @@
 """Which files belong to which case. Names alone count: the files are empty."""
 
 import json
-import re
 
 import pytest
 
@@ -189,9 +188,8 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         assert (names(case.images), names(case.logits)) == (images, [logits])
     assert any("c_logits.nii.gz" in note for note in map(str, cases.notes))
     images = folder(tmp_path, "same", "a.nii", "b.nii")
-    problem = f"no logits in {images}, where a.nii is its image; expected a.nii.gz"
-    with pytest.raises(InputError, match=re.escape(problem)):
-        discover_cases(images, images)
+    problems = [case.problem for case in discover_cases(images, images)]
+    assert f"no logits in {images}, where a.nii is its image; expected a.nii.gz" in problems[0]
 
 
 @pytest.mark.parametrize(("image", "mask"), [("a", "a_mask"), ("a_0000", "a_brainmask")])

@@ -298,7 +298,8 @@ def test_structures_of_one_case_are_found_in_its_folder(tmp_path):
         cases = discover_cases(root / place / "ct.nii", root / place, input_type="labels")
         assert (cases[0].problem, cases[0].structures, cases.notes) == (None, ("lung",), [])
     (case,) = discover_cases(root / "c/ct.nii", root / "c", input_type="labels")
-    assert case.problem.startswith(f"case 'ct': no label map in {root / 'c'}; expected ct.nii.gz")
+    problem = f"case 'ct': no label map in {root / 'c'}, where ct.nii is its image; expected ct.nii"
+    assert case.problem.startswith(problem)
 
 
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
