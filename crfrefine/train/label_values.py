@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
@@ -62,11 +61,6 @@ def require_all(
     raise InputError(message)
 
 
-# The labels in some files, without background, the values that `--map` gives new labels, and notes
-# on interpolated borders.
-_Values: TypeAlias = tuple[set[int], set[int], list[Note]]
-
-
 def find_labels(
     files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions, *, is_map: bool
 ) -> tuple[DeclaredLabels, list[Note]]:
@@ -78,52 +72,42 @@ def find_labels(
     (`is_map`), only files to which `--map` applies are read, for the last of these notes.
     """
     are_declared = not is_map or reading.declared is not None
+    in_maps = set[int]()  # the labels, without background
+    in_references = set[int]()
+    mapped = set[int]()  # the values that `--map` gives new labels
+    mapped_in_references = set[int]()
+    notes: list[Note] = []
 
-    def values_of(case: CaseFiles, _: int) -> tuple[_Values, _Values]:
-        maps = case.logits if reading.mapping or not are_declared else ()
-        references: list[Path] = []
-        if case.labels is not None and (reading.reference_mapping or not are_declared):
-            references.append(case.labels)
-        return _values_in(maps, reading.mapping), _values_in(references, reading.reference_mapping)
+    def look(case: CaseFiles, _: int) -> None:
+        places = [(path, reading.mapping, in_maps, mapped) for path in case.logits]
+        if case.labels is not None:
+            mapping = reading.reference_mapping
+            places.append((case.labels, mapping, in_references, mapped_in_references))
+        for path, mapping, labels_found, values_found in places:
+            if are_declared and not mapping:
+                continue
+            labels, values = map_labels(io.read_labels(path).data, mapping)
+            labels_found.update(foreground_labels(labels))
+            values_found.update(values)
+            if not are_declared and not notes:
+                remark = note_on_interpolated(labels.T, str(path))
+                if remark is not None:
+                    notes.append(remark)
 
-    in_maps: _Values = (set(), set(), [])
-    in_references: _Values = (set(), set(), [])
-    notes = []
-    for of_case in require_all(values_of, files, folder):
-        for found, values in zip((in_maps, in_references), of_case, strict=True):
-            found[0].update(values[0])
-            found[1].update(values[1])
-            notes += values[2]
-    notes = [] if are_declared else notes[:1]
-    predicted = sorted(in_maps[0] - in_references[0])
-    missed = sorted(in_references[0] - in_maps[0])
+    require_all(look, files, folder)  # one after the other
+    predicted = sorted(in_maps - in_references)
+    missed = sorted(in_references - in_maps)
     if predicted and missed and not are_declared:
         option = "OLD=NEW"
         if len(predicted) == len(missed) == 1:
             option = f"{predicted[0]}={missed[0]}"
         kind = NoteKind.OTHER_LABELS
         notes.append(Note.of(kind, predicted=predicted, missed=missed, option=option))
-    for mapping, found, where in (
-        (reading.mapping, in_maps, "no label map"),
-        (reading.reference_mapping, in_references, "no reference"),
-    ):
-        note = note_on_values(mapping, found[1], where)
-        if note is not None:
-            notes.append(note)
-    largest = max({1} | in_maps[0] | in_references[0])
-    found_labels = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
-    return reading.declared or found_labels, notes
-
-
-def _values_in(paths: Sequence[Path], mapping: Mapping[int, int]) -> _Values:
-    all_labels = set[int]()
-    all_mapped = set[int]()
-    notes = []
-    for path in paths:
-        labels, mapped = map_labels(io.read_labels(path).data, mapping)
-        all_labels.update(foreground_labels(labels))
-        all_mapped.update(mapped)
-        note = note_on_interpolated(labels.T, str(path))
-        if note is not None:
-            notes.append(note)
-    return all_labels, all_mapped, notes
+    unused = (
+        note_on_values(reading.mapping, mapped, "no label map"),
+        note_on_values(reading.reference_mapping, mapped_in_references, "no reference"),
+    )
+    notes += [note for note in unused if note is not None]
+    largest = max({1} | in_maps | in_references)
+    found = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+    return reading.declared or found, notes
