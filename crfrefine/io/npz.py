@@ -38,46 +38,44 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read the header of an .npy, or of the one array named probabilities or logits."""
+    file_format = NAME
+    kind = None
     if streams.read_start(path).startswith(_NPY_MAGIC):
         with path.open("rb") as file:
             shape, source = _read_array_header(file, path, "the array")
             source = replace(source, start=file.tell())
-        header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
     else:
-        header = _header_in_archive(path)
-    if header.source is not None and header.source.inner == 1:
+        file_format = "nnU-Net npz"
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
+            # The last two are for invalid versions and names.
+            raise UnsupportedFormatError(
+                f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
+            ) from None
+        with archive:
+            info = _find_member(archive, path)
+            assert archive.fp is not None
+            start = archive.fp.tell()
+        kind = info.filename.removesuffix(".npy")
+        container = _CONTAINERS[info.compress_type]
+        checksum = (info.file_size, info.CRC)
+        # This inflates faster than the zipfile module.
+        with streams.open_bytes(path, container, start, checksum=checksum) as reader:
+            shape, source = _read_array_header(reader, path, f"the array {kind!r}")
+            offset = reader.tell()
+        most_packed = min(info.compress_size, path.stat().st_size)
+        most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
+        if math.prod(shape) * source.dtype.itemsize > most_bytes:
+            raise UnsupportedFormatError(
+                f"{path}: damaged: the array {kind!r} has shape {shape}, but not as many values"
+            )
+        source = replace(source, encoding=container, start=start, offset=offset, checksum=checksum)
+
+    header = volume_header(path, source, file_format, shape[:0:-1], shape[0], None, kind=kind)
+    if source.inner == 1:
         return in_fortran_order(header)
     return header
-
-
-def _header_in_archive(path: Path) -> VolumeHeader:
-    """Read the header of the array of scores in an archive."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
-        # The last two are for invalid versions and names.
-        raise UnsupportedFormatError(
-            f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
-        ) from None
-    with archive:
-        info = _find_member(archive, path)
-        assert archive.fp is not None
-        start = archive.fp.tell()
-    key = info.filename.removesuffix(".npy")
-    container = _CONTAINERS[info.compress_type]
-    checksum = (info.file_size, info.CRC)
-    # This inflates faster than the zipfile module.
-    with streams.open_bytes(path, container, start, checksum=checksum) as reader:
-        shape, source = _read_array_header(reader, path, f"the array {key!r}")
-        offset = reader.tell()
-    most_packed = min(info.compress_size, path.stat().st_size)
-    most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
-    if math.prod(shape) * source.dtype.itemsize > most_bytes:
-        raise UnsupportedFormatError(
-            f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
-        )
-    source = replace(source, encoding=container, start=start, offset=offset, checksum=checksum)
-    return volume_header(path, source, "nnU-Net npz", shape[:0:-1], shape[0], None, kind=key)
 
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
