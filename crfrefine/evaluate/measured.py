@@ -82,7 +82,8 @@ class MeasuredRegions:
     def with_structures(self, structures: Mapping[str, int]) -> MeasuredRegions:
         """Return the regions for label maps of structures, with the number of each by its name.
 
-        The labels of a `dataset.json` do not apply to them.
+        The labels of a `dataset.json` do not apply to them. Raise ConfigError for a region of one
+        label with the name of another structure.
         """
         if not structures:
             return self
@@ -95,6 +96,12 @@ class MeasuredRegions:
         for asked in self.judged:
             # One that is not named equals a label, which is its name.
             members = self.named.get(asked) or (int(asked),)
+            number = structures.get(asked, members[0])
+            if len(members) == 1 and number != members[0]:
+                raise ConfigError(
+                    f"--regions {shorten(asked)}={members[0]}: the structure of this name has the "
+                    f"number {number}, as structures are numbered in the order of their names"
+                )
             name, members = _as_label((asked, members), titles)
             judged[name] = None
             if name == str(members[0]):

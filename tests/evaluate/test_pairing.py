@@ -473,6 +473,9 @@ def test_a_region_with_name_and_number_of_a_structure_has_one_row(study):
     )
     assert list(summary["regions"]) == ["1", "2", "3", "left"]
     assert summary["judged_regions"] == ["2", "left"]
+    arguments = (study, study / "pred", study / "ref", "-r", "aorta=52", "--no-report")
+    result, _ = evaluate(*arguments, status=1)
+    assert "--regions aorta=52: the structure of this name has the number 1, as " in result.stderr
 
 
 def test_of_many_structures_the_terminal_shows_means(tmp_path):
