@@ -80,7 +80,8 @@ def wait(driver, condition):
 def wait_until_done(driver, after=0):
     wait(
         driver,
-        f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}",
+        f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}"
+        "&& !document.querySelector('.plane [aria-busy=true]')",
     )
 
 
@@ -187,6 +188,7 @@ def is_shown(name):
 def wait_for_case(driver, name):
     wait(driver, f"document.querySelector('#case').textContent === '{name}'")
     wait(driver, "!document.querySelector('#planes').inert")
+    wait_until_done(driver)
 
 
 def pointer(driver, *steps):

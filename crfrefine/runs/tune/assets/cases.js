@@ -25,7 +25,7 @@ const withState = (...states) =>
   state.list.cases.filter((one) => states.includes(one.state)).length;
 
 function showCases() {
-  const { cases, open, is_counting: isCounting, is_saving: isSaving, refused } = state.list;
+  const { cases, folder, is_counting: isCounting, is_saving: isSaving, open, refused } = state.list;
   const order = ordered();
   find("cases").hidden = cases.length < 2;
   find("next-case").disabled = neighbor(1) === undefined;
@@ -37,10 +37,22 @@ function showCases() {
   while (entries.children.length < order.length) entries.append(clone("case-entry").node);
   order.forEach((number, place) => showEntry(entries.children[place].firstChild, number));
   find("order").ariaBusy = String(isCounting);
-  showFolder();
+  document.body.dataset.kept = folder.is_used;
+  for (const node of findAll(".path")) node.textContent = folder.path;
+  find("problem-text").textContent = folder.problem;
+  const numOpen = withState("corrected", "outdated");
+  find("save-all").hidden = !numOpen || cases.length < 2;
+  find("save-all").textContent =
+    isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
+  find("save-all").disabled = Boolean(isSaving);
   if (refused) tell(refused);
   clearTimeout(nextLook);
   if (isCounting || isSaving) nextLook = setTimeout(refreshCases, WAIT);
+  // Another case is being opened, or has a state and a note that the program does not know yet.
+  if (open !== state.number || isSending()) return;
+  const { review, note } = cases[open];
+  find("review-state").value = review;
+  if (document.activeElement !== find("note")) find("note").value = note;
 }
 
 function showEntry(button, number) {
@@ -53,23 +65,6 @@ function showEntry(button, number) {
   button.title = note;
   button.value = number;
   button.ariaCurrent = number === state.list.open ? "true" : null;
-}
-
-function showFolder() {
-  const { cases, folder, is_saving: isSaving, open } = state.list;
-  const numOpen = withState("corrected", "outdated");
-  document.body.dataset.kept = folder.is_used;
-  for (const node of findAll(".path")) node.textContent = folder.path;
-  find("problem-text").textContent = folder.problem;
-  find("save-all").hidden = !numOpen || cases.length < 2;
-  find("save-all").textContent =
-    isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
-  find("save-all").disabled = Boolean(isSaving);
-  // Another case is being opened, or has a state and a note that the program does not know yet.
-  if (open !== state.number || isSending()) return;
-  const { review, note } = cases[open];
-  find("review-state").value = review;
-  if (document.activeElement !== find("note")) find("note").value = note;
 }
 
 // Ask for the list, or for something that changes it.

@@ -57,7 +57,9 @@ async function request(address, options) {
 
 // Ask the program; the answer is JSON.
 export async function ask(address, sent) {
-  const options = sent && { method: "POST", body: JSON.stringify(sent) };
+  const body = sent && JSON.stringify(sent);
+  // It arrives, too, if the page is closed at once; browsers do so for 64 kB.
+  const options = sent && { method: "POST", body, keepalive: body.length < 30_000 };
   return JSON.parse(decode(await request(address, options)));
 }
 

@@ -58,8 +58,9 @@ async function go(number) {
 async function openCase(number) {
   const windowName = state.about && find("window").selectedOptions[0].textContent;
   // Until the case is known, strokes go to the one that is shown.
-  const about = await ask(`case/${number}/describe`);
-  if (number !== state.at) return;
+  const about = await ask(`case/${number}/describe`).catch((error) => ({ error }));
+  if (number !== state.at) return; // Nobody is told why it could not be opened.
+  if (about.error) throw about.error;
   const { grid, labels, modalities, place, spacing, strokes } = about;
   document.body.classList.toggle("has-reference", about.has_reference);
   document.title = `${about.case} – crfrefine tune`;
