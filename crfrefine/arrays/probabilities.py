@@ -86,16 +86,18 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
 
 
 def leave_out(
-    padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False
-) -> tuple[Bool, int, tuple[Note, ...]]:
+    padding: Bool | None, mask: Bool | None, what: str, *, are_regions: bool = False
+) -> tuple[Bool | None, int, tuple[Note, ...]]:
     """Return a mask without the padding, the number of voxels removed from it, and notes.
 
     Args:
-        padding: (*grid), True at padding.
+        padding: (*grid), True at padding; None means that there is none.
         mask: (*grid); None means everywhere.
         what: a name for the padded channels, in the errors of `check_share`.
         are_regions: whether the padding is that of regions.
     """
+    if padding is None:
+        return mask, 0, ()
     inside = ~padding
     num_voxels = padding.size
     if mask is not None:

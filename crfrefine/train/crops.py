@@ -168,8 +168,6 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
 
 def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     """Return the voxels (*grid) in the mask of a case and not in padding; None means all."""
-    if padding is None:
-        return case.mask
     inside, *_ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
     return inside
 

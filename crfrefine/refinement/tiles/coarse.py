@@ -12,7 +12,6 @@ from crfrefine.arrays.label_maps import bounding_box, whole
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import available_threads, run_all
-from crfrefine.base.notes import Note
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.grid import LabelSets, TileGrid
@@ -51,8 +50,7 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
         network, coarse_grid, spec.mean_field, None, kept, case.context, reach
     )
     padding = survey.padding()
-    if padding is not None:
-        survey.mask, *_ = leave_out(padding, None, "logits")
+    survey.mask, *_ = leave_out(padding, None, "logits")
     coarse_labels = survey.labels
     survey.release()
     store = candidates.store(survey, reach)
@@ -61,23 +59,13 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
 
     covered = source.covered()
     mask = mask_on_tiles(case.image, grid)
-    num_padding = 0
-    notes = tuple[Note, ...]()
-    if not covered.all():
-        mask, num_padding, notes = leave_out(~covered, mask, "logits")
+    uncovered = None if covered.all() else ~covered
+    mask, num_padding, notes = leave_out(uncovered, mask, "logits")
     likeliest = source.where_likeliest(coarse_labels, spec.mean_field.num_labels)
     source.ensure(likeliest, threads)
     lowest, sums = _best_of(source, likeliest, _bias(spec), covered, mask)
     present, may_matter = _bounds(source, survey, likeliest, lowest, spec, thresholds)
-    problem = lazy_problem(
-        case,
-        source,
-        present,
-        may_matter,
-        mask,
-        settled_below=thresholds.settled_below,
-        checks_borders=not thresholds.leave_out_nothing,
-    )
+    problem = lazy_problem(case, source, present, may_matter, mask, thresholds)
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     source.ensure(problem.sets.domains, threads)
     labels, problem, largest_sums = _interpolated(source, problem, sums, thresholds)

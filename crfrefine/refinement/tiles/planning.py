@@ -16,7 +16,6 @@ from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.notes import Note
 from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
@@ -153,26 +152,15 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     survey, candidates, note = survey_stream(
         network, grid, spec.mean_field, mask, thresholds, case.context
     )
-    num_padding = 0
-    notes = tuple[Note, ...]()
-    padding = survey.padding()
-    if padding is not None:
-        survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
+    survey.mask, num_padding, notes = leave_out(survey.padding(), mask, "logits")
     largest_sums = survey.largest_sums()
     labels = survey.label_map().reshape(network.grid_shape)
     survey.release()
 
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
     store = candidates.store(survey, reach)
-    problem = lazy_problem(
-        case,
-        store,
-        survey.present,
-        survey.may_matter,
-        survey.mask,
-        settled_below=thresholds.settled_below,
-        checks_borders=not thresholds.leave_out_nothing,
-    )
+    presence = (survey.present, survey.may_matter)
+    problem = lazy_problem(case, store, *presence, survey.mask, thresholds)
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
@@ -185,13 +173,12 @@ def lazy_problem(
     present: Bool,
     may_matter: Bool,
     mask: Bool | None,
-    *,
-    settled_below: float,
-    checks_borders: bool,
+    thresholds: Thresholds | None,
 ) -> TileProblem:
     """Return the problem of channels that are not in memory; other arguments as its fields.
 
-    The mask lacks the padding of the channels, unlike that of the image.
+    The mask lacks the padding of the channels, unlike that of the image. Without thresholds no
+    label was left out because its probability was low.
     """
     image = case.image
     # Padding of the logits is not a property of the image: intensities are normalized as if there
@@ -201,18 +188,16 @@ def lazy_problem(
         mask = mask.reshape(image.values.shape[1:])
     image = replace(image, mask=mask)
     reach = case.model.kernels.reach(image.spacing, source.grid.shape)
-    return TileProblem(
-        source,
-        label_sets(source.grid, present, may_matter, reach),
-        present,
-        may_matter,
-        image,
-        case.model,
-        case.parameters.mean_field.label_threshold,
-        checks_borders=checks_borders,
-        settled_below=settled_below,
-        maps=maps,
+    sets = label_sets(source.grid, present, may_matter, reach)
+    threshold = case.parameters.mean_field.label_threshold
+    problem = TileProblem(
+        source, sets, present, may_matter, image, case.model, threshold, maps=maps
     )
+    if thresholds is None:
+        return replace(problem, checks_borders=False)
+    checks_borders = not thresholds.leave_out_nothing
+    settled_below = thresholds.settled_below
+    return replace(problem, checks_borders=checks_borders, settled_below=settled_below)
 
 
 def prepare_on_tiles(
@@ -300,17 +285,8 @@ def _nearby_problem(
     engine.mark_near(source.numbers, near, present.view(np.uint8))
     present &= voxels > 0
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
-    # No label was left out because its probability was low.
-    problem = lazy_problem(
-        replace(case, image=image),
-        source,
-        present,
-        present,
-        mask,
-        settled_below=settled_below,
-        checks_borders=False,
-    )
-    return problem, voxels
+    problem = lazy_problem(replace(case, image=image), source, present, present, mask, None)
+    return replace(problem, settled_below=settled_below), voxels
 
 
 def settled_bound(spec: ModelSpec) -> float:
