@@ -144,7 +144,7 @@ class Case:
     models: Sequence[ModelSpec] = ()
     # Stored: whether labels can be left out on tiles, which the C++ engine alone does.
     can_have_tiles: bool = False
-    notes: tuple[Note, ...] = ()  # on the image, for the user
+    notes: tuple[Note, ...] = ()  # on what was given, for the user
 
     @property
     def model(self) -> ModelSpec:

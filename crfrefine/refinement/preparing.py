@@ -278,9 +278,7 @@ def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
     return np.array(label_maps.count_labels(labels, len(logits)))
 
 
-def without_nan(
-    image: GridImage, backend: Backend, threads: int | None
-) -> tuple[GridImage, tuple[Note, ...]]:
+def without_nan(image: GridImage, backend: Backend, threads: int | None) -> tuple[GridImage, Note]:
     """Return an image without the voxels that are NaN in its mask, and a note on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.
@@ -289,7 +287,7 @@ def without_nan(
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
     _finite_range(backend, numbers, "image", threads)
     mask, note = leave_out_nan(values, image.mask, "image")
-    return replace(image, values=values, mask=mask), (note,)
+    return replace(image, values=values, mask=mask), note
 
 
 def _finite_range(

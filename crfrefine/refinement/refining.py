@@ -138,6 +138,7 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
         strokes=strokes,
         network_spacing=network_spacing,
         is_label_map=True,
+        notes=() if note is None else (note,),
     )
     result = _refine(numbered, case)
 
@@ -146,9 +147,6 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
         network_labels = numbers
     losses = _add_losses(before.lost, result.lost_to_rules)
     lost = {labels[number]: counts for number, counts in losses.items()}
-    notes = result.notes
-    if note is not None:
-        notes = (note, *notes)
     return replace(
         result,
         label_map=renumber(result.label_map, labels),
@@ -156,7 +154,6 @@ def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
         voxels_removed=result.voxels_removed + before.voxels_removed,
         voxels_filled=result.voxels_filled + before.voxels_filled,
         lost_to_rules=lost,
-        notes=notes,
         channel_labels=labels,
         num_labels=num_labels,
     )
@@ -253,11 +250,12 @@ def _store(network: Network, case: Case) -> Case:
     image = GridImage(values, None, spacing, order.axes)
     if case.image.mask is not None:
         image = replace(image, mask=order.to_storage(case.image.mask))
-    notes: tuple[Note, ...] = ()
+    notes = case.notes
     # Readers check the images of other networks.
     may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
     if may_be_nan and np.isnan(case.backend.channel_ranges(values, threads=threads)).any():
-        image, notes = without_nan(image, case.backend, threads)
+        image, note = without_nan(image, case.backend, threads)
+        notes += (note,)
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[axes])
