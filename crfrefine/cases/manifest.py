@@ -71,9 +71,12 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     lines = [*StringIO(text, newline="")]
     separators = COLUMN_SEPARATORS
     num_skipped = 0
+    while lines and not lines[0].strip():
+        lines.pop(0)
+        num_skipped += 1
     if lines and lines[0].lower().startswith("sep="):  # Excel's own line
         separators = lines.pop(0)[4:5].strip("\r\n") or COLUMN_SEPARATORS
-        num_skipped = 1
+        num_skipped += 1
     # The names of columns have none of them.
     separator = max(separators, key=lines[0].count) if lines else COLUMN_SEPARATORS[0]
     reader = csv.DictReader(lines, strict=True, delimiter=separator)

@@ -93,6 +93,7 @@ def test_tables_as_excel_saves_them_in_other_countries(archive, encoding, separa
             "line 2: expected 3 cells, as in the line of names; in a table with semicolons, a cell",
         ),
         ("", "found an empty file"),
+        ("\n \ncase,images,logits\n\na,b\n", "line 5: expected 3 cells, as in the line of names"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: expected 3 cells, as in the line of names"),
         ('case,images,logits\n"a,b,c\n', "cannot be read as CSV after line 1: "),
