@@ -25,7 +25,7 @@ from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError, naming_case
-from crfrefine.io.reading import require_scalar, with_channel_axis
+from crfrefine.io.headers import require_scalar, with_channel_axis
 from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.

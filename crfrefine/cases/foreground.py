@@ -20,7 +20,8 @@ from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, decoded_pieces, reading_jobs
+from crfrefine.io.headers import LogitsHeader
+from crfrefine.io.reading import LABEL_TOLERANCE, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
 
 _PIECE_BYTES = 1 << 20

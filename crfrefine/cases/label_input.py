@@ -23,7 +23,8 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
+from crfrefine.io.headers import LogitsHeader
+from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork

@@ -35,7 +35,7 @@ from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader
+from crfrefine.io.headers import LogitsHeader
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.refinement.given import (
     ArrayNetwork,

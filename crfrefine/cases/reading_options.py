@@ -20,7 +20,7 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
-    from crfrefine.io.reading import LogitsHeader
+    from crfrefine.io.headers import LogitsHeader
     from crfrefine.io.volume import VolumeHeader
     from crfrefine.parameters.model import CrfParameters
 

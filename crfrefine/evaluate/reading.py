@@ -36,7 +36,7 @@ from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
-from crfrefine.io.reading import require_scalar, with_channel_axis
+from crfrefine.io.headers import require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 

@@ -8,6 +8,7 @@ x, y, z).
 
 from __future__ import annotations
 
+from crfrefine.io.headers import LogitsHeader, logits_header, placed_on, read_header
 from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -16,13 +17,9 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.reading import (
-    LogitsHeader,
     Piece,
     is_whole,
-    logits_header,
-    placed_on,
     read_channels,
-    read_header,
     read_labels,
     read_logits,
     read_pieces,

@@ -42,7 +42,7 @@ class Format:
       format.
     - `read_header(path)`: the `VolumeHeader`, by `volume.volume_header`, which checks that the file
       can hold its voxels. It raises UnsupportedFormatError for damage and for another format, and
-      RareHeaderError for what only SimpleITK reads. `reading.read_header`, which calls it, adds
+      RareHeaderError for what only SimpleITK reads. `headers.read_header`, which calls it, adds
       `family`, `states` and the note on a wrong name.
     - `open_voxels(header)`, only for headers whose `source` is None: a context with a
       `streams.Decoder` at the first voxel.
