@@ -129,3 +129,20 @@ def whole_result(session, changes=(), preset=""):
     """Refine the whole case with these parameters, as the newest state."""
     place = session.case.first_place()
     return session.refine(next(_COUNTER), preset, dict(changes), place, is_whole=True)["result"]
+
+
+# As the page sends it.
+STROKE = {
+    "plane": 1,
+    "place": [4, 5, 6],
+    "path": [5, 2, 6, 2],
+    "shape": "disk",
+    "value": 3,
+    "radius": 0.0,
+    "within": {},
+    "mark": "",
+}
+
+
+def states(worklist):
+    return [entry["state"] for entry in worklist.describe()["cases"]]
