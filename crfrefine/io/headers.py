@@ -65,7 +65,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     if source is not None and source.encoding == "raw" and not actual.has_tail:
         num_bytes = math.prod(header.stored_shape) * source.dtype.itemsize
         surplus = states[source.path].st_size - (source.start + source.offset + num_bytes)
-        if surplus > 0:
+        # More of the archive follows an array in it, whose number of bytes the archive tells.
+        if surplus > 0 and source.checksum is None:
             notes = (*notes, Note.of(NoteKind.BEHIND_VOXELS, surplus=surplus))
     return replace(header, family=header.family or actual.name, notes=notes, states=states)
 

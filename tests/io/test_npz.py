@@ -41,6 +41,7 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     assert (header.kind, header.affine, header.orientation) == (key, None, None)
     assert (header.num_channels, header.grid_shape) == (3, (4, 5, 6))
     assert header.dtype == np.dtype(dtype).name
+    assert header.notes == ()
 
 
 @pytest.mark.parametrize(
