@@ -288,7 +288,7 @@ export class Plane {
       const isKnown = image === this.image;
       const key = `${image},${version}`;
       try {
-        if (key !== this.key) {
+        if (key !== this.key && number !== state.leaving) {
           const sent = { plane: spec.number, place, modality, is_known: isKnown };
           const query = encodeURIComponent(JSON.stringify(sent));
           const data = await askPlane(`case/${number}/plane/${version}?${query}`);
