@@ -1,4 +1,8 @@
-"""The padding among ties, voxels where all labels are equal; other ties take part.
+"""Padding: ties, voxels where all labels are equal, about which a network said nothing.
+
+Ties of labels have exactly the same logit, those of regions log-odds of 0. Undoing a crop pads
+logits with a constant. To the CRF such voxels look undecided, and their neighbors' labels would
+spread over them; they are left out, other ties take part.
 
 A network's output has such voxels where it said nothing: around the field of view that a crop left,
 or where a sliding window did not look. Votes that are split, and scores in half precision that
@@ -18,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, find_ties
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.errors import InputError
 
 # Voxels along each axis of the blocks that padding consists of; sheets of ties are thinner.
 THICK = 3
@@ -28,6 +35,80 @@ HOLE = 8
 MAX_SCORE = 1e4  # well above any logit of a network; larger ties are padding anywhere
 # Largest relative error of a share 1 / L: more than that of bfloat16 or 8 bits.
 SHARE_TOLERANCE = 0.05
+MAX_SHARE = 0.999  # largest share of padding in the mask
+ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small organ in a large scan
+
+
+def find_padding(
+    channels: Array, *, are_regions: bool = False, is_probability: bool = False
+) -> Bool | None:
+    """Return (*grid), True where logits or probabilities (L, *grid) are padding; or None."""
+    ties = find_ties(channels, are_regions=are_regions)
+    if ties is None:
+        return None
+    return padding_of(channels, ties, are_regions=are_regions, is_probability=is_probability)
+
+
+def padding_of(
+    channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
+) -> Bool | None:
+    """Return which ties of logits or probabilities (L, *grid) are padding, (*grid); or None."""
+    if are_regions:  # Any tie may be a probability of one half.
+        return padding_among(ties, None, len(channels))
+    logits = channels[0]
+    if is_probability:
+        # As in `take_logarithms`; only ties matter.
+        logits = np.zeros(ties.shape, np.float32)
+        probabilities = np.clip(channels[0][ties], MIN_PROBABILITY, 1.0)
+        logits[ties] = np.log(probabilities)
+    return padding_among(ties, logits, len(channels))
+
+
+def leave_out(
+    padding: Bool | None, mask: Bool | None, what: str, *, are_regions: bool = False
+) -> tuple[Bool | None, int, tuple[Note, ...]]:
+    """Return a mask without the padding, the number of voxels removed from it, and notes.
+
+    Args:
+        padding: (*grid), True at padding; None means that there is none.
+        mask: (*grid); None means everywhere.
+        what: a name for the padded channels, in the errors of `check_share`.
+        are_regions: whether the padding is that of regions.
+    """
+    if padding is None:
+        return mask, 0, ()
+    inside = ~padding
+    num_voxels = padding.size
+    if mask is not None:
+        inside &= mask
+        num_voxels = int(np.count_nonzero(mask))
+    num_padded = num_voxels - int(np.count_nonzero(inside))
+    if not num_padded:
+        return inside, 0, ()
+    check_share(num_padded, num_voxels, what)
+    note = note_on_padding(num_padded, padding.size, are_regions=are_regions)
+    return inside, num_padded, (note,)
+
+
+def check_share(num_padded: int, num_voxels: int, what: str) -> None:
+    """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
+    is_most = num_padded > 0 and num_padded > MAX_SHARE * num_voxels
+    if is_most and num_voxels - num_padded < ENOUGH_VOXELS:
+        raise InputError(
+            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so "
+            "the labels there are unknown\n"
+            "  Expected the network's output on this image. Is this a cropped output with mostly "
+            "padding, or a placeholder file?"
+        )
+
+
+def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> Note:
+    """Return a note about padding for the user."""
+    what = "logits are equal for all labels"
+    if are_regions:
+        what = "log-odds are 0 for all regions"
+    share = num_padded / num_voxels
+    return Note.of(NoteKind.PADDING, what=what, padding=num_padded, voxels=num_voxels, share=share)
 
 
 def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | None:

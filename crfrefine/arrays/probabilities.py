@@ -1,9 +1,4 @@
-"""A network's outputs: padding; logits or probabilities, and how probabilities become logits.
-
-Ties are voxels where all labels have exactly the same logit, or the log-odds of all regions are 0.
-Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their
-neighbors' labels would spread over them; `padding` tells padding from other ties.
-"""
+"""A network's outputs: whether they are logits or probabilities, and how these become logits."""
 
 from __future__ import annotations
 
@@ -15,15 +10,36 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.padding import padding_among
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
-MAX_SHARE = 0.999  # largest share of padding in the mask
-ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small organ in a large scan
 BLOCK_VOXELS = 1 << 16
+
+InputType = Literal["auto", "logits", "probabilities", "labels"]
+INPUT_TYPES: tuple[str, ...] = get_args(InputType)
+
+# Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever.
+MIN_PROBABILITY = 1e-7
+# Largest error of the sum over labels, and distance from [0, 1]: more than in float16 and 16 bits.
+SUM_TOLERANCE = 1e-3
+# The same for values declared as probabilities: more than in 8 bits, less than in regions.
+TOLD_SUM_TOLERANCE = 0.05
+# The advice for values that look like something else.
+BY_HAND = "--input-type {} (in Python: input_type; evaluate has neither and takes label maps)"
+# Values that lie farther below 0 are no probabilities: interpolation overshoots by less.
+MAX_OVERSHOOT = 1.0
+# Sums at which even values of a few levels are probabilities: 1, percent, 8 bits and 16 bits. With
+# other sums they are not, as the probabilities of a network vary from voxel to voxel.
+SCALES = (1.0, 100.0, 255.0, 65535.0)
+MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
+# Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
+MISSING_SHARE = 0.1
+
+# Bits of a voxel with a value outside [0, 1].
+_ABOVE = 1
+_NEGATIVE = 2
 
 
 def plane_blocks(values: Array) -> Iterator[slice]:
@@ -31,31 +47,6 @@ def plane_blocks(values: Array) -> Iterator[slice]:
     num_planes = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
     for start in range(0, values.shape[1], num_planes):
         yield slice(start, start + num_planes)
-
-
-def find_padding(
-    channels: Array, *, are_regions: bool = False, is_probability: bool = False
-) -> Bool | None:
-    """Return (*grid), True where logits or probabilities (L, *grid) are padding; or None."""
-    ties = find_ties(channels, are_regions=are_regions)
-    if ties is None:
-        return None
-    return padding_of(channels, ties, are_regions=are_regions, is_probability=is_probability)
-
-
-def padding_of(
-    channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
-) -> Bool | None:
-    """Return which ties of logits or probabilities (L, *grid) are padding, (*grid); or None."""
-    if are_regions:  # Any tie may be a probability of one half.
-        return padding_among(ties, None, len(channels))
-    logits = channels[0]
-    if is_probability:
-        # As in `take_logarithms`; only ties matter.
-        logits = np.zeros(ties.shape, np.float32)
-        probabilities = np.clip(channels[0][ties], MIN_PROBABILITY, 1.0)
-        logits[ties] = np.log(probabilities)
-    return padding_among(ties, logits, len(channels))
 
 
 def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
@@ -83,81 +74,6 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
                 ties = np.zeros(channels.shape[1:], np.bool_)
             ties[planes] = same
     return ties
-
-
-def leave_out(
-    padding: Bool | None, mask: Bool | None, what: str, *, are_regions: bool = False
-) -> tuple[Bool | None, int, tuple[Note, ...]]:
-    """Return a mask without the padding, the number of voxels removed from it, and notes.
-
-    Args:
-        padding: (*grid), True at padding; None means that there is none.
-        mask: (*grid); None means everywhere.
-        what: a name for the padded channels, in the errors of `check_share`.
-        are_regions: whether the padding is that of regions.
-    """
-    if padding is None:
-        return mask, 0, ()
-    inside = ~padding
-    num_voxels = padding.size
-    if mask is not None:
-        inside &= mask
-        num_voxels = int(np.count_nonzero(mask))
-    num_padded = num_voxels - int(np.count_nonzero(inside))
-    if not num_padded:
-        return inside, 0, ()
-    check_share(num_padded, num_voxels, what)
-    note = note_on_padding(num_padded, padding.size, are_regions=are_regions)
-    return inside, num_padded, (note,)
-
-
-def check_share(num_padded: int, num_voxels: int, what: str) -> None:
-    """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
-    is_most = num_padded > 0 and num_padded > MAX_SHARE * num_voxels
-    if is_most and num_voxels - num_padded < ENOUGH_VOXELS:
-        raise InputError(
-            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so "
-            "the labels there are unknown\n"
-            "  Expected the network's output on this image. Is this a cropped output with mostly "
-            "padding, or a placeholder file?"
-        )
-
-
-def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> Note:
-    """Return a note about padding for the user."""
-    what = "logits are equal for all labels"
-    if are_regions:
-        what = "log-odds are 0 for all regions"
-    share = num_padded / num_voxels
-    return Note.of(NoteKind.PADDING, what=what, padding=num_padded, voxels=num_voxels, share=share)
-
-
-# ---- Logits or probabilities
-
-
-InputType = Literal["auto", "logits", "probabilities", "labels"]
-INPUT_TYPES: tuple[str, ...] = get_args(InputType)
-
-# Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever.
-MIN_PROBABILITY = 1e-7
-# Largest error of the sum over labels, and distance from [0, 1]: more than in float16 and 16 bits.
-SUM_TOLERANCE = 1e-3
-# The same for values declared as probabilities: more than in 8 bits, less than in regions.
-TOLD_SUM_TOLERANCE = 0.05
-# The advice for values that look like something else.
-BY_HAND = "--input-type {} (in Python: input_type; evaluate has neither and takes label maps)"
-# Values that lie farther below 0 are no probabilities: interpolation overshoots by less.
-MAX_OVERSHOOT = 1.0
-# Sums at which even values of a few levels are probabilities: 1, percent, 8 bits and 16 bits. With
-# other sums they are not, as the probabilities of a network vary from voxel to voxel.
-SCALES = (1.0, 100.0, 255.0, 65535.0)
-MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
-# Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
-MISSING_SHARE = 0.1
-
-# Bits of a voxel with a value outside [0, 1].
-_ABOVE = 1
-_NEGATIVE = 2
 
 
 class Look:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import find_padding, find_ties
+from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.geometry import GRID_TOLERANCE
 from crfrefine.base.limits import run_all
 

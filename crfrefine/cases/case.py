@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.probabilities import find_padding
+from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid

@@ -14,14 +14,8 @@ from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.probabilities import (
-    BLOCK_VOXELS,
-    SUM_TOLERANCE,
-    check_share,
-    clip_overshoot,
-    find_padding,
-    find_ties,
-)
+from crfrefine.arrays.padding import check_share, find_padding
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, clip_overshoot, find_ties
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
-from crfrefine.arrays.padding import MAX_SCORE, padding_among
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, look_at, note_on_padding
+from crfrefine.arrays.padding import MAX_SCORE, check_share, note_on_padding, padding_among
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend

@@ -17,6 +17,7 @@ from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.padding import leave_out, padding_of
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32
@@ -185,12 +186,12 @@ def _channels_of_regions(network: ArrayNetwork, case: Case) -> Prepared:
 def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
     """Take the padding among the voxels with ties out of the mask."""
     are_regions = case.regions is not None
-    padding = probabilities.padding_of(
+    padding = padding_of(
         prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
     )
     if padding is None:
         return
-    left = probabilities.leave_out(padding, prepared.mask, "logits", are_regions=are_regions)
+    left = leave_out(padding, prepared.mask, "logits", are_regions=are_regions)
     prepared.mask, prepared.num_padding, prepared.notes = left
     if prepared.largest / case.model.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other

@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole
-from crfrefine.arrays.probabilities import leave_out
+from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from crfrefine.arrays.probabilities import find_padding, find_ties
+from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.probabilities import find_ties
 
 SHAPE = (23, 31, 27)
 ONE_OF_THREE = math.log(1 / 3)  # the logarithm of split votes of three raters

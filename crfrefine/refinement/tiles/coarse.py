@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box, whole
-from crfrefine.arrays.probabilities import leave_out, take_logarithms
+from crfrefine.arrays.padding import leave_out
+from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach
-from crfrefine.arrays.probabilities import leave_out
+from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import ModelSpec
