@@ -27,7 +27,7 @@ SUM_TOLERANCE = 1e-3
 # The same for values declared as probabilities: more than in 8 bits, less than in regions.
 TOLD_SUM_TOLERANCE = 0.05
 # The advice for values that look like something else.
-BY_HAND = "--input-type {} (in Python: input_type; evaluate has neither and takes label maps)"
+BY_HAND = "--input-type {} (in Python: input_type; evaluate takes neither)"
 # Values that lie farther below 0 are no probabilities: interpolation overshoots by less.
 MAX_OVERSHOOT = 1.0
 # Sums at which even values of a few levels are probabilities: 1, percent, 8 bits and 16 bits. With

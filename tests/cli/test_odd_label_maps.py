@@ -70,7 +70,7 @@ def test_a_mask_of_a_small_value_is_no_prediction(folders, tmp_path):
     arguments = (folders.logits, tmp_path / "labels", "-o", folders.output, "--no-report")
     found = run_here("evaluate", *arguments, status=1).stderr
     assert "maps/a.nii.gz: one value per voxel, up to 0.008: neither a label map" in found
-    assert "--input-type probabilities (in Python: input_type; evaluate has neither" in found
+    assert "--input-type probabilities (in Python: input_type; evaluate takes neither)" in found
 
 
 def test_a_scaled_mask_is_a_label_map_for_all_commands(folders, tmp_path):
