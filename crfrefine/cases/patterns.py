@@ -213,7 +213,8 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
         return difflib.SequenceMatcher(None, path.name, names[depth - 1]).ratio()
 
     near = sorted(there[:_MAX_COMPARED], key=likeness, reverse=True)
-    return f"\n  There are {listed(near, _MAX_NEAREST)}."
+    shown = listed([path.relative_to(root) for path in near], _MAX_NEAREST)
+    return f"\n  There are {shown} in {root}."
 
 
 def advise(place: Path, *, holds_images: bool = True) -> str:

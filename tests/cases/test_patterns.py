@@ -116,9 +116,9 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
         (
             "x-{case}.nii",
             None,
-            "apart from what other options name\n  There are {root}/v-1",
+            "apart from what other options name\n  There are v-1.nii, ",
         ),
-        ("deep/{case}/{case}.nii", None, ", {root}/v-1.nii, {root}/v-2.nii"),
+        ("deep/{case}/{case}.nii", None, ", v-1.nii, v-2.nii in {root}."),
         ("v-*.nii", None, "a pattern says with {{case}} which part of a path is the name"),
         ("v-{name}.nii", None, "it may have {{case}}, {{modality}} and *, not {{name}}"),
         ("v{case}{modality}.nii", None, "nothing says where {{case}} ends"),
@@ -147,7 +147,7 @@ def test_two_files_or_none_for_a_case_are_its_problem(tmp_path):
     assert a.problem == f"{expected}{root}/out/{{case}}_*.nii"
     assert [path.name for path in b.logits] == ["b_1.nii"]
     assert "case 'c': no logits in " in c.problem
-    assert f"There are {root}/out/" in c.problem
+    assert f" in {root}/out." in c.problem
     double = discover_cases(make(tmp_path, "x/a/1.nii", "x/a/2.nii") / "x/{case}/*.nii", None)
     assert "found 1.nii, 2.nii" in double[0].problem
 

@@ -175,6 +175,7 @@ def _usual_calls():
     """
     noted = {}
     load = compiled._import_level
+    compiled.load_engine.cache_clear()  # Tests before may have loaded it.
     with (
         mock.patch.object(
             compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])
@@ -238,6 +239,7 @@ def _usual_calls():
             np.arange(2),
             np.zeros((2, math.prod(TILE)), np.float32),
         )
+    compiled.load_engine.cache_clear()  # Tests after this one load it without notes.
     return tuple(calls for known in noted.values() for calls in known)
 
 
