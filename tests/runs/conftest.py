@@ -1,4 +1,6 @@
-"""Cases for the tests of the page with sliders."""
+"""Cases for the tests of the page with sliders, and their list."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -20,3 +22,30 @@ def arguments(labeled_folders):
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "corrections"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folders of three cases, and that of their labels."""
+    from tune_helpers import write_labeled
+
+    return write_labeled(tmp_path_factory.mktemp("cases"), "a", "b", "c")
+
+
+@pytest.fixture
+def options(study, tmp_path):
+    """Options of the page on the three cases, with a folder of corrections."""
+    from tune_helpers import options_for
+
+    return replace(options_for(*study), corrections=tmp_path / "corrections")
+
+
+@pytest.fixture
+def worklist(options):
+    """The three cases as the page opens them."""
+    from crfrefine.runs.tune.finding import find_cases
+    from crfrefine.runs.tune.worklist import Worklist
+
+    worklist = Worklist(options, find_cases(options))
+    yield worklist
+    worklist.end()

@@ -28,23 +28,6 @@ from crfrefine.runs.tune.finding import find_cases
 from crfrefine.runs.tune.worklist import Worklist
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_labeled(tmp_path_factory.mktemp("cases"), "a", "b", "c")
-
-
-@pytest.fixture
-def options(folders, tmp_path):
-    return replace(options_for(*folders), corrections=tmp_path / "corrections")
-
-
-@pytest.fixture
-def worklist(options):
-    worklist = Worklist(options, find_cases(options))
-    yield worklist
-    worklist.end()
-
-
 def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, options):
     worklist.open(1)
     assert worklist.draw(0, **STROKE)["state"] == CORRECTED
@@ -83,10 +66,10 @@ def test_a_full_disk_is_told_and_all_is_written_once_there_is_room(worklist, opt
     assert "b,done,kept" in (options.corrections / "reviews.csv").read_text()
 
 
-def test_without_a_folder_one_is_offered_and_takes_all_strokes(folders, tmp_path, monkeypatch):
+def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corrections").mkdir()
-    options = options_for(*folders)
+    options = options_for(*study)
     worklist = Worklist(options, find_cases(options))
     for number in (0, 1):
         worklist.open(number)
@@ -121,10 +104,10 @@ def test_a_second_program_is_refused_until_the_first_has_ended(worklist, options
 
 
 def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept(
-    folders, tmp_path, monkeypatch
+    study, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    options = options_for(*folders)
+    options = options_for(*study)
     worklist = Worklist(options, find_cases(options))
     worklist.draw(0, **STROKE)
     is_reading = threading.Event()
@@ -151,7 +134,7 @@ def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept
     assert kept == ["a.json", "b.json"]
 
 
-def test_notes_of_cases_that_a_run_does_not_have_stay(folders, options, worklist):
+def test_notes_of_cases_that_a_run_does_not_have_stay(study, options, worklist):
     worklist.review(2, "to discuss", "third")
     worklist.end()
     inputs = find_cases(options)
@@ -174,10 +157,10 @@ def test_a_note_comes_back_as_long_as_one_may_be(worklist):
 
 
 def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
-    folders, tmp_path, monkeypatch
+    study, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    options = options_for(*folders)
+    options = options_for(*study)
     worklist = Worklist(options, find_cases(options))
     assert worklist.describe()["folder"]["num_lost"] == 0
     worklist.review(1, "done", "before")
@@ -218,12 +201,12 @@ def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
 
 
 def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
-    folders, options, worklist, tmp_path
+    study, options, worklist, tmp_path
 ):
     worklist.draw(0, **STROKE)
     drawn = worklist.session(0).drawing.values
     worklist.end()
-    like = read_volume(folders[1] / "a.nii.gz")
+    like = read_volume(study[1] / "a.nii.gz")
     given = np.zeros(like.data.shape, np.uint8)
     given[1:3, 4, 5:8] = 2
     (tmp_path / "given").mkdir()
@@ -352,10 +335,10 @@ def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
 
 
 def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
-    folders, tmp_path, monkeypatch
+    study, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    options = options_for(*folders)
+    options = options_for(*study)
     worklist = Worklist(options, find_cases(options))
     for number in (0, 1):
         worklist.draw(number, **STROKE)

@@ -54,11 +54,6 @@ def arguments(labeled_folders, tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "corrections"
-
-
-@pytest.fixture
 def page(arguments, folder, tmp_path):
     with (
         open_page(*arguments, "--corrections", folder) as running,

@@ -34,23 +34,6 @@ from crfrefine.runs.tune.finding import find_cases
 from crfrefine.runs.tune.worklist import Worklist
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_labeled(tmp_path_factory.mktemp("cases"), "a", "b", "c")
-
-
-@pytest.fixture
-def options(folders, tmp_path):
-    return replace(options_for(*folders), corrections=tmp_path / "corrections")
-
-
-@pytest.fixture
-def worklist(options):
-    worklist = Worklist(options, find_cases(options))
-    yield worklist
-    worklist.end()
-
-
 def wait_for_count(worklist):
     worklist._counting.result(60)
     return [entry["changed"] for entry in worklist.describe()["cases"]]
@@ -183,12 +166,12 @@ def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
         worklist.end()
 
 
-def test_changes_are_counted_as_infer_counts_them(worklist, folders, options, tmp_path):
+def test_changes_are_counted_as_infer_counts_them(worklist, study, options, tmp_path):
     changes = {"bilateral.weight": 6.0}
     worklist.count_changes("", changes)
     counted = wait_for_count(worklist)
     (tmp_path / "p.toml").write_text(options.inputs.parameters.replace(**changes).to_toml())
-    inputs = ("-i", folders[0].images, "-p", folders[0].logits, "-c", tmp_path / "p.toml")
+    inputs = ("-i", study[0].images, "-p", study[0].logits, "-c", tmp_path / "p.toml")
     summary = tmp_path / "summary.json"
     run_here("infer", *inputs, "-o", tmp_path / "out", "--summary", summary, status=0)
     cases = json.loads(summary.read_text())["cases"]
@@ -215,9 +198,9 @@ def test_counting_gives_way_to_a_stroke_and_ends_with_the_page(worklist, monkeyp
 
 
 @pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
-def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
+def test_requests_in_parallel_leave_a_whole_state(study, tmp_path):
     """Strokes of several tabs at once are all drawn, and a case saved meanwhile is whole."""
-    arguments = ("-i", folders[0].images, "-p", folders[0].logits)
+    arguments = ("-i", study[0].images, "-p", study[0].logits)
     with open_page(*arguments, "--corrections", tmp_path) as page:
         first_voxels = range(0, 15 * 11, 11)
 
@@ -240,8 +223,8 @@ def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
 
 
 @pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
-def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
-    arguments = ("-i", folders[0].images, "-p", folders[0].logits)
+def test_a_kill_while_saving_leaves_whole_files(study, tmp_path):
+    arguments = ("-i", study[0].images, "-p", study[0].logits)
     for delay in (0.0, 0.01, 0.03):
         with open_page(*arguments, "--corrections", tmp_path) as page:
             page.json("case/0/draw", STROKE)
