@@ -97,7 +97,7 @@ def test_neighbors_have_colors_that_differ():
     labels[8:12, 14:18] = 12  # vermilion, too
     labels[0, 0] = 1
     colors = choose_colors([labels, labels.T])
-    assert (colors[1], colors[5]) == (0, 4)  # as label_color has them
+    assert (colors[1], colors[5]) == (0, 4), "one after the other"
     assert len({0, 4} | {colors[64], colors[12]}) == 4
     assert choose_colors([np.array([[1, 2], [0, 3]])]) == {1: 0, 2: 1, 3: 2}
 
@@ -276,4 +276,4 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
     assert choose_window(image, NOTHING) == SOFT_TISSUE
     image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
     assert SOFT_TISSUE.gray(image).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
-    assert str(SOFT_TISSUE) == "−160 to 240"
+    assert str(SOFT_TISSUE) == "−160 to 240 HU (soft tissue)"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,24 +34,29 @@ _NEAR = 2  # voxels within which labels are neighbors
 LINE_WIDTH = 2
 # Brightest gray level; the levels above it are the colors of labels.
 WHITE = 255 - len(LABEL_COLORS) - 1
+PAPER = round(0.065 * WHITE)
+INK = round(0.95 * WHITE)
+FAINT_INK = round(0.68 * WHITE)
+_FRAME = round(0.8 * WHITE)
+# Heights of letters, in pixels.
+TITLE = 21
+TEXT = 15
+SMALL = 13
+# The letters of the sides of a plane and its name have room in a square so large, above and below
+# a plane of a few slices.
+MIN_HEIGHT = 100
+GAP = 8  # between parts of a picture
+_SAMPLE = 26  # width of the line or bar that shows a label's color
+Colors: TypeAlias = Mapping[int, int]  # of each label, as of `choose_colors`
+
 _SPELLED = {"→": "to", "\u2212": "-"}  # for signs in our texts that a font lacks
-
-
-def label_color(label: int) -> str:
-    """Return the color of a label above 0."""
-    return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
-
-
-def gray_level(share: float) -> int:
-    """Return the level of a gray from 0, black, to 1, white."""
-    return round(share * WHITE)
 
 
 def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
     """Return the number of the color of each label above 0, so that neighbors look different.
 
-    It is that of `label_color`, unless a lower label nearby has it or a similar one. Of the other
-    colors, those come first that no label with the same dashes has.
+    It is the next one for the next label, unless a lower label nearby has it or a similar one. Of
+    the other colors, those come first that no label with the same dashes has.
 
     Args:
         maps: the planes that are shown, (rows, columns).
@@ -93,11 +99,8 @@ def labels_nearby(label_map: Array) -> dict[int, set[int]]:
     return neighbors
 
 
-def label_levels(labels: Array, colors: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Return the level of the color of each label; background is white.
-
-    `colors` are those of `choose_colors`.
-    """
+def label_levels(labels: Array, colors: Colors) -> NDArray[np.uint8]:
+    """Return the level of the color of each label; background is white."""
     levels = np.full(max(colors, default=0) + 1, WHITE, np.uint8)
     for label, color in colors.items():
         levels[label] = WHITE + 1 + color
@@ -167,12 +170,12 @@ def _period(label: Any) -> Any:
 
 
 class Canvas:
-    """A picture to draw on; a `level` is a gray level, or the color of a label."""
+    """A picture to draw on, in dark gray; a `level` is a gray level, or the color of a label."""
 
-    def __init__(self, size: tuple[int, int], background: int) -> None:
+    def __init__(self, size: tuple[int, int]) -> None:
         from PIL import Image, ImageDraw
 
-        self._picture: Image.Image = Image.new("L", size, background)
+        self._picture: Image.Image = Image.new("L", size, PAPER)
         self._draw = ImageDraw.Draw(self._picture)
 
     def paste(self, pixels: NDArray[np.uint8], corner: tuple[int, int]) -> None:
@@ -186,11 +189,12 @@ class Canvas:
         place: tuple[float, float],
         text: str,
         size: int,
-        level: int,
         *,
+        level: int = INK,
         anchor: str = "la",
+        width: float = math.inf,
         is_bold: bool = False,
-        edge: int = -1,
+        has_edge: bool = False,
     ) -> None:
         """Write a line.
 
@@ -200,55 +204,57 @@ class Canvas:
             size: of the letters, in pixels.
             level: their gray level.
             anchor: that of Pillow, the point of the line that lies at the place.
+            width: pixels that the line may take; what does not fit is cut off.
             is_bold: whether the letters are bold.
-            edge: the level of a thin edge around the letters; negative means none.
+            has_edge: whether they have a thin edge, so that they can be read on an image.
         """
         self._draw.text(
             place,
-            drawable(text),
+            drawable(cut_off(text, size, width, is_bold=is_bold)),
             fill=level,
             font=_font(size, is_bold),
             anchor=anchor,
-            stroke_width=int(edge >= 0),
-            stroke_fill=max(edge, 0),
+            stroke_width=int(has_edge),
+            stroke_fill=PAPER,
         )
 
-    def sides(
-        self,
-        letters: str,
-        corner: tuple[int, int],
-        extent: tuple[int, int],
-        size: int,
-        level: int,
-        edge: int,
-    ) -> None:
-        """Write letters at the left, right, bottom and top of a panel; an empty text writes none.
+    def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int]) -> None:
+        """Write letters at the left, right, bottom and top of a plane; an empty text writes none.
 
-        Args:
-            letters: one for each side.
-            corner: the left upper one of the panel.
-            extent: of the panel, to the right and down.
-            size: of the letters, in pixels.
-            level: their gray level.
-            edge: the level of the edge around them.
+        They are beside a plane that is too narrow for them.
         """
-        left, top = corner
-        right = left + extent[0] - 5
-        bottom = top + extent[1] - 4
-        middle = left + extent[0] / 2
-        center = top + extent[1] / 2
+        width, height = (max(size, MIN_HEIGHT) for size in extent)
+        left = corner[0] - (width - extent[0]) // 2
+        top = corner[1] - (height - extent[1]) // 2
         places = (
-            (left + 5, center, "lm"),
-            (right, center, "rm"),
-            (middle, bottom, "md"),
-            (middle, top + 4, "ma"),
+            (left + 5, top + height / 2, "lm"),
+            (left + width - 5, top + height / 2, "rm"),
+            (left + width / 2, top + height - 4, "md"),
+            (left + width / 2, top + 4, "ma"),
         )
         for letter, (x, y, anchor) in zip(letters, places, strict=False):
-            self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
+            self.text((x, y), letter, SMALL, anchor=anchor, has_edge=True)
 
-    def frame(self, box: tuple[int, int, int, int], level: int) -> None:
+    def frame(self, box: tuple[int, int, int, int]) -> None:
         """Draw a rectangle of one pixel: left, top, right, bottom."""
-        self._draw.rectangle(box, outline=level)
+        self._draw.rectangle(box, outline=_FRAME)
+
+    def entry(
+        self, label: int | None, text: str, place: tuple[int, int], width: int, colors: Colors
+    ) -> None:
+        """Draw an entry of a legend, whose left end in the middle is at the place.
+
+        Its sample is the line of a label, a bar for label 0, or nothing for None.
+        """
+        left, middle = place
+        if label is not None:
+            height = 12 if label == 0 else 3
+            sample = np.full((height, _SAMPLE), label)
+            is_drawn = is_dashed_on(sample, *np.indices(sample.shape))
+            pixels = np.where(is_drawn, label_levels(sample, colors), np.uint8(PAPER))
+            self.paste(pixels, (left, middle - height // 2))
+        place = (left + _SAMPLE + GAP, middle)
+        self.text(place, text, SMALL, anchor="lm", width=width - _SAMPLE - 2 * GAP)
 
     def png(self) -> bytes:
         """Return the picture as PNG; the same picture gives the same bytes."""

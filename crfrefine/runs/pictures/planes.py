@@ -199,7 +199,10 @@ class Window:
         return whole.astype(np.uint8)
 
     def __str__(self) -> str:
-        return f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")
+        text = f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")
+        if self.name:
+            text += f" HU ({self.name})"
+        return text
 
 
 # Usual windows of CT, in Hounsfield units.
