@@ -27,8 +27,7 @@ from scripts import BENCH, ROOT
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
-from crfrefine.engines.compiled import built_levels, load_engine
-from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.cpu import CpuBackend, built_levels, load_engine
 
 RECORDS = ROOT / "docs" / "reference" / "benchmarks.json"
 

@@ -58,7 +58,7 @@ def tune(
     """
     preset = shared.check_inputs(options, config)
     from crfrefine.engines import get_backend
-    from crfrefine.engines.compiled import load_engine
+    from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
     from crfrefine.runs.tune.finding import find_cases

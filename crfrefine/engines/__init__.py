@@ -1,4 +1,4 @@
-"""The table of backends: which engine runs on which device."""
+"""The table of backends: which engine runs on which device, and whether there is a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import shorten_value
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N")
+# Device files of GPUs on Linux, on WSL, and on boards with an integrated GPU.
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")
 
 
 def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
@@ -33,8 +36,6 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
             return load(name)
 
     if name == "auto":
-        from crfrefine.engines.cuda.cupy_device import is_available
-
         try:
             if is_available():
                 return _cuda_backend(0)
@@ -53,18 +54,41 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     return CpuBackend(keeps_kernels)
 
 
+def may_have_gpu() -> bool:
+    """Return whether the system shows a GPU, and the environment does not hide all of them."""
+    # The driver is not used: once it is, no process forked from this one can use a GPU.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip()
+    if not visible or visible.startswith("-"):
+        return False
+    for pattern in _GPU_FILES:
+        if any(Path("/dev").glob(pattern)):
+            return True
+    return any(Path("/proc/driver/nvidia").glob("gpus/*"))
+
+
+def is_available() -> bool:
+    """Return whether there is a GPU, and CuPy to drive it; its use may still fail.
+
+    This does not load CuPy, and it loads the driver only if CuPy is installed.
+    """
+    if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
+        return False
+    from crfrefine.engines.cuda.cupy_device import NO_DEVICE, NO_DRIVER, ask_driver
+
+    count, status = ask_driver()
+    return count > 0 or status not in (0, NO_DRIVER, NO_DEVICE)
+
+
 def unexpected_device(requested: str, device: str) -> str | None:
     """Return a phrase on the device that "auto" chose if a user may expect another one, else None.
 
     Without a GPU the CPU is expected. `get_backend` has already warned of a GPU that does not work.
     """
-    from crfrefine.engines.cuda import cupy_device
-
     if requested != "auto":
         return None
     if device != "cpu":
         return f"device {device} (auto)"
-    if cupy_device.may_have_gpu() and importlib.util.find_spec("cupy") is None:
+    if may_have_gpu() and importlib.util.find_spec("cupy") is None:
         return "device cpu (auto: CuPy, which drives the GPU, is not installed)"
     return None
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.cpu import engine_errors
+from crfrefine.engines.cpu import engine_errors, load_engine
 from crfrefine.errors import ConfigError, InputError
 
 METHODS = ("auto", "lattice", "exact")

@@ -18,8 +18,7 @@ from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.io.writing import check_output, check_writable

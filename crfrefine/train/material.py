@@ -19,8 +19,7 @@ from torch import Tensor
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.layer.known_item import KnownItem
 from crfrefine.train.choice import Candidate, Scores

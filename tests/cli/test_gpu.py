@@ -14,7 +14,7 @@ from cli_helpers import (
     write_folders,
 )
 
-from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.engines import is_available
 
 torch = pytest.importorskip("torch", reason="points on a GPU are tensors")
 from training_helpers import write_cases  # noqa: E402

@@ -15,7 +15,8 @@ from oracles import random_case
 from strict_device import PARAMETERS, StrictDevice, use
 
 import crfrefine
-from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
+from crfrefine.engines import is_available
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from oracles import random_case, resolve
 
-from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.cupy_device import ask_driver, is_available
+from crfrefine.engines import get_backend, is_available
+from crfrefine.engines.cuda.cupy_device import ask_driver
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels

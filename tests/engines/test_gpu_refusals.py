@@ -38,7 +38,7 @@ class CompileError(Exception):
 def machine(monkeypatch):
     """A machine that shows one GPU."""
     crfrefine.engines._cuda_backend.cache_clear()
-    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: True)
     monkeypatch.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     yield monkeypatch
     crfrefine.engines._cuda_backend.cache_clear()
@@ -167,7 +167,7 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
 def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch):
     """One that does not start is no machine without a GPU: `auto` warns."""
     driver = SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
-    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: True)
     monkeypatch.setattr(
         ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver
     )
@@ -194,11 +194,11 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
 def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch):
     """The driver once asked, no process that is forked later can use a GPU."""
     monkeypatch.setattr(cupy_device, "ask_driver", raising(AssertionError("the driver was asked")))
-    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
+    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: missing != "GPU")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
     )
-    assert not cupy_device.is_available()
+    assert not crfrefine.engines.is_available()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkey
 def test_a_device_is_told_only_where_another_one_may_be_expected(
     requested, device, missing, words, monkeypatch
 ):
-    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
+    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: missing != "GPU")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
     )
@@ -227,12 +227,12 @@ def test_a_device_is_told_only_where_another_one_may_be_expected(
 def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
     """As CUDA does: an empty list, or one that begins with a number below 0."""
     monkeypatch.setattr(
-        cupy_device, "_GPU_FILES", ("null",)
+        crfrefine.engines, "_GPU_FILES", ("null",)
     )  # there is such a file on every machine
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cupy_device.may_have_gpu() is expected
+    assert crfrefine.engines.may_have_gpu() is expected
 
 
 def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):

@@ -17,7 +17,7 @@ import pytest
 import crfrefine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
-from crfrefine.engines.compiled import ASKED_LEVEL, LEVELS, built_levels, load_engine
+from crfrefine.engines.cpu import ASKED_LEVEL, LEVELS, built_levels, load_engine
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE
@@ -175,8 +175,8 @@ def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tm
     ignored = shutil.ignore_patterns(f"_engine_{best}.*", "__pycache__")
     shutil.copytree(Path(crfrefine.__file__).parent, tmp_path / "crfrefine", ignore=ignored)
     code = (
-        "from crfrefine.engines import compiled; "
-        "print((engine := compiled.load_engine()).__name__, *compiled.built_levels(engine))"
+        "from crfrefine.engines import cpu; "
+        "print((engine := cpu.load_engine()).__name__, *cpu.built_levels(engine))"
     )
     plain = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {
         "PYTHONPATH": str(tmp_path)
@@ -214,12 +214,12 @@ def test_a_source_tree_takes_the_engine_of_an_installed_package_of_its_version(t
     if not is_same:
         adapter = installed / "engines" / "cpu.py"
         adapter.write_text(adapter.read_text(encoding="utf-8") + "# other\n", encoding="utf-8")
-    # No other package is on the path, such as that of the tests.
+    # No other package is on the path, such as that of the tests, beside which numpy may be.
     code = (
-        "import pathlib, sys; ours = sys.argv[1:]\n"
+        "import pathlib, sys, numpy; ours = sys.argv[1:]\n"
         "others = [p for p in sys.path if (pathlib.Path(p) / 'crfrefine').is_dir()]\n"
         "sys.path[:] = [p for p in sys.path if p in ours or p not in others]\n"
-        "from crfrefine.engines import compiled; print(compiled.load_engine().__file__)"
+        "from crfrefine.engines import cpu; print(cpu.load_engine().__file__)"
     )
     places = [str(tmp_path / "tree"), str(installed.parent)]
     path = os.pathsep.join(places)
@@ -281,7 +281,7 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
 PAGE_FAULTS = """
 import resource, sys
 import numpy as np
-from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.cpu import load_engine
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

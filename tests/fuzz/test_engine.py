@@ -24,7 +24,7 @@ from oracles import one_kernel, random_case, resolve, rms, torch64
 from tile_cases import make_case, refine
 
 import crfrefine
-from crfrefine.engines import compiled, get_backend
+from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import GridImage, RunContext
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -174,12 +174,10 @@ def _usual_calls():
     from label maps, of a backward pass.
     """
     noted = {}
-    load = compiled._import_level
-    compiled.load_engine.cache_clear()  # Tests before may have loaded it.
+    load = cpu._import_level
+    cpu.load_engine.cache_clear()  # Tests before may have loaded it.
     with (
-        mock.patch.object(
-            compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])
-        ),
+        mock.patch.object(cpu, "_import_level", lambda level: _Recorder(load(level), noted, [])),
         mock.patch(
             "crfrefine.arrays.label_maps.take_part_nearby", return_value=True
         ),  # small cases do not save work
@@ -239,7 +237,7 @@ def _usual_calls():
             np.arange(2),
             np.zeros((2, math.prod(TILE)), np.float32),
         )
-    compiled.load_engine.cache_clear()  # Tests after this one load it without notes.
+    cpu.load_engine.cache_clear()  # Tests after this one load it without notes.
     return tuple(calls for known in noted.values() for calls in known)
 
 
@@ -348,7 +346,7 @@ def _read_call(path, rng):
             return list(map(given, value))
         return value
 
-    engine = compiled.load_engine()
+    engine = cpu.load_engine()
     try:
         called(pickle.loads(path.read_bytes()))
     except (TypeError, engine.EngineInputError, engine.EngineCapacityError) as error:

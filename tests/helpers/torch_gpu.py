@@ -7,7 +7,7 @@ from strict_device import StrictArray, StrictDevice
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch_shim import DEVICE, OnShim, TorchShim
 
-from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.engines import is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.layer import autograd, functional, inputs, known_item, point_filter
 

@@ -25,7 +25,7 @@ from torch_gpu import gpu_tensors, shim_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, shorten, start, write_cases  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
+from crfrefine.engines import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer.crf_model import ModelTensors  # noqa: E402

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,12 +82,10 @@ _TOOLKIT = (
     "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 )
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
-# Device files of GPUs on Linux, on WSL, and on boards with an integrated GPU.
-_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")
-_NO_DRIVER = -1
+NO_DRIVER = -1
 # Statuses of CUDA; a forked process gets the first one if its parent has used the driver.
 _NOT_INITIALIZED = 3
-_NO_DEVICE = 100
+NO_DEVICE = 100
 
 
 def _forked(name: str) -> BackendUnavailableError:
@@ -105,7 +101,7 @@ def ask_driver() -> tuple[int, int]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0, _NO_DRIVER
+        return 0, NO_DRIVER
     count = ctypes.c_int(0)
     status = int(driver.cuInit(0))
     if status == 0:
@@ -113,29 +109,6 @@ def ask_driver() -> tuple[int, int]:
     if status != 0:
         return 0, status
     return count.value, 0
-
-
-def may_have_gpu() -> bool:
-    """Return whether the system shows a GPU, and the environment does not hide all of them."""
-    # The driver is not used: once it is, no process forked from this one can use a GPU.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip()
-    if not visible or visible.startswith("-"):
-        return False
-    for pattern in _GPU_FILES:
-        if any(Path("/dev").glob(pattern)):
-            return True
-    return any(Path("/proc/driver/nvidia").glob("gpus/*"))
-
-
-def is_available() -> bool:
-    """Return whether there is a GPU, and CuPy to drive it; its use may still fail.
-
-    This does not load CuPy, and it loads the driver only if CuPy is installed.
-    """
-    if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
-        return False
-    count, status = ask_driver()
-    return count > 0 or status not in (0, _NO_DRIVER, _NO_DEVICE)
 
 
 class CupyDevice(Launcher):
@@ -191,7 +164,7 @@ class CupyDevice(Launcher):
         if status == _NOT_INITIALIZED:
             raise _forked(self.name)
         if self._number >= count:
-            driver = "no driver" if status == _NO_DRIVER else f"status {status} of cuInit"
+            driver = "no driver" if status == NO_DRIVER else f"status {status} of cuInit"
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise BackendUnavailableError(
                 f"--device {self.name}: not among the {count} NVIDIA GPUs that were found "

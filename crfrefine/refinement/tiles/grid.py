@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from crfrefine.arrays.label_maps import Box, whole
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.cpu import load_engine
 
 # Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine.
 TILE = (8, 8, 16)

@@ -19,7 +19,7 @@ def installation() -> dict[str, str]:
     Nothing is raised: an engine that does not run says why.
     """
     from crfrefine.engines import get_backend
-    from crfrefine.engines.compiled import built_levels, load_engine
+    from crfrefine.engines.cpu import built_levels, load_engine
 
     try:
         cpu: Any = get_backend("cpu")
