@@ -5,9 +5,6 @@ Any other exception is a bug and keeps its traceback (`crfrefine.base.failures`)
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-
 
 class CrfRefineError(Exception):
     """A problem with the input or the machine.
@@ -32,16 +29,6 @@ class CrfRefineError(Exception):
         if self.case_id:
             return f"case {self.case_id!r}: {self.message}"
         return self.message
-
-
-@contextmanager
-def naming_case(case_id: str) -> Generator[None]:
-    """Let errors name the case that is read or refined."""
-    try:
-        yield
-    except CrfRefineError as error:
-        error.case_id = case_id
-        raise
 
 
 class ConfigError(CrfRefineError):

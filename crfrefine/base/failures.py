@@ -141,6 +141,16 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
 
 
 @contextmanager
+def naming_case(case_id: str) -> Generator[None]:
+    """Let errors name the case that is read or refined."""
+    try:
+        yield
+    except CrfRefineError as error:
+        error.case_id = case_id
+        raise
+
+
+@contextmanager
 def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Generator[None]:
     """Surround the processing of a case, so that an exception fails only this case.
 

@@ -21,6 +21,7 @@ from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
@@ -30,7 +31,7 @@ from crfrefine.cases.label_input import read_label_map, read_structures, segment
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
-from crfrefine.errors import InputError, naming_case
+from crfrefine.errors import InputError
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network

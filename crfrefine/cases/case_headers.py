@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine import io
+from crfrefine.base.failures import naming_case
 from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, listed, see, shorten
@@ -24,7 +25,7 @@ from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
-from crfrefine.errors import GridMismatchError, InputError, naming_case
+from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.headers import require_scalar, with_channel_axis
 from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
 

@@ -14,6 +14,7 @@ from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
 from crfrefine.arrays.label_maps import Box, channels_of, grown
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
@@ -22,7 +23,7 @@ from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
-from crfrefine.errors import InputError, naming_case
+from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
     NORMALIZED,
