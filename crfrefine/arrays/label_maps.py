@@ -6,6 +6,7 @@ see docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-netw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -106,6 +107,13 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
             planes[:-step] |= before[step:]
             covered += step
     return widened
+
+
+def count_inside(mask: Bool | None, shape: Sequence[int]) -> int:
+    """Return the number of voxels inside a mask; None means everywhere on a grid of a shape."""
+    if mask is None:
+        return math.prod(shape)
+    return int(np.count_nonzero(mask))
 
 
 def bounding_box(mask: Bool) -> Box | None:

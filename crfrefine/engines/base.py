@@ -49,13 +49,6 @@ class GridImage:
     # nothing.
     kept: dict[Hashable, Any] | None = field(default=None, repr=False)
 
-    @property
-    def num_voxels(self) -> int:
-        """Voxels inside the mask."""
-        if self.mask is None:
-            return math.prod(self.values.shape[1:])
-        return int(np.count_nonzero(self.mask))
-
 
 def default_origin(image: GridImage) -> FeatureOrigin:
     """Return the first corner of the mask's bounding box and the lowest intensities in the mask.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_inside, expand_channels
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, run_all
@@ -169,9 +169,7 @@ def _record_result(
     vars(record).update(vars(result.report) | vars(changes))
     for name in _OF_RESULT:
         setattr(record, name, getattr(result, name))
-    record.num_voxels_in_mask = result.label_map.size
-    if case.mask is not None:
-        record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
+    record.num_voxels_in_mask = count_inside(case.mask, result.label_map.shape)
 
     outvoted = {}
     counts = zip(changes.voxels_before, changes.voxels_after, strict=True)

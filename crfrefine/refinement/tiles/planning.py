@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, count_inside, share_reach
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.base import GridImage
@@ -128,10 +128,7 @@ def _is_crowded(
         survey = _survey(layer, inside, thresholds, case)
         num_labels_of = survey.present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
-        if inside is None:
-            num_voxels += math.prod(layer.grid.shape)
-        else:
-            num_voxels += int(np.count_nonzero(inside))
+        num_voxels += count_inside(inside, layer.grid.shape)
     if num_voxels == 0:
         return False
     work_everywhere = case.model.mean_field.num_channels * num_voxels

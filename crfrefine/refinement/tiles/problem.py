@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, widen
+from crfrefine.arrays.label_maps import Box, count_inside, widen
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.engines.cpu import CpuBackend
@@ -227,7 +227,7 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
         return True
     channels = problem.spec.mean_field.num_channels
     kernels = problem.spec.kernels
-    num_voxels = problem.image.num_voxels
+    num_voxels = count_inside(problem.mask, problem.grid.shape)
     if sets.num_entries * TILE_VOXELS >= WORTH_TILES * channels * num_voxels:
         return None
     name = kernels.filter

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.label_maps import count_inside, widen
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import (
     Backend,
@@ -76,7 +76,7 @@ def run_tiles(
         normalization=kernels.normalization,
         model=run,
         open=is_open,
-        num_voxels=problem.image.num_voxels,
+        num_voxels=count_inside(problem.mask, problem.grid.shape),
         progress=context.progress,
         logits=logits,
         out=out,
