@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_descrip
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.metrics.overlap import one_voxel
 from crfrefine.metrics.regions import Region, make_region, parse_region
 
 
@@ -71,7 +72,13 @@ class MeasuredRegions:
     # structures, or their labels have these names.
     structures: Mapping[str, int] = field(default_factory=dict)
 
-    def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    def tolerance_mm(self, spacing: Sequence[float]) -> float:
+        """Return the tolerance of the surface Dice; `spacing` is that of the reference, in mm."""
+        if isinstance(self.options.tolerance_mm, str):
+            return one_voxel(spacing)
+        return self.options.tolerance_mm
+
+    def all_regions(self, labels: Iterable[int]) -> dict[str, tuple[int, ...]]:
         """Return each label of `labels` and of these as a region, then the named regions."""
         regions: dict[str, tuple[int, ...]] = {}
         for label in sorted({*labels, *self.labels} - {0, self.ignore_label}):

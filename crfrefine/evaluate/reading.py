@@ -17,7 +17,7 @@ from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, clip_overshoot, find_ties
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
@@ -41,8 +41,9 @@ class Prediction(NamedTuple):
     # (L, *grid) float32, or of regions (R, *grid); None for a file of labels.
     probabilities: Float32 | None = None
     notes: tuple[Note, ...] = ()  # Whether they were taken as logits or as probabilities, and why.
-    # The regions of the channels; None means that the channels are labels.
-    regions: RegionScheme | None = None
+    num_labels: int = 0  # The number of labels that the channels stand for, background included.
+    # The labels of the region of each channel; None means that the channels are labels.
+    channels: tuple[tuple[int, ...], ...] | None = None
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     names: Mapping[int, str] = {}  # Those of labels in the file.
 
@@ -59,10 +60,11 @@ class Reference:
     volume: Volume  # On the union of the grids; its header is that of the file.
     header: VolumeHeader  # The header of the union, which is the file's if no grid reaches further.
     measured: MeasuredRegions  # The regions of the run.
-    ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a note on each file that was turned, filled or interpolated.
     notes: list[Note] = field(default_factory=list)
+    # It gets a note on what the user should see at once, such as structures that others cover.
+    warnings: list[Note] = field(default_factory=list)
 
     @property
     def names(self) -> dict[int, str]:
@@ -110,13 +112,10 @@ def _require_comparable(
     )
 
 
-def read_reference(
-    pair: CasePair, measured: MeasuredRegions, warnings: list[Note], notes: list[Note]
-) -> Reference:
-    """Read the reference of a case: a label map, or structures.
-
-    `warnings` gets a note on covered structures, `notes` those on the grids.
-    """
+def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
+    """Read the reference of a case, with notes on it: a label map, or structures."""
+    warnings: list[Note] = []
+    notes: list[Note] = []
     mapped: tuple[int, ...] = ()
     if measured.structures:
         volume = read_structures(pair.reference, measured.structures, warnings)
@@ -127,22 +126,16 @@ def read_reference(
         )
     stored = volume.header
     assert stored is not None
-    ignored = None
-    if measured.ignore_label is not None:
-        ignored = volume.data == measured.ignore_label
-        if ignored.all():
-            raise InputError(
-                f"{stored.path}: every voxel has the label {measured.ignore_label}, to be ignored"
-            )
+    ignored = measured.ignore_label
+    if ignored is not None and (volume.data == ignored).all():
+        raise InputError(f"{stored.path}: every voxel has the label {ignored}, to be ignored")
     union = union_of(stored, _other_grids(pair, stored, measured))
     if union is not stored:
         labels: Labels = WorkGrid(union, "comparison").nearest(
             stored, volume.data.T, "reference", notes, outside="are background"
         )
         volume = replace(volume, data=labels.T, affine=union.geometry()[0])
-        if ignored is not None:
-            ignored = volume.data == measured.ignore_label
-    return Reference(volume, union, measured, ignored, mapped)
+    return Reference(volume, union, measured, mapped, [*union.notes, *notes], warnings)
 
 
 def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]:
@@ -213,9 +206,7 @@ def read_structures(
     return Volume(labels.T, *file.geometry(), file)
 
 
-def read_masks(
-    method: str, files: CaseFiles, reference: Reference, warnings: list[Note]
-) -> Prediction:
+def read_masks(method: str, files: CaseFiles, reference: Reference) -> Prediction:
     """Read the label map of a method, with its probabilities if the file holds them."""
     if files.lack:
         raise InputError(files.lack)
@@ -224,7 +215,7 @@ def read_masks(
     measured = reference.measured
     regions = measured.channels.get(method, NO_REGIONS)
     if measured.structures:
-        volume = read_structures(files, measured.structures, warnings, grid=grid)
+        volume = read_structures(files, measured.structures, reference.warnings, grid=grid)
         return Prediction(_labels_on_grid(reference, volume, "structures"))
     mapping = measured.options.mappings.get(method, {})
     paths = files.logits if path is None else (path,)
@@ -234,7 +225,7 @@ def read_masks(
     # single channel of a region or of label 1.
     is_map = path is not None and header.num_channels == 1 and header.kind is None
     if is_map and holds_labels(header, of_region=regions.declares(1)):
-        volume, mapped = _read_labels(paths[0], mapping, warnings, grid)
+        volume, mapped = _read_labels(paths[0], mapping, reference.warnings, grid)
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Prediction(label_map, mapped=mapped, names=names)
@@ -243,10 +234,10 @@ def read_masks(
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
             "probabilities, whose channels are labels in their order; leave --map out"
         )
-    prediction = read_probabilities(paths, reference, regions)
-    is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.regions is None
+    prediction = _read_channels(paths, reference, regions)
+    is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.channels is None
     if is_alone and not prediction.label_map.any():
-        warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
+        reference.warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
     return prediction._replace(names=names_in(stored, {}))
 
 
@@ -259,8 +250,23 @@ def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
     return labels.T
 
 
-def read_probabilities(
-    paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS
+def read_scores(method: str, files: CaseFiles, reference: Reference) -> Prediction | None:
+    """Read the logits or probabilities that a method has beside its label map; None without any."""
+    if files.lack and not files.missing:
+        raise InputError(files.lack)
+    if not files.logits or files.structures:
+        return None
+    measured = reference.measured
+    if measured.options.mappings.get(method):
+        raise InputError(
+            f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
+            "probabilities"
+        )
+    return _read_channels(files.logits, reference, measured.channels.get(method, NO_REGIONS))
+
+
+def _read_channels(
+    paths: tuple[Path, ...], reference: Reference, regions: RegionReading
 ) -> Prediction:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
@@ -298,7 +304,10 @@ def read_probabilities(
 
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
-    return Prediction(labels.reshape(shape).T, probabilities, (note,), scheme)
+    labels = labels.reshape(shape).T
+    if scheme is None:
+        return Prediction(labels, probabilities, (note,), len(stored))
+    return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
 
 
 def _decode(

@@ -107,12 +107,12 @@ def draw_case(
     An image that cannot be read is noted, and left out.
     """
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
-    reference = read_reference(pair, evaluation.measured, [], [])
+    reference = read_reference(pair, evaluation.measured)
     channels, names = read_images(pair, reference, pair.reference.modalities or modalities, tell)
     image = np.stack(channels) if channels else None
     maps = []
     for method in evaluation.compared:
-        masks = read_masks(method, pair.methods[method], reference, [])
+        masks = read_masks(method, pair.methods[method], reference)
         maps.append(np.atleast_3d(masks.label_map))
 
     label_names = {}
