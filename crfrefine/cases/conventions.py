@@ -53,11 +53,10 @@ class Kind:
     strays: str = ""  # what a note calls files of no case; "" means no note
 
 
-# nnU-Net's names, with the number of a modality, or any name; else as in TotalSegmentator's data.
-# In each line, the last name is the one without a number (`discovery.py`).
+# Any name, which may end in nnU-Net's number of a modality; else as in TotalSegmentator's data.
 IMAGES = Kind(
     "image",
-    ((NUMBERED, IMAGE), ("{case}/{ct,mri}",)),
+    ((IMAGE,), ("{case}/{ct,mri}",)),
     one="one image, or one file per numbered modality",
     parts=("case", "modality"),
     expected=f"CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}",

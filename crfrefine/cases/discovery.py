@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from os.path import realpath
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from crfrefine.cases.conventions import (
     LOGITS,
     MASK,
     MASK_WORDS,
+    NUMBERED,
     OTHER_WORDS,
     SCORE_WORDS,
     STROKES,
@@ -88,7 +90,7 @@ def discover_cases(
 
     place = images[0]
     if holds_many(place):
-        cases = _cases_of_images(place, next(iter(logits), None), masks, labels)
+        cases = Images(place, next(iter(logits), None), masks, labels).cases()
     else:
         cases = CaseList([_case_of_files(images)])
         cases.is_single = True
@@ -133,143 +135,135 @@ def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
     return CaseFiles(stems[0].removesuffix("_0000") or stems[0], tuple(paths))
 
 
-def _cases_of_images(place: Path, output: Path | None, *others: Path | None) -> CaseList:
-    """Return the cases of a folder or pattern; other files of theirs are in the other places."""
-    images, beside = _find_images(place, output, *others)
-    if not images:
-        reason = "no image by this pattern, apart from what other options name"
-        if not is_pattern(place):
-            reason = f"no case found: no file has one of the suffixes {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{place}: {reason}{advise(place)}")
-    if not is_pattern(place) and all(find_patterns([match.path.name for match in images])):
-        raise InputError(
-            f"{place}: images and their label maps have names of the same kind{propose(place)}"
+class Images:
+    """The images of many cases: in a folder, or of a pattern.
+
+    Four digits at the end of a name may also belong to the name of the case, unless something shows
+    that modalities are numbered: a first one, 0000, or an output of the name without digits.
+    """
+
+    def __init__(self, place: Path, output: Path | None, *others: Path | None) -> None:
+        """Find them; files of the network's output, or of another kind, are none."""
+        self.place = place
+        self.by_case: dict[str, list[Match]] = {}
+        self.beside: list[str] = []  # names of files of another kind
+        numbered: list[Match] = []
+        if is_pattern(place):
+            check_pattern(place, IMAGES.parts)
+        else:
+            numbered = find_matches(place / NUMBERED, IMAGES.suffixes)
+        found: list[Match] = []
+        for (pattern,) in patterns_of(IMAGES.names, place):
+            found = found or find_matches(pattern, IMAGES.suffixes)
+        outputs = set[str]()
+        taken = set[Path]()
+        for other in (output, *others):
+            if other is None or not holds_many(other) or realpath(other) == realpath(place):
+                continue
+            matches = find_matches(other if is_pattern(other) else other / IMAGE, LOGITS_SUFFIXES)
+            if is_pattern(other):
+                taken.update(match.path for match in matches)
+            if other is output:
+                outputs.update(match.case for match in matches)
+
+        names = {match.case for match in (*found, *numbered)}
+        by_path = {match.path: match for match in numbered}
+        is_numbered = any(match.modality == "0000" for match in numbered)
+        # `{modality}` alone would also take a label map beside the images for one.
+        words = OTHER_WORDS if "{modality}" in str(place) else ()
+        for match in found:
+            if match.path in taken:
+                continue
+            owner = without_word(match.case, (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS))
+            is_other = owner != match.case and owner in names
+            is_segmentation = suffix_of(match.path) in LABELS_SUFFIXES
+            if is_other or is_segmentation or match.modality.lower() in words:
+                # As with -i FOLDER -p FOLDER; a segmentation may have the name of a label map.
+                self.beside.append(match.path.name)
+                continue
+            modality = by_path.get(match.path, match)
+            if match.case not in outputs and (is_numbered or modality.case in outputs):
+                match = modality
+            self.by_case.setdefault(match.case, []).append(match)
+
+    @cached_property
+    def expected(self) -> tuple[tuple[str, ...], str]:
+        """The modalities that each case must have, if any, in order, and what says so."""
+        counts = Counter[tuple[str, ...]]()
+        for matches in self.by_case.values():
+            names = {match.modality for match in matches if match.modality}
+            if names and all(map(_FOUR_DIGITS.fullmatch, names)):
+                names = {f"{number:04d}" for number in range(int(max(names)) + 1)}
+            if names:
+                counts[tuple(sorted(names))] += 1
+        if not counts:
+            return (), ""
+        # The most frequent ones; of two equally frequent ones the larger, so that missing files are
+        # found.
+        usual = max(counts, key=lambda names: (counts[names], len(names)))
+        description = read_dataset_description(self.place)
+        if description is not None and description.channel_names:
+            source = f"as {description.path.name} names"
+            channels = [name.casefold() for name in description.channel_names]
+            if all(map(_FOUR_DIGITS.fullmatch, usual)):
+                return tuple(f"{number:04d}" for number in range(len(channels))), source
+            names_there = {name.casefold(): name for names in counts for name in names}
+            if names_there.keys() >= {*channels}:
+                return tuple(names_there[channel] for channel in channels), source
+        return usual, "as in the other cases"
+
+    def of(self, case_id: str, hint: str) -> CaseFiles:
+        """Return a case of one file, or of one per modality, or with a problem and a hint."""
+        matches = self.by_case[case_id]
+        modalities, source = self.expected
+        first = {match.modality: match.path for match in reversed(matches)}
+        order = sorted(first, key=lambda name: ([*modalities, name].index(name), name))
+        if "" in first:
+            order = [""]
+        names: tuple[str, ...] = ()
+        if not all(_FOUR_DIGITS.fullmatch(name) for name in order if name):
+            names = tuple(order)
+        case = CaseFiles(case_id, tuple(first[name] for name in order), modalities=names)
+        if len(matches) > len(order):
+            paths = [match.path for match in matches]
+            return case.with_several(f"expected {IMAGES.one}", paths, self.place)
+        if "" in first or order == [*modalities]:
+            return case
+        absent = [name for name in modalities if name not in first]
+        return case.lacking(
+            f"expected the modalities {listed(modalities, MAX_MODALITIES)}, {source}; "
+            f"found {listed(order, MAX_MODALITIES)} in {self.place}{hint}",
+            *(f"no modality {name} in {self.place}" for name in absent),
         )
 
-    by_case: dict[str, list[Match]] = {}
-    for match in images:
-        by_case.setdefault(match.case, []).append(match)
-    modalities, reason = _expected_modalities(by_case, place)
-    hint = advise_on_splits(place, images, "modality")
-    cases = CaseList()
-    for case_id in sorted(by_case):
-        cases.append(_case_of_images(case_id, by_case[case_id], modalities, reason, place, hint))
-    if is_pattern(place):
-        cases.found = describe_found(place, images, modalities)
-    elif images[0].path.parent != place:
-        first = str(images[0].path.relative_to(place))
-        cases.notes.append(Note.of(NoteKind.FOLDER_PER_CASE, str(place), first=first))
-    if beside:
-        kind = NoteKind.NOT_IMAGES
-        cases.notes.append(Note.of(kind, str(place), files=len(beside), first=beside[0]))
-    return cases
+    def cases(self) -> CaseList:
+        """Return the cases, sorted by name. Raises InputError: none, or they are not clear."""
+        place = self.place
+        images = [match for matches in self.by_case.values() for match in matches]
+        if not images:
+            reason = "no image by this pattern, apart from what other options name"
+            if not is_pattern(place):
+                suffixes = ", ".join(VOLUME_SUFFIXES)
+                reason = f"no case found: no file has one of the suffixes {suffixes}"
+            raise InputError(f"{place}: {reason}{advise(place)}")
+        if not is_pattern(place) and all(find_patterns([match.path.name for match in images])):
+            raise InputError(
+                f"{place}: images and their label maps have names of the same kind{propose(place)}"
+            )
 
-
-def _find_images(
-    place: Path, output: Path | None, *others: Path | None
-) -> tuple[list[Match], list[str]]:
-    """Return the images of a folder or pattern, and the names of files beside them.
-
-    Four digits at the end may also belong to the name of a case, unless something shows that
-    modalities are numbered: a first one, 0000, or an output of the name without digits.
-    """
-    if is_pattern(place):
-        check_pattern(place, IMAGES.parts)
-    found: list[Match] = []
-    numbered: dict[Path, Match] = {}
-    for *with_number, plain in patterns_of(IMAGES.names, place):
-        found = found or find_matches(plain, IMAGES.suffixes)
-        for pattern in with_number:
-            numbered.update((match.path, match) for match in find_matches(pattern, IMAGES.suffixes))
-    outputs = set[str]()
-    taken = set[Path]()
-    for other in (output, *others):
-        if other is None or not holds_many(other) or realpath(other) == realpath(place):
-            continue
-        matches = find_matches(other if is_pattern(other) else other / IMAGE, LOGITS_SUFFIXES)
-        if is_pattern(other):
-            taken.update(match.path for match in matches)
-        if other is output:
-            outputs.update(match.case for match in matches)
-
-    names = {match.case for match in (*found, *numbered.values())}
-    is_numbered = any(match.modality == "0000" for match in numbered.values())
-    # `{modality}` alone would also take a label map beside the images for one.
-    words = OTHER_WORDS if "{modality}" in str(place) else ()
-    images = []
-    beside = []
-    for match in found:
-        if match.path in taken:
-            continue
-        modality = numbered.get(match.path, match)
-        owner = without_word(match.case, (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS))
-        is_other = owner != match.case and owner in names
-        # Such as with -i FOLDER -p FOLDER. A segmentation may have the name of a label map, too.
-        if is_other or match.modality.lower() in words or suffix_of(match.path) in LABELS_SUFFIXES:
-            beside.append(match.path.name)
-        elif match.case not in outputs and (is_numbered or modality.case in outputs):
-            images.append(modality)
-        else:
-            images.append(match)
-    return images, beside
-
-
-def _expected_modalities(
-    by_case: Mapping[str, Sequence[Match]], place: Path
-) -> tuple[tuple[str, ...], str]:
-    """Return the modalities that each case must have, if any, in order, and what says so."""
-    counts = Counter[tuple[str, ...]]()
-    for matches in by_case.values():
-        names = {match.modality for match in matches if match.modality}
-        if names and all(map(_FOUR_DIGITS.fullmatch, names)):
-            names = {f"{number:04d}" for number in range(int(max(names)) + 1)}
-        if names:
-            counts[tuple(sorted(names))] += 1
-    if not counts:
-        return (), ""
-    # The most frequent ones; of two equally frequent ones the larger, so that missing files are
-    # found.
-    usual = max(counts, key=lambda names: (counts[names], len(names)))
-    description = read_dataset_description(place)
-    if description is not None and description.channel_names:
-        source = f"as {description.path.name} names"
-        channels = [name.casefold() for name in description.channel_names]
-        if all(map(_FOUR_DIGITS.fullmatch, usual)):
-            return tuple(f"{number:04d}" for number in range(len(channels))), source
-        names_there = {name.casefold(): name for names in counts for name in names}
-        if names_there.keys() >= {*channels}:
-            return tuple(names_there[channel] for channel in channels), source
-    return usual, "as in the other cases"
-
-
-def _case_of_images(
-    case_id: str,
-    matches: Sequence[Match],
-    modalities: Sequence[str],
-    reason: str,
-    place: Path,
-    hint: str,
-) -> CaseFiles:
-    """Return a case of one file, or of one per modality, or with a problem that ends in a hint."""
-    first = {match.modality: match.path for match in reversed(matches)}
-    order = sorted(first, key=lambda name: ([*modalities, name].index(name), name))
-    if "" in first:
-        order = [""]
-    images = [first[name] for name in order]
-    names: tuple[str, ...] = ()
-    if not all(_FOUR_DIGITS.fullmatch(name) for name in order if name):
-        names = tuple(order)
-    case = CaseFiles(case_id, tuple(images), modalities=names)
-    if len(matches) > len(images):
-        return case.with_several(f"expected {IMAGES.one}", [match.path for match in matches], place)
-    if "" in first or order == [*modalities]:
-        return case
-    absent = [name for name in modalities if name not in first]
-    return case.lacking(
-        f"expected the modalities {listed(modalities, MAX_MODALITIES)}, {reason}; "
-        f"found {listed(order, MAX_MODALITIES)} in {place}{hint}",
-        *(f"no modality {name} in {place}" for name in absent),
-    )
+        hint = advise_on_splits(place, images, "modality")
+        cases = CaseList([self.of(case_id, hint) for case_id in sorted(self.by_case)])
+        first = min(match.path for match in images)
+        if is_pattern(place):
+            cases.found = describe_found(place, images, self.expected[0])
+        elif first.parent != place:
+            shown = str(first.relative_to(place))
+            cases.notes.append(Note.of(NoteKind.FOLDER_PER_CASE, str(place), first=shown))
+        if self.beside:
+            kind = NoteKind.NOT_IMAGES
+            files = len(self.beside)
+            cases.notes.append(Note.of(kind, str(place), files=files, first=self.beside[0]))
+        return cases
 
 
 def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
