@@ -67,8 +67,8 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     [
         (lattice, "table_bits_for", lambda number: 4),
         (lattice, "_directions_at_once", lambda num_bytes: 1),
-        (lattice, "_lanes_for", lambda length: 1),
-        (lattice, "_lanes_for", lambda length: 128),
+        (lattice, "_ENTRIES_OF_LANE", 1e9),
+        (lattice, "_ENTRIES_OF_LANE", 0.0),
     ],
     ids=["table", "directions", "one lane", "all lanes"],
 )
@@ -87,7 +87,7 @@ def test_tables_that_are_full_grow_and_any_division_of_the_work_gives_the_sums(
     found = _refined(watched_backend(), case, **changes)
     assert found.filters == plain.filters
     tolerance = 0.0
-    if setting[1] == "_lanes_for":
+    if setting[1] == "_ENTRIES_OF_LANE":
         tolerance = 1e-5
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=tolerance)
 
@@ -228,7 +228,7 @@ def _options():
     for source in source_names():
         for kernel, parameters in kernel_source(source).kernels.items():
             values = {}
-            if any(parameter.is_rows for parameter in parameters.values()):
+            if "Channels*" in parameters.values():
                 values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})
             if source == "lattice_build":
                 values["CRF_WIDE_KEYS"] = [0, 1]

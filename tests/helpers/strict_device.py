@@ -115,16 +115,16 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.most = self.used
 
     def prepare(self, source, kernel, constants, num_items, arguments):
-        for name, parameter in kernel_source(source, **constants).kernels[kernel].items():
+        for name, kind in kernel_source(source, **constants).kernels[kernel].items():
             argument = arguments[name]
-            if not parameter.is_array or argument is None:
+            if not kind.endswith("*") or argument is None:
                 continue
             where = f"{source}.{kernel}: {name}"
             if not isinstance(argument, StrictArray):
                 raise StrictError(f"{where} is not in the device's memory")
             # numpy's memory is aligned to 16 bytes.
             alignment = min(
-                16, argument.dtype.itemsize * (argument.shape[-1] if parameter.is_rows else 1)
+                16, argument.dtype.itemsize * (argument.shape[-1] if kind == "Channels*" else 1)
             )
             if argument.ctypes.data % alignment:
                 raise StrictError(

@@ -109,7 +109,7 @@ class FeatureSource(Protocol):
     num_points: int
     num_features: int
     features: Any  # (feature, point) float32 on the device
-    ranges: list[tuple[float, float]]  # smallest and largest value of each feature
+    spans: list[float]  # the largest value of each feature, the smallest of which is 0
 
 
 class ExactFilter(Filter):

@@ -71,8 +71,21 @@ class CudaKernels:
         self._upload_seconds = 0.0
         # The times of the stages are for the record of a case.
         on_host = isinstance(image.values, np.ndarray)
+        distances = spec.distances(image.spacing)
         with self._working(image.values):
-            placed = self._placed(image)
+            # The image and its voxels may be on the device already; memory belongs to a stream.
+            case = (device, device.stream(), tuple(distances))
+            kept = {} if image.kept is None else image.kept
+            if case not in kept:
+                began = time.perf_counter()
+                values = self._array(image.values)
+                if on_host:
+                    device.synchronize()
+                self._upload_seconds = time.perf_counter() - began
+                grid_shape = self.image_shape[1:]
+                voxels = Voxels(device, grid_shape, distances, image.mask, image.axes)
+                kept[case] = PlacedImage(voxels, values)
+            placed = kept[case]
             self._image = placed.values
             self._voxels = placed.voxels
             self._kernels = []
@@ -87,23 +100,6 @@ class CudaKernels:
         self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in named)
         self.num_voxels = self._voxels.num_voxels
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
-
-    def _placed(self, image: GridImage) -> PlacedImage:
-        """Return an image and its voxels on the device; `image.kept` may have them already."""
-        distances = self.spec.distances(image.spacing)
-        # Memory belongs to a stream.
-        case = (self._device, self._device.stream(), tuple(distances))
-        kept = {} if image.kept is None else image.kept
-        if case not in kept:
-            started = time.perf_counter()
-            values = self._array(image.values)
-            if isinstance(image.values, np.ndarray):
-                self._device.synchronize()
-            self._upload_seconds = time.perf_counter() - started
-            shape = self.image_shape[1:]
-            voxels = Voxels(self._device, shape, distances, image.mask, image.axes)
-            kept[case] = PlacedImage(voxels, values)
-        return kept[case]
 
     def run(
         self,

@@ -194,6 +194,11 @@ class Lattice(Filter):
             "amplitude": simplices.amplitude,
         }
         self._rows = Room(self.device.xp)
+        # Threads of `splat` that share a vertex, whose list has so many entries on average.
+        mean_length = self.entry_voxel.size / self.num_vertices
+        self._lanes = 1
+        while self._lanes < THREADS and self._lanes * _ENTRIES_OF_LANE < mean_length:
+            self._lanes *= 2
 
     def _find_vertices(self, source: FeatureSource, simplices: Simplices, table_bits: int) -> None:
         """Find the vertices of all corners, their keys and their neighbors."""
@@ -278,19 +283,18 @@ class Lattice(Filter):
         rows, blurred = self._rows.array(2, num_vertices, width)
         constants = row_constants(group, CRF_THREADS=THREADS)
 
-        lanes = _lanes_for(self.entry_voxel.size / num_vertices)
         self.device.launch(
             "lattice",
             "splat",
             constants,
-            ceil_divide(num_vertices * lanes, THREADS),
+            ceil_divide(num_vertices * self._lanes, THREADS),
             values=group,
             sent=sent,
             entry_voxel=self.entry_voxel,
             entry_weight=self.entry_weight,
             begin=self.begin,
             num_vertices=num_vertices,
-            lanes=lanes,
+            lanes=self._lanes,
             rows=rows,
         )
 
@@ -315,14 +319,6 @@ class Lattice(Filter):
             )
             rows, blurred = blurred, rows
         return {"vertex_rows": rows, **self._corners}
-
-
-def _lanes_for(mean_length: float) -> int:
-    """Return how many threads of `splat` share a vertex whose list has the mean length."""
-    lanes = 1
-    while lanes < THREADS and lanes * _ENTRIES_OF_LANE < mean_length:
-        lanes *= 2
-    return lanes
 
 
 def _directions_at_once(num_bytes: int) -> int:

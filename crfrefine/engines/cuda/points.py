@@ -34,15 +34,11 @@ class PointFeatures:
         # From the lowest value, as in the C++ engine: the lattice is the same, and an offset costs
         # no digits.
         self.features = features - device.upload(lowest)[:, None]
-        self.ranges = []
-        for low, high in zip(lowest.tolist(), highest.tolist(), strict=True):
-            span = high - low
-            if span > MAX_SPAN:
-                raise CapacityError(
-                    "a feature spans more than a million bandwidths; divide the features by larger "
-                    "ones"
-                )
-            self.ranges.append((0.0, span))
+        self.spans = np.subtract(highest, lowest, dtype=np.float64).tolist()
+        if max(self.spans) > MAX_SPAN:
+            raise CapacityError(
+                "a feature spans more than a million bandwidths; divide the features by larger ones"
+            )
 
 
 class CudaPoints:
@@ -68,7 +64,7 @@ class CudaPoints:
             uploaded = device.upload(points)
             source = PointFeatures(device, uploaded.reshape(len(uploaded), -1))
             self.features = source.features
-            self._middle = [0.5 * high for _, high in source.ranges]
+            self._middle = [0.5 * span for span in source.spans]
             self._filter: Filter
             if method == "exact":
                 self._filter = ExactFilter(source)

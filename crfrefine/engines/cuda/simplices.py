@@ -24,6 +24,7 @@ _SAMPLED = 100  # one voxel of so many is looked at for the estimate of the numb
 _MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
 _MAX_KEY_BITS = 128
 _MAX_RANGE = 1e9  # largest range of an elevated coordinate
+_MARGIN = 4  # of a field, on both sides: for rounding, the wrap, a vertex below, a step either way
 # The fraction of the golden ratio in 64 bits.
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
@@ -54,12 +55,14 @@ class Simplices:
         is_wide: whether numbers have more than 64 bits.
         remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
-        amplitude: the factor that gives the kernel the mass of exp(-d^2 / 2) (math.md, section 6).
-            It also makes up for the blur's missing factors of 1/2, and for the unit of the weights.
     """
 
     def __init__(self, source: FeatureSource) -> None:
-        """Lay out the fields; CapacityError if there are too many features, or too many bits."""
+        """Lay out the fields.
+
+        Raises CapacityError if there are too many features or bits, or one spans too many
+        bandwidths.
+        """
         self.device = source.device
         sizes = [size for size in COMPILED_FEATURES if size >= source.num_features]
         if not sizes:
@@ -69,38 +72,47 @@ class Simplices:
             )
         self.num_features = sizes[0]
         self._padding = self.num_features - source.num_features
-        ranges = [(0.0, 0.0)] * self._padding + source.ranges
-        scale, lowest, widths = _lay_out_fields(ranges)
-        self.widths = tuple(widths)
-        total_bits = sum(widths)
+        # docs/reference/math.md, section 6.1: the factor of each feature before elevation, and the
+        # ends of elevated_i, the sum over j >= i of scaled_j less i scaled_(i-1), i = 1 .. D.
+        places = np.arange(1.0, self.num_features + 1.0)
+        num_corners = self.num_features + 1
+        factors = num_corners * math.sqrt(2.0 / 3.0) / np.sqrt(places * (places + 1.0))
+        scale = factors.astype(np.float32)
+        scaled = np.array([0.0] * self._padding + source.spans) * scale.astype(np.float64)
+        largest = np.append(np.cumsum(scaled[:0:-1])[::-1], 0.0)
+        smallest = -places * scaled
+        if (largest - smallest > _MAX_RANGE).any():
+            raise CapacityError("a bandwidth is too small for the range of its feature")
+        lowest = np.floor(smallest / num_corners).astype(np.int64) - _MARGIN
+        highest = np.ceil(largest / num_corners).astype(np.int64) + _MARGIN
+        widths = [count.bit_length() for count in (highest - lowest).tolist()]
+        self.widths = (self.num_features.bit_length(), *widths)
+        total_bits = sum(self.widths)
         if total_bits > _MAX_KEY_BITS:
             raise CapacityError(
                 f"the lattice's cells need {total_bits}-bit numbers, and {_MAX_KEY_BITS} is the "
                 "most; use larger bandwidths"
             )
-        # The bias is minus the smallest value of each field: it shifts them to 0, modulo 2^128.
-        shift = []
-        bias = 0
-        next_bit = 0
-        for value, width in zip(lowest, widths, strict=True):
-            shift.append(next_bit)
-            bias -= value << next_bit
-            next_bit += width
-        self._bias = bias % 2**_MAX_KEY_BITS
+        shift = [0, *np.cumsum(self.widths[:-1]).tolist()]
+        # Minus the smallest value of each field, which shifts them to 0, modulo 2^128.
+        fields = zip(lowest.tolist(), shift[1:], strict=True)
+        self._bias = -sum(value << bit for value, bit in fields) % 2**_MAX_KEY_BITS
         self.is_wide = total_bits > 64
-        self.remainder_bits = widths[0]
-        self._constants = {
-            "CRF_FEATURES": self.num_features,
-            "CRF_WIDE_KEYS": int(self.is_wide),
-            "CRF_THREADS": THREADS,
-        }
+        self.remainder_bits = self.widths[0]
+        self.shift = self.device.upload(np.array(shift, dtype=np.int32))
+        self._scale = self.device.upload(scale)
+
+    @property
+    def amplitude(self) -> float:
+        """The factor that gives the kernel the mass of exp(-d^2 / 2) (math.md, section 6).
+
+        It also makes up for the blur's missing factors of 1/2, and for the unit of the weights.
+        """
         # The mass is that of exp(-d^2 / 2) over a vertex's volume.
         mass = math.pow(4.0 * math.pi / 3.0, self.num_features / 2.0)
         halves = math.pow(0.5, self.num_features + 1)
         unit = 65535.0**2
-        self.amplitude = math.sqrt(self.num_features + 1.0) * mass * halves / unit
-        self.shift = self.device.upload(np.array(shift, dtype=np.int32))
-        self._scale = self.device.upload(np.array(scale, dtype=np.float32))
+        return math.sqrt(self.num_features + 1.0) * mass * halves / unit
 
     def find(self, features: Any, run_length: int = 1) -> tuple[VertexKeys, Any]:
         """Return the keys of the vertices around each voxel, (corner), and their weights.
@@ -132,45 +144,12 @@ class Simplices:
 
     def launch(self, kernel: str, num_items: int, /, **arguments: Any) -> None:
         """Run a kernel of kernels/cuda/lattice_build.cu on such keys; see `Launcher.launch`."""
-        self.device.launch("lattice_build", kernel, self._constants, num_items, **arguments)
-
-
-def _lay_out_fields(
-    ranges: list[tuple[float, float]],
-) -> tuple[list[float], list[int], list[int]]:
-    """Return the scale of each feature, and the smallest value and the bits of each field of a key.
-
-    The scale is the factor before elevation, rounded to single precision. The fields are the
-    remainder, q_1 .. q_D. Raises CapacityError if a feature spans too many bandwidths.
-
-    Source: docs/reference/math.md, section 6.1.
-    """
-    size = len(ranges)
-    scale = []
-    for i in range(size):
-        root = math.sqrt((i + 1.0) * (i + 2.0))
-        factor = (size + 1) * math.sqrt(2.0 / 3.0) / root
-        scale.append(float(np.float32(factor)))
-    lowest = [0] * (size + 1)
-    widths = [size.bit_length()] + [0] * size
-    sum_low = 0.0
-    sum_high = 0.0
-    for i in range(size, 0, -1):
-        low, high = ranges[i - 1]
-        low *= scale[i - 1]
-        high *= scale[i - 1]
-        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). The margins of 4 are for the
-        # rounding, the wrap, a vertex below, and a step either way.
-        smallest = sum_low - i * high
-        largest = sum_high - i * low
-        if largest - smallest > _MAX_RANGE:
-            raise CapacityError("a bandwidth is too small for the range of its feature")
-        highest = math.ceil(largest / (size + 1)) + 4
-        lowest[i] = math.floor(smallest / (size + 1)) - 4
-        widths[i] = (highest - lowest[i]).bit_length()
-        sum_low += low
-        sum_high += high
-    return scale, lowest, widths
+        constants = {
+            "CRF_FEATURES": self.num_features,
+            "CRF_WIDE_KEYS": int(self.is_wide),
+            "CRF_THREADS": THREADS,
+        }
+        self.device.launch("lattice_build", kernel, constants, num_items, **arguments)
 
 
 def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:

@@ -18,18 +18,18 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
 _QUALIFIER = re.compile(r"\b(?:const|__restrict__) ")
 
-# Names of numpy's types, by those of the kernels.
-_TYPES = {
-    "int": "int32",
-    "int64": "int64",
-    "uint8": "uint8",
-    "uint16": "uint16",
-    "uint32": "uint32",
-    "uint64": "uint64",
-    "double": "float64",
-    "float": "float32",
-    "Real": "float32",
-    "Channels": "float32",
+# numpy's types, by those of the kernels.
+_TYPES: dict[str, type[np.generic]] = {
+    "int": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "double": np.float64,
+    "float": np.float32,
+    "Real": np.float32,
+    "Channels": np.float32,  # rows of CRF_WIDTH numbers
 }
 
 # Sources whose multiplications and additions must not be fused: integers that all engines share
@@ -37,20 +37,13 @@ _TYPES = {
 UNCONTRACTED = frozenset({"lattice_build"})
 
 
-class Parameter(NamedTuple):
-    """The type of a kernel's parameter."""
-
-    dtype: np.dtype[Any]
-    is_array: bool
-    is_rows: bool  # an array of rows of CRF_WIDTH channels
-
-
 class KernelSource(NamedTuple):
     """A source file ready for a compiler."""
 
     name: str  # file name without suffix
     text: str  # source with headers and constants
-    kernels: dict[str, dict[str, Parameter]]  # the parameters of each kernel by name, in order
+    # The types of each kernel's parameters by name, in order, such as "int" or "Channels*".
+    kernels: dict[str, dict[str, str]]
     options: tuple[str, ...]  # options for NVRTC
 
     def has_blocks(self, kernel: str) -> bool:
@@ -71,40 +64,27 @@ def source_names() -> list[str]:
 
 
 @cache
-def _inlined(name: str) -> str:
-    """Return the text of a source file, each of whose headers is inlined once."""
-    included: set[Path] = set()
-
-    def read(path: Path) -> str:
-        def include(match: re.Match[str]) -> str:
-            beside = path.parent / match[1]
-            header = beside if beside.is_file() else kernels_dir() / match[1]
-            if header in included:
-                return ""
-            included.add(header)
-            return read(header)
-
-        text = path.read_text(encoding="utf-8").replace("#pragma once\n", "")
-        return _INCLUDE.sub(include, text)
-
-    return read(kernels_dir() / "cuda" / f"{name}.cu")
-
-
-@cache
 def kernel_source(name: str, /, **constants: int) -> KernelSource:
     """Return the text of kernels/cuda/<name>.cu for values of the constants that it requires.
 
-    These are named CRF_*, in its first lines.
+    These are named CRF_*, in its first lines. Each header is inlined once, where it comes first.
     """
-    text = _inlined(name)
+    folder = kernels_dir()
+    text = (folder / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
+    included = set()
+    while match := _INCLUDE.search(text):
+        header = ""
+        if match[1] not in included:
+            included.add(match[1])
+            header = (folder / match[1]).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        text = text[: match.start()] + header + text[match.end() :]
+
     kernels = {}
     for match in _KERNEL.finditer(text):
         parameters = {}
         for declaration in match[2].split(","):  # such as "const Real* scale"
-            kind, _, own_name = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
-            base = kind.rstrip("*")
-            dtype = np.dtype(_TYPES[base])
-            parameters[own_name] = Parameter(dtype, kind.endswith("*"), base == "Channels")
+            kind, _, parameter = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
+            parameters[parameter] = kind
         kernels[match[1]] = parameters
 
     options = ["-std=c++17"]
@@ -129,21 +109,23 @@ def pack_arguments(
         unknown = sorted(arguments.keys() - parameters.keys())
         raise TypeError(f"{source.name}.{kernel}: missing arguments {missing}, unknown {unknown}")
     packed = []
-    for name, parameter in parameters.items():
+    for name, kind in parameters.items():
         value = arguments[name]
-        if not parameter.is_array:
-            packed.append(parameter.dtype.type(value))
+        base = kind.removesuffix("*")
+        number = _TYPES[base]
+        if kind == base:
+            packed.append(number(value))
             continue
         if value is None:
             packed.append(np.uint64(0))
             continue
         is_contiguous = value.flags.c_contiguous
-        if value.dtype != parameter.dtype or not is_contiguous:
+        if value.dtype != number or not is_contiguous:
             raise TypeError(
                 f"{source.name}.{kernel}: {name} is a {value.dtype} array (contiguous: "
-                f"{is_contiguous}); expected {parameter.dtype}"
+                f"{is_contiguous}); expected {number.__name__}"
             )
-        if parameter.is_rows and value.shape[-1] != constants["CRF_WIDTH"]:
+        if base == "Channels" and value.shape[-1] != constants["CRF_WIDTH"]:
             raise TypeError(
                 f"{source.name}.{kernel}: {name} has rows of {value.shape[-1]}; expected "
                 f"{constants['CRF_WIDTH']}"

@@ -232,7 +232,7 @@ class BilateralInput:
         device, num_points, num_features: those of the voxels, as a `FeatureSource` has them.
         features: (modality + axis, voxel) float32 on the device, counted from the box's first
             voxel and from the lowest intensities.
-        ranges: smallest and largest value of each feature.
+        spans: the largest value of each feature, the smallest of which is 0.
     """
 
     def __init__(
@@ -252,13 +252,11 @@ class BilateralInput:
         lowest, highest = [ends[:num_modalities] for ends in image.intensity_ranges]
         spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
         self._require_wide(spans)
-        intensity_ranges = [(0.0, span) for span in spans.tolist()]
-        position_ranges = [(0.0, 0.0)] * voxels.num_axes
         steps = np.divide(voxels.spacing, self.theta_position)
-        for feature, extent, step in zip(voxels.feature, voxels.box_shape, steps, strict=True):
-            position_ranges[feature] = (0.0, float((extent - 1) * step))
-        self.ranges = intensity_ranges + position_ranges
-        self.num_features = len(self.ranges)
+        position_spans = np.empty(voxels.num_axes)
+        position_spans[voxels.feature] = np.subtract(voxels.box_shape, 1) * steps
+        self.spans = [*spans.tolist(), *position_spans.tolist()]
+        self.num_features = len(self.spans)
 
         device = voxels.device
         inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)

@@ -229,6 +229,11 @@ class TorchKernels:
             self.mask = image.mask
         if not self.mask.any():
             raise InputError("the mask is empty")
+        if spec.filter == "grid" and spec.bilateral:
+            raise ConfigError(
+                "mean_field.filter: plain tensor operations (--device torch, float64 logits of the "
+                "layer) have exact, truncated and lattice, not 'grid'; use --device cpu, or float32"
+            )
         self.dtype = "float64" if image.values.dtype == np.float64 else "float32"
         self.num_voxels = int(self.mask.sum())
         self.image_shape: tuple[int, ...] = image.values.shape
@@ -237,6 +242,16 @@ class TorchKernels:
         self.inside = torch.as_tensor(self.mask, device=device)
         self._image = self.tensor(image.values)
         self._thetas = [self.tensor(kernel.theta) for kernel in spec.kernels]
+        # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
+        places = np.argwhere(self.mask)
+        steps = places - places.min(axis=0)
+        self._positions = self.tensor(steps * np.asarray(spec.distances(image.spacing)))
+        # Cells depend on the features and their order, which is that of the user's axes. An axis
+        # along which the mask has one voxel has no feature, unless it is the last one.
+        last = self.mask.ndim - 1
+        users_axes = range(last + 1) if image.axes is None else image.axes
+        has_feature = [axis == last or bool(steps[:, axis].any()) for axis in range(last + 1)]
+        self._axes = [axis for axis in np.argsort(users_axes).tolist() if has_feature[axis]]
         with _limits(context.threads, device), torch.no_grad():
             self.built, texts = self._build(self._thetas, self._image, context.progress)
         named = zip(spec.names, texts, strict=True)
@@ -338,57 +353,35 @@ class TorchKernels:
     ) -> tuple[list[Filter], list[str]]:
         """Return the normalized kernels, and a line per kernel that says how it is computed."""
         intensities = image[:, self.inside].T
+        num_modalities = intensities.shape[1]
+        columns = [*range(num_modalities), *(num_modalities + axis for axis in self._axes)]
         distances = self.spec.distances(self._grid.spacing)
+        name = self.spec.filter
+        if name == "auto":
+            name = "exact" if self.num_voxels <= EXACT_BELOW else "lattice"
         kernels = []
         texts = []
         for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
             if progress is not None:
                 progress("build", number, len(thetas))
+            text = "exact"
             if kernel.kind in SUMS:
                 plain = SUMS[kernel.kind](self.inside, distances, theta, intensities)
-                text = "exact"
             else:
-                plain, text = self._appearance_filter(theta, intensities)
+                above_lowest = intensities - intensities.detach().amin(0)
+                features = torch.cat([above_lowest, self._positions], dim=1) / theta
+                features = features[:, columns]
+                if name == "truncated":
+                    plain = dense_filter(features, features[:, num_modalities:])
+                    text = f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
+                elif name == "lattice":
+                    plain = lattice = Lattice(features)
+                    text = f"lattice ({lattice.num_vertices} vertices)"
+                else:
+                    plain = dense_filter(features)
             kernels.append(normalized(plain, intensities, self.spec.normalization))
             texts.append(text)
         return kernels, texts
-
-    def _appearance_filter(self, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
-        """Return the kernel of features over theta, and how it is computed.
-
-        The cells of a lattice depend on the features and their order, which is that of the user's
-        axes. An axis along which the mask has one voxel has no feature, unless it is the last one.
-        """
-        # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
-        places = np.argwhere(self.mask)
-        distances = self.spec.distances(self._grid.spacing)
-        steps = places - places.min(axis=0)
-        positions = self.tensor(steps * np.asarray(distances))
-        lowest = intensities.detach().amin(0)
-        features = torch.cat([intensities - lowest, positions], dim=1) / theta
-
-        num_axes = self.mask.ndim
-        first_position = features.shape[1] - num_axes
-        users_axes = range(num_axes) if self._grid.axes is None else self._grid.axes
-        columns = list(range(first_position))
-        for axis in np.argsort(users_axes):
-            if axis == num_axes - 1 or np.ptp(places[:, axis]):
-                columns.append(first_position + int(axis))
-        features = features[:, columns]
-
-        name = self.spec.filter
-        if name == "exact" or (name == "auto" and self.num_voxels <= EXACT_BELOW):
-            return dense_filter(features), "exact"
-        if name == "truncated":
-            text = f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
-            return dense_filter(features, features[:, first_position:]), text
-        if name == "grid":
-            raise ConfigError(
-                "mean_field.filter: plain tensor operations (--device torch, float64 logits of the "
-                "layer) have exact, truncated and lattice, not 'grid'; use --device cpu, or float32"
-            )
-        lattice = Lattice(features)
-        return lattice, f"lattice ({lattice.num_vertices} vertices)"
 
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> Inputs:
         """Return the inputs of `mean_field`, with logits (L, *grid)."""
