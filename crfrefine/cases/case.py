@@ -179,7 +179,9 @@ def read_case(
     if headers.files.structures:
         segments = segments_of_structures(headers.network, options, headers.files.structures)
     elif len(headers.network.files) == 1:
-        segments = map_segments(headers.network.files[0].segments, options.mapping)
+        segments = headers.network.files[0].segments
+        if options.mapping:
+            segments = map_segments(segments, options.mapping)
     image = reverse_grid(arrays.image)
     return Case(
         case_id=headers.files.case_id,

@@ -300,6 +300,9 @@ def require_memory_for(
     needed, _, _ = bytes_of_case(headers, as_logits=as_logits, is_streamed=is_streamed)
     if not is_streamed and with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
+    limit = memory_limit(options.max_memory)
+    if needed <= limit.bytes:
+        return
     network = headers.network
     how = "read as float32"
     if is_streamed:
@@ -312,7 +315,6 @@ def require_memory_for(
     for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
         size = TIMES.join(map(str, header.grid_shape))
         lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
-    limit = memory_limit(options.max_memory)
     require_memory(needed, f"the program and its files, {how}, take", limit, lines)
 
 

@@ -38,7 +38,8 @@ def _two_kernels():
 def test_the_presets_are_there_and_the_first_is_the_default():
     assert {*PRESETS} >= {"default", "brats", "hippocampus", "body-ct", "body-mr"}
     assert ["default", *sorted({*PRESETS} - {"default"})] == PRESETS
-    assert CrfParameters.load("default") == CrfParameters()
+    default = CrfParameters.from_toml((CONFIGS / "default.toml").read_text(encoding="utf-8"))
+    assert default == CrfParameters.load("default") == CrfParameters()
     with pytest.raises(
         ConfigError, match="hipocampus: no such file or preset; presets: default, body-ct, "
     ):
