@@ -51,7 +51,7 @@ class Section:
         for entry in dataclasses.fields(self):
             key = f"{self.section}.{entry.name}"
             value = getattr(self, entry.name)
-            if value is not None or entry.default is not None:
+            if value is not entry.default:
                 # The dataclass is frozen for its users; this only gives values their final type.
                 value = entry.metadata["rule"].check(value, key)
                 object.__setattr__(self, entry.name, value)
@@ -161,9 +161,6 @@ class IntensityParameters(Section):
         Rule(str, words=("none", "nonzero")),
         "none | nonzero (any modality); used when no mask file is given",
     )
-
-
-NORMALIZED = IntensityParameters(normalization="none")  # for an image that has been normalized
 
 
 @dataclass(frozen=True)

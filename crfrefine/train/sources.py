@@ -16,7 +16,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_o
 from crfrefine.cases.case import Case
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import NORMALIZED
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.case import Plan, refine
 from crfrefine.train import synthetic
 from crfrefine.train.choice import Candidate
@@ -131,7 +131,7 @@ def _around_foreground(
     result = refine(
         case.logits,
         image,
-        parameters=replace(default, intensity=NORMALIZED),
+        parameters=replace(default, intensity=IntensityParameters("none")),
         input_type="logits",
         allow_vanishing=True,  # Only rules that the user set remove much.
         spacing=case.spacing,
@@ -194,7 +194,7 @@ def score_candidates(
     # Candidates with the same kernels follow each other, so that these are built once.
     for candidate in candidates:
         check()
-        parameters = replace(candidate.parameters, intensity=NORMALIZED)
+        parameters = replace(candidate.parameters, intensity=IntensityParameters("none"))
         label_maps = []
         for _, logits in draws:
             refined = plan.run(logits, parameters, input_type="logits", regions=source.regions)

@@ -26,7 +26,6 @@ from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
-    NORMALIZED,
     IntensityParameters,
     PostprocessParameters,
 )
@@ -333,7 +332,9 @@ class CaseRefiner:
             reverse_grid(normalized),
             spacing=case.spacing,
             parameters=replace(
-                parameters, intensity=NORMALIZED, postprocess=PostprocessParameters()
+                parameters,
+                intensity=IntensityParameters("none"),
+                postprocess=PostprocessParameters(),
             ),
             mask=None if mask is None else mask[box],
             backend=self._backend,
