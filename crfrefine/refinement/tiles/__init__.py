@@ -14,6 +14,6 @@ declared. docs/reference/math.md, section 10, says why that is allowed. Its word
 
 A `ChannelSource` has the network's logits (`channels`; `streaming` keeps parts of files,
 `interpolated` those of a coarser grid). `planning` and `coarse` survey them and make a
-`TileProblem`, whose work `problem` compares with that of all labels everywhere; `slabs.solve` runs
+`TileProblem`, whose work `planning` compares with that of all labels everywhere; `slabs.solve` runs
 it, by `running.run_tiles` for a slab or the whole.
 """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from crfrefine.arrays.label_maps import Box, whole
+from crfrefine.arrays.label_maps import Box, whole, widen
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.cpu import load_engine
@@ -254,3 +254,17 @@ class LabelSets:
             self.settled,
             threads or available_threads(),
         )
+
+
+def label_sets(grid: TileGrid, present: Bool, may_matter: Bool, reach: Extents) -> LabelSets:
+    """Return the labels of each tile: those that are present around it and may matter there.
+
+    Where labels are is (L, *tiles) each; kernels end after `reach` voxels.
+    """
+    # Farther away than that a label cannot rise, as the C++ engine confirms.
+    domains = np.zeros_like(present)
+    rings = num_rings(reach)
+    for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
+        near = widen(present[label], rings)
+        domains[label] = near & may_matter[label]
+    return LabelSets(grid, domains)

@@ -20,7 +20,8 @@ from crfrefine.engines.base import (
 from crfrefine.errors import CapacityError, ConfigError
 from crfrefine.refinement.tiles.channels import DenseChannels
 from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, TileGrid, tile_layers
-from crfrefine.refinement.tiles.problem import TileProblem, sums_are_direct
+from crfrefine.refinement.tiles.planning import sums_are_direct
+from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.running import run_tiles
 
 MAX_REPEATS = 3  # runs after which a label whose domain is still too small takes part everywhere

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import padding_among
 from crfrefine.refinement.tiles.grid import tile_layers
 
@@ -239,3 +240,21 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     # A voxel's neighbors of a label penalize the voxel's labels differently, also where that label
     # does not matter at the voxel itself: there is no second bound.
     return Thresholds(lowest, np.full_like(lowest, -np.inf))
+
+
+def settled_bound(spec: ModelSpec) -> float:
+    """Return `TileProblem.settled_below` of a label map, which only labels that take part exceed.
+
+    It is minus infinity if weights or temperatures bring ABSENT_LOGIT
+    near the other logits.
+    """
+    run = spec.mean_field
+    strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
+    temperature = run.temperature
+    if run.bias is not None:
+        difference = float(run.bias.max() - run.bias.min())
+        strength += difference / temperature
+    half = 0.5 * ABSENT_LOGIT / temperature
+    if strength + math.log(run.num_labels) + CONFIDENCE / temperature < -0.5 * half:
+        return half
+    return -math.inf
