@@ -109,11 +109,6 @@ def _is_tensor(values: Any) -> bool:
     return torch is not None and isinstance(values, torch.Tensor)
 
 
-def _is_on_gpu(features: Any) -> bool:
-    """Return whether features are a tensor on a GPU."""
-    return _is_tensor(features) and features.device.type != "cpu"
-
-
 class Lattice:
     """The kernel exp(-|f_i - f_j|² / 2) of points, built once, for any number of values.
 
@@ -151,7 +146,7 @@ class Lattice:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
         check_word("device", device, DEVICES)
-        is_on_gpu = _is_on_gpu(features)
+        is_on_gpu = _is_tensor(features) and features.device.type != "cpu"
         points: Any = features if is_on_gpu else given_array(features, "features")
         if points.ndim < 2:
             shape = tuple(points.shape)
@@ -175,7 +170,13 @@ class Lattice:
         self.num_points = math.prod(points.shape[1:])
 
         method = choose_method(method, self.num_points, num_features=len(points))
-        points = _from_first_point(points)
+        if points.dtype.itemsize > np.float32().itemsize:
+            # Offsets from the first point: large coordinates lose no digits in float32.
+            first_point = points[(slice(None), *(slice(1),) * (points.ndim - 1))]
+            moved = np.empty(points.shape, np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.subtract(points, first_point, out=moved, dtype=np.float64, casting="unsafe")
+            points = moved
         self._kernel: PointKernel
         if device == "cpu":  # The engine refuses features that are not finite.
             self._kernel = CompiledPoints(as_float32(points), method, threads)
@@ -232,21 +233,6 @@ class Lattice:
         if normalization == "symmetric":
             sent = sent * scale
         return self._kernel.apply(sent, scale)
-
-
-def _from_first_point(points: Array) -> Array:
-    """Return features (D, *grid) in float32; those with more digits become offsets.
-
-    The offsets are from the first point, so that large coordinates lose no precision.
-    """
-    if points.dtype.itemsize <= np.float32().itemsize:
-        return points
-    first_place = (slice(1),) * (points.ndim - 1)
-    first = points[(slice(None), *first_place)]
-    moved = np.empty(points.shape, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.subtract(points, first, out=moved, dtype=np.float64, casting="unsafe")
-    return moved
 
 
 def bilateral_filter(

@@ -17,6 +17,7 @@ Ties lie between labels, as sheets a voxel or two thick, or where votes on a who
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,16 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
             return ties
         return None
     padding = np.ones(ties.shape, np.bool_)
-    padding[decided] = _at_corners(ties[decided])
+    # In the box, padding is what holds a corner of it and is thick, where ties go on beyond it. A
+    # single tie at a corner is no block that reaches beyond the box.
+    part = ties[decided]
+    margin = THICK - 1
+    wider = np.pad(part, margin, constant_values=True)
+    inner = (slice(margin, -margin),) * part.ndim
+    thick = _blocks(wider, [THICK] * part.ndim)[inner]
+    corners = np.ix_(*((0, extent - 1) for extent in part.shape))
+    block = math.prod(min(THICK, extent) for extent in part.shape)
+    padding[decided] = _regions_with(thick, corners, block)
     if logits is not None:
         fill = ties & ~padding
         # Logarithms of equal probabilities, whose sum is 1, may be votes.
@@ -140,26 +150,6 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
     if padding.any():
         return padding
     return None
-
-
-def _at_corners(ties: Bool) -> Bool:
-    """Return the thick regions of ties that hold a corner of the grid and at least a block."""
-    # Ties go on beyond the grid.
-    margin = THICK - 1
-    wider = np.pad(ties, margin, constant_values=True)
-    inner = (slice(margin, -margin),) * ties.ndim
-    thick = _blocks(wider, [THICK] * ties.ndim)[inner]
-    corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
-    if not thick[corners].any():
-        return np.zeros(ties.shape, np.bool_)
-    regions, sizes = _regions(thick)
-    is_padding = np.zeros(len(sizes), np.bool_)
-    is_padding[regions[corners]] = True
-    # A single tie at a corner is no block that reaches beyond the grid.
-    smallest = math.prod(min(THICK, extent) for extent in ties.shape)
-    is_padding &= sizes >= smallest
-    is_padding[0] = False
-    return is_padding[regions]
 
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
@@ -185,11 +175,8 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
     for value in np.unique(values[touches]):
         same = np.zeros(fill.shape, np.bool_)
         same[voxels] = values == value
-        regions, sizes = _regions(same)
-        is_padding = np.zeros(len(sizes), np.bool_)
-        is_beside_padding = touches & (values == value)
-        is_padding[regions[voxels][is_beside_padding]] = True
-        padding |= is_padding[regions]
+        beside_padding = touches & (values == value)
+        padding |= _regions_with(same, tuple(along[beside_padding] for along in voxels))
 
 
 def _places(mask: Bool) -> tuple[NDArray[np.intp], ...]:
@@ -197,12 +184,21 @@ def _places(mask: Bool) -> tuple[NDArray[np.intp], ...]:
     return np.unravel_index(np.flatnonzero(mask), mask.shape)
 
 
-def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Return each voxel's region, connected over faces, or 0, and the size of each region."""
+def _regions_with(mask: Bool, seeds: Any, min_voxels: int = 1) -> Bool:
+    """Return the regions of a mask, connected over faces, that hold some of the seeds.
+
+    `seeds` index the mask; regions have at least so many voxels.
+    """
+    if not mask[seeds].any():
+        return np.zeros(mask.shape, np.bool_)
     from scipy import ndimage
 
     regions, count = ndimage.label(mask)
-    return regions, np.bincount(regions.ravel(), minlength=count + 1)
+    has_seed = np.zeros(count + 1, np.bool_)
+    has_seed[regions[seeds]] = True
+    has_seed[0] = False  # Number 0 is not a region.
+    is_large = np.bincount(regions.ravel()) >= min_voxels
+    return (has_seed & is_large)[regions]
 
 
 def _blocks(mask: Bool, sides: list[int]) -> Bool:

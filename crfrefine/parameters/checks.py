@@ -59,7 +59,15 @@ class Rule:
         if self.shape == "matrix":
             return _check_matrix(value, key)
         if self.per is not None and self.is_list(value):
-            return self._check_list(value, key)
+            if not value:
+                raise ConfigError(f"{key}: the list is empty")
+            of_first, of_others = self.words_of_list or (self.words, self.words)
+            first_rule = replace(self, per=None, words=of_first)
+            other_rule = replace(self, per=None, words=of_others)
+            checked = [first_rule.check(value[0], f"{key}[0]")]
+            for index, entry in enumerate(value[1:], start=1):
+                checked.append(other_rule.check(entry, f"{key}[{index}]"))
+            return tuple(checked)
         if self.shape == "pair":
             if not isinstance(value, list | tuple) or len(value) != 2:
                 raise ConfigError(
@@ -99,21 +107,6 @@ class Rule:
             f"{key}: it {found}, but the case has {sizes}; "
             f"give one value for all, or one per {self.per}"
         )
-
-    def _check_list(self, values: list[Any] | tuple[Any, ...], key: str) -> tuple[Any, ...]:
-        if not values:
-            raise ConfigError(f"{key}: the list is empty")
-        other_rule = replace(self, per=None)
-        first_rule = other_rule
-        if self.words_of_list is not None:
-            first_words, other_words = self.words_of_list
-            first_rule = replace(first_rule, words=first_words)
-            other_rule = replace(other_rule, words=other_words)
-
-        checked = [first_rule.check(values[0], f"{key}[0]")]
-        for index in range(1, len(values)):
-            checked.append(other_rule.check(values[index], f"{key}[{index}]"))
-        return tuple(checked)
 
     def _expected_instead(self, value: Any) -> str | None:
         """Return what a message says was expected; None if the single value is allowed."""
