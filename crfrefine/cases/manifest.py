@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.failures import expected_error
 from crfrefine.base.geometry import SPACING_RANGE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten, shorten_value
@@ -23,12 +25,29 @@ REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
 SEPARATOR = ";"  # of several names in a cell
 COLUMN_SEPARATORS = ",;\t"  # as spreadsheets write them in one country or another
-COLUMNS = (*REQUIRED, *OPTIONAL)
 _WITH_ONE_NAME = ("case", "mask", "output")
 MAX_BYTES = 1 << 28  # largest manifest that is read: a million cases with long paths
 _MAX_NAMED = 20
-_MAX_OF_A_NAME = 200
 _MAX_OF_A_PROBLEM = 1000
+_NAME_OF_A_CASE = re.compile(r"[^./\\][^/\\]{,199}")
+_NAMES = f"names separated by {SEPARATOR!r}, none of them empty"
+# What a cell of each column holds, for messages.
+_EXPECTED = {
+    "case": (
+        "one name, which can be that of a file: printable, without '/', '\\' and a dot in front, "
+        "and of at most 200 characters"
+    ),
+    "images": _NAMES,
+    "logits": _NAMES,
+    "mask": "one name",
+    "output": (
+        f"one file that can be written: its name ends in one of {', '.join(WRITTEN_SUFFIXES)}, "
+        "without a dot in front, and it is in the output folder unless it is absolute"
+    ),
+    "spacing": "mm along each axis, such as 1;1;2.5",
+}
+# Blank lines before the names of the columns, and Excel's own line with the separator.
+_BEFORE_NAMES = re.compile(r"(?:\s*\n)?(?:sep=(.?).*\n(?:\s*\n)?)?", re.IGNORECASE)
 
 
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
@@ -37,14 +56,27 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     Relative paths begin in its folder. With the input type "labels", several files or a folder are
     structures. Raises InputError that names the problem of each row, up to a limit.
     """
-    notes: list[Note] = []
-    text = _read_text(path, notes)
+    cases = CaseList()
+    rows = _rows(path, cases.notes)
+    _, names = next(rows, (0, []))
+    columns = [name.strip().lower() for name in names]
+    if not {*REQUIRED} <= {*columns} <= {*_EXPECTED} or len({*columns}) < len(columns):
+        found = listed([shorten_value(name) for name in columns], 10) or "an empty file"
+        raise InputError(
+            f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
+            f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; "
+            f"found {found}"
+        )
     problems: list[str] = []
-    cases = CaseList(notes=notes)
     lines: dict[str, int] = {}  # of the cases
-    for line, row in _rows(path, text):
+    for line, row in rows:
         try:
-            case = _read_row(row, path.parent, input_type)
+            if len(row) != len(columns):
+                raise InputError(
+                    f"expected {len(columns)} cells, as in the line of names; in a table with "
+                    "semicolons, a cell with several names is in quotes"
+                )
+            case = _read_row(dict(zip(columns, row, strict=True)), path.parent, input_type)
             if case.case_id in lines:
                 raise InputError(f"case {case.case_id!r} is also on line {lines[case.case_id]}")
             cases.append(case)
@@ -66,41 +98,11 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     return cases
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line, and its cells by column; missing or surplus ones are None."""
-    lines = [*StringIO(text, newline="")]
-    separators = COLUMN_SEPARATORS
-    num_skipped = 0
-    while lines and not lines[0].strip():
-        lines.pop(0)
-        num_skipped += 1
-    if lines and lines[0].lower().startswith("sep="):  # Excel's own line
-        separators = lines.pop(0)[4:5].strip("\r\n") or COLUMN_SEPARATORS
-        num_skipped += 1
-    # The names of columns have none of them.
-    separator = max(separators, key=lines[0].count) if lines else COLUMN_SEPARATORS[0]
-    reader = csv.DictReader(lines, strict=True, delimiter=separator)
-    try:
-        names = [name.strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = names
-        if not {*REQUIRED} <= {*names} <= {*COLUMNS} or len({*names}) < len(names):
-            found = listed([shorten_value(name) for name in names], 10) or "an empty file"
-            raise InputError(
-                f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
-                f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; "
-                f"found {found}"
-            )
-        for row in reader:
-            if any(row.values()):
-                yield reader.line_num + num_skipped, row
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: cannot be read as CSV after line {reader.line_num + num_skipped}: {error}"
-        ) from None
+def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line that is not blank, that of the names first.
 
-
-def _read_text(path: Path, notes: list[Note]) -> str:
-    """Return the text of a manifest in an encoding that spreadsheets write."""
+    The encoding and the separator are those that spreadsheets write.
+    """
     require_file(path)
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -110,14 +112,11 @@ def _read_text(path: Path, notes: list[Note]) -> str:
         )
     try:
         content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        is_utf16 |= content[1:2] == b"\0"  # "c" of "case", without a byte order mark
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        if content[1:2] == b"\0":  # "c" of "case", without a byte order mark
-            return content.decode("utf-16-le")
-        return content.decode("utf-8-sig")
+        raise expected_error(error, path) from error
     except UnicodeDecodeError as error:
         try:
             text = content.decode("cp1252")
@@ -127,96 +126,83 @@ def _read_text(path: Path, notes: list[Note]) -> str:
                 "save it as CSV in UTF-8"
             ) from None
         notes.append(Note.of(NoteKind.NOT_UTF8, path.name))
-        return text
+
+    text = StringIO(text, newline=None).read()  # Lines end in \n.
+    before = _BEFORE_NAMES.match(text)
+    assert before is not None
+    num_skipped = before[0].count("\n")
+    line = num_skipped
+    table = text[before.end() :]
+    separator = max(before[1] or COLUMN_SEPARATORS, key=table.partition("\n")[0].count)
+    reader = csv.reader(StringIO(table), strict=True, delimiter=separator)
+    try:
+        for row in reader:
+            line = reader.line_num + num_skipped
+            if any(map(str.strip, row)):
+                yield line, row
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV after line {line}: {error}") from None
 
 
-def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
+def _read_row(cells: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
     """Return the case of a row, whose paths begin in the folder of the manifest."""
-    cells = _split_cells(row)
-    entries = _entries(cells)
-    files: dict[str, list[Path]] = {}
-    for column in ("images", "logits", "mask"):
-        files[column] = []
-        for name in cells.get(column, ()):
-            path = folder / name
-            # Separators may be those of Windows. os.path.lexists raises no exception for odd names.
-            if not os.path.lexists(path):
-                path = folder / name.replace("\\", "/")
-            files[column].append(path)
-            # A cell of logits may name the folder of structures.
-            may_be_folder = input_type == "labels" and cells["logits"] == [name]
-            if may_be_folder and is_folder(path):
-                continue
-            try:
-                require_file(path)
-            except InputError as error:
-                raise InputError(f"{column}: {error}") from None
-
-    mask = next(iter(files["mask"]), None)
-    (case,) = discover_cases(files["images"], files["logits"], mask, input_type=input_type)
+    values: dict[str, Any] = {}
+    for column, cell in cells.items():
+        if not cell.strip():
+            if column in REQUIRED:
+                raise InputError(f"no {column}")
+            continue
+        names = [part.strip() for part in cell.split(SEPARATOR)]
+        # A cell of logits may name the folder of structures.
+        may_be_folder = column == "logits" and input_type == "labels" and len(names) == 1
+        try:
+            values[column] = _value_of(column, names, folder, may_be_folder=may_be_folder)
+        except ValueError:
+            raise InputError(
+                f"{column}: expected {_EXPECTED[column]}; got {shorten_value(cell.strip())}"
+            ) from None
+        except InputError as error:
+            raise InputError(f"{column}: {error}") from None
+    mask = next(iter(values.get("mask", ())), None)
+    (case,) = discover_cases(values["images"], values["logits"], mask, input_type=input_type)
     if case.problem is not None:
         raise InputError(case.problem)
-    return replace(case, **entries)
+    return replace(
+        case, case_id=values["case"], output=values.get("output"), spacing=values.get("spacing")
+    )
 
 
-def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the names in each cell that is not empty, by its column."""
-    if None in row or None in row.values():
-        num_columns = len(row) - (None in row)
-        raise InputError(
-            f"expected {num_columns} cells, as in the line of names; in a table with semicolons, "
-            "a cell with several names is in quotes"
-        )
-    cells = {}
-    for column, cell in row.items():
-        if cell.strip():
-            cells[column] = [part.strip() for part in cell.split(SEPARATOR)]
-    for column in REQUIRED:
-        if column not in cells:
-            raise InputError(f"no {column}")
-    for column, names in cells.items():
-        is_single = column in _WITH_ONE_NAME
-        if "" in names or "\0" in "".join(names) or (is_single and len(names) > 1):
-            expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
-            raise InputError(
-                f"{column}: expected {expected}, none of them empty or with the character NUL; "
-                f"found {len(names)}"
-            )
-    return cells
+def _value_of(column: str, names: list[str], folder: Path, *, may_be_folder: bool) -> Any:
+    """Return what the names in a cell stand for: a name, a spacing, a path, or paths of files.
 
-
-def _entries(cells: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return what a case has beside its files: its name, its output and its spacing, if given."""
-    case_id = cells["case"][0]
-    is_name = not case_id.startswith(".") and not {"/", "\\"} & {*case_id}
-    if not is_name or shorten(case_id, _MAX_OF_A_NAME) != case_id:
-        raise InputError(
-            f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without "
-            f"'/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
-        )
-    entries: dict[str, Any] = {"case_id": case_id}
-    if "spacing" in cells:
+    Raises ValueError unless they are as expected in this column, or InputError: no such file.
+    """
+    if column == "spacing":
+        spacing = tuple(float(part.replace(",", ".")) for part in names)
         low, high = SPACING_RANGE
-        try:
-            spacing = tuple(float(part.replace(",", ".")) for part in cells["spacing"])
-        except ValueError:
-            spacing = ()
         if len(spacing) not in (2, 3) or not all(low <= step <= high for step in spacing):
-            raise InputError(
-                "spacing: expected mm along each axis, such as 1;1;2.5; "
-                f"got {shorten_value(SEPARATOR.join(cells['spacing']))}"
-            )
-        entries["spacing"] = spacing
-    if "output" in cells:
-        (name,) = cells["output"]
-        output = Path(os.path.normpath(name.replace("\\", "/")))
-        leaves_folder = not output.is_absolute() and output.parts[:1] == (os.pardir,)
+            raise ValueError
+        return spacing
+    first = names[0]
+    if "" in names or (column in _WITH_ONE_NAME and len(names) > 1):
+        raise ValueError
+    if column == "case":
+        if not _NAME_OF_A_CASE.fullmatch(first) or not first.isprintable():
+            raise ValueError
+        return first
+    if column == "output":
+        output = Path(os.path.normpath(first.replace("\\", "/")))
         has_format = suffix_of(output) in WRITTEN_SUFFIXES and not output.name.startswith(".")
-        if leaves_folder or not has_format:
-            raise InputError(
-                f"output: {shorten(name)} cannot be written: it must end in one of "
-                f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output "
-                "folder unless it is absolute"
-            )
-        entries["output"] = output
-    return entries
+        if not has_format or os.pardir in output.parts or "\0" in first:
+            raise ValueError
+        return output
+    paths = []
+    for name in names:
+        path = folder / name
+        # Separators may be those of Windows. os.path.lexists raises no exception for odd names.
+        if not os.path.lexists(path):
+            path = folder / name.replace("\\", "/")
+        if not may_be_folder or not is_folder(path):
+            require_file(path)
+        paths.append(path)
+    return paths
