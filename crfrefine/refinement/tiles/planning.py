@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, share_reach, widen
@@ -186,7 +185,7 @@ def lazy_problem(
     The mask lacks the padding of the channels, unlike that of the image. Without thresholds no
     label was left out because its probability was low.
     """
-    image = case.image
+    image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
     maps = fit_intensity(image.values, case.parameters.intensity, image.mask)
@@ -232,67 +231,54 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     (*grid) of at most three axes in storage order.
     """
     spec = case.model
+    run = spec.mean_field
     grid = TileGrid(numbers.shape)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
     # Whether messages from where a label is missing penalize all labels by as much, which changes
     # no marginal. They do in a Potts model with one weight for all labels.
-    run = spec.mean_field
     is_plain = run.is_potts and run.num_channels < run.num_labels
     if sigma is None:
         source = LabelMapChannels(grid, labels, reach)
         confidence = CONFIDENCE
         settled_below = settled_bound(spec) if is_plain else -math.inf
+        largest_slab = None
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source = LabelMapChannels(grid, labels, share_reach(sigma), sigma)
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
         settled_below = find_thresholds(threshold, spec).settled_below
+        largest_slab = MAX_SHARED_VOXELS
 
-    problem, voxels = _nearby_problem(source, settled_below, case, is_plain=is_plain)
+    near = np.array(source.reach)
+    if not is_plain:
+        # In a plain model messages from farther away change nothing; the energy lacks these pairs.
+        near += reach
+    mask = mask_on_tiles(case.image, grid)
+    inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
+    num_voxels = grid.reduced(np.add, inside, np.int64)  # of each tile
+    present = np.zeros((run.num_labels, *grid.counts), np.bool_)
+    engine = grid.engine(case.context.threads)
+    engine.mark_near(labels, tuple(near.tolist()), present.view(np.uint8))
+    present &= num_voxels > 0  # tiles with voxels within reach of a label, and few others
+    problem = lazy_problem(case, source, present, present, mask, None)
+    problem = replace(problem, settled_below=settled_below, largest_slab=largest_slab)
     # Of the only label of each settled tile, over the temperature. The sums of active tiles do not
     # count.
     logits = np.full(grid.counts, confidence / run.temperature)
     if run.bias is not None:
-        settled_label = problem.sets.settled
-        bias = np.asarray(run.bias, np.float64)[settled_label]
-        logits += np.where(settled_label < 0, 0.0, bias) / run.temperature
+        # Tiles with several labels, or none, have the number -1.
+        logits += np.append(run.bias, 0.0)[problem.sets.settled] / run.temperature
     if count_pairs(problem) <= MAX_PAIRS:
         problem = replace(problem, is_direct=True)
     elif sigma is not None and spec.kernels.filter == "auto":
         # Few voxels of active tiles are open, which a filter of the whole volume uses better.
         problem = replace(problem, is_direct=False)
-    if sigma is not None:
-        problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
-    elif not spec.kernels.kernels:  # Each voxel has only its own label within reach.
-        nowhere = np.zeros_like(problem.present)
-        problem = replace(problem, sets=LabelSets(grid, nowhere))
-    return prepare_on_tiles(problem, labels.reshape(numbers.shape), voxels * logits, case)
-
-
-def _nearby_problem(
-    source: LabelMapChannels, settled_below: float, case: Case, *, is_plain: bool
-) -> tuple[TileProblem, NDArray[np.int64]]:
-    """Return the problem of labels near where they occur, and the voxels of each tile."""
-    grid = source.grid
-    near = source.reach
-    if not is_plain:
-        # In a plain model messages from farther away change nothing; the energy lacks these pairs.
-        reach = case.model.kernels.reach(case.image.spacing, grid.shape)
-        near = tuple(extent + more for extent, more in zip(near, reach, strict=True))
-    mask = mask_on_tiles(case.image, grid)
-    inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
-    voxels = grid.reduced(np.add, inside, np.int64)
-    # tiles with voxels within reach of a label, and few others
-    num_labels = case.model.mean_field.num_labels
-    present = np.zeros((num_labels, *grid.counts), np.bool_)
-    engine = grid.engine(case.context.threads)
-    engine.mark_near(source.numbers, near, present.view(np.uint8))
-    present &= voxels > 0
-    image = replace(case.image, values=np.ascontiguousarray(case.image.values))
-    problem = lazy_problem(replace(case, image=image), source, present, present, mask, None)
-    return replace(problem, settled_below=settled_below), voxels
+    if sigma is None and not spec.kernels.kernels:
+        # Each voxel has only its own label within reach.
+        problem = replace(problem, sets=LabelSets(grid, np.zeros_like(present)))
+    return prepare_on_tiles(problem, labels.reshape(numbers.shape), num_voxels * logits, case)
 
 
 # ---- Whether tiles save work, and with which sums of messages

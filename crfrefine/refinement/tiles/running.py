@@ -190,34 +190,27 @@ def share_channels(
             channel = np.full(counts, -1, np.int32)
             channels.append(channel)
         channel[box][inside] = label
-    channels = _grouped(channels, sets.active)
 
-    of_entry = np.empty(sets.num_entries, np.int32)
-    of_settled = np.full(counts, -1, np.int32)
-    for number, channel in enumerate(channels):
-        is_here = (sets.settled >= 0) & (channel == sets.settled)
-        of_settled[is_here] = number
-        for label in np.unique(channel[sets.active & (channel >= 0)]):
-            tiles, entries = sets.entries[label]
-            is_here = channel.flat[tiles] == label
-            of_entry[entries[is_here]] = number
-    return len(channels), of_entry, of_settled
-
-
-def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
-    """Return the channels in an order in which groups have labels in the same tiles.
-
-    Channels of a group are filtered together, wherever one of their labels is. The last channel,
-    which takes part in all groups, stays: few tiles have it.
-    """
-    tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]
-    left = list(range(len(tiles)))
+    # Channels of a group are filtered together, wherever one of their labels is: the labels of a
+    # group should be in the same tiles. The last channel, which takes part in all groups, stays:
+    # few tiles have it.
+    tiles_of = [np.flatnonzero(sets.active & (channel >= 0)) for channel in channels[:-1]]
+    left = list(range(len(tiles_of)))
     grouped: list[NDArray[np.int32]] = []
     while left:
         if len(grouped) % GROUP == 0:  # A group begins.
-            in_group = np.zeros(active.size, np.bool_)
-        shared = [np.count_nonzero(in_group[tiles[number]]) for number in left]
+            in_group = np.zeros(sets.active.size, np.bool_)
+        shared = [np.count_nonzero(in_group[tiles_of[number]]) for number in left]
         number = left.pop(int(np.argmax(shared)))
-        in_group[tiles[number]] = True
+        in_group[tiles_of[number]] = True
         grouped.append(channels[number])
-    return grouped + channels[-1:]
+    by_channel = np.stack(grouped + channels[-1:])
+
+    # Each label of a tile is in one channel there.
+    of_entry = np.empty(sets.num_entries, np.int32)
+    by_tile = by_channel.reshape(len(channels), -1)
+    for label, (tiles, entries) in enumerate(sets.entries):
+        of_entry[entries] = (by_tile[:, tiles] == label).argmax(axis=0)
+    of_settled = (by_channel == sets.settled).argmax(axis=0).astype(np.int32)
+    of_settled[sets.settled < 0] = -1
+    return len(channels), of_entry, of_settled
