@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -62,20 +63,33 @@ def from_plain(kind: Any, value: Any) -> Any:
         KeyError: a field without a default is missing.
         ValueError: the value has the right type, but is none of those allowed.
     """
-    if kind is Any:
-        return value
-    if get_origin(kind) is not None:
-        return _from_plain_generic(kind, value)
+    outer = get_origin(kind)
+    inner = get_args(kind)
+    if outer in (Union, UnionType):
+        # None comes first: as a number, null would be NaN.
+        for member in sorted(inner, key=lambda member: member is not NoneType):
+            with suppress(TypeError, ValueError, KeyError):
+                return from_plain(member, value)
+        raise TypeError(f"expected {kind}, got {shorten_value(value)}")
+    if outer in (list, tuple):
+        _require(isinstance(value, list), kind, value)
+        kinds = inner
+        if outer is list or inner[-1] is Ellipsis:
+            kinds = (inner[0],) * len(value)
+        _require(len(kinds) == len(value), kind, value)
+        return outer(from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
+    if outer is not None:  # a mapping, whose keys are text or whole numbers
+        _require(isinstance(value, dict), kind, value)
+        return {inner[0](key): from_plain(inner[1], entry) for key, entry in value.items()}
     if hasattr(kind, "from_dict"):
         return kind.from_dict(value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return kind(**fields_from_plain(kind, value))
     if kind is float and value is None:
-        return math.nan
-    if kind in _KINDS_OF_JSON:
-        _require(type(value) in _KINDS_OF_JSON[kind], kind, value)
+        value = math.nan
+    if kind is Any or type(value) in _KINDS_OF_JSON.get(kind, ()):
         return value
-    _require(type(value) is str, kind, value)
+    _require(kind not in _KINDS_OF_JSON and type(value) is str, kind, value)
     read = datetime.fromisoformat if kind is datetime else kind
     return read(value)  # a time, a path, or a word of an enumeration
 
@@ -103,35 +117,6 @@ def fields_from_plain(kind: type, values: Any) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise TypeError(f"{key}: expected {field.type}, got {shorten_value(value)}") from error
     return arguments
-
-
-def _from_plain_generic(kind: Any, value: Any) -> Any:
-    """Return that of a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
-    outer = get_origin(kind)
-    inner = get_args(kind)
-    if outer in (Union, UnionType):
-        if value is None and NoneType in inner:
-            return None
-        for member in inner:
-            try:
-                return from_plain(member, value)
-            except (TypeError, ValueError, KeyError):
-                continue
-        raise TypeError(f"expected {kind}, got {shorten_value(value)}")
-    if outer in (list, tuple):
-        _require(isinstance(value, list), kind, value)
-        kinds = inner
-        if outer is list or inner[-1] is Ellipsis:
-            kinds = (inner[0],) * len(value)
-        _require(len(kinds) == len(value), kind, value)
-        return outer(from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
-    _require(isinstance(value, dict), kind, value)
-    entries = {}
-    for key, entry in value.items():
-        if inner[0] is int:
-            key = int(key)
-        entries[key] = from_plain(inner[1], entry)
-    return entries
 
 
 def _require(is_right: bool, kind: Any, value: Any) -> None:
