@@ -8,14 +8,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box, whole
+from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.padding import leave_out
-from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.limits import available_threads, run_all
+from crfrefine.base.limits import run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
-from crfrefine.refinement.tiles.grid import LabelSets, TileGrid
+from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
 from crfrefine.refinement.tiles.planning import (
     MAX_SHARED_VOXELS,
@@ -24,12 +23,7 @@ from crfrefine.refinement.tiles.planning import (
     prepare_on_tiles,
 )
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.streaming import survey_stream
-from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
-
-# Nats by which a label may fall from a voxel of the network to the next before channels are read
-# once more: interpolation needs a label's logits at all neighbors of where it may matter.
-MARGIN = 32.0
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
 def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
@@ -38,41 +32,40 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
     The channels stream by on the network's grid; voxels outside that grid are background. Errors
     are those of `plan_stream`.
     """
-    interpolation = network.interpolation
-    assert interpolation is not None
     spec = case.model
-    grid = TileGrid(network.grid_shape)
+    bias = _bias(spec)
+    temperature = spec.mean_field.temperature
     thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
-    margin = MARGIN / spec.mean_field.temperature
-    kept = Thresholds(thresholds.may_matter, thresholds.may_matter - margin)
-    coarse_grid = TileGrid(interpolation.grid_map.source_shape)
-    reach = (interpolation.reach,) * 3
-    survey, candidates, note = survey_stream(
-        network, coarse_grid, spec.mean_field, None, kept, case.context, reach
-    )
-    padding = survey.padding()
-    survey.mask, *_ = leave_out(padding, None, "logits")
-    coarse_labels = survey.labels
-    survey.release()
-    store = candidates.store(survey, reach)
-    threads = case.context.threads or available_threads()
-    source = CoarseChannels(store, padding, grid, interpolation, threads)
-
+    source, coarse_labels, note = CoarseChannels.of_stream(network, case, thresholds)
     covered = source.covered()
-    mask = mask_on_tiles(case.image, grid)
+    mask = mask_on_tiles(case.image, source.grid)
     uncovered = None if covered.all() else ~covered
     mask, num_padding, notes = leave_out(uncovered, mask, "logits")
+
+    # Labels that are the largest one somewhere tell how far below it the others are at most. All
+    # may be present, or be the largest one without their bias, or matter, if some samples that a
+    # tile depends on are high enough.
     likeliest = source.where_likeliest(coarse_labels, spec.mean_field.num_labels)
-    source.ensure(likeliest, threads)
-    lowest, sums = _best_of(source, likeliest, _bias(spec), covered, mask)
-    present, may_matter = _bounds(source, survey, likeliest, lowest, spec, thresholds)
+    source.ensure(likeliest, source.threads)
+    lowest, sums = _best_of(source, likeliest, bias, covered, mask)
+    depth_of_present = np.maximum(-temperature * thresholds.present, bias.max() - bias)
+    depth_of_others = np.maximum(-temperature * thresholds.may_matter, depth_of_present)
+    has_voxels = np.isfinite(lowest)
+    lowest = np.where(has_voxels, lowest, np.float32(0.0))
+    present = likeliest & has_voxels
+    may_matter = np.empty_like(likeliest)
+    for label in range(len(likeliest)):
+        depth = lowest - (source.highest(label) + bias[label])
+        present[label] |= has_voxels & (depth <= depth_of_present[label])
+        may_matter[label] = has_voxels & (depth <= depth_of_others[label])
+
     problem = lazy_problem(case, source, present, may_matter, mask, thresholds)
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
-    source.ensure(problem.sets.domains, threads)
+    source.ensure(problem.sets.domains, source.threads)
     labels, problem, largest_sums = _interpolated(source, problem, sums, thresholds)
     labels[~covered] = 0
     labels = labels.reshape(network.grid_shape)
-    largest_sums /= spec.mean_field.temperature
+    largest_sums /= temperature
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
@@ -127,50 +120,6 @@ def _best_of(
     return lowest, sums
 
 
-def _bounds(
-    source: CoarseChannels,
-    survey: Survey,
-    likeliest: Bool,
-    lowest: Float32,
-    spec: ModelSpec,
-    thresholds: Thresholds,
-) -> tuple[Bool, Bool]:
-    """Return where labels may be present, or be the largest ones without their bias, or may matter.
-
-    They are (L, *tiles) each. Elsewhere all samples that a tile depends on are far below `lowest`,
-    the largest logits there.
-    """
-    bias = _bias(spec)
-    # How far below the largest logit a label may be.
-    of_present = np.maximum(-spec.mean_field.temperature * thresholds.present, bias.max() - bias)
-    of_others = np.maximum(-spec.mean_field.temperature * thresholds.may_matter, of_present)
-    has_voxels = np.isfinite(lowest)
-    lowest = np.where(has_voxels, lowest, np.float32(0.0))
-    smallest, largest = survey.ranges
-    if survey.is_probability:
-        take_logarithms(survey.ranges)
-    next_to_padding = None
-    if source.padding is not None:
-        grid = whole(source.padding.shape)
-        next_to_padding = source.largest_of_tiles(source.padding, grid, False)
-
-    present = likeliest & has_voxels
-    may_matter = np.empty_like(likeliest)
-    for label in range(len(likeliest)):
-        highest = source.highest(label, largest[label])
-        if next_to_padding is not None:  # Padding counts as 0.
-            np.maximum(highest, 0.0, out=highest, where=next_to_padding)
-        if source.overshoot > 0.0:
-            deepest = -source.largest_around(-smallest[label])
-            if next_to_padding is not None:
-                np.minimum(deepest, 0.0, out=deepest, where=next_to_padding)
-            highest += source.overshoot * np.maximum(highest - deepest, 0.0)
-        depth = lowest - (highest + bias[label])
-        present[label] |= has_voxels & (depth <= of_present[label])
-        may_matter[label] = has_voxels & (depth <= of_others[label])
-    return present, may_matter
-
-
 def _interpolated(
     source: CoarseChannels, problem: TileProblem, sums: Float64, thresholds: Thresholds
 ) -> tuple[Labels, TileProblem, Float64]:
@@ -181,39 +130,40 @@ def _interpolated(
     (*grid). The sums, (*tiles), are those of the largest logits inside the mask, bias included;
     `sums` has those of tiles where a single label is possible.
     """
-    spec = problem.spec
     mask = problem.mask
     grid = problem.grid
     possible = problem.sets.domains
-    bias = _bias(spec)
-    temperature = np.float32(spec.mean_field.temperature)
-    labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(possible) - 1))
-    present = np.zeros_like(possible)
-    may_matter = problem.may_matter & ~possible
+    bias = _bias(problem.spec)
+    temperature = np.float32(problem.spec.mean_field.temperature)
+    dtype = np.min_scalar_type(len(possible) - 1)
+    labels: Labels = grid.to_voxels(problem.sets.settled.clip(0).astype(dtype))
+    has_one_label = problem.sets.num_labels_of == 1
+    if mask is not None:
+        has_one_label &= grid.reduced(np.logical_or, mask, np.bool_)
+    present = possible & has_one_label
+    may_matter = present | (problem.may_matter & ~possible)
     largest_sums = sums.copy()
 
     def fill(layer: int) -> None:
         planes = grid.planes_of_layer(layer)
-        of_layer = slice(layer, layer + 1)
         part = grid.with_planes(planes.stop - planes.start)
-        sets = LabelSets(part, np.ascontiguousarray(possible[:, of_layer]))
-        settled = part.to_voxels(sets.settled)
-        labels[planes] = np.where(settled > 0, settled, 0)
-        inside = np.ones(part.shape, np.bool_) if mask is None else mask[planes]
-        has_voxels = part.reduced(np.logical_or, inside, np.bool_)
-        is_single = (sets.num_labels_of == 1) & has_voxels
-        present[:, of_layer] |= sets.domains & is_single
-        may_matter[:, of_layer] |= sets.domains & is_single
+        sets = LabelSets(part, np.ascontiguousarray(possible[:, layer : layer + 1]))
         if not sets.num_entries:
             return
-
         logits = source.of_entries(sets, 1, grid.tiles_in(planes).start)
         sets.engine(None, 1).decode(logits, labels[planes])
         logits += bias[sets.labels][:, None]
-        inside_tiles = part.mask_of_tiles(inside, sets.tiles)
-        margins, largest = _margins(logits, sets, inside_tiles, temperature)
-        sums_of_tiles = largest.sum(axis=1, dtype=float, where=inside_tiles)
-        largest_sums[layer].flat[sets.tiles] = sums_of_tiles
+        inside = part.mask_of_tiles(None if mask is None else mask[planes], sets.tiles)
+        starts = sets.first_entry[:-1]
+        largest = np.maximum.reduceat(logits, starts, axis=0)
+        largest_sums[layer].flat[sets.tiles] = largest.sum(axis=1, dtype=float, where=inside)
+
+        # The logarithm of the largest probability of each entry, beside the others of its tile.
+        tile_of_entry = np.repeat(np.arange(len(starts)), np.diff(sets.first_entry))
+        logits = (logits - largest[tile_of_entry]) / temperature
+        log_sums = np.log(np.add.reduceat(np.exp(logits), starts, axis=0))
+        log_sums[~inside] = np.inf
+        margins = (logits - log_sums[tile_of_entry]).max(axis=1)
         for label, (tiles, entries) in enumerate(sets.entries):
             of_label = margins[entries]
             present[label, layer].flat[tiles] = of_label > thresholds.present[label]
@@ -222,21 +172,3 @@ def _interpolated(
     jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
     run_all(jobs, source.threads)
     return labels, problem.with_presence(present, may_matter), largest_sums
-
-
-def _margins(
-    logits: Float32, sets: LabelSets, inside: Bool, temperature: np.float32
-) -> tuple[Float32, Float32]:
-    """Return the logarithm of each entry's largest probability, and the largest logits.
-
-    The logits are (entries, voxels of a tile), bias included, the largest ones (active tiles,
-    voxels of a tile), as the voxels `inside`, which count.
-    """
-    starts = sets.first_entry[:-1]
-    number_of_tile = np.repeat(np.arange(len(starts)), np.diff(sets.first_entry))
-    largest = np.maximum.reduceat(logits, starts, axis=0)
-    logits = (logits - largest[number_of_tile]) / temperature
-    log_sums = np.log(np.add.reduceat(np.exp(logits), starts, axis=0))
-    log_sums[~inside] = np.inf
-    margins: Float32 = (logits - log_sums[number_of_tile]).max(axis=1)
-    return margins, largest

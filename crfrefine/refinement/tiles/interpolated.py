@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, bounding_box, relative
+from crfrefine.arrays.label_maps import Box, bounding_box, relative, whole
+from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.limits import available_threads
+from crfrefine.base.notes import Note
 from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_layers
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -21,7 +24,15 @@ from crfrefine.refinement.tiles.grid import (
     TileNumbers,
     tiles_around,
 )
-from crfrefine.refinement.tiles.streaming import StoredChannels
+from crfrefine.refinement.tiles.streaming import StoredChannels, survey_stream
+from crfrefine.refinement.tiles.survey import Thresholds
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.given import Case, StreamedNetwork
+
+# Nats by which a label may fall from a voxel of the network to the next before channels are read
+# once more: interpolation needs a label's logits at all neighbors of where it may matter.
+MARGIN = 32.0
 
 
 @dataclass(eq=False)
@@ -29,10 +40,43 @@ class CoarseChannels(ChannelSource):
     """A network's logits, kept in some tiles of its grid, and interpolated where asked for."""
 
     store: StoredChannels
+    # (2, L, *network's tiles), the smallest and the largest logit of a label in a tile
+    ranges: Float32
     padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
     grid: TileGrid  # the tiles of the image
     interpolation: Interpolation
     threads: int
+
+    @classmethod
+    def of_stream(
+        cls, network: StreamedNetwork, case: Case, thresholds: Thresholds
+    ) -> tuple[CoarseChannels, Labels, Note]:
+        """Let channels stream by, and keep them where labels may take part.
+
+        Return also the label of the largest logit at each voxel of the network's grid, and a note
+        on the kind of the channels. Errors are those of `plan_stream`.
+        """
+        interpolation = network.interpolation
+        assert interpolation is not None
+        run = case.model.mean_field
+        grid = TileGrid(interpolation.grid_map.source_shape)
+        reach = (interpolation.reach,) * 3
+        lowest = thresholds.may_matter - MARGIN / run.temperature
+        kept = Thresholds(thresholds.may_matter, lowest)
+        survey, candidates, note = survey_stream(
+            network, grid, run, None, kept, case.context, reach
+        )
+        padding = survey.padding()
+        survey.mask, *_ = leave_out(padding, None, "logits")
+        labels = survey.labels
+        survey.release()
+        store = candidates.store(survey, reach)
+        if survey.is_probability:
+            take_logarithms(survey.ranges)
+        threads = case.context.threads or available_threads()
+        of_image = TileGrid(network.grid_shape)
+        source = cls(store, survey.ranges, padding, of_image, interpolation, threads)
+        return source, labels, note
 
     @property
     def num_bytes(self) -> int:
@@ -173,11 +217,16 @@ class CoarseChannels(ChannelSource):
                 likeliest[label] = self.largest_of_tiles(is_label, box, False)
         return likeliest
 
-    def highest(self, label: int, largest: Float32) -> Float32:
-        """Return the largest sample of a label that each tile depends on, (*tiles).
+    @cached_property
+    def _next_to_padding(self) -> Bool | None:
+        """(*tiles), True where a tile depends on padding; None without padding."""
+        if self.padding is None:
+            return None
+        return self.largest_of_tiles(self.padding, whole(self.padding.shape), False)
 
-        `largest` is the largest in each tile of the network's grid, for those that are not kept.
-        """
+    def highest(self, label: int) -> Float32:
+        """Return an upper bound of a label's logits in each tile, (*tiles)."""
+        smallest, largest = self.ranges[:, label]
         tiles, _ = self.store.joined(label)
         is_kept = np.zeros(self.store.grid.counts, np.bool_)
         is_kept.flat[tiles] = True
@@ -187,6 +236,13 @@ class CoarseChannels(ChannelSource):
             box = self.store.grid.voxels_in(tile_box)
             logits = self.coarse(label, box, missing=-np.inf)
             np.maximum(highest, self.largest_of_tiles(logits, box, -np.inf), out=highest)
+        if self._next_to_padding is not None:  # Padding counts as 0.
+            np.maximum(highest, 0.0, out=highest, where=self._next_to_padding)
+        if self.overshoot > 0.0:
+            deepest = -self.largest_around(-smallest)
+            if self._next_to_padding is not None:
+                np.minimum(deepest, 0.0, out=deepest, where=self._next_to_padding)
+            highest += self.overshoot * np.maximum(highest - deepest, 0.0)
         return highest
 
 
