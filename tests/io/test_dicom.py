@@ -4,7 +4,9 @@ import json
 import re
 import struct
 from io import BytesIO
+from types import SimpleNamespace
 
+import dicom_processes
 import highdicom as hd
 import numpy as np
 import pydicom
@@ -55,6 +57,12 @@ LABELS[1, 1, 3] = 300
 @pytest.fixture
 def series(tmp_path):
     return save(tmp_path / "CT series", slices(STORED, AFFINE, slope=2, intercept=-1000))
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that need not import anything; two tests start them as users do."""
+    monkeypatch.setattr(tool, "subprocess", SimpleNamespace(run=dicom_processes.run))
 
 
 def segmentation(series, path, labels=LABELS % 300):
@@ -182,6 +190,7 @@ def test_files_that_are_no_slices(series, tmp_path):
         path.unlink()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     """On axes in another order, with labels that have gaps; read by highdicom, with the planes that
     have segments alone.
@@ -224,6 +233,7 @@ def test_a_segmentation_of_3d_slicer_is_filled_to_the_planes_of_the_series(serie
     np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, LABELS % 300)
 
 
+@pytest.mark.usefixtures("forked")
 def test_names_that_cannot_be_read_are_not_left_out_of_a_segmentation(series, tmp_path):
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1,}}')
@@ -233,6 +243,7 @@ def test_names_that_cannot_be_read_are_not_left_out_of_a_segmentation(series, tm
     assert not paths[1].exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     source = segmentation(series, tmp_path / "source.dcm")
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
@@ -281,6 +292,7 @@ def without_algorithm_type(path):
     return path
 
 
+@pytest.mark.usefixtures("forked")
 def test_segments_without_an_algorithm_type_are_read_and_written_as_semiautomatic(series, tmp_path):
     source = without_algorithm_type(segmentation(series, tmp_path / "source.dcm"))
     labels = tmp_path / "labels.nii.gz"
@@ -321,6 +333,7 @@ def fractional(series, path, kind, most=200):
     return path
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("kind", ["OCCUPANCY", "PROBABILITY"])
 def test_fractions_are_taken_from_half_of_their_maximum_on(kind, series, tmp_path):
     source = fractional(series, tmp_path / "source.dcm", kind)
@@ -335,6 +348,7 @@ def test_fractions_are_taken_from_half_of_their_maximum_on(kind, series, tmp_pat
     np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)  # float32 in NIfTI
 
 
+@pytest.mark.usefixtures("forked")
 def test_fractions_of_an_unknown_type_are_refused(series, tmp_path):
     source = fractional(series, tmp_path / "source.dcm", "DENSITY")
     result = run_here("convert", source, tmp_path / "labels.nii.gz", status=1)
@@ -343,6 +357,7 @@ def test_fractions_of_an_unknown_type_are_refused(series, tmp_path):
     )
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".mgz"])
 def test_a_series_becomes_any_format(suffix, series, tmp_path):
     target = tmp_path / f"ct{suffix}"
@@ -364,6 +379,7 @@ def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
         np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, labels)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")]
 )
@@ -392,6 +408,7 @@ def test_another_patient_or_frame_of_reference_is_refused(keyword, what, series,
     assert not list(tmp_path.glob("out.*"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_wrong_calls(series, tmp_path):
     save_nifti(tmp_path / "a.nii.gz", LABELS, AFFINE)
     save_nifti(tmp_path / "moved.nii.gz", LABELS, AFFINE @ np.diag([1, 1, 1.5, 1]))
@@ -490,6 +507,7 @@ def without_length(code):
     return code[:12] + b"\0\0\0\0abcd" + code[12:]
 
 
+@pytest.mark.usefixtures("forked")
 def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch):
     found = compressed(lambda code: code)
     np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", found)).data, STORED)
@@ -497,7 +515,7 @@ def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch
         one.Rows = one.Columns = 40000
     with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
         dicom.read(save(tmp_path / "case", found))
-    monkeypatch.setattr(tool, "SECONDS", 5)
+    monkeypatch.setattr(tool, "SECONDS", 1)
     for name, change, message in (
         ("large", grow, "large: "),
         ("endless", without_length, "endless: damaged DICOM: its decoding takes far longer"),
@@ -537,6 +555,7 @@ def scout(number, uid="1.8"):
     return found
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_one_series_of_slices_is_taken_from_a_study(series, tmp_path):
     """What lies beside it is named: structures, reports, directories, segmentations, localizers."""
     segmentation(series, series / "seg.dcm")
@@ -563,6 +582,7 @@ def test_the_one_series_of_slices_is_taken_from_a_study(series, tmp_path):
     run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "o.dcm", "--like", series, status=0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_one_of_several_series_is_chosen_by_its_uid(series, tmp_path):
     for number, found in enumerate(slices(2 * STORED, AFFINE)):
         found.SeriesInstanceUID = "1.9"
@@ -613,6 +633,7 @@ def test_two_volumes_in_a_series_are_told_by_what_tells_them_apart(in_frames, tm
     assert re.search(f"They differ in {what}", str(error.value))
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_rtstruct_is_an_error_that_names_programs(series, tmp_path, monkeypatch):
     path = tmp_path / "rt.dcm"
     pydicom.dcmwrite(path, structure_set(), enforce_file_format=True)
@@ -636,6 +657,7 @@ def test_an_rtstruct_is_an_error_that_names_programs(series, tmp_path, monkeypat
     assert "Liver" in shown
 
 
+@pytest.mark.usefixtures("forked")
 def test_info_says_what_a_file_of_dicom_is(series, tmp_path):
     source = segmentation(series, tmp_path / "seg.dcm")
     shown = run_here("info", source, status=0).stdout
@@ -674,6 +696,7 @@ def overlapping(series, path):
     return pixels
 
 
+@pytest.mark.usefixtures("forked")
 def test_segments_that_overlap_become_a_file_each(series, tmp_path):
     """A folder of structures, which `infer` reads."""
     source = tmp_path / "seg.dcm"
@@ -720,6 +743,7 @@ def test_segments_that_overlap_become_a_file_each(series, tmp_path):
     assert [path.suffix for path in (tmp_path / "b").iterdir()] == [".mha", ".mha"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_segments_of_a_radiograph_have_no_place(series, tmp_path):
     source = segmentation(series, tmp_path / "seg.dcm")
     found = pydicom.dcmread(source)
