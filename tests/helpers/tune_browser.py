@@ -1,4 +1,4 @@
-"""A headless Chromium on the page of `tune`, driven as a person would."""
+"""A headless Chromium with the page of `tune`, driven as a person would."""
 
 import importlib.util
 import shutil
@@ -32,12 +32,8 @@ needs_browser = [
 ]
 
 
-@contextmanager
-def open_browser(page, profile):
-    """A browser on a running page; whatever it complains about on the console fails the test.
-
-    But for what the test expects (`expect_complaints`), of which something has to come.
-    """
+def start_browser(profile):
+    """A browser with an empty tab, for many tests: its start takes longer than most of them."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -45,11 +41,25 @@ def open_browser(page, profile):
     for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(
+    return webdriver.Chrome(
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
+
+
+@contextmanager
+def open_tab(page, driver):
+    """A tab on a running page; whatever it complains about on the console fails the test.
+
+    But for what the test expects (`expect_complaints`), of which something has to come. The page
+    keeps nothing in the browser, and each program has an address of its own: tabs that come one
+    after the other know nothing of each other.
+    """
+    empty = driver.current_window_handle
+    driver.switch_to.new_window("tab")
     driver.page = page
     driver.expected_complaints = []
+    for kind in ("browser", "performance"):
+        driver.get_log(kind)  # What came before is not of this page.
     try:
         driver.get(page.address)
         wait_until_done(driver)
@@ -60,7 +70,10 @@ def open_browser(page, profile):
         for complaint in complaints:
             assert any(about in complaint for about in expected), complaint
     finally:
-        driver.quit()
+        for tab in set(driver.window_handles) - {empty}:
+            driver.switch_to.window(tab)
+            driver.close()
+        driver.switch_to.window(empty)
 
 
 def expect_complaints(driver, *about):
@@ -160,11 +173,11 @@ def case_states(driver):
 
 
 @contextmanager
-def correcting(arguments, folder, profile):
-    """The page on a folder of corrections, in a browser."""
+def correcting(arguments, folder, browser):
+    """The page on a folder of corrections, in a tab of the browser."""
     with (
         open_page(*arguments, "--corrections", folder) as running,
-        open_browser(running, folder.with_name(profile)) as page,
+        open_tab(running, browser) as page,
     ):
         yield running, page
 

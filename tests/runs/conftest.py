@@ -49,3 +49,13 @@ def worklist(options):
     worklist = Worklist(options, find_cases(options))
     yield worklist
     worklist.end()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser with an empty tab, beside which tests open theirs."""
+    from tune_browser import start_browser
+
+    browser = start_browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()

@@ -56,8 +56,8 @@ def edits_of(folder, name="first"):
     return edits
 
 
-def test_a_hand_beside_the_pen_takes_no_stroke_away_and_draws_none(arguments, folder):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_a_hand_beside_the_pen_takes_no_stroke_away_and_draws_none(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         press(page, "2[[")
         last = number(page)
         start, end, palm = places_of(page, 0, [(2, 3), (6, 3), (10, 12)])
@@ -89,8 +89,8 @@ def test_a_hand_beside_the_pen_takes_no_stroke_away_and_draws_none(arguments, fo
         assert edits_of(folder) == [(2, 5), (2, 1)]
 
 
-def test_a_stroke_whose_answer_breaks_off_is_drawn_once(arguments, folder):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_a_stroke_whose_answer_breaks_off_is_drawn_once(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         page.execute_script(
             "const { fetch } = window; let broken = 0; window.fetch = async (address, options) => {"
             "const answer = await fetch(address, options);"
@@ -105,9 +105,9 @@ def test_a_stroke_whose_answer_breaks_off_is_drawn_once(arguments, folder):
         assert edits_of(folder) == [(2, 5)]
 
 
-def test_a_stroke_is_drawn_in_the_plane_that_is_seen(arguments, folder):
+def test_a_stroke_is_drawn_in_the_plane_that_is_seen(arguments, folder, browser):
     """The next plane does not come, since the connection is lost."""
-    with correcting(arguments, folder, "profile") as (running, page):
+    with correcting(arguments, folder, browser) as (running, page):
         place = running.json("case/0/describe")["place"]
         press(page, "2[[")
         last = number(page)
@@ -138,8 +138,8 @@ def strokes_in_plane(running, view):
 
 
 @pytest.mark.parametrize("leaving", ["reload", "back"])
-def test_a_stroke_under_way_is_kept_when_its_page_goes(arguments, folder, leaving):
-    with correcting(arguments, folder, "profile") as (running, page):
+def test_a_stroke_under_way_is_kept_when_its_page_goes(arguments, folder, leaving, browser):
+    with correcting(arguments, folder, browser) as (running, page):
         press(page, "2[[")
         start, end = places_of(page, 0, [(2, 3), (6, 3)])
         pointer(page, start, "down", end)
@@ -154,9 +154,9 @@ def test_a_stroke_under_way_is_kept_when_its_page_goes(arguments, folder, leavin
         assert drawn(page) == 5
 
 
-def test_a_case_that_is_passed_by_quickly_leaves_strokes_in_their_cases(arguments, folder):
+def test_a_case_that_is_passed_by_quickly_leaves_strokes_in_their_cases(arguments, folder, browser):
     """The second case is asked for, and the first one again before it is there."""
-    with correcting(arguments, folder, "profile") as (_, page):
+    with correcting(arguments, folder, browser) as (_, page):
         page.execute_script(
             "const { fetch } = window; window.waiting = []; window.numAnswered = 0;"
             "window.fetch = async (address, options) => {"
@@ -180,8 +180,8 @@ def test_a_case_that_is_passed_by_quickly_leaves_strokes_in_their_cases(argument
         expect_complaints(page, "400")  # The program has the first case open again.
 
 
-def test_a_key_that_is_held_draws_and_saves_once(arguments, folder):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_a_key_that_is_held_draws_and_saves_once(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         press(page, "2[[")
         last = number(page)
         page.execute_script(
@@ -199,9 +199,9 @@ def test_a_key_that_is_held_draws_and_saves_once(arguments, folder):
         assert edits_of(folder) == [(2, 1)]
 
 
-def test_nothing_is_asked_of_a_program_that_has_ended(arguments, folder):
+def test_nothing_is_asked_of_a_program_that_has_ended(arguments, folder, browser):
     """The list of cases would be, after a result that comes late."""
-    with correcting(arguments, folder, "profile") as (running, page):
+    with correcting(arguments, folder, browser) as (running, page):
         page.find_element("id", "end").click()
         wait(page, "document.body.dataset.state === 'ended'")
         running.process.wait(60)
@@ -213,8 +213,8 @@ def test_nothing_is_asked_of_a_program_that_has_ended(arguments, folder):
         assert page.execute_script("return document.querySelector('#connection').hidden")
 
 
-def test_a_brush_without_a_size_draws_a_voxel(arguments, folder):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_a_brush_without_a_size_draws_a_voxel(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         last = number(page)
         page.execute_script(
             "const size = document.querySelector('#size'); size.value = '';"
@@ -226,9 +226,9 @@ def test_a_brush_without_a_size_draws_a_voxel(arguments, folder):
         assert edits_of(folder) == [(2, 1)]
 
 
-def test_keys_in_the_first_moment_do_nothing(arguments, folder):
+def test_keys_in_the_first_moment_do_nothing(arguments, folder, browser):
     """A slow program has not described its case yet."""
-    with correcting(arguments, folder, "profile") as (_, page):
+    with correcting(arguments, folder, browser) as (_, page):
         page.execute_cdp_cmd(
             "Page.addScriptToEvaluateOnNewDocument",
             {

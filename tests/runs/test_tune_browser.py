@@ -14,7 +14,7 @@ from tune_browser import (
     expect_complaints,
     needs_browser,
     number,
-    open_browser,
+    open_tab,
     picture,
     places_of,
     press,
@@ -30,8 +30,8 @@ pytestmark = needs_browser
 
 
 @pytest.fixture
-def page(running, tmp_path):
-    with open_browser(running, tmp_path / "profile") as driver:
+def page(running, browser):
+    with open_tab(running, browser) as driver:
         yield driver
 
 

@@ -18,8 +18,8 @@ from tune_browser import (
     is_shown,
     needs_browser,
     number,
-    open_browser,
     open_case,
+    open_tab,
     places_of,
     pointer,
     press,
@@ -48,9 +48,9 @@ def check_infer_gives_what_is_saved(arguments, folder, out):
 
 @pytest.mark.parametrize("ending", ["button", "interrupt", "kill"])
 def test_strokes_and_undone_ones_come_back_however_the_program_ends(
-    arguments, folder, tmp_path, ending
+    arguments, folder, tmp_path, ending, browser
 ):
-    with correcting(arguments, folder, "profile") as (running, page):
+    with correcting(arguments, folder, browser) as (running, page):
         stroke(page, (2, 3), (6, 3))
         stroke(page, (2, 5), (4, 5), "3")
         last = number(page)
@@ -65,7 +65,7 @@ def test_strokes_and_undone_ones_come_back_however_the_program_ends(
             kind = {"interrupt": signal.SIGINT, "kill": signal.SIGKILL}[ending]
             running.process.send_signal(kind)
         running.process.wait(30)
-    with correcting(arguments, folder, "again") as (_, page):
+    with correcting(arguments, folder, browser) as (_, page):
         assert drawn(page) == 5
         assert case_states(page) == ["corrected", "untouched"]
         last = number(page)
@@ -83,8 +83,8 @@ def strokes_on_their_way(driver):
     return driver.execute_script("return document.querySelector('.ink').toDataURL()")
 
 
-def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, folder):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         stroke(page, (2, 3), (6, 3))
         before = strokes_on_their_way(page)
         places = places_of(page, 0, [(2, 5), (2, 7)])
@@ -103,9 +103,9 @@ def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, f
 
 
 def test_the_page_of_a_program_that_was_killed_and_started_again_names_the_remedy(
-    arguments, folder
+    arguments, folder, browser
 ):
-    with correcting(arguments, folder, "profile") as (running, page):
+    with correcting(arguments, folder, browser) as (running, page):
         running.process.kill()
         running.process.wait()
         port = urlsplit(running.address).port
@@ -117,9 +117,11 @@ def test_the_page_of_a_program_that_was_killed_and_started_again_names_the_remed
             expect_complaints(page, "net::ERR_", "403")
 
 
-def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, monkeypatch, folder):
+def test_without_a_folder_the_page_says_so_and_offers_one(
+    arguments, tmp_path, monkeypatch, folder, browser
+):
     monkeypatch.chdir(tmp_path)
-    with open_page(*arguments) as running, open_browser(running, tmp_path / "profile") as page:
+    with open_page(*arguments) as running, open_tab(running, browser) as page:
         told = page.execute_script("return document.querySelector('#folder').innerText")
         assert "kept nowhere" in told
         assert not page.execute_script(f"return {is_shown('save-case')}")
@@ -147,8 +149,8 @@ def test_without_a_folder_the_page_says_so_and_offers_one(arguments, tmp_path, m
         assert f"another crfrefine tune corrects cases in {owner}" in refused.stderr
 
 
-def test_results_of_other_parameters_are_told_and_saved_again(arguments, folder, tmp_path):
-    with correcting(arguments, folder, "profile") as (_, page):
+def test_results_of_other_parameters_are_told_and_saved_again(arguments, folder, tmp_path, browser):
+    with correcting(arguments, folder, browser) as (_, page):
         stroke(page, (2, 3), (6, 3))
         click(page, "save-case")
         wait(page, "document.querySelector('#saved-case').textContent.startsWith('saved')")
@@ -174,9 +176,9 @@ def test_results_of_other_parameters_are_told_and_saved_again(arguments, folder,
 
 
 def test_nothing_is_drawn_outside_of_the_image_or_in_a_case_that_is_not_there_yet(
-    arguments, folder
+    arguments, folder, browser
 ):
-    with correcting(arguments, folder, "profile") as (_, page):
+    with correcting(arguments, folder, browser) as (_, page):
         press(page, "2")
         left, top, right, bottom = page.execute_script(
             "const box = document.querySelector('.overlay').getBoundingClientRect();"
@@ -202,8 +204,10 @@ def test_nothing_is_drawn_outside_of_the_image_or_in_a_case_that_is_not_there_ye
         assert drawn(page) > 0
 
 
-def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later(arguments, folder):
-    with correcting(arguments, folder, "profile") as (running, page):
+def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later(
+    arguments, folder, browser
+):
+    with correcting(arguments, folder, browser) as (running, page):
         stroke(page, (2, 3), (6, 3))
         first = page.current_window_handle
         page.switch_to.new_window("tab")
@@ -238,8 +242,8 @@ def test_strokes_of_two_tabs_are_kept_and_those_of_a_full_disk_are_written_later
     assert json.loads((folder / "drawing" / "second.json").read_text())["done"] == 1
 
 
-def test_a_tab_that_gets_the_focus_has_the_strokes_of_the_other_one(arguments, folder):
-    with correcting(arguments, folder, "profile") as (running, page):
+def test_a_tab_that_gets_the_focus_has_the_strokes_of_the_other_one(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (running, page):
         first = page.current_window_handle
         page.switch_to.new_window("tab")
         page.get(running.address)

@@ -12,7 +12,7 @@ from tune_browser import (
     expect_complaints,
     needs_browser,
     number,
-    open_browser,
+    open_tab,
     picture,
     places_of,
     press,
@@ -54,10 +54,10 @@ def arguments(labeled_folders, tmp_path):
 
 
 @pytest.fixture
-def page(arguments, folder, tmp_path):
+def page(arguments, folder, browser):
     with (
         open_page(*arguments, "--corrections", folder) as running,
-        open_browser(running, tmp_path / "profile") as page,
+        open_tab(running, browser) as page,
     ):
         yield page
 
@@ -151,13 +151,11 @@ def test_labels_have_names_and_colors_of_their_file_and_are_picked_from_the_pict
 
 
 @pytest.mark.parametrize("mode", ["correct", "choose"])
-def test_the_picture_and_the_tools_are_in_sight_without_scrolling(
-    arguments, folder, tmp_path, mode
-):
+def test_the_picture_and_the_tools_are_in_sight_without_scrolling(arguments, folder, mode, browser):
     kept = ("--corrections", folder) if mode == "correct" else ()
     with (
         open_page(*arguments, *kept) as running,
-        open_browser(running, tmp_path / "profile") as page,
+        open_tab(running, browser) as page,
     ):
         size_of_window(page, 1400, 900)
         assert page.execute_script("return document.documentElement.scrollHeight") <= 900
@@ -289,7 +287,7 @@ def test_states_follow_strokes_and_the_list_closes_and_keeps_the_focus(page):
     wait(page, "document.querySelector('#case-count').textContent.endsWith('1 saved')")
 
 
-def test_a_damaged_case_is_told_and_passed_by(arguments, folder, tmp_path):
+def test_a_damaged_case_is_told_and_passed_by(arguments, folder, tmp_path, browser):
     damaged = tmp_path / "images" / "middle_0000.nii.gz"
     for modality in (0, 1):
         content = (tmp_path / "images" / f"first_000{modality}.nii.gz").read_bytes()
@@ -298,7 +296,7 @@ def test_a_damaged_case_is_told_and_passed_by(arguments, folder, tmp_path):
     (tmp_path / "network" / "middle.nii.gz").write_bytes(network)
     with (
         open_page(*arguments, "--corrections", folder) as running,
-        open_browser(running, tmp_path / "profile") as page,
+        open_tab(running, browser) as page,
     ):
         press(page, ".")
         wait(page, "document.querySelector('#error').textContent.includes('middle_0000')")
@@ -353,13 +351,13 @@ def test_a_stroke_is_drawn_in_the_case_that_is_shown(page):
     expect_complaints(page, "400")
 
 
-def test_the_last_whole_result_stays_in_sight_outside_of_the_frame(tmp_path):
+def test_the_last_whole_result_stays_in_sight_outside_of_the_frame(tmp_path, browser):
     """On a case that is larger than the box: a first correction does not vanish in the next one."""
     cases, _ = write_large(tmp_path)
     arguments = ("-i", cases.images, "-p", cases.logits, "-c", "default")
     with (
         open_page(*arguments, "--corrections", tmp_path / "kept") as running,
-        open_browser(running, tmp_path / "profile") as page,
+        open_tab(running, browser) as page,
     ):
         press(page, "2")
         draw(page, (4, 5), (8, 5))
