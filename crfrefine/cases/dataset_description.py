@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.limits import MAX_LABEL
@@ -33,14 +33,68 @@ class DatasetDescription:
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     # names to show for the labels that have one, by number
     label_names: Mapping[int, str] = field(default_factory=dict)
-    all_numbers: frozenset[int] = frozenset()  # of all labels, "ignore" aside
-    # Whether labels are trained as overlapping regions. The outputs of these are not a distribution
-    # over labels.
-    has_regions: bool = False
-    # the number of the label named "ignore": voxels without a reference
-    ignore_label: int | None = None
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a `dataset.json`; InputError or ValueError unless it is as nnU-Net writes it."""
+        add_inputs(path)
+        content = read_json(path)
+        labels = content.get("labels", {}) if isinstance(content, Mapping) else None
+        if not isinstance(labels, Mapping):
+            what = f"a mapping with names and numbers, such as {_EXAMPLE}"
+            raise _unexpected("labels", what, labels)
+        pairs = [*labels.items()]
+        are_names = all(isinstance(name, str) for name in labels.values())
+        if are_names and all(map(_NUMBER.fullmatch, labels)):  # by number, as in older files
+            pairs = [(name, number) for number, name in pairs]
+        numbers: dict[str, tuple[int, ...]] = {}
+        label_names = {}
+        for name, value in pairs:
+            if name in numbers:
+                first = numbers[name][0]
+                raise ValueError(
+                    f"labels: {first} and {value} are both named {shorten_value(name)}"
+                )
+            members = value if isinstance(value, list) else [value]
+            numbers[name] = _label_numbers(members, f"labels.{shorten(name)}")
+            if len(members) == 1:
+                label_names[numbers[name][0]] = shorten(" ".join(name.split()))
+        if len(numbers.get("ignore", (0,))) != 1:
+            raise _unexpected("labels.ignore", "one label", [*numbers["ignore"]])
+        order = content.get("regions_class_order")
+        if order is not None:
+            order = _label_numbers(order, "regions_class_order")
+
+        key = "channel_names" if "channel_names" in content else "modality"
+        names = content.get(key, {})
+        if isinstance(names, Mapping) and all(map(_NUMBER.fullmatch, names)):
+            names = [names[number] for number in sorted(names, key=int)]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _unexpected(key, 'names by number, such as {"0": "T1", "1": "FLAIR"}', names)
+        if len(names) > _MAX_CHANNELS:
+            raise ValueError(
+                f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
+                f"{_MAX_CHANNELS - 1}"
+            )
+        return cls(path, tuple(map(shorten, names)), numbers, label_names, order)
+
+    @property
+    def all_numbers(self) -> set[int]:
+        """The numbers of all labels, "ignore" aside."""
+        of_labels = (members for name, members in self.labels.items() if name != "ignore")
+        return set[int]().union(*of_labels)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether labels are trained as overlapping regions, whose outputs are no distribution."""
+        return any(len(members) > 1 for members in self.labels.values())
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The number of the label named "ignore": voxels without a reference."""
+        return next(iter(self.labels.get("ignore", ())), None)
 
 
 def read_dataset_description(place: Path) -> DatasetDescription | None:
@@ -66,7 +120,7 @@ def read_descriptions(
             continue
         done.add(path)
         try:
-            description = _read(path)
+            description = DatasetDescription.read(path)
         except (InputError, ValueError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             problem = f"{path}: not a dataset.json as nnU-Net writes it: {reason}"
@@ -78,84 +132,20 @@ def read_descriptions(
             yield description
 
 
-def _read(path: Path) -> DatasetDescription:
-    """Read a `dataset.json`; InputError or ValueError unless it is as nnU-Net writes it."""
-    add_inputs(path)
-    content = read_json(path)
-    description = _describe_labels(path, content)
-    order = content.get("regions_class_order")
-    if order is not None and not isinstance(order, list):
-        raise ValueError(
-            "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; "
-            f"got {shorten_value(order)}"
-        )
-    if order is not None:
-        order = tuple(_label_number(number, "regions_class_order") for number in order)
-
-    key = "channel_names" if "channel_names" in content else "modality"
-    names = content.get(key, {})
-    if isinstance(names, Mapping) and all(map(_NUMBER.fullmatch, names)):
-        names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
-            f"got {shorten_value(names)}"
-        )
-    if len(names) > _MAX_CHANNELS:
-        raise ValueError(
-            f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
-            f"{_MAX_CHANNELS - 1}"
-        )
-    channel_names = tuple(map(shorten, names))
-    return replace(description, channel_names=channel_names, regions_class_order=order)
+def _label_numbers(values: Any, key: str) -> tuple[int, ...]:
+    """Return the labels of a list, numbers or texts of digits; ValueError for anything else."""
+    if not isinstance(values, list):
+        raise _unexpected(key, "a list of labels, one per region, such as [1, 2, 3]", values)
+    numbers = []
+    for value in values:
+        number = value
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            number = int(value)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
+            raise _unexpected(key, f"a whole number from 0 to {MAX_LABEL}", value)
+        numbers.append(number)
+    return tuple(numbers)
 
 
-def _describe_labels(path: Path, content: Any) -> DatasetDescription:
-    """Return what a file says of labels: numbers and names of each, and of each region."""
-    labels = content.get("labels", {}) if isinstance(content, Mapping) else None
-    if not isinstance(labels, Mapping):
-        raise ValueError(
-            f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; "
-            f"got {shorten_value(labels)}"
-        )
-    are_names = all(isinstance(name, str) for name in labels.values())
-    if are_names and all(map(_NUMBER.fullmatch, labels)):  # by number, as in older files
-        by_name: dict[str, str] = {}
-        for number, name in labels.items():
-            if name in by_name:
-                raise ValueError(
-                    f"labels: {by_name[name]} and {number} are both named {shorten_value(name)}"
-                )
-            by_name[name] = number
-        labels = by_name
-    numbers: dict[str, tuple[int, ...]] = {}
-    label_names = {}
-    for name, value in labels.items():
-        members = value if isinstance(value, list) else [value]
-        key = f"labels.{shorten(name)}"
-        numbers[name] = tuple(_label_number(member, key) for member in members)
-        if len(members) == 1:
-            label_names[numbers[name][0]] = shorten(" ".join(name.split()))
-    ignored = numbers.get("ignore", ())
-    if "ignore" in numbers and len(ignored) != 1:
-        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(ignored))}")
-    of_labels = [members for name, members in numbers.items() if name != "ignore"]
-    return DatasetDescription(
-        path,
-        labels=numbers,
-        label_names=label_names,
-        all_numbers=frozenset[int]().union(*of_labels),
-        has_regions=any(len(members) > 1 for members in numbers.values()),
-        ignore_label=next(iter(ignored), None),
-    )
-
-
-def _label_number(value: Any, key: str) -> int:
-    number = value
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        number = int(value)
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
-        raise ValueError(
-            f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
-        )
-    return number
+def _unexpected(key: str, expected: str, value: Any) -> ValueError:
+    return ValueError(f"{key}: expected {expected}; got {shorten_value(value)}")

@@ -26,7 +26,7 @@ BAD = {
     "brackets": (b"[" * 100_000, "nested too deeply"),
     "NaN in a list": (
         b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}',
-        "labels.b: expected a whole number from 0 to 65535, got {'c': nan}",
+        "labels.b: expected a whole number from 0 to 65535; got {'c': nan}",
     ),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "byte 15 is not UTF-8 text"),
     "digits": (
@@ -50,7 +50,7 @@ BAD = {
     ),
     "several labels to ignore": (
         b'{"labels": {"background": 0, "ignore": [3, 4]}}',
-        "labels.ignore: expected one label, got [3, 4]",
+        "labels.ignore: expected one label; got [3, 4]",
     ),
     "no label to ignore": (b'{"labels": {"ignore": []}}', "labels.ignore: expected one label"),
     "class order": (
