@@ -124,6 +124,7 @@ def load_case(
     with naming_case(files.case_id):
         if not files.logits:
             raise InputError("no logits")
+        require_memory_for(headers, options, as_logits=True, with_labels=with_labels)
         return read_case(headers, options, threads=threads, with_labels=with_labels)
 
 
@@ -136,7 +137,7 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case whose headers are read; raises as `load_case` does.
+    """Read a case whose headers are read, and for which there is memory; raises as `load_case`.
 
     Args:
         headers: the headers.
@@ -147,9 +148,6 @@ def read_case(
         with_labels: read the reference, if there is one.
 
     """
-    require_memory_for(
-        headers, options, as_logits=as_logits, is_streamed=is_streamed, with_labels=with_labels
-    )
     threads = threads or available_threads()
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)

@@ -174,7 +174,8 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
                 f"{image.path}: expected one modality per file, as there are {len(images)} files; "
                 f"this one has {image.num_channels}"
             )
-        _require_overlap("modality", first, image, options)
+        if image is not first:
+            _require_overlap("modality", first, image, options)
     return tuple(images)
 
 
@@ -292,30 +293,36 @@ def require_memory_for(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
-    as_logits: bool,
-    is_streamed: bool,
-    with_labels: bool,
-) -> None:
-    """Raise CapacityError if a case certainly does not fit: results are not counted."""
-    needed, _, _ = bytes_of_case(headers, as_logits=as_logits, is_streamed=is_streamed)
+    as_logits: bool = False,
+    is_streamed: bool = False,
+    with_labels: bool = False,
+) -> tuple[int, int]:
+    """Return about how many bytes a case takes to be refined, and its input then.
+
+    Arguments as of `cases.case.read_case`. Raise CapacityError if the case certainly does not fit:
+    results are not counted.
+    """
+    needed, to_refine, of_input = bytes_of_case(
+        headers, as_logits=as_logits, is_streamed=is_streamed
+    )
     if not is_streamed and with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
     limit = memory_limit(options.max_memory)
-    if needed <= limit.bytes:
-        return
-    network = headers.network
-    how = "read as float32"
-    if is_streamed:
-        how = "without the logits, which are streamed"
-    labels = f"{network.num_labels} labels"
-    if network.is_label_map:
-        labels = "a label map"
-    lines = []
-    contents = (f"{headers.num_modalities} modalities", labels)
-    for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
-        size = TIMES.join(map(str, header.grid_shape))
-        lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
-    require_memory(needed, f"the program and its files, {how}, take", limit, lines)
+    if needed > limit.bytes:
+        network = headers.network
+        how = "read as float32"
+        if is_streamed:
+            how = "without the logits, which are streamed"
+        labels = f"{network.num_labels} labels"
+        if network.is_label_map:
+            labels = "a label map"
+        lines = []
+        contents = (f"{headers.num_modalities} modalities", labels)
+        for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
+            size = TIMES.join(map(str, header.grid_shape))
+            lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
+        require_memory(needed, f"the program and its files, {how}, take", limit, lines)
+    return to_refine, of_input
 
 
 def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
@@ -335,8 +342,8 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
     if network.is_label_map or has_regions or not has_axes:
         return False
     # Channels on an oblique grid are interpolated as a whole.
-    is_same = first.on_same_grid(file)
-    if not is_same and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
+    is_interpolated = not network.is_on_grid
+    if is_interpolated and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
         return False
     limit = memory_limit(options.max_memory)
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
@@ -378,7 +385,7 @@ def bytes_of_case(
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
     if not network.is_label_map:
         needed += _FLOAT * network.num_labels * num_network_voxels
-        if not first.on_same_grid(network.files[0]):
+        if not network.is_on_grid:
             needed += _FLOAT * network.num_labels * num_voxels
         of_input = needed - PROCESS
     elif as_logits:  # Structures are read one after the other into one array.

@@ -162,7 +162,7 @@ def network_of_scores(
     values = take_logits(values, kind, regions, threads)
 
     network_spacing = None
-    if not like.on_same_grid(header.files[0]):
+    if not header.is_on_grid:
         grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
         network_spacing = grid_map.source_spacing(like.geometry()[1])
         started = time.perf_counter()
@@ -215,7 +215,7 @@ def network_of_stream(
         header.kind,
         header.path,
     )
-    if like.on_same_grid(first):
+    if header.is_on_grid:
         return network, kind
     work = WorkGrid(like)
     is_cubic = options.resample == CUBIC

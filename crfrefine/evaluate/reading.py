@@ -288,8 +288,7 @@ def _read_channels(
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 
-    is_elsewhere = not reference.header.on_same_grid(file)
-    if is_elsewhere:
+    if not header.is_on_grid:
         stored = reference.work.interpolated(
             file,
             take_logits(stored, kind, scheme),
@@ -300,7 +299,7 @@ def _read_channels(
         )
         kind = "logits"
     what = str(header.path) if scheme is None else str(note)
-    labels = _decode(stored, scheme, kind, what, is_elsewhere)
+    labels = _decode(stored, scheme, kind, what, not header.is_on_grid)
 
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))

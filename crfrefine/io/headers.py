@@ -176,6 +176,8 @@ class LogitsHeader:
     kind: str | None
     # Whether the files hold only the labels from 1 on, so that the background has to be computed.
     lacks_background: bool = False
+    # Whether channels are on the image's grid; if not, they are to be interpolated.
+    is_on_grid: bool = True
 
     @property
     def is_label_map(self) -> bool:
@@ -234,4 +236,5 @@ def logits_header(
                     f"{first.difference_from(file)}"
                 )
     placed = tuple(placed_on(file, grid) for file in files)
-    return LogitsHeader(placed, num_labels, first.kind)
+    is_on_grid = grid is None or placed[0].on_same_grid(grid)
+    return LogitsHeader(placed, num_labels, first.kind, is_on_grid=is_on_grid)

@@ -21,10 +21,10 @@ from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, ru
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, printable
 from crfrefine.cases.case import Case, read_case
-from crfrefine.cases.case_headers import bytes_of_case, read_case_headers, stays_in_files
+from crfrefine.cases.case_headers import read_case_headers, require_memory_for, stays_in_files
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
+from crfrefine.engines.base import Backend, RunContext
 from crfrefine.io import write_label_map, write_pieces
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, VolumeHeader, named_segments
@@ -69,18 +69,19 @@ def refine_case(work: CaseInFlight) -> CaseRecord:
             record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
             check_replaceable(path)
-        work.case = _read_case(work, record)
+        backend = get_backend(work.device)
+        work.case = _read_case(work, record, backend)
         reading = task.reading
         if work.case.segments:  # The input has names itself, such as in a NIfTI table.
             labels = {segment.label: segment.name for segment in work.case.segments}
             reading = replace(reading, label_names=labels)
-        result = _refine(work, record, reading.label_names)
+        result = _refine(work, record, backend, reading.label_names)
         work.end_computing()
         write_case(work, record, result, reading)
     return record
 
 
-def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
+def _read_case(work: CaseInFlight, record: CaseRecord, backend: Backend) -> Case:
     """Read a case once there is memory for it, and record what it holds."""
     started = time.perf_counter()
     task = work.task
@@ -88,10 +89,9 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
     parameters = task.options.parameters
     leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-    is_streamed = False
-    if leaves_out and get_backend(work.device).name == "cpu":
-        is_streamed = stays_in_files(headers, task.reading)
-    _, needed, work.input_bytes = bytes_of_case(headers, is_streamed=is_streamed)
+    may_be_streamed = leaves_out and backend.name == "cpu"
+    is_streamed = may_be_streamed and stays_in_files(headers, task.reading)
+    needed, work.input_bytes = require_memory_for(headers, task.reading, is_streamed=is_streamed)
     work.take_memory(needed)
     case = read_case(
         headers,
@@ -119,7 +119,9 @@ def _read_case(work: CaseInFlight, record: CaseRecord) -> Case:
     return case
 
 
-def _refine(work: CaseInFlight, record: CaseRecord, names: Mapping[int, str]) -> RefinementResult:
+def _refine(
+    work: CaseInFlight, record: CaseRecord, backend: Backend, names: Mapping[int, str]
+) -> RefinementResult:
     """Run the CRF, and record the outcome."""
     started = time.perf_counter()
     task = work.task
@@ -141,7 +143,7 @@ def _refine(work: CaseInFlight, record: CaseRecord, names: Mapping[int, str]) ->
         spacing=case.spacing,
         parameters=options.parameters,
         mask=case.mask,
-        backend=get_backend(work.device),
+        backend=backend,
         context=context,
         allow_vanishing=options.allow_vanishing,
         names=names,

@@ -23,7 +23,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
-from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.case_headers import read_case_headers, require_memory_for
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
@@ -229,6 +229,7 @@ def _read_sources(
             # How many of the image's voxels a voxel of the network is long.
             voxel = voxel_length(headers.spacing)
             coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
+            require_memory_for(headers, inputs.reading)
             loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
             sources.append(make_source(loaded, default, threads, coarseness))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")

@@ -332,14 +332,14 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
     refine = case_work._refine
     begun = []
 
-    def refine_or_lack(work, record, names):
+    def refine_or_lack(work, *arguments):
         case_id = work.task.files.case_id
         if case_id in lacking_cases and not work.is_alone:
             if by_error:
                 raise MemoryError
             work.take_memory(1 << 60)
         begun.append(case_id)
-        return refine(work, record, names)
+        return refine(work, *arguments)
 
     monkeypatch.setattr(case_work, "_refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")

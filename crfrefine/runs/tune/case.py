@@ -19,7 +19,7 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
+from crfrefine.cases.case_headers import read_case_headers, require_memory_for
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
@@ -241,8 +241,8 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
     if num_axes not in (2, 3):
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
     with naming_case(files.case_id):
+        _, input_bytes = require_memory_for(headers, reading, with_labels=True)
         read = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
-    _, _, input_bytes = bytes_of_case(headers)
     case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
     if not isinstance(network, LabelMapNetwork):
