@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -20,11 +20,9 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
 from crfrefine.io.paths import files_written
 from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
-from crfrefine.io.text_header import LPS, Fields, affine_of
-from crfrefine.io.volume import VolumeHeader, volume_header
+from crfrefine.io.text_header import LPS, ByteOrder
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
-
-NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
 _UNITS = "DistanceUnits"
@@ -54,6 +52,10 @@ _TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_READ_TYPES = {
+    **{name.lower(): kind for name, kind in _TYPES.items()},
+    **{f"{name.lower()}_array": kind for name, kind in _TYPES.items()},
+}
 # Of several names of a type, the first one is written.
 _WRITTEN_TYPES = {np.dtype(kind).name: name for name, kind in reversed(_TYPES.items())}
 
@@ -66,128 +68,114 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
-    fields, end = _read_fields(path)
-    unit = fields.text(_UNITS, "")
-    fields.units = [unit]
-    if not fields.text("ObjectType", "Image").lower().startswith("image"):
-        raise fields.damaged("ObjectType", "Image")
-    num_dims = fields.whole("NDims", limits=(2, 4))
-    sizes = fields.sizes("DimSize", num_dims)
-    channels = fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
-    _require_planes(fields, sizes[-1])
-    grid_shape, num_channels = text_header.grid_and_channels(path, sizes, channels)
-    num_axes = len(grid_shape)
-    source = _source(fields, end, inner=1 if channels > 1 else None)
-    affine = _affine(fields, num_dims, num_axes)
-    header = volume_header(path, source, NAME, grid_shape, num_channels, affine)
-    if num_dims == num_axes:
-        # The lines that place the grid, without words after their numbers, are kept for a writer.
-        lines = []
-        for key in _GEOMETRY_KEYS:
-            if key in fields:
-                count = num_dims**2 if key == "TransformMatrix" else num_dims
-                words = fields.text(key).split()[:count]
-                lines.append(f"{key} = {' '.join(words)}")
-        if unit.lower() in text_header.MM_PER_UNIT:
-            lines.append(f"{_UNITS} = {unit}")
-        header = replace(header, template=tuple(lines))
-    return text_header.lengths_in_mm(header, _UNITS, [unit] * num_axes)
+    return MetaImageHeader(path).volume_header()
 
 
-def _read_fields(path: Path) -> tuple[Fields, int]:
-    """Return the fields, with the list of files after them, and the bytes of the header."""
-    fields = Fields(path, NAME, " = ", "ElementDataFile")
-    problem = "no line `ElementDataFile = ...` in its header"
-    lines = text_header.header_lines(path)
-    for number, line, end in lines:
+class MetaImageHeader(text_header.TextHeader):
+    """The fields of MetaImage."""
+
+    format = "MetaImage"
+    separator = " = "
+    end = "no line `ElementDataFile = ...`"
+    units_in = _UNITS
+    voxels_in = "ElementDataFile"
+    list_of_files = re.compile("LIST( 2D?)?", re.IGNORECASE)
+    numbered_files = re.compile(
+        r"([^%\s]*)(%0?\d{0,2}d)([^%\s]*) (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
+    )
+
+    def take_line(self, number: int, line: bytes) -> bool:
+        """Store the field of a line, ElementDataFile only if it is not the header's own file."""
         if not line.strip():
-            continue
+            return False
         name, *values = re.split(rb"[=:]", line, maxsplit=1)  # MetaIO accepts a colon as well.
         if not values:
             shown = shorten(line.decode(errors="backslashreplace"), 60)
-            problem = f"line {number} is not `Key = Value`: {shown!r}"
-            break
-        key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
-        if key is not None:
-            fields.add(key, values[0])
-        if key == "ElementDataFile":
-            if re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE):
-                fields.add_list(lines)
-            return fields, end
-    raise UnsupportedFormatError(
-        f"{path}: not a MetaImage file, although its name says so: {problem}"
-    )
+            raise UnsupportedFormatError(
+                f"{self.path}: not a MetaImage file, although its name says so: "
+                f"line {number} is not `Key = Value`: {shown!r}"
+            )
+        key = _KNOWN.get(name.strip().lower().decode("latin-1"))
+        is_last = key == self.voxels_in
+        if key is not None and not (is_last and values[0].strip().upper() == b"LOCAL"):
+            self.add(key, values[0])
+        return is_last
 
+    def read_axes(self) -> None:
+        """Find the axes and the channels, which are together at each voxel."""
+        if not self.text("ObjectType", "Image").lower().startswith("image"):
+            raise self.damaged("ObjectType", "Image")
+        num_dims = self.whole("NDims", limits=(2, 4))
+        self.sizes = self.sizes_in("DimSize", num_dims)
+        self.num_channels = self.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
 
-def _require_planes(fields: Fields, num_planes: int) -> None:
-    """Require one file for each plane, in a list or a pattern of names; ITK would invent some."""
-    name = fields.text("ElementDataFile")
-    num_files = len(fields.listed)
-    if not fields.listed and ("%" in name or name.upper().startswith("LIST ")):
-        pattern = r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
-        match = re.fullmatch(pattern, name)
-        if match is not None:
-            first, last, step = map(int, match.groups())
-            num_files = (last - first) // step + 1
-    elif not fields.listed and name.upper() != "LIST":
-        return
-    if num_files != num_planes:
-        raise fields.damaged(
-            "ElementDataFile",
-            f"names of {num_planes} files, as a list, or a name with a running number such as "
-            f"%03d, its first value, last value and step; found {num_files}",
-        )
+    @property
+    def units(self) -> list[str]:
+        """The one unit that the header has, for each axis."""
+        return [self.text(_UNITS, "")] * len(self.sizes)
 
+    def source(self) -> VoxelSource:
+        """Return the place of the voxels; of several files, each must hold one plane."""
+        num_files = len(self.names_of_files())
+        if self.is_of_several_files and num_files != self.sizes[-1]:  # ITK would invent some.
+            raise self.damaged(
+                self.voxels_in,
+                f"names of {self.sizes[-1]} files, as a list, or a name with a running number such "
+                f"as %03d, its first value, last value and step; found {num_files}",
+            )
+        is_compressed = self.flag("CompressedData")
+        is_binary = self.flag("BinaryData", "True")
+        path, start = self.voxel_file(is_compressed=is_compressed)
+        # -1 means that the voxels end the file.
+        skipped = self.whole("HeaderSize", "0", limits=(-1, 1 << 60))
+        if skipped and (is_compressed or not is_binary):
+            raise self.damaged("HeaderSize", "0 before compressed voxels or text")
+        if not is_binary:
+            raise self.rare("voxels as text")
+        kind = self.choice("ElementType", _READ_TYPES, f"one of {', '.join(_TYPES)}")
+        order: ByteOrder = ">" if self.flag("BinaryDataByteOrderMSB") else "<"
+        encoding = "zlib" if is_compressed else "raw"
+        dtype = np.dtype(kind).newbyteorder(order)
+        inner = 1 if self.num_channels > 1 else None
+        return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
 
-def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
-    """Return the place of the voxels, which follow the header, or are in another file."""
-    is_local = fields.text("ElementDataFile").upper() == "LOCAL"
-    is_compressed = fields.flag("CompressedData")
-    is_binary = fields.flag("BinaryData", "True")
-    path = fields.path
-    start = end
-    if not is_local:
-        path = text_header.voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
-        start = 0
-    # -1 means that the voxels end the file.
-    skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))
-    if skipped and (is_compressed or not is_binary):
-        raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
-    if not is_binary:
-        raise fields.rare("voxels as text")
-    kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
-    if kind is None:
-        raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
-    dtype = np.dtype(kind).newbyteorder("<")
-    if fields.flag("BinaryDataByteOrderMSB"):
-        dtype = dtype.newbyteorder(">")
-    encoding = "zlib" if is_compressed else "raw"
-    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
+    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+        """Return steps and place in LPS."""
+        num_dims = len(self.sizes)
+        direction = np.eye(num_dims)
+        if "TransformMatrix" in self:  # It lists one axis after the other.
+            matrix = self.numbers("TransformMatrix", num_dims**2)
+            direction = np.array(matrix).reshape(num_dims, num_dims).T
+        origin = (0.0,) * num_dims
+        if "Offset" in self:
+            origin = self.numbers("Offset", num_dims, exact=False)
+        spacing = (1.0,) * num_dims
+        sizes = [key for key in ("ElementSpacing", "ElementSize") if key in self]
+        if sizes:
+            spacing = self.numbers(sizes[0], num_dims, exact=False)
+        if 0.0 in spacing:
+            raise self.damaged(sizes[0], "voxels that are larger than 0")
+        return direction * spacing, origin, LPS
 
-
-def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
-    """Return the affine to RAS+ mm of a grid with the first axes of those in the header."""
-    direction = np.eye(num_dims)
-    if "TransformMatrix" in fields:  # It lists one axis after the other.
-        matrix = fields.numbers("TransformMatrix", num_dims**2)
-        direction = np.array(matrix).reshape(num_dims, num_dims).T
-    origin = np.zeros(num_dims)
-    if "Offset" in fields:
-        origin = np.array(fields.numbers("Offset", num_dims, exact=False))
-    spacing = np.ones(num_dims)
-    sizes = [key for key in ("ElementSpacing", "ElementSize") if key in fields]
-    if sizes:
-        spacing = np.array(fields.numbers(sizes[0], num_dims, exact=False))
-    if 0.0 in spacing:
-        raise fields.damaged(sizes[0], "voxels that are larger than 0")
-    vectors = direction[:num_axes, :num_axes] * spacing[:num_axes]
-    return affine_of(vectors, origin[:num_axes], LPS)
+    def lines_of_place(self, header: VolumeHeader) -> tuple[str, ...]:
+        """Return the lines that place the grid, without words after their numbers."""
+        num_dims = len(self.sizes)
+        lines = []
+        for key in _GEOMETRY_KEYS:
+            if key in self:
+                count = num_dims**2 if key == "TransformMatrix" else num_dims
+                words = self.text(key).split()[:count]
+                lines.append(f"{key} = {' '.join(words)}")
+        unit = self.units[0]
+        if unit.lower() in text_header.MM_PER_UNIT:
+            lines.append(f"{_UNITS} = {unit}")
+        return tuple(lines)
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
-    geometry = list(text_header.kept_lines(voxels, NAME))
+    geometry = list(text_header.kept_lines(voxels, MetaImageHeader.format))
     if not geometry:
         direction, origin, spacing = text_header.place_in_lps(voxels.like)
         arrays = {

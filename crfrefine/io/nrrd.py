@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,10 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
 from crfrefine.io.paths import LABELS_SUFFIXES, files_written, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
-from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
-from crfrefine.io.volume import (
-    VolumeHeader,
-    described_segments,
-    volume_header,
-)
+from crfrefine.io.text_header import LPS, ByteOrder, finite_numbers
+from crfrefine.io.volume import Segment, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
-NAME = "NRRD"
 # The pairs of key and value of a segment that are read.
 _OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color)")
 
@@ -59,8 +54,12 @@ _TYPES = {
 }
 # Of types that have another name in NumPy.
 _WRITTEN_TYPES = {"float32": "float", "float64": "double"}
-_ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
-_RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
+_ENCODINGS = {
+    "raw": "raw",
+    **dict.fromkeys(("gzip", "gz"), "gzip"),
+    **dict.fromkeys(("hex", "ascii", "text", "txt"), "text"),
+}
+_ORDERS: dict[str, ByteOrder] = {"little": "<", "big": ">"}
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space")
 # An axis of these kinds is one of the grid, unless it is the only one without a direction.
@@ -72,6 +71,18 @@ _CHANNEL_KINDS = (
 )
 
 
+# Name of a world without hyphens and spaces -> the signs that lead to RAS+.
+_SPACES = {
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), (1.0, 1.0, 1.0)),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
+    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
+    "": LPS,  # As in ITK, if the space has no name.
+}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
+# "none" for an axis of channels, else a vector
+_ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
+
+
 def recognizes(start: bytes) -> bool:
     """Return whether it begins with the format's magic, whatever the version."""
     return start.startswith(b"NRRD000")
@@ -79,199 +90,276 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end, and check all fields that are used; segments have one layer."""
-    fields, end = _read_fields(path)
-    units = _units(fields)
-    fields.units = [*_units(fields, "space units"), *units]
-    num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
-    sizes = fields.sizes("sizes", num_dims)
-    fields.time = _time_along(fields, sizes)  # before the errors of rare kinds, which tell it
-    channel_axis = _channel_axis(fields, num_dims)
-    axes = list(range(num_dims))
-    channels = 1
-    if channel_axis is not None:
-        axes.remove(channel_axis)
-        channels = sizes[channel_axis]
-    if channels > 1 and suffix_of(path) in LABELS_SUFFIXES:
-        raise UnsupportedFormatError(
-            f"{path}: the segments are in {channels} layers, as where they overlap; "
-            "expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
-            "or export the segments to a labelmap."
-        )
-
-    grid_sizes = tuple(sizes[axis] for axis in axes)
-    grid_shape, num_channels = text_header.grid_and_channels(path, grid_sizes, channels)
-    inner = math.prod(sizes[:channel_axis]) if channels > 1 else None
-    source = _source(fields, end, inner=inner)
-    affine = _affine(fields, num_dims, axes, len(grid_shape))
-    if len(units) == num_dims:
-        units = [units[axis] for axis in axes]
-    if "space units" in fields:
-        units = _units(fields, "space units")
-    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, time=fields.time)
-    if len(axes) == len(grid_shape):
-        header = replace(header, template=_lines_of_place(fields, units, header))
-    if num_channels == 1:  # 3D Slicer describes segments by pairs of key and value.
-        entries = []
-        for key in fields:
-            start, _, part = key.partition("_")
-            if part == "Name":
-                color = finite_numbers(fields.get(f"{start}_Color", "").split()) or ()
-                entries.append((fields.get(f"{start}_LabelValue", ""), fields[key], color))
-        header = replace(header, segments=described_segments(entries))
-    return text_header.lengths_in_mm(header, "units of length", units)
+    return NrrdHeader(path).volume_header()
 
 
-def _read_fields(path: Path) -> tuple[Fields, int]:
-    """Return the fields, and the bytes of the header up to an empty line."""
-    fields = Fields(path, NAME, ": ", "data file")
-    end = 0
-    lines = text_header.header_lines(path)
-    for number, line, end in lines:
+class NrrdHeader(text_header.TextHeader):
+    """The fields of NRRD, and the pairs of key and value by which 3D Slicer describes segments."""
+
+    format = "NRRD"
+    separator = ": "
+    end = "no empty line"
+    units_in = "units of length"
+    voxels_in = "data file"
+    list_of_files = re.compile(r"LIST(\s.*)?", re.IGNORECASE)
+    numbered_files = re.compile(
+        r"(.*?)(%0?[0-9]{0,2}d)(.*) ([+-]?[0-9]{1,9}) ([+-]?[0-9]{1,9}) ([+-]?[1-9][0-9]{0,8})"
+        r"( [0-9]+)?"
+    )
+
+    def __init__(self, path: Path) -> None:
+        """Read a header to its end."""
+        # The method `read_axes` sets these.
+        self.all_sizes: tuple[int, ...] = ()  # values along all axes
+        self.axes: list[int] = []  # those of the grid
+        self.num_before = 1  # values of one channel that are side by side
+        super().__init__(path)
+
+    def take_line(self, number: int, line: bytes) -> bool:
+        """Store the field of a line; an empty line, or a list of files, ends the header."""
         if number == 1 and not re.fullmatch(rb"NRRD000[1-6]\s*", line):
             raise UnsupportedFormatError(
-                f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
+                f"{self.path}: not an NRRD file, although its name says so: "
+                f"it begins with {line[:12]!r}"
             )
         if not line.strip():
-            return fields, end
+            return True
         if number == 1 or line.startswith(b"#"):
-            continue
+            return False
         name, _, value = line.partition(b":")
-        field = None
-        if len(name) < 100:
-            field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
+        field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
         if field is not None and not value.startswith(b"="):
-            fields.add(field, value)
-            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-                fields.add_list(lines)
-                return fields, end
-            continue
+            self.add(field, value)
+            return field == self.voxels_in and bool(self.list_of_files.fullmatch(self[field]))
 
         key, is_pair, value = line.partition(b":=")
         if not is_pair:
             shown = shorten(line.decode(errors="backslashreplace"), 60)
             raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header, or the file is cut off: "
+                f"{self.path}: damaged NRRD header, or the file is cut off: "
                 f"line {number} is not a `field: value` of the format: {shown!r}"
             )
         if _OF_SEGMENT.fullmatch(key.decode("latin-1")):
-            fields.setdefault(key.decode(), value.strip().decode(errors="replace"))
-    if "data file" not in fields:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
+            self.setdefault(key.decode(), value.strip().decode(errors="replace"))
+        return False
+
+    def read_axes(self) -> None:
+        """Find the axes of the grid, and the one of channels, by its kind or missing direction."""
+        num_dims = self.whole("dimension", limits=(1, _MAX_DIMS))
+        self.all_sizes = self.sizes_in("sizes", num_dims)
+        kinds = self.text("kinds", "none " * num_dims).lower().split()
+        if len(kinds) != num_dims or "complex" in kinds:
+            raise self.damaged(
+                "kinds",
+                f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
+                "of real numbers",
+            )
+        unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
+        if unusual:
+            raise self.rare(f"the kind {shorten(min(unusual), 60)!r}")
+        directions = self._per_axis(_ENTRIES.findall(self.text("space directions", "").lower()))
+        if set(directions) == {"none"}:  # None of them means channels.
+            directions = [""] * num_dims
+
+        channel_axes = []
+        for axis, kind in enumerate(kinds):
+            if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and directions[axis] == "none"):
+                channel_axes.append(axis)
+            else:
+                self.axes.append(axis)
+        if len(channel_axes) > 1:
+            raise UnsupportedFormatError(
+                f"{self.path}: {len(channel_axes)} axes of values cannot be split into "
+                "grid and channels"
+            )
+        self.sizes = tuple(self.all_sizes[axis] for axis in self.axes)
+        for axis in channel_axes:
+            self.num_channels = self.all_sizes[axis]
+            self.num_before = math.prod(self.all_sizes[:axis])
+
+    def _per_axis(self, words: list[str]) -> list[str]:
+        """Return words, one per axis; empty ones if there is another number of words."""
+        num_dims = len(self.all_sizes)
+        if len(words) != num_dims:
+            return [""] * num_dims
+        return words
+
+    def units_of(self, *keys: str) -> list[str]:
+        """Return the names of units in fields, of each axis or of each dimension of the space."""
+        names = []
+        for key in keys:
+            for quoted, plain in re.findall(r'"([^"]*)"|([^\s"]+)', self.text(key, "")):
+                names.append((quoted or plain).strip())
+        return names
+
+    @property
+    def all_units(self) -> list[str]:
+        """The units of length in the header."""
+        return self.units_of("space units", "units")
+
+    @property
+    def units(self) -> list[str]:
+        """The units of length along the axes of the grid, as far as there are some."""
+        units = self.units_of("units")
+        if "space units" in self:
+            return self.units_of("space units")
+        if len(units) == len(self.all_sizes):
+            return [units[axis] for axis in self.axes]
+        return units
+
+    @property
+    def time(self) -> str:
+        """Which axis of several values is one of time; "" if none is.
+
+        Its kind or unit says so, or the space, whose last dimension is then time.
+        """
+        space = self.text("space", "")
+        if space.lower().endswith("time") and self.all_sizes[-1] > 1:
+            return f"axis {len(self.all_sizes) - 1} of the space {shorten(space, 60)}"
+        kinds = self._per_axis(self.text("kinds", "").lower().split())
+        units = self._per_axis(self.units_of("units"))
+        for axis, size in enumerate(self.all_sizes):
+            if size > 1 and kinds[axis] == "time":
+                return f"axis {axis} of the kind time"
+            if size > 1 and units[axis].lower() in _TIME_UNITS:
+                return f"axis {axis} in {units[axis]}"
+        return ""
+
+    def source(self) -> VoxelSource:
+        """Return the place of the voxels; raise UnsupportedFormatError for layers of segments."""
+        if self.num_channels > 1 and suffix_of(self.path) in LABELS_SUFFIXES:
+            raise UnsupportedFormatError(
+                f"{self.path}: the segments are in {self.num_channels} layers, "
+                "as where they overlap; expected one layer\n"
+                "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
+                "or export the segments to a labelmap."
+            )
+        kind = self.choice(
+            "type",
+            _TYPES,
+            "the name of an integer or floating-point type such as uint8, short or float",
         )
-    return fields, end
+        encoding = self.choice("encoding", _ENCODINGS, "raw, gzip, ascii or hex")
+        path, start = self.voxel_file(is_compressed=encoding == "gzip")
+        # ITK takes the lowest 32 bits of a larger number.
+        if self.whole("line skip", "0", limits=(0, 1 << 30)) or encoding == "text":
+            raise self.rare("lines to skip, or voxels as text")
+        # -1 means that the voxels end the file.
+        fewest = -1 if encoding == "raw" else 0
+        offset = self.whole("byte skip", "0", limits=(fewest, 1 << 60))
+        if offset < 0:
+            start = offset
+            offset = 0
+        dtype = np.dtype(kind)
+        default = "little" if dtype.itemsize == 1 else None  # Single bytes have no order.
+        dtype = dtype.newbyteorder(self.choice("endian", _ORDERS, "little or big", default))
+        inner = self.num_before if self.num_channels > 1 else None
+        return VoxelSource(path, encoding, dtype, inner, start=start, offset=offset)
 
+    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+        """Return steps, place and signs in the world that the header names, or in LPS."""
+        num_dims = len(self.all_sizes)
+        num_axes = len(self.axes)
+        if "axis mins" in self:
+            raise self.rare("axis mins")
+        if not _IN_SPACE & set(self):
+            return np.diag(self._spacings()), (0.0,) * num_axes, LPS
 
-def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
-    """Return the lines by which 3D Slicer knows the segments of a label map."""
-    extent = " ".join(f"0 {size - 1}" for size in voxels.shape[::-1])
-    lines = []
-    for number, segment in enumerate(voxels.segments):
-        values = {
-            "ID": f"Segment_{segment.label}",
-            "Name": printable(segment.name),
-            "LabelValue": segment.label,
-            "Layer": 0,
-            "Color": " ".join(f"{part:.6g}" for part in segment.shown_color),
-            "Extent": extent,
-        }
-        lines += [f"Segment{number}_{key}:={value}" for key, value in values.items()]
-    return lines
+        name = self.text("space", "")
+        signs = _SPACES.get(re.sub("[- ]", "", name.lower()))
+        has_one_of_both = bool(name) != ("space dimension" in self)
+        if signs is None or "spacings" in self or not has_one_of_both:
+            raise self.rare(f"the space {shorten(name, 60)!r}, or spacings in it")
+        space_dims = self.whole("space dimension", "3", limits=(1, _MAX_DIMS))
+        if space_dims != num_axes:
+            raise UnsupportedFormatError(
+                f"{self.path}: a grid of {num_axes} axes in a space of {space_dims} dimensions; "
+                "expected as many axes as dimensions"
+            )
+        origin = [(0.0,) * num_axes]
+        if "space origin" in self:
+            if "nan" in self.text("space origin").lower():
+                raise self.rare("a space origin that is no place")
+            expected = f"one vector of {num_axes} finite numbers such as (0,0,0)"
+            origin = self._vectors("space origin", [0], 1, expected)
+        if "space directions" not in self:
+            raise self.rare("no space directions")
+        expected = f"{num_dims} vectors of {num_axes} finite numbers, none for channels"
+        vectors = self._vectors("space directions", self.axes, num_dims, expected)
 
+        # ITK computes length and direction: their rounding is repeated.
+        columns = np.array(vectors).T
+        lengths = np.sqrt((columns * columns).sum(axis=0))
+        if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
+            raise self.damaged("space directions", "vectors that are as long as a voxel")
+        return columns * (1 / lengths) * lengths, origin[0], signs
 
-def _channel_axis(fields: Fields, num_dims: int) -> int | None:
-    """Return the one axis that is not of the grid, by its kind or missing direction, or None."""
-    kinds = _kinds(fields, num_dims)
-    directions = _ENTRIES.findall(fields.text("space directions", "").lower())
-    if len(directions) != num_dims or set(directions) == {"none"}:
-        directions = [""] * num_dims  # None of them means channels.
-    channel_axes = []
-    for axis, (kind, direction) in enumerate(zip(kinds, directions, strict=True)):
-        if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and direction == "none"):
-            channel_axes.append(axis)
-    if len(channel_axes) > 1:
-        raise UnsupportedFormatError(
-            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into "
-            "grid and channels"
-        )
-    return next(iter(channel_axes), None)
+    def _spacings(self) -> tuple[float, ...]:
+        """Return the voxel sizes of a grid without a place in the world."""
+        num_dims = len(self.all_sizes)
+        words = self.text("spacings", " ".join(["1"] * num_dims)).split()
+        spacings = finite_numbers([words[axis] for axis in self.axes if axis < len(words)])
+        if spacings is None or len(words) != num_dims or 0.0 in spacings:
+            raise self.damaged(
+                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+            )
+        return spacings
 
+    def _vectors(
+        self, name: str, axes: Sequence[int], num_entries: int, expected: str
+    ) -> list[tuple[float, ...]]:
+        """Return the vectors of some axes in a field, one of whose entries is about each axis."""
+        text = self.text(name)
+        entries = _ENTRIES.findall(text)
+        if len(entries) != num_entries or _ENTRIES.sub("", text).strip():
+            raise self.damaged(name, expected)
+        vectors = []
+        for axis in axes:
+            words = entries[axis][1:-1].split(",")
+            vector = finite_numbers([word.strip() for word in words])
+            if vector is None or len(vector) != len(self.axes):
+                raise self.damaged(name, expected)
+            vectors.append(vector)
+        return vectors
 
-def _kinds(fields: Fields, num_dims: int) -> list[str]:
-    """Return the kind of each axis; raise RareHeaderError for an unknown one."""
-    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
-    if len(kinds) != num_dims or "complex" in kinds:
-        raise fields.damaged(
-            "kinds",
-            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
-            "of real numbers",
-        )
-    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
-    if unusual:
-        raise fields.rare(f"the kind {shorten(min(unusual), 60)!r}")
-    return kinds
+    def lines_of_place(self, header: VolumeHeader) -> tuple[str, ...]:
+        """Return the lines without an entry of a channel axis.
 
+        In a space without a name, only lengths that all have one unit, other than mm, have to be
+        kept.
+        """
+        units = self.units
+        line_of_units = "space units: " + " ".join(f'"{unit}"' for unit in units)
+        if "space" in self:
+            entries = _ENTRIES.findall(self.text("space directions", ""))
+            directions = [entry for entry in entries if entry.startswith("(")]
+            lines = [f"space: {self.text('space')}", "space directions: " + " ".join(directions)]
+            origin = self.text("space origin", "")
+            if origin:
+                lines.append(f"space origin: {origin}")
+            if len(units) == 3 and all(re.fullmatch(r"[\w ?\udcb5]{0,30}", unit) for unit in units):
+                lines.append(line_of_units)
+            return tuple(lines)
 
-def _time_along(fields: Fields, sizes: tuple[int, ...]) -> str:
-    """Return which axis of several values is one of time; "" if none is.
+        is_one_unit = len(set(units)) == 1 and len(units) == len(header.grid_shape)
+        if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
+            return ()
+        return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
 
-    Its kind or unit says so, or the space, whose last dimension is then time.
-    """
-    space = fields.text("space", "")
-    if space.lower().endswith("time") and sizes[-1] > 1:
-        return f"axis {len(sizes) - 1} of the space {shorten(space, 60)}"
-    kinds = _kinds(fields, len(sizes))
-    units = _units(fields)
-    if len(units) != len(sizes):
-        units = [""] * len(sizes)
-    for axis, size in enumerate(sizes):
-        if size > 1 and kinds[axis] == "time":
-            return f"axis {axis} of the kind time"
-        if size > 1 and units[axis].lower() in _TIME_UNITS:
-            return f"axis {axis} in {units[axis]}"
-    return ""
-
-
-def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
-    """Return the place of the voxels, which follow the header, or are in another file."""
-    kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
-    if kind is None:
-        raise fields.damaged(
-            "type", "the name of an integer or floating-point type such as uint8, short or float"
-        )
-    word = fields.text("encoding").lower()
-    encoding = _ENCODINGS.get(word)
-    path = fields.path
-    start = end
-    if "data file" in fields:
-        path = text_header.voxel_path(fields, "data file", is_compressed=encoding == "gzip")
-        start = 0
-    # ITK takes the lowest 32 bits of a larger number.
-    if fields.whole("line skip", "0", limits=(0, 1 << 30)) or word in _RARE_ENCODINGS:
-        raise fields.rare("lines to skip, or voxels as text")
-    if encoding is None:
-        raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-
-    # -1 means that the voxels end the file.
-    fewest = -1 if encoding == "raw" else 0
-    skipped = fields.whole("byte skip", "0", limits=(fewest, 1 << 60))
-    dtype = np.dtype(kind)
-    default = "little" if dtype.itemsize == 1 else None  # Single bytes have no order.
-    endian = fields.text("endian", default).lower()
-    if endian not in ("little", "big"):
-        raise fields.damaged("endian", "little or big")
-    dtype = dtype.newbyteorder("<")
-    if endian == "big":
-        dtype = dtype.newbyteorder(">")
-    if skipped < 0:
-        return VoxelSource(path, encoding, dtype, inner, start=-1)
-    return VoxelSource(path, encoding, dtype, inner, start=start, offset=skipped)
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the segments that 3D Slicer describes by pairs of key and value."""
+        entries = []
+        for key in self:
+            start, _, part = key.partition("_")
+            if part == "Name":
+                color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
+                entries.append((self.get(f"{start}_LabelValue", ""), self[key], color))
+        return described_segments(entries)
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
-    lines_of_place = text_header.kept_lines(voxels, NAME)
+    lines_of_place = text_header.kept_lines(voxels, NrrdHeader.format)
     if not lines_of_place:
         lines_of_place = _geometry_lines(*text_header.place_in_lps(voxels.like))
     space, *geometry = lines_of_place
@@ -307,6 +395,23 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
+def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
+    """Return the lines by which 3D Slicer knows the segments of a label map."""
+    extent = " ".join(f"0 {size - 1}" for size in voxels.shape[::-1])
+    lines = []
+    for number, segment in enumerate(voxels.segments):
+        values = {
+            "ID": f"Segment_{segment.label}",
+            "Name": printable(segment.name),
+            "LabelValue": segment.label,
+            "Layer": 0,
+            "Color": " ".join(f"{part:.6g}" for part in segment.shown_color),
+            "Extent": extent,
+        }
+        lines += [f"Segment{number}_{key}:={value}" for key, value in values.items()]
+    return lines
+
+
 def _geometry_lines(
     direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
 ) -> tuple[str, ...]:
@@ -319,127 +424,3 @@ def _geometry_lines(
 
 def _vector(values: NDArray[np.float64]) -> str:
     return "(" + ",".join(map(repr, values.tolist())) + ")"
-
-
-# Name of a world without hyphens and spaces -> the signs that lead to RAS+.
-_SPACES = {
-    **dict.fromkeys(("rightanteriorsuperior", "ras"), (1.0, 1.0, 1.0)),
-    **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
-    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
-}
-_IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
-# "none" for an axis of channels, else a vector
-_ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
-
-
-def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
-    """Return the affine to RAS+ mm of a grid: the first `num_axes` of the `axes` of no channels."""
-    if "axis mins" in fields:
-        raise fields.rare("axis mins")
-    if not _IN_SPACE & set(fields):
-        # A grid without a place in the world.
-        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
-        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
-        if spacings is None or len(words) != num_dims or 0.0 in spacings:
-            raise fields.damaged(
-                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-            )
-        return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
-
-    name = fields.text("space", "")
-    is_named = "space" in fields
-    signs: tuple[float, ...] | None = LPS  # As in ITK, if the space has no name.
-    if is_named:
-        signs = _SPACES.get(re.sub("[- ]", "", name.lower()))
-    if signs is None or "spacings" in fields or is_named == ("space dimension" in fields):
-        raise fields.rare(f"the space {shorten(name, 60)!r}, or spacings in it")
-    space_dims = 3
-    if not is_named:
-        space_dims = fields.whole("space dimension", limits=(1, _MAX_DIMS))
-    if space_dims != len(axes):
-        raise UnsupportedFormatError(
-            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; "
-            "expected as many axes as dimensions"
-        )
-    columns, origin = _directions_and_origin(fields, num_dims, axes)
-    return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
-
-
-def _directions_and_origin(
-    fields: Fields, num_dims: int, axes: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the steps along the axes of the grid, as columns, and the place of the first voxel.
-
-    The place is 0 if the header does not have it.
-    """
-    space_dims = len(axes)
-    text = fields.text("space origin", "")
-    if "nan" in text.lower():
-        raise fields.rare("a space origin that is no place")
-    vectors = _vectors(text) or [(0.0,) * space_dims]
-    origin = vectors[0]
-    if origin is None or len(vectors) > 1 or len(origin) != space_dims:
-        raise fields.damaged(
-            "space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)"
-        )
-
-    if "space directions" not in fields:
-        raise fields.rare("no space directions")
-    entries = _vectors(fields.text("space directions"))
-    vectors = []
-    for axis, vector in enumerate(entries):
-        if axis in axes and vector is not None and len(vector) == space_dims:
-            vectors.append(vector)
-    if len(entries) != num_dims or len(vectors) != space_dims:
-        raise fields.damaged(
-            "space directions",
-            f"{num_dims} vectors of {space_dims} finite numbers, none for channels",
-        )
-
-    # ITK computes length and direction: their rounding is repeated.
-    columns = np.array(vectors).T
-    lengths = np.sqrt((columns * columns).sum(axis=0))
-    if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
-        raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    return columns * (1 / lengths) * lengths, np.array(origin)
-
-
-def _vectors(text: str) -> list[tuple[float, ...] | None]:
-    """Return the vectors in a text, None for those without numbers; no vectors for other text."""
-    if _ENTRIES.sub("", text).strip():
-        return []
-    vectors = []
-    for entry in _ENTRIES.findall(text):
-        words = entry[1:-1].split(",")
-        vectors.append(finite_numbers([word.strip() for word in words]))
-    return vectors
-
-
-def _lines_of_place(fields: Fields, units: list[str], header: VolumeHeader) -> tuple[str, ...]:
-    """Return the lines that a writer keeps of a header, as they place its grid; () for none.
-
-    They have no entry of a channel axis. In a space without a name, only lengths that all have one
-    unit, other than mm, have to be kept.
-    """
-    line_of_units = "space units: " + " ".join(f'"{unit}"' for unit in units)
-    if "space" in fields:
-        entries = _ENTRIES.findall(fields.text("space directions", ""))
-        directions = [entry for entry in entries if entry.startswith("(")]
-        lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
-        origin = fields.text("space origin", "")
-        if origin:
-            lines.append(f"space origin: {origin}")
-        if len(units) == 3 and all(re.fullmatch(r"[\w ?\udcb5]{0,30}", unit) for unit in units):
-            lines.append(line_of_units)
-        return tuple(lines)
-
-    is_one_unit = len(set(units)) == 1 and len(units) == len(header.grid_shape)
-    if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
-        return ()
-    return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
-
-
-def _units(fields: Fields, key: str = "units") -> list[str]:
-    """Return the names of units in a field, of each axis or of each dimension of the space."""
-    found = re.findall(r'"([^"]*)"|([^\s"]+)', fields.text(key, ""))
-    return [(quoted or plain).strip() for quoted, plain in found]

@@ -1,4 +1,4 @@
-"""The common part of MetaImage and NRRD: a text header, and the fields in it.
+"""The common part of MetaImage and NRRD: a text header, its fields, and the volume they describe.
 
 It is read line by line, in bounded time and memory: it may be hostile.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +21,30 @@ from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import RareHeaderError, VolumeHeader, require_right_angles
+from crfrefine.io.streams import VoxelSource
+from crfrefine.io.volume import (
+    RareHeaderError,
+    Segment,
+    VolumeHeader,
+    require_right_angles,
+    volume_header,
+)
 from crfrefine.io.writing import VoxelsToWrite
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
 MAX_FIELD = 1 << 16  # characters of a field that is interpreted
+OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
 _NO_TEXT = {b"\0": "zero byte", b"\r": "carriage return before its end"}
-_NUMBERED_FILES = re.compile(
-    r"(.*?)(%0?[0-9]{0,2}d)(.*) ([+-]?[0-9]{1,9}) ([+-]?[0-9]{1,9}) ([+-]?[1-9][0-9]{0,8})"
-    r"( [0-9]+)?"
-)
 _FLAGS = {
     **dict.fromkeys(("true", "t", "1", "yes"), True),
     **dict.fromkeys(("false", "f", "0", "no"), False),
 }
+_Choice = TypeVar("_Choice")
+ByteOrder: TypeAlias = Literal["<", ">"]  # little, big
 
 
 def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
@@ -62,18 +70,114 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             yield number, line, offset
 
 
-class Fields(dict[str, str]):
-    """The fields of a header by name, read as text, flags and numbers; errors quote the line."""
+class TextHeader(ABC, dict[str, str]):
+    """The fields of a header by name, and the volume that they describe; errors quote the line.
 
-    def __init__(self, path: Path, format_name: str, separator: str, voxels_in: str) -> None:
+    MetaImage and NRRD tell how a line is read, and what their fields mean.
+    """
+
+    format: ClassVar[str]  # its name for people
+    separator: ClassVar[str]  # of the name and the value of a field
+    end: ClassVar[str]  # what does not end the header if the file is cut off, in words
+    units_in: ClassVar[str]  # the field with the units of length, in words
+    voxels_in: ClassVar[str]  # the field that names the files of voxels, if they are others
+    list_of_files: ClassVar[re.Pattern[str]]  # its value if the lines that follow are the names
+    # Its value if the names have a number: what comes before it, its format, what comes behind it,
+    # the first number, the last one, and the step.
+    numbered_files: ClassVar[re.Pattern[str]]
+
+    def __init__(self, path: Path) -> None:
+        """Read a header to its end."""
         super().__init__()
         self.path = path
-        self.units: list[str] = []  # all units of length in the header
-        self.time = ""  # as of `VolumeHeader`
-        self.listed: tuple[str, ...] = ()  # names of files, in the lines after a field `LIST`
-        self._format = format_name
-        self._separator = separator
-        self._voxels_in = voxels_in  # the field that names the files of voxels
+        self.listed: tuple[str, ...] = ()  # names of files, in the lines that follow the header
+        # The method `read_axes` sets these.
+        self.sizes: tuple[int, ...] = ()  # voxels along the axes, without that of channels
+        self.num_channels = 1  # of that axis
+
+        lines = header_lines(path)
+        for number, line, self.num_bytes in lines:
+            if self.take_line(number, line):
+                break
+        else:
+            if self.voxels_in not in self:
+                raise UnsupportedFormatError(
+                    f"{path}: damaged {self.format} header, or cut off: "
+                    f"{self.end} ends its header; copy or export it again"
+                )
+        if self.list_of_files.fullmatch(self.get(self.voxels_in, "")):
+            self.listed = tuple(_text_of(line) for _, line, _ in lines if line.strip())
+
+    @abstractmethod
+    def take_line(self, number: int, line: bytes) -> bool:
+        """Store the field in a line; return whether the line ends the header."""
+
+    @abstractmethod
+    def read_axes(self) -> None:
+        """Find the axes and the channels."""
+
+    @property
+    @abstractmethod
+    def units(self) -> list[str]:
+        """The units of length along the axes of `sizes`, as far as there are some."""
+
+    @property
+    def all_units(self) -> list[str]:
+        """All units of length in the header, used or not."""
+        return self.units
+
+    @property
+    def time(self) -> str:
+        """As of `VolumeHeader`."""
+        return ""
+
+    @abstractmethod
+    def source(self) -> VoxelSource:
+        """Return the place of the voxels, which follow the header, or are in another file."""
+
+    @abstractmethod
+    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+        """Return the steps along the axes, as columns, the place of the first voxel, and the signs.
+
+        The signs turn both into RAS+.
+        """
+
+    @abstractmethod
+    def lines_of_place(self, header: VolumeHeader) -> tuple[str, ...]:
+        """Return the lines that a writer keeps, as they place the grid of a header; () for none."""
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the segments of a label map."""
+        return ()
+
+    def volume_header(self) -> VolumeHeader:
+        """Check every field that is used, and return the header of the volume.
+
+        A fourth axis means channels if a voxel has one value.
+        """
+        self.read_axes()
+        grid_shape = self.sizes
+        num_channels = self.num_channels
+        if len(grid_shape) == 4 and num_channels == 1:
+            num_channels = grid_shape[3]
+            grid_shape = grid_shape[:3]
+        num_axes = len(grid_shape)
+        if not 2 <= num_axes <= 3:
+            raise UnsupportedFormatError(
+                f"{self.path}: {num_axes} dimensions with {num_channels} values per voxel "
+                "cannot be split into grid and channels"
+            )
+        source = self.source()
+        steps, origin, signs = self.place()
+        affine = affine_of(steps[:num_axes, :num_axes], origin[:num_axes], signs)
+        header = volume_header(
+            self.path, source, self.format, grid_shape, num_channels, affine, time=self.time
+        )
+        if num_axes == len(self.sizes):
+            header = replace(header, template=self.lines_of_place(header))
+        if num_channels == 1:
+            header = replace(header, segments=self.segments())
+        return lengths_in_mm(header, self.units_in, self.units)
 
     def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field; raise for a second, different one."""
@@ -81,27 +185,30 @@ class Fields(dict[str, str]):
         if self.setdefault(name, text).lower() != text.lower():
             raise self.damaged(name, f"one value, found a second one: {shorten(text, 60)}")
 
-    def add_list(self, lines: Iterable[tuple[int, bytes, int]]) -> None:
-        """Store the names in the lines that follow."""
-        self.listed = tuple(_text_of(line) for _, line, _ in lines if line.strip())
-
     def text(self, name: str, default: str | None = None) -> str:
         """Return the text of a field; raise if it is missing and there is no default."""
         value = self.get(name, default)
         if value is None:
             raise UnsupportedFormatError(
-                f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`"
+                f"{self.path}: damaged {self.format} header: no line `{name}{self.separator}...`"
             )
         if len(value) > MAX_FIELD:
             raise self.damaged(name, f"at most {MAX_FIELD} characters")
         return value
 
+    def choice(
+        self, name: str, values: Mapping[str, _Choice], expected: str, default: str | None = None
+    ) -> _Choice:
+        """Return what the text of a field, in lower case, stands for."""
+        words = self.text(name, default).lower().split()
+        value = values.get(" ".join(words))
+        if value is None:
+            raise self.damaged(name, expected)
+        return value
+
     def flag(self, name: str, default: str = "False") -> bool:
         """Return a boolean field."""
-        value = _FLAGS.get(self.text(name, default).lower())
-        if value is None:
-            raise self.damaged(name, "True or False")
-        return value
+        return self.choice(name, _FLAGS, "True or False", default)
 
     def whole(self, name: str, default: str | None = None, *, limits: tuple[int, int]) -> int:
         """Return a field that holds one whole number within limits."""
@@ -110,7 +217,7 @@ class Fields(dict[str, str]):
             raise self.damaged(name, f"a whole number from {limits[0]} to {limits[1]}")
         return int(text)
 
-    def sizes(self, name: str, count: int) -> tuple[int, ...]:
+    def sizes_in(self, name: str, count: int) -> tuple[int, ...]:
         """Return a field that holds the number of voxels along each of `count` axes."""
         words = self.text(name).split()
         sizes = tuple(int(word) for word in words if _WHOLE_NUMBER.fullmatch(word))
@@ -130,9 +237,9 @@ class Fields(dict[str, str]):
 
     def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
         """Return the error for a field that cannot be used."""
-        line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
+        line = f"{name}{self.separator}{shorten(self.get(name, ''), 60)}"
         return UnsupportedFormatError(
-            f"{self.path}: {self._format} header: {line}; expected {expected}"
+            f"{self.path}: {self.format} header: {line}; expected {expected}"
         )
 
     def rare(self, reason: str) -> Exception:
@@ -140,31 +247,75 @@ class Fields(dict[str, str]):
 
         SimpleITK takes all lengths for mm.
         """
-        for name in self.units:
+        for name in self.all_units:
             if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
                 return UnsupportedFormatError(
                     f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "
                     "such headers are read in mm alone: save the volume as NIfTI"
                 )
-
-        # The voxels are in one file, a list, or a pattern with the first and the last number and
-        # the step.
-        name = self.text(self._voxels_in, "LOCAL")
-        names: Iterable[str] = [name]
-        pattern = _NUMBERED_FILES.fullmatch(name)
-        if name.upper() == "LOCAL":
-            names = []
-        elif name.upper().split()[:1] == ["LIST"]:
-            names = self.listed
-        elif pattern is not None:
-            before, number_format, after = pattern.group(1, 2, 3)
-            first, last, step = map(int, pattern.group(4, 5, 6))
-            numbers = range(first, last + (1 if step > 0 else -1), step)[:MAX_LINES]
-            names = (f"{before}{number_format % number}{after}" for number in numbers)
-        paths = [self.path.parent / each for each in names]
+        paths = [self.path.parent / name for name in self.names_of_files()]
         # No exception for odd names.
         files = tuple(path for path in paths if os.path.isfile(path))  # noqa: PTH113
         return RareHeaderError(reason, self.time, files)
+
+    def names_of_files(self) -> tuple[str, ...]:
+        """Return the names of the files with voxels: one, those of a list, or those of a pattern.
+
+        There are none if the header's own file holds the voxels.
+        """
+        name = self.text(self.voxels_in, "")
+        if not self.is_of_several_files:
+            return (name,) if name else ()
+        match = self.numbered_files.fullmatch(name)
+        if match is None:
+            return self.listed
+        before, number_format, after = match.group(1, 2, 3)
+        first, last, step = map(int, match.group(4, 5, 6))
+        numbers = range(first, last + (1 if step > 0 else -1), step)[:MAX_LINES]
+        return tuple(f"{before}{number_format % number}{after}" for number in numbers)
+
+    @property
+    def is_of_several_files(self) -> bool:
+        """Whether the header means a list or a pattern of files with voxels."""
+        name = self.text(self.voxels_in, "")
+        return "%" in name or name.upper().split()[:1] == ["LIST"]
+
+    def voxel_file(self, *, is_compressed: bool) -> tuple[Path, int]:
+        """Return the file with the voxels, relative to the header's folder, and the bytes before.
+
+        Raise InputError if the user forbids voxels outside the folder of their header, and
+        RareHeaderError for a list or a pattern of files, which must not be compressed: SimpleITK
+        would not compare the checksums of several files.
+        """
+        key = self.voxels_in
+        if key not in self:
+            return self.path, self.num_bytes
+        name = self.text(key)
+        if not name:
+            raise self.damaged(key, "the name of a file")
+        if self.is_of_several_files and is_compressed:
+            raise self.damaged(key, "one file, as the voxels are compressed")
+        path = self.path.parent / os.fsdecode(name.encode("utf-8", "surrogateescape"))
+        rule = os.environ.get(OUTSIDE_FILES, "allow")
+        if rule not in ("allow", "refuse"):
+            raise InputError(
+                f"environment variable {OUTSIDE_FILES}: expected allow or refuse, "
+                f"found {shorten(rule)!r}"
+            )
+        if rule == "refuse":
+            folders = {self.path.parent.resolve(), self.path.resolve().parent}
+            place = ""
+            if self.is_of_several_files:
+                place = "several files"
+            elif folders.isdisjoint(path.resolve().parents):
+                place = f"{shorten(path, 200)}, outside its folder"
+            if place:
+                raise InputError(
+                    f"{self.path}: its voxels are in {place}, and {OUTSIDE_FILES} is set to refuse"
+                )
+        if self.is_of_several_files:
+            raise self.rare("voxels in several files")
+        return path, 0
 
 
 def _text_of(value: bytes) -> str:
@@ -191,68 +342,12 @@ def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     return tuple(values)
 
 
-OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
-
 # Signs that turn left, posterior, superior into RAS+, the convention of all affines here.
 LPS = (-1.0, -1.0, 1.0)
 
 
-def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
-    """Return the file that a header names, relative to its folder.
-
-    Raise InputError if the user forbids voxels outside the folder of their header, and
-    RareHeaderError for a list or a pattern of files, which must not be compressed: SimpleITK would
-    not compare the checksums of several files.
-    """
-    name = fields.text(key)
-    if not name:
-        raise fields.damaged(key, "the name of a file")
-    are_several = "%" in name or name.upper().split()[0] == "LIST"
-    if are_several and is_compressed:
-        raise fields.damaged(key, "one file, as the voxels are compressed")
-    path = fields.path.parent / os.fsdecode(name.encode("utf-8", "surrogateescape"))
-    rule = os.environ.get(OUTSIDE_FILES, "allow")
-    if rule not in ("allow", "refuse"):
-        raise InputError(
-            f"environment variable {OUTSIDE_FILES}: expected allow or refuse, "
-            f"found {shorten(rule)!r}"
-        )
-    if rule == "refuse":
-        folders = {fields.path.parent.resolve(), fields.path.resolve().parent}
-        place = ""
-        if are_several:
-            place = "several files"
-        elif folders.isdisjoint(path.resolve().parents):
-            place = f"{shorten(path, 200)}, outside its folder"
-        if place:
-            raise InputError(
-                f"{fields.path}: its voxels are in {place}, and {OUTSIDE_FILES} is set to refuse"
-            )
-    if are_several:
-        raise fields.rare("voxels in several files")
-    return path
-
-
-def grid_and_channels(
-    path: Path, sizes: tuple[int, ...], num_channels: int
-) -> tuple[tuple[int, ...], int]:
-    """Split dimensions into grid and channels.
-
-    A fourth dimension means channels if a voxel has one value. Raise UnsupportedFormatError if that
-    is ambiguous.
-    """
-    if 2 <= len(sizes) <= 3:
-        return sizes, num_channels
-    if len(sizes) != 4 or num_channels > 1:
-        raise UnsupportedFormatError(
-            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel "
-            "cannot be split into grid and channels"
-        )
-    return sizes[:3], sizes[3]
-
-
 def affine_of(
-    vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]
+    vectors: NDArray[np.float64], origin: Sequence[float], signs: tuple[float, ...]
 ) -> NDArray[np.float64]:
     """Return the affine to RAS+ of axes in a space with these signs; vectors are the columns."""
     num_axes = len(origin)

@@ -305,6 +305,10 @@ NRRD_HEADERS = {
         nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"),
         "expected one vector of 3",
     ),
+    "origin and more": (
+        nrrd_text("space: LPS", "space origin: (1,2,3) x"),
+        "space origin: \\(1,2,3\\) x; expected one vector of 3",
+    ),
     "kinds of two channels": (
         nrrd_text("kinds: vector domain list"),
         "2 axes of values cannot be split",
