@@ -10,30 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import (
     ArrayOrImage,
-    check_logits,
     copied,
     given_array,
-    given_label_map,
     given_spacing,
     open_images,
 )
-from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
-from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
-from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
-from crfrefine.base.array_types import Array, Float32
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.arrays.region_scheme import GivenRegions
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notes import Note
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
@@ -148,12 +141,6 @@ def refine(
     backend = device if isinstance(device, Backend) else get_backend(device)
     if input_type not in INPUT_TYPES:
         raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
-    if network_spacing is not None and input_type != "labels":
-        raise ConfigError(
-            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits "
-            "on a coarser grid are interpolated onto the image's before. For a label map, "
-            "input_type='labels'"
-        )
     if parameters is None and network_spacing is not None:
         parameters = "sharp"
     parameters = as_parameters(parameters)
@@ -166,10 +153,14 @@ def refine(
         has_rules = parameters.postprocess.min_component_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
-    network, notes = _given_network(values, image, parameters, input_type, network_spacing, regions)
-    num_labels = network.num_labels
-    if isinstance(network, LabelMapNetwork):
+    network: ArrayNetwork | LabelMapNetwork
+    notes: tuple[Note, ...] = ()
+    if input_type == "labels":
         num_labels = parameters.num_labels or MAX_LABELS
+        network = LabelMapNetwork.of_array(values, image, parameters, network_spacing, regions)
+    else:
+        network, notes = ArrayNetwork.of_array(values, image, input_type, network_spacing, regions)
+        num_labels = network.num_labels
 
     drawn = None
     if strokes is not None:
@@ -188,57 +179,6 @@ def refine(
     )
     result.channels.watch(values)
     return replace(result, notes=(*notes, *result.notes))
-
-
-def _given_network(
-    values: Array,
-    image: Array,
-    parameters: CrfParameters,
-    input_type: str,
-    network_spacing: ArrayLike | str | None,
-    regions: GivenRegions | None,
-) -> tuple[ArrayNetwork | LabelMapNetwork, tuple[Note, ...]]:
-    """Return a label map, (*grid), or the channels of labels or regions, and notes on them.
-
-    A label map may have as many labels as the parameters.
-    """
-    if input_type == "labels":
-        if regions is not None:
-            raise ConfigError(
-                "regions: they are those of the channels of logits, and a label map has none; "
-                "leave regions out"
-            )
-        labels = given_label_map(values, image)
-        present = channels_of(present_labels(labels))
-        num_labels = parameters.num_labels or present[-1] + 1
-        if present[-1] >= num_labels:
-            raise InputError(
-                f"the label map holds labels up to {present[-1]}, but the parameters have values "
-                f"for {num_labels} labels; give parameters for all labels, or merge labels"
-            )
-        return LabelMapNetwork(labels, present, num_labels, network_spacing), ()
-
-    if regions is not None:
-        scheme = RegionScheme.of(regions)
-        check_logits(values, image, input_type, min_channels=1)
-        return ArrayNetwork(values, input_type, scheme), ()
-    check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
-    if len(values) > 1:
-        return ArrayNetwork(values, input_type), ()
-
-    # Log-odds or probabilities of label 1.
-    if not np.isfinite(values).all():
-        raise InputError("logits hold values that are not finite (NaN or infinity)")
-    kind, note = decide_channel(values[0], input_type, None, Path("logits"))
-    # The axes keep their order in memory.
-    order = StorageOrder.of_memory(values[0])
-    stored = order.to_storage(values[0])
-    channels: Float32 = np.empty((2, *stored.shape), np.float32)
-    with np.errstate(over="ignore"):
-        channels[1] = stored
-    fill_background_of_channel(channels, kind)
-    network = ArrayNetwork(order.to_user(channels), kind)
-    return network, (note,)
 
 
 class Plan:

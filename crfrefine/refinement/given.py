@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crfrefine.arrays.label_maps import occurring_channels
+from crfrefine.arrays.arguments import check_logits, given_label_map
+from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
+from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.geometry import StorageOrder
+from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.arrays.region_scheme import GivenRegions
     from crfrefine.arrays.resampling import Interpolation
-    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-    from crfrefine.base.geometry import StorageOrder
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
     from crfrefine.base.notes import Note
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.io.reading import Piece
@@ -45,6 +49,46 @@ class ArrayNetwork:
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     # mm between voxels of the network, if interpolated; None means unknown
     network_spacing: tuple[float, ...] | None = None
+
+    @classmethod
+    def of_array(
+        cls,
+        values: Array,
+        image: Array,
+        input_type: str,
+        network_spacing: ArrayLike | str | None,
+        regions: GivenRegions | None,
+    ) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+        """Return the channels in a caller's array, also a background that they lack, and notes.
+
+        Arguments and errors are those of `crfrefine.refine`.
+        """
+        if network_spacing is not None:
+            raise ConfigError(
+                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; "
+                "logits on a coarser grid are interpolated onto the image's before. For a label "
+                "map, input_type='labels'"
+            )
+        if regions is not None:
+            scheme = RegionScheme.of(regions)
+            check_logits(values, image, input_type, min_channels=1)
+            return cls(values, input_type, scheme), ()
+        check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
+        if len(values) > 1:
+            return cls(values, input_type), ()
+
+        # Log-odds or probabilities of label 1.
+        if not np.isfinite(values).all():
+            raise InputError("logits hold values that are not finite (NaN or infinity)")
+        kind, note = decide_channel(values[0], input_type, None, Path("logits"))
+        # The axes keep their order in memory.
+        order = StorageOrder.of_memory(values[0])
+        stored = order.to_storage(values[0])
+        channels: Float32 = np.empty((2, *stored.shape), np.float32)
+        with np.errstate(over="ignore"):
+            channels[1] = stored
+        fill_background_of_channel(channels, kind)
+        return cls(order.to_user(channels), kind), (note,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,6 +124,34 @@ class LabelMapNetwork:
     # or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
     mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
+
+    @classmethod
+    def of_array(
+        cls,
+        values: Array,
+        image: Array,
+        parameters: CrfParameters,
+        network_spacing: ArrayLike | str | None,
+        regions: GivenRegions | None,
+    ) -> LabelMapNetwork:
+        """Return the label map in a caller's array, with as many labels as the parameters have.
+
+        Arguments and errors are those of `crfrefine.refine`.
+        """
+        if regions is not None:
+            raise ConfigError(
+                "regions: they are those of the channels of logits, and a label map has none; "
+                "leave regions out"
+            )
+        labels = given_label_map(values, image)
+        present = channels_of(present_labels(labels))
+        num_labels = parameters.num_labels or present[-1] + 1
+        if present[-1] >= num_labels:
+            raise InputError(
+                f"the label map holds labels up to {present[-1]}, but the parameters have values "
+                f"for {num_labels} labels; give parameters for all labels, or merge labels"
+            )
+        return cls(labels, present, num_labels, network_spacing)
 
     @property
     def shape(self) -> tuple[int, ...]:
