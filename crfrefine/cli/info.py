@@ -124,7 +124,7 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
     from crfrefine.base.failures import failing_alone
     from crfrefine.io import read_header
     from crfrefine.io.paths import STRUCTURES, is_dicom, recognize
-    from crfrefine.runs.tools.info import describe_header
+    from crfrefine.runs.tools.info import describe_header, describe_values
 
     failures: list[Failure] = []
     lines: list[tuple[str, str]] = []
@@ -134,7 +134,10 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
 
             lines = describe_dicom(path)
         else:
-            lines = describe_header(read_header(path), values=is_verbose)
+            header = read_header(path)
+            lines = describe_header(header)
+            if is_verbose:
+                lines += describe_values(header)
     if failures:
         print_failure(failures[0], verbose=is_verbose)
         return {"problems": [str(failures[0])]}

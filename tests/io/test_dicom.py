@@ -431,7 +431,7 @@ def test_wrong_calls(series, tmp_path):
         ((series, "out.nii.gz", "--to", "logits"), "leave --to out"),
         (
             ("a.nii.gz", "out.nii.gz", "--segments", first),
-            "--segments describes the labels of a DICOM segmentation",
+            "neither is DICOM; name such a file, or leave --segments out",
         ),
         (
             ("a.nii.gz", "out.dcm", "--like", series, "--segments", first),

@@ -10,35 +10,36 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crfrefine import errors, io
-from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.notes import Note
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import counted
-from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.patterns import list_files
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
-from crfrefine.io.stored import scaled_planes
-from crfrefine.io.volume import Segment, map_segments, named_segments
 from crfrefine.io.writing import check_output, check_replaceable, check_writable
 from crfrefine.runs.outputs import unique_stem
 from crfrefine.runs.tools.convert import (
+    check_options,
     describe_source,
     labels_on,
-    require_grid,
-    with_note_on_values,
+    refuse_map,
+    take_new_labels,
+    write_image,
+    write_labels,
 )
 from crfrefine.runs.tools.info import describe_header
 from crfrefine.runs.tools.options import ConversionOptions
+from crfrefine.runs.tools.placing import require_grid
 
 # Processor time that the work may take; each million bytes of its files adds a second.
 SECONDS = 60
@@ -50,24 +51,8 @@ _START = (
 
 def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert from or to DICOM; return a sentence about input and output, and notes."""
-    is_read = is_dicom(source)
-    is_written = target.suffix.lower() == ".dcm"
-    if options.content not in (None, "labels" if is_written else None):
-        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
-    if options.same_voxels or options.axes is not None:
-        raise InputError(
-            f"{source}: --same-voxels and --axes are for other formats than DICOM; convert to a "
-            "file such as NAME.nii.gz first"
-        )
-    if is_read and is_written:
-        raise InputError(
-            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
-        )
-    if options.to not in (None, "labels"):
-        raise InputError(
-            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
-        )
-    damaged = source if is_read else options.like
+    check_options(source, target, options)
+    damaged = source if is_dicom(source) else options.like
     request = {"source": source, "target": target, "options": to_plain(options)}
     return _ask(request, damaged or source)
 
@@ -144,40 +129,31 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
         if path is not None:
             files = path.iterdir() if path.is_dir() else [path]
             add_inputs(*files)
-    is_read = is_dicom(source)
-    if is_read and not suffix_of(target) and source.is_file():
-        return _write_segments(source, target, options)
-    if is_read:
-        require_suffix(target, io.WRITTEN_SUFFIXES)
-    check_output(target)
-    if not is_read:
+    if not is_dicom(source):
+        check_output(target)
         return _write_segmentation(source, target, options)
+    if not suffix_of(target) and source.is_file():
+        return _write_segments(source, target, options)
+    require_suffix(target, io.WRITTEN_SUFFIXES)
+    check_output(target)
 
     volume = dicom.read(source, options.like, options.series)
     header = volume.header
+    notes = [*header.notes]
     if header.format == dicom.SEGMENTATION:
-        kind = "label map"
-        labels, found = map_labels(volume.data, options.mapping)
-        segments = map_segments(header.segments, options.mapping)
-        io.write_label_map(target, labels, header, segments=segments)
-    elif options.mapping:
-        raise InputError(f"{source}: --map is about label maps; this is an image; leave it out")
+        sentence = write_labels(volume.data, header, target, header, options, {}, notes)
     else:
-        found = ()
-        kind = "image"
-        planes = scaled_planes(volume.data.T[np.newaxis], None)
-        io.write_image(target, volume.data.dtype, header, planes)
-    sentence = f"{describe_source(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
-    sentence = with_note_on_values(sentence, options.mapping, found)
-    return "\n".join([sentence, *map(str, header.notes)])
+        refuse_map(source, options, "an image")
+        stored = volume.data.T[np.newaxis]
+        sentence = write_image(stored, header, target, header, options)
+    return "\n".join([sentence, *map(str, notes)])
 
 
 def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
     """Write each segment of a segmentation, which may overlap, to a file in a folder."""
     from crfrefine.io import dicom
 
-    if options.mapping:
-        raise InputError(f"{source}: --map is about label maps, not masks; leave it out")
+    refuse_map(source, options, "masks")
     suffix = options.suffix or ".nii.gz"
     stems: set[str] = set()
     files = []
@@ -195,7 +171,6 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     notes: tuple[Note, ...] = ()
     masks = dicom.read_segments(source, options.like, options.series)
     for file, mask in zip(files, masks, strict=True):
-        assert mask.header is not None
         io.write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
         notes = mask.header.notes
     sentence = f"{source}: {counted(len(files), 'segment')} -> {folder}: a mask of 0 and 1 each"
@@ -220,24 +195,23 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     grid = series.header
     placed = io.placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
-    notes: list[Note] = []
-    labels, found = map_labels(labels_on(grid, placed, notes), options.mapping)
-    named: Sequence[Segment] = map_segments(header.segments, options.mapping)
-    if not named:
-        description = read_dataset_description(source)
-        if description is not None:
-            named = named_segments(description.label_names)
+    notes = [*grid.notes]
+    labels = labels_on(grid, placed, notes)
+    names: Mapping[int, str] = {}
+    if not header.segments:
+        for description in read_descriptions([source]):
+            names = description.label_names
+    labels, segments = take_new_labels(labels, header, options, names, notes)
     from crfrefine.io.dicom.writing import write
 
     notes += write(
         target,
         labels,
-        named,
+        segments,
         series,
         options.segments,
         series_number=options.series_number,
         series_description=options.series_description,
     )
     sentence = f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {like}"
-    sentence = with_note_on_values(sentence, options.mapping, found)
-    return "\n".join([*map(str, notes), sentence, *map(str, grid.notes)])
+    return "\n".join([sentence, *map(str, notes)])

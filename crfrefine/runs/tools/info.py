@@ -40,11 +40,8 @@ _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
 
 
-def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe a volume, as pairs of name and value for display.
-
-    With `values`, also ranges of channels, or counts of labels.
-    """
+def describe_header(header: VolumeHeader) -> list[tuple[str, str]]:
+    """Describe a volume without its voxels, as pairs of name and value for display."""
     spacing = "none in this format"
     if header.spacing is not None:
         spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
@@ -66,20 +63,22 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         lines.append(("scaling", f"values are {scaling}"))
     lines += header.details
 
-    names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
+    names = _names_of(header).values()
     if names:
-        lines.append(("labels", listed(names.values(), _MAX_LISTED_VALUES)))
-    lines += [("note", str(note)) for note in header.notes]
-    if values:
-        lines += _describe_values(header, names)
-    return lines
+        lines.append(("labels", listed(names, _MAX_LISTED_VALUES)))
+    return lines + [("note", str(note)) for note in header.notes]
 
 
-def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return the content that `convert` takes a volume for, and the ranges and counts of values.
+def _names_of(header: VolumeHeader) -> dict[int, str]:
+    return {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
+
+
+def describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
+    """Describe the voxels of a volume: what `convert` takes them for, ranges, and counts of values.
 
     They are counted if they are a few whole numbers, or labels with names.
     """
+    names = _names_of(header)
     if header.num_channels > 1:  # Logits, which may not have NaN.
         lines = []
         channels = io.read_channels(header)
@@ -136,37 +135,19 @@ def inspect_folder(
     """
     report = FolderReport(resample)
     with failing_alone(report.problems.append):
-        archives: Sequence[Path] = ()
         if is_pattern(folder) or folder in images[:1]:
             report.input_type = input_type
             images = images or (folder,)
             cases = discover_cases(
                 images, logits, masks, labels, input_type=input_type, include_imageless=True
             )
+            report.add_cases(cases)
         elif is_of_nnunet(folder):
-            try:
-                cases = find_cases_to_refine(folder, images, None)
-            except InputError as error:
-                archives = list_files(folder, ARCHIVES.suffixes)
-                if not archives:
-                    raise
-                kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
-                cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
-            report.add_cases(cases, [folder], archives)
-            return report
+            report.add_network(folder, images)
         elif images:
             raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
         else:
-            if not list_files(folder, io.VOLUME_SUFFIXES) and not find_folders(folder):
-                structures = clear_structures(folder)
-                if structures:
-                    report.add_structures(folder, structures)
-                    return report
-                archives = list_files(folder, ARCHIVES.suffixes)
-            cases = CaseList() if archives else _discover(folder)
-        first = next(iter(cases), CaseFiles("", ()))
-        places = [path.parent for path in (*first.logits[:1], *first.images[:1])]
-        report.add_cases(cases, places or [folder], archives)
+            report.add_folder(folder)
     return report
 
 
@@ -186,11 +167,65 @@ class FolderReport:
         self._num_labels: dict[str, int] = {}  # of each case; 0 means a label map
         self._files_of_remark: dict[Note, list[str]] = {}
 
-    def add_cases(self, cases: CaseList, places: list[Path], archives: Sequence[Path]) -> None:
+    def add_network(self, folder: Path, images: Sequence[Path]) -> None:
+        """Describe the cases of nnU-Net's predictions; without images, their probabilities."""
+        archives: list[Path] = []
+        try:
+            cases = find_cases_to_refine(folder, images, None)
+        except InputError as error:
+            archives = list_files(folder, ARCHIVES.suffixes)
+            if not archives:
+                raise
+            kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
+            cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
+        self.add_cases(cases, [folder], archives)
+
+    def add_folder(self, folder: Path) -> None:
+        """Describe the cases of a folder of images, or of one that has such a folder.
+
+        Without any, it may hold folders of structures, or logits without geometry.
+        """
+        inside = find_folders(folder)
+        if not inside and not list_files(folder, io.VOLUME_SUFFIXES):
+            structures = clear_structures(folder)
+            archives = list_files(folder, ARCHIVES.suffixes)
+            if structures:
+                self.add_structures(folder, structures)
+                return
+            if archives:
+                self.add_cases(CaseList(), [folder], archives)
+                return
+        if "images" in inside:
+            cases = discover_cases(
+                inside["images"],
+                inside.get("logits"),
+                inside.get("masks"),
+                inside.get("labels"),
+                include_imageless=True,
+            )
+            if "logits" not in inside:
+                kind = NoteKind.NO_LOGITS
+                cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
+        else:
+            try:
+                cases = discover_cases(folder, None)
+            except InputError as error:
+                raise InputError(
+                    f"{error}\n  Looked for images in it, and in "
+                    f"{listed(DATASET_FOLDERS['images'])}; name the images with -i."
+                ) from None
+        self.add_cases(cases)
+
+    def add_cases(
+        self, cases: CaseList, places: Sequence[Path] = (), archives: Sequence[Path] = ()
+    ) -> None:
         """Describe cases, and logits without geometry, and compare their numbers of labels.
 
-        A `dataset.json` in one of the places may declare regions.
+        A `dataset.json` in one of the places may declare regions; without any, in the folders of
+        the first case.
         """
+        first = next(iter(cases), CaseFiles("", ()))
+        places = places or [path.parent for path in (*first.logits[:1], *first.images[:1])]
         self.found = cases.found
         self.notes += cases.notes
         descriptions: list[DatasetDescription] = []
@@ -313,27 +348,3 @@ def _logits_words(num_labels: int) -> str:
 def _channels(number: int, regions: RegionReading) -> str:
     is_regions = regions.declares(number) and number != regions.num_labels
     return counted(number, "region" if is_regions else "label")
-
-
-def _discover(folder: Path) -> CaseList:
-    """Return the cases of a folder of images, or of one that has such a folder."""
-    inside = find_folders(folder)
-    if "images" not in inside:
-        try:
-            return discover_cases(folder, None)
-        except InputError as error:
-            raise InputError(
-                f"{error}\n  Looked for images in it, and in {listed(DATASET_FOLDERS['images'])}; "
-                "name the images with -i."
-            ) from None
-    cases = discover_cases(
-        inside["images"],
-        inside.get("logits"),
-        inside.get("masks"),
-        inside.get("labels"),
-        include_imageless=True,
-    )
-    if "logits" not in inside:
-        kind = NoteKind.NO_LOGITS
-        cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
-    return cases

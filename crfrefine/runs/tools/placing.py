@@ -1,13 +1,19 @@
-"""The place of a file whose header has none, or a wrong one, as the user says."""
+"""The place of the file to write: that of its input, or as the user says."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, shorten
+from crfrefine.cases.grid_differences import explain_difference
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.paths import FORMAT_OF_SUFFIX, holds_scores_alone, suffix_of
 from crfrefine.io.volume import VolumeHeader
 
 _PAIRS = ("LR", "PA", "IS")
@@ -115,3 +121,56 @@ def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> list[tu
             f"image run as {codes}"
         )
     return found
+
+
+def grid_to_write(
+    header: VolumeHeader, like: VolumeHeader | None, target: Path, *, is_filled: bool
+) -> VolumeHeader:
+    """Return the header of the grid that a file to write gets: that of an image, or its input's.
+
+    A plane becomes a volume of one slice if it has a place that only such a volume has in another
+    format. Raises GridMismatchError as `require_grid` does, InputError if there is no geometry.
+    """
+    grid = header
+    if like is not None:
+        require_grid(header, like, is_filled=is_filled)
+        grid = like
+    if grid.affine is None or grid.spacing is None:
+        if not holds_scores_alone(target):
+            raise InputError(
+                f"{header.path}: has no geometry, and {target.name} needs one; name the image it "
+                "belongs to with --like IMAGE"
+            )
+        return grid
+    is_same_format = FORMAT_OF_SUFFIX[suffix_of(target)].name == grid.family
+    if len(grid.grid_shape) != 3 and not is_same_format:
+        in_plane = np.array(grid.affine)
+        in_plane[:2, :2] = np.eye(2)
+        in_plane[:2, 3] = 0.0
+        in_space = spacing_of(grid.affine)
+        if in_space[2] > 0 and not np.array_equal(in_plane, np.eye(4)):
+            return replace(grid, grid_shape=(*grid.grid_shape, 1), spacing=in_space)
+    return grid
+
+
+def require_grid(
+    header: VolumeHeader, like: VolumeHeader, *, is_filled: bool, advice: str | None = None
+) -> None:
+    """Raise GridMismatchError if a file has another grid than that of --like.
+
+    A label map (`is_filled`) may be stored for a part of it. Without advice the error explains how
+    the grids differ, if that can be told.
+    """
+    if header.on_same_grid(like):
+        return
+    if is_filled and WorkGrid(like).part(header, "label map") is not None:
+        return
+    advice = advice or explain_difference(like, "image", header, "file")
+    if advice is None:
+        advice = (
+            "convert does not interpolate, as the other commands do with --resample. "
+            "Leave --like out to keep the file's own grid."
+        )
+    raise GridMismatchError(
+        f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}"
+    )
