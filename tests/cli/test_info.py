@@ -235,8 +235,8 @@ BAD = {
     "{archive} {root}/x.nii --like {other}": "not on the grid of --like",
     "{float} {root}/x.nii --as labels": "not a label map",
     "{labels} {root}/x.nii --as logits": "holds one value per voxel; logits have one per label",
-    "{logits} {root}/x.npz --as image": "npy hold logits alone; leave --as image",
-    "{logits} {root}/x.nii --as image --to labels": "an image does not become logits or labels",
+    "{logits} {root}/x.npz --as image": "hold logits alone; leave --as image out",
+    "{logits} {root}/x.nii --as image --to labels": "an image does not become labels",
     "{logits} {root}/x.nii --output-format .nii": "leave --output-format out",
 }
 

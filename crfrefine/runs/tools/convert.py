@@ -125,8 +125,6 @@ def check_options(source: Path, target: Path, options: ConversionOptions) -> Non
     given = [name for name, value in wrong.items() if value is not None]
     if given:
         raise InputError(f"{source}, {target}: {reason} leave {' and '.join(given)} out")
-    if options.align is not None and options.axes is None:
-        raise InputError(f"{source}: --align says how --axes places an array; leave it out")
     if options.axes is not None and holds_scores_alone(target):
         raise InputError(
             f"{target}: .npz and .npy hold no place; name a file such as NAME.nii.gz, or leave "
@@ -147,34 +145,32 @@ def _content_of(
     header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
 ) -> str:
     """Return what a file is converted as: "scores" (logits, probabilities), "labels" or "image"."""
-    content = options.content
+    wanted = {options.content, options.to}
     is_array = FORMAT_OF_NAME[header.family].holds_scores_alone or holds_scores_alone(target)
-    if content == "image":
-        if is_array or options.to is not None:
+    if options.content == "image":
+        if is_array:
             raise InputError(
-                f"{header.path}, {target}: an image does not become logits or labels, and .npz and "
-                ".npy hold logits alone; leave --as image or --to out"
+                f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
             )
-        return content
-    if content != "labels" and (is_array or (content, options.to) != (None, None)):
+        return "image"
+    if options.content != "labels" and (is_array or wanted != {None}):
         # The channel of a single region has one value per voxel, too.
         if header.num_channels > 1:
             return "scores"
         if regions.declares(1) and not holds_labels(header, of_region=True):
             return "scores"
-    if content == "logits" or options.to not in (None, "labels"):
+    if wanted & {"logits", "probabilities"}:
         raise InputError(
             f"{header.path}: holds one value per voxel; logits have one per label at each voxel, "
-            f"background included: a label map cannot become {options.to or content}\n"
+            "background included: a label map cannot become probabilities or logits\n"
             "  Export the network's output before the argmax, or leave --as and --to out to "
             "convert it as it is."
         )
-    if content == "labels" or options.to is not None:
+    if "labels" in wanted:
         return "labels"
     if header.num_channels > 1:
         return "image"
-    is_for_labels = suffix_of(target) in LABELS_SUFFIXES or holds_scores_alone(target)
-    if is_for_labels or is_label_map(header):
+    if suffix_of(target) in LABELS_SUFFIXES or is_label_map(header):
         return "labels"
     return "image"
 

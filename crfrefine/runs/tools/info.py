@@ -141,7 +141,7 @@ def inspect_folder(
             cases = discover_cases(
                 images, logits, masks, labels, input_type=input_type, include_imageless=True
             )
-            report.add_cases(cases)
+            report.add_cases(cases, _places_of(cases))
         elif is_of_nnunet(folder):
             report.add_network(folder, images)
         elif images:
@@ -149,6 +149,12 @@ def inspect_folder(
         else:
             report.add_folder(folder)
     return report
+
+
+def _places_of(cases: CaseList) -> list[Path]:
+    """Return the folders of the first case, of the network's output first."""
+    first = next(iter(cases), CaseFiles("", ()))
+    return [path.parent for path in (*first.logits[:1], *first.images[:1])]
 
 
 class FolderReport:
@@ -214,26 +220,23 @@ class FolderReport:
                     f"{error}\n  Looked for images in it, and in "
                     f"{listed(DATASET_FOLDERS['images'])}; name the images with -i."
                 ) from None
-        self.add_cases(cases)
+        self.add_cases(cases, _places_of(cases) or [folder])
 
     def add_cases(
-        self, cases: CaseList, places: Sequence[Path] = (), archives: Sequence[Path] = ()
+        self, cases: CaseList, places: Sequence[Path], archives: Sequence[Path] = ()
     ) -> None:
         """Describe cases, and logits without geometry, and compare their numbers of labels.
 
-        A `dataset.json` in one of the places may declare regions; without any, in the folders of
-        the first case.
+        A `dataset.json` in one of the places may declare regions.
         """
-        first = next(iter(cases), CaseFiles("", ()))
-        places = places or [path.parent for path in (*first.logits[:1], *first.images[:1])]
         self.found = cases.found
         self.notes += cases.notes
         descriptions: list[DatasetDescription] = []
         with failing_alone(self.problems.append):
             descriptions += read_descriptions(places)
             self._regions = find_regions(None, descriptions)
-        if self._regions.problem:
-            self.problems.append(describe_failure(InputError(self._regions.problem)))
+            if self._regions.problem:
+                raise InputError(self._regions.problem)
         if len(cases) == 1 and not any(one.channel_names for one in descriptions):
             self._note_on_numbers(cases)
         for path in archives:

@@ -129,6 +129,13 @@ class ConversionOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        """Raise InputError for options that do not go together, whatever the files are."""
+        if self.content == "image" and self.to is not None:
+            raise InputError(f"an image does not become {self.to}; leave --as or --to out")
+        if self.align is not None and self.axes is None:
+            raise InputError("--align says how --axes places an array; leave it out")
+
     @property
     def mapping(self) -> dict[int, int]:
         """The new label of values in a label map; ConfigError if a value has two."""
