@@ -14,9 +14,7 @@ from crfrefine.io.dicom.files import (
     describe_series,
     group_slices,
     is_segmentation,
-    limit,
-    read_file,
-    read_folder,
+    read_headers,
     text_of,
 )
 from crfrefine.io.dicom.segmentation import items_by_label
@@ -33,51 +31,48 @@ def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
     There is no volume if there are several series, or no slices. Raises UnsupportedFormatError or
     InputError for slices that are no volume.
     """
+    lines: list[tuple[str, str]] = []
     with decoding(path):
-        if path.is_dir():
-            return _describe_folder(path)
-        limit(path, [path])
-        dataset = read_file(path)
-        lines = [("content", f"DICOM, {class_name(dataset)}")]
-        uid = text_of(dataset, "SeriesInstanceUID")
-        if uid:
-            lines.append(("series", f"{uid}  {describe_series({path: dataset})}"))
-        if is_segmentation(dataset):
-            return lines + _describe_segmentation(path, dataset), None
-        if class_of(dataset) == STRUCTURE_SET:
-            names = [item.get("ROIName") for item in dataset.get("StructureSetROISequence") or ()]
-            lines.append(("structures", listed(names, _MOST_LISTED) or "none"))
-            return [*lines, ("note", STRUCTURES_ADVICE)], None
-        if not group_slices({path: dataset}):
-            return [*lines, ("note", "it has no slices")], None
-        header = read_series(path).header
-        if header.grid_shape[2] == 1:
-            lines.append(("note", "one slice of a series; its folder is converted"))
-        return lines, header
+        headers = read_headers(path)
+        series = group_slices(headers)
+        if not path.is_dir():
+            dataset = headers[path]
+            lines.append(("content", f"DICOM, {class_name(dataset)}"))
+            if not series:
+                lines.append(("series", describe_series(headers)))
+                return lines + _describe_other(path, dataset), None
+        if len(series) == 1:
+            lines += [("series", describe_series(files)) for files in series.values()]
+            header = read_series(path).header
+            if header.grid_shape[2] == 1 and not path.is_dir():
+                lines.append(("note", "one slice of a series; its folder is converted"))
+            return lines, header
+        for number, files in enumerate(series.values(), 1):
+            lines.append((f"series {number}", describe_series(files)))
+        used = {file for files in series.values() for file in files}
+        others = [
+            f"{file.name} ({class_name(headers[file])})" for file in headers if file not in used
+        ]
+        if others:
+            lines.append(("others", listed(others)))
+        if series:
+            lines.append(("note", f"{len(series)} series: convert takes one, with --series UID"))
+        return lines, None
 
 
-def _describe_folder(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
-    """Return the series of a folder and its other files, and the header of the only series."""
-    headers = read_folder(path)
-    series = group_slices(headers)
-    lines = []
-    for number, (uid, files) in enumerate(series.items(), 1):
-        name = "series" if len(series) == 1 else f"series {number}"
-        lines.append((name, f"{uid or 'no UID'}  {describe_series(files)}"))
-    if len(series) == 1:
-        return lines, read_series(path).header
-    used = {file for files in series.values() for file in files}
-    others = [f"{file.name} ({class_name(headers[file])})" for file in headers if file not in used]
-    if others:
-        lines.append(("others", listed(others)))
-    if series:
-        note = f"{counted(len(series), 'series')}: convert takes one, with --series UID"
-        lines.append(("note", note.replace("seriess", "series")))
-    return lines, None
+def _describe_other(path: Path, dataset: Any) -> list[tuple[str, str]]:
+    """Return what a file without slices holds: contours, or a segmentation.
 
-
-def _describe_segmentation(path: Path, dataset: Any) -> list[tuple[str, str]]:
-    """Return type, size and segments of a segmentation, and the series that it was made on."""
+    Of a segmentation, its type, size and segments, and the series that it was made on.
+    """
+    if class_of(dataset) == STRUCTURE_SET:
+        names = [item.get("ROIName") for item in dataset.get("StructureSetROISequence") or ()]
+        return [
+            ("structures", listed(names, _MOST_LISTED) or "none"),
+            ("note", STRUCTURES_ADVICE),
+        ]
+    if not is_segmentation(dataset):
+        return [("note", "it has no slices")]
     kind = text_of(dataset, "SegmentationType")
     size = TIMES.join([text_of(dataset, "Columns"), text_of(dataset, "Rows")])
     frames = counted(int(dataset.get("NumberOfFrames") or 1), "frame")

@@ -28,6 +28,12 @@ MEMORY = 1 << 30
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# What to do with files of a class that is no series of slices; the first that is there counts.
+_ADVICE = {
+    STRUCTURE_SET: STRUCTURES_ADVICE,
+    DIRECTORY: "a DICOMDIR lists files in other folders: name the folder of one series",
+    **dict.fromkeys(_SEGMENTATIONS, "name the file of the segmentation"),
+}
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 _IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
@@ -42,6 +48,8 @@ def decoding(path: Path) -> Iterator[None]:
             yield
     except CrfRefineError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: no such file or folder") from None
     except MemoryError as error:
         raise CapacityError(
             f"{path}: its decoding takes more memory than that of files of its size should; "
@@ -111,12 +119,17 @@ def read_file(path: Path, *, is_expected: bool = True) -> Any:
         return pydicom.Dataset()
 
 
-def read_folder(path: Path) -> dict[Path, Any]:
-    """Return the headers of all files of a folder; those of other formats are empty."""
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    files = sorted(filter(Path.is_file, entries))
+def read_headers(path: Path) -> dict[Path, Any]:
+    """Return the header of a file, or of each file of a folder; empty for other formats there."""
+    files = [path]
+    if path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        files = sorted(filter(Path.is_file, entries))
     limit(path, files)
-    return {file: read_file(file, is_expected=file.suffix.lower() == ".dcm") for file in files}
+    headers = {}
+    for file in files:
+        headers[file] = read_file(file, is_expected=file.suffix.lower() == ".dcm" or file == path)
+    return headers
 
 
 def group_slices(headers: Mapping[Path, Any]) -> dict[str, dict[Path, Any]]:
@@ -149,62 +162,53 @@ def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, An
 
     The series is the one with this UID, or the only one. Raise InputError for several, or none.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        limit(path, [path])
-        dataset = read_file(path)
-        if "Rows" not in dataset:
-            raise InputError(
-                f"{path}: {_EXPECTED}, found {class_name(dataset)}{_advice([dataset])}"
-            )
-        return {path: dataset}
-    headers = read_folder(path)
+    headers = read_headers(path)
     series = group_slices(headers)
     if not series:
-        held = dict.fromkeys(class_name(dataset) for dataset in headers.values())
-        found = listed(held) or "no files"
-        raise InputError(f"{path}: {_EXPECTED}, found {found}{_advice(headers.values())}")
+        classes = {class_of(dataset): class_name(dataset) for dataset in headers.values()}
+        advice = [_ADVICE[uid] for uid in _ADVICE if uid in classes]
+        advice.append("name the folder of the series")
+        raise InputError(
+            f"{path}: expected the slices of a DICOM series or a segmentation, found "
+            f"{listed(classes.values()) or 'no files'}; {advice[0]}"
+        )
     if uid is None and len(series) > 1:
         raise InputError(
             f"{path}: expected one series, found {len(series)}; choose one with --series UID"
-            f"{''.join(describe_all(series))}"
+            f"{describe_all(series)}"
         )
     chosen = series.get(uid or next(iter(series)))
     if chosen is None:
         raise InputError(
-            f"{path}: has no series {shorten(uid)}; expected one of{''.join(describe_all(series))}"
+            f"{path}: has no series {shorten(uid)}; expected one of{describe_all(series)}"
         )
-    notes += _left_out(headers, chosen)
+    left_out: dict[str, list[str]] = {}
+    for file, dataset in headers.items():
+        if file in chosen:
+            continue
+        kind = class_name(dataset)
+        if not _is_no_localizer(dataset):
+            kind = f"localizer, {kind}"
+        elif _may_be_slice(dataset):
+            kind += f" of series {text_of(dataset, 'SeriesInstanceUID')}"
+        left_out.setdefault(kind, []).append(file.name)
+    for kind, names in left_out.items():
+        notes.append(Note.of(NoteKind.DICOM_LEFT_OUT, files=len(names), what=kind, first=names[0]))
     return chosen
 
 
-_EXPECTED = "expected the slices of a DICOM series or a segmentation"
-
-
-def _advice(datasets: Iterable[Any]) -> str:
-    """Return what to do with files that are no slices."""
-    kinds = {class_of(dataset) for dataset in datasets}
-    if STRUCTURE_SET in kinds:
-        return f"; {STRUCTURES_ADVICE}"
-    if DIRECTORY in kinds:
-        return "; a DICOMDIR lists files in other folders: name the folder of one series"
-    if kinds & set(_SEGMENTATIONS):
-        return "; name the file of the segmentation"
-    return "; name the folder of the series"
-
-
-def describe_all(series: Mapping[str, Mapping[Path, Any]]) -> list[str]:
+def describe_all(series: Mapping[str, Mapping[Path, Any]]) -> str:
     """Return an indented line about each series."""
-    lines = [f"\n  {uid or 'no UID'}  {describe_series(files)}" for uid, files in series.items()]
+    lines = [f"\n  {describe_series(files)}" for files in series.values()]
     if len(lines) > _MOST_SERIES:
         lines[_MOST_SERIES:] = [f"\n  and {len(lines) - _MOST_SERIES} more"]
-    return lines
+    return "".join(lines)
 
 
 def describe_series(files: Mapping[Path, Any]) -> str:
-    """Return modality, number, description and size of a series, and one of its files."""
+    """Return UID, modality, number, description and size of a series, and one of its files."""
     file, first = next(iter(files.items()))
+    uid = text_of(first, "SeriesInstanceUID") or "no UID"
     num_slices = sum(int(dataset.get("NumberOfFrames") or 1) for dataset in files.values())
     words = [text_of(first, "Modality"), text_of(first, "SeriesNumber")]
     words.append(repr(shorten(text_of(first, "SeriesDescription"))))
@@ -214,26 +218,7 @@ def describe_series(files: Mapping[Path, Any]) -> str:
         noun = "frame"
     elif "Rows" not in first:  # contours, a report
         noun = "file"
-    return f"{shown}, {counted(num_slices, noun)}, such as {shorten(file.name)}"
-
-
-def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[Note]:
-    """Return notes about the files of a folder that are not in the chosen series."""
-    files_of_kind: dict[str, list[str]] = {}
-    for file, dataset in headers.items():
-        if file in chosen:
-            continue
-        kind = class_name(dataset)
-        if not _is_no_localizer(dataset):
-            kind = f"localizer, {kind}"
-        elif _may_be_slice(dataset):
-            kind += f" of series {text_of(dataset, 'SeriesInstanceUID')}"
-        files_of_kind.setdefault(kind, []).append(file.name)
-    notes = []
-    for kind, names in files_of_kind.items():
-        left_out = NoteKind.DICOM_LEFT_OUT
-        notes.append(Note.of(left_out, files=len(names), what=kind, first=names[0]))
-    return notes
+    return f"{uid}  {shown}, {counted(num_slices, noun)}, such as {shorten(file.name)}"
 
 
 def require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:

@@ -17,6 +17,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.dicom.files import (
+    class_name,
     decoding,
     groups_in,
     is_segmentation,
@@ -162,18 +163,19 @@ def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None
 def list_segments(path: Path) -> list[Segment]:
     """Return the segments of a segmentation; raises as `read`."""
     with decoding(path):
-        _, items = _read_items(path)
+        _, items = read_items(path)
         return [_segment(label, item) for label, item in items.items()]
 
 
-def _read_items(path: Path) -> tuple[Any, dict[int, Any]]:
+def read_items(path: Path) -> tuple[Any, dict[int, Any]]:
     """Return the header of a segmentation, and what describes its segments, by their labels."""
     limit(path, [path])
     dataset = read_file(path)
     if not is_segmentation(dataset):
         raise InputError(
-            f"{path}: is no segmentation, whose segments become the files of a folder; "
-            "name a file to write, such as ct.nii.gz"
+            f"{path}: expected a DICOM segmentation, whose segments describe labels and become the "
+            f"files of a folder; found {class_name(dataset)}, which becomes a file, such as "
+            "ct.nii.gz"
         )
     return dataset, items_by_label(path, dataset)
 
@@ -182,7 +184,7 @@ def read_segments(path: Path, like: Path | None = None, uid: str | None = None) 
     """Yield the mask of each segment, of 0 and 1, which may overlap; otherwise as `read`."""
     with decoding(path):
         notes: list[Note] = []
-        dataset, items = _read_items(path)
+        dataset, items = read_items(path)
         segmentation, grid = _open(path, dataset, like, uid, notes)
         for label, item in items.items():
             number = int(item.SegmentNumber)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
-from crfrefine.io.dicom.segmentation import LABEL_ENDING, items_by_label
+from crfrefine.io.dicom.files import decoding, limit, require_same_identity
+from crfrefine.io.dicom.segmentation import LABEL_ENDING, read_items
 from crfrefine.io.dicom.series import Series
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, segments_of
 from crfrefine.io.writing import write_small_file
@@ -72,9 +72,10 @@ def write(
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
         items = {}
+        made = "converted"
         if segments is not None:
             items = _items_of(segments, like, names, notes)
-        made = "converted" if segments is None else "refined"
+            made = "refined"
         if series_number is None:  # It sorts the segmentation behind its series.
             first = next(iter(like.datasets.values()))
             series_number = min(100 * int(first.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
@@ -92,7 +93,7 @@ def write(
 
 def _segmentation(
     labels: NDArray[Any],
-    known: Mapping[int, str],
+    names: Mapping[int, str],
     series: Series,
     items: Mapping[int, Any],
     **about: Any,
@@ -101,15 +102,14 @@ def _segmentation(
     path = series.header.path
     sources = list(series.datasets.values())
     limit(path, series.datasets, labels.size)
-    names = dict.fromkeys(items, "")
-    for segment in segments_of(labels, ()):
-        names[segment.label] = known.get(segment.label, segment.name)
-    names = names or {1: "Label 1"}
-    table = np.zeros(max(names) + 1, np.uint16)
+    occurring = [segment.label for segment in segments_of(labels, ())]
+    written = sorted({*items, *occurring}) or [1]
+    table = np.zeros(written[-1] + 1, np.uint16)
     described = []
-    for number, label in enumerate(sorted(names), 1):
+    for number, label in enumerate(written, 1):
         table[label] = number
-        described.append(_describe(number, label, names[label], items.get(label)))
+        name = names.get(label, f"Label {label}")
+        described.append(_describe(number, label, name, items.get(label)))
     for image, source in series.datasets.items():
         _complete(image, source, sources[0], series.slices[0].thickness)
 
@@ -148,23 +148,15 @@ def _items_of(
     It is found by their names where numbers and names contradict each other: structures in a folder
     get other numbers than in the segmentation that they came from.
     """
-    if not file.exists():
-        raise InputError(f"{file}: no such file or folder")
-    dataset = read_file(file)
-    if "SegmentSequence" not in dataset:
-        raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
+    dataset, items = read_items(file)
     first = next(iter(like.datasets.values()))
     require_same_identity(file, dataset, like.header.path, first)
-    items = items_by_label(file, dataset)
     by_name = {_plain(item.get("SegmentLabel")): item for item in items.values()}
     found = {}
-    is_contradicted = False
     for label, name in names.items():
-        item = by_name.get(_plain(name))
-        if item is not None:
-            found[label] = item
-            is_contradicted = is_contradicted or item is not items.get(label)
-    if not is_contradicted:
+        if _plain(name) in by_name:
+            found[label] = by_name[_plain(name)]
+    if all(item is items.get(label) for label, item in found.items()):
         return items
     if len({id(item) for item in found.values()}) < len(found):
         raise InputError(
@@ -207,57 +199,51 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:
-    """Return the description of a segment: the item with this number, or else that of a tissue."""
-    if item is not None:
-        description = _refined(item, number)
-    else:
+    """Return the description of a segment: the item, changed to that of its refined one, or new.
+
+    Of a new one nothing is known but its name: it is a tissue.
+    """
+    words = []
+    if item is None:
         tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
-        artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
-        algorithm = highdicom.AlgorithmIdentificationSequence(
-            name="unknown", version="unknown", family=artificial
-        )
+        family = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+        algorithm = highdicom.AlgorithmIdentificationSequence("unknown", family, "unknown")
         rgb = [round(255 * part) for part in Segment(label, name).shown_color]
         color = highdicom.color.CIELabColor.from_rgb(*rgb)
         shown = name[:MAX_OF_A_NAME].replace("\\", "/")
-        description = highdicom.seg.SegmentDescription(
+        item = highdicom.seg.SegmentDescription(
             number, shown, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
         )
-    ending = f"label value {label}" if label != number else ""
-    text = LABEL_ENDING.sub("", str(description.get("SegmentDescription") or ""))
-    text = text[: _MOST_OF_A_TEXT - len(ending)]
-    if text and ending:
-        text += "; "
-    text += ending
-    if text:
-        description.SegmentDescription = text
-    elif "SegmentDescription" in description:
-        del description.SegmentDescription
-    return description
-
-
-def _refined(item: Any, number: int) -> Any:
-    """Return the description of a segment of another file, changed to that of its refined one."""
-    item.decode()  # The file to write has another character set.
-    item.SegmentNumber = number
-    # Somebody drew it, or nobody knows; the refinement is an algorithm.
-    if item.get("SegmentAlgorithmType") not in ("AUTOMATIC", "SEMIAUTOMATIC"):
-        item.SegmentAlgorithmType = "SEMIAUTOMATIC"
-    item.SegmentAlgorithmName = _joined(item.get("SegmentAlgorithmName"), _REFINEMENT)
-    text = LABEL_ENDING.sub("", str(item.get("SegmentDescription") or ""))
-    item.SegmentDescription = _joined(text, _REFINEMENT, _MOST_OF_A_TEXT)
-    if "TrackingUID" in item:
-        item.TrackingUID = highdicom.UID()
-    algorithms = item.get("SegmentationAlgorithmIdentificationSequence")
-    if algorithms:  # highdicom reads a single one.
-        first = algorithms[0]
-        first.AlgorithmName = _joined(first.get("AlgorithmName"), _REFINEMENT)
-        first.AlgorithmVersion = _joined(first.get("AlgorithmVersion"), f"crfrefine {__version__}")
     else:
-        family = highdicom.sr.CodedConcept("123101", "DCM", "Neighborhood Analysis")
-        item.SegmentationAlgorithmIdentificationSequence = (
-            highdicom.AlgorithmIdentificationSequence("crfrefine", family, __version__)
-        )
-    return highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
+        words.append(_REFINEMENT)
+        item.decode()  # The file to write has another character set.
+        item.SegmentNumber = number
+        # Somebody drew it, or nobody knows; the refinement is an algorithm.
+        if item.get("SegmentAlgorithmType") not in ("AUTOMATIC", "SEMIAUTOMATIC"):
+            item.SegmentAlgorithmType = "SEMIAUTOMATIC"
+        item.SegmentAlgorithmName = _joined(item.get("SegmentAlgorithmName"), _REFINEMENT)
+        if "TrackingUID" in item:
+            item.TrackingUID = highdicom.UID()
+        algorithms = item.get("SegmentationAlgorithmIdentificationSequence")
+        if algorithms:  # highdicom reads a single one.
+            first = algorithms[0]
+            first.AlgorithmName = _joined(first.get("AlgorithmName"), _REFINEMENT)
+            version = f"crfrefine {__version__}"
+            first.AlgorithmVersion = _joined(first.get("AlgorithmVersion"), version)
+        else:
+            family = highdicom.sr.CodedConcept("123101", "DCM", "Neighborhood Analysis")
+            item.SegmentationAlgorithmIdentificationSequence = (
+                highdicom.AlgorithmIdentificationSequence("crfrefine", family, __version__)
+            )
+        item = highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
+    if label != number:
+        words.append(f"label value {label}")
+    text = LABEL_ENDING.sub("", str(item.get("SegmentDescription") or ""))
+    text = _joined(text, "; ".join(words), _MOST_OF_A_TEXT)
+    item.pop("SegmentDescription", None)
+    if text:
+        item.SegmentDescription = text
+    return item
 
 
 def _joined(text: object, words: str, most: int = MAX_OF_A_NAME) -> str:
