@@ -18,19 +18,20 @@ from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_limit
-from crfrefine.base.notes import Note
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.cases.case import read_as_stored
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.paths import add_volumes, require_suffix
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import VolumeHeader, iter_pieces
 from crfrefine.io.writing import check_output
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.given import ArrayNetwork, Network, StreamedNetwork
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 # Ratio of the largest to the smallest spacing above which nnU-Net takes the nearest slice along the
 # axis of the largest one.
 MAX_ANISOTROPY = 3.0
-_PIECE_VOXELS = 1 << 23
+_PIECE_BYTES = 1 << 25
 
 
 @keeping_inputs()
@@ -111,30 +112,36 @@ def export_prediction(
     """
     check_threads(threads)
     model = as_parameters(parameters)
-    headers = _read_headers(image)
-    first = headers[0]
-    for header in headers:
-        add_volumes(header.path)
+    paths = [image] if isinstance(image, (str, Path)) else image
+    images = tuple(map(Path, paths))
+    add_volumes(*images)
+    headers = read_case_headers(CaseFiles(io.stem_of(images[0]), images))
+    first = headers.images[0]
     require_suffix(Path(output), io.WRITTEN_SUFFIXES)
     check_output(Path(output))
     if not hasattr(logits, "shape"):
         logits = given_array(logits, "logits")
-    cropping = _Cropping.of_properties(properties, tuple(transpose_forward), first)
-    cropping.check(first, tuple(logits.shape[1:]))
+    grid_shape = tuple(logits.shape[1:])
+    cropping = _Cropping.of_properties(properties, tuple(transpose_forward), first, grid_shape)
     if resample not in INTERPOLATIONS:
         raise ConfigError(
             f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}"
         )
-    shape = _three_sizes(logits.shape[1:])
+    shape = _three_sizes(grid_shape)
     nearest = cropping.nearest_axis(shape, configuration_spacing)
     grid_map = cropping.grid_map(_extents_of(first), shape)
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
-    network = _network_of(logits, interpolation, first, regions)
-    values, mask, notes = _read_image(headers)
+    notes = headers.notes
+    nan_files: list[Path] = []
+    values = reverse_grid(read_as_stored(headers.images, nan_files))
+    mask: Bool | None = None
+    if nan_files:
+        mask, note = leave_out_nan(values, None, min(nan_files))
+        notes.append(note)
     result = refine_network(
-        network,
-        reverse_grid(values),
-        spacing=first.geometry()[1],
+        _network_of(logits, interpolation, first, regions),
+        values,
+        spacing=headers.spacing,
         parameters=model,
         mask=mask,
         backend=get_backend("cpu"),
@@ -143,20 +150,6 @@ def export_prediction(
     result = replace(result, notes=(*notes, *result.notes))
     io.write_label_map(output, result.label_map, first, threads=threads or available_threads())
     return result
-
-
-def _read_headers(image: str | Path | Sequence[str | Path]) -> list[VolumeHeader]:
-    """Return the headers of the image; raise GridMismatchError unless they are on one grid."""
-    if isinstance(image, (str, Path)):
-        image = [image]
-    headers = list(map(io.read_header, image))
-    first = headers[0]
-    for header in headers:
-        if not first.on_same_grid(header):
-            raise GridMismatchError(
-                f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}"
-            )
-    return headers
 
 
 def _three_sizes(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -168,16 +161,6 @@ def _extents_of(image: VolumeHeader) -> tuple[int, int, int]:
     """Return the voxels of an image along z, y and x; a plane has one along z."""
     shape = image.grid_shape[::-1]
     return _three_sizes((1,) * (3 - len(shape)) + shape)
-
-
-def _read_image(headers: Sequence[VolumeHeader]) -> tuple[Float32, Bool | None, tuple[Note, ...]]:
-    """Return an image, a mask that leaves out voxels that are NaN, if there are any, and notes."""
-    nan_files: list[Path] = []
-    values = read_as_stored(headers, nan_files)
-    if not nan_files:
-        return values, None, ()
-    mask, note = leave_out_nan(values, None, min(nan_files))
-    return values, mask.T, (note,)
 
 
 def _network_of(
@@ -223,19 +206,15 @@ def _as_array(channel: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def _pieces(logits: Any) -> Iterator[io.Piece]:
     """Yield some planes of a channel at a time."""
-    _, depth, *plane = logits.shape
-    step = max(1, _PIECE_VOXELS // int(np.prod(plane)))
-    for label in range(len(logits)):
-        for start in range(0, depth, step):
-            planes = slice(start, min(start + step, depth))
-            values = _as_array(logits[label, planes])
-            num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-            if num_bad:
-                raise InputError(
-                    f"logits: channel {label} has {num_bad} values that are not finite "
-                    "(NaN or infinity)"
-                )
-            yield io.Piece(slice(label, label + 1), planes, values[None])
+    for labels, planes in iter_pieces(logits.shape, 4, _PIECE_BYTES, by_channel=True):
+        values = _as_array(logits[labels.start, planes])
+        num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if num_bad:
+            raise InputError(
+                f"logits: channel {labels.start} has {num_bad} values that are not finite "
+                "(NaN or infinity)"
+            )
+        yield io.Piece(labels, planes, values[None])
 
 
 _PROPERTIES = (
@@ -258,12 +237,16 @@ class _Cropping:
 
     @classmethod
     def of_properties(
-        cls, properties: Mapping[str, Any], transpose: tuple[int, ...], image: VolumeHeader
+        cls,
+        properties: Mapping[str, Any],
+        transpose: tuple[int, ...],
+        image: VolumeHeader,
+        shape: tuple[int, ...],
     ) -> _Cropping:
-        """Return the cropping that the properties of a case describe.
+        """Return the cropping that the properties of a case describe, to a network's grid `shape`.
 
         Raise InputError if they lack a value, ConfigError if `transpose` is no order of axes,
-        GridMismatchError if nnU-Net has turned the axes of the image.
+        GridMismatchError if nnU-Net has turned the axes of the image, or as `check` does.
         """
         missing = [name for name in _PROPERTIES if properties.get(name) is None]
         if missing:
@@ -283,13 +266,15 @@ class _Cropping:
                 "so its arrays are not as the file's\n"
                 "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
             )
-        return cls(
+        cropping = cls(
             transpose,
             spacing=given_spacing(properties["spacing"], 3),
             before=tuple(properties["shape_before_cropping"]),
             box=properties["bbox_used_for_cropping"],
             after=tuple(properties["shape_after_cropping_and_before_resampling"]),
         )
+        cropping.check(image, shape)
+        return cropping
 
     @property
     def cropped(self) -> tuple[int, ...]:
@@ -305,7 +290,19 @@ class _Cropping:
         """Raise GridMismatchError unless image, properties and a network's grid belong together."""
         extents = _extents_of(image)
         image_spacing = image.geometry()[1][::-1]
-        if not self._fits(extents, image_spacing, shape):
+        is_fitting = len(shape) == len(self.box) == 3 and min(shape) > 0
+        if is_fitting:
+            turned_extents = tuple(extents[axis] for axis in self.transpose)
+            is_fitting = self.cropped == self.after and self.before == turned_extents
+        if is_fitting:
+            # nnU-Net's unit may be that of the header.
+            ratios = np.divide(self.spacing[-len(image_spacing) :], image_spacing)
+            is_inside = [
+                0 <= start < stop <= extent
+                for (start, stop), extent in zip(self.box, self.before, strict=True)
+            ]
+            is_fitting = bool(ratios.max() < 1.01 * ratios.min()) and all(is_inside)
+        if not is_fitting:
             steps = _in_words(self.spacing)
             image_steps = _in_words(image_spacing)
             raise GridMismatchError(
@@ -315,22 +312,6 @@ class _Cropping:
                 f"{shape}; expected properties of this image, transpose_forward of its plans, and "
                 "logits (labels, *grid)"
             )
-
-    def _fits(
-        self, extents: tuple[int, ...], image_spacing: Sequence[float], shape: tuple[int, ...]
-    ) -> bool:
-        """Return whether image, properties and a network's grid belong together."""
-        if len(shape) != 3 or len(self.box) != 3 or min(shape) <= 0:
-            return False
-        turned_extents = tuple(extents[axis] for axis in self.transpose)
-        if self.cropped != self.after or self.before != turned_extents:
-            return False
-        # nnU-Net's unit may be that of the header.
-        ratios = np.divide(self.spacing[-len(image_spacing) :], image_spacing)
-        if ratios.max() >= 1.01 * ratios.min():
-            return False
-        limits = zip(self.box, self.before, strict=True)
-        return all(0 <= start < stop <= extent for (start, stop), extent in limits)
 
     def grid_map(self, extents: tuple[int, int, int], shape: tuple[int, int, int]) -> GridMap:
         """Return where the image's voxels lie on the network's grid."""
@@ -399,21 +380,16 @@ def _guess_nearest_axis(
     The shape is rounded, and so the spacing lies between limits. In doubt it is the round one, as
     3 : 1 : 1 or 1 : 4 : 4. A warning says so where the limits leave the axis open.
     """
-    low = []
-    high = []
-    for step, extent, size in zip(image_spacing, extents, shape, strict=True):
-        if size == extent:
-            low.append(step)
-            high.append(step)
-        else:
-            low.append(step * extent / (size + 0.5))
-            high.append(step * extent / (size - 0.5))
+    is_kept = np.equal(shape, extents)
+    lengths = np.multiply(image_spacing, extents)
+    low = np.where(is_kept, image_spacing, lengths / np.add(shape, 0.5))
+    high = np.where(is_kept, image_spacing, lengths / np.subtract(shape, 0.5))
 
     possible = set()
     for steps in product(*zip(low, high, strict=True)):
         axis = _nearest_axis(steps, image_spacing)
         # Along an axis that keeps its slices, the nearest is that between which none is taken.
-        if axis is not None and shape[axis] == extents[axis]:
+        if axis is not None and is_kept[axis]:
             axis = None
         possible.add(axis)
     if len(possible) > 1:
@@ -422,10 +398,5 @@ def _guess_nearest_axis(
             "axis, as it does where the spacing is anisotropic; pass configuration_spacing="
             "predictor.configuration_manager.spacing"
         )
-
-    if max(low) / min(high) <= MAX_ANISOTROPY:  # The network's spacing may be isotropic enough.
-        return _nearest_axis(image_spacing, image_spacing)
-    coarse = [axis for axis, step in enumerate(high) if step >= max(low)]
-    if len(coarse) == 1:
-        return coarse[0]
-    return None
+    # Within the limits, these differ least.
+    return _nearest_axis(np.minimum(high, low.max()).tolist(), image_spacing)

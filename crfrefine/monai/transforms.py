@@ -308,28 +308,31 @@ def _spacing_of_case(
     Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
     """
     grid = tuple(logits.shape[1:])
-    inputs = {"logits": (logits, grid), "image": (image, tuple(image.shape[1:]))}
+    first = _place_of("logits", logits, grid)
+    affine = first[2]
+    others = {"image": (image, tuple(image.shape[1:]))}
     if mask is not None:
         shape = tuple(mask.shape)
         if len(shape) > len(grid):
             if len(mask) != 1:
                 raise InputError(f"the mask has shape {shape}; expected one channel, {(1, *grid)}")
             shape = shape[1:]
-        inputs["mask"] = (mask, shape)
-    places: dict[str, Place] = {}
-    for name, (value, shape) in inputs.items():
-        places[name] = (_label(name, value), shape, _affine_of(name, value))
-    first = places.pop("logits")
-    for name, place in places.items():
-        _check_same_grid(first, place, name)
+        others["mask"] = (mask, shape)
+    for name, (value, shape) in others.items():
+        place = _place_of(name, value, shape)
+        is_placed = len(grid) <= MAX_AXES
+        if shape != grid or (is_placed and not same_grid(grid, first[2], shape, place[2])):
+            raise GridMismatchError(
+                f"logits and {name} are on different grids\n{describe_difference(first, place)}\n"
+                "  Invert the spatial transforms of both (Invertd), or refine before they are "
+                "inverted."
+            )
+        if name == "image" and place[2] is not None:
+            affine = place[2]
     if isinstance(spacing, Sequence):
         return tuple(spacing)
     if spacing is not None:
         return (spacing,) * len(grid)
-
-    affine = places["image"][2]
-    if affine is None:
-        affine = first[2]
     if affine is None:
         raise InputError(_NO_PLACE)
     if not 1 <= len(grid) <= MAX_AXES:
@@ -340,56 +343,35 @@ def _spacing_of_case(
     return spacing_of(affine, len(grid))
 
 
-def _label(name: str, value: Any) -> str:
-    """Return the name of a tensor or array for messages, with its file if that is known."""
-    file = _file_of(value)
-    return name if file is None else f"{name} ({file})"
+def _place_of(name: str, value: Any, grid: tuple[int, ...]) -> Place:
+    """Return the place of an input: its name, with its file if that is known, grid and affine.
 
-
-def _check_same_grid(logits: Place, other: Place, name: str) -> None:
-    """Raise GridMismatchError if logits and another input differ in shape or in place."""
-    _, grid, affine = logits
-    _, other_grid, other_affine = other
-    if grid == other_grid:
-        if affine is None or other_affine is None or len(grid) > MAX_AXES:
-            return
-        if same_grid(grid, affine, other_grid, other_affine):
-            return
-    lines = describe_difference(logits, other)
-    raise GridMismatchError(
-        f"logits and {name} are on different grids\n{lines}\n"
-        "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."
-    )
-
-
-def _affine_of(name: str, value: Any) -> NDArray[np.float64] | None:
-    """Return the (4, 4) affine of a MetaTensor; None without one.
-
-    It is also None for the unit matrix that MONAI gives to tensors without a file. Raises
-    InputError if lazy operations are pending, which may change voxels and affine.
+    The affine is None if there is none, and also for the unit matrix that MONAI gives to tensors
+    without a file. Raises InputError if lazy operations are pending, which may change voxels and
+    affine.
     """
+    file = _file_of(value)
+    if file is not None:
+        name = f"{name} ({file})"
     if not isinstance(value, MetaTensor):
-        return None
+        return name, grid, None
     if value.has_pending_operations:
         raise InputError(
-            f"{_label(name, value)}: lazy operations are pending; apply them first, with "
-            "ApplyPending or Compose"
+            f"{name}: lazy operations are pending; apply them first, with ApplyPending or Compose"
         )
     if MetaKeys.AFFINE not in value.meta:
-        return None
-    on_host = torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu()
-    stored = np.asarray(on_host, np.float64)
+        return name, grid, None
+    stored = np.asarray(torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu(), np.float64)
     if stored.shape not in ((2, 2), (3, 3), (4, 4)):
-        file = _file_of(value) or "a MetaTensor"
-        raise InputError(f"{file}: an affine of shape {stored.shape}; expected (4, 4)")
-    has_place = _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
-    if np.array_equal(stored, np.eye(len(stored))) and not has_place:
-        return None
+        raise InputError(f"{name}: an affine of shape {stored.shape}; expected (4, 4)")
     num_axes = len(stored) - 1
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = stored[:num_axes, :num_axes]
     affine[:num_axes, 3] = stored[:num_axes, num_axes]
-    return affine
+    has_place = file is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
+    if np.array_equal(affine, np.eye(4)) and not has_place:
+        return name, grid, None
+    return name, grid, affine
 
 
 def _to_numpy(value: Any) -> NDArray[Any]:
