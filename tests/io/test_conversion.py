@@ -374,7 +374,10 @@ def test_folders_that_cannot_be_converted(tmp_path):
     before = files_in(folder)
     for arguments, words in (
         ((folder, tmp_path / "out"), "name the format of the files with --output-format"),
-        ((folder, tmp_path / "out", "--output-format", "tiff"), "--output-format tiff: expected"),
+        (
+            (folder, tmp_path / "out", "--output-format", "tiff"),
+            "with --output-format, expected one of .nii.gz",
+        ),
         ((folder, tmp_path / "b.nii.gz"), "expected a file, this is a folder"),
         ((folder, folder / "notes.txt", "--output-format", ".mha"), "expected a folder, this is"),
         ((tmp_path / "empty", tmp_path / "out", "--output-format", ".mha"), "holds no volumes"),

@@ -18,7 +18,6 @@ from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
@@ -157,7 +156,7 @@ def _content_of(
         # The channel of a single region has one value per voxel, too.
         if header.num_channels > 1:
             return "scores"
-        if regions.declares(1) and not holds_labels(header, of_region=True):
+        if regions.declares(1) and not is_label_map(header):
             return "scores"
     if wanted & {"logits", "probabilities"}:
         raise InputError(

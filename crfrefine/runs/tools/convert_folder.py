@@ -19,6 +19,7 @@ from crfrefine.cases.patterns import (
     fill,
     find_matches,
     is_pattern,
+    names_part,
 )
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.paths import (
@@ -48,87 +49,82 @@ class Conversion:
 
 
 def _plan_folder(
-    source: Path, target: Path, suffix: str | None, like: Path | None
+    source: Path, target: Path, options: ConversionOptions
 ) -> tuple[list[Conversion], str]:
     """Return the conversions of the volumes of a folder or pattern, sorted by name.
 
-    With them comes how many cases a pattern has; "" for a folder. `like` is the image of all of
-    them, or a pattern of images. Raises InputError if there are no volumes, if two of a pattern
-    become one file, or if the outputs have no folder or no suffix.
+    With them comes how many cases a pattern has; "" for a folder. Raises InputError if there are no
+    volumes, or if the outputs have no folder or no suffix.
     """
     pattern = source / IMAGE
-    found = ""
+    what = "a folder"
     if is_pattern(source):
         check_pattern(source, PARTS)
         pattern = source
+        what = "a pattern"
     files = find_matches(pattern, io.LOGITS_SUFFIXES)
+    suffix = options.suffix
     if is_pattern(target):
         check_pattern(target, PARTS)
         if suffix is not None:
             target = target.with_name(f"{io.stem_of(target)}{suffix}")
         require_suffix(target)
-    else:
-        _require_folder(source, target, suffix)
-    if not files:
-        raise InputError(f"{source}: holds no volumes{advise(source)}")
-    plan = []
-    sources: dict[Path, Path] = {}
-    for match in files:
-        becomes = target / f"{io.stem_of(match.path)}{suffix}"
-        if is_pattern(target):
-            becomes = fill(target, match)
-        first = sources.setdefault(becomes, match.path)
-        if is_pattern(source) and first != match.path:
-            parts = [f"{{{part}}}" for part in PARTS if getattr(match, part)]
-            raise InputError(
-                f"{target}: two files would become {becomes}: {first} and {match.path}\n"
-                f"  Nothing is converted. Name the output by a pattern with {' and '.join(parts)}, "
-                "and leave out other files of the input with a narrower pattern."
-            )
-        image = like
-        if like is not None and is_pattern(like):
-            image = fill(like, match)
-        plan.append(Conversion(match.path, becomes, image))
-    if is_pattern(source):
-        found = describe_found(source, files)
-    return plan, found
-
-
-def _require_folder(source: Path, target: Path, suffix: str | None) -> None:
-    """Raise InputError unless the outputs have a folder and a format."""
-    if suffix_of(target) and not target.is_dir():
-        what = "a pattern" if is_pattern(source) else "a folder"
+    elif suffix_of(target) and not target.is_dir():
         raise InputError(
             f"{source}: expected a file, this is {what}, and {target} names a file\n"
             "  Name a folder for the output, and its format with --output-format .nii.gz."
         )
-    if suffix is None:
+    elif suffix not in ALL_WRITTEN_SUFFIXES:
         raise InputError(
-            f"{source}: a folder is converted file by file; name the format of the files with "
-            f"--output-format, one of {', '.join(ALL_WRITTEN_SUFFIXES)}"
+            f"{source}: {what} is converted file by file; name the format of the files with "
+            f"--output-format, expected one of {', '.join(ALL_WRITTEN_SUFFIXES)}, found "
+            f"{shorten(suffix or 'none')}"
         )
-    if suffix not in ALL_WRITTEN_SUFFIXES:
-        raise InputError(
-            f"--output-format {shorten(suffix)}: expected one of {', '.join(ALL_WRITTEN_SUFFIXES)}"
-        )
+    if not files:
+        raise InputError(f"{source}: holds no volumes{advise(source)}")
+    plan = []
+    for match in files:
+        becomes = target / f"{io.stem_of(match.path)}{suffix}"
+        if is_pattern(target):
+            becomes = fill(target, match)
+        image = options.like
+        if image is not None and is_pattern(image):
+            image = fill(image, match)
+        plan.append(Conversion(match.path, becomes, image))
+    if is_pattern(source):
+        return plan, describe_found(source, files)
+    return plan, ""
 
 
 def convert_folder(
     source: Path, target: Path, options: ConversionOptions, observer: Observer
 ) -> list[Conversion]:
-    """Convert the files of a folder or pattern, and return their outcomes; a full disk ends it."""
-    plan, found = _plan_folder(source, target, options.suffix, options.like)
+    """Convert the files of a folder or pattern, and return their outcomes; a full disk ends it.
+
+    Of two files that become one, the second of a folder fails; of a pattern, nothing is converted.
+    """
+    plan, found = _plan_folder(source, target, options)
+    sources = {one.target: one.source for one in reversed(plan)}  # the first of each target
     if found:
+        for one in plan:
+            if sources[one.target] != one.source:
+                parts = [f"{{{part}}}" for part in PARTS if names_part(source, part)]
+                raise InputError(
+                    f"{target}: two files would become {one.target}: {sources[one.target]} and "
+                    f"{one.source}\n"
+                    "  Nothing is converted. Name the output by a pattern with "
+                    f"{' and '.join(parts)}, and leave out other files of the input with a "
+                    "narrower pattern."
+                )
         observer.cases_found(found)
     observer.run_started(plan)
     ended: list[Conversion] = []
-    sources: dict[Path, Path] = {}
     with keeping_inputs():
         for one in plan:
             add_volumes(one.source)
             check_writable(one.target.parent)
         for one in plan:
-            first = sources.setdefault(one.target, one.source)
+            first = sources[one.target]
             with failing_alone(one.fail, one.source):
                 if first != one.source:
                     raise InputError(
