@@ -163,7 +163,7 @@ def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(export, mon
     expected = expected_export(logits, stored)
     refined = []
     for planes in (40, 8):
-        monkeypatch.setattr(nnunet, "_PIECE_VOXELS", planes * 20 * 30)
+        monkeypatch.setattr(nnunet, "_PIECE_BYTES", 4 * planes * 20 * 30)
         assert (export(logits, stored, parameters=NO_CRF).label_map.transpose() == expected).all()
         refined.append(export(logits, stored, parameters="default").label_map)
     np.testing.assert_array_equal(*refined)
