@@ -40,7 +40,7 @@ from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import grid_to_write, with_axes, with_geometry_of
 
 # What is found where --map expects a label map.
-_FOUND = {"scores": "logits or probabilities", "image": "an image (--as labels says otherwise)"}
+_FOUND = {"scores": "logits or probabilities", "image": "an image (--as labels takes it for one)"}
 
 
 @keeping_inputs()
