@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.plain import to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, listed, printable, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import unknown_key
@@ -188,17 +187,14 @@ class CrfParameters:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
         table: dict[str, Any] = {"schema": SCHEMA}
         if self.trained_on:
-            table[TRAINED_ON] = list(self.trained_on)
+            table[TRAINED_ON] = self.trained_on
         for section in self.tables.values():
-            values = {}
-            for key, value in vars(section).items():
-                if value is not None:
-                    values[key] = to_plain(value)
+            values = {key: value for key, value in vars(section).items() if value is not None}
             if section.section == "bilateral":
                 table.setdefault("bilateral", []).append(values)
             else:
                 table[section.section] = values
-        return table
+        return json.loads(json.dumps(table))  # with lists in place of tuples
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head."""
