@@ -59,7 +59,15 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
         present[label] |= has_voxels & (depth <= depth_of_present[label])
         may_matter[label] = has_voxels & (depth <= depth_of_others[label])
 
-    problem = lazy_problem(case, source, present, may_matter, mask, thresholds)
+    problem = lazy_problem(
+        case,
+        source,
+        present,
+        may_matter,
+        mask,
+        thresholds.may_matter,
+        checks_borders=not thresholds.leave_out_nothing,
+    )
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     source.ensure(problem.sets.domains, source.threads)
     labels, problem, largest_sums = _interpolated(source, problem, sums, thresholds)
@@ -167,7 +175,7 @@ def _interpolated(
         for label, (tiles, entries) in enumerate(sets.entries):
             of_label = margins[entries]
             present[label, layer].flat[tiles] = of_label > thresholds.present[label]
-            may_matter[label, layer].flat[tiles] = of_label > thresholds.may_matter[label]
+            may_matter[label, layer].flat[tiles] = of_label > thresholds.may_matter
 
     jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
     run_all(jobs, source.threads)

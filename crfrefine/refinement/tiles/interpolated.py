@@ -62,7 +62,7 @@ class CoarseChannels(ChannelSource):
         grid = TileGrid(interpolation.grid_map.source_shape)
         reach = (interpolation.reach,) * 3
         lowest = thresholds.may_matter - MARGIN / run.temperature
-        kept = Thresholds(thresholds.may_matter, lowest)
+        kept = Thresholds(np.full(run.num_labels, thresholds.may_matter), lowest)
         survey, candidates, note = survey_stream(
             network, grid, run, None, kept, case.context, reach
         )

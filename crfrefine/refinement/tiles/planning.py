@@ -75,7 +75,7 @@ def plan_array(
     present = survey.present
     may_matter = survey.may_matter
     sets = label_sets(grid, present, may_matter, spec.kernels.reach(image.spacing, grid.shape))
-    settled_below = thresholds.settled_below
+    settled_below = thresholds.may_matter
     problem = TileProblem(
         source, sets, present, may_matter, image, spec, threshold, settled_below=settled_below
     )
@@ -107,7 +107,7 @@ def _survey(source: DenseChannels, mask: Bool | None, thresholds: Thresholds, ca
         survey.add(label, channel)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        tiles = np.flatnonzero(margins > thresholds.may_matter)
         if len(tiles):
             survey.mark(label, source.values[label], tiles)
     return survey
@@ -165,7 +165,11 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
     store = candidates.store(survey, reach)
     presence = (survey.present, survey.may_matter)
-    problem = lazy_problem(case, store, *presence, survey.mask, thresholds)
+    checks_borders = not thresholds.leave_out_nothing
+    matters = thresholds.may_matter
+    problem = lazy_problem(
+        case, store, *presence, survey.mask, matters, checks_borders=checks_borders
+    )
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
@@ -178,12 +182,13 @@ def lazy_problem(
     present: Bool,
     may_matter: Bool,
     mask: Bool | None,
-    thresholds: Thresholds | None,
+    settled_below: float,
+    *,
+    checks_borders: bool,
 ) -> TileProblem:
-    """Return the problem of channels that are not in memory; other arguments as its fields.
+    """Return the problem of channels that are not in memory; arguments as its fields.
 
-    The mask lacks the padding of the channels, unlike that of the image. Without thresholds no
-    label was left out because its probability was low.
+    The mask lacks the padding of the channels, unlike that of the image.
     """
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # Padding of the logits is not a property of the image: intensities are normalized as if there
@@ -195,14 +200,19 @@ def lazy_problem(
     reach = case.model.kernels.reach(image.spacing, source.grid.shape)
     sets = label_sets(source.grid, present, may_matter, reach)
     threshold = case.parameters.mean_field.label_threshold
-    problem = TileProblem(
-        source, sets, present, may_matter, image, case.model, threshold, maps=maps
+    spec = case.model
+    return TileProblem(
+        source,
+        sets,
+        present,
+        may_matter,
+        image,
+        spec,
+        threshold,
+        checks_borders,
+        settled_below,
+        maps,
     )
-    if thresholds is None:
-        return replace(problem, checks_borders=False)
-    checks_borders = not thresholds.leave_out_nothing
-    settled_below = thresholds.settled_below
-    return replace(problem, checks_borders=checks_borders, settled_below=settled_below)
 
 
 def prepare_on_tiles(
@@ -248,7 +258,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
         source = LabelMapChannels(grid, labels, share_reach(sigma), sigma)
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
-        settled_below = find_thresholds(threshold, spec).settled_below
+        settled_below = find_thresholds(threshold, spec).may_matter
         largest_slab = MAX_SHARED_VOXELS
 
     near = np.array(source.reach)
@@ -262,8 +272,11 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     engine = grid.engine(case.context.threads)
     engine.mark_near(labels, tuple(near.tolist()), present.view(np.uint8))
     present &= num_voxels > 0  # tiles with voxels within reach of a label, and few others
-    problem = lazy_problem(case, source, present, present, mask, None)
-    problem = replace(problem, settled_below=settled_below, largest_slab=largest_slab)
+    # No label is left out because its probability is low.
+    problem = lazy_problem(
+        case, source, present, present, mask, settled_below, checks_borders=False
+    )
+    problem = replace(problem, largest_slab=largest_slab)
     # Of the only label of each settled tile, over the temperature. The sums of active tiles do not
     # count.
     logits = np.full(grid.counts, confidence / run.temperature)

@@ -236,7 +236,7 @@ class Candidates:
         grid = survey.grid
         tiles_of_planes = grid.tiles_in(planes)
         margins = survey.margins[label].reshape(-1)[tiles_of_planes]
-        matters = margins > survey.thresholds.may_matter[label]
+        matters = margins > survey.thresholds.may_matter
         if self._rings is not None:
             present = margins > survey.thresholds.present[label]
             by_axis = present.reshape(-1, *grid.counts[1:])

@@ -30,19 +30,14 @@ class Thresholds:
     """
 
     present: Float64  # (L,), a label above it is present
-    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
-    # around it are; -inf without a bound
-    may_matter: Float64
+    # The marginal of a label below it stays below the threshold, whatever the marginals around it
+    # are; -inf without a bound. It has as many digits as `present`.
+    may_matter: np.float64
 
     @property
     def leave_out_nothing(self) -> bool:
         """Whether all labels take part everywhere."""
         return bool(np.isneginf(self.present).all())
-
-    @property
-    def settled_below(self) -> float:
-        """The bound below which no label may matter; see `TileProblem`."""
-        return float(self.may_matter.min())
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
@@ -176,7 +171,7 @@ class Survey:
         """
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
-        lowest = self.thresholds.may_matter[label]
+        lowest = self.thresholds.may_matter
         margins = np.empty(len(tiles), np.float32)
         if len(tiles):
             is_whole_channel = values.ndim == 3
@@ -214,12 +209,11 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     run = spec.mean_field
     num_labels = spec.kernels.num_labels
     compatibility = run.compatibility
+    always = np.float64(-np.inf)
     if threshold <= 0.0 or (run.weights < 0).any() or (compatibility < 0).any():
-        everywhere = np.full(num_labels, -np.inf)
-        return Thresholds(everywhere, everywhere)
+        return Thresholds(np.full(num_labels, always), always)
 
-    probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
-    lowest = np.full(num_labels, np.log(probability))
+    lowest = np.log(min(threshold, SHARE_OF_UNIFORM / num_labels))
     weights = np.asarray(run.weights, np.float64)
     # The row sum that no row of a normalized kernel exceeds. Symmetrically normalized rows exceed 1
     # where a voxel has many neighbors that have few others; those of a Gaussian over D features
@@ -231,15 +225,14 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
     if run.is_potts:
         largest_rise = weight * float(compatibility.max())
-        return Thresholds(lowest, lowest - largest_rise)
+        return Thresholds(np.full(num_labels, lowest), lowest - largest_rise)
 
     penalties = np.asarray(compatibility, np.float64)
     others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
     largest_difference = np.maximum(0.0, penalties.max() - others.min(axis=0))
-    lowest = lowest - weight * largest_difference
     # A voxel's neighbors of a label penalize the voxel's labels differently, also where that label
     # does not matter at the voxel itself: there is no second bound.
-    return Thresholds(lowest, np.full_like(lowest, -np.inf))
+    return Thresholds(lowest - weight * largest_difference, always)
 
 
 def settled_bound(spec: ModelSpec) -> float:
