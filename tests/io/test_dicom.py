@@ -130,6 +130,14 @@ def changed(**values):
     return found
 
 
+def with_one_beside():
+    """Slices, and another one in the plane of the third, as of the other breast."""
+    other = changed()[2]
+    row = np.array(other.ImageOrientationPatient[:3], float)
+    other.ImagePositionPatient = (other.ImagePositionPatient + 100 * row).tolist()
+    return [*changed(), other]
+
+
 TILT = np.eye(4)
 TILT[0, 2] = 0.4
 WRONG = {
@@ -156,6 +164,10 @@ WRONG = {
     "echo": (
         lambda: [*changed(), *changed()[2:3]],
         r"found 7 slices at 6 places: .* at the same one\n  They differ in no element .*copies",
+    ),
+    "beside": (
+        with_one_beside,
+        r"found 7 slices at 6 places: .* at the same one\n  They differ in ImagePositionPatient",
     ),
     "tilt": (lambda: slices(STORED, AFFINE @ TILT), r"a tilt of 6\.4 degrees(?s:.*)dcm2niix"),
     "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),

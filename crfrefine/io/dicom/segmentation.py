@@ -44,15 +44,37 @@ def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume
     GridMismatchError; and UnsupportedFormatError or CapacityError if decoding fails.
     """
     with decoding(path):
+        dataset = None
         if path.is_file():
             limit(path, [path])
             dataset = read_file(path)
-            if is_segmentation(dataset):
-                return _read_label_map(path, dataset, like, uid)
-        series = read_series(path, uid)
-        stored = read_voxels(series)
-        header = replace(series.header, dtype=stored.dtype.name)
-        return Volume(stored.T, *header.geometry(), header)
+        if dataset is None or not is_segmentation(dataset):
+            series = read_series(path, uid)
+            stored = read_voxels(series)
+            header = replace(series.header, dtype=stored.dtype.name)
+            return Volume(stored.T, *header.geometry(), header)
+
+        notes: list[Note] = []
+        items = items_by_label(path, dataset)
+        segmentation, grid = _open(path, dataset, like, uid, notes)
+        try:
+            volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
+        except RuntimeError as error:
+            if "overlap" in str(error):
+                raise InputError(
+                    f"{path}: its segments overlap, and a voxel of a label map has one label\n"
+                    "  Name a folder for one file per segment: crfrefine convert "
+                    f"{path} FOLDER; infer -p FOLDER --input-type labels reads it."
+                ) from None
+            raise InputError(
+                f"{path}: its segments cannot become one label map: {shorten(error, 200)}"
+            ) from None
+        numbers = [int(item.SegmentNumber) for item in items.values()]
+        table = np.zeros(max(numbers) + 1, np.uint8 if max(items) < 256 else np.uint16)
+        table[numbers] = list(items)
+        segments = tuple(_segment(label, item) for label, item in items.items())
+        stored = table[volume.array.astype(np.intp)]
+        return _placed(path, stored, _affine_of(volume), grid, segments, notes)
 
 
 def items_by_label(path: Path, dataset: Any) -> dict[int, Any]:
@@ -133,31 +155,6 @@ def _open(
     else:
         notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
     return _read_segmentation(path, notes), grid
-
-
-def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
-    """Return the label map of a segmentation."""
-    notes: list[Note] = []
-    items = items_by_label(path, dataset)
-    segmentation, grid = _open(path, dataset, like, uid, notes)
-    try:
-        volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
-    except RuntimeError as error:
-        if "overlap" in str(error):
-            raise InputError(
-                f"{path}: its segments overlap, and a voxel of a label map has one label\n"
-                "  Name a folder for one file per segment: "
-                f"crfrefine convert {path} FOLDER; infer -p FOLDER --input-type labels reads it."
-            ) from None
-        raise InputError(
-            f"{path}: its segments cannot become one label map: {shorten(error, 200)}"
-        ) from None
-    numbers = [int(item.SegmentNumber) for item in items.values()]
-    table = np.zeros(max(numbers) + 1, np.uint8 if max(items) < 256 else np.uint16)
-    table[numbers] = list(items)
-    segments = tuple(_segment(label, item) for label, item in items.items())
-    stored = table[volume.array.astype(np.intp)]
-    return _placed(path, stored, _affine_of(volume), grid, segments, notes)
 
 
 def list_segments(path: Path) -> list[Segment]:

@@ -39,7 +39,7 @@ _TELLING = (
     *("TriggerTime", "NominalCardiacTriggerDelayTime", "DiffusionBValue", "InversionTime"),
     *("FlipAngle", "KVP", "ConvolutionKernel", "ReconstructionDiameter", "ImageType", "FrameType"),
     *("ComplexImageComponent", "AcquisitionNumber", "AcquisitionTime", "ContentTime"),
-    *("SeriesTime", "InstanceNumber"),
+    *("SeriesTime", "InstanceNumber", "ImagePositionPatient"),
 )
 _MOST_TELLING = 3  # are named
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
@@ -178,38 +178,6 @@ def read_series(path: Path, uid: str | None = None) -> Series:
         return Series(header, datasets, slices, order)
 
 
-def _require_different_places(
-    path: Path, slices: Sequence[_Slice], order: NDArray[np.intp]
-) -> None:
-    """Raise InputError if slices are at the same place, which says how they differ."""
-    positions = np.array([part.position for part in slices])[order]
-    distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    steps = distances[distances > 1e-6]
-    usual = float(np.median(steps)) if steps.size else 0.0
-    is_same = distances <= max(_SAME_PLACE * usual, 1e-6)
-    if not is_same.any():
-        return
-    place = int(is_same.argmax())
-    below = slices[order[place]]
-    above = slices[order[place + 1]]
-    differences = []
-    for keyword in _TELLING:
-        values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
-        if values[0] != values[1]:
-            differences.append(f"{keyword} ({values[0]} and {values[1]})")
-    reason = "no element that tells echoes, times or reconstructions apart: copies?"
-    if differences:
-        reason = listed(differences[:_MOST_TELLING])
-    num_places = len(slices) - int(is_same.sum())
-    raise InputError(
-        f"{path}: expected one slice at each place, found {len(slices)} slices at {num_places} "
-        f"places: {below.name} and {above.name} are at the same one\n"
-        f"  They differ in {reason}\n"
-        "  Is there a second echo, time or reconstruction? Give each volume a folder of its own; "
-        "dcm2niix separates them."
-    )
-
-
 def _stack(
     path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -220,27 +188,49 @@ def _stack(
     if len(slices) == 1:
         return order, normal * (slices[0].thickness or 1.0)
 
-    _require_different_places(path, slices, order)
     positions = positions[order]
     distances = np.diff(places[order])
-    usual = np.median(distances)
+    apart = distances[distances > 1e-6]
+    usual = float(np.median(apart)) if apart.size else 0.0
+    is_same = distances <= max(_SAME_PLACE * usual, 1e-6)
+    if is_same.any():
+        first = int(is_same.argmax())
+        below, above = (slices[number] for number in order[first : first + 2])
+        raise InputError(
+            f"{path}: expected one slice at each place, found {len(slices)} slices at "
+            f"{len(slices) - int(is_same.sum())} places: {below.name} and {above.name} are at the "
+            f"same one\n  They differ in {_what_differs(below, above)}\n"
+            "  Is there a second echo, time or reconstruction? Give each volume a folder of its "
+            "own; dcm2niix separates them."
+        )
     step = (positions[-1] - positions[0]) / len(distances)
     row = positions[0] + np.arange(len(slices))[:, np.newaxis] * step
     deviation = np.linalg.norm(positions - row, axis=1).max()
     tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
-    are_apart = distances.min() > max(_SAME_PLACE * usual, 1e-6)
-    if not are_apart or deviation > _UNEVEN * usual or tilt > _MAX_TILT:
+    if deviation > _UNEVEN * usual or tilt > _MAX_TILT:
         worst = int(np.abs(distances - usual).argmax())
-        below = slices[order[worst]].name
-        above = slices[order[worst + 1]].name
+        below, above = (slices[number] for number in order[worst : worst + 2])
         raise InputError(
             f"{path}: expected slices straight above each other, evenly spaced; "
             f"found most of them {usual:.4g} mm apart, "
-            f"{below} and {above} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
+            f"{below.name} and {above.name} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} "
+            "degrees\n"
             "  Is there a gap, or are there two volumes? Give each a folder of its own.\n"
             "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
         )
     return order, step
+
+
+def _what_differs(below: _Slice, above: _Slice) -> str:
+    """Return the elements that tell two slices at one place apart, and their values."""
+    differences = []
+    for keyword in _TELLING:
+        values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
+        if values[0] != values[1]:
+            differences.append(f"{keyword} ({values[0]} and {values[1]})")
+    if not differences:
+        return "no element that tells echoes, times or reconstructions apart: copies?"
+    return listed(differences[:_MOST_TELLING])
 
 
 def read_voxels(series: Series) -> NDArray[Any]:

@@ -148,6 +148,7 @@ def inspect_folder(
             raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
         else:
             report.add_folder(folder)
+    report.compare()
     return report
 
 
@@ -175,7 +176,6 @@ class FolderReport:
 
     def add_network(self, folder: Path, images: Sequence[Path]) -> None:
         """Describe the cases of nnU-Net's predictions; without images, their probabilities."""
-        archives: list[Path] = []
         try:
             cases = find_cases_to_refine(folder, images, None)
         except InputError as error:
@@ -183,8 +183,10 @@ class FolderReport:
             if not archives:
                 raise
             kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
-            cases = CaseList(notes=[Note.of(kind, problem=describe_failure(error).headline)])
-        self.add_cases(cases, [folder], archives)
+            self.notes.append(Note.of(kind, problem=describe_failure(error).headline))
+            self.add_archives(folder, archives)
+        else:
+            self.add_cases(cases, [folder])
 
     def add_folder(self, folder: Path) -> None:
         """Describe the cases of a folder of images, or of one that has such a folder.
@@ -199,7 +201,7 @@ class FolderReport:
                 self.add_structures(folder, structures)
                 return
             if archives:
-                self.add_cases(CaseList(), [folder], archives)
+                self.add_archives(folder, archives)
                 return
         if "images" in inside:
             cases = discover_cases(
@@ -222,34 +224,25 @@ class FolderReport:
                 ) from None
         self.add_cases(cases, _places_of(cases) or [folder])
 
-    def add_cases(
-        self, cases: CaseList, places: Sequence[Path], archives: Sequence[Path] = ()
-    ) -> None:
-        """Describe cases, and logits without geometry, and compare their numbers of labels.
-
-        A `dataset.json` in one of the places may declare regions.
-        """
+    def add_cases(self, cases: CaseList, places: Sequence[Path]) -> None:
+        """Describe cases; a `dataset.json` in one of the places may declare regions."""
         self.found = cases.found
         self.notes += cases.notes
-        descriptions: list[DatasetDescription] = []
-        with failing_alone(self.problems.append):
-            descriptions += read_descriptions(places)
-            self._regions = find_regions(None, descriptions)
-            if self._regions.problem:
-                raise InputError(self._regions.problem)
-        if len(cases) == 1 and not any(one.channel_names for one in descriptions):
-            self._note_on_numbers(cases)
-        for path in archives:
-            with failing_alone(self.problems.append, path):
-                header = io.read_header(path)
-                number = header.num_channels
-                is_alone = number == 1 and not self._regions.declares(1)
-                file = io.LogitsHeader((header,), number + is_alone, header.kind, is_alone)
-                self._regions.require_number(file)
-                channels = _FOREGROUND if is_alone else _channels(number, self._regions)
-                name = io.stem_of(path)
-                self._num_labels[name] = number + is_alone
-                self.cases[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+        descriptions = self._read_descriptions(places)
+        is_told = any(one.channel_names for one in descriptions) or cases.is_single or cases.found
+        if len(cases) == 1 and not is_told:
+            images = cases[0].images
+            if len(images) > 1 and not cases[0].logits and not cases[0].labels:
+                # Nothing but numbers tells that these images are one case.
+                folder = images[0].parent
+                note = Note.of(
+                    NoteKind.NUMBERED_FILES,
+                    str(folder),
+                    first=images[0].name,
+                    others=len(images) - 1,
+                    pattern=f"'{folder}/{{case}}{suffix_of(images[0])}'",
+                )
+                self.notes.append(note)
         for files in cases:
             failures: list[Failure] = []
             with failing_alone(failures.append, *files.images, *files.logits):
@@ -261,6 +254,33 @@ class FolderReport:
                 message = "; ".join([message, *files.missing[1:]])
                 self.problems.append(replace(failure, message=message, case_id=files.case_id))
 
+    def add_archives(self, folder: Path, archives: Sequence[Path]) -> None:
+        """Describe logits without geometry in a folder."""
+        self._read_descriptions([folder])
+        for path in archives:
+            with failing_alone(self.problems.append, path):
+                header = io.read_header(path)
+                number = header.num_channels
+                is_alone = number == 1 and not self._regions.declares(1)
+                file = io.LogitsHeader((header,), number + is_alone, header.kind, is_alone)
+                self._regions.require_number(file)
+                channels = _FOREGROUND if is_alone else _channels(number, self._regions)
+                name = io.stem_of(path)
+                self._num_labels[name] = number + is_alone
+                self.cases[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+
+    def _read_descriptions(self, places: Sequence[Path]) -> list[DatasetDescription]:
+        """Return the `dataset.json` of some places, and keep the regions of the first."""
+        descriptions: list[DatasetDescription] = []
+        with failing_alone(self.problems.append):
+            descriptions += read_descriptions(places)
+            self._regions = find_regions(None, descriptions)
+            if self._regions.problem:
+                raise InputError(self._regions.problem)
+        return descriptions
+
+    def compare(self) -> None:
+        """Compare the numbers of labels of all cases, and say what they have in common."""
         for remark, names in self._files_of_remark.items():
             self.notes.append(remark.about(listed(names, 3)))
         numbers = list(self._num_labels.values())
@@ -289,22 +309,6 @@ class FolderReport:
                         raise InputError(f"{error}{propose(folder)}") from None
                 grid = describe_grid(header.grid_shape, header.affine)
                 self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
-
-    def _note_on_numbers(self, cases: CaseList) -> None:
-        """Note that the images of the only case may be cases, if nothing but numbers tells."""
-        (case,) = cases
-        is_named = cases.is_single or cases.found
-        if is_named or len(case.images) < 2 or case.logits or case.labels:
-            return
-        first = case.images[0]
-        note = Note.of(
-            NoteKind.NUMBERED_FILES,
-            str(first.parent),
-            first=first.name,
-            others=len(case.images) - 1,
-            pattern=f"'{first.parent}/{{case}}{suffix_of(first)}'",
-        )
-        self.notes.append(note)
 
     def _add_case(self, files: CaseFiles) -> None:
         """Describe a case in a line, and keep the notes on its images."""
