@@ -108,6 +108,8 @@ class MetaImageHeader(text_header.TextHeader):
         num_dims = self.whole("NDims", limits=(2, 4))
         self.sizes = self.sizes_in("DimSize", num_dims)
         self.num_channels = self.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
+        if self.num_channels > 1:
+            self.inner = 1
 
     @property
     def units(self) -> list[str]:
@@ -136,8 +138,7 @@ class MetaImageHeader(text_header.TextHeader):
         order: ByteOrder = ">" if self.flag("BinaryDataByteOrderMSB") else "<"
         encoding = "zlib" if is_compressed else "raw"
         dtype = np.dtype(kind).newbyteorder(order)
-        inner = 1 if self.num_channels > 1 else None
-        return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
+        return VoxelSource(path, encoding, dtype, self.inner, start=skipped or start)
 
     def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
         """Return steps and place in LPS."""

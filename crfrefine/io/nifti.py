@@ -11,7 +11,7 @@ import re
 import shlex
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -32,24 +32,20 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.paths import files_written, stem_of
-from crfrefine.io.volume import (
-    Segment,
-    VolumeHeader,
-    described_segments,
-    volume_header,
-)
+from crfrefine.io.volume import FileHeader, Segment, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
-# The forms of a header: a name for people, its image in nibabel, and the magic with its place. The
-# first one that fits is taken. A pair without the magic of NIfTI-1 is Analyze's.
+# The forms of a header: a name for people, its image in nibabel, its bytes, a number with which it
+# begins, and the magic with its place. The first one that fits is taken. A pair without the magic
+# of NIfTI-1 is Analyze's.
 _FORMS = (
-    ("NIfTI-1", "Nifti1Image", b"n+1\0", 344),
-    ("NIfTI-2", "Nifti2Image", b"n+2\0", 4),
-    ("NIfTI-1 pair", "Nifti1Pair", b"ni1", 344),
-    ("Analyze 7.5", "Spm2AnalyzeImage", b"", 344),
-    ("NIfTI-2 pair", "Nifti2Pair", b"", 4),
+    ("NIfTI-1", "Nifti1Image", 348, b"n+1\0", 344),
+    ("NIfTI-2", "Nifti2Image", 540, b"n+2\0", 4),
+    ("NIfTI-1 pair", "Nifti1Pair", 348, b"ni1", 344),
+    ("Analyze 7.5", "Spm2AnalyzeImage", 348, b"", 344),
+    ("NIfTI-2 pair", "Nifti2Pair", 540, b"", 4),
 )
-_LENGTHS = (348, 540)  # bytes of a header, which begins with this number
+_LONGEST = 540  # bytes of a header; the byte behind it says whether an extension follows
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters
 # in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -78,111 +74,210 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; a pair's voxels have its name, and perhaps an ending in upper case."""
-    with streams.open_bytes(path, "any") as reader:
-        encoding = "gzip" if isinstance(reader, streams.BlockReader) else "raw"
-        block = reader.read(max(_LENGTHS))
-        form, header = _stored_header(block, path)
-        source = _source(header, path, encoding)
-        segments: tuple[Segment, ...] = ()
-        if source.path == path:
-            length = header.sizeof_hdr
-            num_bytes = min(source.offset, length + _MAX_EXTENSION_BYTES)
-            block += reader.read(max(0, num_bytes - len(block)))
-            if block[length : length + 1] > b"\0":  # Channels are labels, too.
-                segments = _labels_in(block[length:num_bytes])
-
-    shape = tuple(int(size) for size in header.get_data_shape())
-    time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
-    is_split = time_steps == 1 or channels == 1
-    if not shape or min(shape) < 1 or not is_split or max(shape[5:], default=1) > 1:
-        raise UnsupportedFormatError(
-            f"{path}: its shape {shape} cannot be split into grid and channels\n"
-            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
-        )
-    if len(shape) == 1:
-        shape = (*shape, 1)
-    num_channels = time_steps * channels
-    affine, qform = _affines_of(header, path)
-    if source.encoding == "gzip":
-        form += ", gzip"
-    volume = volume_header(
-        path, source, form, shape[:3], num_channels, affine, template=header, segments=segments
-    )
-    return _with_facts(volume, affine, qform, has_time=time_steps > 1)
+    return NiftiHeader(path).volume_header()
 
 
-def _stored_header(block: bytes, path: Path) -> tuple[str, Any]:
-    """Return the form of a header, and nibabel's header, in which it has repaired what is harmless.
+# Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
+# TotalSegmentator writes, too.
 
-    Length and magic tell the form; only some names allow that of a pair.
-    """
-    import nibabel
+_MAX_EXTENSION_BYTES = 1 << 20  # of a file, that are looked at; a label takes about 100
+# Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
+_ANY_CODE = 0
+_TABLE_HEAD = (
+    '<?xml version="1.0" encoding="UTF-8"?> '
+    '<CaretExtension><VolumeInformation Index="0"><LabelTable>'
+)
+_TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
+_LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[([^\]]*)\]\]>|([^<>]*))</Label>")
+_ATTRIBUTE = re.compile(
+    r'(Key|Red|Green|Blue)\s*=\s*"\s*([0-9]{1,9}(?:\.[0-9]*)?(?:[eE]-?[0-9]{1,2})?)\s*"', re.ASCII
+)
 
-    numbers = {int.from_bytes(block[:4], order) for order in _ORDERS}
-    length = next((length for length in _LENGTHS if length in numbers), None)
-    if length is None or len(block) < length:
-        raise UnsupportedFormatError(
-            f"{path}: not a NIfTI file, although its name says so, or cut off: "
-            f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
-        )
-    may_be_pair = not path.name.lower().endswith((".nii", ".nii.gz"))
-    forms = []
-    for name, image, magic, place in _FORMS:
+
+class NiftiHeader(FileHeader):
+    """A header as nibabel reads it, with what is harmless repaired."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. Length and magic tell the form; only some names allow that of a pair."""
+        import nibabel
+
+        self.path = path
+        with streams.open_bytes(path, "any") as reader:
+            self.encoding = "gzip" if isinstance(reader, streams.BlockReader) else "raw"
+            block = reader.read(_LONGEST + 1)
+        numbers = [int.from_bytes(block[:4], order) for order in _ORDERS]
+        forms = []
+        for form in _FORMS:
+            _, _, length, magic, place = form
+            if length in numbers and len(block) >= length and block.startswith(magic, place):
+                forms.append(form)
+        if not forms:
+            raise UnsupportedFormatError(
+                f"{path}: not a NIfTI file, although its name says so, or cut off: "
+                f"it begins with {block[:12]!r}, and its header has {min(len(block), _LONGEST)} bytes"
+            )
+        self.format, image, length, *_ = forms[0]
         kind = getattr(nibabel, image).header_class
-        fits = kind.sizeof_hdr == length and block.startswith(magic, place)
-        if fits and (may_be_pair or getattr(kind, "is_single", False)):
-            forms.append((name, kind))
-    if not forms:
-        raise UnsupportedFormatError(
-            f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
-            "convert it to .nii.gz first"
-        )
-    form, header_class = forms[0]
-    try:
-        header = header_class(block[:length], check=False)
-        header.check_fix(logger=_quiet, error_level=40)
-        header.get_data_dtype()
-        header.get_slope_inter()
-    except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
-        raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
-    return form, header
+        self.is_single = getattr(kind, "is_single", False)  # That of Analyze does not say so.
+        if not self.is_single and path.name.lower().endswith((".nii", ".nii.gz")):
+            raise UnsupportedFormatError(
+                f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
+                "convert it to .nii.gz first"
+            )
+        try:
+            self.template = kind(block[:length], check=False)
+            self.template.check_fix(logger=_quiet, error_level=40)
+            self.template.get_data_dtype()
+            self.template.get_slope_inter()
+        except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
+            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
+        self.has_extension = self.is_single and block[length : length + 1] > b"\0"
 
+    def grid(self) -> tuple[tuple[int, ...], int]:
+        """Return the voxels along each axis and the number of channels."""
+        shape = tuple(int(size) for size in self.template.get_data_shape())
+        time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
+        is_split = time_steps == 1 or channels == 1
+        if not shape or min(shape) < 1 or not is_split or max(shape[5:], default=1) > 1:
+            raise UnsupportedFormatError(
+                f"{self.path}: its shape {shape} cannot be split into grid and channels\n"
+                "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
+            )
+        if len(shape) == 1:
+            shape = (*shape, 1)
+        return shape[:3], time_steps * channels
 
-def _source(header: Any, path: Path, encoding: str) -> streams.VoxelSource:
-    """Return the place of the voxels, which follow the header, or are in a file beside it."""
-    slope = header["scl_slope"]
-    offset = header["vox_offset"]
-    # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
-    if np.isinf(slope) or not 0 <= offset < np.inf:
-        raise UnsupportedFormatError(
-            f"{path}: damaged NIfTI header: scl_slope {slope}, vox_offset {offset}; "
-            "expected a finite slope, and an offset of 0 or more bytes"
+    def source(self) -> streams.VoxelSource:
+        """Return the place of the voxels, which follow the header, or are in a file beside it."""
+        header = self.template
+        slope = header["scl_slope"]
+        offset = header["vox_offset"]
+        # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
+        if np.isinf(slope) or not 0 <= offset < np.inf:
+            raise UnsupportedFormatError(
+                f"{self.path}: damaged NIfTI header: scl_slope {slope}, vox_offset {offset}; "
+                "expected a finite slope, and an offset of 0 or more bytes"
+            )
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "iuf" or dtype.itemsize > 8:
+            raise UnsupportedFormatError(
+                f"{self.path}: voxels of type {shorten(dtype)} are not supported: "
+                "expected integers or floats of at most 64 bits\n"
+                "  Split colors into channels, export the magnitude of complex numbers, "
+                "or convert the voxels to float32."
+            )
+        path = self.path
+        encoding = self.encoding
+        if self.is_single:
+            offset = offset or header.single_vox_offset
+        else:
+            endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
+            candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
+            path = next(filter(Path.exists, candidates), candidates[0])
+            encoding = "gzip" if path.name.lower().endswith(".gz") else "raw"
+        if encoding == "gzip":
+            self.format += ", gzip"
+        slope, intercept = header.get_slope_inter()  # Without a slope, nibabel gives None, not 0.
+        return streams.VoxelSource(
+            path,
+            encoding,
+            dtype,
+            offset=int(offset),
+            slope=float(slope or 1.0),
+            intercept=float(intercept or 0.0),
         )
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UnsupportedFormatError(
-            f"{path}: voxels of type {shorten(dtype)} are not supported: "
-            "expected integers or floats of at most 64 bits\n"
-            "  Split colors into channels, export the magnitude of complex numbers, "
-            "or convert the voxels to float32."
+
+    def affine(self, num_axes: int) -> NDArray[np.float64]:
+        """Return the affine in mm, and note what the header says of the geometry.
+
+        Raise InputError if it is not usable; if it is the sform, how to take a good qform.
+        """
+        header = self.template
+        is_nifti = "magic" in header
+        qform = None
+        try:
+            affine = np.array(header.get_best_affine(), np.float64)
+            if is_nifti:
+                qform = header.get_qform(coded=True)[0]
+        except ValueError as error:
+            raise InputError(
+                f"{self.path}: the geometry in the header is not usable: {error}; repair the header"
+            ) from None
+        if not is_nifti:
+            self.notes = (Note.of(NoteKind.ANALYZE),)
+            return affine + 0.0  # Adding zero turns -0 into 0.
+
+        mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+        affine[:3] *= mm_per_unit
+        has_sform = int(header["sform_code"]) != 0
+        codes = f"codes {int(header['sform_code'])}, {int(header['qform_code'])}"
+        self.details = (("sform, qform", codes),)
+        if qform is not None:
+            qform = np.array(qform, np.float64)
+            qform[:3] *= mm_per_unit
+        elif not has_sform:
+            self.notes = (Note.of(NoteKind.NO_ORIENTATION),)
+        try:
+            usable_spacing(affine, num_axes, self.path)
+        except InputError as error:
+            lines = [str(error)]
+            if has_sform and qform is not None:
+                with suppress(InputError):
+                    usable_spacing(qform, num_axes, self.path)
+                    lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(self.path)]
+            raise InputError("\n  ".join(lines)) from None
+        if has_sform and qform is not None:
+            self._compare(affine, qform)
+        return affine
+
+    def _compare(self, sform: NDArray[np.float64], qform: NDArray[np.float64]) -> None:
+        """Note a qform that puts voxels elsewhere than the sform."""
+        grid_shape, _ = self.grid()
+        is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
+        if not is_sane or same_grid(grid_shape, sform, grid_shape, qform):
+            return
+        distance = farthest_distance(grid_shape, sform, qform)
+        self.qform = qform
+        self.notes = (Note.of(NoteKind.TWO_GEOMETRIES, distance=distance),)
+        self.details += (
+            ("sform", f"{describe_affine(sform)} (used)"),
+            ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)"),
         )
-    if not getattr(header, "is_single", False):  # That of Analyze does not say so.
-        endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
-        candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
-        present = [candidate for candidate in candidates if candidate.exists()]
-        path = next(iter(present), candidates[0])
-        encoding = "gzip" if path.name.lower().endswith(".gz") else "raw"
-    elif offset == 0:
-        offset = header.single_vox_offset
-    slope, intercept = header.get_slope_inter()  # Without a slope, nibabel returns None, not 0.
-    return streams.VoxelSource(
-        path,
-        encoding,
-        dtype,
-        offset=int(offset),
-        slope=float(slope or 1.0),
-        intercept=float(intercept or 0.0),
-    )
+
+    @property
+    def time(self) -> str:
+        """How far apart the steps along the fourth axis are; "" if the header does not say."""
+        header = self.template
+        if "magic" not in header or (*header.get_data_shape(), 1, 1, 1, 1)[3] == 1:
+            return ""
+        # Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
+        unit = _TIME_UNITS.get(int(header["xyzt_units"]) & 0x38, "")
+        step = float(header["pixdim"][4])
+        is_default = unit == "s" and step == 1.0
+        if unit and not is_default and 0 < step < np.inf:
+            return f"{step:g} {unit} apart"
+        return ""
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the labels of a table among the extensions; channels are labels, too.
+
+        A regular expression finds them, as XML's entities and document types may be hostile.
+        """
+        if not self.has_extension:
+            return ()
+        length = self.template.sizeof_hdr
+        num_bytes = min(int(self.template["vox_offset"]) - length, _MAX_EXTENSION_BYTES)
+        with streams.open_bytes(self.path, self.encoding, offset=length) as reader:
+            extensions = reader.read(max(num_bytes, 0))
+        if b"<CaretExtension" not in extensions:
+            return ()
+        entries = []
+        for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
+            values = dict(_ATTRIBUTE.findall(attributes))
+            color = [float(values.get(name, 2)) for name in ("Red", "Green", "Blue")]
+            name = (data or html.unescape(text)).strip()
+            entries.append((values.get("Key", ""), name, color))
+        return described_segments(entries)
 
 
 # Sets the sform of a NIfTI file from its qform, with nibabel alone.
@@ -201,79 +296,6 @@ def set_sform_from_qform(path: Path) -> list[str]:
         f"  fslorient -copyqform2sform {quoted}",
         f'  python -c "{_NIBABEL}" {quoted} NEW.nii.gz',
     ]
-
-
-def _affines_of(header: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Return the affine of a header, and its qform if that has a code, both to mm.
-
-    Raise InputError if the affine is not usable; if it is the sform, how to take a good qform.
-    """
-    qform = None
-    try:
-        affine = np.array(header.get_best_affine(), np.float64)
-        if "magic" not in header:
-            return affine + 0.0, None  # Adding zero turns -0 into 0.
-        qform = header.get_qform(coded=True)[0]
-    except ValueError as error:
-        raise InputError(
-            f"{path}: the geometry in the header is not usable: {error}; repair the header"
-        ) from None
-
-    mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    affine[:3] *= mm_per_unit
-    if qform is not None:
-        qform = np.array(qform, np.float64)
-        qform[:3] *= mm_per_unit
-    num_axes = min(len(header.get_data_shape()), 3)
-    try:
-        usable_spacing(affine, num_axes, path)
-    except InputError as error:
-        if int(header["sform_code"]) == 0 or qform is None:
-            raise
-        try:
-            usable_spacing(qform, num_axes, path)
-        except InputError:
-            raise error from None
-        lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(path)]
-        raise InputError("\n  ".join(lines)) from None
-    return affine, qform
-
-
-def _with_facts(
-    header: VolumeHeader,
-    affine: NDArray[np.float64],
-    qform: NDArray[np.float64] | None,
-    *,
-    has_time: bool,
-) -> VolumeHeader:
-    """Return a NIfTI header with what the file says of its geometry, and of time."""
-    stored = header.template
-    if "magic" not in stored:
-        return replace(header, notes=(Note.of(NoteKind.ANALYZE),))
-    if has_time:
-        # Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
-        unit = _TIME_UNITS.get(int(stored["xyzt_units"]) & 0x38, "")
-        step = float(stored["pixdim"][4])
-        is_default = unit == "s" and step == 1.0
-        if unit and not is_default and 0 < step < np.inf:
-            header = replace(header, time=f"{step:g} {unit} apart")
-
-    sform_code = int(stored["sform_code"])
-    qform_code = int(stored["qform_code"])
-    codes = ("sform, qform", f"codes {sform_code}, {qform_code}")
-    header = replace(header, details=(codes,))
-    if sform_code == 0 and qform_code == 0:
-        return replace(header, notes=(Note.of(NoteKind.NO_ORIENTATION),))
-    if sform_code == 0 or qform is None:
-        return header
-    is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
-    if not is_sane or same_grid(header.grid_shape, affine, header.grid_shape, qform):
-        return header
-    distance = farthest_distance(header.grid_shape, affine, qform)
-    note = Note.of(NoteKind.TWO_GEOMETRIES, distance=distance)
-    used = ("sform", f"{describe_affine(affine)} (used)")
-    unused = ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)")
-    return replace(header, qform=qform, notes=(note,), details=(codes, used, unused))
 
 
 _MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
@@ -342,23 +364,6 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
             files[0].writelines(voxels.blocks())
 
 
-# Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
-# TotalSegmentator writes, too.
-
-_MAX_EXTENSION_BYTES = 1 << 20  # of a file, that are looked at; a label takes about 100
-# Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
-_ANY_CODE = 0
-_TABLE_HEAD = (
-    '<?xml version="1.0" encoding="UTF-8"?> '
-    '<CaretExtension><VolumeInformation Index="0"><LabelTable>'
-)
-_TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
-_LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[([^\]]*)\]\]>|([^<>]*))</Label>")
-_ATTRIBUTE = re.compile(
-    r'(Key|Red|Green|Blue)\s*=\s*"\s*([0-9]{1,9}(?:\.[0-9]*)?(?:[eE]-?[0-9]{1,2})?)\s*"', re.ASCII
-)
-
-
 def _extension_with(segments: Sequence[Segment]) -> bytes:
     """Return the extension of a header with a table of segments; b"" without segments."""
     if not segments:
@@ -373,18 +378,3 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
     size = -(-(8 + len(text)) // 16) * 16  # Extensions are multiples of 16 bytes.
     return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
-
-
-def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions.
-
-    A regular expression finds them, as XML's entities and document types may be hostile.
-    """
-    if b"<CaretExtension" not in extensions:
-        return ()
-    entries = []
-    for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
-        values = dict(_ATTRIBUTE.findall(attributes))
-        color = [float(values.get(name, 2)) for name in ("Red", "Green", "Blue")]
-        entries.append((values.get("Key", ""), (data or html.unescape(text)).strip(), color))
-    return described_segments(entries)

@@ -112,7 +112,6 @@ class NrrdHeader(text_header.TextHeader):
         # The method `read_axes` sets these.
         self.all_sizes: tuple[int, ...] = ()  # values along all axes
         self.axes: list[int] = []  # those of the grid
-        self.num_before = 1  # values of one channel that are side by side
         super().__init__(path)
 
     def take_line(self, number: int, line: bytes) -> bool:
@@ -175,7 +174,8 @@ class NrrdHeader(text_header.TextHeader):
         self.sizes = tuple(self.all_sizes[axis] for axis in self.axes)
         for axis in channel_axes:
             self.num_channels = self.all_sizes[axis]
-            self.num_before = math.prod(self.all_sizes[:axis])
+            if self.num_channels > 1:
+                self.inner = math.prod(self.all_sizes[:axis])
 
     def _per_axis(self, words: list[str]) -> list[str]:
         """Return words, one per axis; empty ones if there is another number of words."""
@@ -253,8 +253,7 @@ class NrrdHeader(text_header.TextHeader):
         dtype = np.dtype(kind)
         default = "little" if dtype.itemsize == 1 else None  # Single bytes have no order.
         dtype = dtype.newbyteorder(self.choice("endian", _ORDERS, "little or big", default))
-        inner = self.num_before if self.num_channels > 1 else None
-        return VoxelSource(path, encoding, dtype, inner, start=start, offset=offset)
+        return VoxelSource(path, encoding, dtype, self.inner, start=start, offset=offset)
 
     def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
         """Return steps, place and signs in the world that the header names, or in LPS."""
@@ -351,7 +350,7 @@ class NrrdHeader(text_header.TextHeader):
         entries = []
         for key in self:
             start, _, part = key.partition("_")
-            if part == "Name":
+            if part == "Name" and self.num_channels == 1:
                 color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
                 entries.append((self.get(f"{start}_LabelValue", ""), self[key], color))
         return described_segments(entries)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,7 @@ from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import VoxelSource
-from crfrefine.io.volume import (
-    RareHeaderError,
-    Segment,
-    VolumeHeader,
-    require_right_angles,
-    volume_header,
-)
+from crfrefine.io.volume import FileHeader, RareHeaderError, VolumeHeader, require_right_angles
 from crfrefine.io.writing import VoxelsToWrite
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
@@ -70,13 +63,12 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             yield number, line, offset
 
 
-class TextHeader(ABC, dict[str, str]):
+class TextHeader(FileHeader, dict[str, str]):
     """The fields of a header by name, and the volume that they describe; errors quote the line.
 
     MetaImage and NRRD tell how a line is read, and what their fields mean.
     """
 
-    format: ClassVar[str]  # its name for people
     separator: ClassVar[str]  # of the name and the value of a field
     end: ClassVar[str]  # what does not end the header if the file is cut off, in words
     units_in: ClassVar[str]  # the field with the units of length, in words
@@ -93,7 +85,8 @@ class TextHeader(ABC, dict[str, str]):
         self.listed: tuple[str, ...] = ()  # names of files, in the lines that follow the header
         # The method `read_axes` sets these.
         self.sizes: tuple[int, ...] = ()  # voxels along the axes, without that of channels
-        self.num_channels = 1  # of that axis
+        self.num_channels = 1
+        self.inner: int | None = None  # as of `VoxelSource`
 
         lines = header_lines(path)
         for number, line, self.num_bytes in lines:
@@ -126,15 +119,6 @@ class TextHeader(ABC, dict[str, str]):
         """All units of length in the header, used or not."""
         return self.units
 
-    @property
-    def time(self) -> str:
-        """As of `VolumeHeader`."""
-        return ""
-
-    @abstractmethod
-    def source(self) -> VoxelSource:
-        """Return the place of the voxels, which follow the header, or are in another file."""
-
     @abstractmethod
     def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
         """Return the steps along the axes, as columns, the place of the first voxel, and the signs.
@@ -146,37 +130,30 @@ class TextHeader(ABC, dict[str, str]):
     def lines_of_place(self, header: VolumeHeader) -> tuple[str, ...]:
         """Return the lines that a writer keeps, as they place the grid of a header; () for none."""
 
-    def segments(self) -> tuple[Segment, ...]:
-        """Return the segments of a label map."""
-        return ()
-
-    def volume_header(self) -> VolumeHeader:
-        """Check every field that is used, and return the header of the volume.
-
-        A fourth axis means channels if a voxel has one value.
-        """
+    def grid(self) -> tuple[tuple[int, ...], int]:
+        """Return grid and channels; a fourth axis is that of channels if a voxel has one value."""
         self.read_axes()
         grid_shape = self.sizes
-        num_channels = self.num_channels
-        if len(grid_shape) == 4 and num_channels == 1:
-            num_channels = grid_shape[3]
+        if len(grid_shape) == 4 and self.num_channels == 1:
+            self.num_channels = grid_shape[3]
             grid_shape = grid_shape[:3]
-        num_axes = len(grid_shape)
-        if not 2 <= num_axes <= 3:
+        if not 2 <= len(grid_shape) <= 3:
             raise UnsupportedFormatError(
-                f"{self.path}: {num_axes} dimensions with {num_channels} values per voxel "
-                "cannot be split into grid and channels"
+                f"{self.path}: {len(grid_shape)} dimensions with {self.num_channels} values per "
+                "voxel cannot be split into grid and channels"
             )
-        source = self.source()
+        return grid_shape, self.num_channels
+
+    def affine(self, num_axes: int) -> NDArray[np.float64]:
+        """Return the affine in the unit of the header."""
         steps, origin, signs = self.place()
-        affine = affine_of(steps[:num_axes, :num_axes], origin[:num_axes], signs)
-        header = volume_header(
-            self.path, source, self.format, grid_shape, num_channels, affine, time=self.time
-        )
-        if num_axes == len(self.sizes):
+        return affine_of(steps[:num_axes, :num_axes], origin[:num_axes], signs)
+
+    def volume_header(self) -> VolumeHeader:
+        """Return the header with lengths in mm, and the lines that a writer keeps."""
+        header = super().volume_header()
+        if len(header.grid_shape) == len(self.sizes):
             header = replace(header, template=self.lines_of_place(header))
-        if num_channels == 1:
-            header = replace(header, segments=self.segments())
         return lengths_in_mm(header, self.units_in, self.units)
 
     def add(self, name: str, value: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -196,6 +197,58 @@ def volume_header(
         voxel_files=() if source.path == path else (source.path,),
         **others,
     )
+
+
+class FileHeader(ABC):
+    """The header of a file as it is stored: a format tells each fact, and they are put together."""
+
+    path: Path
+    format: str  # as of `VolumeHeader`, and so are the following ones
+    template: Any = None
+    qform: NDArray[np.float64] | None = None
+    notes: tuple[Note, ...] = ()
+    details: tuple[tuple[str, str], ...] = ()
+
+    @abstractmethod
+    def grid(self) -> tuple[tuple[int, ...], int]:
+        """Return the voxels along each axis, and the number of channels."""
+
+    @abstractmethod
+    def source(self) -> VoxelSource:
+        """Return the place of the voxels, which follow the header, or are in another file."""
+
+    @abstractmethod
+    def affine(self, num_axes: int) -> NDArray[np.float64]:
+        """Return the affine, voxel to world RAS+ mm, of a grid with so many axes."""
+
+    @property
+    def time(self) -> str:
+        """What the header says of time between the channels; "" if nothing."""
+        return ""
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return names and colors of the labels."""
+        return ()
+
+    def volume_header(self) -> VolumeHeader:
+        """Check every field that is used, and return the header of the volume."""
+        grid_shape, num_channels = self.grid()
+        source = self.source()
+        affine = self.affine(len(grid_shape))
+        return volume_header(
+            self.path,
+            source,
+            self.format,
+            grid_shape,
+            num_channels,
+            affine,
+            qform=self.qform,
+            template=self.template,
+            notes=self.notes,
+            time=self.time,
+            details=self.details,
+            segments=self.segments(),
+        )
 
 
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
