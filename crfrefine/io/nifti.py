@@ -114,7 +114,7 @@ class NiftiHeader(FileHeader):
         if not forms:
             raise UnsupportedFormatError(
                 f"{path}: not a NIfTI file, although its name says so, or cut off: "
-                f"it begins with {block[:12]!r}, and its header has {min(len(block), _LONGEST)} bytes"
+                f"it begins with {block[:12]!r}, and its header has {len(block[:_LONGEST])} bytes"
             )
         self.format, image, length, *_ = forms[0]
         kind = getattr(nibabel, image).header_class

@@ -203,7 +203,8 @@ class FileHeader(ABC):
     """The header of a file as it is stored: a format tells each fact, and they are put together."""
 
     path: Path
-    format: str  # as of `VolumeHeader`, and so are the following ones
+    # As of `VolumeHeader`; the methods may set them.
+    format: str
     template: Any = None
     qform: NDArray[np.float64] | None = None
     notes: tuple[Note, ...] = ()
