@@ -133,25 +133,8 @@ def volume_part(
     else:
         inside = np.asarray(mask, dtype=np.bool_)
 
-    voxels, scores = _doubtful_scores(logits, inside, spec)
-    threshold = logit_of(BODY_PROBABILITY, log_sum_exp(scores))
-
-    order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
-    bodies = np.zeros(inside.shape, dtype=np.bool_)
-    for label_scores in scores[1:]:
-        candidates = np.zeros(inside.shape, dtype=np.bool_)
-        candidates.flat[voxels[label_scores > threshold]] = True
-        bodies |= order.to_storage(largest_component(order.to_user(candidates)))
-    return bodies[inside]
-
-
-def _doubtful_scores(
-    logits: Array, inside: Bool, spec: MeanFieldSpec
-) -> tuple[NDArray[np.intp], Float64]:
-    """Return the voxels that are not certain background, and their first x, (L, N).
-
-    Most of a volume is certain background, where no probability need be computed.
-    """
+    # The voxels that are not certain background, which most of a volume is: no probability need be
+    # computed there.
     least = least_difference(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
     places = []
     columns = []
@@ -171,7 +154,17 @@ def _doubtful_scores(
         doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
         places.append(doubtful + number * plane.shape[1])
         columns.append(plane[:, doubtful])
-    return np.concatenate(places), _first_scores(np.concatenate(columns, axis=1), spec)
+    voxels = np.concatenate(places)
+    first_scores = _first_scores(np.concatenate(columns, axis=1), spec)
+
+    lowest = logit_of(BODY_PROBABILITY, log_sum_exp(first_scores))
+    order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
+    bodies = np.zeros(inside.shape, dtype=np.bool_)
+    for of_label in first_scores[1:]:
+        candidates = np.zeros(inside.shape, dtype=np.bool_)
+        candidates.flat[voxels[of_label > lowest]] = True
+        bodies |= order.to_storage(largest_component(order.to_user(candidates)))
+    return bodies[inside]
 
 
 def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:

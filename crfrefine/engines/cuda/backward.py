@@ -63,17 +63,14 @@ class Backward:
             self._sums, num_labels, num_labels, num_voxels, num_sets=len(kernels)
         )
         xp = self._device.xp
-        self._by_image = None
         self._by_intensity = None
         if wants_image:
-            self._by_image = xp.zeros_like(image)
             self._by_intensity = xp.zeros((len(image), num_voxels), dtype=np.float32)
 
         # Rows of the marginals, of the gradients with respect to messages and to marginals, and of
         # what the filters make of the first two.
-        num_sent = num_labels - 1
-        width = row_width(num_sent)
-        shape = (num_row_groups(num_sent), num_voxels, width)
+        width = row_width(num_labels - 1)
+        shape = (num_row_groups(num_labels - 1), num_voxels, width)
         self._constants = {"CRF_WIDTH": width}
         self._unit = xp.ones((shape[0], width), dtype=np.float32)
         self._marginals = xp.zeros(shape, dtype=np.float32)
@@ -81,50 +78,22 @@ class Backward:
         self._by_marginals = xp.zeros(shape, dtype=np.float32)
         self._filtered = xp.empty(shape, dtype=np.float32)
         self._filtered_back = xp.empty(shape, dtype=np.float32)
-        self._room = Room(xp)
-        self._list_moments(image)
+        # The sums for the gradients of each kernel, None if none of them is wanted.
+        self._moments: list[Moments | None] = []
+        room = Room(xp)
+        wants: Arguments = {"wants_theta": wants_theta, "by_image": self._by_intensity}
+        for kernel, spec in zip(kernels, self._kernel_set.kernels, strict=True):
+            moments = None
+            if wants_theta or (wants_image and spec.theta_intensity):
+                moments = Moments(kernel, spec, voxels, image, self._sums, room, **wants)
+            self._moments.append(moments)
+        self._num_features = sum(len(moments.thetas) for moments in self._moments if moments)
 
         # (label, voxel) gradients with respect to x and to the first x, and the messages.
         of_labels = (num_labels, num_voxels)
         self._by_x = xp.empty(of_labels, dtype=np.float32)
         self._by_start = xp.empty(of_labels, dtype=np.float32)
         self._messages = xp.empty(of_labels, dtype=np.float32)
-
-    def _list_moments(self, image: Any) -> None:
-        """List the sums for the gradients of each kernel, None if none of them is wanted.
-
-        `_thetas` has the value of each bandwidth, and `_sources` the number of the sum of its
-        gradient: -1 where the gradient is not wanted, or the axis has one voxel.
-        """
-        num_thetas = self._kernel_set.num_thetas
-        self._moments: list[Moments | None] = []
-        self._num_features = 0
-        self._sources = np.full(num_thetas, -1, np.int32)
-        self._thetas = np.ones(num_thetas)
-        begin = 0
-        for kernel, spec in zip(self._kernels, self._kernel_set.kernels, strict=True):
-            num_intensities = len(spec.theta_intensity)
-            moments = None
-            if self._wants_theta or (self._by_image is not None and num_intensities):
-                moments = Moments(
-                    kernel,
-                    spec,
-                    self._voxels,
-                    image,
-                    self._sums,
-                    self._room,
-                    wants_theta=self._wants_theta,
-                    by_image=self._by_intensity,
-                )
-                first = self._num_features
-                self._num_features += len(moments.thetas)
-                if self._wants_theta:
-                    places = list(range(begin, begin + num_intensities))
-                    places += [begin + num_intensities + axis for axis in self._voxels.source_axis]
-                    self._sources[places] = np.arange(first, self._num_features)
-                    self._thetas[places] = moments.thetas
-            self._moments.append(moments)
-            begin += len(spec.theta)
 
     def run(
         self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None
@@ -169,10 +138,13 @@ class Backward:
                 )
                 moments.finish(by_ones)
         del self._moments, self._filtered
-        if self._by_image is not None:
-            self._voxels.scatter(self._by_intensity, self._by_image)
+        by_image = None
+        if self._by_intensity is not None:
+            shape = (len(self._by_intensity), *by_out.shape[1:])
+            by_image = self._device.xp.zeros(shape, dtype=np.float32)
+            self._voxels.scatter(self._by_intensity, by_image)
         by_logits = self._logits_back(by_out, logits)
-        return self._gradients(by_logits, volume)
+        return self._gradients(by_logits, by_image, volume)
 
     def _kernel_back(self, number: int) -> None:
         """Do one kernel's part of a step backward."""
@@ -234,7 +206,9 @@ class Backward:
         temperature_sums.add(row, finite.reshape(1, -1))
         return by_logits
 
-    def _gradients(self, by_logits: Any, volume: VolumeBackward | None) -> MeanFieldGradients:
+    def _gradients(
+        self, by_logits: Any, by_image: Any, volume: VolumeBackward | None
+    ) -> MeanFieldGradients:
         """Put the results together."""
         gradient = self._of_parameters()
         if not self._stays:
@@ -264,7 +238,7 @@ class Backward:
             temperature=by_temperature if self._stays else float(by_temperature),
             bias=by_bias,
             theta=by_theta,
-            image=self._by_image,
+            image=by_image,
             volume_weight=by_volume,
         )
 
@@ -279,7 +253,17 @@ class Backward:
         num_kernels = len(self._kernels)
         num_labels = self._num_labels
         bias = None if spec.bias is None else upload_float32(device, spec.bias)
-        num_thetas = len(self._thetas)
+        # The number of the sum of each bandwidth's gradient; -1 where that is not wanted, or the
+        # axis has one voxel.
+        thetas: list[float] = []
+        has_sum: list[bool] = []
+        for kernel in self._kernel_set.kernels:
+            thetas += kernel.theta
+            has_sum += [self._wants_theta] * len(kernel.theta_intensity)
+            for axis in range(len(kernel.theta_position)):
+                has_sum.append(self._wants_theta and axis in self._voxels.source_axis)
+        sources = np.where(has_sum, np.cumsum(has_sum) - 1, -1)
+        num_thetas = len(thetas)
         size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + num_thetas
         gradient = device.xp.empty(size, dtype=np.float64)
         device.launch(
@@ -296,8 +280,8 @@ class Backward:
             bias=bias,
             temperature=spec.temperature,
             num_thetas=num_thetas,
-            sources=device.upload(self._sources),
-            thetas=device.upload(self._thetas),
+            sources=device.upload(sources.astype(np.int32)),
+            thetas=device.upload(np.array(thetas)),
             gradient=gradient,
         )
         return gradient
