@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -194,12 +193,11 @@ ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
 _SAME_SPACING = 1e-3
 
 
-@dataclass(frozen=True)
-class _Opened:
+class _LibraryImage:
     """An image of a library, with its array and its grid."""
 
+    library: ClassVar[str]
     name: str  # of the argument
-    library: str  # "nibabel" or "SimpleITK"
     # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them,
     # (x, y, z) or (z, y, x)
     values: Array
@@ -215,6 +213,87 @@ class _Opened:
         return f"{shape} voxels {steps} mm apart"
 
 
+class _NibabelImage(_LibraryImage):
+    library = "nibabel"
+
+    def __init__(self, name: str, image: Any) -> None:
+        """Open an image; raise InputError unless it is a volume, of channels or not."""
+        values = np.asanyarray(image.dataobj)
+        if values.ndim == 5 and values.shape[3] == 1:
+            values = values[:, :, :, 0]
+        if values.ndim > 4 or image.affine is None:
+            kind = type(image).__name__
+            raise InputError(
+                f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) "
+                "or (x, y, z, channel)"
+            )
+        self.name = name
+        self.shape = values.shape[:3]
+        if values.ndim == 4:
+            values = np.moveaxis(values, 3, 0)
+        self.values = values
+        self.affine = np.array(image.affine, np.float64)
+        if hasattr(image.header, "get_xyzt_units"):
+            from crfrefine.io.nifti import MM_PER_UNIT
+
+            self.affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+        # The commands take the spacing from the affine, too: pixdim may say something else.
+        self.spacing = spacing_of(self.affine, len(self.shape))
+
+    def move_channels(self, plane: _LibraryImage) -> None:
+        """Give logits (x, y[, 1], label) over a plane its grid, and channels first."""
+        if (*plane.shape, 1)[2] > 1 or self.shape[:2] != plane.shape[:2]:
+            return
+        values = self.values
+        if values.ndim == 3 and values.shape[2] > 1:
+            values = np.moveaxis(values, 2, 0)
+        elif values.ndim < 4:  # a label map
+            return
+        self.values = values.reshape(len(values), *plane.shape)
+        self.shape = plane.shape
+        self.spacing = plane.spacing
+
+
+class _SimpleItkImage(_LibraryImage):
+    library = "SimpleITK"
+
+    def __init__(self, name: str, image: Any) -> None:
+        """Open an image; raise InputError unless it is a volume, of channels or not."""
+        if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK would end the process.
+            raise InputError(
+                f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, "
+                "SimpleITK.sitkUInt8)"
+            )
+        values = sys.modules["SimpleITK"].GetArrayFromImage(image)
+        dimension = image.GetDimension()
+        num_axes = min(dimension, 3)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            values = np.moveaxis(values, -1, 0)
+        if values.ndim > num_axes + 1:
+            raise InputError(
+                f"{name} is a SimpleITK image of {dimension} axes with several components; "
+                "expected a volume with or without them"
+            )
+        self.name = name
+        self.values = values
+        self.shape = tuple(image.GetSize()[:num_axes])
+        spacing = image.GetSpacing()[:num_axes]
+        self.spacing = tuple(spacing[::-1])
+        directions = np.reshape(image.GetDirection(), (dimension, dimension))
+        self.affine = np.eye(4)
+        self.affine[:num_axes, :num_axes] = directions[:num_axes, :num_axes] * spacing
+        self.affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
+
+
+def _kind_of_image(value: Any) -> type[_NibabelImage | _SimpleItkImage] | None:
+    """Return the class for an image of a library; None for anything else."""
+    if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
+        return _NibabelImage
+    if _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
+        return _SimpleItkImage
+    return None
+
+
 def copied(value: Any, name: str) -> Any:
     """Return a copy of an array in its memory order, or of an image; None stays None.
 
@@ -222,17 +301,9 @@ def copied(value: Any, name: str) -> Any:
     """
     if value is None:
         return None
-    if _is_of_nibabel(value) or _is_of_simple_itk(value):
+    if _kind_of_image(value) is not None:
         return copy.deepcopy(value)
     return given_array(value, name).copy(order="K")
-
-
-def _is_of_nibabel(value: Any) -> bool:
-    return all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine"))
-
-
-def _is_of_simple_itk(value: Any) -> bool:
-    return _library_of(value) == "SimpleITK" and type(value).__name__ == "Image"
 
 
 def open_images(
@@ -245,18 +316,20 @@ def open_images(
             than the images have.
         GridMismatchError: images on different grids.
     """
-    opened = []
+    opened = {}
     for name, value in given.items():
-        if _is_of_nibabel(value):
-            opened.append(_of_nibabel(value, name))
-        elif _is_of_simple_itk(value):
-            opened.append(_of_simple_itk(value, name))
+        kind = _kind_of_image(value)
+        if kind is not None:
+            opened[name] = kind(name, value)
     if not opened:
         return given, spacing
 
-    opened = _with_channel_axis(opened)
-    first = opened[0]
-    for other in opened[1:]:
+    logits = opened.get("logits")
+    image = opened.get("image")
+    if isinstance(logits, _NibabelImage) and isinstance(image, _NibabelImage):
+        logits.move_channels(image)
+    first, *others = opened.values()
+    for other in others:
         if other.library != first.library:
             raise InputError(
                 f"{first.name} is an image of {first.library} and {other.name} one of "
@@ -270,8 +343,8 @@ def open_images(
                 "`crfrefine infer --resample` does"
             )
     arrays = dict(given)
-    for image in opened:
-        arrays[image.name] = image.values
+    for name, found in opened.items():
+        arrays[name] = found.values
     if spacing is None:
         return arrays, first.spacing
 
@@ -282,74 +355,3 @@ def open_images(
             "give arrays"
         )
     return arrays, spacing
-
-
-def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
-    """Return the images; logits (x, y[, 1], label) of a plane get its grid, and channels first."""
-    by_name = {found.name: found for found in opened}
-    logits = by_name.get("logits")
-    image = by_name.get("image")
-    if logits is None or image is None or {logits.library, image.library} != {"nibabel"}:
-        return opened
-    if (*image.shape, 1)[2] > 1 or logits.shape[:2] != image.shape[:2]:
-        return opened
-    values = logits.values
-    if values.ndim == 3 and values.shape[2] > 1:
-        values = np.moveaxis(values, 2, 0)
-    elif values.ndim < 4:  # a label map
-        return opened
-    values = values.reshape(len(values), *image.shape)
-    plane = replace(logits, values=values, shape=image.shape, spacing=image.spacing)
-    by_name["logits"] = plane
-    return list(by_name.values())
-
-
-def _of_nibabel(image: Any, name: str) -> _Opened:
-    """Return an image of nibabel; raise InputError unless it is a volume, of channels or not."""
-    values = np.asanyarray(image.dataobj)
-    if values.ndim == 5 and values.shape[3] == 1:
-        values = values[:, :, :, 0]
-    if values.ndim > 4 or image.affine is None:
-        kind = type(image).__name__
-        raise InputError(
-            f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or "
-            "(x, y, z, channel)"
-        )
-    shape = values.shape[:3]
-    if values.ndim == 4:
-        values = np.moveaxis(values, 3, 0)
-    affine = np.array(image.affine, np.float64)
-    if hasattr(image.header, "get_xyzt_units"):
-        from crfrefine.io.nifti import MM_PER_UNIT
-
-        affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
-    # The commands take the spacing from the affine, too: pixdim may say something else.
-    spacing = spacing_of(affine, len(shape))
-    return _Opened(name, "nibabel", values, affine, shape, spacing)
-
-
-def _of_simple_itk(image: Any, name: str) -> _Opened:
-    """Return an image of SimpleITK; raise InputError unless it is a volume, of channels or not."""
-    if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK would end the process.
-        raise InputError(
-            f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, "
-            "SimpleITK.sitkUInt8)"
-        )
-    values = sys.modules["SimpleITK"].GetArrayFromImage(image)
-    dimension = image.GetDimension()
-    num_axes = min(dimension, 3)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        values = np.moveaxis(values, -1, 0)
-    if values.ndim > num_axes + 1:
-        raise InputError(
-            f"{name} is a SimpleITK image of {dimension} axes with several components; expected a "
-            "volume with or without them"
-        )
-    spacing = image.GetSpacing()[:num_axes]
-    directions = np.reshape(image.GetDirection(), (dimension, dimension))
-    directions = directions[:num_axes, :num_axes]
-    affine = np.eye(4)
-    affine[:num_axes, :num_axes] = directions * spacing
-    affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
-    shape = tuple(image.GetSize()[:num_axes])
-    return _Opened(name, "SimpleITK", values, affine, shape, tuple(spacing[::-1]))
