@@ -73,8 +73,9 @@ inline vfloat two_vectors(vfloat low, vfloat high) {
 // most unaligned loads cross a cache line; some are loaded, because shuffles and loads do not wait
 // for each other.
 template <int K>
-inline void add_near(vfloat before, vfloat own, vfloat after, const float* center,
-                     const std::vector<float>& taps, vfloat& total) {
+[[gnu::always_inline]] inline void add_near(vfloat before, vfloat own, vfloat after,
+                                            const float* center, const std::vector<float>& taps,
+                                            vfloat& total) {
     if (static_cast<size_t>(K) >= taps.size()) return;
     const vfloat next = K % 2 == 0 ? two_vectors<K>(own, after) : load(center + K);
     total += (two_vectors<kLanes - K>(before, own) + next) * taps[K];
