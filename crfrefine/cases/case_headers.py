@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
+from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.headers import require_scalar, with_channel_axis
 from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
@@ -192,75 +191,49 @@ def _read_scalar(
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
 ) -> io.LogitsHeader:
-    """Read the headers of a network's output, and check its grid, its channels and its values."""
-    path = files.logits[0]
+    """Read the headers of logits, probabilities, or a label map, and check what they tell."""
+    headers = []
+    for path in files.logits:
+        header = io.read_header(path)
+        if options.input_type != "labels":
+            header = with_channel_axis(header, image)
+        headers.append(header)
+    first = headers[0]
     regions = options.regions
-    headers = [io.read_header(file) for file in files.logits]
-    if options.input_type != "labels":
-        headers = [with_channel_axis(header, image) for header in headers]
-    if options.add_background and options.input_type in ("labels", "logits"):
-        raise InputError(
-            f"{path}: --add-background: the background is computed from probabilities; "
-            f"leave --input-type {options.input_type} out"
-        )
-    if options.add_background and regions.source == GIVEN:
-        raise InputError(
-            f"{path}: --add-background: regions have no background; leave {GIVEN} or "
-            "--add-background out"
-        )
-    network = _recognize(headers, files, image, options)
+    # One value per voxel, which is no region: a label map, or the scores of label 1, whose
+    # background is computed then, as on request.
+    has_one_value = first.num_channels == 1 and not regions.declares(1)
+    is_auto = options.input_type == "auto"
+    lacks_background = options.add_background
+    if not lacks_background and has_one_value and len(headers) == 1:
+        lacks_background = options.input_type != "labels"
+        if is_auto and first.kind is None:
+            lacks_background = not holds_labels(first, needs_foreground=True)
+    network = None
+    may_be_map = options.input_type == "labels" or (is_auto and has_one_value)
+    if may_be_map and not lacks_background and (len(headers) == 1 or files.structures):
+        network = label_map_header(headers, image, options)
+    if network is None:
+        fewest = 1 if lacks_background or regions.declares(1) else 2
+        network = io.logits_header(headers, fewest=fewest, grid=image)
+    if lacks_background:
+        network = replace(network, num_labels=network.num_labels + 1, lacks_background=True)
+
     what = "logits"
-    num_grids = 1  # The files of labels are on one grid.
     if files.structures:
         what = "structure"
-        num_grids = len(headers)
     elif network.is_label_map:
         what = "label map"
-    for header in network.files[:num_grids]:
+    for header in network.files:
         _require_overlap(what, image, header, options)
     # After the grids: a file with its channels first has a wrong number of channels.
     if options.mapping and what in _NOT_MAPPED:
         raise InputError(
-            f"{path}: --map gives the values of a label map new labels; "
+            f"{network.path}: --map gives the values of a label map new labels; "
             f"found {_NOT_MAPPED[what]}; leave --map out"
         )
-    if not network.is_label_map:
-        regions.require_number(network)
-    elif regions.source == GIVEN:
-        raise InputError(
-            f"{path}: expected channels of the regions of {GIVEN}, found one value "
-            f"per voxel; a label map is refined as it is: leave {GIVEN} out"
-        )
+    regions.require_number(network)
     return network
-
-
-def _recognize(
-    headers: Sequence[VolumeHeader], files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> io.LogitsHeader:
-    """Return the headers of logits, probabilities, with or without background, or a label map."""
-    first = headers[0]
-    is_region = options.regions.declares(1)
-    # One value per voxel, which is no region: a label map, or the scores of label 1, whose
-    # background is computed then, as on request.
-    has_one_value = first.num_channels == 1 and not is_region
-    is_auto = options.input_type == "auto"
-    lacks_background = options.add_background
-    if not lacks_background and has_one_value and len(headers) == 1:
-        if is_auto and first.kind is None:
-            lacks_background = not holds_labels(first, needs_foreground=True)
-        else:
-            lacks_background = options.input_type != "labels"
-    if lacks_background:
-        network = io.logits_header(headers, fewest=1, grid=image)
-        return replace(network, num_labels=network.num_labels + 1, lacks_background=True)
-
-    may_be_map = options.input_type == "labels" or (is_auto and has_one_value)
-    if may_be_map and (len(headers) == 1 or files.structures):
-        placed = [io.placed_on(header, image) for header in headers]
-        label_map = label_map_header(placed, options)
-        if label_map is not None:
-            return label_map
-    return io.logits_header(headers, fewest=1 if is_region else 2, grid=image)
 
 
 def _require_overlap(

@@ -23,7 +23,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import LogitsHeader
+from crfrefine.io.headers import LogitsHeader, placed_on
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader
@@ -37,11 +37,14 @@ MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
 
-def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
-    """Put the headers of a label map or structures together.
+def label_map_header(
+    headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
+) -> LogitsHeader | None:
+    """Put the headers of a label map or structures together, with the axes of the image.
 
     None means that the files are to be read as logits or probabilities.
     """
+    files = [placed_on(header, image) for header in headers]
     for file in files:
         if file.num_channels == 1 and file.affine is not None:
             continue

@@ -72,8 +72,16 @@ class RegionReading:
     def require_number(self, header: LogitsHeader) -> None:
         """Raise InputError unless files have a channel for each declared label or region.
 
-        Labels may lack the channel of the background, which is computed then.
+        Labels may lack the channel of the background, which is computed then. A label map has none,
+        unless the user named regions.
         """
+        if header.is_label_map:
+            if self.source == GIVEN:
+                raise InputError(
+                    f"{header.path}: expected channels of the regions of {GIVEN}, found one value "
+                    f"per voxel; a label map is refined as it is: leave {GIVEN} out"
+                )
+            return
         num_channels = header.num_channels
         is_declared = header.num_labels == self.num_labels
         if self.declares(num_channels):
@@ -247,6 +255,19 @@ class ReadingOptions:
     # names of labels, by number, and of modalities, in order, for notes, pictures and files
     label_names: Mapping[int, str] = field(default_factory=dict)
     modality_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise InputError for options of which one has to be left out."""
+        if self.add_background and self.input_type in ("labels", "logits"):
+            raise InputError(
+                "--add-background: the background is computed from probabilities; "
+                f"leave --input-type {self.input_type} out"
+            )
+        if self.add_background and self.regions.source == GIVEN:
+            raise InputError(
+                f"--add-background: regions have no background; leave {GIVEN} or "
+                "--add-background out"
+            )
 
     @property
     def titles(self) -> dict[int, str]:

@@ -266,7 +266,7 @@ def test_streamed_channels_without_a_background_are_as_with_one(
         return survey(*arguments, **more)
 
     monkeypatch.setattr("crfrefine.refinement.tiles.planning.survey_stream", count)
-    monkeypatch.setattr("crfrefine.refinement.tiles.coarse.survey_stream", count)
+    monkeypatch.setattr("crfrefine.refinement.tiles.interpolated.survey_stream", count)
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
         monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
     found = outputs(image, without, *model, *options)
