@@ -94,37 +94,27 @@ def items_by_label(path: Path, dataset: Any) -> dict[int, Any]:
     return dict(zip(labels, items.values(), strict=True))
 
 
-def _read_segmentation(path: Path, notes: list[Note]) -> Any:
-    """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
-    dataset: Any = pydicom.dcmread(path)
-    for item in dataset.SegmentSequence:
-        if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
-            item.SegmentAlgorithmType = "MANUAL"
-        algorithms = item.get("SegmentationAlgorithmIdentificationSequence") or []
-        del algorithms[1:]  # highdicom reads a single one.
-    if dataset.get("SegmentationType") == "FRACTIONAL":
-        # Half of another fraction means nothing.
-        kind = text_of(dataset, "SegmentationFractionalType")
-        if kind not in ("OCCUPANCY", "PROBABILITY"):
-            raise UnsupportedFormatError(
-                f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
-                f"found {shorten(kind)!r}"
-            )
-        maximum = int(dataset.get("MaximumFractionalValue") or 0)
-        if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
-            raise UnsupportedFormatError(
-                f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to "
-                f"255, found {dataset.BitsAllocated} bits and the maximum {maximum}"
-            )
-        if dataset.file_meta.TransferSyntaxUID.is_compressed:
-            dataset.decompress()
-        fractions = np.frombuffer(dataset.PixelData, np.uint8)
-        is_inside = fractions >= maximum / 2
-        dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
-        notes.append(Note.of(NoteKind.FRACTIONS, what=kind.lower()))
-    import highdicom
-
-    return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+def _make_whole(path: Path, dataset: Any, notes: list[Note]) -> None:
+    """Make fractional segments whole, at half of their maximum."""
+    # Half of another fraction means nothing.
+    kind = text_of(dataset, "SegmentationFractionalType")
+    if kind not in ("OCCUPANCY", "PROBABILITY"):
+        raise UnsupportedFormatError(
+            f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
+            f"found {shorten(kind)!r}"
+        )
+    maximum = int(dataset.get("MaximumFractionalValue") or 0)
+    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to "
+            f"255, found {dataset.BitsAllocated} bits and the maximum {maximum}"
+        )
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress()
+    fractions = np.frombuffer(dataset.PixelData, np.uint8)
+    is_inside = fractions >= maximum / 2
+    dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
+    notes.append(Note.of(NoteKind.FRACTIONS, what=kind.lower()))
 
 
 def _open(
@@ -154,7 +144,17 @@ def _open(
         grid = series.header
     else:
         notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
-    return _read_segmentation(path, notes), grid
+    with_pixels: Any = pydicom.dcmread(path)
+    for item in with_pixels.SegmentSequence:
+        if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
+            item.SegmentAlgorithmType = "MANUAL"
+        algorithms = item.get("SegmentationAlgorithmIdentificationSequence") or []
+        del algorithms[1:]  # highdicom reads a single one.
+    if with_pixels.get("SegmentationType") == "FRACTIONAL":
+        _make_whole(path, with_pixels, notes)
+    import highdicom
+
+    return highdicom.seg.Segmentation.from_dataset(with_pixels, copy=False), grid
 
 
 def list_segments(path: Path) -> list[Segment]:
