@@ -329,27 +329,49 @@ class _Cropping:
     ) -> int | None:
         """Return the axis of the network's grid along which the nearest slice is taken, if any.
 
-        Raise GridMismatchError if the configuration's spacing is not that of the grid.
+        Without the configuration's spacing it is guessed: the shape is rounded, and so the spacing
+        lies between limits. In doubt it is the round one, as 3 : 1 : 1 or 1 : 4 : 4, and a warning
+        says so where the limits leave the axis open. Raise GridMismatchError if the configuration's
+        spacing is not that of the grid.
         """
         extents = tuple(map(int, self.after))
         image_spacing = self.turned_spacing
-        if configuration_spacing is None:
-            return _guess_nearest_axis(image_spacing, extents, shape)
-        # These are steps along the axes of the logits.
-        steps = list(configuration_spacing)
-        if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
-            steps.insert(0, image_spacing[0])
-        steps = list(given_spacing(steps, 3))
-        sizes = np.multiply(extents, image_spacing) / steps
-        # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
-        if (abs(sizes - shape) > 1.5).any():
-            expected = tuple(np.rint(sizes).astype(int).tolist())
-            raise GridMismatchError(
-                f"configuration_spacing {tuple(configuration_spacing)}: the logits would be on "
-                f"{expected}, they are on {shape}; expected the configuration's spacing in the "
-                "axis order of the logits"
+        lengths = np.multiply(extents, image_spacing)
+        if configuration_spacing is not None:
+            # These are steps along the axes of the logits.
+            steps = list(configuration_spacing)
+            if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
+                steps.insert(0, image_spacing[0])
+            steps = list(given_spacing(steps, 3))
+            sizes = lengths / steps
+            # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
+            if (abs(sizes - shape) > 1.5).any():
+                expected = tuple(np.rint(sizes).astype(int).tolist())
+                raise GridMismatchError(
+                    f"configuration_spacing {tuple(configuration_spacing)}: the logits would be on "
+                    f"{expected}, they are on {shape}; expected the configuration's spacing in the "
+                    "axis order of the logits"
+                )
+            return _nearest_axis(steps, image_spacing)
+
+        is_kept = np.equal(shape, extents)
+        low = np.where(is_kept, image_spacing, lengths / np.add(shape, 0.5))
+        high = np.where(is_kept, image_spacing, lengths / np.subtract(shape, 0.5))
+        possible = set()
+        for limits in product(*zip(low, high, strict=True)):
+            axis = _nearest_axis(limits, image_spacing)
+            # Along an axis that keeps its slices, the nearest is that between which none is taken.
+            if axis is not None and is_kept[axis]:
+                axis = None
+            possible.add(axis)
+        if len(possible) > 1:
+            warn(
+                "the shape of the logits leaves open whether nnU-Net takes the nearest slice along "
+                "one axis, as it does where the spacing is anisotropic; pass "
+                "configuration_spacing=predictor.configuration_manager.spacing"
             )
-        return _nearest_axis(steps, image_spacing)
+        # Within the limits, these steps differ least.
+        return _nearest_axis(np.minimum(high, low.max()).tolist(), image_spacing)
 
 
 def _in_words(spacing: Sequence[float]) -> str:
@@ -370,33 +392,3 @@ def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[floa
                 return axes[0]
             return None
     return None
-
-
-def _guess_nearest_axis(
-    image_spacing: Sequence[float], extents: tuple[int, ...], shape: tuple[int, ...]
-) -> int | None:
-    """Return `_nearest_axis` of the likeliest spacing of a network with a grid of this shape.
-
-    The shape is rounded, and so the spacing lies between limits. In doubt it is the round one, as
-    3 : 1 : 1 or 1 : 4 : 4. A warning says so where the limits leave the axis open.
-    """
-    is_kept = np.equal(shape, extents)
-    lengths = np.multiply(image_spacing, extents)
-    low = np.where(is_kept, image_spacing, lengths / np.add(shape, 0.5))
-    high = np.where(is_kept, image_spacing, lengths / np.subtract(shape, 0.5))
-
-    possible = set()
-    for steps in product(*zip(low, high, strict=True)):
-        axis = _nearest_axis(steps, image_spacing)
-        # Along an axis that keeps its slices, the nearest is that between which none is taken.
-        if axis is not None and is_kept[axis]:
-            axis = None
-        possible.add(axis)
-    if len(possible) > 1:
-        warn(
-            "the shape of the logits leaves open whether nnU-Net takes the nearest slice along one "
-            "axis, as it does where the spacing is anisotropic; pass configuration_spacing="
-            "predictor.configuration_manager.spacing"
-        )
-    # Within the limits, these differ least.
-    return _nearest_axis(np.minimum(high, low.max()).tolist(), image_spacing)
