@@ -235,6 +235,8 @@ class Reporter(RunReporter):
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device unless it goes without saying."""
         self.summary = summary
+        if self.verbosity <= QUIET:
+            return
         cases = counted(summary.num_cases, "case")
         if summary.num_parts > 1:
             others = counted(len(summary.all_cases) - summary.num_cases, "case")
@@ -258,9 +260,10 @@ class Reporter(RunReporter):
         """Print the outcome of a case."""
         failures = [replace(one, case_id=record.case_id) for one in record.failures[:1]]
         outcome = ""
+        told_from = NORMAL if self._bar is None else VERBOSE
         if record.status == "skipped":
             outcome = f"{record.case_id}: exists, skipped"
-        elif self._bar is None or self.verbosity >= VERBOSE:
+        elif self.verbosity >= told_from:
             steps = counted(record.num_iterations or 0, "step")
             if record.converged:
                 steps += " (converged)"
