@@ -27,13 +27,13 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
-from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures
+from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_network
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
@@ -151,67 +151,54 @@ def read_case(
     threads = threads or available_threads()
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
-    first = headers.images[0]
-    grid = WorkGrid(first)
     notes = arrays.notes
+    network, kind = arrays.network()
     label_logits = None
-    network: Network
-    if arrays.label_map is not None:
-        network = arrays.label_map
-        kind = "labels"
-    elif arrays.scores is None:
-        network, kind = network_of_stream(headers.network, first, options, headers.spacing, notes)
-    else:
-        network, kind = network_of_scores(
-            headers.network, arrays.scores, first, options, threads, arrays.times, notes
-        )
     if isinstance(network, LabelMapNetwork) and as_logits:
         network, label_logits = logits_of_labels(network, headers.spacing, notes)
-    mask = _find_mask(headers, arrays, options, notes)
+    mask = arrays.mask()
+    grid = WorkGrid(headers.images[0])
     labels = None
     if with_labels and headers.labels is not None:
         values, _ = map_labels(read_whole_numbers(headers.labels), options.reference_mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
-    strokes = tuple(_read_strokes(header, grid, notes) for header in headers.strokes)
-    segments: tuple[Segment, ...] = ()
-    if headers.files.structures:
-        segments = segments_of_structures(headers.network, options, headers.files.structures)
-    elif len(headers.network.files) == 1:
-        segments = headers.network.files[0].segments
-        if options.mapping:
-            segments = map_segments(segments, options.mapping)
-    image = reverse_grid(arrays.image)
+    strokes = []
+    for header in headers.strokes:
+        values = read_whole_numbers(header)
+        remark = note_on_interpolated(values, header.path.name)
+        if remark is not None:
+            notes.append(remark)
+        drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
+        strokes.append((header.path, drawn.T))
     return Case(
         case_id=headers.files.case_id,
-        image=image,
+        image=reverse_grid(arrays.image),
         network=network,
         mask=mask,
-        like=first,
+        like=headers.images[0],
         spacing=headers.spacing,
         input_kind=kind,
         notes=notes + headers.notes,
         labels=labels,
-        strokes=strokes,
+        strokes=tuple(strokes),
         label_logits=label_logits,
         times=arrays.times,
-        segments=segments,
+        segments=segments_of_network(headers.network, options, headers.files.structures),
         has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
 
 
-def _read_strokes(header: VolumeHeader, grid: WorkGrid, notes: list[Note]) -> tuple[Path, Labels]:
-    """Return a file of strokes, and its whole numbers on the grid of the image, (*grid)."""
-    values = read_whole_numbers(header)
-    remark = note_on_interpolated(values, header.path.name)
-    if remark is not None:
-        notes.append(remark)
-    drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
-    return header.path, drawn.T
-
-
 class _FileArrays:
-    """The arrays of a case's files, ([channels,] [z,] y, x), read side by side."""
+    """The arrays of a case's files, ([channels,] [z,] y, x), read side by side.
+
+    `notes` gets those on them.
+    """
+
+    image: NDArray[Any]
+    scores: Float32 | None = None  # channels that do not stay in their files
+    label_map: LabelMapNetwork | None = None
+    mask_file: Bool | None = None  # on the grid of its file
 
     def __init__(
         self, headers: CaseHeaders, options: ReadingOptions, threads: int, *, keeps_logits: bool
@@ -220,14 +207,13 @@ class _FileArrays:
 
         Beside logits in memory (`keeps_logits`), images are float32.
         """
-        network = headers.network
-        self.scores: Float32 | None = None  # channels that do not stay in their files
-        self.label_map: LabelMapNetwork | None = None
-        self.notes: list[Note] = []  # on the label map
-        self.mask: Bool | None = None  # on the grid of its file
-        self.image: NDArray[Any]
+        self.headers = headers
+        self.options = options
+        self.threads = threads
+        self.notes: list[Note] = []
         self.nan_files: list[Path] = []  # images with voxels that are NaN
         self.times: dict[str, float] = {}  # seconds that some of them took
+        network = headers.network
 
         def read_labels() -> None:
             started = time.perf_counter()
@@ -246,7 +232,7 @@ class _FileArrays:
 
         def read_mask_file() -> None:
             assert headers.mask is not None
-            self.mask = read_mask(headers.mask)
+            self.mask_file = read_mask(headers.mask)
 
         jobs: list[Callable[[], object]] = []
         # The job that takes longest comes first: the network's output.
@@ -264,30 +250,48 @@ class _FileArrays:
             jobs.append(read_mask_file)
         run_all(jobs, threads)
 
-
-def _find_mask(
-    headers: CaseHeaders, arrays: _FileArrays, options: ReadingOptions, notes: list[Note]
-) -> Bool | None:
-    """Return where the model applies, (*grid), or None for everywhere; `notes` gets those on it."""
-    first = headers.images[0]
-    mask = None
-    if headers.mask is not None and arrays.mask is not None:
-        mask = WorkGrid(first).nearest(
-            headers.mask, arrays.mask, "mask", notes, outside="are outside the mask"
-        )
-        if not mask.any():
-            raise InputError(
-                f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel "
-                "that is not zero there"
+    def network(self) -> tuple[Network, str]:
+        """Return the network's output, and its kind, as of `Case.input_kind`."""
+        headers = self.headers
+        first = headers.images[0]
+        if self.label_map is not None:
+            return self.label_map, "labels"
+        if self.scores is None:
+            return network_of_stream(
+                headers.network, first, self.options, headers.spacing, self.notes
             )
-    if arrays.nan_files:
-        mask, note = leave_out_nan(arrays.image, mask, min(arrays.nan_files))
-        notes.append(note)
-    if headers.mask is None and options.mask_mode == "nonzero":
-        mask = nonzero_mask(arrays.image, first.path, mask)
-    if mask is None:
-        return None
-    return mask.T
+        return network_of_scores(
+            headers.network,
+            self.scores,
+            first,
+            self.options,
+            self.threads,
+            self.times,
+            self.notes,
+        )
+
+    def mask(self) -> Bool | None:
+        """Return where the model applies, (*grid), or None for everywhere."""
+        file = self.headers.mask
+        first = self.headers.images[0]
+        mask = None
+        if file is not None and self.mask_file is not None:
+            mask = WorkGrid(first).nearest(
+                file, self.mask_file, "mask", self.notes, outside="are outside the mask"
+            )
+            if not mask.any():
+                raise InputError(
+                    f"{file.path}: the mask is empty on the image's grid: it has no voxel that is "
+                    "not zero there"
+                )
+        if self.nan_files:
+            mask, note = leave_out_nan(self.image, mask, min(self.nan_files))
+            self.notes.append(note)
+        if file is None and self.options.mask_mode == "nonzero":
+            mask = nonzero_mask(self.image, first.path, mask)
+        if mask is None:
+            return None
+        return mask.T
 
 
 def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
