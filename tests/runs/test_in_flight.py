@@ -329,19 +329,20 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
     """Others that wait to name their files give way, and nothing differs from one at a time."""
     infer(folders, *EVERYTHING, "--jobs", 1, status=1)
     lacking_cases = {CASES[number] for number in lacking}
-    refine = case_work._refine
+    refine = case_work.CaseWork.refine
     begun = []
 
-    def refine_or_lack(work, *arguments):
+    def refine_or_lack(steps):
+        work = steps.work
         case_id = work.task.files.case_id
         if case_id in lacking_cases and not work.is_alone:
             if by_error:
                 raise MemoryError
             work.take_memory(1 << 60)
         begun.append(case_id)
-        return refine(work, *arguments)
+        return refine(steps)
 
-    monkeypatch.setattr(case_work, "_refine", refine_or_lack)
+    monkeypatch.setattr(case_work.CaseWork, "refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")
     infer(beside, *EVERYTHING, "--jobs", 4, status=1)
     assert set(begun) == set(CASES) - {"c"}

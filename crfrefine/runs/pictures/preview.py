@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.text import printable
+from crfrefine.runs.label_statistics import volumes_of_labels
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.cuts import Plane, cut_planes
 from crfrefine.runs.pictures.drawing import FAINT_INK, GAP, MIN_HEIGHT, TEXT, TITLE
 
+if TYPE_CHECKING:
+    from crfrefine.cases.case import Case
+    from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.refinement.result import RefinementResult
+
 _MAX_LEGEND_ENTRIES = 60
+_MAX_VOLUMES = 6  # most labels whose volumes a picture has
 # Pixels.
 _PANEL_WIDTH = 320
 _MAX_PANEL = 640
@@ -109,3 +118,36 @@ def _legend_entries(
     if any(map(np.any, lost)):
         entries.append((0, lost_text))
     return entries
+
+
+def preview_of_case(case: Case, result: RefinementResult, reading: ReadingOptions) -> bytes:
+    """Draw the preview of a case that is refined; its second line has the numbers."""
+    num_changed = result.changes.voxels_changed
+    num_voxels = result.label_map.size
+    share = f"{num_changed / num_voxels:.2%}"
+    parts = [
+        f"{result.report.num_iterations} steps",
+        f"{num_changed:,} of {num_voxels:,} voxels changed ({share})",
+    ]
+    titles = reading.titles
+    volumes = []
+    for label, before, after in volumes_of_labels(case, result):
+        title = titles.get(label, f"label {label}")
+        volumes.append(f"{title}: {before:.3g} → {after:.3g}")
+    if 0 < len(volumes) <= _MAX_VOLUMES:
+        # A line is not broken inside a part.
+        unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
+        parts.append("ml of " + ", ".join(unbroken))
+    affine, spacing = case.like.geometry()
+    return draw_preview(
+        case.image,
+        result.network_label_map,
+        result.label_map,
+        spacing,
+        affine=affine,
+        title=printable(case.case_id),
+        subtitle="   ·   ".join(parts),
+        label_names=titles,
+        modality_names=reading.modality_names,
+        before_name="input" if case.input_kind == "labels" else "network",
+    )
