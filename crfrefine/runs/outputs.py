@@ -23,7 +23,6 @@ from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
 from crfrefine.io.paths import (
     WRITTEN_SUFFIXES,
-    files_read,
     files_written,
     require_suffix,
     stem_of,
@@ -77,6 +76,44 @@ class OutputFiles:
     # options which are not given now.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
     unknown: tuple[Path, ...] = ()
+
+    @classmethod
+    def of_case(
+        cls, files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
+    ) -> OutputFiles:
+        """Return the output files of a case, by its name or as the manifest says."""
+        label_map = options.output
+        if not options.writes_file and files.output is not None:
+            label_map = options.output / files.output
+        elif not options.writes_file:
+            suffix = ""
+            if options.output_format is not None:
+                suffix = options.output_format
+            elif files.images:
+                suffix = suffix_to_write(files.images[0])
+            label_map = options.output / f"{files.case_id}{suffix}"
+        stem = stem_of(label_map)
+        beside = []
+        unknown = []
+        are_wanted = (options.save_probabilities, options.save_logits, options.preview)
+        for ending, is_wanted in zip(_ENDINGS, are_wanted, strict=True):
+            path = label_map.with_name(stem + ending)
+            beside.append(path if is_wanted else None)
+            # For names that the system refuses, `path.is_file()` raises an exception.
+            if not is_wanted and os.path.isfile(path):  # noqa: PTH113
+                unknown.append(path)
+        probabilities, logits, preview = beside
+        outputs = cls(label_map, probabilities, logits, preview, unknown=tuple(unknown))
+        if not options.save_structures:
+            return outputs
+        folder = label_map.with_name(stem)
+        if not files.structures:
+            return replace(outputs, folder=folder, label_names=label_names)
+        numbers = {name: number for number, name in label_names.items()}
+        structures = {}
+        for name, path in zip(files.structures, files.logits, strict=True):
+            structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
+        return replace(outputs, structures=structures)
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
@@ -174,7 +211,7 @@ def plan_outputs(
     output = options.output
     output_format = options.output_format
     is_single = cases.is_single and options.nnunet is None
-    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
+    if output_format not in (None, *WRITTEN_SUFFIXES):
         raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
     if options.writes_file:
         if output_format is not None:
@@ -194,10 +231,14 @@ def plan_outputs(
             f"{output}: a label map cannot be written as {ending}; "
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
-    plans = [_outputs_of(files, options, label_names) for files in cases]
-    if options.save_probabilities and not options.writes_file:
-        plans = _with_archives(cases, plans)
-    _check_paths(cases, plans, options, is_single=is_single)
+    plans = [OutputFiles.of_case(files, options, label_names) for files in cases]
+    _add_archives(cases, plans, options)
+    _check_paths(cases, plans)
+    if not is_single and _real(output) in _input_folders(cases):
+        raise InputError(
+            f"{output}: holds the images or logits of this run; "
+            "choose another folder for the results"
+        )
     return plans
 
 
@@ -206,78 +247,35 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _outputs_of(
-    files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
-) -> OutputFiles:
-    """Return the output files of a case."""
-    label_map = options.output
-    if not options.writes_file and files.output is not None:
-        label_map = options.output / files.output  # as the manifest says
-    elif not options.writes_file:
-        suffix = ""
-        if options.output_format is not None:
-            suffix = options.output_format
-        elif files.images:
-            suffix = suffix_to_write(files.images[0])
-        label_map = options.output / f"{files.case_id}{suffix}"
-    stem = stem_of(label_map)
-    beside = []
-    unknown = []
-    are_wanted = (options.save_probabilities, options.save_logits, options.preview)
-    for ending, is_wanted in zip(_ENDINGS, are_wanted, strict=True):
-        path = label_map.with_name(stem + ending)
-        beside.append(path if is_wanted else None)
-        # For names that the system refuses, `path.is_file()` raises an exception.
-        if not is_wanted and os.path.isfile(path):  # noqa: PTH113
-            unknown.append(path)
-    probabilities, logits, preview = beside
-    outputs = OutputFiles(label_map, probabilities, logits, preview, unknown=tuple(unknown))
-    if not options.save_structures:
-        return outputs
-
-    folder = label_map.with_name(stem)
-    if not files.structures:
-        return replace(outputs, folder=folder, label_names=label_names)
-    numbers = {name: number for number, name in label_names.items()}
-    structures = {}
-    for name, path in zip(files.structures, files.logits, strict=True):
-        structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
-    return replace(outputs, structures=structures)
-
-
-def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> list[OutputFiles]:
-    """Return the outputs with files for `nnUNetv2_ensemble`, where the input is one of nnU-Net."""
+def _add_archives(
+    cases: Sequence[CaseFiles], plans: list[OutputFiles], options: InferenceOptions
+) -> None:
+    """Add the files for `nnUNetv2_ensemble` where the input is one of nnU-Net, if wanted."""
+    if not options.save_probabilities or options.writes_file:
+        return
     is_nnunet: dict[Path, bool] = {}
-    outputs = []
-    for files, plan in zip(cases, plans, strict=True):
+    for number, files in enumerate(cases):
         if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
-            outputs.append(plan)
             continue
         source = files.logits[0]
         if source.parent not in is_nnunet:
             is_nnunet[source.parent] = is_of_nnunet(source.parent)
         if is_nnunet[source.parent]:
-            archive = plan.label_map.with_name(f"{stem_of(plan.label_map)}.npz")
+            label_map = plans[number].label_map
+            archive = label_map.with_name(f"{stem_of(label_map)}.npz")
             properties = source.with_suffix(".pkl")
-            plan = replace(
-                plan, archive=archive, properties=properties if properties.is_file() else None
+            plans[number] = replace(
+                plans[number],
+                archive=archive,
+                properties=properties if properties.is_file() else None,
             )
-        outputs.append(plan)
-    return outputs
-
-
-def _occupied_folders(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> set[Path]:
-    """Return the folders of inputs and of label maps, into which no structures go."""
-    folders = {_real(outputs.label_map.parent) for outputs in plans}
-    for files in cases:
-        for name in (*files.images, *files.logits, files.mask):
-            if name is not None:
-                folders.update(_real(path).parent for path in files_read(name))
-    return folders
 
 
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
-    """Return the folders of images and logits; of structures, that with the cases' folders."""
+    """Return the folders of images and logits; of structures, that with the cases' folders.
+
+    The next run would take results there as images or logits.
+    """
     folders = set()
     for files in cases:
         for path in (*files.images, *files.logits):
@@ -288,17 +286,9 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
     return folders
 
 
-def _check_paths(
-    cases: Sequence[CaseFiles],
-    plans: Sequence[OutputFiles],
-    options: InferenceOptions,
-    *,
-    is_single: bool,
-) -> None:
+def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
-    occupied: set[Path] = set()
-    if options.save_structures:
-        occupied = _occupied_folders(cases, plans)
+    occupied = {_real(outputs.label_map.parent) for outputs in plans}
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
         if files.lack:
@@ -324,12 +314,6 @@ def _check_paths(
             written += outputs.folder.glob("*")
         for path in written:
             check_no_input(path)
-    # The next run would take results there as images or logits.
-    if not is_single and _real(options.output) in _input_folders(cases):
-        raise InputError(
-            f"{options.output}: holds the images or logits of this run; "
-            "choose another folder for the results"
-        )
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:

@@ -68,6 +68,81 @@ class RunPlan:
     summary_file: Path | None = None
     statistics_file: Path | None = None
 
+    def add_tasks(self, all_outputs: Sequence[OutputFiles]) -> None:
+        """Add the cases of this part, each with parameters that were not learned on it.
+
+        They have the records of what earlier runs have done, with --continue, and the files of
+        their cases that are there and may be of other runs. Notes are on what is done, and on what
+        is left.
+        """
+        options = self.options
+        summary = self.summary
+        device = summary.device
+        if device != "cpu" and not options.dask:
+            # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
+            device = options.device
+        # The parts are disjoint and cover all cases.
+        part = slice(summary.part_id, None, summary.num_parts)
+        pairs = list(zip(self.inputs.cases[part], all_outputs[part], strict=True))
+        planned = {path for outputs in all_outputs for path in outputs.all()}
+        before: dict[str, dict[Path, FileBefore]] = {}
+        earlier: dict[str, CaseRecord] = {}
+        if options.resume or is_folder(options.output / RECORD_FOLDER):
+            recorded = read_records(None if options.writes_file else options.output)
+            before = files_before(recorded, summary)
+            if options.resume:
+                earlier, self.left = take_up(recorded, pairs, summary, self.notes)
+        unmeasured = []
+        for files, outputs in pairs:
+            fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
+            record = earlier.get(files.case_id)
+            if options.statistics and record is not None and record.statistics is None:
+                record = None
+                unmeasured.append(files.case_id)
+            written = before.get(files.case_id, {})
+            replaceable = {path: made for path, made in written.items() if path not in planned}
+            unknown = set(outputs.unknown) - planned - written.keys()
+            outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
+            if replaceable and record is None and not files.lack:  # The case is refined.
+                outputs.require_no_stale_input(files)
+            own_options = replace(options, parameters=parameters)
+            task = Task(files, outputs, own_options, self.inputs.reading, device, fold, record)
+            self.tasks.append(task)
+        summary.num_cases = len(self.tasks)
+        if unmeasured:
+            kind = NoteKind.WITHOUT_STATISTICS
+            self.notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
+
+    def add_files(self, all_outputs: Sequence[OutputFiles]) -> None:
+        """Choose the files about the run and those beside the outputs, with their contents.
+
+        Raise InputError unless these and all outputs can be written.
+        """
+        options = self.options
+        output = options.output
+        # If no case can be read, no folder is needed.
+        readable = [task.outputs for task in self.tasks if not task.files.lack]
+        if readable and not options.writes_file:
+            record = output / RECORD_FOLDER / "record.jsonl"
+            self.record_file = path_of_part(record, options.num_parts, options.part_id)
+        folders: set[Path] = set()
+        for outputs in readable:
+            folders.update(path.parent for path in outputs.all())
+            if outputs.folder is not None:
+                folders.add(outputs.folder)
+        for folder in folders:
+            check_writable(folder)
+        for path in (self.summary_file, self.record_file, self.statistics_file):
+            if path is not None:
+                check_output(path)
+        if options.save_probabilities:
+            self.folder_files += plan_ensemble_files(
+                self.inputs.cases, all_outputs, output, self.notes
+            )
+        declared = self.inputs.reading.declared
+        if declared is not None and declared.structures and self.record_file is not None:
+            self.folder_files += plan_names_file(declared.structures, output)
+
 
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
@@ -98,8 +173,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         plan.statistics_file = path_of_part(table, options.num_parts, options.part_id)
     if note_on_device is not None:
         plan.notes.append(note_on_device)
-    _add_tasks(plan, all_outputs)
-    _plan_files(plan, all_outputs)
+    plan.add_tasks(all_outputs)
+    plan.add_files(all_outputs)
     names = {task.files.case_id for task in plan.tasks}
     held_out = names & options.held_out.keys()
     learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
@@ -180,78 +255,3 @@ def _summary_of(
         declared_labels=() if reading.declared is None else reading.declared.numbers,
         **how_to_read,
     )
-
-
-def _add_tasks(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
-    """Add the cases of this part, each with parameters that were not learned on it.
-
-    They have the records of what earlier runs have done, with --continue, and the files of their
-    cases that are there and may be of other runs. Notes are on what is done, and on what is left.
-    """
-    options = plan.options
-    summary = plan.summary
-    inputs = plan.inputs
-    device = summary.device
-    if device != "cpu" and not options.dask:
-        # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
-        device = options.device
-    # The parts are disjoint and cover all cases.
-    part = slice(summary.part_id, None, summary.num_parts)
-    pairs = list(zip(inputs.cases[part], all_outputs[part], strict=True))
-    planned = {path for outputs in all_outputs for path in outputs.all()}
-    before: dict[str, dict[Path, FileBefore]] = {}
-    earlier: dict[str, CaseRecord] = {}
-    if options.resume or is_folder(options.output / RECORD_FOLDER):
-        recorded = read_records(None if options.writes_file else options.output)
-        before = files_before(recorded, summary)
-        if options.resume:
-            earlier, plan.left = take_up(recorded, pairs, summary, plan.notes)
-    unmeasured = []
-    for files, outputs in pairs:
-        fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
-        record = earlier.get(files.case_id)
-        if options.statistics and record is not None and record.statistics is None:
-            record = None
-            unmeasured.append(files.case_id)
-        written = before.get(files.case_id, {})
-        replaceable = {path: made_of for path, made_of in written.items() if path not in planned}
-        unknown = set(outputs.unknown) - planned - written.keys()
-        outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-        if replaceable and record is None and not files.lack:  # The case is refined.
-            outputs.require_no_stale_input(files)
-        own_options = replace(options, parameters=parameters)
-        task = Task(files, outputs, own_options, inputs.reading, device, fold, record)
-        plan.tasks.append(task)
-    summary.num_cases = len(plan.tasks)
-    if unmeasured:
-        kind = NoteKind.WITHOUT_STATISTICS
-        plan.notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
-
-
-def _plan_files(plan: RunPlan, all_outputs: Sequence[OutputFiles]) -> None:
-    """Choose the files about the run and those beside the outputs, with their contents.
-
-    Raise InputError unless these and all outputs can be written.
-    """
-    options = plan.options
-    output = options.output
-    # If no case can be read, no folder is needed.
-    readable = [task.outputs for task in plan.tasks if not task.files.lack]
-    if readable and not options.writes_file:
-        record = output / RECORD_FOLDER / "record.jsonl"
-        plan.record_file = path_of_part(record, options.num_parts, options.part_id)
-    folders: set[Path] = set()
-    for outputs in readable:
-        folders.update(path.parent for path in outputs.all())
-        if outputs.folder is not None:
-            folders.add(outputs.folder)
-    for folder in folders:
-        check_writable(folder)
-    for path in (plan.summary_file, plan.record_file, plan.statistics_file):
-        if path is not None:
-            check_output(path)
-    if options.save_probabilities:
-        plan.folder_files += plan_ensemble_files(plan.inputs.cases, all_outputs, output, plan.notes)
-    declared = plan.inputs.reading.declared
-    if declared is not None and declared.structures and plan.record_file is not None:
-        plan.folder_files += plan_names_file(declared.structures, output)
