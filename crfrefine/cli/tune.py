@@ -62,10 +62,9 @@ def tune(
     from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
     from crfrefine.runs.tune.finding import find_cases
-    from crfrefine.runs.tune.server import check_libraries, serve
+    from crfrefine.runs.tune.server import serve
     from crfrefine.runs.tune.worklist import Worklist
 
-    check_libraries()
     # Else arrays of a whole case, which is refined again and again, stay with malloc by and by.
     load_engine().keep_freed_memory(_LARGEST_KEPT)
     parameters, _ = shared.parameters_of(preset, overrides)

@@ -1,4 +1,4 @@
-// Geometry and contours of the page of `tune`: numbers alone, by `node --test`.
+// Geometry, contours and requests of the page of `tune`, by `node --test`.
 import assert from "node:assert/strict";
 import test from "node:test";
 
@@ -74,4 +74,18 @@ test("the contour of a square is one closed line, and hidden labels have none", 
   assert.equal(others.length, 0);
   assert.equal(line.length, 18);
   assert.deepEqual(line.slice(0, 2), line.slice(-2));
+});
+
+test("what is sent arrives although the page is closed at once, unless it is too long", async () => {
+  const { send } = await load("page.js");
+  const options = [];
+  globalThis.document = { body: { dataset: {} }, getElementById: () => ({}) };
+  globalThis.fetch = async (_, sent) => {
+    options.push(sent);
+    return new Response("{}");
+  };
+  await send("draw", { path: [2, 3] });
+  await send("draw", { path: new Array(40_000).fill(1) }); // A browser would refuse to keep it.
+  assert.deepEqual(options.map((sent) => sent.keepalive), [true, false]);
+  assert.deepEqual(options.map((sent) => sent.method), ["POST", "POST"]);
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -203,9 +204,16 @@ class TuneCase(Case):
         It is as large as what is refined at once with the labels in it, and reaches as far as a
         stroke does at least. None if the whole grid is small enough.
         """
+        farthest = max(np.multiply(self.upright_grid, self.upright_spacing))
+        margins = np.arange(0.0, farthest + 1.0, min(self.upright_spacing) / 2)
+
+        def num_voxels(margin: float) -> int:
+            return math.prod(part.stop - part.start for part in self.widened(inside, margin))
+
         max_voxels = MAX_VALUES / _MIN_LABELS
         for _ in range(2):  # A smaller box may have fewer labels, but hardly matters then.
-            margin = self._margin(inside, max_voxels)
+            number = bisect_right(margins, max_voxels, key=num_voxels)
+            margin = float(margins[max(number - 1, 0)])
             box = self.widened(inside, max(margin, _MIN_MARGIN))
             max_voxels = MAX_VALUES / max(len(self.labels_in(box, drawn)), _MIN_LABELS)
         if box == tuple(slice(0, size) for size in self.upright_grid):
@@ -216,19 +224,6 @@ class TuneCase(Case):
         """Return a box with a margin in mm, as far as the grid has it."""
         voxels = [round(margin / spacing) for spacing in self.upright_spacing]
         return grown(box, voxels, self.upright_grid)
-
-    def _margin(self, box: Box, max_voxels: float) -> float:
-        """Return the largest margin in mm with which a box has at most so many voxels."""
-        lowest = 0.0
-        highest = max(np.multiply(self.upright_grid, self.upright_spacing)) + 1.0
-        while highest - lowest > min(self.upright_spacing) / 2:
-            middle = (lowest + highest) / 2
-            widened = self.widened(box, middle)
-            if math.prod(part.stop - part.start for part in widened) <= max_voxels:
-                lowest = middle
-            else:
-                highest = middle
-        return lowest
 
 
 def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:

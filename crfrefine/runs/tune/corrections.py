@@ -98,7 +98,11 @@ class FolderLock:
     """Keeps other programs out of a folder of corrections, since the later one would win."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the lock; raise InputError if another program has it."""
+        """Take the lock; raise InputError if another program has it, or has removed it meanwhile.
+
+        The lock of a program that was killed on this machine is gone. One of another machine, on
+        shared storage, may have the file all the same.
+        """
         check_writable(folder)
         self._path = folder / _LOCK
         try:
@@ -106,7 +110,20 @@ class FolderLock:
         except OSError as error:
             raise cannot_write(self._path, error) from error
         owner = os.pread(self._file, 1000, 0).decode(errors="replace")
-        if self._is_taken(owner):
+        is_locked = True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_locked = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        number = os.fstat(self._file).st_ino
+        is_there = self._path.exists() and self._path.stat().st_ino == number
+        host = socket.gethostname()
+        with suppress(ValueError, KeyError, TypeError):
+            host = json.loads(owner)["host"]
+        if not is_locked or not is_there or host != socket.gethostname():
             os.close(self._file)
             raise InputError(
                 f"{folder}: another crfrefine tune corrects cases in this folder: {owner}\n"
@@ -120,26 +137,6 @@ class FolderLock:
         except OSError as error:
             self.release()
             raise cannot_write(self._path, error) from error
-
-    def _is_taken(self, owner: str) -> bool:
-        """Lock the file; return whether another program has it, or has removed it meanwhile.
-
-        The lock of a program that was killed on this machine is gone. One of another machine, on
-        shared storage, may have the file all the same.
-        """
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        is_there = self._path.exists()
-        if not is_there or os.fstat(self._file).st_ino != self._path.stat().st_ino:
-            return True
-        with suppress(ValueError, KeyError, TypeError):
-            return bool(json.loads(owner)["host"] != socket.gethostname())
-        return False
 
     def release(self) -> None:
         """Give the folder back."""

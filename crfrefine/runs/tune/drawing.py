@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,29 @@ class Edit(NamedTuple):
 
     voxels: Places  # sorted places in the grid, the last axis the fastest
     value: int  # a label, BACKGROUND, or 0 for nothing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the first place and the length of each run of places, and the value."""
+        starts = np.flatnonzero(np.diff(self.voxels, prepend=-2) != 1)
+        lengths = np.diff(np.append(starts, len(self.voxels)))
+        runs = (self.voxels[starts].tolist(), lengths.tolist())
+        return {"value": self.value, "runs": runs}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any], num_voxels: int) -> Edit:
+        """Restore a stroke in a grid of so many voxels.
+
+        Raise ValueError, TypeError or KeyError for one that nobody can have drawn.
+        """
+        value = entry["value"]
+        firsts, lengths = entry["runs"]
+        if type(value) is not int or not 0 <= value <= MAX_LABEL:
+            raise ValueError(f"{value}: no label")
+        offsets = np.arange(sum(lengths)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        voxels = np.repeat(np.array(firsts, np.int64), lengths) + offsets
+        if (np.diff(voxels, prepend=-1, append=num_voxels) <= 0).any():
+            raise ValueError("a stroke has voxels twice, or outside of the grid")
+        return cls(voxels, value)
 
 
 class Drawing:
@@ -66,13 +89,12 @@ class Drawing:
         """Read what `keep_in` has written; raise InputError if it is of another grid."""
         try:
             content = json.loads(path.read_bytes())
-            edits = [Edit(_voxels_of(*edit["runs"]), edit["value"]) for edit in content["edits"]]
             stored_grid = content["grid"]
+            num_voxels = math.prod(stored_grid)
+            edits = [Edit.from_dict(entry, num_voxels) for entry in content["edits"]]
             saved = content["saved"]
             if not 0 <= content["given"] <= content["done"] <= len(edits):
                 raise ValueError("it has other numbers of strokes than it says")
-            for edit in edits:
-                _check_edit(edit, math.prod(stored_grid))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be read: {error}; move it away to begin anew"
@@ -235,7 +257,6 @@ class Drawing:
         """Write the file; on a full disk, strokes stay in memory until it can be written."""
         if self._path is None:
             return
-        edits = [{"value": edit.value, "runs": _runs_of(edit.voxels)} for edit in self._edits]
         content = {
             "grid": self._grid,
             "given": self._num_given,
@@ -245,7 +266,7 @@ class Drawing:
             "saving": self._saving,
             "inputs": self._inputs,
             "digest": self._present_digest(),
-            "edits": edits,
+            "edits": [edit.to_dict() for edit in self._edits],
         }
         self.problem = ""
         try:
@@ -263,15 +284,6 @@ class Drawing:
                 "can_redo": self._num_done < len(self._edits),
                 "problem": self.problem,
             }
-
-
-def _check_edit(edit: Edit, num_voxels: int) -> None:
-    """Raise ValueError for a stroke that nobody can have drawn in a grid of so many voxels."""
-    voxels, value = edit
-    if type(value) is not int or not 0 <= value <= MAX_LABEL:
-        raise ValueError(f"{value}: no label")
-    if (np.diff(voxels, prepend=-1, append=num_voxels) <= 0).any():
-        raise ValueError("a stroke has voxels twice, or outside of the grid")
 
 
 @lru_cache(maxsize=1000)
@@ -325,16 +337,3 @@ def _edits_of_strokes(strokes: Strokes, grid: Sequence[int]) -> list[Edit]:
     """Return an edit for each label that is drawn."""
     voxels = np.ravel_multi_index(tuple(strokes.positions), tuple(grid))
     return _edits_of(voxels, np.where(strokes.labels == 0, BACKGROUND, strokes.labels))
-
-
-def _runs_of(voxels: Places) -> tuple[list[int], list[int]]:
-    """Return the first place and the length of each run of sorted places."""
-    starts = np.flatnonzero(np.diff(voxels, prepend=-2) != 1)
-    lengths = np.diff(np.append(starts, len(voxels)))
-    return voxels[starts].tolist(), lengths.tolist()
-
-
-def _voxels_of(firsts: list[int], lengths: list[int]) -> Places:
-    """Return the places of runs."""
-    offsets = np.arange(sum(lengths)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-    return np.repeat(np.array(firsts, np.int64), lengths) + offsets

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList, Files
+from crfrefine.cases.case_files import CaseList, Files
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.foreground import holds_labels
@@ -16,7 +15,6 @@ from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
-from crfrefine.metrics.regions import Region
 from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.tune.options import TuneOptions
 
@@ -25,9 +23,18 @@ def find_cases(options: TuneOptions) -> RunInputs:
     """Find the cases, in the order of their names, with the references that there are."""
     inputs = find_inputs(options.inputs)
     first = inputs.cases[number_of_first(inputs, options)]
-    if options.regions and _are_channels(options.regions, inputs, first):
-        scheme = RegionScheme.of(options.regions)
-        inputs = find_inputs(replace(options.inputs, regions=scheme))
+    if options.regions:
+        # The labels that a `dataset.json` declares are no regions of the page.
+        reading = replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
+        header = read_case_headers(first, reading).network
+        # Whether the network's output has a sigmoid channel for each region.
+        are_channels = header.num_channels == len(options.regions)
+        if header.is_label_map:  # It may be a file with one value per voxel.
+            is_one = len(options.regions) == 1
+            are_channels = is_one and not holds_labels(header.files[0], of_region=True)
+        if are_channels:
+            scheme = RegionScheme.of(options.regions)
+            inputs = find_inputs(replace(options.inputs, regions=scheme))
     cases = CaseList(inputs.cases)
     if options.labels is not None:
         Files(OPTIONAL_LABELS, options.labels).add_to(cases)
@@ -58,16 +65,3 @@ def number_of_first(inputs: RunInputs, options: TuneOptions) -> int:
         first = shorten(options.first)
         raise InputError(f"--case {first}: no such case; there are {listed(names)}")
     return names.index(options.first)
-
-
-def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
-    """Return whether the network's output has a sigmoid channel for each region."""
-    # The labels that a `dataset.json` declares are no regions of the page.
-    reading = replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
-    network = read_case_headers(case, reading).network
-    if not network.is_label_map:
-        return network.num_channels == len(regions)
-    if len(regions) > 1:
-        return False
-    # A file with one value per voxel.
-    return not holds_labels(network.files[0], of_region=True)

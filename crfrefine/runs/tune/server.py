@@ -8,31 +8,39 @@ a name that leads to 127.0.0.1.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.runs.tune.worklist import Worklist
 
-if TYPE_CHECKING:
-    from types import FrameType
-
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import Response
+    from starlette.responses import PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp
-
-    from crfrefine.runs.tune.session import Session
-    from crfrefine.runs.tune.worklist import Worklist
+except ImportError as error:
+    raise BackendUnavailableError(
+        f"the page of tune needs starlette and uvicorn: pip install 'crfrefine[tune]' ({error})"
+    ) from error
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
-_LIBRARIES = ("starlette", "uvicorn")
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
+_STATE: dict[str, type] = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
 _MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
 _STROKE: dict[str, type] = {
     "plane": int,
@@ -63,21 +71,11 @@ _HEADERS = {
 }
 
 
-def check_libraries() -> None:
-    """Raise BackendUnavailableError if the libraries that serve the page are not installed."""
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"the page of tune needs {' and '.join(missing)}: pip install 'crfrefine[tune]'"
-        )
-
-
 def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> None:
     """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
 
     `tell` gets its address, and one that leads there a single time. InputError: port taken.
     """
-    import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -124,74 +122,44 @@ def make_app(
     Every address begins with the token, and `end` is called when the page asks to end. A ticket in
     its place leads to the page once: other users may read the command line of a browser.
     """
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import Response
-    from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
-
-    def session_of(request: Request) -> Session:
-        return worklist.session(request.path_params["number"])
 
     def describe(request: Request) -> Response:
-        return _as_json(session_of(request).describe())
+        return _as_json(worklist.session(request.path_params["number"]).describe())
 
     def plane(request: Request) -> Response:
         view = _checked(unquote(request.url.query), _VIEW)
-        content = session_of(request).plane(**view)
+        content = worklist.session(request.path_params["number"]).plane(**view)
         return Response(content, media_type="application/octet-stream")
-
-    def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
-        """Return the route of an action; its numbers in the address are arguments, too."""
-
-        async def answer(request: Request) -> Response:
-            values = _checked(await _body(request), kinds)
-            return _as_json(await run_in_threadpool(action, **request.path_params, **values))
-
-        return Route(f"/{name}", answer, methods=["POST"])
-
-    def post_to_case(name: str, kinds: dict[str, type]) -> Route:
-        """Return the route of a method of the open case."""
-
-        def act(number: int, **values: Any) -> dict[str, Any]:
-            method = getattr(worklist.session(number), name.replace("-", "_"))
-            return method(**values)
-
-        return post(f"case/{{number:int}}/{name}", act, kinds)
 
     def close() -> dict[str, Any]:
         worklist.end()
         end()
         return {}
 
-    state = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
     assets = StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)
     routes = [
         Route("/cases", lambda request: _as_json(worklist.describe())),
-        post("cases", worklist.describe, _PARAMETERS),
+        _post("cases", worklist.describe, _PARAMETERS),
         Route("/case/{number:int}/describe", describe),
         Route("/case/{number:int}/plane/{version}", plane),
-        post_to_case("refine", state),
-        post("case/{number:int}/draw", worklist.draw, _STROKE),
-        post("case/{number:int}/undo", worklist.undo, _MARK),
-        post("case/{number:int}/redo", worklist.redo, _MARK),
-        post("case/{number:int}/look", worklist.look, _MARK),
-        post_to_case("save", _PARAMETERS),
-        post("case/{number:int}/save-case", worklist.save_case, _PARAMETERS),
-        post("open", worklist.open, {"number": int}),
-        post("read-ahead", worklist.read_ahead, {"number": int}),
-        post("count-changes", worklist.count_changes, _PARAMETERS),
-        post("keep", worklist.keep, {}),
-        post("review", worklist.review, _REVIEW),
-        post("save-all", worklist.save_all, _PARAMETERS),
-        post("end", close, {}),
+        _post("case/{number:int}/refine", worklist.refine, _STATE),
+        _post("case/{number:int}/draw", worklist.draw, _STROKE),
+        _post("case/{number:int}/undo", worklist.undo, _MARK),
+        _post("case/{number:int}/redo", worklist.redo, _MARK),
+        _post("case/{number:int}/look", worklist.look, _MARK),
+        _post("case/{number:int}/save", worklist.save, _PARAMETERS),
+        _post("case/{number:int}/save-case", worklist.save_case, _PARAMETERS),
+        _post("open", worklist.open, {"number": int}),
+        _post("read-ahead", worklist.read_ahead, {"number": int}),
+        _post("count-changes", worklist.count_changes, _PARAMETERS),
+        _post("keep", worklist.keep, {}),
+        _post("review", worklist.review, _REVIEW),
+        _post("save-all", worklist.save_all, _PARAMETERS),
+        _post("end", close, {}),
         Mount("/", assets),
     ]
     guards = [
-        Middleware(BaseHTTPMiddleware, dispatch=_guard(token, tickets)),
+        Middleware(Guard, token=token, tickets=tickets),
         Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
     ]
     refusals = {CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400)}
@@ -200,29 +168,42 @@ def make_app(
     )
 
 
-def _as_json(content: dict[str, Any], status: int = 200) -> Response:
-    from starlette.responses import Response
+def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
+    """Return the route of an action; its numbers in the address are arguments, too."""
 
+    async def answer(request: Request) -> Response:
+        values = _checked(await _body(request), kinds)
+        return _as_json(await run_in_threadpool(action, **request.path_params, **values))
+
+    return Route(f"/{name}", answer, methods=["POST"])
+
+
+def _as_json(content: dict[str, Any], status: int = 200) -> Response:
     # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
 
-def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]:
-    """Return what refuses addresses without the token, and adds the headers of every answer."""
-    from starlette.responses import PlainTextResponse, RedirectResponse
+class Guard(BaseHTTPMiddleware):
+    """Refuses addresses without the token, and adds the headers of every answer."""
 
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    def __init__(self, app: ASGIApp, token: str, tickets: list[str]) -> None:
+        super().__init__(app)
+        self._token = token
+        self._tickets = tickets
+
+    async def dispatch(
+        self, request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
+        """Answer a request, or refuse to."""
         sent_token = request.url.path.split("/")[1]
         # That of this page; None without a page.
         origin = request.headers.get("origin")
         is_own = origin in (None, f"http://{request.headers.get('host')}")
         response: Response
-        if sent_token in tickets:
-            tickets.remove(sent_token)
-            response = RedirectResponse(f"/{token}/", 303)
-        elif not secrets.compare_digest(sent_token.encode(), token.encode()):
+        if sent_token in self._tickets:
+            self._tickets.remove(sent_token)
+            response = RedirectResponse(f"/{self._token}/", 303)
+        elif not secrets.compare_digest(sent_token.encode(), self._token.encode()):
             response = PlainTextResponse(
                 "wrong address: take the one that crfrefine tune printed", 403
             )
@@ -232,8 +213,6 @@ def _guard(token: str, tickets: list[str]) -> Callable[..., Awaitable[Response]]
             response = await call_next(request)
         response.headers.update(_HEADERS)
         return response
-
-    return guard
 
 
 async def _body(request: Request) -> bytes:

@@ -89,6 +89,14 @@ class Worklist:
             self._stamps[number] = session.stamp
         return session
 
+    def refine(self, number: int, **state: Any) -> dict[str, Any]:
+        """Refine the open case, as of `Session.refine`."""
+        return self.session(number).refine(**state)
+
+    def save(self, number: int, **parameters: Any) -> dict[str, Any]:
+        """Write parameters, as of `Session.save`."""
+        return self.session(number).save(**parameters)
+
     def draw(self, number: int, **stroke: Any) -> dict[str, Any]:
         """Draw a stroke in a case, as of `Session.draw`."""
         return self._edit(number, lambda session: session.draw(**stroke))
