@@ -87,11 +87,8 @@ def check_inputs(options: dict[str, Any], config: str) -> str:
                 "or a --manifest",
                 param_hint=missing[0],
             )
-    if options["network_spacing"] is None:
-        return config
-
     take_label_maps(options)
-    if is_on_command_line("config"):
+    if options["network_spacing"] is None or flags_given("config"):
         return config
     return "sharp"
 
@@ -101,6 +98,8 @@ def take_label_maps(options: dict[str, Any]) -> None:
 
     Only label maps have it.
     """
+    if options["network_spacing"] is None:
+        return
     if options["nnunet"] is not None or options["input_type"] in ("logits", "probabilities"):
         found = "--nnunet finds"
         if options["nnunet"] is None:
@@ -112,10 +111,19 @@ def take_label_maps(options: dict[str, Any]) -> None:
     options["input_type"] = "labels"
 
 
-def is_on_command_line(parameter: str) -> bool:
-    """Return whether the command line has a parameter, and not its default alone."""
-    source = click.get_current_context().get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
+def flags_given(*names: str) -> list[str]:
+    """Return the flags of those of these parameters that the command line has.
+
+    Those that have their default alone do not count.
+    """
+    context = click.get_current_context()
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    flags = []
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flags.append(max(parameters[name].opts, key=len))
+    return flags
 
 
 def parameters_of(config: str, overrides: Sequence[str]) -> tuple[CrfParameters, dict[str, Any]]:

@@ -116,10 +116,14 @@ def train_crf(
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    if unlabeled:
-        _refuse_options_of_training()
-    if options["network_spacing"] is not None:
-        shared.take_label_maps(options)
+    needless = shared.flags_given(*_WITH_LABELS)
+    if unlabeled and needless:
+        raise click.BadParameter(
+            "it chooses among built-in parameters, on the CPU, without labels or training; "
+            f"leave out {', '.join(needless)}",
+            param_hint="--unlabeled",
+        )
+    shared.take_label_maps(options)
     nnunet = options.pop("nnunet")
     named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     if not any((nnunet, folder, images, labels, logits)):
@@ -149,21 +153,6 @@ def train_crf(
     options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
     options |= locate_folders(folder, nnunet, **named)
     _train(output, config, overrides, options, verbosity)
-
-
-def _refuse_options_of_training() -> None:
-    """Raise BadParameter if the command line has options that mean nothing with --unlabeled."""
-    flags = {
-        parameter.name: max(parameter.opts, key=len)
-        for parameter in click.get_current_context().command.params
-    }
-    needless = [flags[name] for name in _WITH_LABELS if shared.is_on_command_line(name)]
-    if needless:
-        raise click.BadParameter(
-            "it chooses among built-in parameters, on the CPU, without labels or training; "
-            f"leave out {', '.join(needless)}",
-            param_hint="--unlabeled",
-        )
 
 
 def _choose(
