@@ -87,8 +87,11 @@ def check_inputs(options: dict[str, Any], config: str) -> str:
                 "or a --manifest",
                 param_hint=missing[0],
             )
+    if options["network_spacing"] is None:
+        return config
+
     take_label_maps(options)
-    if options["network_spacing"] is None or flags_given("config"):
+    if flags_given("config"):
         return config
     return "sharp"
 
@@ -98,8 +101,6 @@ def take_label_maps(options: dict[str, Any]) -> None:
 
     Only label maps have it.
     """
-    if options["network_spacing"] is None:
-        return
     if options["nnunet"] is not None or options["input_type"] in ("logits", "probabilities"):
         found = "--nnunet finds"
         if options["nnunet"] is None:

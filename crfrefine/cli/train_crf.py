@@ -123,7 +123,8 @@ def train_crf(
             f"leave out {', '.join(needless)}",
             param_hint="--unlabeled",
         )
-    shared.take_label_maps(options)
+    if options["network_spacing"] is not None:
+        shared.take_label_maps(options)
     nnunet = options.pop("nnunet")
     named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     if not any((nnunet, folder, images, labels, logits)):
@@ -147,8 +148,7 @@ def train_crf(
 
     verbosity = 1 + verbose - quiet
     if unlabeled and output is not None:
-        common = {name: value for name, value in options.items() if name not in _WITH_LABELS}
-        _choose(folder, named, output, common, verbosity)
+        _choose(folder, named, output, options, verbosity)
         return
     options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
     options |= locate_folders(folder, nnunet, **named)
@@ -168,8 +168,8 @@ def _choose(
 
     named = {name: path for name, path in named.items() if name != "labels"}
     places = locate(folder, ("images", "logits"), named, takes_files=True)
-    options = {"labels": None, **options, **places}
-    training_options = TrainingOptions(output=output, **options)
+    common = {name: value for name, value in options.items() if name not in _WITH_LABELS}
+    training_options = TrainingOptions(output=output, **{"labels": None, **common, **places})
     with TrainingReporter(verbosity) as reporter:
         choice = run_unlabeled(training_options, reporter)
     print_choice(choice, training_options, verbosity)

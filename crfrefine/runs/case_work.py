@@ -73,7 +73,9 @@ def refine_case(work: CaseInFlight) -> CaseRecord:
         steps.describe(result)
         steps.note_losses(result)
         work.end_computing()
-        written = steps.write_beside(result)
+        written: Sequence[Path] = (task.outputs.label_map,)
+        if len(task.outputs.all()) > 1 or task.outputs.folder is not None:
+            written = steps.write_beside(result)
         steps.write(result, written)
     return record
 
@@ -87,6 +89,7 @@ class CaseWork:
         self._options = work.task.options
         self._outputs = work.task.outputs
         self._reading = work.task.reading
+        self._seconds_beside = 0.0  # that the files beside the label map took
         self.record = CaseRecord(self._files.case_id, held_out_by=work.task.held_out_by)
 
     def read(self) -> None:
@@ -260,7 +263,7 @@ class CaseWork:
             work.wait_to_name()  # These files are written by other threads.
             jobs = [partial(write, path, number) for path, number in number_of_file.items()]
             run_all(jobs, work.share_of_threads())
-        self.record.times["write"] = time.perf_counter() - started
+        self._seconds_beside = time.perf_counter() - started
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
@@ -314,8 +317,12 @@ class CaseWork:
         )
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
-        """Write the label map, whole or not at all, and close the record of all files."""
+        """Write the label map, whole or not at all, and close the record of all files.
+
+        The image is freed before.
+        """
         started = time.perf_counter()
+        self.work.case = None
         record = self.record
         outputs = self._outputs
         files = [file for path in written for file in files_written(path)]
@@ -324,7 +331,7 @@ class CaseWork:
             record.notes += outputs.remove_stale(record.contents, files)
         label_map = outputs.label_map
         write_label_map(label_map, result.label_map, self._like, segments=self._named)
-        record.times["write"] += time.perf_counter() - started
+        record.times["write"] = self._seconds_beside + time.perf_counter() - started
         record.written = time_of_change(label_map)
         record.contents[LABEL_MAP] = content_of(files_written(label_map))
         for path in files:

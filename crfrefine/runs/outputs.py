@@ -232,9 +232,10 @@ def plan_outputs(
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
     plans = [OutputFiles.of_case(files, options, label_names) for files in cases]
-    _add_archives(cases, plans, options)
+    if options.save_probabilities:
+        _add_archives(cases, plans, options)
     _check_paths(cases, plans)
-    if not is_single and _real(output) in _input_folders(cases):
+    if not is_single and os.path.realpath(output) in _input_folders(cases):
         raise InputError(
             f"{output}: holds the images or logits of this run; "
             "choose another folder for the results"
@@ -242,16 +243,11 @@ def plan_outputs(
     return plans
 
 
-def _real(path: Path) -> Path:
-    """Return a path without links; those that are circular stay, and are no exception."""
-    return Path(os.path.realpath(path))
-
-
 def _add_archives(
     cases: Sequence[CaseFiles], plans: list[OutputFiles], options: InferenceOptions
 ) -> None:
-    """Add the files for `nnUNetv2_ensemble` where the input is one of nnU-Net, if wanted."""
-    if not options.save_probabilities or options.writes_file:
+    """Add the files for `nnUNetv2_ensemble` to a folder, where the input is one of nnU-Net."""
+    if options.writes_file:
         return
     is_nnunet: dict[Path, bool] = {}
     for number, files in enumerate(cases):
@@ -271,24 +267,23 @@ def _add_archives(
             )
 
 
-def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
+def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
     """Return the folders of images and logits; of structures, that with the cases' folders.
 
     The next run would take results there as images or logits.
     """
-    folders = set()
+    folders: set[Path] = set()
     for files in cases:
-        for path in (*files.images, *files.logits):
-            folders.add(_real(path.parent))
+        folders.update(path.parent for path in (*files.images, *files.logits))
         for path in files.logits:
             if files.structures and path.parent.name == files.case_id:
-                folders.add(_real(path.parent.parent))
-    return folders
+                folders.add(path.parent.parent)
+    return set(map(os.path.realpath, folders))  # without links; circular ones are no exception
 
 
 def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
-    occupied = {_real(outputs.label_map.parent) for outputs in plans}
+    occupied = {os.path.realpath(outputs.label_map.parent) for outputs in plans}
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
         if files.lack:
@@ -307,7 +302,7 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> No
                     "choose another output for one of them"
                 )
         if outputs.folder is not None:
-            if _real(outputs.folder) in occupied:
+            if os.path.realpath(outputs.folder) in occupied:
                 where = f"{outputs.folder}, which holds other files; choose another output"
                 raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
             # The names of the labels that a case has are not known yet.
