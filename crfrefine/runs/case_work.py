@@ -217,8 +217,8 @@ class CaseWork:
         has_foreground = any(changes.voxels_before[1:])
         if has_foreground and not changes.voxels_changed and self._options.parameters.has_weight:
             is_narrow = any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes)
-            kind = NoteKind.NO_CHANGE if is_narrow else NoteKind.NO_CHANGE_BY_CRF
-            record.notes.append(Note.of(kind))
+            unchanged = NoteKind.NO_CHANGE if is_narrow else NoteKind.NO_CHANGE_BY_CRF
+            record.notes.append(Note.of(unchanged))
 
     def write_beside(self, result: RefinementResult) -> list[Path]:
         """Write the files beside the label map; return all files of the case. The image is freed.
