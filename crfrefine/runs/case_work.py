@@ -89,7 +89,6 @@ class CaseWork:
         self._options = work.task.options
         self._outputs = work.task.outputs
         self._reading = work.task.reading
-        self._seconds_beside = 0.0  # that the files beside the label map took
         self.record = CaseRecord(self._files.case_id, held_out_by=work.task.held_out_by)
 
     def read(self) -> None:
@@ -263,7 +262,7 @@ class CaseWork:
             work.wait_to_name()  # These files are written by other threads.
             jobs = [partial(write, path, number) for path, number in number_of_file.items()]
             run_all(jobs, work.share_of_threads())
-        self._seconds_beside = time.perf_counter() - started
+        self.record.times["write"] = time.perf_counter() - started
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
@@ -331,7 +330,8 @@ class CaseWork:
             record.notes += outputs.remove_stale(record.contents, files)
         label_map = outputs.label_map
         write_label_map(label_map, result.label_map, self._like, segments=self._named)
-        record.times["write"] = self._seconds_beside + time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        record.times["write"] = record.times.get("write", 0.0) + seconds
         record.written = time_of_change(label_map)
         record.contents[LABEL_MAP] = content_of(files_written(label_map))
         for path in files:
