@@ -223,6 +223,10 @@ class StorageOrder:
         slowest_first = np.lexsort((-np.abs(grid.strides), np.greater(grid.shape, 1)))
         return cls(tuple(slowest_first.tolist()))
 
+    def along(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Return the values of a user's axes, one each, in storage order."""
+        return tuple(values[axis] for axis in self.axes)
+
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
         num_leading = array.ndim - len(self.axes)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import check_logits, given_label_map
 from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
 from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.errors import ConfigError, InputError
 
@@ -43,12 +43,21 @@ ReadPieces = Callable[[], "Iterable[Piece]"]
 class ArrayNetwork:
     """A network's output in memory."""
 
-    # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
+    # (L, *grid) logits or probabilities, or (R, *grid) log-odds of regions
     values: NDArray[np.floating[Any]]
-    input_type: str = "logits"  # "auto", "logits" or "probabilities"
+    input_type: str = "logits"  # of labels, "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     # mm between voxels of the network, if interpolated; None means unknown
     network_spacing: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError unless each region has a channel."""
+        regions = self.regions
+        if regions is not None and len(self.values) != regions.num_regions:
+            raise InputError(
+                f"the log-odds have shape {self.shape}; expected ({regions.num_regions}, *grid), "
+                f"one channel per region: {regions.describe()}"
+            )
 
     @classmethod
     def of_array(
@@ -72,14 +81,23 @@ class ArrayNetwork:
         if regions is not None:
             scheme = RegionScheme.of(regions)
             check_logits(values, image, input_type, min_channels=1)
-            return cls(values, input_type, scheme), ()
+            network = cls(values, "logits", scheme)
+            if input_type != "logits":
+                _require_finite(values)
+                # "auto" expects log-odds, and refuses values that look like probabilities.
+                kind, _ = identify_regions(values, input_type, kind="logits")
+                if kind == "probabilities":
+                    order = StorageOrder.of_memory(values[0])
+                    log_odds = np.array(order.to_storage(values), np.float32, order="C")
+                    take_log_odds(log_odds)
+                    network = replace(network, values=order.to_user(log_odds))
+            return network, ()
         check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
         if len(values) > 1:
             return cls(values, input_type), ()
 
         # Log-odds or probabilities of label 1.
-        if not np.isfinite(values).all():
-            raise InputError("logits hold values that are not finite (NaN or infinity)")
+        _require_finite(values)
         kind, note = decide_channel(values[0], input_type, None, Path("logits"))
         # The axes keep their order in memory.
         order = StorageOrder.of_memory(values[0])
@@ -99,6 +117,11 @@ class ArrayNetwork:
     def num_labels(self) -> int:
         """L, background included."""
         return len(self.values) if self.regions is None else self.regions.num_labels
+
+
+def _require_finite(values: Array) -> None:
+    if not np.isfinite(values).all():
+        raise InputError("logits hold values that are not finite (NaN or infinity)")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,14 +19,14 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import leave_out, padding_of
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
-from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.following import plan_edits
-from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
+from crfrefine.refinement.given import Case, LabelMapNetwork, Network, Prepared, StreamedNetwork
 from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import LabelSets
@@ -39,21 +39,42 @@ MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over label
 
 
 def prepare(network: Network, case: Case) -> Prepared:
-    """Prepare a network's output in any form."""
-    if isinstance(network, ArrayNetwork):
-        if network.regions is None:
-            prepared = _channels_of_labels(network, case)
+    """Prepare a network's output in any form: files, a label map, or channels in memory."""
+    if isinstance(network, StreamedNetwork):
+        if network.interpolation is None:
+            prepared = plan_stream(network, case)
         else:
-            prepared = _channels_of_regions(network, case)
-        _plan_channels(prepared, case)
+            prepared = plan_coarse(network, case)
+        _draw_strokes_on_tiles(prepared, case)
         return prepared
     if isinstance(network, LabelMapNetwork):
         return _prepare_label_map(network, case)
-    if network.interpolation is None:
-        prepared = plan_stream(network, case)
-    else:
-        prepared = plan_coarse(network, case)
-    _draw_strokes_on_tiles(prepared, case)
+
+    with np.errstate(over="ignore"):
+        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
+    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    are_regions = case.regions is not None
+    if are_regions and largest > MAX_LOG_ODDS:
+        largest = MAX_LOG_ODDS
+        values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    prepared = Prepared(values, case.image, case.image.mask, largest)
+    del values  # Another array may take their place.
+    ties = probabilities.find_ties(prepared.logits, are_regions=are_regions)
+    input_type = network.input_type
+    # Without ties, a value far below 0 belongs to logits.
+    are_surely_logits = input_type == "logits"
+    if input_type == "auto" and ties is None:
+        are_surely_logits = lowest < -MAX_OVERSHOOT
+    if not are_surely_logits:
+        kind = probabilities.identify_array(prepared.logits, input_type)
+        prepared.is_probability = kind == "probabilities"
+    if ties is not None:
+        _leave_out_padding(prepared, ties, case)
+    if prepared.is_probability:
+        if max(-lowest, prepared.largest - 1) > SUM_TOLERANCE:
+            prepared.notes += probabilities.notes_on_overshoot(prepared.logits)
+        prepared.largest = -math.log(MIN_PROBABILITY)
+    _plan_channels(prepared, case)
     return prepared
 
 
@@ -133,54 +154,6 @@ def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
     if sets.num_entries:
         sets.engine(problem.mask, 1).decode(problem.logits(1), labels)
     return np.array(label_maps.count_labels(labels, len(sets.domains)))
-
-
-def _channels_of_labels(network: ArrayNetwork, case: Case) -> Prepared:
-    """Return the channels of labels, checked, without padding."""
-    with np.errstate(over="ignore"):
-        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
-    prepared = Prepared(values, case.image, case.image.mask, largest)
-    del values  # Another array may take their place.
-    ties = probabilities.find_ties(prepared.logits, are_regions=False)
-    input_type = network.input_type
-    # Without ties, a value far below 0 belongs to logits.
-    are_surely_logits = input_type == "logits"
-    if input_type == "auto" and ties is None:
-        are_surely_logits = lowest < -MAX_OVERSHOOT
-    if not are_surely_logits:
-        kind = probabilities.identify_array(prepared.logits, input_type)
-        prepared.is_probability = kind == "probabilities"
-    if ties is not None:
-        _leave_out_padding(prepared, ties, case)
-    if prepared.is_probability:
-        if max(-lowest, prepared.largest - 1) > SUM_TOLERANCE:
-            prepared.notes += probabilities.notes_on_overshoot(prepared.logits)
-        prepared.largest = -math.log(MIN_PROBABILITY)
-    return prepared
-
-
-def _channels_of_regions(network: ArrayNetwork, case: Case) -> Prepared:
-    """Return the log-odds of regions, checked, without padding."""
-    with np.errstate(over="ignore"):
-        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    _, largest = _finite_range(case.backend, values, "logits", case.context.threads)
-    # "auto" expects log-odds, and refuses values that look like probabilities.
-    kind = "logits"
-    if network.input_type != "logits":
-        kind, _ = identify_regions(values, network.input_type, kind="logits")
-    if kind == "probabilities":
-        values = np.array(values, order="C")
-        take_log_odds(values)
-        largest = -math.log(MIN_PROBABILITY)
-    elif largest > MAX_LOG_ODDS:
-        values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
-        largest = MAX_LOG_ODDS
-    prepared = Prepared(values, case.image, case.image.mask, largest)
-    ties = probabilities.find_ties(values, are_regions=True)
-    if ties is not None:
-        _leave_out_padding(prepared, ties, case)
-    return prepared
 
 
 def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:

@@ -19,7 +19,7 @@ from crfrefine.arrays.label_maps import (
     occurring_channels,
     renumber,
 )
-from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
+from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.notes import Note, NoteKind
@@ -227,27 +227,28 @@ def _store(network: Network, case: Case) -> Case:
     volume read from a file is not copied.
     """
     order = case.order
-    axes = list(order.axes)
     threads = case.context.threads
     values = order.to_storage(case.image.values)
+    num_dims = len(order.axes)
+    sizes = (network.shape[0], len(values), num_dims)
+    models: Sequence[ModelSpec]
     if case.regions is not None:
-        models = _models_of_regions(network, case, case.regions)
+        case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
+        models = resolve_regions(case.parameters, *sizes)
     else:
-        models = [case.parameters.resolve(network.shape[0], len(values), len(axes))]
+        models = [case.parameters.resolve(*sizes)]
     kernels = []
     for kernel in models[0].kernels.kernels:  # Those of all models are the same.
-        theta_position = tuple(kernel.theta_position[axis] for axis in axes)
-        kernels.append(replace(kernel, theta_position=theta_position))
+        kernels.append(replace(kernel, theta_position=order.along(kernel.theta_position)))
     kernel_set = replace(models[0].kernels, kernels=tuple(kernels))
     network_spacing = None
     if case.network_spacing is not None:
-        network_spacing = tuple(case.network_spacing[axis] for axis in axes)
+        network_spacing = order.along(case.network_spacing)
         kernel_set = replace(kernel_set, network_spacing=network_spacing)
     models = [replace(model, kernels=kernel_set) for model in models]
 
-    can_have_tiles = case.backend.name == "cpu" and len(axes) <= MAX_DIMS and case.regions is None
-    spacing = tuple(case.image.spacing[axis] for axis in axes)
-    image = GridImage(values, None, spacing, order.axes)
+    can_have_tiles = case.backend.name == "cpu" and num_dims <= MAX_DIMS and case.regions is None
+    image = GridImage(values, None, order.along(case.image.spacing), order.axes)
     if case.image.mask is not None:
         image = replace(image, mask=order.to_storage(case.image.mask))
     notes = case.notes
@@ -258,7 +259,7 @@ def _store(network: Network, case: Case) -> Case:
         notes += (note,)
     strokes = case.strokes
     if strokes is not None:
-        strokes = replace(strokes, positions=strokes.positions[axes])
+        strokes = replace(strokes, positions=strokes.positions[list(order.axes)])
     return replace(
         case,
         image=image,
@@ -268,19 +269,6 @@ def _store(network: Network, case: Case) -> Case:
         can_have_tiles=can_have_tiles,
         notes=notes,
     )
-
-
-def _models_of_regions(network: Network, case: Case, regions: RegionScheme) -> Sequence[ModelSpec]:
-    """Return the model of each region; raise InputError unless each has a channel."""
-    num_channels = network.shape[0]
-    if num_channels != regions.num_regions:
-        raise InputError(
-            f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, *grid), "
-            f"one channel per region: {regions.describe()}"
-        )
-    case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
-    num_modalities = len(case.image.values)
-    return resolve_regions(case.parameters, num_channels, num_modalities, len(case.image.spacing))
 
 
 # ---- Notes
