@@ -177,7 +177,8 @@ def test_the_share_of_a_region_is_not_taken_for_that_of_the_mean(tmp_path):
             save_map(tmp_path / name / f"case{case}.nii.gz", values)
     places = [tmp_path / "after", tmp_path / "labels", "-o", tmp_path / "report", "--no-report"]
     baselines = ["-b", f"before={tmp_path / 'before'}", "-b", f"full={tmp_path / 'full'}"]
-    result = run_here("evaluate", *places, *baselines, "--ceiling", "full", status=0)
+    options = ("--ceiling", "full", "--processes", 1)
+    result = run_here("evaluate", *places, *baselines, *options, status=0)
     summary = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))
     assert summary["recovered"]["dice"].keys() == {"1"}
     (line,) = lines_of(result, "the refinement recovers")

@@ -395,7 +395,8 @@ def test_cases_used_for_learning_are_known_in_the_folders_of_a_manifest(study, t
     given = ("--manifest", manifest, "-c", parameters)
     run_here("infer", *given, "-o", folder, status=0)
     files = (folder / output, study / "labels")
-    run_here("evaluate", *files, "--no-report", "-o", tmp_path / "evaluation", status=0)
+    options = ("--no-report", "--processes", 1, "-o", tmp_path / "evaluation")
+    run_here("evaluate", *files, *options, status=0)
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert summary["cases_learned_on"] == {"prediction": ["case1"]}
 

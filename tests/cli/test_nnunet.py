@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import FAST, files_in, load_nifti, run_here
+from cli_helpers import FAST, HERE, files_in, load_nifti, run_here
 from nnunet_helpers import Trap, write_predictions, write_tree
 from oracles import softmax
 from scipy.ndimage import zoom
@@ -279,12 +279,12 @@ def test_a_trained_network_is_a_method_of_evaluate(tmp_path):
         ]
     ):
         output = tmp_path / f"report{number}"
-        run_here("evaluate", *arguments, "-o", output, "--no-report", status=0)
+        run_here("evaluate", *arguments, "-o", output, *HERE, status=0)
         reports.append((output / "metrics.csv").read_text())
     assert reports[0] == reports[1] == reports[2]
     assert "case3" in reports[0]
     output = tmp_path / "alone"
-    run_here("evaluate", "--nnunet", tree.network, "-o", output, "--no-report", status=0)
+    run_here("evaluate", "--nnunet", tree.network, "-o", output, *HERE, status=0)
     alone = [line for line in reports[0].splitlines() if line.endswith(",network")]
     written = (output / "metrics.csv").read_text().splitlines()[1:]
     assert written == [line.replace(",network", ",prediction") for line in alone]
@@ -317,7 +317,7 @@ def test_each_validated_case_has_the_parameters_of_the_fold_that_held_it_out(tmp
     for number, name in enumerate(("none", "odd", "none", "all")):
         np.testing.assert_array_equal(refined["learned"][number], refined[name][number])
     assert (refined["none"][1] != refined["odd"][1]).any()
-    command = ("evaluate", tmp_path / "learned", "--nnunet", tree.network, "--no-report")
+    command = ("evaluate", tmp_path / "learned", "--nnunet", tree.network, *HERE)
     run_here(*command, "-o", tmp_path / "evaluated", status=0)
     summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
     assert summary["cases_learned_on"] == {}

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from cli_helpers import FAST, load_nifti, run_here, save_nifti
+from cli_helpers import FAST, HERE, load_nifti, run_here, save_nifti
 from layouts import BESIDE, LAYOUTS
 
 from crfrefine.runs.options import InferenceOptions
@@ -99,8 +99,8 @@ QUICK = ("--folds", 2, "-c", "default", "--num-iterations", 1, "--learn", "weigh
         ("infer", "-i", IMAGES, *NETWORK, "-o", "r", "-c", "auto"),
         ("train-crf", "-i", IMAGES, *NETWORK, "-l", SEG, "-o", "p.toml", *QUICK),
         ("train-crf", "-i", IMAGES, *NETWORK, "-o", "p.toml", "--unlabeled"),
-        ("evaluate", "pred", "pred", "-i", IMAGES, "-o", "r", "--no-report"),
-        ("evaluate", "pred/{case}.nii.gz", SEG, "-i", IMAGES, "-o", "r", "--no-report"),
+        ("evaluate", "pred", "pred", "-i", IMAGES, "-o", "r", *HERE),
+        ("evaluate", "pred/{case}.nii.gz", SEG, "-i", IMAGES, "-o", "r", *HERE),
         ("tune", "-i", IMAGES, *NETWORK),
         ("info", "-i", IMAGES, *NETWORK),
         ("convert", IMAGES, "nrrd/{case}_{modality}.nrrd"),
@@ -207,6 +207,7 @@ def test_evaluate_takes_patterns_for_all_of_its_folders(brats):
     }
     run_here(
         *("evaluate", "pred/{case}.nii.gz", SEG, "-i", IMAGES, "-o", "with_images"),
+        *("--processes", 1),
         *("--probabilities", "prediction=out/{case}.nii.gz"),
         status=0,
     )
@@ -278,7 +279,7 @@ def test_a_method_by_a_pattern_of_no_file_is_an_error_with_what_is_there(brats, 
 def test_probabilities_beside_the_label_maps_of_a_pattern_are_no_cases(brats):
     for case in ("B-0", "B-1"):
         logits(brats / f"pred/{case}_probabilities.nii.gz")
-    command = ("evaluate", "pred/{case}.nii.gz", SEG, "-o", "r", "--no-report")
+    command = ("evaluate", "pred/{case}.nii.gz", SEG, "-o", "r", *HERE)
     result = run_here(*command, "--strict", status=0)
     assert "4 cases by the pattern pred/{case}.nii.gz" in result.stderr
     for name in ("B-9.nii.gz", "B-9_probabilities.nii.gz"):
@@ -294,7 +295,7 @@ def test_structures_by_a_pattern_in_evaluate_and_infer(brats):
             labels(brats / f"net/s{number}_{name}.nii.gz", values)
         image(brats / f"ts/s{number}/ct.nii.gz")
     reference = "ts/{case}/segmentations/{label}.nii.gz"
-    result = run_here("evaluate", "net/{case}_{label}.nii.gz", reference, "-o", "r", "--no-report")
+    result = run_here("evaluate", "net/{case}_{label}.nii.gz", reference, "-o", "r", *HERE)
     assert "2 structures in 2 cases" in result.stderr
     summary = json.loads((brats / "r/summary.json").read_text())
     assert summary["titles"].items() >= {("1", "1 liver"), ("2", "2 spleen")}
@@ -320,7 +321,7 @@ def test_one_label_map_in_a_folder_per_case_is_the_output_of_the_case(brats):
     )
     for number in range(2):
         assert np.unique(load_nifti(brats / f"r/B-{number}.nii.gz")).tolist() == [0, 1]
-    run_here("evaluate", "monai", SEG, "-o", "report", "--no-report")
+    run_here("evaluate", "monai", SEG, "-o", "report", *HERE)
     summary = json.loads((brats / "report/summary.json").read_text())
     dice = [row["mean"] for row in summary["summary"] if row["metric"] == "dice"]
     assert dice == [1.0]

@@ -31,6 +31,7 @@ AFFINE = np.array(
 
 
 FAST = ("--set", "mean_field.filter=lattice")  # in place of all pairs of voxels
+HERE = ("--no-report", "--processes", 1)  # of `evaluate`, which starts no process then
 
 
 Result = namedtuple("Result", "status stdout stderr")

@@ -210,7 +210,8 @@ def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_p
             [(plain, plain), (plain, other), (other, plain)]
         ):
             out = tmp_path / f"{number}{kind}"
-            run_here("evaluate", methods / kind, labels / "labels", "-o", out, status=0)
+            folders = (methods / kind, labels / "labels", "-o", out)
+            run_here("evaluate", *folders, "--processes", 1, status=0)
             tables.append(re.split("[,\\n]", (out / "metrics.csv").read_text()))
         assert tables[0] == tables[1]
         # Sums of surface distances depend on the order of the axes by rounding.
