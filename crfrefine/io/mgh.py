@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.volume import (
-    VolumeHeader,
-    require_right_angles,
-    volume_header,
-)
+from crfrefine.io.volume import FileHeader, VolumeHeader, require_right_angles
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _DATA_OFFSET = 284
@@ -41,38 +38,48 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; frames are channels."""
-    encoding = "raw"
-    file_format = "MGH"
-    with streams.open_bytes(path, "any") as reader:
-        if isinstance(reader, streams.BlockReader):
-            encoding = "gzip"
-            file_format = "MGH, gzip"
-        block = reader.read(_DATA_OFFSET)
-    is_packed = block.startswith(streams.GZIP_MAGIC)  # compressed twice
-    if len(block) < _DATA_OFFSET or is_packed or not recognizes(block):
-        raise UnsupportedFormatError(
-            f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}"
-        )
-    from nibabel.freesurfer.mghformat import MGHHeader
+    return MghHeader(path).volume_header()
 
-    template: Any = MGHHeader(block[:_USED_BYTES])
-    *grid_shape, num_frames = (int(size) for size in template["dims"])
-    affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    dtype = np.dtype(_TYPES[int(template["type"])])
-    source = streams.VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
-    notes: tuple[Note, ...] = ()
-    if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
-        notes = (Note.of(NoteKind.NO_MGH_ORIENTATION),)
-    return volume_header(
-        path,
-        source,
-        file_format,
-        tuple(grid_shape),
-        num_frames,
-        affine,
-        template=template,
-        notes=notes,
-    )
+
+class MghHeader(FileHeader):
+    """A header as nibabel reads it."""
+
+    format = "MGH"
+
+    def __init__(self, path: Path) -> None:
+        """Read the header."""
+        self.path = path
+        self.encoding = "raw"
+        with streams.open_bytes(path, "any") as reader:
+            if isinstance(reader, streams.BlockReader):
+                self.encoding = "gzip"
+                self.format = "MGH, gzip"
+            block = reader.read(_DATA_OFFSET)
+        is_packed = block.startswith(streams.GZIP_MAGIC)  # compressed twice
+        if len(block) < _DATA_OFFSET or is_packed or not recognizes(block):
+            raise UnsupportedFormatError(
+                f"{path}: not a FreeSurfer volume, or damaged: its header begins with "
+                f"{block[:24]!r}"
+            )
+        from nibabel.freesurfer.mghformat import MGHHeader
+
+        self.template = MGHHeader(block[:_USED_BYTES])
+        if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
+            self.notes = (Note.of(NoteKind.NO_MGH_ORIENTATION),)
+
+    def grid(self) -> tuple[tuple[int, ...], int]:
+        """Return the voxels along each axis, and the number of frames."""
+        *grid_shape, num_frames = (int(size) for size in self.template["dims"])
+        return tuple(grid_shape), num_frames
+
+    def source(self) -> streams.VoxelSource:
+        """Return the place of the voxels behind the header."""
+        dtype = np.dtype(_TYPES[int(self.template["type"])])
+        return streams.VoxelSource(self.path, self.encoding, dtype, offset=_DATA_OFFSET)
+
+    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return the affine."""
+        return np.asarray(self.template.get_affine(), np.float64) + 0.0
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:

@@ -187,7 +187,7 @@ class NiftiHeader(FileHeader):
             intercept=float(intercept or 0.0),
         )
 
-    def affine(self, num_axes: int) -> NDArray[np.float64]:
+    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the affine in mm, and note what the header says of the geometry.
 
         Raise InputError if it is not usable; if it is the sform, how to take a good qform.
@@ -218,21 +218,22 @@ class NiftiHeader(FileHeader):
         elif not has_sform:
             self.notes = (Note.of(NoteKind.NO_ORIENTATION),)
         try:
-            usable_spacing(affine, num_axes, self.path)
+            usable_spacing(affine, len(grid_shape), self.path)
         except InputError as error:
             lines = [str(error)]
             if has_sform and qform is not None:
                 with suppress(InputError):
-                    usable_spacing(qform, num_axes, self.path)
+                    usable_spacing(qform, len(grid_shape), self.path)
                     lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(self.path)]
             raise InputError("\n  ".join(lines)) from None
         if has_sform and qform is not None:
-            self._compare(affine, qform)
+            self._compare(grid_shape, affine, qform)
         return affine
 
-    def _compare(self, sform: NDArray[np.float64], qform: NDArray[np.float64]) -> None:
+    def _compare(
+        self, grid_shape: tuple[int, ...], sform: NDArray[np.float64], qform: NDArray[np.float64]
+    ) -> None:
         """Note a qform that puts voxels elsewhere than the sform."""
-        grid_shape, _ = self.grid()
         is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
         if not is_sane or same_grid(grid_shape, sform, grid_shape, qform):
             return

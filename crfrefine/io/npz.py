@@ -17,7 +17,7 @@ from crfrefine.base.geometry import Reorientation
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.volume import VolumeHeader, volume_header
+from crfrefine.io.volume import FileHeader, VolumeHeader
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _MAX_ARRAY_HEADER = 1 << 16
@@ -38,14 +38,27 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read the header of an .npy, or of the one array named probabilities or logits."""
-    file_format = NAME
-    kind = None
-    if streams.read_start(path).startswith(_NPY_MAGIC):
-        with path.open("rb") as file:
-            shape, source = _read_array_header(file, path, "the array")
-            source = replace(source, start=file.tell())
-    else:
-        file_format = "nnU-Net npz"
+    stored = ArrayHeader(path)
+    header = stored.volume_header()
+    if stored.voxels.inner == 1:
+        return in_fortran_order(header)
+    return header
+
+
+class ArrayHeader(FileHeader):
+    """The header of an array in a file of its own or in an archive."""
+
+    format = NAME
+
+    def __init__(self, path: Path) -> None:
+        """Read the header."""
+        self.path = path
+        if streams.read_start(path).startswith(_NPY_MAGIC):
+            with path.open("rb") as file:
+                self.shape, source = _read_array_header(file, path, "the array")
+                self.voxels = replace(source, start=file.tell())
+            return
+        self.format = "nnU-Net npz"
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
@@ -57,25 +70,34 @@ def read_header(path: Path) -> VolumeHeader:
             info = _find_member(archive, path)
             assert archive.fp is not None
             start = archive.fp.tell()
-        kind = info.filename.removesuffix(".npy")
+        self.kind = info.filename.removesuffix(".npy")
+        name = f"the array {self.kind!r}"
         container = _CONTAINERS[info.compress_type]
         checksum = (info.file_size, info.CRC)
         # This inflates faster than the zipfile module.
         with streams.open_bytes(path, container, start, checksum=checksum) as reader:
-            shape, source = _read_array_header(reader, path, f"the array {kind!r}")
+            self.shape, source = _read_array_header(reader, path, name)
             offset = reader.tell()
         most_packed = min(info.compress_size, path.stat().st_size)
         most_bytes = min(info.file_size, streams.MAX_RATIO * most_packed)
-        if math.prod(shape) * source.dtype.itemsize > most_bytes:
+        if math.prod(self.shape) * source.dtype.itemsize > most_bytes:
             raise UnsupportedFormatError(
-                f"{path}: damaged: the array {kind!r} has shape {shape}, but not as many values"
+                f"{path}: damaged: {name} has shape {self.shape}, but not as many values"
             )
-        source = replace(source, encoding=container, start=start, offset=offset, checksum=checksum)
+        self.voxels = replace(
+            source, encoding=container, start=start, offset=offset, checksum=checksum
+        )
 
-    header = volume_header(path, source, file_format, shape[:0:-1], shape[0], None, kind=kind)
-    if source.inner == 1:
-        return in_fortran_order(header)
-    return header
+    def grid(self) -> tuple[tuple[int, ...], int]:
+        """Return the voxels along each axis, and the channels, which are first."""
+        return self.shape[:0:-1], self.shape[0]
+
+    def source(self) -> streams.VoxelSource:
+        """Return the place of the values."""
+        return self.voxels
+
+    def affine(self, grid_shape: tuple[int, ...]) -> None:
+        """Return nothing, as an array has no geometry."""
 
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:

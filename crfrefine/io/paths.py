@@ -40,10 +40,10 @@ class Format:
 
     - `recognizes(start)`: whether a file with these first bytes, compressed or not, is of the
       format.
-    - `read_header(path)`: the `VolumeHeader`, by a `volume.FileHeader` or `volume.volume_header`,
-      which check that the file can hold its voxels. It raises UnsupportedFormatError for damage and
-      for another format, and RareHeaderError for what only SimpleITK reads. `headers.read_header`,
-      which calls it, adds `family`, `states` and the note on a wrong name.
+    - `read_header(path)`: the `VolumeHeader`, by a `volume.FileHeader`, which checks that the file
+      can hold its voxels. It raises UnsupportedFormatError for damage and for another format, and
+      RareHeaderError for what only SimpleITK reads. `headers.read_header`, which calls it, adds
+      `family`, `states` and the note on a wrong name.
     - `open_voxels(header)`, only for headers whose `source` is None: a context with a
       `streams.Decoder` at the first voxel.
     - `write(voxels, threads)`, unless the format is only read: writes `VoxelsToWrite`, whole

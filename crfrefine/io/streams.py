@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 
 # One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us
@@ -237,6 +239,40 @@ class VoxelSource:
     def is_scaled(self) -> bool:
         """Whether the values are others than the stored ones."""
         return (self.slope, self.intercept) != (1.0, 0.0)
+
+    def in_file(self, num_bytes: int, header: Path) -> VoxelSource:
+        """Return the place of so many bytes of voxels, with the byte at which they start.
+
+        Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the file
+        `header` promises.
+        """
+        name = shorten(self.path, 400)
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            raise InputError(
+                f"{header}: its voxels are missing; expected them in {name}, "
+                "put both files into one folder"
+            ) from None
+        # Reading a pipe could block forever; a device may have no end.
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                f"{header}: expected its voxels in {name}, which is not a regular file"
+            )
+
+        promised = num_bytes + self.offset
+        start = self.start
+        if start < 0:
+            start = max(status.st_size - promised, 0)
+        present = max(status.st_size - start, 0)
+        most = present
+        found = f"more than the {present} bytes in it can hold"
+        if self.encoding != "raw":
+            most = present * MAX_RATIO
+            found = f"more than the {present} compressed bytes in it can hold"
+        if promised > most:
+            raise cut_off(self.path, f"{promised} bytes of voxels", found)
+        return replace(self, start=start)
 
     def scaled(self, stored: NDArray[Any], dtype: type = np.float64) -> NDArray[Any]:
         """Return the values of stored ones, computed in a type of floats."""

@@ -144,8 +144,9 @@ class TextHeader(FileHeader, dict[str, str]):
             )
         return grid_shape, self.num_channels
 
-    def affine(self, num_axes: int) -> NDArray[np.float64]:
+    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the affine in the unit of the header."""
+        num_axes = len(grid_shape)
         steps, origin, signs = self.place()
         return affine_of(steps[:num_axes, :num_axes], origin[:num_axes], signs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import MAX_RATIO, VoxelSource, cut_off
+from crfrefine.io.streams import VoxelSource
 
 
 class RareHeaderError(Exception):
@@ -144,61 +143,6 @@ def require_right_angles(path: Path, like: VolumeHeader) -> None:
         )
 
 
-def volume_header(
-    path: Path,
-    source: VoxelSource,
-    file_format: str,
-    grid_shape: tuple[int, ...],
-    num_channels: int,
-    affine: NDArray[np.float64] | None,
-    **others: Any,
-) -> VolumeHeader:
-    """Return the header of a file; `others` are further fields of `VolumeHeader`.
-
-    Raise InputError or UnsupportedFormatError if the affine is not usable, or the file with the
-    voxels is missing, or shorter than the header promises.
-    """
-    spacing = None
-    if affine is not None:
-        spacing = usable_spacing(affine, len(grid_shape), path)
-    num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
-    name = shorten(source.path, 400)
-    try:
-        status = source.path.stat()
-    except (OSError, ValueError):
-        raise InputError(
-            f"{path}: its voxels are missing; expected them in {name}, "
-            "put both files into one folder"
-        ) from None
-    # Reading a pipe could block forever; a device may have no end.
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: expected its voxels in {name}, which is not a regular file")
-
-    promised = num_bytes + source.offset
-    if source.start < 0:
-        source = replace(source, start=max(status.st_size - promised, 0))
-    present = max(status.st_size - source.start, 0)
-    most = present
-    found = f"more than the {present} bytes in it can hold"
-    if source.encoding != "raw":
-        most = present * MAX_RATIO
-        found = f"more than the {present} compressed bytes in it can hold"
-    if promised > most:
-        raise cut_off(source.path, f"{promised} bytes of voxels", found)
-    return VolumeHeader(
-        path,
-        file_format,
-        grid_shape,
-        num_channels,
-        source.dtype.name,
-        spacing,
-        affine,
-        source=source,
-        voxel_files=() if source.path == path else (source.path,),
-        **others,
-    )
-
-
 class FileHeader(ABC):
     """The header of a file as it is stored: a format tells each fact, and they are put together."""
 
@@ -209,6 +153,7 @@ class FileHeader(ABC):
     qform: NDArray[np.float64] | None = None
     notes: tuple[Note, ...] = ()
     details: tuple[tuple[str, str], ...] = ()
+    kind: str | None = None
 
     @abstractmethod
     def grid(self) -> tuple[tuple[int, ...], int]:
@@ -219,8 +164,8 @@ class FileHeader(ABC):
         """Return the place of the voxels, which follow the header, or are in another file."""
 
     @abstractmethod
-    def affine(self, num_axes: int) -> NDArray[np.float64]:
-        """Return the affine, voxel to world RAS+ mm, of a grid with so many axes."""
+    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """Return the affine, voxel to world RAS+ mm; None if the file has no geometry."""
 
     @property
     def time(self) -> str:
@@ -232,23 +177,35 @@ class FileHeader(ABC):
         return ()
 
     def volume_header(self) -> VolumeHeader:
-        """Check every field that is used, and return the header of the volume."""
+        """Check every field that is used, and return the header of the volume.
+
+        Raise InputError or UnsupportedFormatError if the affine is not usable, or the file with the
+        voxels is missing, or shorter than the header promises.
+        """
         grid_shape, num_channels = self.grid()
         source = self.source()
-        affine = self.affine(len(grid_shape))
-        return volume_header(
+        affine = self.affine(grid_shape)
+        spacing = None
+        if affine is not None:
+            spacing = usable_spacing(affine, len(grid_shape), self.path)
+        num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
+        return VolumeHeader(
             self.path,
-            source,
             self.format,
             grid_shape,
             num_channels,
+            source.dtype.name,
+            spacing,
             affine,
             qform=self.qform,
             template=self.template,
             notes=self.notes,
             time=self.time,
+            kind=self.kind,
             details=self.details,
             segments=self.segments(),
+            source=source.in_file(num_bytes, self.path),
+            voxel_files=() if source.path == self.path else (source.path,),
         )
 
 
