@@ -36,6 +36,24 @@ SCALES = (1.0, 100.0, 255.0, 65535.0)
 MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
+# The advice where values in [0, 1] do not sum to 1, and where their sums are never above 1.
+_ADVICE_ON_SUMS = (
+    f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
+    "binary file per structure needs\n"
+    "  --input-type labels. Outside the network's field of view, background should be 1, or "
+    "all labels exactly equal.\n"
+    "  Sigmoid channels, as of region-based training, are separate probabilities. Name the "
+    "regions: in dataset.json as\n"
+    "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 "
+    "--regions core=2; in Python\n"
+    f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
+)
+_ADVICE_ON_BACKGROUND = (
+    "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
+    "  --add-background, which takes the channels for labels 1, 2, … and computes the\n"
+    "  background as 1 minus their sum (in Python: np.concatenate([1 - p.sum(axis=0,\n"
+    "  keepdims=True), p])).\n"
+)
 
 # Bits of a voxel with a value outside [0, 1].
 _ABOVE = 1
@@ -165,6 +183,8 @@ class Look:
 
         None for other values, and if all labels are equal everywhere.
         """
+        if self.are_logits:
+            return None
         # The sums of rounded probabilities differ by at most this share of their size.
         sums = self.sums[~self.is_equal]
         if not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
@@ -189,10 +209,19 @@ class Look:
         num_low = int(np.count_nonzero(sums < 1 - TOLD_SUM_TOLERANCE))
         return num_low > MISSING_SHARE * sums.size
 
-    def bad_voxels(self, tolerance: float) -> NDArray[np.intp]:
-        """Return the flat indices of the voxels whose sum is not 1."""
+    def bad_sums(self, tolerance: float) -> str:
+        """Describe the voxels whose sum is not 1; "" if there are none."""
         is_bad = np.abs(self.sums - 1) > tolerance
-        return np.flatnonzero(is_bad & ~self.is_equal)
+        voxels = np.flatnonzero(is_bad & ~self.is_equal)
+        if not voxels.size:
+            return ""
+        sums = self.sums.reshape(-1)[voxels]
+        first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
+        return (
+            f"do not sum to 1 over the labels at {voxels.size} of {self.sums.size} voxels; the "
+            f"first one is {voxel_at(voxels[first], self.sums.shape)} with a sum of "
+            f"{sums[first]:.6g}"
+        )
 
 
 def voxel_at(flat_index: int | np.integer[Any], shape: tuple[int, ...]) -> str:
@@ -245,23 +274,27 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
     outside = look.outside
     if outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
-        if bad.size:
-            raise InputError(_describe_bad_sums(look, bad, path))
+        bad_sums = look.bad_sums(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
+        if bad_sums:
+            problem = f"all values lie in [0, 1] but {bad_sums}\n"
+            if look.lacks_background:
+                problem = (
+                    "the background seems to be missing, since no sum over the labels is above 1: "
+                    f"{problem}{_ADVICE_ON_BACKGROUND}"
+                )
+            raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS}")
         if is_declared:
             reason = who_says(input_type)
         else:
             decided = "probabilities"
             reason = "all values lie in [0, 1] and sum to 1 at each voxel"
-    elif may_be_probabilities and not look.bad_voxels(SUM_TOLERANCE).size:
+    elif may_be_probabilities and not look.bad_sums(SUM_TOLERANCE):
         # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
         decided = "probabilities"
         reason = _describe_overshoot(look)
     else:
-        total = None
-        if input_type != "logits" and not look.are_logits:
-            total = look.scaled_sum
-        if total is not None:
+        total = look.scaled_sum
+        if input_type != "logits" and total is not None:
             raise InputError(
                 f"{path}: no value is negative, and the labels sum to {total:.6g} at each voxel, "
                 "as probabilities in percent or from 0 to 255 do\n"
@@ -284,40 +317,6 @@ def _describe_overshoot(look: Look) -> str:
     return (
         "they sum to 1 at each voxel; values outside [0, 1], as after cubic interpolation, such as "
         f"{look.outside}, are clipped, and the sum is made 1 again"
-    )
-
-
-def _describe_bad_sums(look: Look, bad: NDArray[np.intp], path: Path) -> str:
-    """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
-    sums = look.sums.reshape(-1)[bad]
-    first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
-    voxel = voxel_at(bad[first], look.sums.shape)
-    num_voxels = look.sums.size
-    problem = (
-        f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
-        f"{num_voxels} voxels; the first one is {voxel} with a sum of {sums[first]:.6g}"
-    )
-    advice = (
-        f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
-        "binary file per structure needs\n"
-        "  --input-type labels. Outside the network's field of view, background should be 1, or "
-        "all labels exactly equal.\n"
-        "  Sigmoid channels, as of region-based training, are separate probabilities. Name the "
-        "regions: in dataset.json as\n"
-        "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 "
-        "--regions core=2; in Python\n"
-        f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
-    )
-    if not look.lacks_background:
-        return f"{path}: {problem}\n{advice}"
-    return (
-        f"{path}: the background seems to be missing, since no sum over the labels is above 1: "
-        f"{problem}\n"
-        "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
-        "  --add-background, which takes the channels for labels 1, 2, … and computes the\n"
-        "  background as 1 minus their sum (in Python: np.concatenate([1 - p.sum(axis=0,\n"
-        "  keepdims=True), p])).\n"
-        f"{advice}"
     )
 
 
@@ -346,7 +345,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
 def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[Note, ...]:
     """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
     look = look_at(probabilities)
-    if look.outside is None or look.are_logits or look.bad_voxels(SUM_TOLERANCE).size:
+    if look.outside is None or look.are_logits or look.bad_sums(SUM_TOLERANCE):
         return ()
     return (Note.of(NoteKind.CLIPPED_PROBABILITIES, problem=_describe_overshoot(look)),)
 

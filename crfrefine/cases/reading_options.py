@@ -64,7 +64,7 @@ class RegionReading:
             return None
         # A softmax sums to 1; zeros everywhere are none, but regions that are nowhere.
         look = look_at(values)
-        sums_to_one = look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size
+        sums_to_one = look.outside is None and not look.bad_sums(SUM_TOLERANCE)
         if len(values) > 1 and sums_to_one and values.any():
             return None
         return self.scheme
