@@ -1,7 +1,7 @@
 """Write the presets anew below their heads, as the program writes parameters: keys and comments."""
 
+from crfrefine.parameters.files import CONFIGS
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.presets import CONFIGS
 
 for path in sorted(CONFIGS.glob("*.toml")):
     head, _, _ = path.read_text(encoding="utf-8").partition("schema = ")

@@ -24,7 +24,7 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
 
     Each has a few words that describe it.
     """
-    from crfrefine.parameters.presets import list_presets, purpose_of
+    from crfrefine.parameters.files import list_presets, purpose_of
 
     presets = [(name, purpose_of(name)) for name in list_presets()]
     files = [(path.name, "file of parameters") for path in sorted(Path().glob("*.toml"))]
@@ -132,7 +132,8 @@ def parameters_of(config: str, overrides: Sequence[str]) -> tuple[CrfParameters,
 
     The entries are by their dotted keys.
     """
-    from crfrefine.parameters.model import CrfParameters, parse_override
+    from crfrefine.parameters.files import parse_override
+    from crfrefine.parameters.model import CrfParameters
 
     entries = dict(parse_override(text) for text in overrides)
     parameters = CrfParameters.load(config)

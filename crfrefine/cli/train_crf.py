@@ -185,7 +185,7 @@ def _train(
     """Train parameters, and print the comparison and the verdict."""
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.engines.cpu import load_engine
-    from crfrefine.parameters.presets import find_config
+    from crfrefine.parameters.files import find_config
     from crfrefine.train.run import default_output, run_training
 
     if output is None:

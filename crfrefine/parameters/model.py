@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.text import MAX_OF_A_REASON, listed, printable, shorten, shorten_value
+from crfrefine.base.text import listed, printable, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import unknown_key
-from crfrefine.parameters.presets import find_config
+from crfrefine.parameters.files import find_config, toml_entry, toml_lines, toml_problem
 from crfrefine.parameters.sections import (
     KEYS,
     SECTIONS,
@@ -154,7 +154,7 @@ class CrfParameters:
         try:
             table = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid TOML: {_toml_problem(error)}") from error
+            raise ConfigError(f"not valid TOML: {toml_problem(error)}") from error
         return cls.from_dict(table)
 
     @classmethod
@@ -206,7 +206,7 @@ class CrfParameters:
         text += f"schema = {SCHEMA}\n"
         if self.trained_on:
             text += f"# {_TRAINED_ON_COMMENT}\n"
-            text += f"{TRAINED_ON} = {_toml_lines(self.trained_on)}\n"
+            text += f"{TRAINED_ON} = {toml_lines(self.trained_on)}\n"
 
         for prefix, section in self.tables.items():
             name = section.section
@@ -216,15 +216,8 @@ class CrfParameters:
             is_one_of_several = prefix != name
             text += f"[[{name}]]\n" if is_one_of_several else f"[{name}]\n"
             for key in dataclasses.fields(section):
-                comment = key.metadata["comment"]
                 value = getattr(section, key.name)
-                entry = f"{key.name} = {_toml_value(value)}"
-                if value is None:
-                    entry = f"# {key.name}: not set"
-                if "\n" in entry:
-                    text += f"# {comment}\n{entry}\n"
-                else:
-                    text += f"{entry:<31} # {comment}\n"
+                text += toml_entry(key.name, value, key.metadata["comment"])
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
@@ -403,57 +396,3 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
             f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
         )
     kernels[int(number)][entry] = value
-
-
-def _toml_value(value: object) -> str:
-    """TOML text of a string, number, or nested sequence; a matrix takes a line for each row."""
-    if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
-        return _toml_lines(value)
-    # TOML forbids the one control character that JSON allows.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_lines(values: Sequence[object]) -> str:
-    """TOML text of a sequence with a line for each value."""
-    text = "[\n"
-    for value in values:
-        text += f"  {_toml_value(value)},\n"
-    return text + "]"
-
-
-def _toml_problem(error: ValueError | RecursionError) -> str:
-    """Return the fault of a text that `tomllib` could not read.
-
-    Python's messages are fit for users only if the fault is one of syntax.
-    """
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return shorten(error, MAX_OF_A_REASON)
-    return "too many digits in a number, an invalid date, or too many nested lists"
-
-
-_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
-
-    The value is in TOML's syntax; a single word needs no quotes. Raises ConfigError if the text
-    cannot be read.
-    """
-    key, _, raw = map(str.strip, text.partition("="))
-    if not key or not raw:
-        raise ConfigError(
-            f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6"
-        )
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (ValueError, RecursionError) as error:
-        if _BARE_WORD.fullmatch(raw):
-            return key, raw
-        raise ConfigError(
-            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {_toml_problem(error)}; "
-            'numbers, [lists], and in lists words in "quotes"'
-        ) from error
-    if set(parsed) != {"value"}:
-        raise ConfigError(f"{shorten(key)}: expected one value, got {shorten_value(raw)}")
-    return key, parsed["value"]

@@ -21,7 +21,8 @@ from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
-from crfrefine.parameters.model import CrfParameters, parse_override
+from crfrefine.parameters.files import parse_override
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.records import SCHEMA
 from crfrefine.runs.states import case_states, read_records
 

@@ -14,7 +14,7 @@ from torch_gpu import gpu_tensors
 from crfrefine import CrfParameters, CrfRnn, refine
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer.functional import mean_field
-from crfrefine.parameters.presets import list_presets
+from crfrefine.parameters.files import list_presets
 
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
 SPACING = SPACINGS[3]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import CrfParameters, parse_override
-from crfrefine.parameters.presets import CONFIGS, list_presets
+from crfrefine.parameters.files import CONFIGS, list_presets, parse_override
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
     KERNELS,
     SECTIONS,

@@ -24,8 +24,8 @@ from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
 from crfrefine.io.volume import named_segments
 from crfrefine.io.writing import check_replaceable, write_small_file
+from crfrefine.parameters.files import list_presets
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes

@@ -1,0 +1,118 @@
+"""Files of parameters: the presets, the file that a name or a path means, and values as TOML."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.text import MAX_OF_A_PATH, MAX_OF_A_REASON, shorten, shorten_value
+from crfrefine.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The folder of the presets: inside the installed package, or beside it in a source tree.
+CONFIGS = _PACKAGE / "configs"
+if not CONFIGS.is_dir():
+    CONFIGS = _PACKAGE.parent / "configs"
+
+
+def list_presets() -> list[str]:
+    """Names of the presets, `default` first, the others in alphabetical order."""
+    names = [path.stem for path in CONFIGS.glob("*.toml")]
+    return sorted(names, key=lambda name: (name != "default", name))
+
+
+def purpose_of(preset: str) -> str:
+    """Return the purpose of a preset in a few words: the start of its first comment."""
+    first_line, _, _ = (CONFIGS / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")
+    # It ends before a parenthesis, or at a colon or period, after twelve characters or more.
+    return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first_line.removeprefix("# "))[0]
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """Return the file of a preset's name or of a path; raises ConfigError if it does not exist."""
+    path = Path(name_or_path)
+    preset = CONFIGS / f"{path.name}.toml"
+    try:
+        if name_or_path == path.name and preset.is_file():
+            return preset
+        if path.is_file():
+            return path
+        problem = "is not a regular file" if path.exists() else "no such file or preset"
+    except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}"
+        ) from error
+    raise ConfigError(
+        f"{shorten(name_or_path, MAX_OF_A_PATH)}: {problem}; presets: {', '.join(list_presets())}"
+    )
+
+
+# ---- Values as TOML
+
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+def toml_entry(name: str, value: object, comment: str) -> str:
+    """TOML text of a key with its comment; None is said to be not set."""
+    entry = f"{name} = {toml_value(value)}"
+    if value is None:
+        entry = f"# {name}: not set"
+    if "\n" in entry:
+        return f"# {comment}\n{entry}\n"
+    return f"{entry:<31} # {comment}\n"
+
+
+def toml_value(value: object) -> str:
+    """TOML text of a string, number, or nested sequence; a matrix takes a line for each row."""
+    if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
+        return toml_lines(value)
+    # TOML forbids the one control character that JSON allows.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_lines(values: Sequence[object]) -> str:
+    """TOML text of a sequence with a line for each value."""
+    text = "[\n"
+    for value in values:
+        text += f"  {toml_value(value)},\n"
+    return text + "]"
+
+
+def toml_problem(error: ValueError | RecursionError) -> str:
+    """Return the fault of a text that `tomllib` could not read.
+
+    Python's messages are fit for users only if the fault is one of syntax.
+    """
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return shorten(error, MAX_OF_A_REASON)
+    return "too many digits in a number, an invalid date, or too many nested lists"
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
+
+    The value is in TOML's syntax; a single word needs no quotes. Raises ConfigError if the text
+    cannot be read.
+    """
+    key, _, raw = map(str.strip, text.partition("="))
+    if not key or not raw:
+        raise ConfigError(
+            f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6"
+        )
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if _BARE_WORD.fullmatch(raw):
+            return key, raw
+        raise ConfigError(
+            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {toml_problem(error)}; "
+            'numbers, [lists], and in lists words in "quotes"'
+        ) from error
+    if set(parsed) != {"value"}:
+        raise ConfigError(f"{shorten(key)}: expected one value, got {shorten_value(raw)}")
+    return key, parsed["value"]
