@@ -27,13 +27,13 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
-from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_network
+from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
-from crfrefine.io.volume import Segment, VolumeHeader
+from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
@@ -183,7 +183,7 @@ def read_case(
         strokes=tuple(strokes),
         label_logits=label_logits,
         times=arrays.times,
-        segments=segments_of_network(headers.network, options, headers.files.structures),
+        segments=arrays.segments(),
         has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
@@ -292,6 +292,18 @@ class _FileArrays:
         if mask is None:
             return None
         return mask.T
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the names and colors of the labels, if a single file or structures have them."""
+        network = self.headers.network
+        structures = self.headers.files.structures
+        if structures:
+            return segments_of_structures(network, self.options, structures)
+        if len(network.files) > 1:
+            return ()
+        if self.options.mapping:
+            return map_segments(network.files[0].segments, self.options.mapping)
+        return network.files[0].segments
 
 
 def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:

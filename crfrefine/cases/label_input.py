@@ -26,7 +26,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.headers import LogitsHeader, placed_on
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
@@ -149,17 +149,10 @@ def read_structures(
     return _on_grid(label_map, grid, image, options, notes)
 
 
-def segments_of_network(
+def segments_of_structures(
     header: LogitsHeader, options: ReadingOptions, structures: Sequence[str]
 ) -> tuple[Segment, ...]:
-    """Return the segments of the only file, or one of each structure, its file's if it has one."""
-    if not structures:
-        segments_of_file = header.files[0].segments
-        if len(header.files) > 1:
-            return ()
-        if options.mapping:
-            return map_segments(segments_of_file, options.mapping)
-        return segments_of_file
+    """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
     segments = {}
     for name, number in options.declared.structures.items():
