@@ -71,19 +71,28 @@ def write(
     notes: list[Note] = []
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
+        limit(like.header.path, like.datasets, labels.size)
         items = {}
         made = "converted"
         if segments is not None:
             items = _items_of(segments, like, names, notes)
             made = "refined"
+        stored = labels.T
+        occurring = [segment.label for segment in segments_of(stored, ())]
+        written = sorted({*items, *occurring}) or [1]
+        numbers = np.zeros(written[-1] + 1, np.uint16)  # of segments, which have no gaps
+        described = []
+        for number, label in enumerate(written, 1):
+            numbers[label] = number
+            name = names.get(label, f"Label {label}")
+            described.append(_describe(number, label, name, items.get(label)))
         if series_number is None:  # It sorts the segmentation behind its series.
             first = next(iter(like.datasets.values()))
             series_number = min(100 * int(first.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
         content = _segmentation(
-            labels.T,
-            names,
+            numbers[stored],
+            described,
             like,
-            items,
             series_number=series_number,
             series_description=series_description or f"Segmentation {made} with crfrefine",
         )
@@ -92,28 +101,15 @@ def write(
 
 
 def _segmentation(
-    labels: NDArray[Any],
-    names: Mapping[int, str],
-    series: Series,
-    items: Mapping[int, Any],
-    **about: Any,
+    pixels: NDArray[Any], described: Sequence[Any], series: Series, **about: Any
 ) -> bytes:
-    """Return the file of a label map; `items` describe labels, and `about` the series to write."""
-    path = series.header.path
+    """Return the file of numbers of segments, (slices along the normal, rows, columns).
+
+    `described` describes the segments, `about` the series to write.
+    """
     sources = list(series.datasets.values())
-    limit(path, series.datasets, labels.size)
-    occurring = [segment.label for segment in segments_of(labels, ())]
-    written = sorted({*items, *occurring}) or [1]
-    table = np.zeros(written[-1] + 1, np.uint16)
-    described = []
-    for number, label in enumerate(written, 1):
-        table[label] = number
-        name = names.get(label, f"Label {label}")
-        described.append(_describe(number, label, name, items.get(label)))
     for image, source in series.datasets.items():
         _complete(image, source, sources[0], series.slices[0].thickness)
-
-    pixels = table[labels]
     if len(sources) > 1:
         sources = [sources[number] for number in series.order]
     else:
@@ -132,7 +128,7 @@ def _segmentation(
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{path}: highdicom refuses to write a segmentation of this series: "
+            f"{series.header.path}: highdicom refuses to write a segmentation of this series: "
             f"{shorten(error, 200)}"
         ) from None
     buffer = BytesIO()
