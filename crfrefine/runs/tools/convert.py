@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     placed = io.placed_on(header, like)
     if placed.turning is not None:
         notes.append(placed.turning)
-    descriptions = list(read_descriptions([source]))
-    regions = find_regions(None, descriptions)
-    names: Mapping[int, str] = {}
-    if descriptions:
-        names = descriptions[0].label_names
+    regions = find_regions(None, read_descriptions([source]))
 
     content = _content_of(header, target, options, regions)
     if content in _FOUND:
@@ -86,13 +82,12 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     check_writable(target_file.parent)
     if content == "labels":
         labels = labels_on(grid, placed, notes)
-        sentence = write_labels(labels, placed, target, grid, options, names, notes)
+        sentence = write_labels(labels, placed, target, grid, options, notes)
     elif content == "image":
         stored = read_array(placed, as_stored=True)
         sentence = write_image(stored, placed, target, grid, options)
     else:
-        segments = placed.segments or named_segments(names)
-        sentence = _convert_channels(placed, target, options.to, grid, regions, segments)
+        sentence = _convert_channels(placed, target, options.to, grid, regions)
     return "\n".join([sentence, *map(str, notes)])
 
 
@@ -184,13 +179,9 @@ def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> La
 
 
 def take_new_labels(
-    labels: Labels,
-    header: VolumeHeader,
-    options: ConversionOptions,
-    names: Mapping[int, str],
-    notes: list[Note],
+    labels: Labels, header: VolumeHeader, options: ConversionOptions, notes: list[Note]
 ) -> tuple[Labels, tuple[Segment, ...]]:
-    """Return labels with their numbers by --map, and segments: the file's, or those of `names`.
+    """Return the labels of a file with their numbers by --map, and their segments.
 
     `notes` gets one on values of --map that do not occur.
     """
@@ -198,7 +189,16 @@ def take_new_labels(
     note = note_on_values(options.mapping, found, "no voxel")
     if note is not None:
         notes.append(note)
-    return labels, map_segments(header.segments, options.mapping) or named_segments(names)
+    return labels, _segments_of(header, options.mapping)
+
+
+def _segments_of(header: VolumeHeader, mapping: Mapping[int, int]) -> tuple[Segment, ...]:
+    """Return the segments that a file describes, or else those that a `dataset.json` names."""
+    segments = map_segments(header.segments, mapping)
+    if not segments:
+        for description in read_descriptions([header.path]):
+            segments = named_segments(description.label_names)
+    return segments
 
 
 def write_labels(
@@ -207,11 +207,10 @@ def write_labels(
     target: Path,
     grid: VolumeHeader,
     options: ConversionOptions,
-    names: Mapping[int, str],
     notes: list[Note],
 ) -> str:
     """Write the labels of a file, (*grid), in the smallest type; return a sentence."""
-    labels, segments = take_new_labels(labels, header, options, names, notes)
+    labels, segments = take_new_labels(labels, header, options, notes)
     io.write_label_map(target, labels.reshape(grid.grid_shape), grid, segments=segments)
     source = describe_source(header, f"label map, {header.dtype}")
     return f"{source} -> {target}: label map, {labels.dtype}"
@@ -254,7 +253,6 @@ def _convert_channels(
     to: str | None,
     grid: VolumeHeader,
     regions: RegionReading,
-    segments: Sequence[Segment],
 ) -> str:
     """Write channels as they are, as logits, as probabilities, or as the label map they give.
 
@@ -272,9 +270,11 @@ def _convert_channels(
     word = "label" if scheme is None else "region"
     sentence = f"{describe_source(header, counted(len(values), word))} -> {target}"
     if to == "labels":
-        if scheme is not None:
+        segments: tuple[Segment, ...] = ()
+        if scheme is None:
+            segments = _segments_of(header, {})
+        else:
             take_logits(values, kind, scheme)
-            segments = ()
         labels = decode(reverse_grid(values), scheme).reshape(grid.grid_shape)
         io.write_label_map(target, labels, grid, segments=segments)
         return f"{sentence}: label map"

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.notes import Note
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import counted
-from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.patterns import list_files
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
@@ -141,7 +139,7 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
     header = volume.header
     notes = [*header.notes]
     if header.format == dicom.SEGMENTATION:
-        sentence = write_labels(volume.data, header, target, header, options, {}, notes)
+        sentence = write_labels(volume.data, header, target, header, options, notes)
     else:
         refuse_map(source, options, "an image")
         stored = volume.data.T[np.newaxis]
@@ -197,11 +195,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
     notes = [*grid.notes]
     labels = labels_on(grid, placed, notes)
-    names: Mapping[int, str] = {}
-    if not header.segments:
-        for description in read_descriptions([source]):
-            names = description.label_names
-    labels, segments = take_new_labels(labels, header, options, names, notes)
+    labels, segments = take_new_labels(labels, header, options, notes)
     from crfrefine.io.dicom.writing import write
 
     notes += write(
