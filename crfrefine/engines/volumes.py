@@ -199,20 +199,31 @@ def matching_bias(entries: Sequence[_Member], inside: Bool, wanted: Integers) ->
     """
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
-        members, num_open, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
-        in_order, layers = _sort_into_layers(members, num_open)
+        members, counts, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
+        layers: list[_Layer] = []  # Of voxels with more labels than there are layers before.
+        for number in range(counts.max(initial=0)):
+            length = int(np.count_nonzero(counts > number))
+            layers.append((np.zeros(length, np.int16), np.empty(length, np.float32)))
+        num_before = np.zeros(len(counts), np.int32)
+        for label, (places, logits) in enumerate(members):
+            for number, (layer_labels, layer_logits) in enumerate(layers):
+                is_free = num_before[places] == number
+                layer_labels[places[is_free]] = label
+                layer_logits[places[is_free]] = logits[is_free]
+            num_before[places] += 1
+
         change = np.zeros(len(members), np.float32)
         for _ in range(num_rounds):
-            for label, (places, logits) in enumerate(in_order):
+            for label, (places, logits) in enumerate(members):
                 if label == 0 or not len(places):  # The background gets the rest.
                     continue
                 distances = _best_others(label, places, layers, change) - logits
                 change[label] = _threshold(distances, int(wanted[label]), limit)
 
         entries = []
-        for (voxels, logits), rise in zip(members, change, strict=True):
-            entries.append((voxels, logits + rise))
-        inside = np.ones(num_open, np.bool_)
+        for (places, logits), rise in zip(members, change, strict=True):
+            entries.append((places, logits + rise))
+        inside = np.ones(len(counts), np.bool_)
         bias += change
     return bias
 
@@ -231,11 +242,11 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
 
 def _open(
     entries: Sequence[_Member], inside: Bool, wanted: Integers, window: np.float32
-) -> tuple[list[_Member], int, Integers]:
+) -> tuple[list[_Member], NDArray[np.int32], Integers]:
     """Return the voxels whose two best logits differ by less than a window.
 
-    The results are where labels take part among these *open* voxels, the number of open voxels, and
-    the numbers of voxels that are wanted among them.
+    The results are where labels take part among these *open* voxels, ascending, the number of
+    labels of each open voxel, and the numbers of voxels that are wanted among them.
     """
     num_labels = len(entries)
     best = np.full(inside.shape, -np.inf, np.float32)
@@ -253,46 +264,26 @@ def _open(
     is_open = inside & (best - second < window)
     fixed = best_label[inside & ~is_open]
     wanted = wanted - np.bincount(fixed, minlength=num_labels)
-    num_open = int(np.count_nonzero(is_open))
     number = np.full(inside.shape, -1, np.int32)
-    number[is_open] = np.arange(num_open)
-    members = []
+    counts = np.zeros(np.count_nonzero(is_open), np.int32)
+    number[is_open] = np.arange(len(counts))
+    taking_part = []
     for rows, logits in entries:
         takes_part = is_open[rows] & (logits > best[rows] - window)
-        voxels = number[rows]
-        members.append((voxels[takes_part], logits[takes_part]))
-    return members, num_open, wanted
-
-
-def _sort_into_layers(
-    members: Sequence[_Member], num_voxels: int
-) -> tuple[list[_Member], list[_Layer]]:
-    """Return the members with voxels in a new order, and layers of one label per voxel."""
-    counts = np.zeros(num_voxels, np.int32)
-    for voxels, _ in members:
+        voxels = number[rows][takes_part]
         counts[voxels] += 1
+        taking_part.append((voxels, logits[takes_part]))
+
     # Voxels where many labels meet come first, so that each further layer of labels is shorter.
     order = np.argsort(-counts, kind="stable")
-    place = np.empty(num_voxels, np.int32)
-    place[order] = np.arange(num_voxels, dtype=np.int32)
-    layers = []
-    for number in range(counts.max(initial=0)):
-        length = int(np.count_nonzero(counts > number))
-        labels = np.zeros(length, np.int16)
-        layers.append((labels, np.empty(length, np.float32)))
-
-    sorted_members = []
-    counts[:] = 0
-    for label, (voxels, logits) in enumerate(members):
+    place = np.empty_like(counts)
+    place[order] = np.arange(len(counts))
+    members = []
+    for voxels, logits in taking_part:
         places = place[voxels]
-        order = np.argsort(places)
-        sorted_members.append((places[order], logits[order]))
-        for number, (layer_labels, layer_logits) in enumerate(layers):
-            is_free = counts[places] == number
-            layer_labels[places[is_free]] = label
-            layer_logits[places[is_free]] = logits[is_free]
-        counts[places] += 1
-    return sorted_members, layers
+        ascending = np.argsort(places)
+        members.append((places[ascending], logits[ascending]))
+    return members, counts[order], wanted
 
 
 def _best_others(

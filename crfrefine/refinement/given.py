@@ -20,6 +20,7 @@ from crfrefine.arrays.label_maps import channels_of, occurring_channels, present
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
@@ -232,14 +233,18 @@ class Case:
     order: StorageOrder  # that the axes of the network's output are stored in
     # The regions of the channels; None means that they are labels.
     regions: RegionScheme | None = None
-    # mm between voxels of the network; None means that they are the image's
+    # mm between voxels of the network in the user's order; None means that they are the image's
     network_spacing: tuple[float, ...] | None = None
     is_label_map: bool = False  # whether the network's output is a label map
     # Stored: one model, or that of each region, all with the same kernels.
     models: Sequence[ModelSpec] = ()
-    # Stored: whether labels can be left out on tiles, which the C++ engine alone does.
-    can_have_tiles: bool = False
     notes: tuple[Note, ...] = ()  # on what was given, for the user
+
+    @property
+    def can_have_tiles(self) -> bool:
+        """Whether labels can be left out on tiles, which the C++ engine alone does."""
+        has_labels = self.regions is None
+        return has_labels and self.backend.name == "cpu" and len(self.image.spacing) <= MAX_DIMS
 
     @property
     def model(self) -> ModelSpec:

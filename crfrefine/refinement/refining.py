@@ -32,7 +32,6 @@ from crfrefine.refinement import mean_field
 from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network
 from crfrefine.refinement.preparing import prepare, without_nan
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -229,8 +228,7 @@ def _store(network: Network, case: Case) -> Case:
     order = case.order
     threads = case.context.threads
     values = order.to_storage(case.image.values)
-    num_dims = len(order.axes)
-    sizes = (network.shape[0], len(values), num_dims)
+    sizes = (network.shape[0], len(values), len(order.axes))
     models: Sequence[ModelSpec]
     if case.regions is not None:
         case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
@@ -241,13 +239,10 @@ def _store(network: Network, case: Case) -> Case:
     for kernel in models[0].kernels.kernels:  # Those of all models are the same.
         kernels.append(replace(kernel, theta_position=order.along(kernel.theta_position)))
     kernel_set = replace(models[0].kernels, kernels=tuple(kernels))
-    network_spacing = None
     if case.network_spacing is not None:
-        network_spacing = order.along(case.network_spacing)
-        kernel_set = replace(kernel_set, network_spacing=network_spacing)
+        kernel_set = replace(kernel_set, network_spacing=order.along(case.network_spacing))
     models = [replace(model, kernels=kernel_set) for model in models]
 
-    can_have_tiles = case.backend.name == "cpu" and num_dims <= MAX_DIMS and case.regions is None
     image = GridImage(values, None, order.along(case.image.spacing), order.axes)
     if case.image.mask is not None:
         image = replace(image, mask=order.to_storage(case.image.mask))
@@ -260,15 +255,7 @@ def _store(network: Network, case: Case) -> Case:
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[list(order.axes)])
-    return replace(
-        case,
-        image=image,
-        strokes=strokes,
-        network_spacing=network_spacing,
-        models=models,
-        can_have_tiles=can_have_tiles,
-        notes=notes,
-    )
+    return replace(case, image=image, strokes=strokes, models=models, notes=notes)
 
 
 # ---- Notes
