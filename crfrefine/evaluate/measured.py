@@ -14,6 +14,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_descrip
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.metrics.overlap import one_voxel
 from crfrefine.metrics.regions import Region, make_region, parse_region
 
@@ -40,6 +41,19 @@ class CasePair(NamedTuple):
         if files.labels is not None:
             masks = (files.labels,)
         return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
+
+    def label_map_of(self, method: str) -> Path | None:
+        """Return the label map of a method, without suffix, or its folder of structures."""
+        files = self.methods[method]
+        path = files.labels
+        if files.structures:
+            path = files.logits[0].parent
+        if path is None:
+            return None
+        path = path.resolve()
+        if is_folder(path):
+            return path
+        return path.with_name(stem_of(path))
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ Cases that lack a file are found here, too, and left out of all results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from crfrefine.cases.conventions import (
     OPTIONAL_LABELS,
     PREDICTION,
 )
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
 from crfrefine.cases.patterns import advise, holds_many, is_pattern, names_part
@@ -63,17 +64,16 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     of the case or of its method. Raise InputError without a complete case, or, with `strict`, for
     an incomplete one; and a CrfRefineError for unusable regions.
     """
-    found: list[str] = []
-    notes: list[Note] = []
-    measured = find_measured(options, notes)
+    search = _Search(options)
+    measured = find_measured(options, search.notes)
     structures: Mapping[str, int] = {}
     if has_structures(options):
         structures, references, methods = find_structures(options)
     else:
-        references = _references(options.labels, found, notes)
+        references = search.references()
         methods = {}
         for name, path in options.methods.items():
-            methods[name] = _files_of_method(path, references, options.labels, found, notes)
+            methods[name] = search.predictions(path, references)
 
     sources = [(f"no label map in {options.labels}", references)]
     for name, path in options.methods.items():
@@ -87,8 +87,9 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         else:
             of_methods = {name: cases[case_id] for name, cases in methods.items()}
             pairs.append(CasePair(references[case_id], of_methods, {}))
-    lacking = _add_companions(options, references, pairs, found, notes)
-    incomplete = {**left_out, **lacking} if options.strict else left_out
+    search.add_probabilities(pairs)
+    search.add_images(pairs, references)
+    incomplete = {**left_out, **search.lacking} if options.strict else left_out
     require_complete(
         dict(sorted(incomplete.items())),
         len(pairs) + len(left_out),
@@ -96,120 +97,140 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         ["Name other folders, or leave out a method that has no file yet."],
         is_strict=options.strict,
     )
+    notes = search.notes
     if structures:
         kind = NoteKind.COMPARED_STRUCTURES
         notes.append(Note.of(kind, structures=len(structures), cases=len(pairs)))
     measured = measured.with_structures(structures)
-    return Evaluation(options, measured, pairs, found=found, notes=notes, left_out=left_out)
+    return Evaluation(options, measured, pairs, found=search.found, notes=notes, left_out=left_out)
 
 
-def _add_companions(
-    options: EvaluationOptions,
-    references: Mapping[str, CaseFiles],
-    pairs: list[CasePair],
-    found: list[str],
-    notes: list[Note],
-) -> dict[str, list[str]]:
-    """Add the images and the named probabilities to the cases; return what each lacks of these.
+class _Search:
+    """Finds the files of the cases of an evaluation, and notes what it finds beside them."""
 
-    Such a case is measured all the same, with a note. Raise InputError if no case has any of the
-    named probabilities.
-    """
-    gaps: list[tuple[str, list[str], str]] = []  # a reason, the cases, and what follows
-    for method, path in options.probabilities:
-        cases = CaseList(CaseFiles(pair.case_id, ()) for pair in pairs)
-        Files(LOGITS, path).add_to(cases)
-        notes += cases.notes
-        for pair, files in zip(pairs, cases, strict=True):
-            pair.named[method] = files
-        without = [case.case_id for case in cases if case.missing]
-        if cases and len(without) == len(cases):
+    def __init__(self, options: EvaluationOptions) -> None:
+        self.options = options
+        self.found: list[str] = []  # how many cases each pattern has
+        self.notes: list[Note] = []  # on files of no case, and on cases that lack a file
+        self.lacking: dict[str, list[str]] = {}  # what cases lack that are measured all the same
+
+    def references(self) -> dict[str, CaseFiles]:
+        """Return each case with its label map, or with a problem if there are several candidates.
+
+        Raise InputError if there is none.
+        """
+        source = self.options.labels
+        files = Files(LABELS, source)
+        references = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
+        if not references:
             raise InputError(
-                f"{path}: has no logits or probabilities of any case; expected names such as "
-                f"{without[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
+                f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
+                f"{advise(source, holds_images=False)}"
             )
-        consequence = f"the calibration of {method} covers the others"
-        gaps.append((f"no probabilities in {path}", without, consequence))
-    if options.images is not None:
-        images = _find_images(options.images, references, options.labels, found)
+        files.add_to(references)
+        taken = {match.path for case in references for match in files.of(case.case_id)}
+        beside = [path for path in files.cases_of if path not in taken]
+        if beside:
+            kind = NoteKind.NOT_REFERENCES
+            note = Note.of(kind, str(source), files=len(beside), first=beside[0].name)
+            self.notes.append(note)
+        self.found += files.described([case.case_id for case in references])
+        return {case.case_id: case for case in references}
+
+    def predictions(
+        self, source: Path, references: Mapping[str, CaseFiles]
+    ) -> dict[str, CaseFiles]:
+        """Return the files of a method for each case, also for cases without a reference."""
+        if is_trained(source):
+            return validated_predictions(require_trained(source))
+        if not holds_many(source):
+            path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
+            (case_id,) = references
+            if io_paths.holds_scores_alone(path):
+                return {case_id: CaseFiles(case_id, (), (source,))}
+            return {case_id: CaseFiles(case_id, (), labels=source)}
+
+        files = Files(PREDICTION, source)
+        extra = list(files.by_case(references))
+        names = [name for name in references if files.of(name)]
+        # If the reference is a single file, other cases are not expected.
+        if holds_many(self.options.labels):
+            names += extra
+        elif extra:
+            note = Note.of(NoteKind.NOT_MEASURED, str(source), cases=len(extra), first=extra[0])
+            self.notes.append(note)
+        self.found += files.described(names)
+        cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
+        probabilities = CALIBRATION
+        if is_pattern(source):  # What else its files hold, their headers say.
+            probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
+        for kind in (OPTIONAL_LABELS, probabilities):
+            Files(kind, source).add_to(cases)
+        return {case.case_id: case for case in cases if case.paths or case.lack}
+
+    def add_probabilities(self, pairs: Sequence[CasePair]) -> None:
+        """Add the logits or probabilities that the user named.
+
+        Raise InputError if no case has any of them.
+        """
+        for method, path in self.options.probabilities:
+            cases = CaseList(CaseFiles(pair.case_id, ()) for pair in pairs)
+            Files(LOGITS, path).add_to(cases)
+            self.notes += cases.notes
+            for pair, files in zip(pairs, cases, strict=True):
+                pair.named[method] = files
+            without = [case.case_id for case in cases if case.missing]
+            if cases and len(without) == len(cases):
+                raise InputError(
+                    f"{path}: has no logits or probabilities of any case; expected names such as "
+                    f"{without[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
+                )
+            consequence = f"the calibration of {method} covers the others"
+            self._note_lacking(f"no probabilities in {path}", without, len(pairs), consequence)
+
+    def add_images(self, pairs: list[CasePair], references: Mapping[str, CaseFiles]) -> None:
+        """Add the images that the report shows, with the names of their modalities."""
+        source = self.options.images
+        labels = self.options.labels
+        if source is None:
+            return
+        if holds_many(source):
+            # Label maps of another pattern are no modalities.
+            others = labels if is_pattern(labels) and not names_part(labels, "label") else None
+            cases = discover_cases(source, None, labels=others)
+            if cases.found:
+                self.found.append(cases.found)
+            images = {case.case_id: case for case in cases}
+        else:
+            _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
+            images = {case_id: CaseFiles(case_id, (source,)) for case_id in references}
+        description = DatasetDescription(source)
+        description = next(read_descriptions([source, labels], self.notes), description)
         without = [pair.case_id for pair in pairs if pair.case_id not in images]
         for number, pair in enumerate(pairs):
             shown = images.get(pair.case_id, pair.reference)
-            reference = replace(pair.reference, images=shown.images, modalities=shown.modalities)
+            names = shown.modalities or description.channel_names
+            reference = replace(pair.reference, images=shown.images, modalities=names)
             pairs[number] = pair._replace(reference=reference)
-        gaps.append((f"no image in {options.images}", without, "the report shows them without"))
+        consequence = "the report shows them without"
+        self._note_lacking(f"no image in {source}", without, len(pairs), consequence)
 
-    lacking: dict[str, list[str]] = {}
-    for reason, without, consequence in gaps:
+    def _note_lacking(
+        self, reason: str, without: Sequence[str], num_cases: int, consequence: str
+    ) -> None:
+        """Note the cases that are measured although they lack a file."""
         for case_id in without:
-            lacking.setdefault(case_id, []).append(reason)
+            self.lacking.setdefault(case_id, []).append(reason)
         if without:
-            notes.append(
-                Note.of(
-                    NoteKind.MISSING_FILES,
-                    what=reason,
-                    lacking=len(without),
-                    cases=len(pairs),
-                    first=without[0],
-                    consequence=consequence,
-                )
+            note = Note.of(
+                NoteKind.MISSING_FILES,
+                what=reason,
+                lacking=len(without),
+                cases=num_cases,
+                first=without[0],
+                consequence=consequence,
             )
-    return lacking
-
-
-def _references(source: Path, found: list[str], notes: list[Note]) -> dict[str, CaseFiles]:
-    """Return each case with its label map, or with a problem if there are several candidates."""
-    files = Files(LABELS, source)
-    references = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
-    if not references:
-        raise InputError(
-            f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
-            f"{advise(source, holds_images=False)}"
-        )
-    files.add_to(references)
-    taken = {match.path for case in references for match in files.of(case.case_id)}
-    beside = [path for path in files.cases_of if path not in taken]
-    if beside:
-        kind = NoteKind.NOT_REFERENCES
-        notes.append(Note.of(kind, str(source), files=len(beside), first=beside[0].name))
-    found += files.described([case.case_id for case in references])
-    return {case.case_id: case for case in references}
-
-
-def _files_of_method(
-    source: Path,
-    references: Mapping[str, CaseFiles],
-    labels: Path,
-    found: list[str],
-    notes: list[Note],
-) -> dict[str, CaseFiles]:
-    """Return the files of a method for each case, also for cases without a reference."""
-    if is_trained(source):
-        return validated_predictions(require_trained(source))
-    if not holds_many(source):
-        path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
-        (case_id,) = references
-        if io_paths.holds_scores_alone(path):
-            return {case_id: CaseFiles(case_id, (), (source,))}
-        return {case_id: CaseFiles(case_id, (), labels=source)}
-
-    files = Files(PREDICTION, source)
-    extra = list(files.by_case(references))
-    names = [name for name in references if files.of(name)]
-    # If the reference is a single file, other cases are not expected.
-    if holds_many(labels):
-        names += extra
-    elif extra:
-        note = Note.of(NoteKind.NOT_MEASURED, str(source), cases=len(extra), first=extra[0])
-        notes.append(note)
-    found += files.described(names)
-    cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
-    probabilities = CALIBRATION
-    if is_pattern(source):  # What else its files hold, their headers say.
-        probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
-    for kind in (OPTIONAL_LABELS, probabilities):
-        Files(kind, source).add_to(cases)
-    return {case.case_id: case for case in cases if case.paths or case.lack}
+            self.notes.append(note)
 
 
 def _file_of_only_case(
@@ -223,18 +244,3 @@ def _file_of_only_case(
             "one case's reference, or --structures for one binary file per structure"
         )
     return path
-
-
-def _find_images(
-    source: Path, references: Mapping[str, object], labels: Path, found: list[str]
-) -> Mapping[str, CaseFiles]:
-    """Return the files of each case's image: those of a folder, or one file for the only case."""
-    if holds_many(source):
-        # Label maps of another pattern are no modalities.
-        others = labels if is_pattern(labels) and not names_part(labels, "label") else None
-        cases = discover_cases(source, None, labels=others)
-        if cases.found:
-            found.append(cases.found)
-        return {case.case_id: case for case in cases}
-    _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
-    return {case_id: CaseFiles(case_id, (source,)) for case_id in references}

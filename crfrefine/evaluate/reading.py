@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -349,7 +349,6 @@ def _decode(
 def read_images(
     pair: CasePair,
     reference: Reference,
-    modalities: Sequence[str],
     tell: Callable[[Note], object],
 ) -> tuple[list[Float32], list[str]]:
     """Return the modalities of a case, each (x, y, z), on the reference's grid, and their names.
@@ -360,6 +359,7 @@ def read_images(
     channels: list[Float32] = []
     names: list[str] = []
     paths = pair.reference.images
+    modalities = pair.reference.modalities
     for number, path in enumerate(paths):
         nan_files: list[Path] = []
         try:

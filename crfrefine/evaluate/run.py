@@ -6,10 +6,12 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,11 @@ from crfrefine.evaluate.options import (
 )
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.json import to_json
-from crfrefine.io.paths import add_volumes, is_folder, stem_of
+from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.io.writing import check_replaceable, check_writable, write_small_file
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.records import RunSummary
 from crfrefine.runs.states import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
@@ -164,6 +164,8 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
     write_small_file(options.output / SUMMARY_NAME, summary.encode())
 
     if options.report and evaluation.table.cases:
+        from crfrefine.evaluate.report import write_report  # It imports jinja2.
+
         observer.stage_changed("", "writing the report")
         write_report(
             report,
@@ -232,52 +234,30 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, 
     """
     label_maps: dict[tuple[str, str], Path] = {}
     for pair in pairs:
-        for method, files in pair.methods.items():
-            path = files.labels
-            if files.structures:
-                path = files.logits[0].parent
-            if path is None:
-                continue
-            path = path.resolve()
-            if not is_folder(path):
-                path = path.with_name(stem_of(path))
-            label_maps[method, pair.case_id] = path
+        for method in pair.methods:
+            path = pair.label_map_of(method)
+            if path is not None:
+                label_maps[method, pair.case_id] = path
 
-    # A manifest puts label maps into folders within that of the record.
-    folders: dict[Path, None] = {}
-    for folder in dict.fromkeys(path.parent for path in label_maps.values()):
-        folders |= dict.fromkeys((folder, *folder.parents))
-    learned_maps = _maps_learned_on(folders, notes)
+    # By time, the label maps in records, and whether their parameters were learned on their case. A
+    # manifest puts label maps into folders within that of the record.
+    written: list[tuple[datetime, Path, bool]] = []
+    for folder in dict.fromkeys(chain(*(path.parents for path in label_maps.values()))):
+        recorded = read_records(folder)
+        notes += [Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)) for note in recorded.notes]
+        for run in recorded.runs:
+            trained_on = run.settings.get(TRAINED_ON) or ()
+            for record in run.cases:
+                if record.output is None:
+                    continue
+                # Its folder may have been moved, and so the name in it counts.
+                path = folder / run.all_cases.get(record.case_id, record.output.name)
+                is_known = printable(record.case_id) in trained_on and record.held_out_by is None
+                written.append((run.started, path.parent / stem_of(path), is_known))
+    written.sort(key=itemgetter(0))
+    is_learned = {path: is_known for _, path, is_known in written}  # The latest run counts.
     learned: dict[str, list[str]] = {}
     for (method, case_id), path in label_maps.items():
-        if path in learned_maps:
+        if is_learned.get(path):
             learned.setdefault(method, []).append(case_id)
     return learned
-
-
-def _maps_learned_on(folders: Iterable[Path], notes: list[Note]) -> set[Path]:
-    """Return the label maps, without suffixes, whose parameters were learned on their case.
-
-    `folders` may hold records.
-    """
-    runs: list[tuple[Path, RunSummary]] = []
-    for folder in folders:
-        recorded = read_records(folder)
-        for note in recorded.notes:
-            notes.append(Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)))
-        runs += [(folder, run) for run in recorded.runs]
-
-    maps: set[Path] = set()
-    for folder, run in sorted(runs, key=lambda pair: pair[1].started):
-        trained_on = run.settings.get(TRAINED_ON) or ()
-        for record in run.cases:
-            if record.output is None:
-                continue
-            # Its folder may have been moved, and so the name in it counts.
-            path = folder / run.all_cases.get(record.case_id, record.output.name)
-            path = path.parent / stem_of(path)
-            if printable(record.case_id) in trained_on and record.held_out_by is None:
-                maps.add(path)
-            else:  # This later run has replaced the label map.
-                maps.discard(path)
-    return maps

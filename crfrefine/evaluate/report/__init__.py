@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jinja2
 import numpy as np
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
-from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.reading import read_images, read_masks, read_reference
 from crfrefine.evaluate.report.charts import draw_charts
@@ -57,18 +57,6 @@ def write_report(
     most `num_shown` cases each are shown with the lowest, median and highest difference. Before a
     case is drawn, `progress` gets its name and the numbers of cases done and to draw.
     """
-    options = evaluation.options
-    modalities: tuple[str, ...] = ()
-    if options.images is not None:
-        problems: list[Note] = []
-        places = [options.images, options.labels]
-        description = next(read_descriptions(places, problems), None)
-        if description is not None:
-            modalities = description.channel_names
-        for note in problems:
-            if note not in evaluation.notes:
-                tell(note)
-
     dice = dice_by_region(evaluation)
     charts: dict[str, bytes] = {}
     problem = ""
@@ -78,19 +66,30 @@ def write_report(
         problem = str(error)
 
     drawn_cases = []
-    chosen: list[ShownCase] = []
-    if dice:
-        cases, values = next(iter(dice.values()))  # of the leading region
-        chosen = shown_cases(evaluation, cases, values, num_shown)
+    chosen = shown_cases(evaluation, dice, num_shown)
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
-            drawn = shown._replace(png=draw_case(evaluation, shown, modalities, tell))
+            drawn = shown._replace(png=draw_case(evaluation, shown, tell))
         except CrfRefineError as error:
             drawn = shown._replace(problem=str(error))
         drawn_cases.append(drawn)
 
-    page = _render(evaluation, charts, problem, drawn_cases).translate(_SPELLED)
+    metrics = evaluation.table.metrics
+    lead_of = {name: next(iter(regions_of(evaluation, name)), None) for name in metrics}
+    by_size = [metric for metric in map(metric_named, metrics) if metric.better == "nearer_zero"]
+    page = _PAGE.get_template("page.html").render(
+        evaluation=evaluation,
+        options=evaluation.options,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        families=describe_families(evaluation.summary),
+        lead_of=lead_of,
+        by_size=by_size,
+        charts=charts,
+        problem=problem,
+        drawn_cases=drawn_cases,
+    )
+    page = page.translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
         tell(Note.of(NoteKind.NO_CHARTS, problem=problem))
@@ -99,16 +98,14 @@ def write_report(
 # The pictures.
 
 
-def draw_case(
-    evaluation: Evaluation, shown: ShownCase, modalities: Sequence[str], tell: Tell
-) -> bytes:
+def draw_case(evaluation: Evaluation, shown: ShownCase, tell: Tell) -> bytes:
     """Read a case and draw the changes by the judged method, or its errors without a baseline.
 
     An image that cannot be read is noted, and left out.
     """
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, evaluation.measured)
-    channels, names = read_images(pair, reference, pair.reference.modalities or modalities, tell)
+    channels, names = read_images(pair, reference, tell)
     image = np.stack(channels) if channels else None
     maps = []
     for method in evaluation.compared:
@@ -156,53 +153,32 @@ _DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x
 _SPELLED = {letter: f"\\u{letter:04x}" for letter in _DIRECTIONS}
 
 
-def _render(
-    evaluation: Evaluation,
-    charts: Mapping[str, bytes],
-    problem: str,
-    drawn_cases: Sequence[ShownCase],
-) -> str:
-    """Fill the page template, which escapes everything; `problem` says why there are no charts."""
-    import jinja2
-
-    lead_of: dict[str, str | None] = {}
-    unsigned = []  # titles of the metrics that are compared by size, without their sign
-    for name in evaluation.table.metrics:
-        lead_of[name] = next(iter(regions_of(evaluation, name)), None)
-        metric = metric_named(name)
-        if metric.better == "nearer_zero":
-            unsigned.append(metric.title)
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
-    )
-    environment.filters["typeset"] = _typeset
-    environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
-    return environment.get_template("page.html").render(
-        version=__version__,
-        dice=DICE,
-        metric_named=metric_named,
-        format_p=format_p,
-        harm_text=harm_text,
-        harm_column=HARM_COLUMN.capitalize(),
-        region_title=region_title,
-        rows_of=rows_of,
-        means_of=means_of,
-        lead_of=lead_of,
-        evaluation=evaluation,
-        options=evaluation.options,
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        families=describe_families(evaluation.summary),
-        unsigned=unsigned,
-        charts=charts,
-        problem=problem,
-        drawn_cases=drawn_cases,
-    )
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode("ascii")
 
 
 def _typeset(text: str) -> str:
     """Return a number with a true minus, and a dash for an undefined one."""
     return text.replace("-", "\u2212") or "–"
+
+
+_PAGE = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
+)
+_PAGE.filters.update(typeset=_typeset, base64=_base64)
+# What the template uses beside the values of an evaluation.
+_PAGE.globals.update(
+    version=__version__,
+    dice=DICE,
+    metric_named=metric_named,
+    format_p=format_p,
+    harm_text=harm_text,
+    harm_column=HARM_COLUMN.capitalize(),
+    region_title=region_title,
+    rows_of=rows_of,
+    means_of=means_of,
+)

@@ -70,13 +70,18 @@ def dice_by_region(evaluation: Evaluation) -> dict[str, tuple[tuple[str, ...], F
 
 
 def shown_cases(
-    evaluation: Evaluation, cases: Sequence[str], values: Float64, num_each: int
+    evaluation: Evaluation,
+    dice: Mapping[str, tuple[Sequence[str], Float64]],
+    num_each: int,
 ) -> list[ShownCase]:
     """Return at most `num_each` cases from the low end, the middle and the high end.
 
-    They are ordered by the difference in their (methods, n) Dice, or by Dice without a verdict. No
-    case is shown twice.
+    They are ordered by the difference in their Dice in the leading region, or by Dice without a
+    verdict; `dice` is that of `dice_by_region`. No case is shown twice.
     """
+    if not dice:
+        return []
+    cases, values = next(iter(dice.values()))
     order_by = values[-1]
     if evaluation.verdict is not None:
         order_by = values[-1] - values[0]
