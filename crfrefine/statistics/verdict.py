@@ -51,6 +51,34 @@ class Outcome(StrEnum):
     NOT_TESTED = "not tested"
 
 
+# What follows for users from the comparison with the baseline.
+_CONCLUSIONS = {
+    Outcome.HELPS: "{subject} helps.",
+    Outcome.HURTS: "{subject} hurts. Advice: do not use it.",
+    Outcome.NO_DIFFERENCE: "{subject} is not shown to help. Advice: do not use it.",
+    Outcome.MIXED: (
+        "no clear benefit, as ranks and mean disagree. "
+        "Advice: look at the worst cases before using it ({worst})."
+    ),
+    Outcome.TOO_FEW: (
+        "too few cases to tell whether {subject} helps. If the mean and the scatter of these "
+        "cases are typical, {enough} would show the difference with probability 80 %."
+    ),
+}
+_FEWER_THAN_NEEDED = "too few cases, at least {needed} are needed for p < {level:g}."
+# The same for a method that helps, from the comparison with the strongest of its rivals.
+_AGAINST_RIVALS = {
+    Outcome.HELPS: "It gains more than every rival, the best of which is {name}: {figures}",
+    Outcome.NOT_BETTER_THAN_SIMPLE: (
+        "But not shown to gain more than {name}: {figures} Advice: prefer {name} if it is simpler."
+    ),
+    Outcome.TOO_FEW: (
+        "Too few cases to tell whether it gains more than {name}: {figures} "
+        "At least {needed} are needed for {rivals}."
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Rival:
     """Another method, often a simple one, that the judged one must beat to be worth using."""
@@ -136,11 +164,8 @@ def verdict(
     outcome = _outcome(primary, primary.p_value)
     sentence = _sentence(outcome, subject or method, baseline, primary)
     if outcome == Outcome.HELPS:
-        if not all(rival.is_beaten for rival in judged_rivals):
-            outcome = Outcome.NOT_BETTER_THAN_SIMPLE
-        if _are_too_few_for(judged_rivals):
-            outcome = Outcome.TOO_FEW
-        sentence += _against_rivals(subject or method, judged_rivals)
+        outcome, others = _against_rivals(subject or method, judged_rivals)
+        sentence = " ".join([sentence, *others])
         worse = []
         if harm is not None and harm.headline:
             worse.append(harm.headline)
@@ -183,18 +208,6 @@ def _judge_rivals(
         is_beaten = _outcome(rival.comparison, p_adjusted) == Outcome.HELPS
         judged.append(replace(rival, p_adjusted=p_adjusted, is_beaten=is_beaten))
     return tuple(judged)
-
-
-def _are_too_few_for(rivals: Sequence[Rival]) -> bool:
-    """Return whether too few cases are the reason that a rival is not beaten.
-
-    Holm's correction multiplies the smallest p value by the number of rivals.
-    """
-    compared = [rival for rival in rivals if rival.comparison.num_pairs]
-    if not compared or all(rival.is_beaten for rival in compared):
-        return False
-    most = max(rival.comparison.num_pairs for rival in compared)
-    return most < _cases_needed(len(compared))
 
 
 def _cases_needed(num_tests: int = 1) -> int:
@@ -248,88 +261,71 @@ def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
     """Return the figures of the comparison with the baseline, and what follows from them."""
     needed = _cases_needed()
-    if outcome == Outcome.HELPS:
-        conclusion = f"{subject} helps."
-    elif outcome == Outcome.HURTS:
-        conclusion = f"{subject} hurts. Advice: do not use it."
-    elif outcome == Outcome.NO_DIFFERENCE:
-        conclusion = f"{subject} is not shown to help. Advice: do not use it."
-    elif outcome == Outcome.MIXED:
-        worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
-        conclusion = (
-            "no clear benefit, as ranks and mean disagree. "
-            f"Advice: look at the worst cases before using it ({', '.join(worst)})."
-        )
-    elif primary.num_pairs < needed:
-        conclusion = f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
-    else:
+    conclusion = _CONCLUSIONS[outcome]
+    figures = [f"95 % CI {DICE.interval_text(*primary.interval, sign='')}"]
+    number = ""
+    if primary.num_pairs < needed:
+        conclusion = _FEWER_THAN_NEEDED
+        figures = []  # Intervals of few cases are too narrow.
+    elif outcome == Outcome.TOO_FEW:
         enough = cases_to_find(primary.mean_difference, primary.standard_deviation)
         number = "more than 1000" if enough is None else f"about {enough}"
-        conclusion = (
-            f"too few cases to tell whether {subject} helps. If the mean and the scatter of these "
-            f"cases are typical, {number} would show the difference with probability 80 %."
-        )
+    worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
+    conclusion = conclusion.format(
+        subject=subject, worst=", ".join(worst), enough=number, needed=needed, level=ALPHA
+    )
     if not primary.num_pairs:
         return f"No case allows a comparison with {baseline}: {conclusion}"
-
-    figures = []
-    interval = DICE.interval_text(*primary.interval, sign="")
-    if outcome == Outcome.TOO_FEW and primary.num_pairs < needed:
-        interval = ""  # Intervals of few cases are too narrow.
-    if interval:
-        figures.append(f"95 % CI {interval}")
-    figures.append(f"p {format_p(primary.p_value)}")
-    figures.append(_better_cases(primary))
-
-    difference = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline}"
-    sentence = f"{difference} ({', '.join(figures)}): {conclusion}"
     power = power_text(primary)
     if power and outcome == Outcome.NO_DIFFERENCE:
-        sentence += f" {power[0].upper()}{power[1:]}."
-    return sentence
+        conclusion += f" {power[0].upper()}{power[1:]}."
+    figures.append(_tested(primary, primary.p_value))
+    difference = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline}"
+    return f"{difference} ({', '.join(figures)}): {conclusion}"
 
 
-def _against_rivals(subject: str, rivals: Sequence[Rival]) -> str:
-    """Return how a method that helps compares with its rivals, as further sentences."""
+def _against_rivals(subject: str, rivals: Sequence[Rival]) -> tuple[Outcome, list[str]]:
+    """Return what the verdict is on a method that helps, by its rivals, and sentences on these."""
+    outcome = Outcome.HELPS
+    sentences = []
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
-    sentences = ""
     if missing:
-        sentences = f" No case allows a comparison with {' or '.join(missing)}."
+        outcome = Outcome.NOT_BETTER_THAN_SIMPLE
+        sentences.append(f"No case allows a comparison with {' or '.join(missing)}.")
     if not compared:
-        return sentences
+        return outcome, sentences
 
-    # Rivals that are not beaten come first, and then those that the method exceeds least.
-    strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
-    name = strongest.name
-    p_value = f"p {format_p(strongest.p_adjusted)}"
+    # Those that are not beaten come first, and then those that the method exceeds least.
+    first = min(compared, key=lambda one: (one.is_beaten, one.comparison.mean_difference))
+    # Holm's correction multiplies the smallest p value by the number of rivals.
+    needed = _cases_needed(len(compared))
+    answer = Outcome.HELPS
+    if not first.is_beaten:
+        answer = Outcome.NOT_BETTER_THAN_SIMPLE
+        if max(rival.comparison.num_pairs for rival in compared) < needed:
+            answer = Outcome.TOO_FEW
+        outcome = answer
+    correction = ""
     if len(compared) > 1:
-        p_value += f" after Holm over {len(compared)} rivals"
-    gain = DICE.difference_text(strongest.gain_of_method)
-    figures = (
-        f"{subject} {gain}, {name} {_quantity(strongest.gain)} "
-        f"({p_value}, {_better_cases(strongest.comparison)})."
+        correction = f" after Holm over {len(compared)} rivals"
+    gains = f"{subject} {DICE.difference_text(first.gain_of_method)}, "
+    gains += f"{first.name} {_quantity(first.gain)}"
+    sentence = _AGAINST_RIVALS[answer].format(
+        name=first.name,
+        figures=f"{gains} ({_tested(first.comparison, first.p_adjusted, correction)}).",
+        needed=needed,
+        rivals=counted(len(compared), "rival"),
     )
-    if strongest.is_beaten:
-        return f" It gains more than every rival, the best of which is {name}: {figures}{sentences}"
-    if _are_too_few_for(rivals):
-        needed = _cases_needed(len(compared))
-        rivals_text = counted(len(compared), "rival")
-        return (
-            f" Too few cases to tell whether it gains more than {name}: {figures} "
-            f"At least {needed} are needed for {rivals_text}.{sentences}"
-        )
-    return (
-        f" But not shown to gain more than {name}: {figures} "
-        f"Advice: prefer {name} if it is simpler.{sentences}"
-    )
+    return outcome, [sentence, *sentences]
 
 
-def _better_cases(comparison: PairedComparison) -> str:
-    """Say in how many cases the method is better; or worse, if these are more."""
+def _tested(comparison: PairedComparison, p_value: float, correction: str = "") -> str:
+    """Return p, and in how many cases the method is better; or worse, if these are more."""
+    text = f"p {format_p(p_value)}{correction}, "
     if comparison.wins >= comparison.losses:
-        return f"{comparison.wins} of {comparison.num_pairs} cases better"
-    return f"{comparison.losses} of {comparison.num_pairs} cases worse"
+        return f"{text}{comparison.wins} of {comparison.num_pairs} cases better"
+    return f"{text}{comparison.losses} of {comparison.num_pairs} cases worse"
 
 
 def _quantity(difference: float, sign: str = "+") -> str:
