@@ -18,7 +18,10 @@ class Observer:
         """The cases and the device are known."""
 
     def cases_found(self, text: str) -> None:
-        """The cases of a pattern are known, before the run starts: how many, with an example."""
+        """The cases of a pattern are known, before the run starts: how many, with an example.
+
+        The text is empty for the cases of a folder.
+        """
 
     def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """A case or a training, or with an empty `name` the run, entered a stage or its next step.

@@ -93,7 +93,8 @@ class RunReporter(Observer, AbstractContextManager[Any]):
 
     def cases_found(self, text: str) -> None:
         """Print how many cases a pattern has."""
-        self._say(text)
+        if text:
+            self._say(text)
 
     def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage.

@@ -38,9 +38,8 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
     plan = plan_run(options)
     started = time.perf_counter()
     summary = plan.summary
-    found = plan.inputs.cases.found
-    if found and options.choice is None:  # A choice of parameters has told of them.
-        observer.cases_found(found)
+    if options.choice is None:  # A choice of parameters has told of them.
+        observer.cases_found(plan.inputs.cases.found)
     observer.run_started(summary)
     for note in plan.notes:
         observer.note(note)

@@ -52,39 +52,9 @@ REPORTED_OPTIONS = ("images", "logits", "masks", "input_type", "add_background",
 def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
     """Choose parameters, write them with a report, and return the choice.
 
-    Raise InputError if no case can be used.
+    Raise InputError if an output would replace an input, or if no case can be used.
     """
     options.check_files()
-    inputs = _find_unlabeled(options, observer)
-    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
-    if not choice.case_ids:
-        reason = next(iter(choice.left_out.values()), "there is none")
-        raise InputError(
-            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
-        )
-    parameters = choice.chosen.parameters
-    origin = (
-        f": chosen without labels on synthetic cases made from "
-        f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
-    )
-    candidates = []
-    for candidate in choice.candidates:
-        candidates.append({"name": candidate.name, "parameters": candidate.parameters.to_dict()})
-    report = {
-        "options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS},
-        "choice": choice.to_dict(),
-        "parameters": parameters.to_dict(),
-        "candidates": candidates,
-        "gains": choice.gains,
-        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
-        "dice": choice.table.tolist(),
-    }
-    options.write(SCHEMA, report, parameters, origin)
-    return choice
-
-
-def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
-    """Return the cases; raise InputError if an output would replace one, or for bad ones."""
     inputs = find_inputs(
         InferenceOptions(
             (options.images,),
@@ -96,20 +66,31 @@ def _find_unlabeled(options: TrainingOptions, observer: Observer) -> RunInputs:
             resample=options.resample,
         )
     )
-    labels = options.labels
-    add_volumes(labels)
+    add_volumes(options.labels)
     for path in options.files:
         check_no_input(path)
-    if inputs.cases.found:
-        observer.cases_found(inputs.cases.found)
+    observer.cases_found(inputs.cases.found)
     for note in inputs.cases.notes:
         observer.note(note)
-    if labels is not None:
-        observer.note(Note.of(NoteKind.NOT_READ, path=str(labels)))
+    if options.labels is not None:
+        observer.note(Note.of(NoteKind.NOT_READ, path=str(options.labels)))
     problems = [files.problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
-    return inputs
+
+    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
+    if not choice.case_ids:
+        reason = next(iter(choice.left_out.values()), "there is none")
+        raise InputError(
+            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
+        )
+    origin = (
+        f": chosen without labels on synthetic cases made from "
+        f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
+    )
+    report = {"options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS}}
+    options.write(SCHEMA, {**report, **choice.report()}, choice.chosen.parameters, origin)
+    return choice
 
 
 def choose_for(
@@ -120,8 +101,7 @@ def choose_for(
     With `resume`, they are those that an earlier run has chosen, unless the overrides differ.
     """
     plan = plan_run(options)
-    if plan.inputs.cases.found:
-        observer.cases_found(plan.inputs.cases.found)
+    observer.cases_found(plan.inputs.cases.found)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(
             "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or "

@@ -169,3 +169,18 @@ class Choice(NamedTuple):
             "cases": list(self.case_ids),
             "left_out": {name: failure.message for name, failure in self.left_out.items()},
         }
+
+    def report(self) -> dict[str, Any]:
+        """Return the entries in the report, with all that was tried."""
+        candidates = []
+        for candidate in self.candidates:
+            entry = {"name": candidate.name, "parameters": candidate.parameters.to_dict()}
+            candidates.append(entry)
+        return {
+            "choice": self.to_dict(),
+            "parameters": self.chosen.parameters.to_dict(),
+            "candidates": candidates,
+            "gains": self.gains,
+            # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
+            "dice": self.table.tolist(),
+        }
