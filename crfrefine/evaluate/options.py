@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
 from crfrefine.base.option import (
@@ -253,6 +253,29 @@ class EvaluationOptions:
             return None
         name, _ = self.baselines[0]
         return name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings of the results, for `summary.json`."""
+        return {
+            "predictions": self.predictions,
+            "labels": self.labels,
+            "method": self.name,
+            "baseline": self.baseline,
+            "baselines": dict(self.baselines),
+            "probabilities": dict(self.probabilities),
+            "images": self.images,
+            "ceiling": self.ceiling,
+            "tolerance_mm": self.tolerance_mm,
+            "ignore_label": self.ignore_label,
+            "mapping": self.mappings,
+            "reference_mapping": self.reference_mapping,
+            "resample": self.resample,
+            "add_background": self.add_background,
+            "processes": self.processes,
+            "command_line": self.command_line,
+            # The link is readable even if the folder was removed.
+            "working_folder": str(Path("/proc/self/cwd").readlink()),
+        }
 
 
 def check_options(options: EvaluationOptions) -> None:

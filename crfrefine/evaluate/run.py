@@ -70,6 +70,9 @@ def metrics_csv(table: ResultTable) -> str:
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
     verdict = evaluation.verdict
+    settings = evaluation.options.to_dict()
+    settings["ignore_label"] = evaluation.measured.ignore_label
+    settings["processes"] = evaluation.num_processes
     failures = []
     for failure in evaluation.failures:
         entry = {
@@ -85,7 +88,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "version": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": evaluation.seconds,
-        "settings": _settings_entry(evaluation),
+        "settings": settings,
         "regions": evaluation.regions,
         "titles": evaluation.titles,
         "judged_regions": evaluation.judged_regions,
@@ -104,30 +107,6 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "found": evaluation.found,
         "notes": [note.to_dict() for note in evaluation.notes],
         "summary": summary_dicts(evaluation.summary),
-    }
-
-
-def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
-    options = evaluation.options
-    return {
-        "predictions": options.predictions,
-        "labels": options.labels,
-        "method": options.name,
-        "baseline": options.baseline,
-        "baselines": dict(options.baselines),
-        "probabilities": dict(options.probabilities),
-        "images": options.images,
-        "ceiling": options.ceiling,
-        "tolerance_mm": options.tolerance_mm,
-        "ignore_label": evaluation.measured.ignore_label,
-        "mapping": options.mappings,
-        "reference_mapping": options.reference_mapping,
-        "resample": options.resample,
-        "add_background": options.add_background,
-        "processes": evaluation.num_processes,
-        "command_line": options.command_line,
-        # The link is readable even if the folder was removed.
-        "working_folder": str(Path("/proc/self/cwd").readlink()),
     }
 
 

@@ -81,6 +81,27 @@ class ModelTensors(NamedTuple):
             bias=self.bias[places],
         )
 
+    def run(self, settings: MeanFieldParameters) -> MeanFieldSpec:
+        """Return a run of all steps with the numbers of the tensors."""
+        volume_weight = 0.0
+        if self.volume_weight is not None:
+            volume_weight = float(self.volume_weight.detach())
+            if self.volume_weight.requires_grad:
+                volume_weight = max(volume_weight, _MIN_LEARNED)
+        bias = None
+        if self.bias.detach().any():
+            bias = _double(self.bias)
+        fields = own_fields(MeanFieldSpec, vars(settings))
+        fields["tolerance"] = 0.0
+        fields["temperature"] = float(self.temperature.detach())
+        fields["bias"] = bias
+        return MeanFieldSpec(
+            _double(self.weights),
+            _double(self.compatibility),
+            volume_weight=volume_weight,
+            **fields,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class CrfModel:
@@ -172,7 +193,7 @@ def make_model(
         volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
         VolumeParameters(weight=float(volume_weight.detach()))  # raises if it is out of range
     tensors = ModelTensors(torch.cat(rows), theta, penalties, divisor[0], shift, volume_weight)
-    run = _run_of(tensors, checked)
+    run = tensors.run(checked)
     return CrfModel(tensors, run, kernels, label_threshold)
 
 
@@ -204,28 +225,6 @@ def make_kernel_set(
     fields = own_fields(KernelSetSpec, vars(settings))
     spec = KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
     return spec, torch.cat(thetas)
-
-
-def _run_of(model: ModelTensors, settings: MeanFieldParameters) -> MeanFieldSpec:
-    """Return a run of all steps with the numbers of a model's tensors."""
-    volume_weight = 0.0
-    if model.volume_weight is not None:
-        volume_weight = float(model.volume_weight.detach())
-        if model.volume_weight.requires_grad:
-            volume_weight = max(volume_weight, _MIN_LEARNED)
-    bias = None
-    if model.bias.detach().any():
-        bias = _double(model.bias)
-    fields = own_fields(MeanFieldSpec, vars(settings))
-    fields["tolerance"] = 0.0
-    fields["temperature"] = float(model.temperature.detach())
-    fields["bias"] = bias
-    return MeanFieldSpec(
-        _double(model.weights),
-        _double(model.compatibility),
-        volume_weight=volume_weight,
-        **fields,
-    )
 
 
 def _spread(

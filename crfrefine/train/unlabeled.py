@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
+from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
@@ -186,20 +186,15 @@ def _read_sources(
     inputs: RunInputs, max_cases: int, default: CrfParameters, threads: int, observer: Observer
 ) -> tuple[list[Source], dict[str, Failure]]:
     """Return the sources of synthetic cases, and why other cases cannot be used, with a note."""
-    complete = []
     left_out: dict[str, Failure] = {}
-    for case in inputs.cases:
-        if case.lack:
-            error = InputError(case.lack, cause="; ".join(case.missing))
-            left_out[case.case_id] = describe_failure(error)
-        else:
-            complete.append(case)
+    lacking = [case for case in inputs.cases if case.lack]  # The first step of reading says what.
+    complete = [case for case in inputs.cases if not case.lack]
     files = [complete[number] for number in evenly_spread(len(complete), max_cases)]
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_changed("", "reading cases")
     sources: list[Source] = []
-    for case in files:
+    for case in (*lacking, *files):
         fail = partial(left_out.__setitem__, case.case_id)
         with failing_alone(fail, *case.paths):
             headers = read_case_headers(case, inputs.reading)
