@@ -11,7 +11,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.reading_options import RegionReading, find_regions
+from crfrefine.cases.reading_options import ReadingOptions, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io.paths import is_folder, stem_of
@@ -77,11 +77,9 @@ class MeasuredRegions:
     judged: tuple[str, ...] = ()
     # Displayed name of a region, by its name.
     titles: Mapping[str, str] = field(default_factory=dict)
-    # Names of labels in files beside the methods, which titles and label maps do not name.
-    names_of_methods: Mapping[int, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    # By method, which channels of its files are regions.
-    channels: Mapping[str, RegionReading] = field(default_factory=dict)
+    # By method, how its files are read, with the names of labels in a `dataset.json` beside them.
+    readings: Mapping[str, ReadingOptions] = field(default_factory=dict)
     # Number of each structure by its name; empty without structures. Label maps are then folders of
     # structures, or their labels have these names.
     structures: Mapping[str, int] = field(default_factory=dict)
@@ -135,8 +133,8 @@ class MeasuredRegions:
             named=named,
             judged=tuple(judged),
             titles=titles,
-            names_of_methods={},
             ignore_label=None,
+            readings={},
             structures=structures,
         )
 
@@ -166,26 +164,29 @@ def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegi
         else:
             named[name] = labels
 
-    channels = {}
-    named_places = []
+    readings = {}
     for method, folder in options.methods.items():
         probabilities = dict(options.probabilities).get(method, folder)
         places = (probabilities, folder, options.labels)
-        channels[method] = find_regions(None, read_descriptions(places))
-        if not options.mappings.get(method):  # Numbers that `--map` changes have no names.
-            named_places += [folder, probabilities]
-    names_of_methods: dict[int, str] = {}
-    for description in read_descriptions(named_places, []):
-        names_of_methods = {**description.label_names, **names_of_methods}
+        mapping = options.mappings.get(method, {})
+        names: dict[int, str] = {}
+        if not mapping:  # Numbers that `--map` changes have no names.
+            for description in read_descriptions((folder, probabilities), []):
+                names = {**description.label_names, **names}
+        readings[method] = ReadingOptions(
+            regions=find_regions(None, read_descriptions(places)),
+            mapping=mapping,
+            add_background=options.add_background,
+            label_names=names,
+        )
     return MeasuredRegions(
         options,
         labels=tuple(sorted(numbers - {0, ignored})),
         named=named,
         judged=judged,
         titles=titles,
-        names_of_methods=names_of_methods,
         ignore_label=ignored,
-        channels=channels,
+        readings=readings,
     )
 
 

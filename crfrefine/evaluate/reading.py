@@ -26,7 +26,7 @@ from crfrefine.cases.foreground import holds_labels, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
-from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
@@ -213,18 +213,18 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     path = files.labels
     grid = reference.header
     measured = reference.measured
-    regions = measured.channels.get(method, NO_REGIONS)
     if measured.structures:
         volume = read_structures(files, measured.structures, reference.warnings, grid=grid)
         return Prediction(_labels_on_grid(reference, volume, "structures"))
-    mapping = measured.options.mappings.get(method, {})
+    reading = measured.readings[method]
+    mapping = reading.mapping
     paths = files.logits if path is None else (path,)
     stored = io.read_header(paths[0])
     header = with_channel_axis(stored, grid)
     # Logits and probabilities have several values per voxel or declare such values, or they are the
     # single channel of a region or of label 1.
     is_map = path is not None and header.num_channels == 1 and header.kind is None
-    if is_map and holds_labels(header, of_region=regions.declares(1)):
+    if is_map and holds_labels(header, of_region=reading.regions.declares(1)):
         volume, mapped = _read_labels(paths[0], mapping, reference.warnings, grid)
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
@@ -234,7 +234,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
             "probabilities, whose channels are labels in their order; leave --map out"
         )
-    prediction = _read_channels(paths, reference, regions)
+    prediction = _read_channels(paths, reference, reading)
     is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.channels is None
     if is_alone and not prediction.label_map.any():
         reference.warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
@@ -256,17 +256,17 @@ def read_scores(method: str, files: CaseFiles, reference: Reference) -> Predicti
         raise InputError(files.lack)
     if not files.logits or files.structures:
         return None
-    measured = reference.measured
-    if measured.options.mappings.get(method):
+    reading = reference.measured.readings[method]
+    if reading.mapping:
         raise InputError(
             f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
-    return _read_channels(files.logits, reference, measured.channels.get(method, NO_REGIONS))
+    return _read_channels(files.logits, reference, reading)
 
 
 def _read_channels(
-    paths: tuple[Path, ...], reference: Reference, regions: RegionReading
+    paths: tuple[Path, ...], reference: Reference, reading: ReadingOptions
 ) -> Prediction:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
@@ -275,8 +275,9 @@ def _read_channels(
     grid = reference.header
     headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
     header = io.logits_header(headers, fewest=1, grid=grid)
+    regions = reading.regions
     is_alone = header.num_channels == 1 and not regions.declares(1)
-    if is_alone or reference.measured.options.add_background:
+    if is_alone or reading.add_background:
         header = replace(header, num_labels=header.num_labels + 1, lacks_background=True)
     file = header.files[0]
     reference.check(file, "logits")

@@ -114,7 +114,9 @@ class Evaluation:
         That of a `dataset.json`, else of the first file that names the label, the reference before
         the methods.
         """
-        names = dict(self.measured.names_of_methods)
+        names: dict[int, str] = {}
+        for reading in reversed([*self.measured.readings.values()]):
+            names.update(reading.label_names)
         for result in reversed(self.results):
             for names_of_file in (*reversed(result.names.values()), result.names_in_reference):
                 names.update(names_of_file)
