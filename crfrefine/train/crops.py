@@ -31,6 +31,8 @@ FOREGROUND_RATIO = 0.01
 # Most masked voxels per gradient: larger crops are cut into tiles; a tile is drawn each time.
 TILE_VOXELS = 100_000
 
+MAX_HALF = float(np.finfo(np.float16).max)  # the largest logit of a crop
+
 # Crops of more bytes go to the temporary folder and are mapped from there.
 MEMORY_BYTES = 1024**3
 
@@ -145,15 +147,18 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     outside -= count_confusion(case.labels[box][mask], network[box][mask], case.network.num_labels)
 
     in_channels = (slice(None), *box)
+    logits = np.clip(case.logits[in_channels], -MAX_HALF, MAX_HALF).astype(np.float16, order="C")
     if padding is not None:
-        padding = padding[box]
+        # Any constant gives the same marginals; a large one, divided by a temperature, would leave
+        # the range of float16.
+        logits[:, padding[box]] = 0.0
     image = normalize_intensity(case.image, intensity, case.mask)
     label_map = case.coarse_labels
     if label_map is not None:
         label_map = np.ascontiguousarray(label_map[box])
     return Crop(
         np.ascontiguousarray(image[in_channels]),
-        _half_logits(case.logits[in_channels], padding),
+        logits,
         np.ascontiguousarray(_reachable_reference(case, case.labels[box])),
         np.ascontiguousarray(mask),
         case.spacing,
@@ -183,19 +188,6 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     threshold = 0.0 if case.input_kind == "labels" else math.log(FOREGROUND_RATIO)
     in_reference = (labels > 0) & (labels < case.network.num_labels)
     return (log_odds > threshold) | in_reference
-
-
-def _half_logits(
-    logits: NDArray[np.floating[Any]], padding: NDArray[np.bool_] | None
-) -> NDArray[np.float16]:
-    """Return logits (L, *box) in the range of float16."""
-    limit = float(np.finfo(np.float16).max)
-    half = np.clip(np.ascontiguousarray(logits), -limit, limit).astype(np.float16)
-    if padding is not None:
-        # Any constant gives the same marginals; a large one, divided by a temperature, would leave
-        # the range of float16.
-        half[:, padding] = 0.0
-    return half
 
 
 def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
