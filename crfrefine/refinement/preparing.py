@@ -116,7 +116,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
             for channel in logits:
                 near = label_maps.widen(channel == CONFIDENCE, reach)
                 np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
-    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
+    largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
     prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
     _plan_channels(prepared, case)
     return prepared

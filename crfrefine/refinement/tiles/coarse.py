@@ -59,14 +59,10 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
         present[label] |= has_voxels & (depth <= depth_of_present[label])
         may_matter[label] = has_voxels & (depth <= depth_of_others[label])
 
+    presence = (present, may_matter)
+    leaves_out = not thresholds.leave_out_nothing
     problem = lazy_problem(
-        case,
-        source,
-        present,
-        may_matter,
-        mask,
-        thresholds.may_matter,
-        checks_borders=not thresholds.leave_out_nothing,
+        case, source, *presence, mask, thresholds.may_matter, checks_borders=leaves_out
     )
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     source.ensure(problem.sets.domains, source.threads)
