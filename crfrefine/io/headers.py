@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -62,12 +61,6 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         if is_gzip != streams.is_named_gzip(path):
             kind = NoteKind.COMPRESSED if is_gzip else NoteKind.NOT_COMPRESSED
             notes = (Note.of(kind), *notes)
-    if source is not None and source.encoding == "raw" and not actual.has_tail:
-        num_bytes = math.prod(header.stored_shape) * source.dtype.itemsize
-        surplus = states[source.path].st_size - (source.start + source.offset + num_bytes)
-        # More of the archive follows an array in it, whose number of bytes the archive tells.
-        if surplus > 0 and source.checksum is None:
-            notes = (*notes, Note.of(NoteKind.BEHIND_VOXELS, surplus=surplus))
     return replace(header, family=header.family or actual.name, notes=notes, states=states)
 
 

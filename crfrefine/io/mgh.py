@@ -45,6 +45,7 @@ class MghHeader(FileHeader):
     """A header as nibabel reads it."""
 
     format = "MGH"
+    has_tail = True
 
     def __init__(self, path: Path) -> None:
         """Read the header."""

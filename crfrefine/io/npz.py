@@ -59,6 +59,7 @@ class ArrayHeader(FileHeader):
                 self.voxels = replace(source, start=file.tell())
             return
         self.format = "nnU-Net npz"
+        self.has_tail = True  # the rest of the archive
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
@@ -126,7 +127,8 @@ def _read_array_header(
     except CrfRefineError:
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
-        raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(error)})") from None
+        reason = str(error).partition(": <ast.")[0]  # What follows is the address of an object.
+        raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(reason)})") from None
     if dtype.hasobject:
         raise UnsupportedFormatError(
             f"{path}: {what} is a pickle, which may run code and is never read; save it as float32"

@@ -62,7 +62,6 @@ class Format:
     is_read_only: bool = False  # it is read through SimpleITK, and not written
     # Types of the voxels of images that are written; label maps and logits always find one.
     image_types: tuple[str, ...] = ALL_TYPES
-    has_tail: bool = False  # other data follow the voxels
     # the format has no geometry: it holds logits and probabilities, but no images, masks or label
     # maps
     holds_scores_alone: bool = False
@@ -113,7 +112,6 @@ FORMATS = (
         (".mgz", ".mgh.gz", ".mgh"),
         "crfrefine.io.mgh",
         image_types=("uint8", "int16", "int32", "float32"),
-        has_tail=True,
     ),
     Format(ITK, (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
     Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),

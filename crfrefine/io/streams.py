@@ -240,9 +240,10 @@ class VoxelSource:
         """Whether the values are others than the stored ones."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
-    def in_file(self, num_bytes: int, header: Path) -> VoxelSource:
-        """Return the place of so many bytes of voxels, with the byte at which they start.
+    def in_file(self, num_bytes: int, header: Path) -> tuple[VoxelSource, int]:
+        """Return the place of so many bytes of voxels, with their start, and the bytes behind them.
 
+        Behind compressed voxels, none are looked for.
         Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the file
         `header` promises.
         """
@@ -266,13 +267,15 @@ class VoxelSource:
             start = max(status.st_size - promised, 0)
         present = max(status.st_size - start, 0)
         most = present
+        surplus = present - promised
         found = f"more than the {present} bytes in it can hold"
         if self.encoding != "raw":
             most = present * MAX_RATIO
+            surplus = 0
             found = f"more than the {present} compressed bytes in it can hold"
         if promised > most:
             raise cut_off(self.path, f"{promised} bytes of voxels", found)
-        return replace(self, start=start)
+        return replace(self, start=start), surplus
 
     def scaled(self, stored: NDArray[Any], dtype: type = np.float64) -> NDArray[Any]:
         """Return the values of stored ones, computed in a type of floats."""

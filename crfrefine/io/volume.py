@@ -147,6 +147,7 @@ class FileHeader(ABC):
     """The header of a file as it is stored: a format tells each fact, and they are put together."""
 
     path: Path
+    has_tail = False  # whether other data follow the voxels
     # As of `VolumeHeader`; the methods may set them.
     format: str
     template: Any = None
@@ -189,6 +190,10 @@ class FileHeader(ABC):
         if affine is not None:
             spacing = usable_spacing(affine, len(grid_shape), self.path)
         num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
+        source, surplus = source.in_file(num_bytes, self.path)
+        notes = self.notes
+        if surplus > 0 and not self.has_tail:
+            notes = (*notes, Note.of(NoteKind.BEHIND_VOXELS, surplus=surplus))
         return VolumeHeader(
             self.path,
             self.format,
@@ -199,12 +204,12 @@ class FileHeader(ABC):
             affine,
             qform=self.qform,
             template=self.template,
-            notes=self.notes,
+            notes=notes,
             time=self.time,
             kind=self.kind,
             details=self.details,
             segments=self.segments(),
-            source=source.in_file(num_bytes, self.path),
+            source=source,
             voxel_files=() if source.path == self.path else (source.path,),
         )
 
