@@ -116,7 +116,8 @@ class NiftiHeader(FileHeader):
                 f"{path}: not a NIfTI file, although its name says so, or cut off: "
                 f"it begins with {block[:12]!r}, and its header has {len(block[:_LONGEST])} bytes"
             )
-        self.format, image, length, *_ = forms[0]
+        self.form, image, length, *_ = forms[0]
+        self.format = self.form
         kind = getattr(nibabel, image).header_class
         self.is_single = getattr(kind, "is_single", False)  # That of Analyze does not say so.
         if not self.is_single and path.name.lower().endswith((".nii", ".nii.gz")):
@@ -176,7 +177,7 @@ class NiftiHeader(FileHeader):
             path = next(filter(Path.exists, candidates), candidates[0])
             encoding = "gzip" if path.name.lower().endswith(".gz") else "raw"
         if encoding == "gzip":
-            self.format += ", gzip"
+            self.format = f"{self.form}, gzip"
         slope, intercept = header.get_slope_inter()  # Without a slope, nibabel gives None, not 0.
         return streams.VoxelSource(
             path,

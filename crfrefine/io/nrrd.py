@@ -164,13 +164,12 @@ class NrrdHeader(text_header.TextHeader):
         for axis, kind in enumerate(kinds):
             if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and directions[axis] == "none"):
                 channel_axes.append(axis)
-            else:
-                self.axes.append(axis)
         if len(channel_axes) > 1:
             raise UnsupportedFormatError(
                 f"{self.path}: {len(channel_axes)} axes of values cannot be split into "
                 "grid and channels"
             )
+        self.axes = [axis for axis in range(num_dims) if axis not in channel_axes]
         self.sizes = tuple(self.all_sizes[axis] for axis in self.axes)
         for axis in channel_axes:
             self.num_channels = self.all_sizes[axis]

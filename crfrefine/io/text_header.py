@@ -132,6 +132,7 @@ class TextHeader(FileHeader, dict[str, str]):
 
     def grid(self) -> tuple[tuple[int, ...], int]:
         """Return grid and channels; a fourth axis is that of channels if a voxel has one value."""
+        self.num_channels = 1
         self.read_axes()
         grid_shape = self.sizes
         if len(grid_shape) == 4 and self.num_channels == 1:
