@@ -50,9 +50,20 @@ _START = (
 def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert from or to DICOM; return a sentence about input and output, and notes."""
     check_options(source, target, options)
-    damaged = source if is_dicom(source) else options.like
+    damaged = source
+    if not is_dicom(source):
+        like = options.like
+        if like is None or not is_dicom(like):
+            held = ""
+            if like is not None:
+                held = f", found {like}, which holds no DICOM files"
+            raise InputError(
+                f"{target}: a DICOM segmentation refers to the series it was made on; "
+                f"name its folder with --like SERIES{held}"
+            )
+        damaged = like
     request = {"source": source, "target": target, "options": to_plain(options)}
-    return _ask(request, damaged or source)
+    return _ask(request, damaged)
 
 
 def describe_dicom(path: Path) -> list[tuple[str, str]]:
@@ -179,17 +190,9 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     """Convert a label map to a segmentation of the series `like`."""
     from crfrefine.io import dicom
 
-    like = options.like
-    if like is None or not is_dicom(like):
-        held = ""
-        if like is not None:
-            held = f", found {like}, which holds no DICOM files"
-        raise InputError(
-            f"{target}: a DICOM segmentation refers to the series it was made on; "
-            f"name its folder with --like SERIES{held}"
-        )
+    assert options.like is not None
     header = io.read_header(source, io.VOLUME_SUFFIXES)
-    series = dicom.read_series(like, options.series)
+    series = dicom.read_series(options.like, options.series)
     grid = series.header
     placed = io.placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
@@ -207,5 +210,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
         series_number=options.series_number,
         series_description=options.series_description,
     )
-    sentence = f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {like}"
+    sentence = (
+        f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {grid.path}"
+    )
     return "\n".join([sentence, *map(str, notes)])
