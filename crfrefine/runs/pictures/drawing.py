@@ -34,6 +34,7 @@ _NEAR = 2  # voxels within which labels are neighbors
 LINE_WIDTH = 2
 # Brightest gray level; the levels above it are the colors of labels.
 WHITE = 255 - len(LABEL_COLORS) - 1
+# Gray levels of the background, of letters, and of frames.
 PAPER = round(0.065 * WHITE)
 INK = round(0.95 * WHITE)
 FAINT_INK = round(0.68 * WHITE)
@@ -47,9 +48,10 @@ SMALL = 13
 MIN_HEIGHT = 100
 GAP = 8  # between parts of a picture
 _SAMPLE = 26  # width of the line or bar that shows a label's color
-Colors: TypeAlias = Mapping[int, int]  # of each label, as of `choose_colors`
-
 _SPELLED = {"→": "to", "\u2212": "-"}  # for signs in our texts that a font lacks
+
+
+Colors: TypeAlias = Mapping[int, int]  # of each label, as of `choose_colors`
 
 
 def choose_colors(maps: Sequence[Array]) -> dict[int, int]:

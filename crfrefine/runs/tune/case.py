@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
-from crfrefine.arrays.label_maps import Box, channels_of, grown
+from crfrefine.arrays.label_maps import Box, channels_of, count_labels, grown
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import REFINING_PROCESS, memory_limit
+from crfrefine.base.limits import MAX_LABEL, REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers, require_memory_for
@@ -99,6 +99,11 @@ class TuneCase(Case):
     def _nonzero(self) -> Bool:
         """Where any modality is not 0, inside of the mask."""
         return nonzero_mask(self.image, self.like.path, self.mask)
+
+    @cached_property
+    def voxels_of_labels(self) -> Integers:
+        """(labels), the voxels that the network has of each label that there can be."""
+        return np.array(count_labels(self.network_labels, MAX_LABEL + 1))
 
     @property
     def upright_grid(self) -> tuple[int, ...]:
@@ -312,6 +317,8 @@ class CaseRefiner:
             network = replace(network, labels=labels, channels=channels)
         elif isinstance(network, ArrayNetwork):
             network = replace(network, values=network.values[(slice(None), *box)])
+        if strokes is not None and network.regions is None:  # They follow the whole case.
+            strokes = replace(strokes, volumes=case.voxels_of_labels[strokes.labels])
         mask = case.mask_with(parameters.intensity)
         if self._intensity != parameters.intensity:
             stored_mask = None if mask is None else mask.T

@@ -8,16 +8,22 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.tune.drawing import has_unsaved
+from crfrefine.refinement.strokes import Strokes
+from crfrefine.runs.tune.case import TuneCase
+from crfrefine.runs.tune.drawing import Drawing, has_unsaved
 
 # States of a case.
 UNTOUCHED = "untouched"
@@ -73,6 +79,37 @@ class Corrections:
             return OUTDATED
         made_with = _load(self.parameters, self.parameters.stat().st_mtime_ns)
         return SAVED if made_with == parameters else OUTDATED
+
+
+def open_drawing(
+    corrections: Corrections | None,
+    case: TuneCase,
+    strokes_of: Callable[[TuneCase], Strokes | None],
+) -> tuple[Drawing, list[Note]]:
+    """Return the strokes that were drawn before, or else those of files, with notes on files.
+
+    They are kept in their file from now on, if there is a folder. `strokes_of` returns those of a
+    case's files.
+    """
+    grid = case.network_labels.shape
+    if corrections is None:
+        return Drawing(grid, strokes_of(case)), []
+    notes = []
+    if not corrections.drawing.exists():
+        drawing = Drawing(grid, strokes_of(case))
+    else:
+        drawing = Drawing.read(corrections.drawing, grid)
+        others = tuple(pair for pair in case.strokes if pair[0] != corrections.strokes)
+        given = strokes_of(replace(case, strokes=others))
+        if given is not None and drawing.take(given):
+            names = ", ".join(str(path) for path, _ in others)
+            notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
+        saved = dict(case.strokes).get(corrections.strokes)
+        if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
+            drawing.follow(saved.astype(np.uint16))
+            notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(corrections.strokes)))
+    drawing.keep_in(corrections.drawing)
+    return drawing, notes
 
 
 def stamp_of_inputs(files: CaseFiles) -> str:

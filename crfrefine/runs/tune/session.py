@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, count_labels
+from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import Note
 from crfrefine.base.text import printable
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
@@ -35,7 +35,7 @@ from crfrefine.runs.tune.brush import voxels_of_stroke
 from crfrefine.runs.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.runs.tune.colors import choose_label_colors
 from crfrefine.runs.tune.controls import describe_controls
-from crfrefine.runs.tune.corrections import Corrections, stamp_of_inputs
+from crfrefine.runs.tune.corrections import Corrections, open_drawing, stamp_of_inputs
 from crfrefine.runs.tune.drawing import Drawing, Edit, Places
 from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
@@ -89,7 +89,10 @@ class Session:
         self.case = open_case(files, inputs.reading, options.inputs.threads)
         self._refiner = CaseRefiner(self.case, options.inputs)
         self._notes: list[Note] = []
-        self.drawing = drawing or self._open_drawing()
+        if drawing is None:
+            strokes_of = partial(read_strokes, options.inputs, declared=inputs.reading.declared)
+            drawing, self._notes = open_drawing(self._corrections, self.case, strokes_of)
+        self.drawing = drawing
         self._num_labels = max(self.case.network.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
         titles = dict(inputs.reading.titles)
@@ -110,30 +113,6 @@ class Session:
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
         self._shown_lock = threading.Lock()
-
-    def _open_drawing(self) -> Drawing:
-        """Return the strokes that were drawn before, or else those of files."""
-        grid = self.case.network_labels.shape
-        corrections = self._corrections
-        declared = self._inputs.reading.declared
-        if corrections is None or not corrections.drawing.exists():
-            drawing = Drawing(grid, read_strokes(self._options.inputs, self.case, declared))
-        else:
-            drawing = Drawing.read(corrections.drawing, grid)
-            others = tuple(pair for pair in self.case.strokes if pair[0] != corrections.strokes)
-            case = replace(self.case, strokes=others)
-            given = read_strokes(self._options.inputs, case, declared)
-            if given is not None and drawing.take(given):
-                names = ", ".join(str(path) for path, _ in others)
-                self._notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
-            saved = dict(self.case.strokes).get(corrections.strokes)
-            if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
-                drawing.follow(saved.astype(np.uint16))
-                kind = NoteKind.STROKES_FROM_ELSEWHERE
-                self._notes.append(Note.of(kind, str(corrections.strokes)))
-        if corrections is not None:
-            drawing.keep_in(corrections.drawing)
-        return drawing
 
     @property
     def is_computing(self) -> bool:
@@ -364,8 +343,6 @@ class Session:
         part = case.stored_box(box)
         try:
             strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
-            if strokes is not None and case.network.regions is None:
-                strokes = replace(strokes, volumes=self._voxels_of_labels[strokes.labels])
             refined = self._refiner.refine_box(parameters, part, check, strokes)
         except (ConfigError, _StaleError):
             raise
@@ -381,11 +358,6 @@ class Session:
             if drawn is self.drawing.values:
                 self._edited = None
         return facts
-
-    @cached_property
-    def _voxels_of_labels(self) -> Array:
-        """(labels), the voxels that the network has of each label."""
-        return np.array(count_labels(self.case.network_labels, self._num_labels))
 
     def _facts(
         self, refined: RefinementResult, part: Box | tuple[()], started: float
