@@ -34,14 +34,13 @@ from crfrefine.cases.patterns import (
     check_pattern,
     describe_found,
     find_matches,
-    is_pattern,
     list_files,
     names_part,
     nearest_files,
     patterns_of,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import file_to_read, is_folder, stem_of
+from crfrefine.io.paths import file_to_read, is_folder, is_pattern, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 _MAX_NAMED = 3

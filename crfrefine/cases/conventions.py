@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.formats import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 
 # nnU-Net's names of images, one file per modality
 NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"

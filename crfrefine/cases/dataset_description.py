@@ -16,7 +16,7 @@ from crfrefine.base.text import shorten, shorten_value
 from crfrefine.cases.patterns import folder_of
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import is_folder
+from crfrefine.io.paths import holds_many
 
 _MAX_CHANNELS = 10_000
 _NUMBER = re.compile("[0-9]{1,9}")  # of a channel or label
@@ -112,8 +112,7 @@ def read_descriptions(
     """
     done: set[Path] = set()
     for place in places:
-        place = folder_of(place)
-        folder = place if is_folder(place) else place.parent
+        folder = folder_of(place) if holds_many(place) else place.parent
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
         path = next((path for path in candidates if os.path.lexists(path)), None)
         if path is None or path in done:

@@ -37,20 +37,12 @@ from crfrefine.cases.patterns import (
     describe_found,
     find_matches,
     find_patterns,
-    holds_many,
-    is_pattern,
     patterns_of,
     propose,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import (
-    LABELS_SUFFIXES,
-    LOGITS_SUFFIXES,
-    VOLUME_SUFFIXES,
-    file_to_read,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io.formats import LABELS_SUFFIXES, LOGITS_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of, suffix_of
 
 _FOUR_DIGITS = re.compile(r"[0-9]{4}")
 

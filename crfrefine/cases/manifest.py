@@ -19,7 +19,8 @@ from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import WRITTEN_SUFFIXES, is_folder, require_file, suffix_of
+from crfrefine.io.formats import WRITTEN_SUFFIXES
+from crfrefine.io.paths import is_folder, require_file, suffix_of
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")

@@ -28,11 +28,12 @@ from crfrefine.cases.conventions import (
     labels_beside,
 )
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import find_matches, holds_many, list_files
+from crfrefine.cases.patterns import find_matches, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
+from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import VOLUME_SUFFIXES, is_folder
+from crfrefine.io.paths import holds_many, is_folder
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"  # of nnUNetv2_predict, by its results

@@ -25,7 +25,8 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
-from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
+from crfrefine.io.formats import LABELS_SUFFIXES
+from crfrefine.io.paths import suffix_of
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
 

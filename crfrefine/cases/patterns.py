@@ -18,7 +18,8 @@ from typing import NamedTuple
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.conventions import CASE_IN_PATH, OTHER_WORDS
 from crfrefine.errors import InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others, is_folder, suffix_of
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.paths import describe_others, is_folder, is_pattern, suffix_of
 
 PARTS = ("case", "modality", "label")
 _TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
@@ -37,18 +38,6 @@ class Match(NamedTuple):
     case: str = ""
     modality: str = ""
     label: str = ""
-
-
-def is_pattern(path: Path) -> bool:
-    """Return whether a path is a pattern: it has `{` or `*`, and nothing has this very name."""
-    text = str(path)
-    # os.path.lexists raises no exception for odd names.
-    return ("{" in text or "*" in text) and not os.path.lexists(text)
-
-
-def holds_many(path: Path) -> bool:
-    """Return whether an argument names the files of many cases: a folder, or a pattern."""
-    return is_folder(path) or is_pattern(path)
 
 
 def patterns_of(names: Sequence[Sequence[str]], place: Path) -> list[list[Path]]:

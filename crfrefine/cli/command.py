@@ -257,7 +257,8 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
         is_there = os.path.exists(path)  # noqa: PTH110 - no exception for names that are too long
         if not is_there and not _is_named_dicom(path):
             continue
-        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize, suffix_of
+        from crfrefine.io.formats import STRUCTURES
+        from crfrefine.io.paths import holds_volumes, is_dicom, recognize, suffix_of
 
         if suffix_of(path) and not path.is_dir():  # Reading such a file tells what it is.
             continue

@@ -54,9 +54,8 @@ def convert(
 ) -> None:
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
-    from crfrefine.cases.patterns import holds_many, is_pattern
     from crfrefine.errors import InputError
-    from crfrefine.io.paths import holds_volumes, is_dicom, suffix_of
+    from crfrefine.io.paths import holds_many, holds_volumes, is_dicom, is_pattern, suffix_of
     from crfrefine.runs.tools.convert import convert_file
     from crfrefine.runs.tools.dicom import convert_dicom
 

@@ -58,8 +58,8 @@ def info(
         for name, text in shown.items():
             print(for_terminal(f"{name:<12}  {text}"))
         return
-    from crfrefine.cases.patterns import holds_many, is_pattern  # They import numpy.
-    from crfrefine.io.paths import holds_volumes, is_dicom
+    # They import numpy.
+    from crfrefine.io.paths import holds_many, holds_volumes, is_dicom, is_pattern
 
     reports: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
@@ -123,7 +123,8 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
     """
     from crfrefine.base.failures import failing_alone
     from crfrefine.io import read_header
-    from crfrefine.io.paths import STRUCTURES, is_dicom, recognize
+    from crfrefine.io.formats import STRUCTURES
+    from crfrefine.io.paths import is_dicom, recognize
     from crfrefine.runs.tools.info import describe_header, describe_values
 
     failures: list[Failure] = []

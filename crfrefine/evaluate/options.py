@@ -295,7 +295,7 @@ def check_options(options: EvaluationOptions) -> None:
         )
 
     output = options.output
-    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+    from crfrefine.io.paths import is_pattern  # It imports numpy, as `--help` does not.
 
     for path in options.inputs:
         if is_pattern(path):

@@ -22,13 +22,15 @@ from crfrefine.cases.conventions import (
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
-from crfrefine.cases.patterns import advise, holds_many, is_pattern, names_part
+from crfrefine.cases.patterns import advise, names_part
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io import paths as io_paths
+from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.paths import holds_many, is_pattern
 
 NETWORK = "network"  # the name of the baseline of `--nnunet`
 _Methods = tuple[Path, Path, tuple[tuple[str, Path], ...]]
@@ -124,7 +126,7 @@ class _Search:
         references = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
         if not references:
             raise InputError(
-                f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
+                f"{source}: no label map found, with one of {', '.join(VOLUME_SUFFIXES)}"
                 f"{advise(source, holds_images=False)}"
             )
         files.add_to(references)
@@ -144,7 +146,7 @@ class _Search:
         if is_trained(source):
             return validated_predictions(require_trained(source))
         if not holds_many(source):
-            path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
+            path = _file_of_only_case(source, references, LOGITS_SUFFIXES)
             (case_id,) = references
             if io_paths.holds_scores_alone(path):
                 return {case_id: CaseFiles(case_id, (), (source,))}
@@ -183,7 +185,7 @@ class _Search:
             if cases and len(without) == len(cases):
                 raise InputError(
                     f"{path}: has no logits or probabilities of any case; expected names such as "
-                    f"{without[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
+                    f"{without[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
                 )
             consequence = f"the calibration of {method} covers the others"
             self._note_lacking(f"no probabilities in {path}", without, len(pairs), consequence)
@@ -202,7 +204,7 @@ class _Search:
                 self.found.append(cases.found)
             images = {case.case_id: case for case in cases}
         else:
-            _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
+            _file_of_only_case(source, references, VOLUME_SUFFIXES)
             images = {case_id: CaseFiles(case_id, (source,)) for case_id in references}
         description = DatasetDescription(source)
         description = next(read_descriptions([source, labels], self.notes), description)

@@ -19,19 +19,13 @@ from crfrefine.cases.case_files import (
 )
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.patterns import (
-    advise,
-    advise_on_splits,
-    folder_of,
-    holds_many,
-    is_pattern,
-    list_files,
-    names_part,
-)
+from crfrefine.cases.patterns import advise, advise_on_splits, folder_of, list_files, names_part
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.paths import holds_many, is_pattern
 from crfrefine.io.volume import Volume
 
 _UNNAMED = ""  # The name of a case whose path does not tell it.
@@ -63,7 +57,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 
 def _is_clear(folder: Path) -> bool:
     """Return whether a folder holds structures and no label maps beside them."""
-    beside = list_files(folder, io_paths.VOLUME_SUFFIXES)
+    beside = list_files(folder, VOLUME_SUFFIXES)
     if not beside:
         return bool(clear_structures(folder))
     are_images = {io_paths.stem_of(path).lower() for path in beside} <= {*IMAGE_WORDS}

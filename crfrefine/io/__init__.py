@@ -8,14 +8,9 @@ x, y, z).
 
 from __future__ import annotations
 
+from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES
 from crfrefine.io.headers import LogitsHeader, logits_header, placed_on, read_header
-from crfrefine.io.paths import (
-    LOGITS_SUFFIXES,
-    VOLUME_SUFFIXES,
-    WRITTEN_SUFFIXES,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import (
     Piece,
     is_whole,

@@ -14,9 +14,9 @@ from crfrefine.base.geometry import reorientation
 from crfrefine.base.limits import require_few_labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io import paths, streams
+from crfrefine.io import formats, paths, streams
+from crfrefine.io.formats import LOGITS_SUFFIXES, Format
 from crfrefine.io.npz import in_fortran_order
-from crfrefine.io.paths import LOGITS_SUFFIXES, Format
 from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 
@@ -36,12 +36,12 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         try:
             header: VolumeHeader = import_module(expected.module).read_header(path)
         except RareHeaderError as rare:
-            by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
+            by_itk = import_module(formats.FORMAT_OF_NAME[formats.ITK].module)
             header = by_itk.read_header(path, expected.name)
             note = Note.of(NoteKind.READ_BY_ITK, reason=str(rare))
             header = replace(
                 header,
-                family=paths.ITK,
+                family=formats.ITK,
                 notes=(note,),
                 time=rare.time,
                 voxel_files=rare.voxel_files,
@@ -53,7 +53,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
 
     notes = header.notes
     source = header.source
-    if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
+    if formats.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
         notes = (Note.of(NoteKind.OTHER_FORMAT, format=actual.name), *notes)
     elif source is not None and source.start == 0 and not header.voxel_files:
         # The file is compressed as a whole, or not at all.
@@ -78,7 +78,7 @@ def _read_by_content(
         # The voxels of a header may be a pointer to them.
         for voxels in paths.voxels_beside(path):
             kind = paths.recognize(voxels)
-            if isinstance(kind, paths.ForeignKind) and kind.is_text:
+            if isinstance(kind, formats.ForeignKind) and kind.is_text:
                 hint = kind.hint(voxels.name)
                 raise UnsupportedFormatError(f"{error}\n  {hint}") from None
         raise error

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
-from crfrefine.io.paths import LABELS_SUFFIXES, files_written, suffix_of
+from crfrefine.io.formats import LABELS_SUFFIXES
+from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, ByteOrder, finite_numbers
 from crfrefine.io.volume import Segment, VolumeHeader, described_segments

@@ -20,9 +20,9 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io import paths, streams
+from crfrefine.io import formats, streams
+from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.headers import logits_header, placed_on, read_header, require_scalar
-from crfrefine.io.paths import VOLUME_SUFFIXES
 from crfrefine.io.streams import Decoder, allocate_array, open_bytes
 from crfrefine.io.volume import (
     PIECE_BYTES,
@@ -70,7 +70,7 @@ def open_voxels(
                 in_memory = streams.VoxelSource(stored.path, "raw", in_file.kept_type)
                 decoder = Decoder(blocks, in_memory, header.stored_shape)
             elif source is None:
-                code = import_module(paths.FORMAT_OF_NAME[header.family].module)
+                code = import_module(formats.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
                 stream = open_bytes(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.io.paths import ALL_TYPES
+from crfrefine.io.formats import ALL_TYPES
 from crfrefine.io.reading import decoded_pieces
 from crfrefine.io.streams import VoxelSource
 from crfrefine.io.volume import VolumeHeader, iter_pieces

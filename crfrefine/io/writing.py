@@ -36,14 +36,8 @@ from crfrefine.errors import (
     StorageError,
     UnsupportedFormatError,
 )
-from crfrefine.io.paths import (
-    FORMATS,
-    LABELS_SUFFIXES,
-    WRITTEN_SUFFIXES,
-    files_written,
-    require_suffix,
-    suffix_of,
-)
+from crfrefine.io.formats import FORMATS, LABELS_SUFFIXES, WRITTEN_SUFFIXES
+from crfrefine.io.paths import files_written, require_suffix, suffix_of
 from crfrefine.io.streams import BLOCK_BYTES
 from crfrefine.io.volume import PIECE_BYTES, Segment, VolumeHeader, iter_pieces
 

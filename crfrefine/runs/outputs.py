@@ -21,14 +21,8 @@ from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
-from crfrefine.io.paths import (
-    WRITTEN_SUFFIXES,
-    files_written,
-    require_suffix,
-    stem_of,
-    suffix_of,
-    suffix_to_write,
-)
+from crfrefine.io.formats import WRITTEN_SUFFIXES
+from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
 from crfrefine.io.writing import check_replaceable
 from crfrefine.runs.options import InferenceOptions

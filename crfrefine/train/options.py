@@ -216,7 +216,8 @@ def locate(
     """
     # They import numpy, as `--help` does not.
     from crfrefine.cases.conventions import find_folders
-    from crfrefine.cases.patterns import holds_many, propose
+    from crfrefine.cases.patterns import propose
+    from crfrefine.io.paths import holds_many
 
     places = {} if folder is None else find_folders(folder)
     places |= {kind: path for kind, path in named.items() if path is not None}

@@ -13,7 +13,7 @@ from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures, has_structures
-from crfrefine.io.paths import VOLUME_SUFFIXES
+from crfrefine.io.formats import VOLUME_SUFFIXES
 
 
 def make(root, *names):

@@ -17,15 +17,8 @@ from io_helpers import meta_text, nrrd_text, numbers, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.paths import (
-    FORMAT_OF_SUFFIX,
-    FORMATS,
-    describe_others,
-    files_read,
-    recognize,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io.formats import FORMAT_OF_SUFFIX, FORMATS
+from crfrefine.io.paths import describe_others, files_read, recognize, stem_of, suffix_of
 
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)

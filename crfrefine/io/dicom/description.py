@@ -19,7 +19,7 @@ from crfrefine.io.dicom.files import (
 )
 from crfrefine.io.dicom.segmentation import items_by_label
 from crfrefine.io.dicom.series import read_series
-from crfrefine.io.paths import STRUCTURES_ADVICE
+from crfrefine.io.formats import STRUCTURES_ADVICE
 from crfrefine.io.volume import VolumeHeader
 
 _MOST_LISTED = 40

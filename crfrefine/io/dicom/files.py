@@ -14,7 +14,7 @@ import pydicom
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.paths import STRUCTURES_ADVICE
+from crfrefine.io.formats import STRUCTURES_ADVICE
 from crfrefine.io.streams import MAX_RATIO, cut_off
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

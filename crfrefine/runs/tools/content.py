@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
+from crfrefine.io.formats import LABELS_SUFFIXES
+from crfrefine.io.paths import suffix_of
 from crfrefine.io.reading import LABEL_TOLERANCE
 from crfrefine.io.stored import pieces_of_values
 from crfrefine.io.volume import VolumeHeader

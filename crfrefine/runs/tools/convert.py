@@ -22,15 +22,8 @@ from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
-from crfrefine.io.paths import (
-    FORMAT_OF_NAME,
-    LABELS_SUFFIXES,
-    add_volumes,
-    holds_scores_alone,
-    is_dicom,
-    require_suffix,
-    suffix_of,
-)
+from crfrefine.io.formats import FORMAT_OF_NAME, LABELS_SUFFIXES
+from crfrefine.io.paths import add_volumes, holds_scores_alone, is_dicom, require_suffix, suffix_of
 from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments

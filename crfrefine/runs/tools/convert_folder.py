@@ -18,16 +18,11 @@ from crfrefine.cases.patterns import (
     describe_found,
     fill,
     find_matches,
-    is_pattern,
     names_part,
 )
 from crfrefine.errors import InputError, StorageError
-from crfrefine.io.paths import (
-    ALL_WRITTEN_SUFFIXES,
-    add_volumes,
-    require_suffix,
-    suffix_of,
-)
+from crfrefine.io.formats import ALL_WRITTEN_SUFFIXES
+from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, suffix_of
 from crfrefine.io.writing import check_writable
 from crfrefine.runs.tools.convert import convert_file
 from crfrefine.runs.tools.options import ConversionOptions

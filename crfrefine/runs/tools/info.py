@@ -23,7 +23,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match, is_pattern, list_files, propose
+from crfrefine.cases.patterns import Match, list_files, propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
@@ -31,7 +31,7 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.errors import InputError
-from crfrefine.io.paths import suffix_of
+from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map

@@ -13,7 +13,8 @@ from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.paths import FORMAT_OF_SUFFIX, holds_scores_alone, suffix_of
+from crfrefine.io.formats import FORMAT_OF_SUFFIX
+from crfrefine.io.paths import holds_scores_alone, suffix_of
 from crfrefine.io.volume import VolumeHeader
 
 _PAIRS = ("LR", "PA", "IS")
