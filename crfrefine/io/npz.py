@@ -22,7 +22,7 @@ from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _MAX_ARRAY_HEADER = 1 << 16
 _NPY_MAGIC = b"\x93NUMPY"
-NAME = "NumPy array"  # of the format, in the table of `crfrefine.io.paths`
+NAME = "NumPy array"  # of the format, in the table of `crfrefine.io.formats`
 _CONTAINERS = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}
 KINDS = ("probabilities", "logits")
 

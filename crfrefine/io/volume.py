@@ -59,7 +59,7 @@ class VolumeHeader:
     template: Any = field(default=None, repr=False)
     # facts that users should know, such as two geometries that disagree
     notes: tuple[Note, ...] = ()
-    family: str = ""  # name of the format in the table of `crfrefine.io.paths`
+    family: str = ""  # name of the format in the table of `crfrefine.io.formats`
     # what the header says of time between the channels, such as "0.05 s apart"; "" if nothing
     time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
