@@ -7,7 +7,7 @@ see docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-netw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -217,21 +217,6 @@ def labels_of_one_hot(
     return labels
 
 
-def one_hot_logits(
-    label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None
-) -> Float32:
-    """Return (channels, *grid) logits: CONFIDENCE for a voxel's label, and 0 for other labels.
-
-    Labels that are not present have ABSENT_LOGIT everywhere; None means that all are present.
-    """
-    shape = (len(channels), *label_map.shape)
-    logits = np.full(shape, ABSENT_LOGIT, np.float32)
-    for label, channel in zip(channels, logits, strict=True):
-        if present is None or label in present:
-            np.multiply(label_map == label, np.float32(CONFIDENCE), out=channel)
-    return logits
-
-
 def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
     """Return whether labels take part only within the kernels' reach of where they occur."""
     num_bytes = 4 * num_channels * num_voxels
@@ -343,21 +328,29 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     return np.log(np.maximum(inner, np.float32(MIN_SHARE)))
 
 
-def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Float32:
-    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1.
+def label_logits(
+    labels: Labels, num_labels: int, sigma: Sequence[float] | None, absent: Collection[int]
+) -> Float32:
+    """Return (num_labels, *grid) logits of a map of labels 0 to num_labels - 1.
 
-    `sigma` is that of `share_sigma`.
+    They are CONFIDENCE for a voxel's label and 0 for other labels, or with the result of
+    `share_sigma` the logarithms of shares. Labels that are absent have ABSENT_LOGIT everywhere.
     """
-    from scipy.ndimage import find_objects
+    logits = np.empty((num_labels, *labels.shape), np.float32)
+    if sigma is None:
+        for label, channel in enumerate(logits):
+            np.multiply(labels == label, np.float32(CONFIDENCE), out=channel)
+    else:
+        from scipy.ndimage import find_objects
 
-    lowest = np.log(np.float32(MIN_SHARE))
-    logits = np.full((num_labels, *labels.shape), lowest, np.float32)
-    reach = share_reach(sigma)
-    boxes = [whole(labels.shape), *find_objects(labels, num_labels - 1)][:num_labels]
-    for label, box in enumerate(boxes):
-        if box is not None:
-            near = grown(box, reach, labels.shape)
-            logits[label][near] = log_shares(labels, label, sigma, near)
+        logits[:] = np.log(np.float32(MIN_SHARE))
+        reach = share_reach(sigma)
+        boxes = [whole(labels.shape), *find_objects(labels, num_labels - 1)][:num_labels]
+        for label, box in enumerate(boxes):
+            if box is not None:
+                near = grown(box, reach, labels.shape)
+                logits[label][near] = log_shares(labels, label, sigma, near)
+    logits[list(absent)] = ABSENT_LOGIT
     return logits
 
 

@@ -15,10 +15,8 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.label_maps import (
-    ABSENT_LOGIT,
     channel_numbers,
-    one_hot_logits,
-    share_logits,
+    label_logits,
     share_sigma,
 )
 from crfrefine.arrays.probabilities import Look, identify, look_at, take_logarithms
@@ -97,23 +95,20 @@ def logits_of_labels(
     Those of a coarser network are of the labels' shares in its voxels, on which `notes` gets one.
     `spacing` is the image's.
     """
-    channels = range(label_map.num_labels)
-    absent = list(label_map.absent_labels)
-    stored = label_map.labels.T
-    if label_map.network_spacing is None:
-        occurring = [label for label in channels if label not in absent]
-        return label_map, reverse_grid(one_hot_logits(stored, channels, occurring))
-
-    network_spacing, note = find_network_spacing(
-        label_map.network_spacing, label_map.labels, spacing
-    )
-    assert network_spacing is not None
-    assert note is not None
-    sigma = share_sigma(network_spacing[::-1], spacing[::-1])
-    values = share_logits(channel_numbers(stored, channels), len(channels), sigma)
-    values[absent] = ABSENT_LOGIT
-    notes.append(note)
-    return replace(label_map, network_spacing=network_spacing), reverse_grid(values)
+    sigma = None
+    if label_map.network_spacing is not None:
+        network_spacing, note = find_network_spacing(
+            label_map.network_spacing, label_map.labels, spacing
+        )
+        assert network_spacing is not None
+        assert note is not None
+        notes.append(note)
+        label_map = replace(label_map, network_spacing=network_spacing)
+        sigma = share_sigma(network_spacing[::-1], spacing[::-1])
+    num_labels = label_map.num_labels
+    numbers = channel_numbers(label_map.labels.T, range(num_labels))
+    values = label_logits(numbers, num_labels, sigma, label_map.absent_labels)
+    return label_map, reverse_grid(values)
 
 
 def network_of_scores(

@@ -105,17 +105,12 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
         where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
         what = f"the logits of {num_channels} labels, which only {where} can do without, take"
         require_memory(4 * num_channels * numbers.size, what, memory_limit())
-    if sigma is not None:
-        logits = label_maps.share_logits(numbers, len(network.channels), sigma)
-        logits[list(network.absent)] = ABSENT_LOGIT
-    else:
-        of_network = [number for number in network.channels if number not in network.absent]
-        logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
-        if takes_part_nearby:
-            reach = model.kernels.reach(case.image.spacing, numbers.shape)
-            for channel in logits:
-                near = label_maps.widen(channel == CONFIDENCE, reach)
-                np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
+    logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
+    if takes_part_nearby and sigma is None:
+        reach = model.kernels.reach(case.image.spacing, numbers.shape)
+        for channel in logits:
+            near = label_maps.widen(channel == CONFIDENCE, reach)
+            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
     largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
     prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
     _plan_channels(prepared, case)
