@@ -46,7 +46,7 @@ _ADVICE_ON_SUMS = (
     "regions: in dataset.json as\n"
     "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 "
     "--regions core=2; in Python\n"
-    f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
+    "  regions=RegionScheme.of({...})"
 )
 _ADVICE_ON_BACKGROUND = (
     "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
@@ -282,7 +282,8 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
                     "the background seems to be missing, since no sum over the labels is above 1: "
                     f"{problem}{_ADVICE_ON_BACKGROUND}"
                 )
-            raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS}")
+            page = see("docs/reference/formats.md#regions")
+            raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS} ({page}).")
         if is_declared:
             reason = who_says(input_type)
         else:
@@ -293,11 +294,11 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         decided = "probabilities"
         reason = _describe_overshoot(look)
     else:
-        total = look.scaled_sum
-        if input_type != "logits" and total is not None:
+        may_be_scaled = input_type != "logits" and not look.are_logits
+        if may_be_scaled and look.scaled_sum is not None:
             raise InputError(
-                f"{path}: no value is negative, and the labels sum to {total:.6g} at each voxel, "
-                "as probabilities in percent or from 0 to 255 do\n"
+                f"{path}: no value is negative, and the labels sum to {look.scaled_sum:.6g} at "
+                "each voxel, as probabilities in percent or from 0 to 255 do\n"
                 "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
                 f"give {BY_HAND.format('logits')}."
             )
