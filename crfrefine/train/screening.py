@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.metrics.overlap import mean_defined
 from crfrefine.train import starts as setup
-from crfrefine.train.choice import Candidate, Scores, ranked
+from crfrefine.train.choice import Candidate, ranked
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import Trajectory, score_cases, spread_out
 from crfrefine.train.material import NUM_SAMPLED, Material, Sample
@@ -49,13 +49,14 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
         seen = material.plan.folds[fold].seen
         rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
 
-    are_whole = _are_whole(crops)
-    tried = _try(starts, samples, material, share=1.0 if are_whole else 0.5)
-    best_of_folds = {}
-    for fold, rows in rows_of_folds.items():
-        best_of_folds[fold] = ranked(tried, rows)
-    if not are_whole:
-        best_of_folds = _ranked_by_crops(best_of_folds, rows_of_folds, crops, material)
+    best_of_folds: dict[int, Sequence[Candidate]] = dict.fromkeys(folds, starts)
+    if _are_whole(crops):
+        best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=1.0)
+    else:
+        best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=0.5)
+        # A fold has only its own finalists: those of others were chosen on cases that it holds out.
+        finalists = {fold: best[:NUM_FINALISTS] for fold, best in best_of_folds.items()}
+        best_of_folds = _ranked(finalists, rows_of_folds, crops, material, share=0.5)
     chosen: dict[int, Sequence[Candidate]] = {}
     for fold, best in best_of_folds.items():
         # The first starts that differ by more than their weights.
@@ -67,29 +68,32 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
     return chosen
 
 
-def _ranked_by_crops(
-    best_of_folds: Mapping[int, Sequence[Candidate]],
+def _ranked(
+    starts_of_folds: Mapping[int, Sequence[Candidate]],
     rows_of_folds: Mapping[int, Sequence[int]],
-    crops: Sequence[Crop],
+    sources: Sequence[Crop | Sample],
     material: Material,
-) -> dict[int, list[Candidate]]:
-    """Return the best starts of each fold, in their order on whole crops.
+    *,
+    share: float,
+) -> dict[int, Sequence[Candidate]]:
+    """Return the starts of each fold, the best first by Dice on some of the cases.
 
-    A fold has only its own finalists: those of others were chosen on cases that it holds out.
+    `rows_of_folds` are the cases that count in each, `share` is that of the trying of starts.
     """
-    finalists = {}
-    for fold, best in best_of_folds.items():
-        finalists[fold] = best[:NUM_FINALISTS]
-    together = []
-    for start in material.starts:
-        if any(start in best for best in finalists.values()):
-            together.append(start)
-    tried = _try(together, crops, material, share=0.5)
-    by_crops = {}
+    together = set[Candidate]().union(*starts_of_folds.values())
+    starts = [start for start in material.starts if start in together]
+
+    def dice_of(start: Candidate) -> NDArray[np.float64]:
+        dice = _dice_of(start, sources, material)
+        material.progress.start_tried(share / len(starts))
+        return dice
+
+    tried = dict(zip(starts, material.workers.run_parts(dice_of, starts), strict=True))
+    best_of_folds: dict[int, Sequence[Candidate]] = {}
     for fold, rows in rows_of_folds.items():
-        best = finalists[fold]
-        by_crops[fold] = [start for start in ranked(tried, rows) if start in best]
-    return by_crops
+        of_fold = starts_of_folds[fold]
+        best_of_folds[fold] = [start for start in ranked(tried, rows) if start in of_fold]
+    return best_of_folds
 
 
 def best_on_crops(
@@ -124,20 +128,3 @@ def _dice_of(
     """Return the mean Dice of each case with a candidate."""
     dice, _ = score_cases(refiner_of(candidate, material), sources, material)
     return np.array([mean_defined(of_case) for of_case in dice])
-
-
-def _try(
-    starts: Sequence[Candidate],
-    sources: Sequence[Crop | Sample],
-    material: Material,
-    *,
-    share: float,
-) -> Scores[Candidate]:
-    """Return the Dice of each start on some cases: such a share of the trying of starts."""
-
-    def dice_of(start: Candidate) -> NDArray[np.float64]:
-        dice = _dice_of(start, sources, material)
-        material.progress.start_tried(share / len(starts))
-        return dice
-
-    return dict(zip(starts, material.workers.run_parts(dice_of, starts), strict=True))
