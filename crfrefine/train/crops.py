@@ -127,11 +127,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     assert case.labels is not None
     padding = case.find_padding()
     inside = find_inside(case, padding)
-    if inside is None:
-        inside = np.ones(case.labels.shape, np.bool_)
-    foreground = _find_foreground(case, case.labels) & inside
-    if not foreground.any():
-        foreground = inside.copy()
+    foreground = _find_foreground(case, case.labels, inside)
 
     margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
     # Without foreground, the box is that of the grid.
@@ -143,8 +139,15 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = case.network_labels
-    outside = count_confusion(case.labels, network, case.network.num_labels)
-    outside -= count_confusion(case.labels[box][mask], network[box][mask], case.network.num_labels)
+    num_labels = case.network.num_labels
+    labels = case.labels[box]
+    outside = count_confusion(case.labels, network, num_labels)
+    outside -= count_confusion(labels[mask], network[box][mask], num_labels)
+    if isinstance(case.network, LabelMapNetwork):
+        # No parameters give a voxel an absent label, so its loss would be a large constant that
+        # hides the others.
+        is_absent = np.isin(labels, case.network.absent_labels)
+        labels = np.where(is_absent, num_labels, labels).astype(np.min_scalar_type(num_labels))
 
     in_channels = (slice(None), *box)
     logits = np.clip(case.logits[in_channels], -MAX_HALF, MAX_HALF).astype(np.float16, order="C")
@@ -159,7 +162,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     return Crop(
         np.ascontiguousarray(image[in_channels]),
         logits,
-        np.ascontiguousarray(_reachable_reference(case, case.labels[box])),
+        np.ascontiguousarray(labels),
         np.ascontiguousarray(mask),
         case.spacing,
         outside,
@@ -171,14 +174,21 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     )
 
 
-def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Return the voxels (*grid) in the mask of a case and not in padding; None means all."""
+def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return the voxels (*grid) in the mask of a case and not in padding."""
     inside, *_ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
+    if inside is None:
+        return np.ones(case.image.shape[1:], np.bool_)
     return inside
 
 
-def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the voxels (*grid) that may be foreground, by the network or the reference."""
+def _find_foreground(
+    case: Case, labels: NDArray[Any], inside: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return the voxels (*grid) inside that may be foreground, by the network or the reference.
+
+    They are all that are inside, if there are no others.
+    """
     # These are the log-odds of the likeliest label or region.
     if case.network.regions is None:
         log_odds = case.logits[1:].max(axis=0) - case.logits[0]
@@ -187,22 +197,10 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     # The confidence of a label map says nothing about where else a label is possible.
     threshold = 0.0 if case.input_kind == "labels" else math.log(FOREGROUND_RATIO)
     in_reference = (labels > 0) & (labels < case.network.num_labels)
-    return (log_odds > threshold) | in_reference
-
-
-def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
-    """Return the reference (*box), with L (no reference) in place of the absent labels."""
-    absent: tuple[int, ...] = ()
-    if isinstance(case.network, LabelMapNetwork):
-        absent = case.network.absent_labels
-    if not absent:
-        return labels
-    # No parameters give a voxel such a label, so its loss would be a large constant that hides the
-    # others.
-    is_absent = np.isin(labels, absent)
-    return np.where(is_absent, case.network.num_labels, labels).astype(
-        np.min_scalar_type(case.network.num_labels)
-    )
+    foreground = ((log_odds > threshold) | in_reference) & inside
+    if not foreground.any():
+        return inside
+    return foreground
 
 
 def count_confusion(

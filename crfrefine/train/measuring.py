@@ -129,8 +129,6 @@ def simple_maps(
     else:
         maps[SCALING] = decode(scaling.apply(logits), case.network.regions)
         maps[GUIDED] = guided
-    if inside is None:
-        return maps
     return {name: np.where(inside, labels, network) for name, labels in maps.items()}
 
 
