@@ -43,7 +43,10 @@ class CasePair(NamedTuple):
         return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
 
     def label_map_of(self, method: str) -> Path | None:
-        """Return the label map of a method, without suffix, or its folder of structures."""
+        """Return the label map of a method, without suffix, or its folder of structures.
+
+        None if it has logits or probabilities alone.
+        """
         files = self.methods[method]
         path = files.labels
         if files.structures:
