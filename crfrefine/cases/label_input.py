@@ -58,7 +58,7 @@ def label_map_header(
             f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
             "for logits or probabilities, leave --input-type labels out"
         )
-    return LogitsHeader(tuple(files), options.num_declared, "labels")
+    return LogitsHeader(tuple(files), options.num_declared, None, is_label_map=True)
 
 
 def read_label_map(

@@ -164,18 +164,13 @@ class LogitsHeader:
 
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label or structure
     num_labels: int  # L, background included
-    # "logits" or "probabilities" if the file declares it, "labels" for a label map or structures
-    # (by `crfrefine.cases.label_input`), else None.
-    kind: str | None
+    kind: str | None  # "logits" or "probabilities" if the file declares it
     # Whether the files hold only the labels from 1 on, so that the background has to be computed.
     lacks_background: bool = False
     # Whether channels are on the image's grid; if not, they are to be interpolated.
     is_on_grid: bool = True
-
-    @property
-    def is_label_map(self) -> bool:
-        """Whether it is a label map, or binary masks of structures that become one."""
-        return self.kind == "labels"
+    # Whether they are a label map, or binary masks of structures that become one.
+    is_label_map: bool = False
 
     @property
     def path(self) -> Path:
