@@ -192,32 +192,10 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
         return 0
     hole_numbers = regions.ravel()[voxels].astype(np.int64)
 
-    holes, main_labels, num_labels = _labels_around(part, axes, voxels, hole_numbers)
-    if not any_hole:
-        may_fill = (num_labels == 1) & np.isin(main_labels, list(labels))
-        holes = holes[may_fill]
-        main_labels = main_labels[may_fill]
-    label_of_hole = np.zeros(int(hole_numbers.max()) + 1, part.dtype)
-    label_of_hole[holes] = main_labels
-    values = label_of_hole[hole_numbers]
-    is_filled = values != 0
-    places = np.unravel_index(voxels[is_filled], part.shape)
-    part[places] = values[is_filled]
-    return int(np.count_nonzero(is_filled))
-
-
-def _labels_around(
-    part: Array, axes: Collection[int], voxels: Integers, hole_numbers: Integers
-) -> tuple[Integers, Integers, Integers]:
-    """Return the numbers of the holes, the main label and the number of labels around each.
-
-    The main label shares most faces with the hole; of a tie the lowest counts. `voxels` are the
-    flat indices of the voxels in holes of a part, `hole_numbers` the number of each one's hole. The
-    part is the bounding box of the foreground, and `axes` are those of several voxels.
-    """
+    # The faces that holes share with labels, each as hole * base + label.
     flat = part.ravel()
     base = int(part.max()) + 1
-    faces = []  # hole * base + label, for each face that a hole shares with a label
+    faces = []
     for axis in axes:
         stride = math.prod(part.shape[axis + 1 :])
         for step in (-stride, stride):
@@ -226,9 +204,19 @@ def _labels_around(
             faces.append(hole_numbers[is_face] * base + touched[is_face])
     pairs, num_faces = np.unique(np.concatenate(faces), return_counts=True)
     hole, label = np.divmod(pairs, base)
-    order = np.lexsort((label, -num_faces, hole))
-    holes, first = np.unique(hole[order], return_index=True)
-    return holes, label[order][first], np.bincount(hole)[holes]
+    # Those of one hole stand together, and now the label of most faces, the lowest of a tie, first.
+    label = label[np.lexsort((label, -num_faces, hole))]
+    holes, first, num_labels = np.unique(hole, return_index=True, return_counts=True)
+    main_labels = label[first]
+    if not any_hole:
+        main_labels[(num_labels > 1) | ~np.isin(main_labels, list(labels))] = 0
+    label_of_hole = np.zeros(int(count) + 1, part.dtype)
+    label_of_hole[holes] = main_labels
+    values = label_of_hole[hole_numbers]
+    is_filled = values != 0
+    places = np.unravel_index(voxels[is_filled], part.shape)
+    part[places] = values[is_filled]
+    return int(np.count_nonzero(is_filled))
 
 
 MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without permission

@@ -298,16 +298,12 @@ def read_whole_numbers(
                 "many are nearly whole, as where a label map was interpolated: resample it with "
                 "nearest neighbor, or cut a mask at half of its value"
             )
-        raise InputError(
-            f"{header.path}: not a label map: expected whole numbers, "
-            f"found values off by up to {largest_error:.2g}; {advice}"
-        )
-    if low < 0 or high > MAX_LABEL:
-        raise InputError(
-            f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, "
-            f"found {low:.0f} to {high:.0f}"
-        )
-    return labels
+        problem = f"whole numbers, found values off by up to {largest_error:.2g}; {advice}"
+    elif low < 0 or high > MAX_LABEL:
+        problem = f"labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}"
+    else:
+        return labels
+    raise InputError(f"{header.path}: not a label map: expected {problem}")
 
 
 def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
