@@ -294,8 +294,8 @@ def probabilities_of(channels: Float32, regions: RegionScheme | None) -> Float32
 
 def resolve_regions(
     parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int
-) -> tuple[ModelSpec, ...]:
-    """Return the model of each region: two labels, with the weights and bias of its channel.
+) -> ModelSpec:
+    """Return the model of regions, each of two labels with the weights and bias of its channel.
 
     Raises ConfigError if values are not as many as regions or modalities, or if there is a matrix.
     """
@@ -314,7 +314,7 @@ def resolve_regions(
 
     kernels = dataclasses.replace(together.kernels, num_labels=2)
     potts = parameters.compatibility.penalties(2, np.float32)
-    models = []
+    runs = []
     for region in range(num_regions):
         weights = together.mean_field.weights[:, [region, region]]
         bias = None
@@ -323,8 +323,8 @@ def resolve_regions(
             of_region = together.mean_field.bias[region]
         if of_region != 0.0:
             bias = np.array([0.0, of_region], np.float32)
-        mean_field = dataclasses.replace(
+        run = dataclasses.replace(
             together.mean_field, weights=weights, compatibility=potts, bias=bias
         )
-        models.append(ModelSpec(kernels, mean_field))
-    return tuple(models)
+        runs.append(run)
+    return ModelSpec(kernels, runs[0], tuple(runs))

@@ -210,4 +210,6 @@ class ModelSpec:
     """The whole model of a case with its labels, modalities and axes: kernels and run."""
 
     kernels: KernelSetSpec
-    mean_field: MeanFieldSpec
+    mean_field: MeanFieldSpec  # of labels, or of the first region
+    # The run of each region, on the same kernels; empty if channels are labels.
+    regions: tuple[MeanFieldSpec, ...] = ()

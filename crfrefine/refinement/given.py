@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -216,13 +216,16 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 
 # ---- The case
 
+# The model of a case that is not stored yet.
+UNKNOWN = cast("ModelSpec", None)
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """A case besides the network's output.
 
     Its axes are in the user's order, until the case is stored: then they are in storage order, and
-    the models are known.
+    the model is known.
     """
 
     image: GridImage  # raw intensities, and the user's mask; stored without the voxels that are NaN
@@ -236,8 +239,7 @@ class Case:
     # mm between voxels of the network in the user's order; None means that they are the image's
     network_spacing: tuple[float, ...] | None = None
     is_label_map: bool = False  # whether the network's output is a label map
-    # Stored: one model, or that of each region, all with the same kernels.
-    models: Sequence[ModelSpec] = ()
+    model: ModelSpec = UNKNOWN  # stored: of the labels, or of the regions
     notes: tuple[Note, ...] = ()  # on what was given, for the user
 
     @property
@@ -245,11 +247,6 @@ class Case:
         """Whether labels can be left out on tiles, which the C++ engine alone does."""
         has_labels = self.regions is None
         return has_labels and self.backend.name == "cpu" and len(self.image.spacing) <= MAX_DIMS
-
-    @property
-    def model(self) -> ModelSpec:
-        """The first model, which has the kernels of all."""
-        return self.models[0]
 
     def decode(self, channels: Float32) -> Labels:
         """Return the label map, (*grid), of channels, (channels, *grid)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +96,7 @@ def _run_on(
         values = np.array(values, order="C")
         take_logarithms(values)
     if case.regions is not None:
-        return None, region_mean_field(backend, values, prepared.image, case.models, context)
+        return None, region_mean_field(backend, values, prepared.image, case.model, context)
     return None, backend.mean_field(values, prepared.image, case.model, context)
 
 
@@ -105,27 +104,26 @@ def region_mean_field(
     backend: Backend,
     log_odds: Float32,
     image: GridImage,
-    models: Sequence[ModelSpec],
+    model: ModelSpec,
     context: RunContext,
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and log-odds inside.
 
-    The log-odds are (R, *grid), and all models have the same kernels. Outside the mask the input is
-    divided by the temperature.
+    The log-odds are (R, *grid). Outside the mask the input is divided by the temperature.
     """
     values = image.values.astype(np.float32, copy=False)
     guide = replace(image, values=values)
-    kernels = backend.kernels(guide, models[0].kernels, context)
+    kernels = backend.kernels(guide, model.kernels, context)
     del guide, image, values
     refined = np.empty(log_odds.shape, dtype=np.float32)
     binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
     reports: list[MeanFieldReport] = []
     timings: dict[str, float] = {}
-    for region, model in enumerate(models):
+    for region, run_of_region in enumerate(model.regions):
         binary[1] = log_odds[region]
-        progress = of_part(context.progress, region, len(models))
-        is_last = region == len(models) - 1
-        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=is_last)
+        progress = of_part(context.progress, region, len(model.regions))
+        is_last = region == len(model.regions) - 1
+        outcome = kernels.run(binary, run_of_region, progress=progress, is_last=is_last)
         outside, inside = outcome.logits
         np.subtract(inside, outside, out=refined[region])
         reports.append(outcome.report)

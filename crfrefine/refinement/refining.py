@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -27,7 +27,6 @@ from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
 from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network
 from crfrefine.refinement.preparing import prepare, without_nan
@@ -229,19 +228,17 @@ def _store(network: Network, case: Case) -> Case:
     threads = case.context.threads
     values = order.to_storage(case.image.values)
     sizes = (network.shape[0], len(values), len(order.axes))
-    models: Sequence[ModelSpec]
     if case.regions is not None:
         case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
-        models = resolve_regions(case.parameters, *sizes)
+        model = resolve_regions(case.parameters, *sizes)
     else:
-        models = [case.parameters.resolve(*sizes)]
+        model = case.parameters.resolve(*sizes)
     kernels = []
-    for kernel in models[0].kernels.kernels:  # Those of all models are the same.
+    for kernel in model.kernels.kernels:
         kernels.append(replace(kernel, theta_position=order.along(kernel.theta_position)))
-    kernel_set = replace(models[0].kernels, kernels=tuple(kernels))
+    kernel_set = replace(model.kernels, kernels=tuple(kernels))
     if case.network_spacing is not None:
         kernel_set = replace(kernel_set, network_spacing=order.along(case.network_spacing))
-    models = [replace(model, kernels=kernel_set) for model in models]
 
     image = GridImage(values, None, order.along(case.image.spacing), order.axes)
     if case.image.mask is not None:
@@ -255,7 +252,8 @@ def _store(network: Network, case: Case) -> Case:
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[list(order.axes)])
-    return replace(case, image=image, strokes=strokes, models=models, notes=notes)
+    model = replace(model, kernels=kernel_set)
+    return replace(case, image=image, strokes=strokes, model=model, notes=notes)
 
 
 # ---- Notes
