@@ -30,10 +30,12 @@ from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.
 _FILLED = ("label map", "structure", "mask", "labels", "strokes")
+# What --map does not change, and why: a network's output other than a label map.
 _NOT_MAPPED = {
     "logits": "logits or probabilities, whose channels are labels in their order",
     "structure": "one file per structure, numbered by their names",
 }
+# Files that --resample leaves out, and what to do with one on another grid.
 _NEVER_RESAMPLED = {
     "modality": "Resample the modalities to one grid.",
     "strokes": "Draw them on the image; strokes are not resampled.",
@@ -174,7 +176,7 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
                 f"this one has {image.num_channels}"
             )
         if image is not first:
-            _require_overlap("modality", first, image, options)
+            _require_image_grid("modality", first, image, options)
     return tuple(images)
 
 
@@ -184,7 +186,7 @@ def _read_scalar(
     """Read the header of a file with one value per voxel, with its axes turned to the image's."""
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
     require_scalar(header, what)
-    _require_overlap(what, image, header, options)
+    _require_image_grid(what, image, header, options)
     return header
 
 
@@ -225,7 +227,7 @@ def _read_network_header(
     elif network.is_label_map:
         what = "label map"
     for header in network.files:
-        _require_overlap(what, image, header, options)
+        _require_image_grid(what, image, header, options)
     # After the grids: a file with its channels first has a wrong number of channels.
     if options.mapping and what in _NOT_MAPPED:
         raise InputError(
@@ -236,7 +238,7 @@ def _read_network_header(
     return network
 
 
-def _require_overlap(
+def _require_image_grid(
     what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions
 ) -> None:
     """Raise GridMismatchError unless a file is on the image's grid, or may be brought onto it."""
