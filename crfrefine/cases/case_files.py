@@ -302,10 +302,10 @@ def structures_inside(folder: Path, images: Collection[Path] = ()) -> list[Match
     return []
 
 
-def clear_structures(folder: Path) -> dict[str, list[Match]]:
-    """Return the structures of each case, if folders of cases hold them and nothing else.
+def structures_by_case(folder: Path) -> dict[str, list[Match]]:
+    """Return the structures of each case, if the folder of each case holds structures alone.
 
-    Empty if they may be images with their label maps.
+    The result is empty if the files of a case may be its images and label maps.
     """
     files = Files(LABEL_MAP, folder)
     structures = {}

@@ -13,7 +13,7 @@ from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.cases.case_files import (
     CaseFiles,
     Files,
-    clear_structures,
+    structures_by_case,
     structures_inside,
     with_structures,
 )
@@ -59,7 +59,7 @@ def _is_clear(folder: Path) -> bool:
     """Return whether a folder holds structures and no label maps beside them."""
     beside = list_files(folder, VOLUME_SUFFIXES)
     if not beside:
-        return bool(clear_structures(folder))
+        return bool(structures_by_case(folder))
     are_images = {io_paths.stem_of(path).lower() for path in beside} <= {*IMAGE_WORDS}
     inside = structures_inside(folder)
     return are_images and bool(inside) and inside[0].path.parent != folder

@@ -15,7 +15,7 @@ from crfrefine.base.failures import Causes, Failure, describe_failure, failing_a
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.cases.case_files import CaseFiles, CaseList, clear_structures
+from crfrefine.cases.case_files import CaseFiles, CaseList, structures_by_case
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
@@ -195,7 +195,7 @@ class FolderReport:
         """
         inside = find_folders(folder)
         if not inside and not list_files(folder, io.VOLUME_SUFFIXES):
-            structures = clear_structures(folder)
+            structures = structures_by_case(folder)
             archives = list_files(folder, ARCHIVES.suffixes)
             if structures:
                 self.add_structures(folder, structures)
