@@ -24,7 +24,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_limit
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
-from crfrefine.cases.case import read_as_stored
+from crfrefine.cases.case import read_modalities
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.engines import get_backend
@@ -133,7 +133,7 @@ def export_prediction(
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     notes = headers.notes
     nan_files: list[Path] = []
-    values = reverse_grid(read_as_stored(headers.images, nan_files))
+    values = reverse_grid(read_modalities(headers.images, nan_files))
     mask: Bool | None = None
     if nan_files:
         mask, note = leave_out_nan(values, None, min(nan_files))

@@ -227,7 +227,7 @@ class _FileArrays:
 
         def read_image() -> None:
             started = time.perf_counter()
-            self.image = read_as_stored(headers.images, self.nan_files)
+            self.image = read_modalities(headers.images, self.nan_files)
             self.times["image"] = time.perf_counter() - started
 
         def read_mask_file() -> None:
@@ -306,10 +306,10 @@ class _FileArrays:
         return network.files[0].segments
 
 
-def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
-    """Return the modalities of a case, (M, [z,] y, x), in their stored type.
+def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
+    """Return the modalities of a case, (M, [z,] y, x), in the type of their pieces.
 
-    Float32 where types differ or values are scaled.
+    It is float32 where types differ or values are scaled.
     """
     modalities = [read_array(header, nan_files) for header in images]
     if len(modalities) == 1:
