@@ -73,10 +73,10 @@ def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, l
     run_all(jobs, 1)
     if not header.lacks_background:
         return values, []
-    return values, complete(values, header, input_type)
+    return values, compute_background(values, header, input_type)
 
 
-def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[Note]:
+def compute_background(values: Float32, header: LogitsHeader, input_type: str) -> list[Note]:
     """Fill channel 0 of (labels, [z,] y, x) of files that lack the background; return notes."""
     if header.num_channels > 1:
         foreground = sum_foreground(values, str(header.path))
@@ -96,7 +96,7 @@ def _note_on_added(header: LogitsHeader) -> Note:
 def background_of_stream(
     header: LogitsHeader, input_type: str
 ) -> tuple[str, Callable[[], Iterable[Piece]], list[Note]]:
-    """Read files that lack the background once; errors are as of `complete`.
+    """Read files that lack the background once; errors are as of `compute_background`.
 
     Return what all channels hold, "logits" or "probabilities", a function that reads their pieces,
     the background first, and notes.

@@ -28,7 +28,7 @@ from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
-from crfrefine.cases.foreground import background_of_stream, complete
+from crfrefine.cases.foreground import background_of_stream, compute_background
 from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
@@ -133,7 +133,7 @@ def network_of_scores(
 
     """
     if header.lacks_background:
-        notes += complete(values, header, options.input_type)
+        notes += compute_background(values, header, options.input_type)
     regions = options.regions.scheme_of(values, header)
     look = None
     if options.input_type == "auto" and regions is None:
