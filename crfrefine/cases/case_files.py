@@ -57,7 +57,8 @@ class CaseFiles:
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
     strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
-    lack: str = ""  # what its names show to be wrong; reading the case raises it
+    # What is wrong with its files by their names alone; reading the case raises it. "" if nothing.
+    problem: str = ""
     # the missing files of the case, such as "no logits in study/logits"
     missing: tuple[str, ...] = ()
     # the names of structures, if the logits are binary masks, one file for each
@@ -69,11 +70,11 @@ class CaseFiles:
     modalities: tuple[str, ...] = ()  # the names that a pattern gives the images, if any
 
     @property
-    def problem(self) -> str | None:
-        """What is wrong, with the name of the case."""
-        if not self.lack:
-            return None
-        return f"case {self.case_id!r}: {self.lack}"
+    def named_problem(self) -> str:
+        """The problem with the name of the case; "" without one."""
+        if not self.problem:
+            return ""
+        return f"case {self.case_id!r}: {self.problem}"
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -81,9 +82,10 @@ class CaseFiles:
         paths = (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
         return tuple(path for path in paths if path is not None)
 
-    def lacking(self, lack: str, *missing: str) -> CaseFiles:
-        """Return the case with more missing files, and a problem unless it has one already."""
-        return replace(self, lack=self.lack or lack, missing=self.missing + missing)
+    def with_problem(self, problem: str, *missing: str) -> CaseFiles:
+        """Return the case with more missing files, and this problem unless it has one already."""
+        problem = self.problem or problem
+        return replace(self, problem=problem, missing=self.missing + missing)
 
     def with_several(
         self, expected: str, paths: Collection[Path], place: Path, after: str = ""
@@ -92,7 +94,7 @@ class CaseFiles:
         found = listed([path.name for path in sorted(paths)])
         if len({path.parent for path in paths}) > 1:
             found = listed(sorted(paths))
-        return self.lacking(f"{expected}, found {found} in {place}{after}")
+        return self.with_problem(f"{expected}, found {found} in {place}{after}")
 
 
 class CaseList(list[CaseFiles]):
@@ -243,10 +245,10 @@ class Files:
                 if self.is_pattern:
                     expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
                 missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
-                lack = missing
+                problem = missing
                 for match in self.of(case.case_id):
-                    lack += f", where {match.path.name} is its image"
-                cases[number] = case.lacking(f"{lack}; expected {expected}", missing)
+                    problem += f", where {match.path.name} is its image"
+                cases[number] = case.with_problem(f"{problem}; expected {expected}", missing)
 
         if self.given or not self.kind.strays:
             return
@@ -329,7 +331,7 @@ def with_structures(case: CaseFiles, matches: Sequence[Match]) -> CaseFiles:
     case = replace(case, logits=tuple(path for _, path in named), structures=names)
     twice = [str(path) for name, path in named if names.count(name) > 1]
     if twice:
-        return case.lacking(f"expected one file per structure, found {listed(twice)}")
+        return case.with_problem(f"expected one file per structure, found {listed(twice)}")
     return case
 
 

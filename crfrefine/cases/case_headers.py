@@ -117,8 +117,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     Raises InputError, UnsupportedFormatError, or GridMismatchError.
     """
     with naming_case(files.case_id):
-        if files.lack:
-            raise InputError(files.lack, cause="; ".join(files.missing))
+        if files.problem:
+            raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
         network = io.LogitsHeader((), 0, None)
         if files.logits:

@@ -103,7 +103,8 @@ def discover_cases(
         expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
         missing = f"no image in {place}"
         for name in names:
-            cases.append(CaseFiles(name, ()).lacking(f"{missing}; expected {expected}", missing))
+            problem = f"{missing}; expected {expected}"
+            cases.append(CaseFiles(name, ()).with_problem(problem, missing))
         cases.sort(key=lambda case: case.case_id)
     for files in others:
         files.add_to(cases, first_label=int(add_background))
@@ -222,7 +223,7 @@ class Images:
         if "" in first or order == [*modalities]:
             return case
         absent = [name for name in modalities if name not in first]
-        return case.lacking(
+        return case.with_problem(
             f"expected the modalities {listed(modalities, MAX_MODALITIES)}, {source}; "
             f"found {listed(order, MAX_MODALITIES)} in {self.place}{hint}",
             *(f"no modality {name} in {self.place}" for name in absent),

@@ -166,8 +166,8 @@ def _read_row(cells: Mapping[str, str], folder: Path, input_type: str) -> CaseFi
             raise InputError(f"{column}: {error}") from None
     mask = next(iter(values.get("mask", ())), None)
     (case,) = discover_cases(values["images"], values["logits"], mask, input_type=input_type)
-    if case.problem is not None:
-        raise InputError(case.problem)
+    if case.problem:
+        raise InputError(case.named_problem)
     return replace(
         case, case_id=values["case"], output=values.get("output"), spacing=values.get("spacing")
     )

@@ -173,7 +173,7 @@ def find_trained_cases(
         elif fold is not None:
             reason = f"fold {fold} is not trained"
             advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
-        cases[number] = case.lacking(f"no probabilities in {network.folder}: {reason}", reason)
+        cases[number] = case.with_problem(f"no probabilities in {network.folder}: {reason}", reason)
 
     if ALL in folds:
         cases.notes.append(Note.of(NoteKind.FOLD_ALL, str(network.folder)))
@@ -348,14 +348,14 @@ def _require_ras(cases: CaseList, folder: Path) -> None:
     if not _reorients(folder):
         return
     for number, case in enumerate(cases):
-        if case.lack or not case.images or not case.logits:
+        if case.problem or not case.images or not case.logits:
             continue
         try:
             orientation = read_header(case.images[0]).orientation
         except CrfRefineError:
             continue  # Reading the case reports it.
         if orientation != "RAS":
-            cases[number] = case.lacking(
+            cases[number] = case.with_problem(
                 f"{case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward "
                 f"{orientation}: the plans use {_REORIENTING}, which turns images and does not "
                 "turn probabilities back\n  Give images turned to RAS with -i, such as those of "

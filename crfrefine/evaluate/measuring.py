@@ -77,8 +77,8 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
     with failing_alone(result.fail, pair.reference.labels, *pair.reference.logits):
-        if pair.reference.lack:
-            raise InputError(pair.reference.lack)
+        if pair.reference.problem:
+            raise InputError(pair.reference.problem)
         reference = read_reference(pair, measured)
         result.add_notes("reference", reference)
         result.mapped_in_reference = reference.mapped

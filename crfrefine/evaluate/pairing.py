@@ -168,7 +168,7 @@ class _Search:
             probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
         for kind in (OPTIONAL_LABELS, probabilities):
             Files(kind, source).add_to(cases)
-        return {case.case_id: case for case in cases if case.paths or case.lack}
+        return {case.case_id: case for case in cases if case.paths or case.problem}
 
     def add_probabilities(self, pairs: Sequence[CasePair]) -> None:
         """Add the logits or probabilities that the user named.

@@ -208,8 +208,8 @@ def read_structures(
 
 def read_masks(method: str, files: CaseFiles, reference: Reference) -> Prediction:
     """Read the label map of a method, with its probabilities if the file holds them."""
-    if files.lack:
-        raise InputError(files.lack)
+    if files.problem:
+        raise InputError(files.problem)
     path = files.labels
     grid = reference.header
     measured = reference.measured
@@ -252,8 +252,8 @@ def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
 
 def read_scores(method: str, files: CaseFiles, reference: Reference) -> Prediction | None:
     """Read the logits or probabilities that a method has beside its label map; None without any."""
-    if files.lack and not files.missing:
-        raise InputError(files.lack)
+    if files.problem and not files.missing:
+        raise InputError(files.problem)
     if not files.logits or files.structures:
         return None
     reading = reference.measured.readings[method]

@@ -59,7 +59,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
                 if len(cases) > 1:
                     number = f"none of the {len(cases)} cases has its file: "
                 hint = advise(place, holds_images=False)
-                raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+                raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
@@ -101,7 +101,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     if descriptions:
         modality_names = descriptions[-1].channel_names
     if options.images:  # The modalities of a pattern are in the order of the files.
-        complete = (files.modalities for files in cases if files.images and not files.lack)
+        complete = (files.modalities for files in cases if files.images and not files.problem)
         modality_names = next(complete, ()) or modality_names
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")

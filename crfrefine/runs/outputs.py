@@ -280,7 +280,7 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> No
     occupied = {os.path.realpath(outputs.label_map.parent) for outputs in plans}
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
-        if files.lack:
+        if files.problem:
             continue
         for path in (*outputs.structures, outputs.label_map):
             require_suffix(path)

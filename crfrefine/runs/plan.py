@@ -103,7 +103,7 @@ class RunPlan:
             replaceable = {path: made for path, made in written.items() if path not in planned}
             unknown = set(outputs.unknown) - planned - written.keys()
             outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-            if replaceable and record is None and not files.lack:  # The case is refined.
+            if replaceable and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)
             task = Task(files, outputs, own_options, self.inputs.reading, device, fold, record)
@@ -121,7 +121,7 @@ class RunPlan:
         options = self.options
         output = options.output
         # If no case can be read, no folder is needed.
-        readable = [task.outputs for task in self.tasks if not task.files.lack]
+        readable = [task.outputs for task in self.tasks if not task.files.problem]
         if readable and not options.writes_file:
             record = output / RECORD_FOLDER / "record.jsonl"
             self.record_file = path_of_part(record, options.num_parts, options.part_id)
@@ -200,7 +200,7 @@ def faster_on_cpu(
     share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
     seconds = 0.0
     for files in cases:
-        if files.lack:
+        if files.problem:
             continue
         try:
             headers = read_case_headers(files, reading)

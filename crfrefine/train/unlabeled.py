@@ -74,7 +74,7 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
         observer.note(note)
     if options.labels is not None:
         observer.note(Note.of(NoteKind.NOT_READ, path=str(options.labels)))
-    problems = [files.problem for files in inputs.cases if files.problem]
+    problems = [files.named_problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
 
@@ -187,8 +187,9 @@ def _read_sources(
 ) -> tuple[list[Source], dict[str, Failure]]:
     """Return the sources of synthetic cases, and why other cases cannot be used, with a note."""
     left_out: dict[str, Failure] = {}
-    lacking = [case for case in inputs.cases if case.lack]  # The first step of reading says what.
-    complete = [case for case in inputs.cases if not case.lack]
+    # The first step of reading says what is wrong.
+    lacking = [case for case in inputs.cases if case.problem]
+    complete = [case for case in inputs.cases if not case.problem]
     files = [complete[number] for number in evenly_spread(len(complete), max_cases)]
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")

@@ -132,7 +132,7 @@ def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
         load_case(replace(files, images=(alone, files.images[0])))
 
     with pytest.raises(InputError, match="something is missing"):
-        load_case(replace(files, lack="something is missing"))
+        load_case(replace(files, problem="something is missing"))
     with pytest.raises(InputError, match="case 'a': no logits"):
         load_case(replace(files, logits=()))
     assert read_case_headers(replace(files, logits=())).network.files == ()

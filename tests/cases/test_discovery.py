@@ -55,7 +55,7 @@ def test_the_files_of_a_case_by_their_names(image, case_id, taken, beside, tmp_p
     cases = discover_cases(folder(tmp_path, "images", image), logits)
     assert case_ids(cases) == [case_id]
     assert names(cases[0].images) == [image]
-    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
+    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, "", [])
 
 
 def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
@@ -85,7 +85,7 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
     (images / "b_0000.nii.gz").unlink()
     cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
     assert have_problem(cases) == [False, True, False]
-    assert cases[1].problem == (
+    assert cases[1].named_problem == (
         "case 'b': expected the modalities 0000, 0001, as in the other cases; "
         f"found 0001 in {images}"
     )
@@ -116,7 +116,7 @@ def test_two_files_for_one_thing_or_none_are_not_guessed_at(tmp_path):
     )
     logits = folder(tmp_path, "logits", *files, "x.npz", "y.nii.gz")
     cases = discover_cases(images, logits)
-    problems = {case.case_id: case.problem for case in cases}
+    problems = {case.case_id: case.named_problem for case in cases}
     for case_id, found in (
         ("a", "a.mhd, a.nii.gz"),
         ("b", "b_0000.nii, b_0000.nrrd"),
@@ -148,7 +148,7 @@ def test_masks_and_labels_by_name(tmp_path):
     assert names(case.mask for case in cases) == ["Case00.nii", "Case01_mask.nii"]
     assert names(case.labels for case in cases) == ["Case00_segmentation.mhd", "Case01.mhd"]
     (masks / "Case00.nii").unlink()
-    problem = discover_cases(images, None, masks)[0].problem
+    problem = discover_cases(images, None, masks)[0].named_problem
     assert problem == f"case 'Case00': no mask in {masks}; expected Case00.nii.gz or the like"
 
 
@@ -262,7 +262,7 @@ def test_a_single_file_of_any_name_is_that_of_the_only_case_of_a_folder(tmp_path
     assert names(case.logits) == ["scores.npz"]
     assert case.labels is not None
     assert case.labels.name == "drawn.nii.gz"
-    assert case.problem is None
+    assert case.problem == ""
 
 
 def test_a_description_of_nnunet(tmp_path):

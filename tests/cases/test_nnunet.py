@@ -168,7 +168,7 @@ def test_predictions_know_their_images(tree, monkeypatch):
             f"case{n}",
             tree.raw / "imagesTs" / f"case{n}_0001.nii.gz",
             (folder / f"case{n}.npz",),
-            None,
+            "",
         )
         for n in range(3)
     ]

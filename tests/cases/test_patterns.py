@@ -28,7 +28,7 @@ def found(root, cases):
     """The name of each case, its images, and its labels."""
     shown = {}
     for case in cases:
-        assert case.problem is None
+        assert case.problem == ""
         images = [str(path.relative_to(root)) for path in case.images]
         labels = None if case.labels is None else str(case.labels.relative_to(root))
         shown[case.case_id] = (images, labels)
@@ -103,7 +103,7 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
     (tmp_path / "B_1/B_1_lesion.nii.gz").touch()
     (tmp_path / "B_2/B_2_t1.nii.gz").unlink()
     assert "found t1, t1ce, flair, lesion in " in discover_cases(pattern, None)[0].problem
-    problem = discover_cases(pattern, None)[1].problem
+    problem = discover_cases(pattern, None)[1].named_problem
     assert problem.startswith(
         "case 'B_2': expected the modalities t1, t1ce, flair, as dataset.json names; "
         "found t1ce, flair in "
@@ -144,9 +144,9 @@ def test_two_files_or_none_for_a_case_are_its_problem(tmp_path):
     )
     a, b, c = discover_cases(root / "{case}/v.nii", root / "out/{case}_*.nii")
     expected = "case 'a': expected one file of logits, found a_1.nii, a_2.nii in "
-    assert a.problem == f"{expected}{root}/out/{{case}}_*.nii"
+    assert a.named_problem == f"{expected}{root}/out/{{case}}_*.nii"
     assert [path.name for path in b.logits] == ["b_1.nii"]
-    assert "case 'c': no logits in " in c.problem
+    assert "case 'c': no logits in " in c.named_problem
     assert f" in {root}/out." in c.problem
     double = discover_cases(make(tmp_path, "x/a/1.nii", "x/a/2.nii") / "x/{case}/*.nii", None)
     assert "found 1.nii, 2.nii" in double[0].problem
@@ -172,7 +172,7 @@ def test_a_folder_may_have_a_name_like_a_pattern(tmp_path):
     root = make(tmp_path / "study {1} *" / "{case}", "i/a.nii", "l/a.nii", "m/a/a_trans.npz")
     for images in ("i", "i/{case}.nii"):
         (case,) = discover_cases(root / images, root / "m", labels=root / "l")
-        assert (case.problem, case.case_id) == (None, "a")
+        assert (case.problem, case.case_id) == ("", "a")
         assert case.logits[0].name == "a_trans.npz"
 
 
@@ -255,11 +255,11 @@ def test_names_of_structures_with_the_separator_are_clear_in_the_folder_of_a_cas
 def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
     make(tmp_path, *(f"{case}_{name}.nii" for case in "ab" for name in ("t1", "t1_ce", "flair")))
     cases = discover_cases(tmp_path / "{case}_{modality}.nii", None)
-    problems = [case.problem for case in cases if case.problem is not None]
+    problems = [case.problem for case in cases if case.problem]
     assert problems
     assert all("as with {modality:flair,t1,t1_ce}." in problem for problem in problems)
     cases = discover_cases(tmp_path / "{case}_{modality:flair,t1,t1_ce}.nii", None)
-    assert [case.problem for case in cases] == [None, None]
+    assert [case.problem for case in cases] == ["", ""]
 
 
 @pytest.mark.parametrize("case", ["a{b}", "a*b", "{label}", "plain"])
@@ -286,7 +286,7 @@ def test_the_image_beside_a_single_structure_is_none(tmp_path):
         tmp_path, *(f"s{n}/{name}.nii" for n in (1, 2) for name in ("ct", "segmentations/a"))
     )
     for case in discover_cases(root, root, input_type="labels"):
-        assert (case.problem, case.structures) == (None, ("a",))
+        assert (case.problem, case.structures) == ("", ("a",))
 
 
 def test_structures_of_one_case_are_found_in_its_folder(tmp_path):
@@ -296,10 +296,10 @@ def test_structures_of_one_case_are_found_in_its_folder(tmp_path):
     )
     for place in ("a", "b"):
         cases = discover_cases(root / place / "ct.nii", root / place, input_type="labels")
-        assert (cases[0].problem, cases[0].structures, cases.notes) == (None, ("lung",), [])
+        assert (cases[0].problem, cases[0].structures, cases.notes) == ("", ("lung",), [])
     (case,) = discover_cases(root / "c/ct.nii", root / "c", input_type="labels")
     problem = f"case 'ct': no label map in {root / 'c'}, where ct.nii is its image; expected ct.nii"
-    assert case.problem.startswith(problem)
+    assert case.named_problem.startswith(problem)
 
 
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):

@@ -96,7 +96,7 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
 def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
     (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").pairs
     assert (
-        case.reference.lack
+        case.reference.problem
         == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
     )
 
@@ -144,7 +144,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         in str(pairing.notes[0])
     )
     last = pairing.pairs[2]
-    assert (last.named["prediction"].logits, last.methods["prediction"].lack) == ((), "")
+    assert (last.named["prediction"].logits, last.methods["prediction"].problem) == ((), "")
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
     with pytest.raises(

@@ -150,7 +150,7 @@ def _read_nnunet(path, rng):
 def _require_cases(cases):
     _require_lines(cases.notes)
     assert all(
-        isinstance(case.case_id, str) and len(case.problem or "") < MAX_CHARACTERS for case in cases
+        isinstance(case.case_id, str) and len(case.problem) < MAX_CHARACTERS for case in cases
     )
 
 
