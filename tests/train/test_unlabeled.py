@@ -25,7 +25,7 @@ from crfrefine.train.synthetic import (
     noise_scale,
 )
 
-GRID_SHAPE = (34, 29, 17)  # no two axes alike
+GRID_SHAPE = (24, 21, 13)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
 AFFINE = np.diag([*SPACING, 1.0])
 
@@ -38,6 +38,11 @@ def anatomy(seed, shape=GRID_SHAPE):
     distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, center, strict=True)))
     distance += 2.0 * gaussian_filter(random.normal(size=shape), 3.0)
     return (distance < 0.65).astype(np.uint8) + (distance < 0.35).astype(np.uint8)
+
+
+def image_of(labels, seed):
+    noise = np.random.default_rng(seed).normal(0.0, 4.0, labels.shape)
+    return (100.0 * labels + noise).astype(np.float32)
 
 
 def network(labels, kind, seed):
@@ -55,8 +60,7 @@ def network(labels, kind, seed):
 def write_data(root, kind, count=2, *, channels=network):
     for seed in range(count):
         labels = anatomy(seed)
-        image = 100.0 * labels + np.random.default_rng(seed).normal(0.0, 4.0, labels.shape)
-        save_nifti(root / "images" / f"case{seed}_0000.nii.gz", image.astype(np.float32), AFFINE)
+        save_nifti(root / "images" / f"case{seed}_0000.nii.gz", image_of(labels, seed), AFFINE)
         save_nifti(
             root / "logits" / f"case{seed}.nii.gz",
             np.moveaxis(channels(labels, kind, seed), 0, -1),
@@ -168,9 +172,9 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
         chosen.bilateral[0].weight,
         chosen.mean_field.num_iterations,
     ) == (4.39, 8.0, 5)
-    truth = anatomy(0)
-    image = load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz")
-    logits = network(anatomy(0), "noisy", 0)
+    truth = anatomy(3)  # of a case that it has not seen
+    image = image_of(truth, 3)
+    logits = network(truth, "noisy", 3)
     refined = crfrefine.refine(logits, image, spacing=SPACING, parameters=chosen)
     by_default = crfrefine.refine(logits, image, spacing=SPACING, parameters=CrfParameters())
     groups = ((1,), (2,))
