@@ -28,7 +28,9 @@ def case(tmp_path_factory):
 
 def drawn(case, path, shape="disk", radius=0.0, within=None, plane=0):
     """The voxels, as a set of upright indices."""
-    places = voxels_of_stroke(case, plane, PLACE, path, shape, radius, within or {})
+    places = voxels_of_stroke(case, plane, PLACE, path, shape, radius)
+    if within is not None:
+        places = case.within(places, within)
     is_drawn = np.zeros(case.network_labels.size, bool)
     is_drawn[places] = True
     upright = case.pose.turn(is_drawn.reshape(case.network_labels.shape))

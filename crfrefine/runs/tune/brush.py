@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
-from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
 from crfrefine.runs.pictures.planes import PLANES
 from crfrefine.runs.tune.case import TuneCase
@@ -29,7 +27,6 @@ def voxels_of_stroke(
     path: Sequence[int],
     shape: str,
     radius: float,
-    within: Mapping[str, Any],
 ) -> Integers:
     """Return the sorted places in the flattened arrays that a stroke draws.
 
@@ -42,7 +39,6 @@ def voxels_of_stroke(
         shape: of `SHAPES`: disks around the path in the plane, balls around it, or the path, closed
             and filled.
         radius: of disks and balls, in mm.
-        within: `low` and `high`, the intensities that are drawn on, and `modality`; empty: all.
     """
     if not case.has_plane(plane, place):
         raise InputError("no such plane")
@@ -78,10 +74,7 @@ def voxels_of_stroke(
 
     upright = np.argwhere(is_drawn) + corner
     is_inside = ((upright >= 0) & (upright < grid)).all(axis=1)
-    drawn = case.stored_places(upright[is_inside].T)
-    if within:
-        drawn = drawn[_are_within(case, drawn, within)]
-    return drawn
+    return case.stored_places(upright[is_inside].T)
 
 
 def _connected(path: Sequence[int], *, is_closed: bool) -> Integers:
@@ -99,15 +92,3 @@ def _connected(path: Sequence[int], *, is_closed: bool) -> Integers:
         steps = np.arange(count + 1)[:, None]
         lines.append(point + np.floor(steps * difference / count + 0.5).astype(np.int64))
     return np.concatenate(lines)
-
-
-def _are_within(case: TuneCase, places: Integers, within: Mapping[str, Any]) -> Array:
-    """Return for each voxel whether its intensity is in a range."""
-    try:
-        modality = case.image[within["modality"]]
-        low = float(within["low"])
-        high = float(within["high"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError("only intensities: expected a lowest and a highest one") from error
-    values = modality[np.unravel_index(places, modality.shape)]
-    return (values >= low) & (values <= high)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +163,24 @@ class TuneCase(Case):
             if is_flipped:
                 stored[axis] = size - 1 - places
         return np.sort(np.ravel_multi_index(tuple(stored), self.network_labels.shape))
+
+    def within(self, places: Integers, intensities: Mapping[str, Any]) -> Integers:
+        """Return those places in the flattened arrays whose intensity is in a range.
+
+        It has `modality`, a number, and `low` and `high`. Raise InputError for others, and if there
+        is no such place.
+        """
+        try:
+            modality = self.image[intensities["modality"]]
+            low = float(intensities["low"])
+            high = float(intensities["high"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError("only intensities: expected a lowest and a highest one") from error
+        values = modality[np.unravel_index(places, modality.shape)]
+        is_within = (values >= low) & (values <= high)
+        if not is_within.any():
+            raise InputError("nothing is drawn: no intensity there is in the range")
+        return places[is_within]
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""

@@ -230,14 +230,15 @@ class Session:
     ) -> dict[str, Any]:
         """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
 
-        A stroke with the mark of an earlier one is the same one, sent again. One beside the image
-        is none.
+        It is drawn on the intensities of `within` alone, as of `TuneCase.within`, if that is not
+        empty. A stroke with the mark of an earlier one is the same one, sent again. One beside the
+        image is none.
         """
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
-        drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius, within)
-        if within and not len(drawn):
-            raise InputError("nothing is drawn: no intensity there is in the range")
+        drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius)
+        if within:
+            drawn = self.case.within(drawn, within)
         if len(drawn):
             self.drawing.draw(Edit(drawn, value), mark)
         return self._drawn(drawn)
@@ -394,9 +395,6 @@ class Session:
     def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
         case_id = printable(self.case.case_id)
         comment = f"Chosen by eye with crfrefine tune on case {case_id}; not validated."
-        return {
-            "controls": describe_controls(
-                parameters, self._inputs.reading.modality_names, self._labels
-            ),
-            "toml": parameters.to_toml(comment),
-        }
+        modalities = self._inputs.reading.modality_names
+        controls = describe_controls(parameters, modalities, self._labels)
+        return {"controls": controls, "toml": parameters.to_toml(comment)}
