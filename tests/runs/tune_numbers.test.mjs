@@ -76,7 +76,7 @@ test("the contour of a square is one closed line, and hidden labels have none", 
   assert.deepEqual(line.slice(0, 2), line.slice(-2));
 });
 
-test("what is sent arrives although the page is closed at once, unless it is too long", async () => {
+test("what is sent arrives if the page is closed at once, unless it is too long", async () => {
   const { send } = await load("page.js");
   const options = [];
   globalThis.document = { body: { dataset: {} }, getElementById: () => ({}) };
