@@ -51,15 +51,15 @@ from crfrefine.runs.records import (
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
 
 
-def refine_case(work: CaseInFlight) -> CaseRecord:
+def refine_case(in_flight: CaseInFlight) -> CaseRecord:
     """Read, refine and write a case, unless its outputs are complete; return its record.
 
     The record has the errors of the case.
     """
-    task = work.task
+    task = in_flight.task
     files = task.files
-    steps = CaseWork(work)
-    record = steps.record
+    work = CaseWork(in_flight)
+    record = work.record
     with failing_alone(record.fail, *files.paths):
         if task.earlier is not None and is_complete(task.outputs, files, task.reading.mapping):
             changed = changed_inputs(files, task.earlier.contents)
@@ -68,48 +68,50 @@ def refine_case(work: CaseInFlight) -> CaseRecord:
             record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
         for path in task.outputs.all():
             check_replaceable(path)
-        steps.read()
-        result = steps.refine()
-        steps.describe(result)
-        steps.note_losses(result)
-        work.end_computing()
+        work.read()
+        result = work.refine()
+        work.describe(result)
+        work.note_losses(result)
+        in_flight.end_computing()
         written: Sequence[Path] = (task.outputs.label_map,)
         if len(task.outputs.all()) > 1 or task.outputs.folder is not None:
-            written = steps.write_beside(result)
-        steps.write(result, written)
+            written = work.write_beside(result)
+        work.write(result, written)
     return record
 
 
 class CaseWork:
     """The steps of the work on a case, each of which adds what it finds to the record."""
 
-    def __init__(self, work: CaseInFlight) -> None:
-        self.work = work  # It has the case while it is in memory.
-        self._files = work.task.files
-        self._options = work.task.options
-        self._outputs = work.task.outputs
-        self._reading = work.task.reading
-        self.record = CaseRecord(self._files.case_id, held_out_by=work.task.held_out_by)
+    def __init__(self, in_flight: CaseInFlight) -> None:
+        self.in_flight = in_flight  # Its `case` has the arrays as long as they are needed.
+        self._files = in_flight.task.files
+        self._options = in_flight.task.options
+        self._outputs = in_flight.task.outputs
+        self._reading = in_flight.task.reading
+        self.record = CaseRecord(self._files.case_id, held_out_by=in_flight.task.held_out_by)
 
     def read(self) -> None:
         """Read the case once there is memory for it, and record what it holds."""
         started = time.perf_counter()
-        work = self.work
+        in_flight = self.in_flight
         reading = self._reading
-        self._backend = get_backend(work.device)
+        self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
         parameters = self._options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_be_streamed = leaves_out and self._backend.name == "cpu"
         is_streamed = may_be_streamed and stays_in_files(headers, reading)
-        needed, work.input_bytes = require_memory_for(headers, reading, is_streamed=is_streamed)
-        work.take_memory(needed)
-        threads = work.share_of_threads()
+        needed, in_flight.input_bytes = require_memory_for(
+            headers, reading, is_streamed=is_streamed
+        )
+        in_flight.take_memory(needed)
+        threads = in_flight.share_of_threads()
         case = read_case(
             headers, reading, as_logits=False, is_streamed=is_streamed, threads=threads
         )
-        work.case = case
+        in_flight.case = case
         record = self.record
         record.contents.update(contents_of_inputs(self._files))
         record.times["read"] = time.perf_counter() - started
@@ -137,9 +139,9 @@ class CaseWork:
     def refine(self) -> RefinementResult:
         """Run the CRF on the case."""
         started = time.perf_counter()
-        work = self.work
+        in_flight = self.in_flight
         options = self._options
-        case = work.case
+        case = in_flight.case
         assert case is not None
         strokes = None
         if case.strokes:
@@ -147,10 +149,10 @@ class CaseWork:
         # The limit and the case decide how it is refined, not what others beside it leave.
         limit = memory_limit(options.max_memory).bytes
         context = RunContext(
-            work.share_of_threads(),
-            work.enter_stage,
-            limit - REFINING_PROCESS - work.input_bytes,
-            take=lambda more: work.take_memory(work.input_bytes + more),
+            in_flight.share_of_threads(),
+            in_flight.enter_stage,
+            limit - REFINING_PROCESS - in_flight.input_bytes,
+            take=lambda more: in_flight.take_memory(in_flight.input_bytes + more),
         )
         result = refine_network(
             case.network,
@@ -173,7 +175,7 @@ class CaseWork:
     def describe(self, result: RefinementResult) -> None:
         """Record the outcome of the CRF."""
         record = self.record
-        case = self.work.case
+        case = self.in_flight.case
         assert case is not None
         for stage, seconds in result.timings.items():
             record.times[f"refine.{stage}"] = seconds
@@ -193,8 +195,8 @@ class CaseWork:
     def note_losses(self, result: RefinementResult) -> None:
         """Note the labels that vanished, or that nothing has changed."""
         record = self.record
-        assert self.work.case is not None
-        network = self.work.case.network
+        assert self.in_flight.case is not None
+        network = self.in_flight.case.network
         changes = result.changes
         vanished: dict[int, int] = {}  # the voxels of each label that is gone
         if isinstance(network, LabelMapNetwork):  # Resampling may have removed some.
@@ -226,14 +228,14 @@ class CaseWork:
         wanted.
         """
         started = time.perf_counter()
-        work = self.work
+        in_flight = self.in_flight
         outputs = self._outputs
         if outputs.preview is not None:
             from crfrefine.runs.pictures.preview import preview_of_case
 
-            assert work.case is not None
-            picture = preview_of_case(work.case, result, self._reading)
-        work.case = None
+            assert in_flight.case is not None
+            picture = preview_of_case(in_flight.case, result, self._reading)
+        in_flight.case = None
         written = list(outputs.all())
         if outputs.probabilities is not None:
             self._write_channels(outputs.probabilities, "probabilities", result)
@@ -253,15 +255,15 @@ class CaseWork:
             for path, segment in outputs.files_of_labels(result.label_map, self._segments).items():
                 number_of_file[path] = segment.label
 
-        def write(path: Path, number: int) -> None:
+        def write_binary(path: Path, number: int) -> None:
             alone = [replace(one, label=1) for one in self._segments if one.label == number]
             mask = (result.label_map == number).view("u1")
             write_label_map(path, mask, self._like, segments=alone)
 
         if number_of_file:
-            work.wait_to_name()  # These files are written by other threads.
-            jobs = [partial(write, path, number) for path, number in number_of_file.items()]
-            run_all(jobs, work.share_of_threads())
+            in_flight.wait_to_name()  # These files are written by other threads.
+            jobs = [partial(write_binary, path, number) for path, number in number_of_file.items()]
+            run_all(jobs, in_flight.share_of_threads())
         self.record.times["write"] = time.perf_counter() - started
         return list(dict.fromkeys([*written, *number_of_file]))
 
@@ -310,7 +312,7 @@ class CaseWork:
         segments: Sequence[Segment] = ()
         if result.regions is None and not is_archive:
             segments = self._named
-        threads = self.work.share_of_threads()
+        threads = self.in_flight.share_of_threads()
         write_pieces(
             path, like, num_channels, planes_of, kind=kind, threads=threads, segments=segments
         )
@@ -321,12 +323,13 @@ class CaseWork:
         The image is freed before.
         """
         started = time.perf_counter()
-        self.work.case = None
+        self.in_flight.case = None
         record = self.record
         outputs = self._outputs
         files = [file for path in written for file in files_written(path)]
         if outputs.before or outputs.unknown or outputs.folder is not None:
-            self.work.wait_to_name()  # Until then a run may end that leaves the case as it was.
+            # Until then a run may end that leaves the case as it was.
+            self.in_flight.wait_to_name()
             record.notes += outputs.remove_stale(record.contents, files)
         label_map = outputs.label_map
         write_label_map(label_map, result.label_map, self._like, segments=self._named)

@@ -332,15 +332,15 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
     refine = case_work.CaseWork.refine
     begun = []
 
-    def refine_or_lack(steps):
-        work = steps.work
-        case_id = work.task.files.case_id
-        if case_id in lacking_cases and not work.is_alone:
+    def refine_or_lack(work):
+        in_flight = work.in_flight
+        case_id = in_flight.task.files.case_id
+        if case_id in lacking_cases and not in_flight.is_alone:
             if by_error:
                 raise MemoryError
-            work.take_memory(1 << 60)
+            in_flight.take_memory(1 << 60)
         begun.append(case_id)
-        return refine(steps)
+        return refine(work)
 
     monkeypatch.setattr(case_work.CaseWork, "refine", refine_or_lack)
     beside = folders._replace(output=tmp_path / "beside")
