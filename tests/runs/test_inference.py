@@ -49,7 +49,8 @@ def test_observer_is_told_everything_in_order(tmp_path):
     summary = run_inference(options_for(folders), observer)
     calls = observer.mock_calls
     records = summary.cases
-    assert (calls[0], calls[-1]) == (call.run_started(summary), call.run_ended(summary))
+    assert calls[:2] == [call.cases_found(""), call.run_started(summary)]
+    assert calls[-1] == call.run_ended(summary)
     staged = [made.args[0] for made in observer.stage_changed.mock_calls]
     assert list(dict.fromkeys(filter(None, staged))) == ["a", "c"]
     assert observer.case_ended.mock_calls == list(map(call, records))
