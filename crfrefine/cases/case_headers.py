@@ -64,7 +64,7 @@ class CaseHeaders:
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
     # of the network's output, all labels; without files if no logits were requested
-    network: io.LogitsHeader
+    network: io.NetworkHeader
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
@@ -120,7 +120,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         if files.problem:
             raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
-        network = io.LogitsHeader((), 0, None)
+        network = io.NetworkHeader((), 0, None)
         if files.logits:
             network = _read_network_header(files, images[0], options)
         companions = [*network.files]
@@ -192,7 +192,7 @@ def _read_scalar(
 
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> io.LogitsHeader:
+) -> io.NetworkHeader:
     """Read the headers of logits, probabilities, or a label map, and check what they tell."""
     headers = []
     for path in files.logits:

@@ -20,7 +20,7 @@ from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
-from crfrefine.io.headers import LogitsHeader
+from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
 
@@ -67,7 +67,7 @@ def holds_labels(
     return is_whole or is_scaled_mask
 
 
-def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[Note]]:
+def read_all_channels(header: NetworkHeader, input_type: str) -> tuple[Float32, list[Note]]:
     """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
     values, jobs = reading_jobs(header.files, num_before=int(header.lacks_background))
     run_all(jobs, 1)
@@ -76,7 +76,7 @@ def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, l
     return values, compute_background(values, header, input_type)
 
 
-def compute_background(values: Float32, header: LogitsHeader, input_type: str) -> list[Note]:
+def compute_background(values: Float32, header: NetworkHeader, input_type: str) -> list[Note]:
     """Fill channel 0 of (labels, [z,] y, x) of files that lack the background; return notes."""
     if header.num_channels > 1:
         foreground = sum_foreground(values, str(header.path))
@@ -88,13 +88,13 @@ def compute_background(values: Float32, header: LogitsHeader, input_type: str) -
     return [note]
 
 
-def _note_on_added(header: LogitsHeader) -> Note:
+def _note_on_added(header: NetworkHeader) -> Note:
     kind = NoteKind.CHANNELS_WITHOUT_BACKGROUND
     return Note.of(kind, header.path.name, channels=header.num_channels)
 
 
 def background_of_stream(
-    header: LogitsHeader, input_type: str
+    header: NetworkHeader, input_type: str
 ) -> tuple[str, Callable[[], Iterable[Piece]], list[Note]]:
     """Read files that lack the background once; errors are as of `compute_background`.
 
@@ -124,7 +124,7 @@ def background_of_stream(
 
 
 def _with_background(
-    header: LogitsHeader, kind: str, sums: Float32 | None
+    header: NetworkHeader, kind: str, sums: Float32 | None
 ) -> Generator[Piece, None, None]:
     """Yield the pieces of all channels, the background first.
 

@@ -23,7 +23,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import LogitsHeader, placed_on
+from crfrefine.io.headers import NetworkHeader, placed_on
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader
@@ -39,7 +39,7 @@ _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rat
 
 def label_map_header(
     headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
-) -> LogitsHeader | None:
+) -> NetworkHeader | None:
     """Put the headers of a label map or structures together, with the axes of the image.
 
     None means that the files are to be read as logits or probabilities.
@@ -58,7 +58,7 @@ def label_map_header(
             f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
             "for logits or probabilities, leave --input-type labels out"
         )
-    return LogitsHeader(tuple(files), options.num_declared, None, is_label_map=True)
+    return NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
 
 
 def read_label_map(
@@ -114,7 +114,7 @@ def read_label_map(
 
 
 def read_structures(
-    header: LogitsHeader,
+    header: NetworkHeader,
     structures: Sequence[str],
     options: ReadingOptions,
     image: VolumeHeader,
@@ -150,7 +150,7 @@ def read_structures(
 
 
 def segments_of_structures(
-    header: LogitsHeader, options: ReadingOptions, structures: Sequence[str]
+    header: NetworkHeader, options: ReadingOptions, structures: Sequence[str]
 ) -> tuple[Segment, ...]:
     """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
@@ -164,7 +164,7 @@ def segments_of_structures(
 
 
 def read_one_hot(
-    header: LogitsHeader,
+    header: NetworkHeader,
     values: Float32 | Iterable[Piece],
     like: VolumeHeader,
     options: ReadingOptions,

@@ -33,7 +33,7 @@ from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
-from crfrefine.io.headers import LogitsHeader
+from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.refinement.given import (
     ArrayNetwork,
@@ -46,7 +46,7 @@ from crfrefine.refinement.given import (
 
 def recognize(
     values: Float32,
-    header: LogitsHeader | VolumeHeader,
+    header: NetworkHeader | VolumeHeader,
     reading: RegionReading,
     regions: RegionScheme | None,
     input_type: str = "auto",
@@ -112,7 +112,7 @@ def logits_of_labels(
 
 
 def network_of_scores(
-    header: LogitsHeader,
+    header: NetworkHeader,
     values: Float32,
     like: VolumeHeader,
     options: ReadingOptions,
@@ -178,7 +178,7 @@ def network_of_scores(
 
 
 def network_of_stream(
-    header: LogitsHeader,
+    header: NetworkHeader,
     like: VolumeHeader,
     options: ReadingOptions,
     spacing: tuple[float, ...],

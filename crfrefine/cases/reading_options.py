@@ -20,7 +20,7 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
-    from crfrefine.io.headers import LogitsHeader
+    from crfrefine.io.headers import NetworkHeader
     from crfrefine.io.volume import VolumeHeader
     from crfrefine.parameters.model import CrfParameters
 
@@ -50,7 +50,7 @@ class RegionReading:
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def scheme_of(
-        self, values: Float32, header: LogitsHeader | VolumeHeader
+        self, values: Float32, header: NetworkHeader | VolumeHeader
     ) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x).
 
@@ -69,7 +69,7 @@ class RegionReading:
             return None
         return self.scheme
 
-    def require_number(self, header: LogitsHeader) -> None:
+    def require_number(self, header: NetworkHeader) -> None:
         """Raise InputError unless files have a channel for each declared label or region.
 
         Labels may lack the channel of the background, which is computed then. A label map has none,

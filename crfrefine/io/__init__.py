@@ -9,7 +9,7 @@ x, y, z).
 from __future__ import annotations
 
 from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES
-from crfrefine.io.headers import LogitsHeader, logits_header, placed_on, read_header
+from crfrefine.io.headers import NetworkHeader, logits_header, placed_on, read_header
 from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import (
     Piece,
@@ -24,7 +24,7 @@ from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.io.writing import write_channels, write_image, write_label_map, write_pieces
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
-__all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
+__all__ += ["NetworkHeader", "Piece", "Segment", "VolumeHeader"]
 __all__ += ["is_whole", "logits_header", "placed_on", "read_channels", "read_header", "read_labels"]
 __all__ += ["read_logits", "read_pieces", "read_volume"]
 __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]

@@ -159,7 +159,7 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class LogitsHeader:
+class NetworkHeader:
     """The headers of a network's output: logits, probabilities, a label map or structures."""
 
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label or structure
@@ -185,7 +185,7 @@ class LogitsHeader:
 
 def logits_header(
     headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None
-) -> LogitsHeader:
+) -> NetworkHeader:
     """Put the headers of a case's logits together: one file with all labels, or one per label.
 
     Files are in the order of labels, and have `fewest` channels or more. Axes are turned to those
@@ -225,4 +225,4 @@ def logits_header(
                 )
     placed = tuple(placed_on(file, grid) for file in files)
     is_on_grid = grid is None or placed[0].on_same_grid(grid)
-    return LogitsHeader(placed, num_labels, first.kind, is_on_grid=is_on_grid)
+    return NetworkHeader(placed, num_labels, first.kind, is_on_grid=is_on_grid)

@@ -262,7 +262,7 @@ class FolderReport:
                 header = io.read_header(path)
                 number = header.num_channels
                 is_alone = number == 1 and not self._regions.declares(1)
-                file = io.LogitsHeader((header,), number + is_alone, header.kind, is_alone)
+                file = io.NetworkHeader((header,), number + is_alone, header.kind, is_alone)
                 self._regions.require_number(file)
                 channels = _FOREGROUND if is_alone else _channels(number, self._regions)
                 name = io.stem_of(path)
