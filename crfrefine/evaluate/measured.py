@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,72 +101,59 @@ class MeasuredRegions:
         regions.update(self.named)
         return regions
 
-    def with_structures(self, structures: Mapping[str, int]) -> MeasuredRegions:
-        """Return the regions for label maps of structures, with the number of each by its name.
 
-        The labels of a `dataset.json` do not apply to them. Raise ConfigError for a region of one
-        label with the name of another structure.
-        """
-        if not structures:
-            return self
-        titles = {}
-        for name, number in structures.items():
-            titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
-        labels: dict[int, None] = {}
-        named: dict[str, tuple[int, ...]] = {}
-        judged: dict[str, None] = {}
-        for asked in self.judged:
-            # One that is not named equals a label, which is its name.
-            members = self.named.get(asked) or (int(asked),)
-            number = structures.get(asked, members[0])
-            if len(members) == 1 and number != members[0]:
-                raise ConfigError(
-                    f"--regions {shorten(asked)}={members[0]}: the structure of this name has the "
-                    f"number {number}, as structures are numbered in the order of their names"
-                )
-            name, members = _as_label((asked, members), titles)
-            judged[name] = None
-            if name == str(members[0]):
-                labels[members[0]] = None
-            else:
-                named[name] = members
-        return replace(
-            self,
-            labels=tuple(sorted(labels)),
-            named=named,
-            judged=tuple(judged),
-            titles=titles,
-            ignore_label=None,
-            readings={},
-            structures=structures,
-        )
-
-
-def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegions:
+def find_measured(
+    options: EvaluationOptions, structures: Mapping[str, int], notes: list[Note]
+) -> MeasuredRegions:
     """Return the regions of the options and of a `dataset.json`.
 
     The file is beside the reference or above it; one beside a method says which of its channels are
-    regions, and names labels. Raise ConfigError for unusable regions.
+    regions, and names labels. Neither applies to structures, given by name with their numbers.
+    Raise ConfigError for unusable regions.
     """
     description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
+    ignored = options.ignore_label
+    if ignored is None:
+        ignored = description.ignore_label
+    if structures:
+        names = {number: shorten(" ".join(name.split())) for name, number in structures.items()}
+        description = DatasetDescription(options.labels, label_names=names)
+        ignored = None
     label_names = description.label_names
     scheme = find_regions(None, [description]).scheme
     if scheme is not None:
         label_names = {**scheme.label_names, **label_names}
     titles = {str(label): f"{label} {name}" for label, name in label_names.items()}
-    ignored = options.ignore_label
-    if ignored is None:
-        ignored = description.ignore_label
     regions, judged = _find_regions(options.regions, description, titles, ignored, notes)
     # A region that equals a label, such as "2=2", would appear twice.
     numbers = set().union(*description.labels.values())
     named = {}
     for name, labels in regions.items():
+        number = structures.get(name, labels[0])
+        if len(labels) == 1 and number != labels[0]:
+            raise ConfigError(
+                f"--regions {shorten(name)}={labels[0]}: the structure of this name has the "
+                f"number {number}, as structures are numbered in the order of their names"
+            )
         if name == str(labels[0]):
             numbers.add(labels[0])
         else:
             named[name] = labels
 
+    return MeasuredRegions(
+        options,
+        labels=tuple(sorted(numbers - {0, ignored})),
+        named=named,
+        judged=judged,
+        titles=titles,
+        ignore_label=ignored,
+        readings=_find_readings(options),
+        structures=structures,
+    )
+
+
+def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
+    """Return how the files of each method are read, as the options and a `dataset.json` say."""
     readings = {}
     for method, folder in options.methods.items():
         probabilities = dict(options.probabilities).get(method, folder)
@@ -182,15 +169,7 @@ def find_measured(options: EvaluationOptions, notes: list[Note]) -> MeasuredRegi
             add_background=options.add_background,
             label_names=names,
         )
-    return MeasuredRegions(
-        options,
-        labels=tuple(sorted(numbers - {0, ignored})),
-        named=named,
-        judged=judged,
-        titles=titles,
-        ignore_label=ignored,
-        readings=readings,
-    )
+    return readings
 
 
 def _find_regions(

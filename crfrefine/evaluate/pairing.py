@@ -67,11 +67,12 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     an incomplete one; and a CrfRefineError for unusable regions.
     """
     search = _Search(options)
-    measured = find_measured(options, search.notes)
+    are_structures = has_structures(options)
     structures: Mapping[str, int] = {}
-    if has_structures(options):
+    if are_structures:
         structures, references, methods = find_structures(options)
-    else:
+    measured = find_measured(options, structures, search.notes)
+    if not are_structures:
         references = search.references()
         methods = {}
         for name, path in options.methods.items():
@@ -103,7 +104,6 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     if structures:
         kind = NoteKind.COMPARED_STRUCTURES
         notes.append(Note.of(kind, structures=len(structures), cases=len(pairs)))
-    measured = measured.with_structures(structures)
     return Evaluation(options, measured, pairs, found=search.found, notes=notes, left_out=left_out)
 
 

@@ -21,7 +21,7 @@ from evaluation_helpers import (
 
 from crfrefine import RegionScheme
 from crfrefine.errors import InputError
-from crfrefine.evaluate.measured import MeasuredRegions
+from crfrefine.evaluate.measured import find_measured
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.metrics.calibration import measure_calibration
@@ -459,12 +459,11 @@ def test_structures_of_one_case_are_found_beside_its_image(study):
 
 
 def test_a_judged_region_that_is_a_label_stays_one_for_structures():
-    options = EvaluationOptions(Path("a"), Path("b"), Path("c"))
-    measured = MeasuredRegions(
-        options, named={"both": (1, 2)}, judged=("2", "both"), labels=(1, 2, 3)
-    )
-    of_structures = measured.with_structures({"liver": 1, "spleen": 2})
-    assert of_structures.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
+    regions = ("2=2", "both=1+2")
+    options = EvaluationOptions(Path("a"), Path("b"), Path("c"), regions=regions)
+    measured = find_measured(options, {"liver": 1, "spleen": 2}, [])
+    assert measured.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
+    assert measured.judged == ("2", "both")
 
 
 def test_a_region_with_name_and_number_of_a_structure_has_one_row(study):
