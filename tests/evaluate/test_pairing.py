@@ -458,9 +458,15 @@ def test_structures_of_one_case_are_found_beside_its_image(study):
         assert len(summary["regions"]) == 3
 
 
-def test_a_judged_region_that_is_a_label_stays_one_for_structures():
+def test_a_judged_region_that_is_a_label_stays_one_for_structures(tmp_path):
+    """Those of a `dataset.json` have its numbers, not those of the structures."""
+    description = {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2},
+        "regions_class_order": [1, 2],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
     regions = ("2=2", "both=1+2")
-    options = EvaluationOptions(Path("a"), Path("b"), Path("c"), regions=regions)
+    options = EvaluationOptions(Path("a"), tmp_path, Path("c"), regions=regions)
     measured = find_measured(options, {"liver": 1, "spleen": 2}, [])
     assert measured.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
     assert measured.judged == ("2", "both")
