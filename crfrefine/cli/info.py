@@ -146,13 +146,8 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
         print(printable(str(path)))
         for name, value in lines:
             print(f"  {name:<12}  {for_terminal(value)}")
-    properties: dict[str, str] = {}
-    notes: list[str] = []
-    for name, value in lines:
-        if name == "note":
-            notes.append(value)
-        else:
-            properties[name] = value
+    properties = {name: value for name, value in lines if name != "note"}
+    notes = [value for name, value in lines if name == "note"]
     return {"properties": properties, "notes": notes, "problems": []}
 
 
