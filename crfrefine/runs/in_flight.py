@@ -32,22 +32,23 @@ class BeginAgainError(BaseException):
 
 
 class CaseInFlight:
-    """A case in work, and what it has of what the cases of a run share.
+    """A case, and what it has of the places, memory and threads that the cases of a run share.
 
-    Places and memory are given to the cases in their order. A case ends at its next stage if the
-    run is over, or another case needs its memory. A case that takes more memory than there is runs
-    alone, as it would without others.
+    A case computes only in a place, of which a run has `num_jobs`. Places and memory are given to
+    the cases in their order. A case ends at its next stage if the run is over, or another case
+    needs its memory. A case that takes more memory than there is runs alone, as it would without
+    others.
     """
 
     def __init__(self, task: Task, number: int, run: CasesInFlight) -> None:
         self.task = task
         self.device = ""  # as `get_backend` takes it
         self.case: Case | None = None  # while it is in memory
-        self.input_bytes = 0  # that its input takes in memory, by an estimate
+        self.input_bytes = 0  # of memory that its input takes, by an estimate
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
         # Whether later cases wait for it: it has not begun, nor ended, or runs alone.
-        self.is_waiting = True
+        self.is_awaited = True
         # Whether there are no others, or it lacked memory and is begun again without them.
         self.is_alone = run.num_unfinished == 1
         self.has_lost_gpu = False  # as the first one
@@ -60,36 +61,37 @@ class CaseInFlight:
         self._has_place = False
 
     def take_memory(self, num_bytes: int) -> None:
-        """Take so much memory in all, at first with a place; a case never waits for a later one.
+        """Take memory until the case has this many bytes; the first call also takes a place.
 
-        Raise BeginAgainError if others have what a case in work lacks, and RunIsOverError.
+        The first call waits until the cases before have theirs. A later call does not wait: raise
+        BeginAgainError if other cases have what it asks for. Raise RunIsOverError if the run ends.
         """
         run = self._run
         with run.changed:
             more = num_bytes - self.num_bytes
             if not self._has_place:
-                # What others may have: nothing beside a case that is alone, or does not fit.
-                most = 0 if self.is_alone else max(0, run.num_bytes - num_bytes)
+                # Others may have this; nothing beside a case that is alone, or does not fit.
+                most_of_others = 0 if self.is_alone else max(0, run.max_bytes - num_bytes)
                 earlier = run.cases[max(0, run.turn) : self._number]
                 while True:
                     if self.ending is RunIsOverError:
                         raise RunIsOverError
-                    is_first = not any(case.is_waiting for case in earlier)
-                    if is_first and run.num_free and run.num_taken <= most:
+                    is_first = not any(case.is_awaited for case in earlier)
+                    if is_first and run.num_free_places and run.num_bytes_taken <= most_of_others:
                         break
                     run.changed.wait()
-                self.ending = None  # It begins only now.
-                run.num_free -= 1
+                self.ending = None  # A case that has not begun has nothing to begin again.
+                run.num_free_places -= 1
                 self._has_place = True
                 if not self.is_alone:
-                    self.is_waiting = False
+                    self.is_awaited = False
                     run.changed.notify_all()
             elif more <= 0:
                 return
-            elif not self.is_alone and run.num_taken + more > run.num_bytes:
+            elif not self.is_alone and run.num_bytes_taken + more > run.max_bytes:
                 self.is_alone = True
                 raise BeginAgainError
-            run.num_taken += more
+            run.num_bytes_taken += more
             self.num_bytes = num_bytes
 
     def share_of_threads(self) -> int:
@@ -98,7 +100,7 @@ class CaseInFlight:
         with run.changed:
             num_cases = min(run.num_jobs, run.num_unfinished)
         if self.num_bytes:
-            num_cases = min(num_cases, max(1, run.num_bytes // self.num_bytes))
+            num_cases = min(num_cases, max(1, run.max_bytes // self.num_bytes))
         return max(1, run.num_threads // num_cases)
 
     def enter_stage(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
@@ -112,7 +114,7 @@ class CaseInFlight:
         with self._run.changed:
             if self._has_place:
                 self._has_place = False
-                self._run.num_free += 1
+                self._run.num_free_places += 1
                 self._run.changed.notify_all()
 
     def wait_to_name(self) -> None:
@@ -134,21 +136,21 @@ class CaseInFlight:
         self.case = None
         with run.changed:
             self.end_computing()
-            run.num_taken -= self.num_bytes
+            run.num_bytes_taken -= self.num_bytes
             self.num_bytes = 0
-            self.is_waiting = False
+            self.is_awaited = False
             run.changed.notify_all()
 
     def begin_again(self) -> None:
-        """Forget what the case has done, and wait before later ones that have not begun either.
+        """Forget what the case has done; later cases that have not begun wait for it again.
 
-        If it lacks memory, wait until it may have all: the cases before are recorded then, and
-        those in work are asked to end.
+        If it lacks memory, wait until the cases before are recorded, and ask later ones to end: it
+        may then have all memory.
         """
         run = self._run
         with run.changed:
             self.give_back()
-            self.is_waiting = True
+            self.is_awaited = True
         self.stage = None
         self.is_ready.clear()
         if not self.is_alone:
@@ -183,9 +185,9 @@ class CasesInFlight:
             num_jobs = 1
         self.num_jobs = max(1, min(num_jobs, len(tasks)))
         self.changed = threading.Condition()
-        self.num_bytes = memory_limit(options.max_memory).left  # for all cases
-        self.num_taken = 0  # bytes
-        self.num_free = self.num_jobs  # places for cases in work
+        self.max_bytes = memory_limit(options.max_memory).left  # of memory, for all cases
+        self.num_bytes_taken = 0
+        self.num_free_places = self.num_jobs
         self.num_unfinished = len(tasks)
         self.turn = -1  # number of the last case whose files may get their names
         self._is_gpu_lost = False
@@ -195,6 +197,7 @@ class CasesInFlight:
         self, refine: Callable[[CaseInFlight], CaseRecord], observer: Observer
     ) -> Generator[CaseRecord]:
         """Yield the record of each case in the order of the tasks, as `refine` returns it."""
+        # As many threads again are for cases that have left their places and are only written.
         pool = thread_pool(2 * self.num_jobs, "case")
         try:
             futures = [pool.submit(self._work_on, case, refine) for case in self.cases]

@@ -154,7 +154,7 @@ def cases_in_flight(number, num_places, num_bytes=100, device="cpu", threads=4):
     """A run with so many cases in flight, which share places and memory."""
     options = SimpleNamespace(num_jobs=num_places, threads=threads, max_memory=None)
     run = CasesInFlight([None] * number, options, device)
-    run.num_bytes = num_bytes
+    run.max_bytes = num_bytes
     return run, run.cases
 
 
@@ -293,7 +293,7 @@ def test_cases_that_gave_way_begin_again_in_their_order():
     b.give_back()
     wait_for(has_third.is_set)
     c.give_back()
-    assert run.num_taken == 0
+    assert run.num_bytes_taken == 0
     for thread in (second, third):
         thread.join(20)
 
@@ -318,7 +318,7 @@ def test_the_stages_of_a_case_that_begins_again_alone_are_shown():
         return CaseRecord(case.task.files.case_id)
 
     assert [record.case_id for record in run.records(refine, Shown())] == ["a", "b"]
-    assert run.num_taken == 0
+    assert run.num_bytes_taken == 0
 
 
 @pytest.mark.parametrize("lacking", [{0}, {1}, {3, 4}, {1, 3, 5, 6}, {*range(7)}])
