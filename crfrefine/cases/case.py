@@ -51,7 +51,7 @@ class Case:
     network: Network  # the network's output, as the CRF takes it
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
-    like: VolumeHeader  # that of the first modality; its geometry is that of the output
+    like: VolumeHeader  # the header of the first modality, whose geometry the output has
     spacing: tuple[float, ...]  # mm, one per grid axis
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     # facts that the user should know
@@ -63,7 +63,8 @@ class Case:
     label_logits: Float32 | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if a single file has them
-    has_nan: bool = False  # whether the image is NaN outside of the mask, where it has other values
+    # whether voxels of the files are NaN; the mask leaves them out, and the image has numbers there
+    has_nan: bool = False
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
     @property
@@ -99,7 +100,7 @@ class Case:
 
         None if they do everywhere.
         """
-        if self.coarse_labels is not None:  # Shares may be equal.
+        if self.coarse_labels is not None:  # Equal shares of labels are no padding.
             return None
         padding = find_padding(
             reverse_grid(self.logits), are_regions=self.network.regions is not None
@@ -116,7 +117,7 @@ def load_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read and check a case, several files at a time; a label map becomes logits.
+    """Read a case from its files, of which the headers come first; a label map becomes logits.
 
     Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
     """
@@ -142,7 +143,7 @@ def read_case(
     Args:
         headers: the headers.
         options: how the files are read.
-        as_logits: a label map becomes logits.
+        as_logits: a label map also becomes logits, `Case.label_logits`.
         is_streamed: the logits stay in their files.
         threads: number of threads; None means all.
         with_labels: read the reference, if there is one.
@@ -192,7 +193,7 @@ def read_case(
 class _FileArrays:
     """The arrays of a case's files, ([channels,] [z,] y, x), read side by side.
 
-    `notes` gets those on them.
+    `notes` are for the user, on these files.
     """
 
     image: NDArray[Any]
