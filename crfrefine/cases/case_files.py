@@ -1,4 +1,4 @@
-"""The files of a case, those of a kind by their case, and cases that lack files.
+"""The files of a case, the files of one kind by case, and reports on cases that lack files.
 
 Files are named as in `conventions`, by a pattern, or given one by one.
 """
@@ -90,7 +90,7 @@ class CaseFiles:
     def with_several(
         self, expected: str, paths: Collection[Path], place: Path, after: str = ""
     ) -> CaseFiles:
-        """Return the case, which has files in a place that are too many, or not all of some."""
+        """Return the case with its problem: a place has too many files, or not those expected."""
         found = listed([path.name for path in sorted(paths)])
         if len({path.parent for path in paths}) > 1:
             found = listed(sorted(paths))
@@ -100,8 +100,8 @@ class CaseFiles:
 class CaseList(list[CaseFiles]):
     """The cases found, sorted by name; `notes` says which files were ignored and why."""
 
-    found = ""  # how many cases a pattern has, with an example; "" for folders
-    is_single = False  # whether the images are files of one case
+    found = ""  # a sentence on how many cases a pattern has, with an example; "" for folders
+    is_single = False  # whether the images are the files of one case, and no folder or pattern
 
     def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[Note] = ()) -> None:
         super().__init__(cases)
@@ -109,7 +109,7 @@ class CaseList(list[CaseFiles]):
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """How to make what folds of a network lack, one sentence per fold."""
+        """How to make the probabilities that a network's folds lack, one sentence per fold."""
         return tuple(str(note) for note in self.notes if note.kind is NoteKind.FOLD_LACKS)
 
 
@@ -117,15 +117,16 @@ class Files:
     """The files of one kind by their case: in a folder, of a pattern, or those of the only case."""
 
     def __init__(self, kind: Kind, *places: Path, cases: Collection[str] = ()) -> None:
-        """Find the files; names of files per label by a pattern are split with the known cases.
+        """Find the files in the only place, or take the files that are given.
 
-        Raises InputError for a pattern without any file, unless these are optional.
+        `cases` are known names of cases: in names of files per label, they tell where the label
+        begins. Raises InputError for a pattern without any file, unless these are optional.
         """
         self.kind = kind
         self.place = places[0]
         self.is_pattern = is_pattern(self.place)
         self.one = kind.one or f"one file of {kind.what}"  # for messages
-        # the files of each case, for each line of the table
+        # for each line of names of the kind, the files of each case
         self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
         self.cases_of: dict[Path, list[str]] = {}
@@ -158,7 +159,7 @@ class Files:
         if self.is_pattern and not self.cases_of and not kind.is_optional:
             hint = advise(self.place, holds_images=False)
             raise InputError(f"{self.place}: no file by this pattern{hint}")
-        if _ENDS_IN_CASE.search(stem):  # It fits files with endings, too.
+        if _ENDS_IN_CASE.search(stem):  # `{case}` has then taken endings such as `_seg` along.
             folder = self.place.parent if self.is_pattern else self.place
             for name in OTHERS:
                 for match in self._matches(folder / (stem + name.removeprefix("{case}"))):
@@ -190,9 +191,9 @@ class Files:
     def by_case(self, but: Collection[str] = ()) -> dict[str, list[Path]]:
         """Return the files by the names of their cases, sorted, without those of cases in `but`.
 
-        A file of another kind beside one belongs to the case of that one. A single file is that of
-        the only case in `but`, and else has the name of its case, perhaps with a word for a label
-        map.
+        A file that may belong to several cases belongs to the one that another file names: a_seg
+        beside a belongs to a. A single file belongs to the only case in `but`, or else to the case
+        of its name, without a word for a label map at the end.
         """
         if self.given:
             name = without_word(stem_of(self.place), LABEL_WORDS)
@@ -206,7 +207,7 @@ class Files:
         return dict(sorted(found.items()))
 
     def described(self, case_ids: Sequence[str]) -> list[str]:
-        """Return a line on the cases of a pattern; none of a folder."""
+        """Return a line on how many cases a pattern has; no line for a folder."""
         if not self.is_pattern or not case_ids:
             return []
         return [describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])]
@@ -340,7 +341,7 @@ Incomplete: TypeAlias = Mapping[str, Sequence[str]]
 
 
 def left_out_entries(incomplete: Incomplete) -> list[dict[str, Any]]:
-    """Return the entries of a summary."""
+    """Return the entries of a summary's JSON on the cases that are left out."""
     return [{"case": case_id, "reasons": list(reasons)} for case_id, reasons in incomplete.items()]
 
 
