@@ -40,7 +40,7 @@ _NEVER_RESAMPLED = {
     "modality": "Resample the modalities to one grid.",
     "strokes": "Draw them on the image; strokes are not resampled.",
 }
-MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
+MAX_IN_MEMORY = 1 << 29  # bytes of logits, as float32, from which on these are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.
 SHARE_IN_MEMORY = 8
 # Bytes of logits up to which they are always read as a whole.
@@ -97,7 +97,7 @@ class CaseHeaders:
                 is_repeated = note in first.notes and note != header.misnamed
                 if header is not first and is_repeated:
                     continue
-                # The case, named before a note, may have the name of its file.
+                # The name of the case stands before a note, and may be that of the file.
                 if header.path.name != self.files.case_id:
                     note = note.about(header.path.name)
                 notes.append(note)
@@ -193,7 +193,10 @@ def _read_scalar(
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
 ) -> io.NetworkHeader:
-    """Read the headers of logits, probabilities, or a label map, and check what they tell."""
+    """Read the headers of a network's output, and tell a label map from channels.
+
+    Logits and probabilities are told apart later, by their values (`network_output`).
+    """
     headers = []
     for path in files.logits:
         header = io.read_header(path)
@@ -272,7 +275,7 @@ def require_memory_for(
     is_streamed: bool = False,
     with_labels: bool = False,
 ) -> tuple[int, int]:
-    """Return about how many bytes a case takes to be refined, and its input then.
+    """Return about how many bytes a case takes to be refined, and how many of these are its input.
 
     Arguments as of `cases.case.read_case`. Raise CapacityError if the case certainly does not fit:
     results are not counted.
@@ -331,10 +334,10 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
 def bytes_of_case(
     headers: CaseHeaders, *, as_logits: bool = False, is_streamed: bool = False
 ) -> tuple[int, int, int]:
-    """Return about how many bytes a case takes to be read, to be refined, and its input then.
+    """Return about how many bytes a case takes: to be read, to be refined, and of these its input.
 
-    The first are with the program itself, the others beside it. Of channels that stream, and of a
-    label map, only their voxels tell what refining takes; the run says so when it knows.
+    The first number includes the program itself, the others do not. Of channels that stream, and of
+    a label map, only their voxels tell what refining takes; the run says so when it knows.
     """
     network = headers.network
     first = headers.images[0]
