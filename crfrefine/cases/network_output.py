@@ -1,7 +1,9 @@
 """The network's output of a case, as the CRF takes it: logits, a label map, or files that stream.
 
-Here, too, is what the channels of a file are, for all commands: logits or probabilities, of labels
-or of regions.
+Here, too, all commands learn whether the channels of a file are logits or probabilities, of labels
+or of regions. The rules are `identify` of `arrays.probabilities` for several labels,
+`identify_regions` of `arrays.region_scheme`, and `decide_channel` of `arrays.foreground` for
+label 1 alone.
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ def logits_of_labels(
 ) -> tuple[LabelMapNetwork, Float32]:
     """Return a label map with the spacing of its network, and (L, *grid) logits of all labels.
 
-    Those of a coarser network are of the labels' shares in its voxels, on which `notes` gets one.
-    `spacing` is the image's.
+    The logits of a coarser network are those of the labels' shares in its voxels; `notes` gets a
+    note on it. `spacing` is the image's.
     """
     sigma = None
     if label_map.network_spacing is not None:
@@ -187,9 +189,10 @@ def network_of_stream(
     """Return channels that stay in their files, or the label map of one-hot ones, and their kind.
 
     The files are read once or twice for it: for the background, and to see that they are not
-    one-hot. `like` is the image, `spacing` that of the case; `notes` gets those on them.
+    one-hot. `like` is the image, `spacing` that of the case; `notes` gets those on the files.
     """
-    # Channels of unknown type are logits until they are streamed.
+    # Only a pass over the values tells what undeclared channels are (`tiles.streaming`): logits are
+    # assumed until then.
     kind = options.input_type
     if kind == "auto":
         kind = header.kind or "logits"
