@@ -136,7 +136,7 @@ class Images:
     """
 
     def __init__(self, place: Path, output: Path | None, *others: Path | None) -> None:
-        """Find them; files of the network's output, or of another kind, are none."""
+        """Find the images of a place, without files of the network's output or of other places."""
         self.place = place
         self.by_case: dict[str, list[Match]] = {}
         self.beside: list[str] = []  # names of files of another kind
@@ -171,7 +171,8 @@ class Images:
             is_other = owner != match.case and owner in names
             is_segmentation = suffix_of(match.path) in LABELS_SUFFIXES
             if is_other or is_segmentation or match.modality.lower() in words:
-                # As with -i FOLDER -p FOLDER; a segmentation may have the name of a label map.
+                # The folder holds other files, too, as with -i FOLDER -p FOLDER; 3D Slicer saves
+                # CASE.seg.nrrd beside an image.
                 self.beside.append(match.path.name)
                 continue
             modality = by_path.get(match.path, match)
@@ -230,7 +231,10 @@ class Images:
         )
 
     def cases(self) -> CaseList:
-        """Return the cases, sorted by name. Raises InputError: none, or they are not clear."""
+        """Return the cases, sorted by name.
+
+        Raises InputError if there are none, or if only a pattern tells images from label maps.
+        """
         place = self.place
         images = [match for matches in self.by_case.values() for match in matches]
         if not images:

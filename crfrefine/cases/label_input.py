@@ -199,7 +199,10 @@ def _on_grid(
     options: ReadingOptions,
     notes: list[Note],
 ) -> LabelMapNetwork:
-    """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
+    """Return the label map of a file on the image's grid.
+
+    Its number of labels, 0 if none are declared, is then that of the labels that occur.
+    """
     labels = label_map.labels
     present = label_map.channels
     lost = dict(label_map.lost)

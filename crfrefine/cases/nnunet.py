@@ -1,4 +1,7 @@
-"""Folders of nnU-Net version 2: predictions, and trained networks, of the folds that held out."""
+"""The folders of nnU-Net version 2: predictions, and trained networks.
+
+Of a trained network, the output for a case is that of the fold that held the case out.
+"""
 
 from __future__ import annotations
 

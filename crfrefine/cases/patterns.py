@@ -26,9 +26,10 @@ _TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
 _MAX_NEAREST = 3
 MAX_MODALITIES = 16  # most modalities that a message lists
 _MAX_COMPARED = 1000  # most names that are compared with a pattern
-_MAX_FILES = 5000  # most that are looked at
+# Most files that are looked at for a pattern to propose, and most folders above them.
+_MAX_FILES = 5000
 _MAX_DEPTH = 4
-_MAX_WORDS = 32  # in names of many more words, these are no modalities
+_MAX_WORDS = 32  # Names of a folder that differ in more words do not differ by modality.
 
 
 class Match(NamedTuple):
