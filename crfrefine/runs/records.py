@@ -43,8 +43,7 @@ Content: TypeAlias = Mapping[str, str]
 # of, or none if the run had other settings.
 FileBefore: TypeAlias = tuple[str, Mapping[str, str | None]]
 
-# Options that change results beside the parameters, and what the options and each `dataset.json`
-# say of labels.
+# Options of reading that change results, beside the parameters.
 READING = (
     "network_spacing",
     "mapping",
@@ -52,13 +51,15 @@ READING = (
     "add_background",
     "resample",
 )
+# These and all else beside the parameters that results depend on: what the options and each
+# `dataset.json` say of the mask and of labels, and the parameters of folds.
 SETTINGS = (
     *(*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out"),
     "parameters_of_folds",
 )
 
-# Fields of the line of a run that are read again.
-_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
+# Fields that the line of a run must have to be read again.
+_NEEDED = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
 
 
 @dataclass
@@ -222,7 +223,7 @@ class RunSummary:
         return dict(json.loads(to_json({**_completed(self.parameters), **others})))
 
     def head(self) -> dict[str, Any]:
-        """Return plain values for a file, without the cases."""
+        """Return the line of the run in the record, plain values without the cases."""
         head: dict[str, Any] = {"schema": SCHEMA, "version": self.version}
         for each in dataclasses.fields(self):
             if each.name != "cases":
@@ -239,8 +240,8 @@ class RunSummary:
         if values["schema"] != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
         optional = (*SETTINGS, "choice", "version", "device", "requested_device")
-        fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
-        for name in _HEAD:
+        fields = {name: values[name] for name in (*_NEEDED, *optional) if name in values}
+        for name in _NEEDED:
             if fields.get(name) is None:
                 raise KeyError(name)
         arguments = fields_from_plain(cls, {"device": "", "threads": 0, **fields})
@@ -268,9 +269,9 @@ def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> list[Note]:
-    """Return notes on cases with different numbers of labels, and on values that none has.
+    """Return notes on cases with different numbers of labels, and on values that no case has.
 
-    `mapping` is that of --map.
+    Those are the values of `mapping`, which is that of --map.
     """
     notes = []
     cases: dict[int, list[str]] = {}
@@ -307,9 +308,9 @@ def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
 
 
 def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str, str]:
-    """Return the content of files; one with the stamp of `known` is taken for it and not read.
+    """Return the content of files; files that cannot be read count as missing.
 
-    Files that cannot be read count as missing.
+    Files with the stamp of `known` have its content, and are not read.
     """
     # It is fifteen times as fast as that of zlib, and not needed where nothing is read.
     from isal.isal_zlib import crc32
@@ -337,9 +338,9 @@ def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str,
 def contents_of_inputs(
     files: CaseFiles, known: Mapping[str, Content] | None = None
 ) -> dict[str, dict[str, str]]:
-    """Return the contents of each kind of input that a case has, by its word.
+    """Return the content of each kind of input that a case has: "images", "logits" and so on.
 
-    Of several kinds a message says which one differs. A spacing that is given is one of them.
+    By these words a message says which input has changed. A spacing that is given counts as one.
     """
     known = known or {}
     paths = {"images": files.images, "logits": files.logits, "strokes": files.strokes}
@@ -366,9 +367,9 @@ def checksums_of_inputs(contents: Mapping[str, Content]) -> dict[str, str | None
 
 
 def changed_inputs(files: CaseFiles, known: Mapping[str, Content]) -> list[str]:
-    """Return the words of the inputs that are not those of the known contents.
+    """Return the kinds of inputs whose contents are not the known ones.
 
-    None are known of a record of an older version; then nothing tells.
+    Empty for the record of an older version, which has no contents.
     """
     before = checksums_of_inputs(known)
     if not before:

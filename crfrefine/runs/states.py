@@ -77,7 +77,8 @@ class CaseState(NamedTuple):
 class RecordedRuns:
     """All runs into a folder, in the order in which they began; none without a folder.
 
-    `notes` are on lines that cannot be used.
+    A run without --continue refines all its cases anew: only the lines of a case since the last
+    such run count. `notes` are on lines that cannot be used.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class RecordedRuns:
         self.folder = folder
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
-        # By case: when the last run without --continue began, the lines that no later run has begun
-        # anew, with their runs, and those before.
+        # Of each case: when the last run without --continue began
         self._begun: dict[str, str] = {}
+        # the lines since then, each with its run
         self._lines: dict[str, list[tuple[CaseRecord, RunSummary]]] = {}
+        # and the lines before
         self._earlier: dict[str, list[CaseRecord]] = {}
         for run in self.runs:
             if not run.resumed:
@@ -111,7 +113,7 @@ class RecordedRuns:
         return None, None
 
     def _is_older(self, case_id: str, label_map: Path) -> bool:
-        """Return whether a label map without a line is of runs before those that count.
+        """Return whether a label map without a line was made before the lines that count.
 
         Its time tells, or in a copy of the folder, which has other times, its content.
         """
@@ -129,7 +131,10 @@ class RecordedRuns:
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
     ) -> CaseState:
-        """Return whether a case with these outputs is done, by the settings of a run."""
+        """Return the state of a case with these outputs, seen from a run and its settings.
+
+        `others` are the outputs beside the label map.
+        """
         record, run = self.latest(case_id, label_map)
         if record is not None and record.status == "failed":
             problem = "no reason is recorded"
@@ -236,7 +241,7 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
 
 
 def _other_values(record: CaseRecord, run: RunSummary, now: RunSummary) -> list[str]:
-    """Return the keys of settings by which the result of a case is not one of the run now.
+    """Return the keys of settings that differ between the run of a case's record and the run now.
 
     The device counts unless both runs let it be chosen, or asked for the same one.
     """
@@ -281,7 +286,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
 
 
 def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path, FileBefore]]:
-    """Return the files that earlier runs into a folder have written for each case, by its name."""
+    """Return the files that earlier runs into a folder have written, by the name of their case."""
     found: dict[str, dict[Path, FileBefore]] = {}
     folder = recorded.folder or Path()  # Without a folder there are no runs.
     for run in recorded.runs:
@@ -309,10 +314,10 @@ def take_up(
     now: RunSummary,
     notes: list[Note],
 ) -> tuple[dict[str, CaseRecord], list[Note]]:
-    """Return the records of the cases that earlier runs have done, for --continue.
+    """Return the records of the cases that earlier runs have done, for --continue, and notes.
 
-    With notes on cases that are left although they may differ from what this run would give; other
-    ones are added to `notes`. Without a folder, only the files count.
+    The returned notes are on cases that are left as they are, although this run might give other
+    results; all others are added to `notes`. Without a folder, only the files count.
     """
     done: dict[str, CaseRecord] = {}
     cases_of_reason: dict[Note, list[str]] = {}
