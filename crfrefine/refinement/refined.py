@@ -52,15 +52,15 @@ class RefinedChannels:
         outcome: MeanFieldResult,
         sets: LabelSets | None,
         prepared: Prepared,
-        run: MeanFieldSpec,
+        mean_field: MeanFieldSpec,
     ) -> None:
         """Keep the engine's results, and the logits, or labels, of all other voxels."""
         self._shape = prepared.logits.shape[1:]
-        self._run = run
+        self._mean_field = mean_field
         # By temperature, (tiles, voxels of a tile): log sum exp(logit / temperature).
         self._log_sums: dict[float, Float32] = {}
         self.is_streamed = not len(prepared.logits)
-        self.num_channels = len(prepared.logits) or run.num_labels
+        self.num_channels = len(prepared.logits) or mean_field.num_labels
         self.report = outcome.report
         self.timings = dict(outcome.timings)
         self.sets = sets
@@ -181,7 +181,7 @@ class RefinedChannels:
 
     def _with_settled_labels(self, network: Labels) -> Labels:
         """Return the network's labels, with a bias those that it leaves in settled tiles."""
-        if self.sets is None or self._run.bias is None:
+        if self.sets is None or self._mean_field.bias is None:
             return network
         labels = network.copy()
         grid = self.sets.grid
@@ -225,18 +225,18 @@ class RefinedChannels:
         logits: Float32 = np.array(values, np.float32, order="C")
         if self._is_probability:
             take_logarithms(logits)
-        run = self._run
-        if self.sets is not None and run.bias is not None:
+        mean_field = self._mean_field
+        if self.sets is not None and mean_field.bias is not None:
             in_piece, of_box = overlap(planes, self._box)
             part = logits[in_piece]
             inside: Bool | bool = True
             if self._mask is not None:
                 mask = self._mask.reshape(self._box_shape)
                 inside = mask[of_box]
-            bias = np.float32(run.bias[label])
+            bias = np.float32(mean_field.bias[label])
             np.add(part, bias, out=part, where=inside)
-        if run.temperature != 1.0:  # A pass over all labels, which is worth saving.
-            logits *= np.float32(1.0) / np.float32(run.temperature)
+        if mean_field.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(mean_field.temperature)
         return logits
 
     @property

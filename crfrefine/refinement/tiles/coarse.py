@@ -78,10 +78,10 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
 
 def _bias(spec: ModelSpec) -> NDArray[np.float32]:
     """Return the bias of each label, (L,)."""
-    run = spec.mean_field
-    if run.bias is None:
-        return np.zeros(run.num_labels, np.float32)
-    return np.asarray(run.bias, np.float32)
+    mean_field = spec.mean_field
+    if mean_field.bias is None:
+        return np.zeros(mean_field.num_labels, np.float32)
+    return np.asarray(mean_field.bias, np.float32)
 
 
 def _best_of(

@@ -58,13 +58,13 @@ class CoarseChannels(ChannelSource):
         """
         interpolation = network.interpolation
         assert interpolation is not None
-        run = case.model.mean_field
+        mean_field = case.model.mean_field
         grid = TileGrid(interpolation.grid_map.source_shape)
         reach = (interpolation.reach,) * 3
-        lowest = thresholds.may_matter - MARGIN / run.temperature
-        kept = Thresholds(np.full(run.num_labels, thresholds.may_matter), lowest)
+        lowest = thresholds.may_matter - MARGIN / mean_field.temperature
+        kept = Thresholds(np.full(mean_field.num_labels, thresholds.may_matter), lowest)
         survey, candidates, note = survey_stream(
-            network, grid, run, None, kept, case.context, reach
+            network, grid, mean_field, None, kept, case.context, reach
         )
         padding = survey.padding()
         survey.mask, *_ = leave_out(padding, None, "logits")

@@ -100,8 +100,8 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
 
 def _survey(source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case) -> Survey:
     """Return the survey of all channels, with labels marked where they are."""
-    run = case.model.mean_field
-    survey = Survey(source.grid, run, mask, thresholds, case.context.threads)
+    mean_field = case.model.mean_field
+    survey = Survey(source.grid, mean_field, mask, thresholds, case.context.threads)
     survey.is_probability = source.is_probability
     for label, channel in enumerate(source.values):
         survey.add(label, channel)
@@ -241,13 +241,13 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     (*grid) of at most three axes in storage order.
     """
     spec = case.model
-    run = spec.mean_field
+    mean_field = spec.mean_field
     grid = TileGrid(numbers.shape)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
     # Whether messages from where a label is missing penalize all labels by as much, which changes
     # no marginal. They do in a Potts model with one weight for all labels.
-    is_plain = run.is_potts and run.num_channels < run.num_labels
+    is_plain = mean_field.is_potts and mean_field.num_channels < mean_field.num_labels
     if sigma is None:
         source = LabelMapChannels(grid, labels, reach)
         confidence = CONFIDENCE
@@ -268,7 +268,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     mask = mask_on_tiles(case.image, grid)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     num_voxels = grid.reduced(np.add, inside, np.int64)  # of each tile
-    present = np.zeros((run.num_labels, *grid.counts), np.bool_)
+    present = np.zeros((mean_field.num_labels, *grid.counts), np.bool_)
     engine = grid.engine(case.context.threads)
     engine.mark_near(labels, tuple(near.tolist()), present.view(np.uint8))
     present &= num_voxels > 0  # tiles with voxels within reach of a label, and few others
@@ -279,10 +279,10 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
     problem = replace(problem, largest_slab=largest_slab)
     # Of the only label of each settled tile, over the temperature. The sums of active tiles do not
     # count.
-    logits = np.full(grid.counts, confidence / run.temperature)
-    if run.bias is not None:
+    logits = np.full(grid.counts, confidence / mean_field.temperature)
+    if mean_field.bias is not None:
         # Tiles with several labels, or none, have the number -1.
-        logits += np.append(run.bias, 0.0)[problem.sets.settled] / run.temperature
+        logits += np.append(mean_field.bias, 0.0)[problem.sets.settled] / mean_field.temperature
     if count_pairs(problem) <= MAX_PAIRS:
         problem = replace(problem, is_direct=True)
     elif sigma is not None and spec.kernels.filter == "auto":

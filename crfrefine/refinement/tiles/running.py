@@ -43,21 +43,23 @@ def run_tiles(
     """
     sets = problem.sets
     kernels = problem.spec.kernels
-    run = problem.spec.mean_field
+    mean_field = problem.spec.mean_field
     engine = sets.engine(problem.mask, context.threads)
     logits = problem.logits(context.threads)
     exceeds = np.zeros(sets.num_entries, np.uint8)
-    if run.bias is not None:
-        bias = np.asarray(run.bias, np.float32)
+    if mean_field.bias is not None:
+        bias = np.asarray(mean_field.bias, np.float32)
         logits += bias[sets.labels][:, None]
     if not kernels.kernels:  # No message changes the logits.
-        logits /= np.float32(run.temperature)
+        logits /= np.float32(mean_field.temperature)
         return MeanFieldResult(logits, MeanFieldReport(0, True, ())), exceeds
 
     # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
     is_direct = bool(problem.is_direct)
-    engine.open_voxels(logits, run.temperature, problem.settled_below, not is_direct, is_open)
+    engine.open_voxels(
+        logits, mean_field.temperature, problem.settled_below, not is_direct, is_open
+    )
     started = time.perf_counter()
     image = problem.normalized()
     messages, filters = _messages(problem, image, is_open, backend, context)
@@ -74,7 +76,7 @@ def run_tiles(
         image=image,
         bandwidths=bandwidths,
         normalization=kernels.normalization,
-        model=run,
+        model=mean_field,
         open=is_open,
         num_voxels=count_inside(problem.mask, problem.grid.shape),
         progress=context.progress,

@@ -92,8 +92,8 @@ def run_slabs(
     """
     # Convergence would have to be judged for all slabs together: all steps are taken, without an
     # energy.
-    run = replace(problem.spec.mean_field, tolerance=0.0)
-    spec = replace(problem.spec, mean_field=run)
+    mean_field = replace(problem.spec.mean_field, tolerance=0.0)
+    spec = replace(problem.spec, mean_field=mean_field)
     problem = replace(problem, spec=spec).with_origin()
     sets = problem.sets
     logits = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
@@ -123,7 +123,7 @@ def run_slabs(
         del part, refined  # The next slab needs their memory.
 
     filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
-    report = MeanFieldReport(run.num_iterations, False, (), filters)
+    report = MeanFieldReport(mean_field.num_iterations, False, (), filters)
     return MeanFieldResult(logits, report, timings), exceeds
 
 

@@ -262,7 +262,7 @@ def _forget_far_tiles(store: StoredChannels, survey: Survey, label: int, rings: 
 def survey_stream(
     stream: StreamedNetwork,
     grid: TileGrid,
-    run: MeanFieldSpec,
+    mean_field: MeanFieldSpec,
     mask: Bool | None,
     thresholds: Thresholds,
     context: RunContext,
@@ -281,9 +281,11 @@ def survey_stream(
     kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
     while True:
-        survey = Survey(grid, run, mask, thresholds, context.threads, has_ranges=reach is not None)
+        survey = Survey(
+            grid, mean_field, mask, thresholds, context.threads, has_ranges=reach is not None
+        )
         look = Look(survey.is_equal)
-        store = StoredChannels(grid, run.num_labels, stream.read)
+        store = StoredChannels(grid, mean_field.num_labels, stream.read)
         candidates = Candidates(store, context, reach)
         for label, planes, values in read_bricks(stream.read, grid):
             if is_probability is None:

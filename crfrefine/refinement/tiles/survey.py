@@ -69,7 +69,7 @@ class Survey:
     def __init__(
         self,
         grid: TileGrid,
-        run: MeanFieldSpec,
+        mean_field: MeanFieldSpec,
         mask: Bool | None,
         thresholds: Thresholds,
         threads: int | None,
@@ -85,9 +85,9 @@ class Survey:
         self.mask = mask
         self.thresholds = thresholds
         self.is_probability = False
-        self.num_labels = len(run.compatibility)
-        self.temperature = run.temperature
-        bias = run.bias
+        self.num_labels = len(mean_field.compatibility)
+        self.temperature = mean_field.temperature
+        bias = mean_field.bias
         self._bias = np.zeros(self.num_labels) if bias is None else bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
@@ -206,15 +206,15 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     difference between the largest penalty of any label and the smallest of this one; the first
     threshold is lowered by as much.
     """
-    run = spec.mean_field
+    mean_field = spec.mean_field
     num_labels = spec.kernels.num_labels
-    compatibility = run.compatibility
+    compatibility = mean_field.compatibility
     always = np.float64(-np.inf)
-    if threshold <= 0.0 or (run.weights < 0).any() or (compatibility < 0).any():
+    if threshold <= 0.0 or (mean_field.weights < 0).any() or (compatibility < 0).any():
         return Thresholds(np.full(num_labels, always), always)
 
     lowest = np.log(min(threshold, SHARE_OF_UNIFORM / num_labels))
-    weights = np.asarray(run.weights, np.float64)
+    weights = np.asarray(mean_field.weights, np.float64)
     # The row sum that no row of a normalized kernel exceeds. Symmetrically normalized rows exceed 1
     # where a voxel has many neighbors that have few others; those of a Gaussian over D features
     # reach at most (4 / 3)^(D / 4) (proof: docs/reference/math.md).
@@ -223,7 +223,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
         for number, kernel in enumerate(spec.kernels.kernels):
             row_sums[number] = ROW_SUM_MARGIN * math.pow(4.0 / 3.0, len(kernel.theta) / 4.0)
     weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
-    if run.is_potts:
+    if mean_field.is_potts:
         largest_rise = weight * float(compatibility.max())
         return Thresholds(np.full(num_labels, lowest), lowest - largest_rise)
 
@@ -241,13 +241,13 @@ def settled_bound(spec: ModelSpec) -> float:
     It is minus infinity if weights or temperatures bring ABSENT_LOGIT
     near the other logits.
     """
-    run = spec.mean_field
-    strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
-    temperature = run.temperature
-    if run.bias is not None:
-        difference = float(run.bias.max() - run.bias.min())
+    mean_field = spec.mean_field
+    strength = float(np.abs(mean_field.weights).max(axis=1, initial=0.0).sum())
+    temperature = mean_field.temperature
+    if mean_field.bias is not None:
+        difference = float(mean_field.bias.max() - mean_field.bias.min())
         strength += difference / temperature
     half = 0.5 * ABSENT_LOGIT / temperature
-    if strength + math.log(run.num_labels) + CONFIDENCE / temperature < -0.5 * half:
+    if strength + math.log(mean_field.num_labels) + CONFIDENCE / temperature < -0.5 * half:
         return half
     return -math.inf
