@@ -27,10 +27,9 @@ from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
 def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
-    """Return the labels that are present in each tile of the image.
+    """Prepare channels that stream by on a coarser network's grid, interpolated tile by tile.
 
-    The channels stream by on the network's grid; voxels outside that grid are background. Errors
-    are those of `plan_stream`.
+    Voxels outside that grid are background. Errors are those of `plan_stream`.
     """
     spec = case.model
     bias = _bias(spec)

@@ -40,7 +40,9 @@ MAX_SHARED_VOXELS = 40_000_000
 def plan_array(
     prepared: Prepared, mask_box: Box | None, case: Case, *, is_interpolated: bool
 ) -> None:
-    """Plan the tiles of a case in memory, prepared to be refined without, if they save work.
+    """Plan the tiles of a case in memory, which is prepared to be refined without tiles.
+
+    It gets a `TileProblem` if tiles save work.
 
     Tiles cover the mask's bounding box. Logits interpolated from a coarser grid are planned as
     those that stream (`plan_coarse`): the result must not depend on the memory. The network's label
@@ -186,9 +188,9 @@ def lazy_problem(
     *,
     checks_borders: bool,
 ) -> TileProblem:
-    """Return the problem of channels that are not in memory; arguments as its fields.
+    """Return the problem of channels that are not in memory; arguments as fields of `TileProblem`.
 
-    The mask lacks the padding of the channels, unlike that of the image.
+    Padding of the channels is not in this mask, but may be in that of the image.
     """
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # Padding of the logits is not a property of the image: intensities are normalized as if there
@@ -315,7 +317,11 @@ WORTH_ROWS = 0.8
 
 
 def count_pairs(problem: TileProblem) -> float:
-    """Return the voxels in all windows; 0 if direct sums are asked for, infinite if impossible."""
+    """Return how many voxels a direct sum visits for one voxel: those in its kernels' windows.
+
+    0 if direct sums are asked for, infinite if they are impossible. The spatial kernel's sums are
+    separable and count as nothing.
+    """
     kernels = problem.spec.kernels
     if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
         return math.inf

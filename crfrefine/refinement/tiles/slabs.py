@@ -164,10 +164,10 @@ def slab_bytes(problem: TileProblem, planes: slice) -> int:
 
 
 def plan_slabs(problem: TileProblem, num_bytes: int | None) -> tuple[list[slice], int, int]:
-    """Return as few slabs as fit into a number of bytes, where None means any amount.
+    """Return as few slabs as fit into a number of bytes, their halo in planes, and their bytes.
 
-    And the planes beside each that take part, and how many bytes they need. Raise CapacityError if
-    no slab fits.
+    None means any number of bytes; the returned number is that of the largest slab with its halo.
+    Raise CapacityError if no slab fits.
     """
     needed = 0
     grid = problem.grid

@@ -238,8 +238,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
 def settled_bound(spec: ModelSpec) -> float:
     """Return `TileProblem.settled_below` of a label map, which only labels that take part exceed.
 
-    It is minus infinity if weights or temperatures bring ABSENT_LOGIT
-    near the other logits.
+    It is minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
     """
     mean_field = spec.mean_field
     strength = float(np.abs(mean_field.weights).max(axis=1, initial=0.0).sum())
