@@ -16,6 +16,7 @@ from cli_helpers import (
     summary_of,
     write_folders,
 )
+from training_helpers import shorten
 
 import crfrefine
 from crfrefine.cases.case import load_case
@@ -281,7 +282,8 @@ def test_the_export_of_nnunet_leaves_them_out(tmp_path):
     assert not any("are NaN" in str(note) for note in results[1].notes)
 
 
-def test_train_crf_and_evaluate_take_them(tmp_path):
+def test_train_crf_and_evaluate_take_them(tmp_path, monkeypatch):
+    shorten(monkeypatch)
     folders = write_folders(tmp_path, "a", "b")
     for number, case_id in enumerate(("a", "b")):
         labels = make_phantom(number, GRID_SHAPE, SPACING).labels
@@ -293,5 +295,5 @@ def test_train_crf_and_evaluate_take_them(tmp_path):
     run_here("train-crf", *cases, *labels, "-o", model, "--num-iterations", 2, *FAST, status=0)
     infer(folders, status=0)
     measured = (folders.output, tmp_path / "labels", "-i", folders.images)
-    done = run_here("evaluate", *measured, "-o", tmp_path / "measured", status=0)
+    done = run_here("evaluate", *measured, "--processes", 1, "-o", tmp_path / "measured", status=0)
     assert "shown without" not in done.stderr

@@ -177,7 +177,7 @@ def test_the_command_trains_on_a_gpu(request, monkeypatch, tmp_path):
     device = ShimTrainingDevice("cuda", str(tensors.device), max_kept=1 << 40)
     monkeypatch.setattr(stages, "choose_device", lambda _: device)
     shorten(monkeypatch)
-    write_cases(tmp_path, 4)
+    write_cases(tmp_path, 4, shape=(10, 9, 8), spacing=(6.5, 6.7, 7.6))
     output = tmp_path / "params.toml"
     few = ("--folds", 2, "--num-iterations", 2, "--threads", 2)
     learned = ("--learn", "weights,theta,compatibility,temperature,bias,volume")
