@@ -46,15 +46,27 @@ OF_RUN = (
 )
 
 
-@pytest.fixture
-def folders(tmp_path):
+def write_cases(root):
     """Cases of which one cannot be read, and one has NaN, which is noted."""
-    folders = write_folders(tmp_path, *CASES)
+    folders = write_folders(root, *CASES)
     save_nifti(folders.logits / "c.nii.gz", np.full((5, 4, 3, 2), 0.5, np.float32))
     image = folders.images / "e_0000.nii.gz"
     values = load_nifti(image).astype(np.float32)
     values[3, 4, 5] = np.nan
     save_nifti(image, values)
+    return folders
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_cases(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """Cases that were refined one at a time."""
+    folders = write_cases(tmp_path_factory.mktemp("refined"))
+    infer(folders, *EVERYTHING, "--jobs", 1, status=1)
     return folders
 
 
@@ -324,10 +336,9 @@ def test_the_stages_of_a_case_that_begins_again_alone_are_shown():
 @pytest.mark.parametrize("lacking", [{0}, {1}, {3, 4}, {1, 3, 5, 6}, {*range(7)}])
 @pytest.mark.parametrize("by_error", [False, True])
 def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
-    folders, tmp_path, monkeypatch, lacking, by_error
+    refined, tmp_path, monkeypatch, lacking, by_error
 ):
     """Others that wait to name their files give way, and nothing differs from one at a time."""
-    infer(folders, *EVERYTHING, "--jobs", 1, status=1)
     lacking_cases = {CASES[number] for number in lacking}
     refine = case_work.CaseWork.refine
     begun = []
@@ -343,11 +354,11 @@ def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
         return refine(work)
 
     monkeypatch.setattr(case_work.CaseWork, "refine", refine_or_lack)
-    beside = folders._replace(output=tmp_path / "beside")
+    beside = refined._replace(output=tmp_path / "beside")
     infer(beside, *EVERYTHING, "--jobs", 4, status=1)
     assert set(begun) == set(CASES) - {"c"}
-    assert content(beside.output) == content(folders.output)
-    assert records(beside.output)[1:] == records(folders.output)[1:]
+    assert content(beside.output) == content(refined.output)
+    assert records(beside.output)[1:] == records(refined.output)[1:]
 
 
 def test_the_memory_of_a_case_does_not_depend_on_others(folders, tmp_path, monkeypatch):
