@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -271,6 +271,44 @@ class Backend(ABC):
         """Build the kernels of a model for one case and run the mean field on them."""
         kernels = self.kernels(image, spec.kernels, context)
         return kernels.run(logits, spec.mean_field, progress=context.progress)
+
+    def mean_field_of_regions(
+        self, log_odds: Float32, image: GridImage, model: ModelSpec, context: RunContext
+    ) -> MeanFieldResult:
+        """Run the binary mean field of each region, with the logits 0 outside and log-odds inside.
+
+        The log-odds are (R, *grid). Outside the mask the input is divided by the temperature.
+        """
+        values = image.values.astype(np.float32, copy=False)
+        guide = replace(image, values=values)
+        kernels = self.kernels(guide, model.kernels, context)
+        del guide, image, values
+        refined = np.empty(log_odds.shape, dtype=np.float32)
+        binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
+        reports: list[MeanFieldReport] = []
+        timings: dict[str, float] = {}
+        for region, run_of_region in enumerate(model.regions):
+            binary[1] = log_odds[region]
+            progress = of_part(context.progress, region, len(model.regions))
+            is_last = region == len(model.regions) - 1
+            outcome = kernels.run(binary, run_of_region, progress=progress, is_last=is_last)
+            outside, inside = outcome.logits
+            np.subtract(inside, outside, out=refined[region])
+            reports.append(outcome.report)
+            for stage, seconds in outcome.timings.items():
+                # The kernels were built once, and each run reports that.
+                earlier = 0.0 if stage == "build" else timings.get(stage, 0.0)
+                timings[stage] = earlier + seconds
+        # The most steps of a region, and the sum of energies, the last one where steps ended.
+        num_iterations = max(report.num_iterations for report in reports)
+        energies = []
+        for report in reports:
+            missing = num_iterations - len(report.energy)
+            energies.append(report.energy + report.energy[-1:] * missing)
+        energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
+        converged = all(report.converged for report in reports)
+        report = MeanFieldReport(num_iterations, converged, energy, reports[0].filters)
+        return MeanFieldResult(refined, report, timings)
 
     @abstractmethod
     def message(

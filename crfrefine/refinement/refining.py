@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,18 +20,23 @@ from crfrefine.arrays.label_maps import (
     occurring_channels,
     renumber,
 )
+from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
-from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldResult, RunContext
+from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement import mean_field
-from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network
+from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.preparing import prepare, without_nan
+from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.grid import LabelSets
+from crfrefine.refinement.tiles.slabs import solve
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -177,7 +183,7 @@ def _refine(network: Network, case: Case) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
     stored = _store(network, case)
     prepared = prepare(network, stored)
-    refined, backend, notes = mean_field.run(prepared, stored)
+    refined, backend, notes = run_mean_field(prepared, stored)
     notes = stored.notes + prepared.notes + notes
 
     started = time.perf_counter()
@@ -254,6 +260,82 @@ def _store(network: Network, case: Case) -> Case:
         strokes = replace(strokes, positions=strokes.positions[list(order.axes)])
     model = replace(model, kernels=kernel_set)
     return replace(case, image=image, strokes=strokes, model=model, notes=notes)
+
+
+# ---- The mean field
+
+
+def run_mean_field(
+    prepared: Prepared, case: Case
+) -> tuple[RefinedChannels, Backend, tuple[Note, ...]]:
+    """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
+
+    Return the refined channels, the backend that was used, and notes for the user.
+
+    Raises CapacityError, and InputError if refined logits or their energy are not finite.
+    """
+    backend = case.backend
+    notes: tuple[Note, ...] = ()
+    shortage: str | None = None
+    try:
+        sets, outcome = _run_on(backend, prepared, case)
+    except DeviceMemoryError as error:
+        shortage = str(error)  # The error itself would keep the memory of the stopped run.
+    if shortage is not None:
+        kind = NoteKind.ON_CPU_FOR_MEMORY
+        notes = (Note.of(kind, device=backend.name, problem=shortage),)
+        backend = get_backend("cpu")
+        sets, outcome = _run_on(backend, prepared, case)
+
+    refined = RefinedChannels(outcome, sets, prepared, case.model.mean_field)
+    numbers = list(refined.report.energy)
+    if all(math.isfinite(number) for number in numbers) and refined.computed.size:
+        ranges = backend.channel_ranges(refined.computed, threads=case.context.threads)
+        for lowest, highest in ranges:
+            numbers += (lowest, highest)
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's "
+            "range; expected logits, weights and a compatibility of a few orders of magnitude "
+            "around 1"
+        )
+    return refined, backend, notes
+
+
+def _run_on(
+    backend: Backend, prepared: Prepared, case: Case
+) -> tuple[LabelSets | None, MeanFieldResult]:
+    """Run the mean field on tiles, or in the mask's box for all labels, or regions.
+
+    Return the labels that took part in tiles, too; None without tiles.
+    """
+    context = case.context
+    if prepared.problem is not None:
+        if len(prepared.logits):
+            # Logits in memory were checked to fit before they were read; tiles take little beside
+            # them, and slabs would change the result.
+            context = replace(context, num_bytes=None, take=NO_CONTEXT.take)
+        return solve(prepared.problem, backend, context)
+
+    values = prepared.logits
+    if prepared.box is not None:
+        values = values[(slice(None), *prepared.box)]
+    needed = values.size * RUN_BYTES
+    num_bytes = context.num_bytes
+    if backend.name == "cpu" and needed > SMALL:
+        if num_bytes is not None and needed > num_bytes:
+            raise CapacityError(
+                f"the case needs about {format_size(needed)} beyond what is in memory already; "
+                f"{format_size(max(0, num_bytes))} are left; allow more memory (--max-memory), or "
+                "use a mask or a smaller region"
+            )
+        context.take(needed)
+    if prepared.is_probability:
+        values = np.array(values, order="C")
+        take_logarithms(values)
+    if case.regions is not None:
+        return None, backend.mean_field_of_regions(values, prepared.image, case.model, context)
+    return None, backend.mean_field(values, prepared.image, case.model, context)
 
 
 # ---- Notes
