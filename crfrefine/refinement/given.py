@@ -111,7 +111,7 @@ class ArrayNetwork:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) for users."""
+        """(channels, *grid), its axes in the user's order."""
         return self.values.shape
 
     @property
@@ -179,7 +179,7 @@ class LabelMapNetwork:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) for users."""
+        """(channels, *grid), its axes in the user's order."""
         return (len(self.channels), *self.labels.shape)
 
     @property
@@ -207,7 +207,7 @@ class StreamedNetwork:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) for users."""
+        """(channels, *grid), its axes in the user's order."""
         return (self.num_labels, *reversed(self.grid_shape))
 
 
@@ -216,19 +216,20 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 
 # ---- The case
 
-# The model of a case that is not stored yet.
+# The model of a case that is not in storage order yet.
 UNKNOWN = cast("ModelSpec", None)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A case besides the network's output.
+    """A case without the network's output, unlike `crfrefine.cases.case.Case`, which has both.
 
-    Its axes are in the user's order, until the case is stored: then they are in storage order, and
+    Its axes are in the user's order at first; `refining` brings them into storage order, and then
     the model is known.
     """
 
-    image: GridImage  # raw intensities, and the user's mask; stored without the voxels that are NaN
+    # raw intensities, and the user's mask; in storage order without the voxels that are NaN
+    image: GridImage
     parameters: CrfParameters
     backend: Backend
     context: RunContext
@@ -239,7 +240,7 @@ class Case:
     # mm between voxels of the network in the user's order; None means that they are the image's
     network_spacing: tuple[float, ...] | None = None
     is_label_map: bool = False  # whether the network's output is a label map
-    model: ModelSpec = UNKNOWN  # stored: of the labels, or of the regions
+    model: ModelSpec = UNKNOWN  # of the labels, or of the regions
     notes: tuple[Note, ...] = ()  # on what was given, for the user
 
     @property
@@ -257,7 +258,7 @@ class Case:
 
 @dataclass(eq=False)
 class Prepared:
-    """The inputs of a refinement, in storage order. Copies take the place of a user's arrays."""
+    """The inputs of a mean field, in storage order; a user's array is copied before it changes."""
 
     # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
     logits: Float32

@@ -112,7 +112,10 @@ def refine_network(
 
 
 def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
-    """Refine the numbers of the labels that occur, and return the result in labels."""
+    """Refine a label map: labels that occur or are drawn become channels, numbered from 0.
+
+    The result has labels again.
+    """
     occurring_or_drawn = set(network.channels)
     if case.strokes is not None:
         occurring_or_drawn.update(case.strokes.labels.tolist())
@@ -181,7 +184,7 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
 
 def _refine(network: Network, case: Case) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
-    stored = _store(network, case)
+    stored = _in_storage_order(network, case)
     prepared = prepare(network, stored)
     refined, backend, notes = run_mean_field(prepared, stored)
     notes = stored.notes + prepared.notes + notes
@@ -224,8 +227,8 @@ def _refine(network: Network, case: Case) -> RefinementResult:
     )
 
 
-def _store(network: Network, case: Case) -> Case:
-    """Return a case in storage order without the voxels that are NaN.
+def _in_storage_order(network: Network, case: Case) -> Case:
+    """Return a case in storage order, with its model, and without the voxels that are NaN.
 
     The model does not depend on the order of axes, so the engine gets them in storage order: a
     volume read from a file is not copied.
