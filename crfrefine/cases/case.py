@@ -218,12 +218,8 @@ class _FileArrays:
 
         def read_labels() -> None:
             started = time.perf_counter()
-            structures = headers.files.structures
-            first = headers.images[0]
-            if structures:
-                self.label_map = read_structures(network, structures, options, first, self.notes)
-            else:
-                self.label_map = read_label_map(network.files[0], options, first, self.notes)
+            read = read_structures if headers.files.structures else read_label_map
+            self.label_map = read(headers, options, self.notes)
             self.times["labels"] = time.perf_counter() - started
 
         def read_image() -> None:
@@ -253,22 +249,12 @@ class _FileArrays:
 
     def network(self) -> tuple[Network, str]:
         """Return the network's output, and its kind, as of `Case.input_kind`."""
-        headers = self.headers
-        first = headers.images[0]
         if self.label_map is not None:
             return self.label_map, "labels"
         if self.scores is None:
-            return network_of_stream(
-                headers.network, first, self.options, headers.spacing, self.notes
-            )
+            return network_of_stream(self.headers, self.options, self.notes)
         return network_of_scores(
-            headers.network,
-            self.scores,
-            first,
-            self.options,
-            self.threads,
-            self.times,
-            self.notes,
+            self.headers, self.scores, self.options, self.threads, self.times, self.notes
         )
 
     def mask(self) -> Bool | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.grid_differences import explain_difference
-from crfrefine.cases.label_input import label_map_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
@@ -217,7 +217,7 @@ def _read_network_header(
     network = None
     may_be_map = options.input_type == "labels" or (is_auto and has_one_value)
     if may_be_map and not lacks_background and (len(headers) == 1 or files.structures):
-        network = label_map_header(headers, image, options)
+        network = _label_map_header(headers, image, options)
     if network is None:
         fewest = 1 if lacks_background or regions.declares(1) else 2
         network = io.logits_header(headers, fewest=fewest, grid=image)
@@ -239,6 +239,30 @@ def _read_network_header(
         )
     regions.require_number(network)
     return network
+
+
+def _label_map_header(
+    headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
+) -> io.NetworkHeader | None:
+    """Put the headers of a label map or structures together, with the axes of the image.
+
+    None means that the files are to be read as logits or probabilities.
+    """
+    files = [io.placed_on(header, image) for header in headers]
+    for file in files:
+        if file.num_channels == 1 and file.affine is not None:
+            continue
+        if options.input_type == "auto":
+            return None
+        if file.affine is None:
+            found = "no geometry"
+        else:
+            found = str(file.num_channels)
+        raise InputError(
+            f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
+            "for logits or probabilities, leave --input-type labels out"
+        )
+    return io.NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
 
 
 def _require_image_grid(

@@ -23,13 +23,14 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import NetworkHeader, placed_on
+from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
+    from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
 
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
@@ -37,44 +38,21 @@ MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
 
-def label_map_header(
-    headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
-) -> NetworkHeader | None:
-    """Put the headers of a label map or structures together, with the axes of the image.
-
-    None means that the files are to be read as logits or probabilities.
-    """
-    files = [placed_on(header, image) for header in headers]
-    for file in files:
-        if file.num_channels == 1 and file.affine is not None:
-            continue
-        if options.input_type == "auto":
-            return None
-        if file.affine is None:
-            found = "no geometry"
-        else:
-            found = str(file.num_channels)
-        raise InputError(
-            f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
-            "for logits or probabilities, leave --input-type labels out"
-        )
-    return NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
-
-
 def read_label_map(
-    file: VolumeHeader, options: ReadingOptions, image: VolumeHeader, notes: list[Note]
+    headers: CaseHeaders, options: ReadingOptions, notes: list[Note]
 ) -> LabelMapNetwork:
     """Read a label map onto the grid of the image; `notes` gets those for the user.
 
     Raises InputError if it cannot be one.
     """
+    file = headers.network.files[0]
     is_requested = options.input_type == "labels"
     advice = (
         "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
         "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
         "give --input-type logits"
     )
-    if image.num_channels > 1:
+    if headers.images[0].num_channels > 1:
         advice += f"\n  {EXCHANGED}"
     tolerance = LABEL_TOLERANCE
     rounding = ""
@@ -110,23 +88,21 @@ def read_label_map(
     if remark is not None:
         notes.append(remark.about(name))
     label_map = LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
-    return _on_grid(label_map, file, image, options, notes)
+    return _on_grid(label_map, file, headers, options, notes)
 
 
 def read_structures(
-    header: NetworkHeader,
-    structures: Sequence[str],
-    options: ReadingOptions,
-    image: VolumeHeader,
-    notes: list[Note],
+    headers: CaseHeaders, options: ReadingOptions, notes: list[Note]
 ) -> LabelMapNetwork:
     """Read one binary file per structure into a label map on the grid of the image.
 
-    `structures` are the names of the files; `notes` gets those for the user.
+    `notes` gets those for the user.
     """
     assert options.declared is not None
     numbers = options.declared.structures
+    header = headers.network
     grid = grid_of_structures(header.files)
+    structures = headers.files.structures
     labels, kept, num_shared = merge_structures(header.files, structures, grid, numbers)
     note = Note.of(
         NoteKind.STRUCTURES,
@@ -146,7 +122,7 @@ def read_structures(
             lost[numbers[name]] = size
     num_labels = options.declared.num_labels
     label_map = LabelMapNetwork(labels, present_labels(labels), num_labels, lost=lost)
-    return _on_grid(label_map, grid, image, options, notes)
+    return _on_grid(label_map, grid, headers, options, notes)
 
 
 def segments_of_structures(
@@ -164,9 +140,8 @@ def segments_of_structures(
 
 
 def read_one_hot(
-    header: NetworkHeader,
+    headers: CaseHeaders,
     values: Float32 | Iterable[Piece],
-    like: VolumeHeader,
     options: ReadingOptions,
     notes: list[Note],
 ) -> LabelMapNetwork | None:
@@ -176,6 +151,7 @@ def read_one_hot(
     """
     if options.input_type != "auto":
         return None
+    header = headers.network
     shape = (header.num_labels, *header.files[0].grid_shape[::-1])
     parts: Iterable[tuple[int, slice, Array]]
     if isinstance(values, np.ndarray):
@@ -189,13 +165,13 @@ def read_one_hot(
     name = header.path.name
     notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
     label_map = LabelMapNetwork(labels, present_labels(labels), header.num_labels)
-    return _on_grid(label_map, header.files[0], like, options, notes)
+    return _on_grid(label_map, header.files[0], headers, options, notes)
 
 
 def _on_grid(
     label_map: LabelMapNetwork,
     file: VolumeHeader,
-    like: VolumeHeader,
+    headers: CaseHeaders,
     options: ReadingOptions,
     notes: list[Note],
 ) -> LabelMapNetwork:
@@ -207,17 +183,16 @@ def _on_grid(
     present = label_map.channels
     lost = dict(label_map.lost)
     network_spacing = options.network_spacing
+    like = headers.images[0]
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         if network_spacing == AUTO:
-            num_axes = len(like.grid_shape)
             image_axes = like.geometry()[0][:3, :3]
             # Voxels of the file that one voxel of the image is long, along each axis.
             in_file = np.linalg.solve(file.geometry()[0][:3, :3], image_axes)
-            lengths = np.linalg.norm(in_file, axis=0)[:num_axes]
+            lengths = np.linalg.norm(in_file, axis=0)[: len(like.grid_shape)]
             if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
-                spacing = np.linalg.norm(image_axes, axis=0)[:num_axes]
-                network_spacing = tuple((spacing / lengths).tolist())
+                network_spacing = tuple((np.array(headers.spacing) / lengths).tolist())
         # On another grid, small structures may be lost.
         before = set(present)
         present = present_labels(placed)

@@ -30,6 +30,7 @@ from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.foreground import background_of_stream, compute_background
 from crfrefine.cases.label_input import read_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
@@ -114,9 +115,8 @@ def logits_of_labels(
 
 
 def network_of_scores(
-    header: NetworkHeader,
+    headers: CaseHeaders,
     values: Float32,
-    like: VolumeHeader,
     options: ReadingOptions,
     threads: int,
     times: dict[str, float],
@@ -125,15 +125,15 @@ def network_of_scores(
     """Return logits, log-odds of regions, or the label map of one-hot channels, and their kind.
 
     Args:
-        header: the headers of the files.
+        headers: the headers of the case, onto the grid of whose image the values come.
         values: (channels, [z,] y, x) as they are in the files; they are changed.
-        like: the image, onto whose grid they come.
         options: how the files are read.
         threads: number of threads.
         times: gets the seconds of interpolation.
         notes: gets those on the files.
 
     """
+    header = headers.network
     if header.lacks_background:
         notes += compute_background(values, header, options.input_type)
     regions = options.regions.scheme_of(values, header)
@@ -151,17 +151,18 @@ def network_of_scores(
                     "background first, --input-type probabilities; for those of all labels but the "
                     "background, --add-background."
                 )
-            one_hot = read_one_hot(header, values, like, options, notes)
+            one_hot = read_one_hot(headers, values, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
     kind, note = recognize(values, header, options.regions, regions, options.input_type, look)
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 
+    like = headers.images[0]
     network_spacing = None
     if not header.is_on_grid:
         grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
-        network_spacing = grid_map.source_spacing(like.geometry()[1])
+        network_spacing = grid_map.source_spacing(headers.spacing)
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
         values = WorkGrid(like).interpolated(
@@ -180,17 +181,14 @@ def network_of_scores(
 
 
 def network_of_stream(
-    header: NetworkHeader,
-    like: VolumeHeader,
-    options: ReadingOptions,
-    spacing: tuple[float, ...],
-    notes: list[Note],
+    headers: CaseHeaders, options: ReadingOptions, notes: list[Note]
 ) -> tuple[Network, str]:
     """Return channels that stay in their files, or the label map of one-hot ones, and their kind.
 
     The files are read once or twice for it: for the background, and to see that they are not
-    one-hot. `like` is the image, `spacing` that of the case; `notes` gets those on the files.
+    one-hot. `notes` gets those on the files.
     """
+    header = headers.network
     # Only a pass over the values tells what undeclared channels are (`tiles.streaming`): logits are
     # assumed until then.
     kind = options.input_type
@@ -200,7 +198,7 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options.input_type)
         notes += of_background
-    one_hot = read_one_hot(header, read(), like, options, notes)
+    one_hot = read_one_hot(headers, read(), options, notes)
     if one_hot is not None:
         return one_hot, "labels"
 
@@ -215,6 +213,7 @@ def network_of_stream(
     )
     if header.is_on_grid:
         return network, kind
+    like = headers.images[0]
     work = WorkGrid(like)
     is_cubic = options.resample == CUBIC
     grid_map = work.require_overlap(first, "logits")
@@ -223,6 +222,6 @@ def network_of_stream(
         network,
         grid_shape=like.grid_shape[::-1],
         interpolation=Interpolation(grid_map, is_cubic=is_cubic),
-        network_spacing=grid_map.source_spacing(spacing),
+        network_spacing=grid_map.source_spacing(headers.spacing),
     )
     return network, kind

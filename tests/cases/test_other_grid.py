@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti
 
-from crfrefine.cases.case import load_case
+from crfrefine.cases.case import load_case, read_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
@@ -102,6 +102,21 @@ def test_files_that_cover_less_than_half_of_the_image_are_refused(what, tmp_path
     )
     with pytest.raises(GridMismatchError, match=expected):
         load_case(files, RESAMPLE, with_labels=True)
+
+
+@pytest.mark.parametrize("form", ["channels", "streamed channels", "label map"])
+def test_a_spacing_given_for_a_case_counts_for_its_network_too(form, tmp_path):
+    coarse = beside(spacing=(2.0, 3.0, 4.0))  # twice the image's
+    files = replace(make_case(tmp_path, coarse), spacing=(2.0, 2.5, 3.0))
+    options = RESAMPLE
+    if form == "label map":
+        label_map = save_nifti(tmp_path / "a.nii", numbers(COARSE).astype(np.uint8) % 3, coarse)
+        files = replace(files, logits=(label_map,))
+        options = replace(options, input_type="labels", network_spacing="auto")
+    headers = read_case_headers(files, options)
+    is_streamed = form == "streamed channels"
+    case = read_case(headers, options, as_logits=False, is_streamed=is_streamed)
+    assert case.network_spacing == pytest.approx((4.0, 5.0, 6.0))
 
 
 def test_companions_are_the_files_beside_the_image(tmp_path):
