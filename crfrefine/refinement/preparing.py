@@ -102,9 +102,12 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
             prepared = plan_label_map(numbers, sigma, case)
             _draw_strokes_on_tiles(prepared, case)
             return prepared
-        where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
-        what = f"the logits of {num_channels} labels, which only {where} can do without, take"
-        require_memory(4 * num_channels * numbers.size, what, memory_limit())
+        what = f"the logits of {num_channels} labels take"
+        remedy = (
+            "The CPU does without them where mean_field.label_threshold is above 0 and "
+            "volume.weight is 0."
+        )
+        require_memory(4 * num_channels * numbers.size, what, memory_limit(), [remedy])
     logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
     if takes_part_nearby and sigma is None:
         reach = model.kernels.reach(case.image.spacing, numbers.shape)
