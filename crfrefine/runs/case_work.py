@@ -98,7 +98,7 @@ class CaseWork:
         reading = self._reading
         self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
-        # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
+        # Logits stay in their files on the CPU, if labels may be left out and no volume counts.
         parameters = self._options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_be_streamed = leaves_out and self._backend.name == "cpu"
@@ -180,6 +180,7 @@ class CaseWork:
         for stage, seconds in result.timings.items():
             record.times[f"refine.{stage}"] = seconds
         changes = result.changes
+        # A record has fields of these names: steps, energy and filters, and counts of voxels.
         vars(record).update(vars(result.report) | vars(changes))
         for name in _OF_RESULT:
             setattr(record, name, getattr(result, name))
@@ -224,8 +225,8 @@ class CaseWork:
     def write_beside(self, result: RefinementResult) -> list[Path]:
         """Write the files beside the label map; return all files of the case. The image is freed.
 
-        Each is written whole or not at all. Each structure, or label, gets a binary file if that is
-        wanted.
+        They are channels, the preview, and a binary file for each structure, or label, as far as
+        they are wanted. Each is written whole or not at all.
         """
         started = time.perf_counter()
         in_flight = self.in_flight
@@ -286,7 +287,7 @@ class CaseWork:
 
             def piece(channel: int, planes: slice) -> Float32:
                 if channel in numbers:
-                    return make(numbers[channel], planes)  # It computes them again.
+                    return make(numbers[channel], planes)  # Planes are computed at each call.
                 return np.full_like(make(0, planes), absent)
 
         else:

@@ -87,11 +87,10 @@ def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
 def _run_cases(
     plan: RunPlan, observer: Observer, run: Mapping[str, Any], waiting: list[Mapping[str, Any]]
 ) -> None:
-    """Refine the cases, record each one when it ends, and tell what is to be noted of all.
+    """Refine the cases, record each one when it ends, and tell the notes on all of them.
 
-    The lines of the record have the entries of `run`; those that the disk does not take stay in
-    `waiting`.
-    A full disk ends the run, and with --fail-fast any failure.
+    The lines of the record have the entries of `run`; lines that the disk does not take stay in
+    `waiting`. A full disk ends the run, and with --fail-fast any failure.
     """
     options = plan.options
     summary = plan.summary
@@ -103,6 +102,7 @@ def _run_cases(
     is_full = False
     with closing(records):
         for record in records:
+            # A case that could not be read has nothing to say beside its failure.
             if record.status != "skipped" and "read" in record.times:
                 for note in record.notes:
                     observer.note(note, case_id=record.case_id)
