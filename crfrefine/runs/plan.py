@@ -71,9 +71,9 @@ class RunPlan:
     def add_tasks(self, all_outputs: Sequence[OutputFiles]) -> None:
         """Add the cases of this part, each with parameters that were not learned on it.
 
-        They have the records of what earlier runs have done, with --continue, and the files of
-        their cases that are there and may be of other runs. Notes are on what is done, and on what
-        is left.
+        With --continue a case has the record of an earlier run that has done it. The outputs of a
+        case know the files of earlier runs that this run does not write. Notes are on cases that
+        are refined again, and on those that are left as they are.
         """
         options = self.options
         summary = self.summary
@@ -100,10 +100,10 @@ class RunPlan:
                 record = None
                 unmeasured.append(files.case_id)
             written = before.get(files.case_id, {})
-            replaceable = {path: made for path, made in written.items() if path not in planned}
+            left_over = {path: made for path, made in written.items() if path not in planned}
             unknown = set(outputs.unknown) - planned - written.keys()
-            outputs = replace(outputs, before=replaceable, unknown=tuple(sorted(unknown)))
-            if replaceable and record is None and not files.problem:  # The case is refined.
+            outputs = replace(outputs, before=left_over, unknown=tuple(sorted(unknown)))
+            if left_over and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)
             task = Task(files, outputs, own_options, self.inputs.reading, device, fold, record)
