@@ -66,9 +66,9 @@ class OutputFiles:
     folder: Path | None = None
     # of labels that no segment describes
     label_names: Mapping[int, str] = field(default_factory=dict)
-    # Files that earlier runs wrote for the case, and others that are there under the names of
-    # options which are not given now.
+    # Files that earlier runs wrote for the case, and this run does not.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
+    # Files without a record that are there under the names of options which are not given now.
     unknown: tuple[Path, ...] = ()
 
     @classmethod
@@ -147,9 +147,9 @@ class OutputFiles:
     ) -> Iterator[Note]:
         """Remove files of the case that are of other parameters, options or inputs; yield notes.
 
-        Such is the file of a label that has vanished; `kept` are those of the new result, which is
-        made of inputs with these contents. Files that somebody has changed since an earlier run
-        wrote them, and those that no record has, are only named.
+        Such is the file of a label that has vanished; `kept` are the files of the new result, whose
+        inputs have these contents. Files that somebody has changed since an earlier run wrote them,
+        and files that no record has, are not removed: a note names them.
         """
         made_of = checksums_of_inputs(contents)
         left = {path for path in self.unknown if path.is_file()}
@@ -240,7 +240,10 @@ def plan_outputs(
 def _add_archives(
     cases: Sequence[CaseFiles], plans: list[OutputFiles], options: InferenceOptions
 ) -> None:
-    """Add the files for `nnUNetv2_ensemble` to a folder, where the input is one of nnU-Net."""
+    """Add the files for `nnUNetv2_ensemble` to the plans of cases whose input is one of nnU-Net.
+
+    A single output file gets none beside it.
+    """
     if options.writes_file:
         return
     is_nnunet: dict[Path, bool] = {}
