@@ -35,12 +35,12 @@ class RefinedChannels:
     are not in memory.
 
     Attributes:
-        computed: the result of the engine: logits, or (1, entries, voxels of a tile) those of the
-            tiles.
+        computed: the result of the engine: (channels, *box) logits, or with tiles (1, entries,
+            voxels of a tile), the entries of all labels as if they were one channel.
         sets: the labels that took part in tiles; None means all labels everywhere.
         is_array: whether the logits are an array already.
-        is_streamed: whether they and the network's were never all in memory: those of files, or of
-            a label map with many labels.
+        is_streamed: whether these logits and the network's were never all in memory: those of
+            files, or of a label map with many labels.
         marginals: the softmax of the whole array, if the engine computed it.
         num_channels: of labels or regions.
         report: steps, energy and filters.
@@ -153,9 +153,10 @@ class RefinedChannels:
             values[entries] += np.float32(bias)
 
     def label_maps(self, prepared: Prepared, case: Case) -> tuple[Labels, Labels]:
-        """Return the network's label map and the refined one, whose volumes may have to be kept.
+        """Return the network's label map and the refined one.
 
-        Voxels that were not refined keep the network's label.
+        If volumes are kept, the refined logits get a bias for that first. Voxels that were not
+        refined keep the network's label.
         """
         network = prepared.labels
         if network is None:
@@ -180,7 +181,7 @@ class RefinedChannels:
         return network, labels
 
     def _with_settled_labels(self, network: Labels) -> Labels:
-        """Return the network's labels, with a bias those that it leaves in settled tiles."""
+        """Return the network's labels, and in settled tiles the label that a bias leaves there."""
         if self.sets is None or self._mean_field.bias is None:
             return network
         labels = network.copy()
@@ -202,7 +203,7 @@ class RefinedChannels:
     def channel(self, label: int, planes: slice) -> Float32:
         """Return planes of a label's refined logits."""
         # Where a label took no part in a tile, its penalty is the largest of those that did;
-        # without logits in memory it is ABSENT_LOGIT, and 0 where it was the only one.
+        # without logits in memory its logit is ABSENT_LOGIT, and 0 where it was the only label.
         if self.is_array:
             return self.computed[label, planes]
         if self._network is None:
