@@ -199,13 +199,12 @@ def logits_header(
         raise InputError(
             f"{first.path}: logits of one label only; "
             "expected one value per label at each voxel, background included\n"
-            "  A label map lacks the scores; export the network's output before the argmax, "
-            "or refine the label map with\n"
-            "  --input-type labels. "
-            "A single foreground channel holds probabilities between 0 and 1,\n"
-            "  or is given with --input-type logits; else give one file per label, -p BACKGROUND\n"
-            "  -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
-            "  --regions NAME=1."
+            "  A label map: export the network's output before the argmax, or give "
+            "--input-type labels.\n"
+            "  Label 1 alone: its probabilities lie between 0 and 1; its logits need "
+            "--input-type logits.\n"
+            "  One file per label: -p BACKGROUND -p FOREGROUND.\n"
+            "  The sigmoid channel of a single region: say which labels it has, --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
     files = [first]
