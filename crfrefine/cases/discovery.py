@@ -245,7 +245,7 @@ class Images:
             raise InputError(f"{place}: {reason}{advise(place)}")
         if not is_pattern(place) and all(find_patterns([match.path.name for match in images])):
             raise InputError(
-                f"{place}: images and their label maps have names of the same kind{propose(place)}"
+                f"{place}: images and label maps cannot be told apart by name{propose(place)}"
             )
 
         hint = advise_on_splits(place, images, "modality")
