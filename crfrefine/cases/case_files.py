@@ -52,7 +52,8 @@ class CaseFiles:
 
     case_id: str  # its name
     images: tuple[Path, ...]  # one per modality, in order, or a single file with all of them
-    # one with all labels, or one per label in order; empty if no logits were requested
+    # The network's output, also a label map: one file with all labels, or one per label in order,
+    # or one per structure; empty if none was requested.
     logits: tuple[Path, ...] = ()
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
