@@ -261,7 +261,7 @@ class NiftiHeader(FileHeader):
         return ""
 
     def segments(self) -> tuple[Segment, ...]:
-        """Return the labels of a table among the extensions; channels are labels, too.
+        """Return the labels of a table among the extensions; of channels, it names their labels.
 
         A regular expression finds them, as XML's entities and document types may be hostile.
         """

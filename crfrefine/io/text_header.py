@@ -222,9 +222,9 @@ class TextHeader(FileHeader, dict[str, str]):
         )
 
     def rare(self, reason: str) -> Exception:
-        """Return the error for what only SimpleITK reads, with the files of voxels that exist.
+        """Return RareHeaderError, for what only SimpleITK reads, with the files of voxels.
 
-        SimpleITK takes all lengths for mm.
+        It is UnsupportedFormatError for lengths in another unit: SimpleITK takes all for mm.
         """
         for name in self.all_units:
             if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
@@ -303,9 +303,10 @@ def _text_of(value: bytes) -> str:
 
 
 def text_of_name(name: str) -> str:
-    """Return the text of a header, which is UTF-8, that has the bytes of a file's name.
+    """Return the text that a header, which is UTF-8, has to hold for the name of a file.
 
-    Where names of files have another encoding, the text is another one.
+    Its bytes are those of the name. Where names of files have another encoding, it differs from the
+    name as text.
     """
     return _text_of(os.fsencode(name))
 
