@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import signal
 import subprocess
 
@@ -15,7 +16,18 @@ from crfrefine.errors import BackendUnavailableError
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays to the end: garbage is not looked for in it."""
+    gc.disable()
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 def _load(name, monkeypatch):

@@ -7,10 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-import dask
 import pytest
 from cli_helpers import FAST, command, files_in, run_here, wait_for, write_folders
-from distributed import Client, LocalCluster
 
 from crfrefine.errors import InputError
 from crfrefine.runs.cluster import refine_on_worker
@@ -39,6 +37,8 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def local():
+    from distributed import LocalCluster
+
     options = {
         "host": "127.0.0.1",
         "dashboard_address": "127.0.0.1:0",
@@ -109,6 +109,8 @@ def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
     there = tmp_path / "there"
     arguments = ("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o")
     run_here(*arguments, plain, status=0)
+    from distributed import Client
+
     with Client(local.scheduler_address) as client:
         client.write_scheduler_file(tmp_path / "scheduler.json")
         worker = next(iter(client.run(os.getpid).values()))
@@ -122,6 +124,8 @@ def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
 
 
 def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
+    import dask
+
     folders = write_folders(tmp_path, "a")
     for address in ("tcp://127.0.0.1:1", "no_such_file.json", "tls://127.0.0.1:1"):
         with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):

@@ -142,7 +142,9 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
     return evaluation
 
 
-EVALUATION = make_evaluation(make_table())
+@pytest.fixture(scope="module")
+def evaluation():
+    return make_evaluation(make_table())
 
 
 def written(tmp_path, evaluation, **options):
@@ -152,8 +154,8 @@ def written(tmp_path, evaluation, **options):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("report"), EVALUATION)
+def text(tmp_path_factory, evaluation):
+    return written(tmp_path_factory.mktemp("report"), evaluation)
 
 
 def test_what_users_name_stays_text(text):
@@ -205,15 +207,15 @@ def test_the_page_is_well_formed_asks_for_nothing_outside_of_itself_and_runs_no_
     assert not re.search(r"url\(|@import", text)
 
 
-def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(text):
+def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(text, evaluation):
     shown = Page(text).text
-    assert shown.partition("Verdict ")[2].startswith(EVALUATION.verdict.sentence)
+    assert shown.partition("Verdict ")[2].startswith(evaluation.verdict.sentence)
     assert "1 case could not be evaluated" in shown
     for method in ("network in 2", "crf in 1"):
         assert f"2: Dice is undefined for {method} of 13 cases" in shown
     row = next(
         row
-        for row in EVALUATION.summary
+        for row in evaluation.summary
         if (row.method, row.metric, row.region) == ("crf", "dice", "1")
     )
     comparison = row.comparison
@@ -333,15 +335,15 @@ def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page
 
 
 def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_install(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, evaluation
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "report.html"
     notes = []
-    write_report(path, EVALUATION, notes.append, num_shown=1)
+    write_report(path, evaluation, notes.append, num_shown=1)
     (problem,) = map(str, notes)
     text = path.read_text(encoding="utf-8")
     assert "pip install 'crfrefine[report]'" in problem
     assert problem.removeprefix("the report has no charts: ") in Page(text).text
-    assert EVALUATION.verdict.sentence in Page(text).text
+    assert evaluation.verdict.sentence in Page(text).text
     assert (len(pictures(text, "cases")), pictures(text, "charts")) == (3, {})
