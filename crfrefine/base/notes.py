@@ -207,7 +207,7 @@ class NoteKind(Enum):
         "mean_field.temperature changes more"
     )
     STALE_REMOVED = "files of an earlier result are removed: {names}"
-    STALE_LEFT = "files that are no result of this run are left: {names}"
+    STALE_LEFT = "files that this run has not written are left as they are: {names}"
     GPU_LOST = (
         "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
     )

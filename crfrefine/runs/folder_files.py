@@ -24,7 +24,8 @@ def plan_ensemble_files(
 ) -> list[tuple[Path, bytes]]:
     """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
 
-    Notes name what is not there to be copied. Raise InputError if other ones are in the folder.
+    Notes name files that are not there to be copied. Raise InputError if files of these names with
+    other contents are in the output folder.
     """
     sources = []
     lacking = []
@@ -51,8 +52,8 @@ def plan_ensemble_files(
             copies.append((target, content))
         elif target.read_bytes() != content:
             raise InputError(
-                f"{target}: is another one than {found[0]}, which belongs beside the probabilities "
-                "for nnUNetv2_ensemble; choose another output folder, or remove the file"
+                f"{target}: differs from {found[0]}, of which nnUNetv2_ensemble needs a copy here; "
+                "choose another output folder, or remove the file"
             )
     if lacking:
         notes.append(Note.of(NoteKind.NOTHING_TO_COPY, str(folder), names=lacking))
@@ -74,8 +75,8 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[P
     if description is not None and description.labels == expected:
         return []
     raise InputError(
-        f"{path}: has other labels than the {len(structures)} structures of this run, whose names "
-        "belong into it; choose another output folder, or remove the file"
+        f"{path}: has other labels than the {len(structures)} structures of this run, which would "
+        "write their names there; choose another output folder, or remove the file"
     )
 
 

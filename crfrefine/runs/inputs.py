@@ -33,7 +33,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read.
 
     They are those of a manifest, of nnU-Net's folder, or of images and logits. Raise InputError if
-    none of the last has logits or a label map.
+    no case has logits or a label map.
     """
     mask = options.masks if isinstance(options.masks, Path) else None
     named = (options.nnunet, options.manifest, mask)
@@ -134,7 +134,7 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
         try:
             cases = discover_cases(logits, images)
             swapped = next((case for case in cases if case.logits and case.images), None)
-            # The network's output of this name has channels, if it is where it should be.
+            # A file of several channels among the logits is a network's output, in its place.
             return swapped is not None and read_header(swapped.images[0]).num_channels == 1
         except CrfRefineError:
             return False

@@ -209,7 +209,7 @@ def test_refined_probabilities_are_taken_by_nnunets_ensemble(of_training, tmp_pa
     run_here(*command, "--continue", status=0)
     assert (output / "case0.pkl").is_file()
     (output / "plans.json").write_text("{}")
-    assert "plans.json: is another one" in run_here(*command, status=1).stderr
+    assert "plans.json: differs from" in run_here(*command, status=1).stderr
 
 
 def test_what_the_ensemble_lacks_is_named(tmp_path):

@@ -61,7 +61,7 @@ NOTES = {
     "a.nii: the file is compressed, although its name says otherwise": Note.of(
         NoteKind.COMPRESSED, "a.nii"
     ),
-    "files that are no result of this run are left: 0, 1, 2, 3, 4 and 3 more": Note.of(
+    "files that this run has not written are left as they are: 0, 1, 2, 3, 4 and 3 more": Note.of(
         NoteKind.STALE_LEFT, names=list("01234567")
     ),
     "probabilities: {labels}": Note.of(NoteKind.CLIPPED_PROBABILITIES, problem="{labels}"),

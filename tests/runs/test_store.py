@@ -537,7 +537,7 @@ def test_files_of_a_case_that_are_of_other_parameters_are_removed(folders):
         assert {name for name in left if name.startswith(f"{case_id}/Label")} == names
     assert len(left) < 3 * 4 + 1
     assert "files of an earlier result are removed: " in said
-    assert "files that are no result of this run are left: mine.nii.gz" in said
+    assert "files that this run has not written are left as they are: mine.nii.gz" in said
     assert mine.is_file()
 
 
@@ -591,7 +591,7 @@ def test_files_that_were_changed_since_they_were_written_are_named_and_left(fold
         assert (folders.output / name).read_bytes() == content
         assert not (folders.output / name.replace("a", "b", 1)).exists()
     left = "Label_1.nii.gz, a.nii.gz, a_logits.nii.gz, a_preview.png"
-    assert f"a: files that are no result of this run are left: {left}\n" in said
+    assert f"a: files that this run has not written are left as they are: {left}\n" in said
 
 
 @pytest.mark.parametrize("is_absolute", [False, True])
@@ -654,7 +654,9 @@ def test_files_that_no_record_has_are_named_and_left(folders, tmp_path):
     said = run(folders, "--set", "bilateral.weight=2", "-v")
     for case_id in ("a", "b", "c", "a_logits"):
         name = f"{case_id}_probabilities.nii.gz"
-        assert f"{case_id}: files that are no result of this run are left: {name}\n" in said
+        assert (
+            f"{case_id}: files that this run has not written are left as they are: {name}\n" in said
+        )
         assert (folders.output / name).is_file()
     assert (folders.output / "a_logits.nii.gz").is_file()
     assert "removed" not in said
