@@ -1,6 +1,7 @@
 """A case in memory: its modalities, the network's output, mask and labels, read and checked.
 
-Its files come from `crfrefine.cases.discovery`.
+Its files come from `crfrefine.cases.discovery`. What the CRF takes of it is another `Case`, that of
+`crfrefine.refinement.given`.
 """
 
 from __future__ import annotations
