@@ -148,9 +148,10 @@ class WorkGrid:
         return grid_map
 
     def _doubt(self, other: VolumeHeader, grid_map: GridMap) -> str | None:
-        """Return why the place of a part of this grid may be a mistake; 3D Slicer knows the place.
+        """Return why the place of a part of this grid may be a mistake.
 
-        None if nothing shows it, or the other grid has other voxels.
+        None if nothing shows it, if the other grid has other voxels, or for a file of 3D Slicer,
+        which stores parts at their place.
         """
         whole = grid_map.in_whole_voxels
         paths = (self.header.path, other.path)

@@ -275,8 +275,8 @@ def _names_other(name: str) -> bool:
 def _templates(names: Sequence[str], place: str) -> list[str]:
     """Return the names that cases have in common, such as `{case}_t1.nii`, sorted.
 
-    The name of the case is in a `place` of them. As many cases as have the most frequent name must
-    have each of them, or nearly.
+    The name of the case is in a `place` of them. A name counts if more than half as many cases have
+    it as have the most frequent one, and, of several cases, more than one has it.
     """
     cases = set[str]()
     found = Counter[str]()

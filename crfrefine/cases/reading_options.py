@@ -40,7 +40,8 @@ class RegionReading:
 
     scheme: RegionScheme | None = None  # None means that channels are labels
     source: str = ""  # the option or file that declares them; GIVEN if the user named them
-    # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
+    # The number of all labels: so many channels whose sum is 1 are a softmax over labels, in spite
+    # of the regions. None if unknown.
     num_labels: int | None = None
     # why the declaration cannot be used: files that need it fail with this message
     problem: str = ""
@@ -62,7 +63,7 @@ class RegionReading:
             return self.scheme
         if len(values) != self.scheme.num_regions:
             return None
-        # A softmax sums to 1; zeros everywhere are none, but regions that are nowhere.
+        # A softmax sums to 1. Zeros everywhere are no softmax, but regions that are nowhere.
         look = look_at(values)
         sums_to_one = look.outside is None and not look.bad_sums(SUM_TOLERANCE)
         if len(values) > 1 and sums_to_one and values.any():
