@@ -109,6 +109,11 @@ def _is_tensor(values: Any) -> bool:
     return torch is not None and isinstance(values, torch.Tensor)
 
 
+def _is_on_gpu(features: Any) -> bool:
+    """Return whether features are a tensor on a GPU."""
+    return _is_tensor(features) and features.device.type != "cpu"
+
+
 class Lattice:
     """The kernel exp(-|f_i - f_j|² / 2) of points, built once, for any number of values.
 
@@ -146,7 +151,7 @@ class Lattice:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
         check_word("device", device, DEVICES)
-        is_on_gpu = _is_tensor(features) and features.device.type != "cpu"
+        is_on_gpu = _is_on_gpu(features)
         points: Any = features if is_on_gpu else given_array(features, "features")
         if points.ndim < 2:
             shape = tuple(points.shape)
