@@ -149,7 +149,7 @@ def test_small_slabs_change_no_label(monkeypatch):
     parameters = SHARP.replace(**{"mean_field.tolerance": 0.0, "mean_field.filter": "lattice"})
     options = {"parameters": parameters, "spacing": (0.7, 0.8, 1.6)}
     whole = refined(coarse(truth), image, **options)
-    monkeypatch.setattr(planning, "MAX_SHARED_VOXELS", 100 * 34 * 29)
+    monkeypatch.setattr(planning, "LARGEST_COARSE_SLAB", 100 * 34 * 29)
     parts = refined(coarse(truth), image, **options)
     assert "slabs" not in whole.filters[0]
     assert parts.filters[0].endswith("in 2 slabs")

@@ -17,7 +17,7 @@ from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
 from crfrefine.refinement.tiles.planning import (
-    MAX_SHARED_VOXELS,
+    LARGEST_COARSE_SLAB,
     lazy_problem,
     mask_on_tiles,
     prepare_on_tiles,
@@ -63,7 +63,7 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
     problem = lazy_problem(
         case, source, *presence, mask, thresholds.may_matter, checks_borders=leaves_out
     )
-    problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
+    problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     source.ensure(problem.sets.domains, source.threads)
     labels, problem, largest_sums = _interpolated(source, problem, sums, thresholds)
     labels[~covered] = 0

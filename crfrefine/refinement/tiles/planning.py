@@ -33,8 +33,8 @@ from crfrefine.refinement.tiles.problem import GROUP, TileProblem
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds, settled_bound
 
-# Voxels of a coarser network's map that are refined at once: filters of them take about 2 GiB.
-MAX_SHARED_VOXELS = 40_000_000
+# Most voxels of a slab of the output of a coarser network: filters of them take about 2 GiB.
+LARGEST_COARSE_SLAB = 40_000_000
 
 
 def plan_array(
@@ -82,7 +82,7 @@ def plan_array(
         source, sets, present, may_matter, image, spec, threshold, settled_below=settled_below
     )
     if is_interpolated:
-        problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
+        problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     else:
         is_direct = choose_tiles(problem, case.context.threads, survey)
         if is_direct is None:
@@ -231,7 +231,8 @@ def prepare_on_tiles(
     )
 
 
-# Voxels in the windows up to which a label map's sums are direct: half the time of the lattice.
+# Voxels that a direct sum visits for one voxel up to which a label map's sums are direct: they
+# take half the time of the lattice.
 MAX_PAIRS = 1000
 
 
@@ -261,7 +262,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
         settled_below = find_thresholds(threshold, spec).may_matter
-        largest_slab = MAX_SHARED_VOXELS
+        largest_slab = LARGEST_COARSE_SLAB
 
     near = np.array(source.reach)
     if not is_plain:
