@@ -126,7 +126,7 @@ class Files:
         self.kind = kind
         self.place = places[0]
         self.is_pattern = is_pattern(self.place)
-        self.one = kind.one or f"one file of {kind.what}"  # for messages
+        self.one_file = kind.one_file or f"one file of {kind.what}"  # for messages
         # for each line of names of the kind, the files of each case
         self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
@@ -221,7 +221,7 @@ class Files:
         """
         if self.given and len(cases) != 1:
             raise InputError(
-                f"{self.place}: {self.one} for {len(cases)} cases; "
+                f"{self.place}: {self.one_file} for {len(cases)} cases; "
                 "give a folder, a pattern, or the images of one case"
             )
         for number, case in enumerate(cases):
@@ -236,7 +236,7 @@ class Files:
                 continue
             paths = [match.path for match in matches]
             if len(paths) > 1 and not self.given and self.kind is not STROKES:
-                cases[number] = case.with_several(f"expected {self.one}", paths, self.place)
+                cases[number] = case.with_several(f"expected {self.one_file}", paths, self.place)
             elif paths or self.kind.is_optional:
                 files: Any = tuple(paths)
                 if self.kind.field in ("mask", "labels"):

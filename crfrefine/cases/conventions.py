@@ -45,7 +45,7 @@ class Kind:
     # file has different cases by two names, that of a name with `_` counts.
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
-    one: str = ""  # a single file, for messages; "" means a file of what it is
+    one_file: str = ""  # what a case has, for messages; "" means "one file of" and `what`
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
     field: str = "logits"  # of `CaseFiles`
@@ -57,7 +57,7 @@ class Kind:
 IMAGES = Kind(
     "image",
     ((IMAGE,), ("{case}/{ct,mri}",)),
-    one="one image, or one file per numbered modality",
+    one_file="one image, or one file per numbered modality",
     parts=("case", "modality"),
     expected=f"CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}",
 )
@@ -83,7 +83,7 @@ ARCHIVES = Kind(
 LABELS = Kind(  # a reference
     "labels",
     ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
-    one="one label map",
+    one_file="one label map",
     field="labels",
 )
 # Structures in the folder of one case, the best names first.
@@ -99,7 +99,7 @@ LABEL_MAP = Kind(
         (OF_CASE,),
         ("{case}/{label}",),
     ),
-    one="one label map",
+    one_file="one label map",
     parts=("case", "label"),
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
     strays="label maps",

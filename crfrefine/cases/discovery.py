@@ -220,7 +220,7 @@ class Images:
         case = CaseFiles(case_id, tuple(first[name] for name in order), modalities=names)
         if len(matches) > len(order):
             paths = [match.path for match in matches]
-            return case.with_several(f"expected {IMAGES.one}", paths, self.place)
+            return case.with_several(f"expected {IMAGES.one_file}", paths, self.place)
         if "" in first or order == [*modalities]:
             return case
         absent = [name for name in modalities if name not in first]
