@@ -139,7 +139,7 @@ def segments_of_structures(
     return tuple(segments.values())
 
 
-def read_one_hot(
+def label_map_of_one_hot(
     headers: CaseHeaders,
     values: Float32 | Iterable[Piece],
     options: ReadingOptions,

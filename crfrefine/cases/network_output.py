@@ -32,7 +32,7 @@ from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.foreground import background_of_stream, compute_background
-from crfrefine.cases.label_input import read_one_hot
+from crfrefine.cases.label_input import label_map_of_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
 from crfrefine.errors import InputError
@@ -151,7 +151,7 @@ def network_of_scores(
                     "background first, --input-type probabilities; for those of all labels but the "
                     "background, --add-background."
                 )
-            one_hot = read_one_hot(headers, values, options, notes)
+            one_hot = label_map_of_one_hot(headers, values, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
     kind, note = recognize(values, header, options.regions, regions, options.input_type, look)
@@ -198,7 +198,7 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options.input_type)
         notes += of_background
-    one_hot = read_one_hot(headers, read(), options, notes)
+    one_hot = label_map_of_one_hot(headers, read(), options, notes)
     if one_hot is not None:
         return one_hot, "labels"
 
