@@ -283,10 +283,9 @@ class _FileArrays:
 
     def segments(self) -> tuple[Segment, ...]:
         """Return the names and colors of the labels, if a single file or structures have them."""
+        if self.headers.files.structures:
+            return segments_of_structures(self.headers, self.options)
         network = self.headers.network
-        structures = self.headers.files.structures
-        if structures:
-            return segments_of_structures(network, self.options, structures)
         if len(network.files) > 1:
             return ()
         if self.options.mapping:

@@ -23,7 +23,6 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader
@@ -125,15 +124,13 @@ def read_structures(
     return _on_grid(label_map, grid, headers, options, notes)
 
 
-def segments_of_structures(
-    header: NetworkHeader, options: ReadingOptions, structures: Sequence[str]
-) -> tuple[Segment, ...]:
+def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> tuple[Segment, ...]:
     """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
     segments = {}
     for name, number in options.declared.structures.items():
         segments[name] = Segment(number, name)
-    for name, file in zip(structures, header.files, strict=True):
+    for name, file in zip(headers.files.structures, headers.network.files, strict=True):
         if len(file.segments) == 1:
             segments[name] = replace(file.segments[0], label=segments[name].label)
     return tuple(segments.values())
