@@ -70,7 +70,7 @@ class CoarseChannels(ChannelSource):
         survey.mask, *_ = leave_out(padding, None, "logits")
         labels = survey.labels
         survey.release()
-        store = candidates.store(survey, reach)
+        store = candidates.chosen(survey, reach)
         if survey.is_probability:
             take_logarithms(survey.ranges)
         threads = case.context.threads or available_threads()

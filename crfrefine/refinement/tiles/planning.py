@@ -165,7 +165,7 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     survey.release()
 
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
-    store = candidates.store(survey, reach)
+    store = candidates.chosen(survey, reach)
     presence = (survey.present, survey.may_matter)
     checks_borders = not thresholds.leave_out_nothing
     matters = thresholds.may_matter

@@ -163,9 +163,9 @@ class Candidates:
         context: RunContext,
         reach: Extents | None = None,
     ) -> None:
-        """Take an empty store.
+        """Take a store without tiles.
 
-        With `reach`, as of `store`, tiles are not kept that `store` would forget.
+        With `reach`, as of `chosen`, tiles are not kept that would not be chosen.
         """
         self._store = store
         self._context = context
@@ -195,8 +195,10 @@ class Candidates:
             self._has_room = False
             self._store = StoredChannels(store.grid, store.num_labels, store.read)
 
-    def store(self, survey: Survey, reach: Extents) -> StoredChannels:
-        """Return the channels, and mark where labels are, which take part within `reach`.
+    def chosen(self, survey: Survey, reach: Extents) -> StoredChannels:
+        """Return the channels with the tiles that are chosen by a survey of all labels.
+
+        Mark in the survey where labels are; they take part within `reach` of there.
 
         Raises CapacityError if tiles that are read once more take too much memory.
         """
