@@ -328,10 +328,10 @@ def require_memory_for(
 
 
 def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
-    """Return whether logits that may stay in their files do.
+    """Return whether logits stay in their files, where the model allows that.
 
-    They do if they are channels of labels that can be read piece by piece, and take more than their
-    share of the memory, or if all would not fit.
+    They stay there if they are channels of labels that can be read piece by piece, and take more
+    than their share of the memory, or if the case would not fit with them.
     """
     network = headers.network
     first = headers.images[0]

@@ -166,7 +166,7 @@ class CaseRecord(Record):
 
 @dataclass
 class RunSummary:
-    """The outcome of a run."""
+    """A run: what it is made with, and the outcome of its cases as they end."""
 
     device: str
     threads: int

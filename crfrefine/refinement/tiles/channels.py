@@ -43,13 +43,13 @@ class ChannelSource(ABC):
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that it has added to the input of the run."""
+        """Bytes of memory that the channels take beside the input of the case."""
         return 0
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles).
 
-        It may take another reading of a file.
+        Channels in a file may be read once more for that.
         """
         return  # Channels in memory are there.
 

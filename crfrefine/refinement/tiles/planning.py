@@ -305,15 +305,16 @@ MAX_DIRECT_REACH = 12
 DIRECT_KINDS = frozenset({"bilateral", "spatial"})
 BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
 # Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
-# channels; and for volumes that are streamed, where filters need arrays of all voxels around.
+# channels.
 PAIRS_OF_FILTERS = 120
+# The same for volumes that are streamed, where filters need arrays of all voxels around.
 PAIRS_OF_LARGE_FILTERS = 400
 # Share of the work with all labels below which tiles are used: with direct sums, with filters.
 WORTH_TILES = 0.9
 WORTH_CHANNELS = 0.5
-# Share of a grid's rows that is filtered over that of uncertain voxels; work below which it is
-# used.
+# Share of a grid's rows that are filtered over the share of voxels that are uncertain.
 ROWS_OF_UNCERTAIN = 6.0
+# Share of the work with all labels below which a grid filters tiles.
 WORTH_ROWS = 0.8
 
 

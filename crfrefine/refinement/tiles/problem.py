@@ -48,7 +48,7 @@ class TileProblem:
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
     # marginals. Minus infinity means nowhere.
     settled_below: float = -math.inf
-    # One of each modality, for an image that is not normalized; None means that it is.
+    # How each modality is normalized, where that is still to be done; None means that it is done.
     maps: Sequence[IntensityMap] | None = None
     # Most voxels of a slab and the planes beside it; None means any number.
     largest_slab: int | None = None
