@@ -59,12 +59,11 @@ _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many lab
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on one grid, unless the options allow to resample."""
+    """The headers of a case's files: on the image's grid, a part of it, or, on request, another."""
 
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
-    # of the network's output, all labels; without files if no logits were requested
-    network: io.NetworkHeader
+    network: io.NetworkHeader  # of its output; without files if none was requested
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
