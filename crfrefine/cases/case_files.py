@@ -181,28 +181,28 @@ class Files:
                 whole.add(folder)
         return [match for match in matches if match.path.parent in whole]
 
-    def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
-        """Return the files of a case with its best names, without those in `but`."""
+    def of(self, case_id: str, others: Collection[Path] = ()) -> list[Match]:
+        """Return the files of a case with its best names, without the `others` of it."""
         for line in self._lines:
-            matches = [match for match in line.get(case_id, ()) if match.path not in but]
+            matches = [match for match in line.get(case_id, ()) if match.path not in others]
             if matches:
                 return matches
         return []
 
-    def by_case(self, but: Collection[str] = ()) -> dict[str, list[Path]]:
-        """Return the files by the names of their cases, sorted, without those of cases in `but`.
+    def by_case(self, known: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the files by the names of their cases, sorted, without those of known cases.
 
         A file that may belong to several cases belongs to the one that another file names: a_seg
-        beside a belongs to a. A single file belongs to the only case in `but`, or else to the case
-        of its name, without a word for a label map at the end.
+        beside a belongs to a. A single file belongs to the only known case, or else to the case of
+        its name, without a word for a label map at the end.
         """
         if self.given:
             name = without_word(stem_of(self.place), LABEL_WORDS)
-            return {} if but else {name: [self.place]}
+            return {} if known else {name: [self.place]}
         found: dict[str, list[Path]] = {}
         names = {cases[0] for cases in self.cases_of.values()}
         for path, cases in self.cases_of.items():
-            if not any(case in but for case in cases):
+            if not any(case in known for case in cases):
                 beside = [case for case in cases[1:] if case in names]
                 found.setdefault([*beside, cases[0]][0], []).append(path)
         return dict(sorted(found.items()))
