@@ -256,7 +256,7 @@ def find_patterns(names: Sequence[str]) -> tuple[str, str]:
         (labels if _names_other(template) else images).append(template)
     pattern = images[0] if images else ""
     if len(images) > 1:
-        # They are compared character by character, as is wanted.
+        # Templates are compared character by character, not folder by folder.
         forward = os.path.commonprefix(images)  # noqa: RUF071
         backward = os.path.commonprefix([image[::-1] for image in images])  # noqa: RUF071
         start = re.sub(r"[A-Za-z0-9]*$", "", forward)

@@ -141,7 +141,7 @@ def find_regions(
                 if name != "ignore" and numbers != (0,):
                     regions[" ".join(name.split())] = numbers
             scheme = RegionScheme.of(regions, order)
-    except ConfigError as error:  # It fails only files that are no softmax over labels.
+    except ConfigError as error:  # Files of a softmax over labels do without regions.
         problem = (
             f"{source}: {error}\n"
             f"  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"

@@ -132,7 +132,7 @@ class LabelMapNetwork:
     Only labels that occur take part, and if there are many, only near where they occur.
     """
 
-    regions = None  # It has labels.
+    regions = None  # A label map has none.
     labels: Labels  # (*grid), in an unsigned type
     # The labels that occur, background, and at least two (`arrays.label_maps.channels_of`).
     channels: Sequence[int]

@@ -95,7 +95,7 @@ class RefinedChannels:
         self._is_probability = prepared.is_probability
         if self.is_streamed:
             assert prepared.labels is not None
-            prepared.labels.setflags(write=False)  # They are shown to the user, too.
+            prepared.labels.setflags(write=False)  # The result shows them to the user, too.
             self._labels = self._with_settled_labels(prepared.labels)
 
     def watch(self, given: Array) -> None:

@@ -238,7 +238,7 @@ class CasesInFlight:
                         with self.changed:
                             case.has_lost_gpu = not self._is_gpu_lost
                             self._is_gpu_lost = True
-                        if not case.has_lost_gpu:  # It has only met the loss in another one.
+                        if not case.has_lost_gpu:  # Another case met the loss first.
                             continue
                     if case.is_alone or not record.has_failed_by(MemoryError):
                         return record

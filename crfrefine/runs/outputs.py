@@ -173,7 +173,7 @@ class OutputFiles:
         for path in stale:
             path.unlink(missing_ok=True)
             if path.parent != self.label_map.parent:
-                with suppress(OSError):  # It holds other files.
+                with suppress(OSError):  # The folder may hold other files.
                     path.parent.rmdir()
         if stale:
             yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])

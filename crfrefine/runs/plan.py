@@ -157,7 +157,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         note_on_device = faster_on_cpu(inputs.cases, inputs.reading, options.parameters, threads)
     if note_on_device is not None:
         device = "cpu"
-    elif device == "auto":  # It is the same device on all workers of a cluster.
+    elif device == "auto":  # All workers of a cluster then take the same device.
         device = get_backend(device).name
     all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
     plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
@@ -204,7 +204,7 @@ def faster_on_cpu(
             continue
         try:
             headers = read_case_headers(files, reading)
-        except CrfRefineError:  # It is reported when its turn comes.
+        except CrfRefineError:  # The error is reported when the case is read.
             continue
         num_values = math.prod(headers.images[0].grid_shape) * max(2, headers.network.num_labels)
         seconds += share * SECONDS_PER_VALUE * num_values
@@ -246,7 +246,7 @@ def _summary_of(
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=tuple(os.path.realpath(path) for path in sources if path is not None),
-        # This is readable even if the folder was removed.
+        # The link can be read even if the folder was removed.
         working_folder=str(Path("/proc/self/cwd").readlink()),
         command=options.command,
         resumed=options.resume,

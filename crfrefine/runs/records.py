@@ -51,7 +51,7 @@ READING = (
     "add_background",
     "resample",
 )
-# These and all else beside the parameters that results depend on: what the options and each
+# Settings that results depend on, beside the parameters: of reading, what the options and each
 # `dataset.json` say of the mask and of labels, and the parameters of folds.
 SETTINGS = (
     *(*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out"),
@@ -138,7 +138,7 @@ class CaseRecord(Record):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
         fields = dict(vars(self))
-        for name in ("times", "notes"):  # They go to the end.
+        for name in ("times", "notes"):  # Longer entries go to the end.
             fields[name] = fields.pop(name)
         fields["notes"] = [note.to_dict() for note in self.notes]
         failure = Failure("", "")
@@ -312,7 +312,8 @@ def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str,
 
     Files with the stamp of `known` have its content, and are not read.
     """
-    # It is fifteen times as fast as that of zlib, and not needed where nothing is read.
+    # The checksum of isal is fifteen times as fast as that of zlib; commands that read no file need
+    # not import it.
     from isal.isal_zlib import crc32
 
     files = []
