@@ -148,6 +148,7 @@ class Images:
         found: list[Match] = []
         for (pattern,) in patterns_of(IMAGES.names, place):
             found = found or find_matches(pattern, IMAGES.suffixes)
+        # The cases of the network's output, and the files that patterns of other kinds take.
         outputs = set[str]()
         taken = set[Path]()
         for other in (output, *others):
@@ -159,6 +160,7 @@ class Images:
             if other is output:
                 outputs.update(match.case for match in matches)
 
+        # What is left are the images of each case, and files of another kind beside them.
         names = {match.case for match in (*found, *numbered)}
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
