@@ -11,15 +11,26 @@ import pytest
 import SimpleITK
 from cli_helpers import FAST, HERE, load_nifti, run_here, save_nifti
 from layouts import BESIDE, LAYOUTS
+from training_helpers import shorten
 
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune import server
 from crfrefine.runs.tune.finding import find_cases, number_of_first
 from crfrefine.runs.tune.options import TuneOptions
+from crfrefine.train import unlabeled, unlabeled_choice
 
 SHAPE = (9, 7, 5)
 RNG = np.random.default_rng(7)
 LABELS = (np.indices(SHAPE)[0] > 4).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _short_trainings(monkeypatch):
+    """Nothing here looks at what is learned or chosen."""
+    shorten(monkeypatch)
+    monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
+    monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
+    monkeypatch.setattr(unlabeled_choice, "THETA_ALPHA_VOXELS", (1.0,))
 
 
 def save(path, values):
