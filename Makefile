@@ -2,7 +2,7 @@
 # and make; everything else comes from the package index into .venv. `make help` lists the targets.
 
 PYTHON ?= python3
-# Two processes; a file's tests run in one of them, since what they share is made once.
+# Two processes with half of the files each; the one that is done first takes tests of the other.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
 STUDY_ARGS ?=
