@@ -48,8 +48,8 @@ OVERRIDES = Option(
 )
 REGIONS = Option(
     "--regions",
-    "A region; if the network has a sigmoid channel for each, in their order. Repeatable. "
-    "Default: as in dataset.json.",
+    "A region and its labels, if the network has a sigmoid channel for each region; repeat the "
+    "option in the order of the channels. Default: as in dataset.json.",
     "NAME=1+2+3",
     panel=INPUT,
 )

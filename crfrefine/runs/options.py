@@ -202,8 +202,8 @@ class InferenceOptions:
         bool,
         Option(
             "--save-probabilities",
-            "Also write the marginals: CASE_probabilities.nii.gz; of CASE.npz of nnU-Net, also "
-            "CASE.npz for nnUNetv2_ensemble.",
+            "Also write the marginals: CASE_probabilities.nii.gz; if the input is CASE.npz of "
+            "nnU-Net, also CASE.npz for nnUNetv2_ensemble.",
             panel=OUTPUT,
         ),
     ] = False
@@ -229,8 +229,8 @@ class InferenceOptions:
         bool,
         Option(
             "--continue --resume",
-            "Skip cases whose output exists and is complete; refine those of other parameters "
-            "again.",
+            "Skip cases whose output exists and is complete; refine a case again if its output is "
+            "of other parameters.",
             panel=OUTPUT,
         ),
     ] = False
@@ -248,7 +248,7 @@ class InferenceOptions:
         int | None,
         Option(
             "--part-id",
-            "Number of this process, from 0: it takes every N-th case from it.",
+            "Number of this process, from 0: it takes every N-th case, from case K on.",
             "K",
             limits=(0, MAX_PARTS),
         ),
@@ -293,7 +293,8 @@ class InferenceOptions:
         Path | None,
         Option(
             "--nnunet",
-            "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.",
+            "Folder of nnU-Net v2: a trained network, or predictions. The other files are found "
+            "by it.",
             "FOLDER",
             panel=INPUT,
         ),
@@ -324,8 +325,8 @@ class InferenceOptions:
         bool,
         Option(
             "--allow-vanishing",
-            "Let rules of [postprocess] remove more than a tenth of a structure: an error unless "
-            "they are set on the command line.",
+            "Let rules of [postprocess] remove more than a tenth of a structure, which is an error "
+            "otherwise, unless --set gives these rules.",
         ),
     ] = False
     output_format: Annotated[
