@@ -22,7 +22,7 @@ from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbe
 Integers = NDArray[np.int64]
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
-OTHER_NUMBERS = "`crfrefine convert --map OLD=NEW` gives strokes with other numbers these"
+OTHER_NUMBERS = "For strokes with other numbers, use `crfrefine convert --map OLD=NEW`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Strokes:
             raise InputError(f"{name}: shape {values.shape}; {expected}")
         if values.dtype.kind not in "iub":
             is_float = values.dtype.kind == "f"
-            largest = np.float32(2**53)  # A number of Python would be one of float16.
+            largest = np.float32(2**53)  # A Python number would overflow in float16.
             if not is_float or not ((values == np.rint(values)) & (abs(values) < largest)).all():
                 raise InputError(
                     f"{name}: expected whole numbers: 0 where nothing is drawn, the label elsewhere"
@@ -62,7 +62,7 @@ class Strokes:
             values = values.astype(np.int64)
         order = StorageOrder.of_memory(values)
         drawn = order.to_storage(values != 0)
-        # np.nonzero is slow
+        # np.nonzero is slow.
         voxels = np.flatnonzero(drawn)
         stored = np.stack(np.unravel_index(voxels, drawn.shape))
         positions = stored[np.argsort(order.axes)]
@@ -114,9 +114,9 @@ class Strokes:
 
 
 def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
-    """Return the strokes of several files of a case as one.
+    """Return the strokes of several files of a case as one; None without any.
 
-    InputError if they contradict each other.
+    Raises InputError if files contradict each other.
     """
     if not several:
         return None
@@ -154,7 +154,8 @@ class Edits:
     # outside of regions.
     rises: list[tuple[int, Box, Float32]]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
-    # what logits near ABSENT_LOGIT, as of label maps, count as where they rise; None: themselves
+    # The logit that a rise starts from where a logit is near ABSENT_LOGIT, as in label maps; None
+    # means the logit itself.
     lifted: float | None
 
     def apply(self, logits: Float32) -> None:
