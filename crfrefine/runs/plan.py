@@ -28,7 +28,7 @@ from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
 from crfrefine.runs.records import READING, RECORD_FOLDER, CaseRecord, FileBefore, RunSummary
-from crfrefine.runs.states import files_before, read_records, take_up
+from crfrefine.runs.states import done_before, files_before, read_records
 
 # Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05
 # to 0.2 microseconds in the table of docs/reference/benchmarks.md.
@@ -60,7 +60,8 @@ class RunPlan:
     summary: RunSummary  # without its cases
     tasks: list[Task] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-    left: list[Note] = field(default_factory=list)  # on earlier results that the run leaves
+    # on earlier results that the run leaves as they are
+    notes_at_end: list[Note] = field(default_factory=list)
     # what is written beside the outputs, and its content: names of structures, files of nnU-Net
     folder_files: list[tuple[Path, bytes]] = field(default_factory=list)
     # Files about the run; None means that there is none.
@@ -91,7 +92,7 @@ class RunPlan:
             recorded = read_records(None if options.writes_file else options.output)
             before = files_before(recorded, summary)
             if options.resume:
-                earlier, self.left = take_up(recorded, pairs, summary, self.notes)
+                earlier, self.notes_at_end = done_before(recorded, pairs, summary, self.notes)
         unmeasured = []
         for files, outputs in pairs:
             fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))

@@ -308,7 +308,7 @@ def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path
     return found
 
 
-def take_up(
+def done_before(
     recorded: RecordedRuns,
     files_of_cases: Iterable[tuple[CaseFiles, OutputFiles]],
     now: RunSummary,
