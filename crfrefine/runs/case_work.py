@@ -146,7 +146,7 @@ class CaseWork:
         strokes = None
         if case.strokes:
             strokes = read_strokes(options, case, self._reading.declared)
-        # The limit and the case decide how it is refined, not what others beside it leave.
+        # How a case is refined depends on it and on the limit, not on what other cases leave.
         limit = memory_limit(options.max_memory).bytes
         context = RunContext(
             in_flight.share_of_threads(),

@@ -177,9 +177,9 @@ class CasesInFlight:
 
     def __init__(self, tasks: Sequence[Task], options: InferenceOptions, device: str) -> None:
         self.num_threads = options.threads or available_threads()
-        # The GPU engine takes one case at a time, much more quickly than a thread reads and writes
-        # it: only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a
-        # machine.
+        # The GPU's engine takes one case at a time, and refines it much more quickly than a thread
+        # reads and writes it: as many cases as on a CPU keep it busy. PyTorch's operations use the
+        # whole machine for one case.
         num_jobs = options.num_jobs or self.num_threads
         if device.startswith("torch"):
             num_jobs = 1

@@ -86,9 +86,8 @@ def run_slabs(
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field slab by slab, each with a halo of planes on both sides.
 
-    The results are those of `run_tiles`.
-
-    With direct sums the logits are the same as at once, if all steps are taken.
+    Returns what `run_tiles` returns for the whole. With direct sums the logits are the same, if all
+    steps are taken.
     """
     # Convergence would have to be judged for all slabs together: all steps are taken, without an
     # energy.
