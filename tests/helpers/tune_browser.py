@@ -21,7 +21,7 @@ OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
     "--disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb "
-    "--window-size=1200,900"
+    "--window-size=1200,700"
 )
 needs_browser = [
     pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server"),
