@@ -123,6 +123,14 @@ class CrfParameters:
         object.__setattr__(self, "kernels", kernels_by_prefix)
         object.__setattr__(self, "has_weight", any(weights))
 
+    @property
+    def can_leave_out_labels(self) -> bool:
+        """Whether labels may take no part where they cannot matter.
+
+        The volume term needs all labels everywhere.
+        """
+        return self.mean_field.label_threshold > 0.0 and self.volume.weight == 0.0
+
     @classmethod
     def load(cls, name_or_path: str | Path) -> CrfParameters:
         """Read a preset by its name, or a TOML file; missing keys have their default values.

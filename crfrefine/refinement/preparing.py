@@ -96,9 +96,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     num_of_network = num_channels - len(network.absent)
     takes_part_nearby = label_maps.take_part_nearby(num_of_network, numbers.size)
     if takes_part_nearby:
-        leaves_out = case.parameters.mean_field.label_threshold > 0
-        keeps_volumes = case.parameters.volume.weight > 0
-        if case.can_have_tiles and leaves_out and not keeps_volumes:
+        if case.can_have_tiles and case.parameters.can_leave_out_labels:
             prepared = plan_label_map(numbers, sigma, case)
             _draw_strokes_on_tiles(prepared, case)
             return prepared
@@ -214,9 +212,8 @@ def _plan_channels(prepared: Prepared, case: Case) -> None:
 
     if case.strokes is not None:
         _draw_strokes(prepared, case, case.strokes)
-    # Volumes are sums over all voxels, also where a label would take no part.
-    keeps_volumes = case.model.mean_field.volume_weight > 0.0
-    if case.can_have_tiles and case.model.kernels.kernels and not keeps_volumes:
+    has_messages = bool(case.model.kernels.kernels)
+    if case.can_have_tiles and case.parameters.can_leave_out_labels and has_messages:
         plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)
 
 

@@ -98,11 +98,9 @@ class CaseWork:
         reading = self._reading
         self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
-        # Logits stay in their files on the CPU, if labels may be left out and no volume counts.
-        parameters = self._options.parameters
-        leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-        may_be_streamed = leaves_out and self._backend.name == "cpu"
-        is_streamed = may_be_streamed and stays_in_files(headers, reading)
+        can_leave_out = self._options.parameters.can_leave_out_labels
+        may_stay = can_leave_out and self._backend.name == "cpu"
+        is_streamed = may_stay and stays_in_files(headers, reading)
         needed, in_flight.input_bytes = require_memory_for(
             headers, reading, is_streamed=is_streamed
         )
