@@ -85,13 +85,13 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         result.names_in_reference = reference.names
         for method, files in pair.methods.items():
             fail = partial(_fail_method, result, method)
+            own = replace(reference, notes=[], warnings=[])
             with failing_alone(fail, *pair.files_of(method)):
-                own = replace(reference, notes=[], warnings=[])
                 prediction = read_masks(method, files, own)
                 result.mapped[method] = prediction.mapped
                 result.names[method] = dict(prediction.names)
                 _measure_method(method, pair, prediction, own, result)
-                result.add_notes(method, own)
+            result.add_notes(method, own)  # also of a method that failed
     result.times["measure"] = time.perf_counter() - started
     return result
 

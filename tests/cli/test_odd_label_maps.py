@@ -150,6 +150,16 @@ def test_an_anti_aliased_mask_gets_a_warning(folders, tmp_path):
     assert warning in found
 
 
+def test_a_map_with_too_many_labels_to_measure_gets_the_warning_beside_the_error(tmp_path):
+    values = np.random.default_rng(0).integers(0, 6000, (24, 24, 24)).astype(np.uint16)
+    path = save_nifti(tmp_path / "map.nii.gz", values)
+    reference = save_nifti(tmp_path / "reference.nii.gz", (values > 3000).astype(np.uint8))
+    arguments = (path, reference, "-o", tmp_path / "output", "--no-report")
+    found = run_here("evaluate", *arguments, status=1).stderr
+    assert "different labels; expected at most 2000" in found
+    assert "labels lie only in thin layers between two others" in found
+
+
 def test_anti_aliased_strokes_get_a_warning(folders, tmp_path):
     """They would draw a hundred labels; strokes of many labels are no such mask."""
     save_nifti(folders.logits / "a.nii.gz", network_labels())
