@@ -76,22 +76,23 @@ def infer(
 
 
 def _run(
-    options: InferenceOptions, overrides: dict[str, Any] | None, note: Note | None, verbosity: int
+    options: InferenceOptions, entries: dict[str, Any] | None, note: Note | None, verbosity: int
 ) -> None:
     """Refine the cases and print their results; raise Exit if one failed.
 
-    With `overrides`, parameters are chosen for the cases, except for these entries.
+    With `entries`, those of --set, all other parameters are chosen for the cases. The note is on
+    the parameters.
     """
     from crfrefine.cli.reporting import QUIET, Reporter
     from crfrefine.cli.tables import print_results
     from crfrefine.runs.run import run_inference
 
-    if overrides is not None:
+    if entries is not None:
         from crfrefine.cli.training_reporting import TrainingReporter
         from crfrefine.train.unlabeled import choose_for
 
         with TrainingReporter(verbosity) as training_reporter:
-            options = choose_for(options, overrides, training_reporter)
+            options = choose_for(options, entries, training_reporter)
     reporter = Reporter(verbosity)
     reporter.note_on_parameters = note
     try:
