@@ -339,7 +339,8 @@ def label_logits(
     logits = np.empty((num_labels, *labels.shape), np.float32)
     if sigma is None:
         for label, channel in enumerate(logits):
-            np.multiply(labels == label, np.float32(CONFIDENCE), out=channel)
+            if label not in absent:
+                np.multiply(labels == label, np.float32(CONFIDENCE), out=channel)
     else:
         from scipy.ndimage import find_objects
 
