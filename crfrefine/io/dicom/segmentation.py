@@ -170,9 +170,9 @@ def read_items(path: Path) -> tuple[Any, dict[int, Any]]:
     dataset = read_file(path)
     if not is_segmentation(dataset):
         raise InputError(
-            f"{path}: expected a DICOM segmentation, whose segments describe labels and become the "
-            f"files of a folder; found {class_name(dataset)}, which becomes a file, such as "
-            "ct.nii.gz"
+            f"{path}: expected a DICOM segmentation, as only its segments describe labels and "
+            f"become the files of a folder; found {class_name(dataset)}; "
+            "an image becomes one file, such as ct.nii.gz"
         )
     return dataset, items_by_label(path, dataset)
 
