@@ -58,7 +58,7 @@ _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
 def toml_entry(name: str, value: object, comment: str) -> str:
-    """TOML text of a key with its comment; None is said to be not set."""
+    """Return a key, its value and a comment as TOML; without a value, a line says so."""
     entry = f"{name} = {toml_value(value)}"
     if value is None:
         entry = f"# {name}: not set"
@@ -68,7 +68,7 @@ def toml_entry(name: str, value: object, comment: str) -> str:
 
 
 def toml_value(value: object) -> str:
-    """TOML text of a string, number, or nested sequence; a matrix takes a line for each row."""
+    """Return a string, number or nested sequence as TOML, a matrix with a line for each row."""
     if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
         return toml_lines(value)
     # TOML forbids the one control character that JSON allows.
@@ -76,7 +76,7 @@ def toml_value(value: object) -> str:
 
 
 def toml_lines(values: Sequence[object]) -> str:
-    """TOML text of a sequence with a line for each value."""
+    """Return a sequence as TOML, with a line for each value."""
     text = "[\n"
     for value in values:
         text += f"  {toml_value(value)},\n"
