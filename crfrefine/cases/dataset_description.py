@@ -87,6 +87,11 @@ class DatasetDescription:
         return set[int]().union(*of_labels)
 
     @property
+    def numbers_by_name(self) -> dict[str, int]:
+        """The number of each label that has a name, background aside."""
+        return {name: number for number, name in self.label_names.items() if number}
+
+    @property
     def has_regions(self) -> bool:
         """Whether labels are trained as overlapping regions, whose outputs are no distribution."""
         return any(len(members) > 1 for members in self.labels.values())

@@ -222,7 +222,7 @@ def number_structures(
         if len({*as_numbers.values()} & {*range(1, MAX_LABEL + 1)}) == len(by_name):
             numbers = as_numbers
     for description in descriptions:
-        described = {name: number for number, name in description.label_names.items() if number}
+        described = description.numbers_by_name
         if described.keys() >= by_name.keys():
             numbers = {name: described[name] for name in by_name}
             break

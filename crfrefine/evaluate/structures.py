@@ -161,7 +161,7 @@ def _name_of_only_case(
 def _names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside."""
     description = read_dataset_description(path) or DatasetDescription(path)
-    names = {name: number for number, name in description.label_names.items() if number}
+    names = description.numbers_by_name
     if not names:
         raise InputError(
             f"{path}: a label map is compared with structures by the names of its labels; "
