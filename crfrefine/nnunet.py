@@ -17,7 +17,7 @@ from crfrefine import io
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
-from crfrefine.arrays.resampling import GridMap, Interpolation
+from crfrefine.arrays.resampling import GridMap, Interpolation, stored_sizes
 from crfrefine.base.array_types import Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
@@ -127,9 +127,9 @@ def export_prediction(
         raise ConfigError(
             f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}"
         )
-    shape = _three_sizes(grid_shape)
+    shape = stored_sizes(grid_shape[::-1])
     nearest = cropping.nearest_axis(shape, configuration_spacing)
-    grid_map = cropping.grid_map(_extents_of(first), shape)
+    grid_map = cropping.grid_map(stored_sizes(first.grid_shape), shape)
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     notes = headers.notes
     nan_files: list[Path] = []
@@ -150,17 +150,6 @@ def export_prediction(
     result = replace(result, notes=(*notes, *result.notes))
     io.write_label_map(output, result.label_map, first, threads=threads or available_threads())
     return result
-
-
-def _three_sizes(shape: Sequence[int]) -> tuple[int, int, int]:
-    depth, height, width = map(int, shape)
-    return depth, height, width
-
-
-def _extents_of(image: VolumeHeader) -> tuple[int, int, int]:
-    """Return the voxels of an image along z, y and x; a plane has one along z."""
-    shape = image.grid_shape[::-1]
-    return _three_sizes((1,) * (3 - len(shape)) + shape)
 
 
 def _network_of(
@@ -288,7 +277,7 @@ class _Cropping:
 
     def check(self, image: VolumeHeader, shape: tuple[int, ...]) -> None:
         """Raise GridMismatchError unless image, properties and a network's grid belong together."""
-        extents = _extents_of(image)
+        extents = stored_sizes(image.grid_shape)
         image_spacing = image.geometry()[1][::-1]
         is_fitting = len(shape) == len(self.box) == 3 and min(shape) > 0
         if is_fitting:

@@ -269,7 +269,7 @@ def map_grid(
     to_source = np.linalg.solve(from_source, _in_space(shape, affine))
     matrix = to_source[2::-1, 2::-1].astype(np.float64)
     offset = to_source[2::-1, 3].astype(np.float64)
-    return GridMap(_stored(shape), _stored(source_shape), matrix, offset)
+    return GridMap(stored_sizes(shape), stored_sizes(source_shape), matrix, offset)
 
 
 def _is_inside(positions: Float64, size: int) -> Bool:
@@ -298,7 +298,7 @@ def _in_space(shape: Sequence[int], affine: Array) -> Float64:
     return full
 
 
-def _stored(shape: Sequence[int]) -> tuple[int, int, int]:
+def stored_sizes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return voxels along z, y, x from those along x, y(, z); a plane has one slice."""
     x, y, z = [*shape, 1][:3]
     return int(z), int(y), int(x)
