@@ -39,7 +39,7 @@ from pydicom.uid import (
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import dicom
-from crfrefine.io.dicom import writing
+from crfrefine.io.dicom import files, writing
 from crfrefine.runs.tools import dicom as tool
 from crfrefine.version import __version__
 
@@ -378,6 +378,27 @@ def test_a_series_becomes_any_format(suffix, series, tmp_path):
     np.testing.assert_array_equal(read.data, 2.0 * STORED - 1000)
     np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)  # directions of MGH are float32
     assert read.header.dtype == "int16"
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_the_limits_that_count_are_those_of_the_largest_work(writes, series, tmp_path, monkeypatch):
+    """The headers of another file have small limits of their own, whenever they are read."""
+    given = segmentation(series, tmp_path / "given.dcm")
+    lowered = []
+    monkeypatch.setattr(files, "seconds", 10)
+    monkeypatch.setattr(files, "_lower_limit", lambda _, most: lowered.append(most))
+    monkeypatch.setattr(files.resource, "getpagesize", lambda: 0)  # Of the process, nothing counts.
+    read_series = dicom.read_series(series)
+    if writes:
+        writing.write(tmp_path / "out.dcm", LABELS % 300, (), read_series, given)
+        num_voxels = LABELS.size
+        num_bytes = sum(path.stat().st_size for path in read_series.datasets)
+    else:
+        dicom.read(given, series)
+        header = pydicom.dcmread(given, stop_before_pixels=True)
+        num_voxels = header.NumberOfFrames * header.Rows * header.Columns
+        num_bytes = given.stat().st_size
+    assert lowered[-1] == files.MEMORY + 32 * num_voxels + 4 * num_bytes
 
 
 def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):

@@ -28,7 +28,7 @@ MEMORY = 1 << 30
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-# What to do with files of a class that is no series of slices; the first that is there counts.
+# What to do with files that are no slices, by their class; of several classes the first one counts.
 _ADVICE = {
     STRUCTURE_SET: STRUCTURES_ADVICE,
     DIRECTORY: "a DICOMDIR lists files in other folders: name the folder of one series",
@@ -166,7 +166,7 @@ def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, An
     series = group_slices(headers)
     if not series:
         classes = {class_of(dataset): class_name(dataset) for dataset in headers.values()}
-        advice = [_ADVICE[uid] for uid in _ADVICE if uid in classes]
+        advice = [text for kind, text in _ADVICE.items() if kind in classes]
         advice.append("name the folder of the series")
         raise InputError(
             f"{path}: expected the slices of a DICOM series or a segmentation, found "

@@ -134,8 +134,6 @@ def _open(
             "MR or PET\n"
             "  Refine such a picture as an array, with crfrefine.refine of Python."
         )
-    num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
-    limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     grid = None
     if like is not None:
         series = read_series(like, uid)
@@ -144,6 +142,9 @@ def _open(
         grid = series.header
     else:
         notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
+    num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+    # After `read_series`, which sets the limit of its files.
+    limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     with_pixels: Any = pydicom.dcmread(path)
     for item in with_pixels.SegmentSequence:
         if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.

@@ -71,12 +71,12 @@ def write(
     notes: list[Note] = []
     names = {segment.label: segment.name for segment in named}
     with decoding(like.header.path):
-        limit(like.header.path, like.datasets, labels.size)
         items = {}
         made = "converted"
         if segments is not None:
             items = _items_of(segments, like, names, notes)
             made = "refined"
+        limit(like.header.path, like.datasets, labels.size)  # `read_items` sets that of its file.
         stored = labels.T
         occurring = [segment.label for segment in segments_of(stored, ())]
         written = sorted({*items, *occurring}) or [1]
