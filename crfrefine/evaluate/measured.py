@@ -10,7 +10,11 @@ from typing import NamedTuple
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.cases.dataset_description import (
+    DatasetDescription,
+    read_dataset_description,
+    read_descriptions,
+)
 from crfrefine.cases.reading_options import ReadingOptions, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -111,14 +115,16 @@ def find_measured(
     regions, and names labels. Neither applies to structures, given by name with their numbers.
     Raise ConfigError for unusable regions.
     """
-    description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
-    ignored = options.ignore_label
-    if ignored is None:
-        ignored = description.ignore_label
+    ignored = None
     if structures:
         names = {number: shorten(" ".join(name.split())) for name, number in structures.items()}
         description = DatasetDescription(options.labels, label_names=names)
-        ignored = None
+    else:
+        place = options.labels
+        description = read_dataset_description(place) or DatasetDescription(place)
+        ignored = options.ignore_label
+        if ignored is None:
+            ignored = description.ignore_label
     label_names = description.label_names
     scheme = find_regions(None, [description]).scheme
     if scheme is not None:
@@ -147,7 +153,7 @@ def find_measured(
         judged=judged,
         titles=titles,
         ignore_label=ignored,
-        readings=_find_readings(options),
+        readings={} if structures else _find_readings(options),
         structures=structures,
     )
 

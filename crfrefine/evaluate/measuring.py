@@ -99,7 +99,7 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
 def _fail_method(
     result: CaseResult, method: str, failure: Failure, warnings: list[Note] | None = None
 ) -> None:
-    """Mark a method as failed; a calibration that nobody asked for is missing, with a warning."""
+    """Mark a method as failed; with `warnings`, a missing calibration is only one of them."""
     if warnings is None or failure.traceback is not None:  # Bugs are failures.
         result.fail(replace(failure, part=method))
     else:
@@ -127,6 +127,16 @@ def _measure_method(
     pairs = {found: pairs[found] for found in pairs if found[1] != measured.ignore_label}
     if not measured.structures:  # They have the same numbers everywhere.
         result.pairs[method] = pairs
+    present = set(chain(*pairs))
+    values = measure_case(
+        prediction.label_map,
+        truth,
+        measured.all_regions(present),
+        spacing,
+        tolerance_mm=measured.tolerance_mm(spacing),
+        ignore_label=measured.ignore_label,
+    )
+    result.values[method] = values  # They stay if its probabilities cannot be measured.
 
     scores: Prediction | None = prediction
     named = pair.named.get(method)
@@ -139,20 +149,14 @@ def _measure_method(
         with failing_alone(partial(_fail_method, result, method, warnings=warnings), *files.logits):
             scores = read_scores(method, files, reference)
 
-    labels = set(chain(*pairs))
-    if scores is not None:
-        labels.update(range(scores.num_labels))
-    regions = measured.all_regions(labels)
-    tolerance = measured.tolerance_mm(spacing)
-    ignored = measured.ignore_label
-    values = measure_case(
-        prediction.label_map, truth, regions, spacing, tolerance_mm=tolerance, ignore_label=ignored
-    )
     if scores is not None and scores.probabilities is not None:
         reference.notes[:0] = scores.notes
         calibration = measure_calibration(
-            scores.probabilities, truth, regions, channels=scores.channels, ignore_label=ignored
+            scores.probabilities,
+            truth,
+            measured.all_regions({*present, *range(scores.num_labels)}),
+            channels=scores.channels,
+            ignore_label=measured.ignore_label,
         )
         for region, row in calibration.items():
             values.setdefault(region, {}).update(row)
-    result.values[method] = values

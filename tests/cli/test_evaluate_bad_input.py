@@ -13,6 +13,7 @@ from evaluation_helpers import SHAPE, affine, read_metrics, save_map, save_npz, 
 from io_helpers import save_nifti
 from training_helpers import write_cases
 
+from crfrefine.evaluate import measuring
 from crfrefine.parameters.model import CrfParameters
 
 NII = "{case}.nii.gz"
@@ -156,6 +157,21 @@ def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(t
     assert "ece" not in {metric for _, _, metric, _ in read_metrics(study.output)}
     asked = run_here(*study.arguments, "--probabilities", f"prediction={study.after}", status=1)
     assert "do not sum to 1" in asked.stderr
+    assert ("case0", "1", "dice", "prediction") in read_metrics(study.output)
+
+
+def test_overlap_stays_where_a_calibration_fails_while_it_is_computed(tmp_path, monkeypatch):
+    study = write_study(tmp_path, 2)
+    for case in ("case0", "case1"):
+        probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), SHAPE).astype(np.float32)
+        save_npz(study.after / f"{case}.npz", np.moveaxis(probabilities, -1, 0), "probabilities")
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(measuring, "measure_calibration", fail)
+    result = run_here(*study.arguments, status=1)
+    assert "prediction" in result.stderr
     assert ("case0", "1", "dice", "prediction") in read_metrics(study.output)
 
 
