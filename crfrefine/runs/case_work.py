@@ -73,9 +73,7 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
         work.describe(result)
         work.note_losses(result)
         in_flight.end_computing()
-        written: Sequence[Path] = (task.outputs.label_map,)
-        if len(task.outputs.all()) > 1 or task.outputs.folder is not None:
-            written = work.write_beside(result)
+        written = work.write_beside(result)
         work.write(result, written)
     return record
 
@@ -317,28 +315,24 @@ class CaseWork:
         )
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
-        """Write the label map, whole or not at all, and close the record of all files.
-
-        The image is freed before.
-        """
+        """Write the label map, whole or not at all, and close the record of all files."""
         started = time.perf_counter()
-        self.in_flight.case = None
         record = self.record
         outputs = self._outputs
         files = [file for path in written for file in files_written(path)]
         if outputs.before or outputs.unknown or outputs.folder is not None:
-            # Until then a run may end that leaves the case as it was.
+            # Up to here the run may still end and leave the case as it was.
             self.in_flight.wait_to_name()
             record.notes += outputs.remove_stale(record.contents, files)
         label_map = outputs.label_map
         write_label_map(label_map, result.label_map, self._like, segments=self._named)
-        seconds = time.perf_counter() - started
-        record.times["write"] = record.times.get("write", 0.0) + seconds
+        record.times["write"] += time.perf_counter() - started
         record.written = time_of_change(label_map)
         record.contents[LABEL_MAP] = content_of(files_written(label_map))
         for path in files:
             name = str(path.relative_to(label_map.parent))
-            record.files[name] = content_of([path])["checksum"]
+            known = record.contents[LABEL_MAP] if path == label_map else None
+            record.files[name] = content_of([path], known)["checksum"]
         # Nothing below can fail: a failed case has no outputs.
         record.output = label_map
         record.preview = outputs.preview
