@@ -226,8 +226,8 @@ def plan_outputs(
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
     plans = [OutputFiles.of_case(files, options, label_names) for files in cases]
-    if options.save_probabilities:
-        _add_archives(cases, plans, options)
+    if options.save_probabilities and not options.writes_file:
+        _add_archives(cases, plans)
     _check_paths(cases, plans)
     if not is_single and os.path.realpath(output) in _input_folders(cases):
         raise InputError(
@@ -237,15 +237,8 @@ def plan_outputs(
     return plans
 
 
-def _add_archives(
-    cases: Sequence[CaseFiles], plans: list[OutputFiles], options: InferenceOptions
-) -> None:
-    """Add the files for `nnUNetv2_ensemble` to the plans of cases whose input is one of nnU-Net.
-
-    A single output file gets none beside it.
-    """
-    if options.writes_file:
-        return
+def _add_archives(cases: Sequence[CaseFiles], plans: list[OutputFiles]) -> None:
+    """Add the files for `nnUNetv2_ensemble` to the plans of cases whose input is one of nnU-Net."""
     is_nnunet: dict[Path, bool] = {}
     for number, files in enumerate(cases):
         if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
@@ -280,7 +273,7 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
 
 def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
-    occupied = {os.path.realpath(outputs.label_map.parent) for outputs in plans}
+    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in plans}))
     written_by: dict[str, str] = {}
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:

@@ -74,7 +74,8 @@ class Plane(NamedTuple):
         height = max(1, round(height_mm * scale))
         left = corner[0] + (size[0] - width) // 2
         top = corner[1] + (size[1] - height) // 2
-        pixels = drawing.resize_gray(self.image, (width, height))
+        share = _DIMMED if panel == "changes" else 1.0
+        pixels = drawing.resize_gray(self.image, (width, height), share)
         if panel in self.maps:
             labels = drawing.enlarge(self.maps[panel], (width, height))
             is_line = drawing.outline(labels)
@@ -82,7 +83,6 @@ class Plane(NamedTuple):
         elif panel == "changes":
             before = drawing.enlarge(self.maps["before"], (width, height))
             after = drawing.enlarge(self.maps["refined"], (width, height))
-            pixels = drawing.resize_gray(self.image, (width, height), _DIMMED)
             # Changed voxels have the color of the new label; white is background.
             np.copyto(pixels, drawing.label_levels(after, colors), where=before != after)
         canvas.paste(pixels, (left, top))

@@ -17,7 +17,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
-from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
@@ -189,7 +189,8 @@ def _segments_of(header: VolumeHeader, mapping: Mapping[int, int]) -> tuple[Segm
     """Return the segments that a file describes, or else those that a `dataset.json` names."""
     segments = map_segments(header.segments, mapping)
     if not segments:
-        for description in read_descriptions([header.path]):
+        description = read_dataset_description(header.path)
+        if description is not None:
             segments = named_segments(description.label_names)
     return segments
 

@@ -105,9 +105,11 @@ def open_drawing(
             names = ", ".join(str(path) for path, _ in others)
             notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
         saved = dict(case.strokes).get(corrections.strokes)
-        if saved is not None and not drawing.has_had(saved.astype(np.uint16)):
-            drawing.follow(saved.astype(np.uint16))
-            notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(corrections.strokes)))
+        if saved is not None:
+            saved = saved.astype(np.uint16)
+            if not drawing.has_had(saved):
+                drawing.follow(saved)
+                notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(corrections.strokes)))
     drawing.keep_in(corrections.drawing)
     return drawing, notes
 
@@ -157,17 +159,18 @@ class FolderLock:
                 raise
         number = os.fstat(self._file).st_ino
         is_there = self._path.exists() and self._path.stat().st_ino == number
-        host = socket.gethostname()
+        this_host = socket.gethostname()
+        host = this_host
         with suppress(ValueError, KeyError, TypeError):
             host = json.loads(owner)["host"]
-        if not is_locked or not is_there or host != socket.gethostname():
+        if not is_locked or not is_there or host != this_host:
             os.close(self._file)
             raise InputError(
                 f"{folder}: another crfrefine tune corrects cases in this folder: {owner}\n"
                 "  End it, or name another folder with --corrections. If it does not run any more, "
                 f"remove {self._path}"
             )
-        this_program = {"process": os.getpid(), "host": socket.gethostname()}
+        this_program = {"process": os.getpid(), "host": this_host}
         try:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(this_program).encode(), 0)
