@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import count_inside
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
@@ -28,11 +29,10 @@ def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bo
     for modality in image[1:]:
         is_nan |= np.isnan(modality)
     inside = ~is_nan
-    num_voxels = is_nan.size
+    num_voxels = count_inside(mask, is_nan.shape)
     where = ""
     if mask is not None:
         inside &= mask
-        num_voxels = int(np.count_nonzero(mask))
         where = " of the mask"
 
     num_left_out = num_voxels - int(np.count_nonzero(inside))

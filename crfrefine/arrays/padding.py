@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, count_inside
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, find_ties
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.notes import Note, NoteKind
@@ -79,10 +79,9 @@ def leave_out(
     if padding is None:
         return mask, 0, ()
     inside = ~padding
-    num_voxels = padding.size
+    num_voxels = count_inside(mask, padding.shape)
     if mask is not None:
         inside &= mask
-        num_voxels = int(np.count_nonzero(mask))
     num_padded = num_voxels - int(np.count_nonzero(inside))
     if not num_padded:
         return inside, 0, ()

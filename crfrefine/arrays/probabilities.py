@@ -294,10 +294,10 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         decided = "probabilities"
         reason = _describe_overshoot(look)
     else:
-        may_be_scaled = input_type != "logits" and not look.are_logits
-        if may_be_scaled and look.scaled_sum is not None:
+        scaled_sum = None if input_type == "logits" else look.scaled_sum
+        if scaled_sum is not None:
             raise InputError(
-                f"{path}: no value is negative, and the labels sum to {look.scaled_sum:.6g} at "
+                f"{path}: no value is negative, and the labels sum to {scaled_sum:.6g} at "
                 "each voxel, as probabilities in percent or from 0 to 255 do\n"
                 "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
                 f"give {BY_HAND.format('logits')}."

@@ -69,8 +69,17 @@ class CaseHeaders:
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     # mm to compute with, one per grid axis: given for the case, or the image's
     spacing: tuple[float, ...]
-    num_modalities: int  # M, the number of channels of the images
-    companions: tuple[VolumeHeader, ...]  # all headers, without those of the images
+
+    @property
+    def num_modalities(self) -> int:
+        """M, the number of channels of the images."""
+        return sum(image.num_channels for image in self.images)
+
+    @property
+    def companions(self) -> tuple[VolumeHeader, ...]:
+        """All headers, without those of the images."""
+        scalars = (self.mask, self.labels, *self.strokes)
+        return (*self.network.files, *(header for header in scalars if header is not None))
 
     @property
     def notes(self) -> list[Note]:
@@ -122,15 +131,12 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         network = io.NetworkHeader((), 0, None)
         if files.logits:
             network = _read_network_header(files, images[0], options)
-        companions = [*network.files]
         mask = None
         if files.mask is not None:
             mask = _read_scalar(files.mask, "mask", images[0], options)
-            companions.append(mask)
         labels = None
         if files.labels is not None:
             labels = _read_scalar(files.labels, "labels", images[0], options)
-            companions.append(labels)
         strokes = [_read_scalar(path, "strokes", images[0], options) for path in files.strokes]
         return CaseHeaders(
             files,
@@ -140,8 +146,6 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             labels,
             tuple(strokes),
             files.spacing or images[0].geometry()[1],
-            num_modalities=sum(image.num_channels for image in images),
-            companions=(*companions, *strokes),
         )
 
 

@@ -102,8 +102,8 @@ def discover_cases(
                 names.update(files.by_case(case_ids))
         expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
         missing = f"no image in {place}"
+        problem = f"{missing}; expected {expected}"
         for name in names:
-            problem = f"{missing}; expected {expected}"
             cases.append(CaseFiles(name, ()).with_problem(problem, missing))
         cases.sort(key=lambda case: case.case_id)
     for files in others:

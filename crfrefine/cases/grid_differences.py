@@ -13,7 +13,7 @@ from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
 from crfrefine.base.text import TIMES
 from crfrefine.io.nifti import set_sform_from_qform
 from crfrefine.io.paths import stem_of
-from crfrefine.io.text_header import MM_PER_UNIT
+from crfrefine.io.text_header import LPS, MM_PER_UNIT
 from crfrefine.io.volume import VolumeHeader
 
 LABEL_AXIS_FIRST = (
@@ -192,7 +192,7 @@ def _explain_geometry(*files: tuple[str, VolumeHeader]) -> str | None:
             (has_default_place(other), nearly(affine[:3, 3], like[:3, 3])),
         )
         is_lost = all(map(any, parts)) and not all(is_equal for _, is_equal in parts)
-        if is_lost or nearly(affine, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like):
+        if is_lost or nearly(affine, np.diag([*LPS, 1.0]) @ like):
             return _LOST_HEADER.format(
                 name=name,
                 what=what,

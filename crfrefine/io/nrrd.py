@@ -200,9 +200,9 @@ class NrrdHeader(text_header.TextHeader):
     @property
     def units(self) -> list[str]:
         """The units of length along the axes of the grid, as far as there are some."""
-        units = self.units_of("units")
         if "space units" in self:
             return self.units_of("space units")
+        units = self.units_of("units")
         if len(units) == len(self.all_sizes):
             return [units[axis] for axis in self.axes]
         return units
