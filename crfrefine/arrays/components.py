@@ -204,7 +204,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
             faces.append(hole_numbers[is_face] * base + touched[is_face])
     pairs, num_faces = np.unique(np.concatenate(faces), return_counts=True)
     hole, label = np.divmod(pairs, base)
-    # Those of one hole stand together, and now the label of most faces, the lowest of a tie, first.
+    # Within a hole the label with most faces comes first, of equal ones the lowest.
     label = label[np.lexsort((label, -num_faces, hole))]
     holes, first, num_labels = np.unique(hole, return_index=True, return_counts=True)
     main_labels = label[first]

@@ -1,6 +1,6 @@
 """The folders of nnU-Net version 2: predictions, and trained networks.
 
-Of a trained network, the output for a case is that of the fold that held the case out.
+A trained network's output for a case comes from the fold that held the case out.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def _run(
 ) -> None:
     """Refine the cases and print their results; raise Exit if one failed.
 
-    With `entries`, those of --set, all other parameters are chosen for the cases. The note is on
-    the parameters.
+    With `entries`, from --set, all other parameters are chosen for the cases. The note is about the
+    parameters.
     """
     from crfrefine.cli.reporting import QUIET, Reporter
     from crfrefine.cli.tables import print_results

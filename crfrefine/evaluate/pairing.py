@@ -164,7 +164,7 @@ class _Search:
         self.found += files.described(names)
         cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
         probabilities = CALIBRATION
-        if is_pattern(source):  # What else its files hold, their headers say.
+        if is_pattern(source):  # Headers tell what its other files hold.
             probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
         for kind in (OPTIONAL_LABELS, probabilities):
             Files(kind, source).add_to(cases)

@@ -241,7 +241,7 @@ class VoxelSource:
         return (self.slope, self.intercept) != (1.0, 0.0)
 
     def in_file(self, num_bytes: int, header: Path) -> tuple[VoxelSource, int]:
-        """Return the place of so many bytes of voxels, with their start, and the bytes behind them.
+        """Return this place with the start of so many bytes of voxels, and the bytes behind them.
 
         Behind compressed voxels, none are looked for.
         Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the file

@@ -153,7 +153,7 @@ class MeanFieldSpec:
     volume_slack: float = field(init=False)
 
     def __post_init__(self) -> None:
-        import numpy as np  # Arrays are here, so it is imported already; `--help` does without.
+        import numpy as np  # `--help` does without; with arrays it is imported already.
 
         num_labels = len(self.compatibility)
         # Ones are counted: a matrix to compare with would be large for thousands of labels, and the

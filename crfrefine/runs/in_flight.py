@@ -70,7 +70,7 @@ class CaseInFlight:
         with run.changed:
             more = num_bytes - self.num_bytes
             if not self._has_place:
-                # Others may have this; nothing beside a case that is alone, or does not fit.
+                # What other cases may hold: nothing if this one runs alone or does not fit.
                 most_of_others = 0 if self.is_alone else max(0, run.max_bytes - num_bytes)
                 earlier = run.cases[max(0, run.turn) : self._number]
                 while True:

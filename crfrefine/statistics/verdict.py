@@ -285,7 +285,7 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
 
 
 def _against_rivals(subject: str, rivals: Sequence[Rival]) -> tuple[Outcome, list[str]]:
-    """Return what the verdict is on a method that helps, by its rivals, and sentences on these."""
+    """Return the verdict on a method that helps, beside its rivals, and sentences about them."""
     outcome = Outcome.HELPS
     sentences = []
     compared = [rival for rival in rivals if rival.comparison.num_pairs]

@@ -231,8 +231,8 @@ def prepare_on_tiles(
     )
 
 
-# Voxels that a direct sum visits for one voxel up to which a label map's sums are direct: they
-# take half the time of the lattice.
+# A label map's sums are direct if they visit at most so many voxels for one voxel; they then take
+# half the time of the lattice.
 MAX_PAIRS = 1000
 
 

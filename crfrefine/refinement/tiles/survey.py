@@ -31,7 +31,7 @@ class Thresholds:
 
     present: Float64  # (L,), a label above it is present
     # The marginal of a label below it stays below the threshold, whatever the marginals around it
-    # are; -inf without a bound. It has as many digits as `present`.
+    # are; -inf without a bound. It is float64, as `present` is.
     may_matter: np.float64
 
     @property
@@ -236,7 +236,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
 
 
 def settled_bound(spec: ModelSpec) -> float:
-    """Return `TileProblem.settled_below` of a label map, which only labels that take part exceed.
+    """Return `TileProblem.settled_below` of a label map: only labels that take part exceed it.
 
     It is minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
     """

@@ -1,4 +1,4 @@
-"""The voxels that a stroke draws: in a plane, in balls around its path, or inside of an outline."""
+"""The voxels that a stroke draws: in a plane, in balls around its path, or inside an outline."""
 
 from __future__ import annotations
 

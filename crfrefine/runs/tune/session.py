@@ -231,8 +231,8 @@ class Session:
         """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
 
         It is drawn on the intensities of `within` alone, as of `TuneCase.within`, if that is not
-        empty. A stroke with the mark of an earlier one is the same one, sent again. One beside the
-        image is none.
+        empty. A stroke with the mark of an earlier one is the same one, sent again. One outside the
+        image draws nothing.
         """
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
