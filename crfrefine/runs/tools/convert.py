@@ -17,6 +17,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
+from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
@@ -28,7 +29,6 @@ from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
 from crfrefine.io.writing import check_replaceable, check_writable
-from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import grid_to_write, with_axes, with_geometry_of
 

@@ -17,6 +17,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList, structures_by_case
 from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
@@ -34,7 +35,6 @@ from crfrefine.errors import InputError
 from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.tools.content import is_label_map
 
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
