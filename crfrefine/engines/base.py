@@ -5,7 +5,6 @@ Arrays carry no metadata; their grid axes are in storage order.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.softmax import softmax
-from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
@@ -92,9 +90,6 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
         progress(stage + suffix, steps_before + step, count * num_steps)
 
     return tell
-
-
-Range = tuple[float, float]  # smallest and largest value
 
 
 def _add_any(num_bytes: int) -> None:
@@ -315,38 +310,3 @@ class Backend(ABC):
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
-
-    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
-        """Return the label of the largest of (L, *grid) logits at each voxel.
-
-        The lowest label wins a tie. The type is the smallest unsigned type for L - 1.
-        """
-        dtype = np.min_scalar_type(len(logits) - 1)
-        return np.argmax(logits, axis=0).astype(dtype)
-
-    def softmax(
-        self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None
-    ) -> Float32:
-        """Return the softmax over labels of (L, *grid) logits.
-
-        If `out` is given, the result is written there; `out` may be the logits.
-        """
-        marginals = np.empty_like(logits) if out is None else out
-        marginals[...] = softmax(logits.astype(np.float64))
-        return marginals
-
-    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
-        """Return the smallest and largest value of each channel, in float32.
-
-        Both are NaN for a channel with a value that is not finite in float32.
-        """
-        ranges = []
-        for channel in channels:
-            with np.errstate(over="ignore"):
-                values = channel.astype(np.float32, copy=False)
-            low = float(values.min())
-            high = float(values.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                low = high = math.nan
-            ranges.append((low, high))
-        return ranges

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -32,7 +32,6 @@ from crfrefine.engines.base import (
     MeanFieldReport,
     MeanFieldResult,
     Progress,
-    Range,
     RunContext,
     Tape,
 )
@@ -141,33 +140,6 @@ class CpuBackend(Backend):
         with engine_errors(self._engine, values.shape):
             self._engine.message(values, guide, image.mask, distances, spec, num_threads, out)
         return out
-
-    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        dtype = np.min_scalar_type(len(logits) - 1)
-        out: Labels = np.empty(logits.shape[1:], dtype)
-        self._engine.label_map(
-            np.ascontiguousarray(logits, np.float32), threads or available_threads(), out
-        )
-        return out
-
-    def softmax(
-        self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None
-    ) -> Float32:
-        """Return the softmax over labels; see `Backend.softmax`."""
-        if out is None:
-            out = np.empty(logits.shape, np.float32)
-        self._engine.softmax(
-            np.ascontiguousarray(logits, np.float32), threads or available_threads(), out
-        )
-        return out
-
-    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`."""
-        with np.errstate(over="ignore"):
-            values = np.ascontiguousarray(channels, np.float32)
-        extremes = self._engine.channel_ranges(values, threads or available_threads())
-        return list(zip(extremes[::2], extremes[1::2], strict=True))
 
 
 class CpuKernels:

@@ -19,6 +19,7 @@ from crfrefine.arrays.foreground import decide_channel, fill_background_of_chann
 from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.base.geometry import StorageOrder
+from crfrefine.engines.results import label_map
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 
@@ -253,7 +254,7 @@ class Case:
         """Return the label map, (*grid), of channels, (channels, *grid)."""
         if self.regions is not None:
             return self.regions.decode(channels)
-        return self.backend.label_map(channels, threads=self.context.threads)
+        return label_map(channels, self.context.threads)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,8 @@ from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.base.notes import Note
-from crfrefine.engines.base import Backend, GridImage
+from crfrefine.engines.base import GridImage
+from crfrefine.engines.results import channel_ranges, label_map
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.following import plan_edits
 from crfrefine.refinement.given import Case, LabelMapNetwork, Network, Prepared, StreamedNetwork
@@ -52,7 +53,7 @@ def prepare(network: Network, case: Case) -> Prepared:
 
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    lowest, largest = _finite_range(values, "logits", case.context.threads)
     are_regions = case.regions is not None
     if are_regions and largest > MAX_LOG_ODDS:
         largest = MAX_LOG_ODDS
@@ -166,9 +167,7 @@ def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
         prepared.logits = np.where(padding, np.float32(0.0), prepared.logits)
-        _, prepared.largest = _finite_range(
-            case.backend, prepared.logits, "logits", case.context.threads
-        )
+        _, prepared.largest = _finite_range(prepared.logits, "logits", case.context.threads)
 
 
 def _plan_channels(prepared: Prepared, case: Case) -> None:
@@ -243,27 +242,25 @@ def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes) -> None:
 
 def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
-    labels = case.backend.label_map(logits, threads=case.context.threads)
+    labels = label_map(logits, case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))
 
 
-def without_nan(image: GridImage, backend: Backend, threads: int | None) -> tuple[GridImage, Note]:
+def without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Note]:
     """Return an image without the voxels that are NaN in its mask, and a note on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.
     """
     values = image.values.copy(order="K")
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
-    _finite_range(backend, numbers, "image", threads)
+    _finite_range(numbers, "image", threads)
     mask, note = leave_out_nan(values, image.mask, "image")
     return replace(image, values=values, mask=mask), note
 
 
-def _finite_range(
-    backend: Backend, channels: Array, name: str, threads: int | None
-) -> tuple[float, float]:
+def _finite_range(channels: Array, name: str, threads: int | None) -> tuple[float, float]:
     """Return the lowest value and largest magnitude; InputError if not finite in float32."""
-    ranges = np.array(backend.channel_ranges(channels, threads=threads), np.float64)
+    ranges = np.array(channel_ranges(channels, threads), np.float64)
     for number in np.flatnonzero(np.isnan(ranges[:, 0])):
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(channels[number].astype(np.float32))

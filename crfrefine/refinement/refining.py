@@ -29,6 +29,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldResult, RunContext
+from crfrefine.engines.results import channel_ranges
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
@@ -255,8 +256,8 @@ def _in_storage_order(network: Network, case: Case) -> Case:
     notes = case.notes
     # Readers check the images of other networks.
     may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
-    if may_be_nan and np.isnan(case.backend.channel_ranges(values, threads=threads)).any():
-        image, note = without_nan(image, case.backend, threads)
+    if may_be_nan and np.isnan(channel_ranges(values, threads)).any():
+        image, note = without_nan(image, threads)
         notes += (note,)
     strokes = case.strokes
     if strokes is not None:
@@ -293,7 +294,7 @@ def run_mean_field(
     refined = RefinedChannels(outcome, sets, prepared, case.model.mean_field)
     numbers = list(refined.report.energy)
     if all(math.isfinite(number) for number in numbers) and refined.computed.size:
-        ranges = backend.channel_ranges(refined.computed, threads=case.context.threads)
+        ranges = channel_ranges(refined.computed, case.context.threads)
         for lowest, highest in ranges:
             numbers += (lowest, highest)
     if not all(math.isfinite(number) for number in numbers):
@@ -318,7 +319,7 @@ def _run_on(
             # Logits in memory were checked to fit before they were read; tiles take little beside
             # them, and slabs would change the result.
             context = replace(context, num_bytes=None, take=NO_CONTEXT.take)
-        return solve(prepared.problem, backend, context)
+        return solve(prepared.problem, context)
 
     values = prepared.logits
     if prepared.box is not None:

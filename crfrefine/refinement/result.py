@@ -18,8 +18,8 @@ from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
-from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldReport, Reported
+from crfrefine.engines.results import softmax
 from crfrefine.refinement.refined import RefinedChannels
 
 
@@ -175,7 +175,7 @@ class RefinementResult(Reported):
         if temperature != 1.0:
             out = np.multiply(logits, np.float32(1.0 / temperature), out=out)
             logits = out
-        return get_backend(self.device).softmax(logits, threads=self.threads, out=out)
+        return softmax(logits, self.threads, out)
 
     @cached_property
     def changes(self) -> LabelChanges:

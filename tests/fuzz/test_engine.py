@@ -26,6 +26,7 @@ from tile_cases import make_case, refine
 import crfrefine
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import GridImage, RunContext
+from crfrefine.engines.results import channel_ranges, softmax
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
@@ -230,8 +231,8 @@ def _usual_calls():
             )
             engine.message(case.logits, case.grid, model.kernels, threads=1)
         engine.plan_filters(case.grid, model.kernels, 2)
-        engine.softmax(case.logits, threads=2)
-        engine.channel_ranges(case.logits, threads=2)
+        softmax(case.logits, 2)
+        channel_ranges(case.logits, 2)
         TileGrid((9, 17, 20)).engine(1).gather(
             np.zeros((9, 17, 20), np.float32),
             np.arange(2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from crfrefine.engines.base import (
     RunContext,
     Tape,
 )
-from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import build_kernel
@@ -34,7 +33,7 @@ from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
 from crfrefine.engines.volumes import volume_part
-from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
+from crfrefine.errors import DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 # Attribute of a MemoryError that a caller's progress function raised, which says nothing about the
@@ -262,11 +261,6 @@ class CudaBackend(Backend):
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
-        # Without the compiled engine the methods of `Backend` give the same answers, more slowly.
-        with suppress(BackendUnavailableError):
-            cpu: Any = CpuBackend()
-            for name in ("label_map", "softmax", "channel_ranges"):
-                setattr(self, name, getattr(cpu, name))
 
     def kernels(
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT

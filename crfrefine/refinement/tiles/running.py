@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import count_inside, widen
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import (
-    Backend,
     MeanFieldReport,
     MeanFieldResult,
     RunContext,
     default_origin,
 )
-from crfrefine.engines.cpu import CpuKernels
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, Extents, LabelSets, num_rings
 from crfrefine.refinement.tiles.problem import GROUP, TileProblem
 
@@ -31,15 +30,14 @@ UNSENT = 0.05
 
 
 def run_tiles(
-    problem: TileProblem, backend: Backend, context: RunContext, *, has_room: bool
+    problem: TileProblem, context: RunContext, *, has_room: bool
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field on tiles, at least one of them active.
 
     Beside the result return (entries), 1 where the label's marginal was above the threshold near
     its domain's border after a step.
 
-    The backend builds the filters of a whole volume. With `has_room` direct sums may copy the whole
-    volume before the first step.
+    With `has_room` direct sums may copy the whole volume before the first step.
     """
     sets = problem.sets
     kernels = problem.spec.kernels
@@ -62,7 +60,7 @@ def run_tiles(
     )
     started = time.perf_counter()
     image = problem.normalized()
-    messages, filters = _messages(problem, image, is_open, backend, context)
+    messages, filters = _messages(problem, image, is_open, context)
     # Of each kernel, in voxels along three axes, and those of intensity.
     bandwidths = []
     leading = [1.0] * (MAX_DIMS - len(problem.image.spacing))
@@ -99,7 +97,6 @@ def _messages(
     problem: TileProblem,
     image: Float32,
     is_open: NDArray[np.uint16],
-    backend: Backend,
     context: RunContext,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return how messages are computed: arguments of the engine's run, and a line for each kernel.
@@ -126,8 +123,7 @@ def _messages(
     origin = guide.origin or default_origin(guide)
     guide = replace(guide, mask=near.reshape(shape), origin=origin)
     # The last channel is for what takes part in no other.
-    whole = backend.kernels(guide, replace(kernels, num_labels=num_channels + 1), context)
-    assert isinstance(whole, CpuKernels)
+    whole = CpuBackend().kernels(guide, replace(kernels, num_labels=num_channels + 1), context)
     shared = {"num_channels": num_channels, "of_entry": of_entry, "of_settled": of_settled}
     return {"kernels": whole.built, **shared}, whole.filters
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from crfrefine.base.limits import format_size
 from crfrefine.engines.base import (
-    Backend,
     MeanFieldReport,
     MeanFieldResult,
     RunContext,
@@ -27,9 +26,7 @@ from crfrefine.refinement.tiles.running import run_tiles
 MAX_REPEATS = 3  # runs after which a label whose domain is still too small takes part everywhere
 
 
-def solve(
-    problem: TileProblem, backend: Backend, context: RunContext
-) -> tuple[LabelSets, MeanFieldResult]:
+def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFieldResult]:
     """Run the mean field on the tiles with several labels; return the labels that took part, too.
 
     It runs slab by slab if it does not fit into memory at once. Where a label's marginal was not
@@ -61,9 +58,9 @@ def solve(
         if len(slabs) == 1:
             # The steps need more memory than the copies with two labels at each voxel.
             has_room = is_in_memory or sets.num_entries >= 2 * sets.grid.num_tiles
-            refined, exceeds = run_tiles(problem, backend, context, has_room=has_room)
+            refined, exceeds = run_tiles(problem, context, has_room=has_room)
         else:
-            refined, exceeds = run_slabs(problem, slabs, halo, backend, context)
+            refined, exceeds = run_slabs(problem, slabs, halo, context)
         if not problem.checks_borders or not exceeds.any():
             return sets, refined
 
@@ -81,7 +78,6 @@ def run_slabs(
     problem: TileProblem,
     slabs: Sequence[slice],
     halo: int,
-    backend: Backend,
     context: RunContext,
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field slab by slab, each with a halo of planes on both sides.
@@ -109,7 +105,7 @@ def run_slabs(
         if progress is not None:
             progress("label sets", 0, 1)
         of_slab = replace(context, progress=progress)
-        refined, exceeds_in_part = run_tiles(part, backend, of_slab, has_room=has_room)
+        refined, exceeds_in_part = run_tiles(part, of_slab, has_room=has_room)
 
         target = sets.entries_in(slab)
         first = planes.start

@@ -1,0 +1,46 @@
+"""Label map, softmax and ranges of channels on the host, whichever engine has computed them.
+
+They are compiled functions of the C++ engine, and need no device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.limits import available_threads
+from crfrefine.engines.cpu import load_engine
+
+
+def label_map(logits: Float32, threads: int | None = None) -> Labels:
+    """Return the label of the largest of (L, *grid) logits at each voxel.
+
+    The lowest label wins a tie. The type is the smallest unsigned type for L - 1.
+    """
+    out: Labels = np.empty(logits.shape[1:], np.min_scalar_type(len(logits) - 1))
+    values = np.ascontiguousarray(logits, np.float32)
+    load_engine().label_map(values, threads or available_threads(), out)
+    return out
+
+
+def softmax(logits: Float32, threads: int | None = None, out: Float32 | None = None) -> Float32:
+    """Return the softmax over labels of (L, *grid) logits.
+
+    If `out` is given, the result is written there; `out` may be the logits.
+    """
+    if out is None:
+        out = np.empty(logits.shape, np.float32)
+    values = np.ascontiguousarray(logits, np.float32)
+    load_engine().softmax(values, threads or available_threads(), out)
+    return out
+
+
+def channel_ranges(channels: Array, threads: int | None = None) -> list[tuple[float, float]]:
+    """Return the smallest and largest value of each channel, in float32.
+
+    Both are NaN for a channel with a value that is not finite in float32.
+    """
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(channels, np.float32)
+    extremes = load_engine().channel_ranges(values, threads or available_threads())
+    return list(zip(extremes[::2], extremes[1::2], strict=True))
