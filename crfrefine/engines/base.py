@@ -278,35 +278,42 @@ class Backend(ABC):
         guide = replace(image, values=values)
         kernels = self.kernels(guide, model.kernels, context)
         del guide, image, values
-        refined = np.empty(log_odds.shape, dtype=np.float32)
-        binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
-        reports: list[MeanFieldReport] = []
-        timings: dict[str, float] = {}
-        for region, run_of_region in enumerate(model.regions):
-            binary[1] = log_odds[region]
-            progress = of_part(context.progress, region, len(model.regions))
-            is_last = region == len(model.regions) - 1
-            outcome = kernels.run(binary, run_of_region, progress=progress, is_last=is_last)
-            outside, inside = outcome.logits
-            np.subtract(inside, outside, out=refined[region])
-            reports.append(outcome.report)
-            for stage, seconds in outcome.timings.items():
-                # The kernels were built once, and each run reports that.
-                earlier = 0.0 if stage == "build" else timings.get(stage, 0.0)
-                timings[stage] = earlier + seconds
-        # The most steps of a region, and the sum of energies, the last one where steps ended.
-        num_iterations = max(report.num_iterations for report in reports)
-        energies = []
-        for report in reports:
-            missing = num_iterations - len(report.energy)
-            energies.append(report.energy + report.energy[-1:] * missing)
-        energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
-        converged = all(report.converged for report in reports)
-        report = MeanFieldReport(num_iterations, converged, energy, reports[0].filters)
-        return MeanFieldResult(refined, report, timings)
+        return run_regions(kernels, log_odds, model, context.progress)
 
     @abstractmethod
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
+
+
+def run_regions(
+    kernels: Kernels, log_odds: Float32, model: ModelSpec, progress: Progress | None
+) -> MeanFieldResult:
+    """Run the binary mean field of each region; see `Backend.mean_field_of_regions`."""
+    refined = np.empty(log_odds.shape, dtype=np.float32)
+    binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
+    reports: list[MeanFieldReport] = []
+    timings: dict[str, float] = {}
+    for region, run_of_region in enumerate(model.regions):
+        binary[1] = log_odds[region]
+        progress_of_region = of_part(progress, region, len(model.regions))
+        is_last = region == len(model.regions) - 1
+        outcome = kernels.run(binary, run_of_region, progress=progress_of_region, is_last=is_last)
+        outside, inside = outcome.logits
+        np.subtract(inside, outside, out=refined[region])
+        reports.append(outcome.report)
+        for stage, seconds in outcome.timings.items():
+            # The kernels were built once, and each run reports that.
+            earlier = 0.0 if stage == "build" else timings.get(stage, 0.0)
+            timings[stage] = earlier + seconds
+    # The most steps of a region, and the sum of energies, the last one where steps ended.
+    num_iterations = max(report.num_iterations for report in reports)
+    energies = []
+    for report in reports:
+        missing = num_iterations - len(report.energy)
+        energies.append(report.energy + report.energy[-1:] * missing)
+    energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
+    converged = all(report.converged for report in reports)
+    report = MeanFieldReport(num_iterations, converged, energy, reports[0].filters)
+    return MeanFieldResult(refined, report, timings)

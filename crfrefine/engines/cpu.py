@@ -24,6 +24,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import available_threads
+from crfrefine.base.one_call import OneCall
 from crfrefine.engines.base import (
     NO_CONTEXT,
     Backend,
@@ -53,12 +54,17 @@ class CpuBackend(Backend):
         """Load the engine.
 
         With `keeps_kernels` those of the newest whole volume stay in memory. The next `mean_field`
-        uses them if image, mask, spacing and bandwidths are equal; results have the same bits.
-        Callers must then make one run at a time, and never change an image or a mask that they
-        gave.
+        uses them if image, mask, spacing and bandwidths are equal; results have the same bits. A
+        second run at a time raises InputError, and callers must never change an image or a mask
+        that they gave.
         """
         self._engine = load_engine()
         self._keeps_kernels = keeps_kernels
+        self._one_run = OneCall(
+            "this engine keeps its kernels, and is at work on another run; make an engine per "
+            "thread, and start no run from the progress callback of another one",
+            waits=False,
+        )
         # Kernels that stay in memory, and the image and the threads that they were built for.
         self._kept: tuple[CpuKernels, GridImage, int | None] | None = None
 
@@ -93,16 +99,17 @@ class CpuBackend(Backend):
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if self._keeps_kernels and image.origin is None:  # never those of a part of a volume
-            if not self._keeps(image, spec.kernels, context.threads):
-                self._kept = None  # The old kernels are freed before new ones are built.
-                built = self.kernels(image, spec.kernels, context)
-                self._kept = (built, image, context.threads)
-                del built
-            assert self._kept is not None
-            try:
-                return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
-            except CapacityError:  # Kept kernels and a run may not fit into memory together.
-                self._kept = None
+            with self._one_run:
+                if not self._keeps(image, spec.kernels, context.threads):
+                    self._kept = None  # The old kernels are freed before new ones are built.
+                    built = self.kernels(image, spec.kernels, context)
+                    self._kept = (built, image, context.threads)
+                    del built
+                assert self._kept is not None
+                try:
+                    return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
+                except CapacityError:  # Kept kernels and a run may not fit into memory together.
+                    self._kept = None
 
         kernels = CpuKernels(self._engine, image, spec.kernels, context)
         del image

@@ -24,6 +24,7 @@ from crfrefine.arrays.region_scheme import GivenRegions
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notes import Note
 from crfrefine.base.notices import assumed_spacing
+from crfrefine.base.one_call import OneCall
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError
@@ -90,8 +91,8 @@ def refine(
             training: each is refined as a problem of two labels on the same kernels, and together
             they become the label map. A dictionary of names and their labels, pairs of these, or a
             RegionScheme. None means that the channels are labels, together one softmax.
-        device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a
-            note, if volumes are to be kept.
+        device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the GPU if there
+            is one and CuPy is installed, else the CPU.
         threads: CPU threads; None means the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
         allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a
@@ -186,8 +187,11 @@ class Plan:
 
     It copies image, mask and spacing when it is made: later changes of the caller's arrays have no
     effect. On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and
-    the next run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A
-    plan serves one run at a time.
+    the next run builds new ones only if its bandwidths differ. Results have the bits of `refine`.
+
+    A plan serves one run at a time. While it is at work, another run raises InputError, be it from
+    another thread or from a progress callback. Make a plan for each thread, or let threads wait for
+    each other with a `threading.Lock`.
 
     Examples:
         >>> import numpy as np
@@ -221,6 +225,11 @@ class Plan:
             "device": backend,
             "threads": threads,
         }
+        self._one_run = OneCall(
+            "this Plan is at work on another run, and serves one at a time; make a Plan for each "
+            "thread, or start this run when the other has ended, not from its progress callback",
+            waits=False,
+        )
 
     def run(
         self,
@@ -234,15 +243,19 @@ class Plan:
         allow_vanishing: bool = False,
         strokes: ArrayOrImage | None = None,
     ) -> RefinementResult:
-        """Refine logits, or a label map; arguments, result and errors are those of `refine`."""
-        return refine(
-            logits,
-            parameters=parameters,
-            input_type=input_type,
-            network_spacing=network_spacing,
-            regions=regions,
-            progress=progress,
-            allow_vanishing=allow_vanishing,
-            strokes=strokes,
-            **self._case,
-        )
+        """Refine logits, or a label map; arguments, result and errors are those of `refine`.
+
+        It also raises InputError while the plan is at work on another run.
+        """
+        with self._one_run:
+            return refine(
+                logits,
+                parameters=parameters,
+                input_type=input_type,
+                network_spacing=network_spacing,
+                regions=regions,
+                progress=progress,
+                allow_vanishing=allow_vanishing,
+                strokes=strokes,
+                **self._case,
+            )

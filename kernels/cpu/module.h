@@ -15,7 +15,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <mutex>
+#include <thread>
 
 #include "cpu/kernel_set.h"
 #include "cpu/mean_field_backward.h"
@@ -114,19 +116,53 @@ struct Rest {
     ~Rest() { pool.rest(); }
 };
 
+// Lets an object that is kept between calls serve one at a time. Calls of other threads wait; one
+// of the thread at work comes from its progress callback and would wait for itself, so it throws.
+// To be locked without Python's lock, which the call at work may need.
+class OneCall {
+   public:
+    void lock() {
+        require(thread_.load() != std::this_thread::get_id(),
+                "these kernels are at work: a progress callback must not use the kernels of the "
+                "run that called it; build others for it");
+        mutex_.lock();
+        thread_.store(std::this_thread::get_id());
+    }
+
+    void unlock() {
+        thread_.store(std::thread::id());
+        mutex_.unlock();
+    }
+
+   private:
+    std::mutex mutex_;
+    std::atomic<std::thread::id> thread_{};  // the one at work
+};
+
 // What is held while an object that is kept between calls works, one call at a time.
 struct EngineCall {
-    EngineCall(std::mutex& mutex, ThreadPool& pool) : lock(mutex), rest{pool} {}
+    EngineCall(OneCall& mutex, ThreadPool& pool) : lock(mutex), rest{pool} {}
 
     nanobind::gil_scoped_release release;
-    const std::lock_guard<std::mutex> lock;
+    const std::lock_guard<OneCall> lock;
     const Rest rest;
     const BlockCache cache;
     Workspace workspace;
 };
 
-// The kernels that an object of the class Kernels has built, and their grid.
-std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nanobind::handle& kernels);
+// What an object of the class Kernels has built, for runs on tiles. The set and the pool are used
+// while `one_call` is locked; the set has no kernels after their last run.
+struct BuiltKernels {
+    OneCall& one_call;
+    KernelSet& set;
+    ThreadPool& pool;
+    const std::vector<int64_t>& grid;
+};
+
+// The error of a call after the last run.
+constexpr const char* kSpent = "these kernels have had their last run; build them anew";
+
+BuiltKernels kernels_in(const nanobind::handle& kernels);
 
 void define_kernels(nanobind::module_& m);
 void define_points(nanobind::module_& m);

@@ -39,8 +39,7 @@ class Kernels {
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
-    const std::vector<int64_t>& grid() const { return grid_shape_; }
-    KernelSet& set() const { return *set_; }
+    BuiltKernels built() { return {one_call_, *set_, *pool_, grid_shape_}; }
     std::vector<std::string> descriptions() const { return set_->descriptions; }
 
     // Runs until the stopping rule is met. The last run gives the image up before the first step,
@@ -51,18 +50,18 @@ class Kernels {
     nb::dict run(const PartOfArray& logits, const MeanFieldOptions& model,
                  const std::optional<MaskArray>& part, bool is_last_run, const nb::object& progress,
                  const FloatOut& out) {
-        MeanFieldOptions options = options_of(model, part);
-        options.is_last_run = is_last_run;
-        const bool reads_box = is_on_box(logits, options), writes_box = is_on_box(out, options);
+        const bool reads_box = is_on_box(logits, model), writes_box = is_on_box(out, model);
         require(writes_box || !reads_box,
                 "expected room for the whole grid only where there are logits on it");
         const GridView<const float> from = view_of(logits, reads_box);
         const GridView<float> to = dense_view(out.data(), grid_shape(out), writes_box);
-        options.gives_marginals = !to.is_box && num_voxels() == voxels_->grid_size;
         MeanFieldOutcome outcome;
         auto marginals = std::make_unique<Buffer<float>>();
         {
-            EngineCall call(mutex_, *pool_);
+            EngineCall call(one_call_, *pool_);
+            MeanFieldOptions options = options_of(model, part);
+            options.is_last_run = is_last_run;
+            options.gives_marginals = !to.is_box && num_voxels() == voxels_->grid_size;
             is_spent_ = is_last_run && !set_->kernels.empty();
             if (is_spent_ && !set_->keeps_image()) {
                 const nb::gil_scoped_acquire gil;
@@ -76,7 +75,7 @@ class Kernels {
         nb::dict result = as_dict(outcome);
         result["marginals"] = nb::none();
         if (*marginals) {
-            std::vector<size_t> shape{static_cast<size_t>(options.num_labels)};
+            std::vector<size_t> shape{static_cast<size_t>(model.num_labels)};
             shape.insert(shape.end(), grid_shape_.begin(), grid_shape_.end());
             Buffer<float>* const kept = marginals.release();
             const nb::capsule owner(
@@ -94,10 +93,10 @@ class Kernels {
                                              const MeanFieldOptions& model,
                                              const std::optional<MaskArray>& part,
                                              const FloatOut& out, const FloatOut& record) {
-        const MeanFieldOptions options = options_of_record(model, part, record);
         for (const auto& shape : {shape_of(logits), shape_of(out)})
-            require_whole(shape, options.num_labels);
-        EngineCall call(mutex_, *pool_);
+            require_whole(shape, model.num_labels);
+        EngineCall call(one_call_, *pool_);
+        const MeanFieldOptions options = options_of_record(model, part, record);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
         return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr,
@@ -110,19 +109,19 @@ class Kernels {
                       const FloatArray& gradient, const MeanFieldOptions& model,
                       const std::optional<MaskArray>& part, bool wants_theta,
                       const FloatOut& grad_logits, const std::optional<FloatOut>& grad_image) {
-        const MeanFieldOptions options = options_of_record(model, part, record);
-        const size_t num_labels = static_cast<size_t>(options.num_labels);
-        require(!options.keeps_volumes() ||
-                    (static_cast<int>(volume_bias.size()) == options.num_iterations &&
+        const size_t num_labels = static_cast<size_t>(model.num_labels);
+        require(!model.keeps_volumes() ||
+                    (static_cast<int>(volume_bias.size()) == model.num_iterations &&
                      std::all_of(volume_bias.begin(), volume_bias.end(),
                                  [&](const auto& b) { return b.size() == num_labels; })),
                 "expected one volume bias per step and label");
         for (const auto& shape : {shape_of(logits), shape_of(gradient), shape_of(grad_logits)})
-            require_whole(shape, options.num_labels);
+            require_whole(shape, model.num_labels);
         if (grad_image) require_whole(shape_of(*grad_image), num_modalities_);
         MeanFieldGradients gradients;
         {
-            EngineCall call(mutex_, *pool_);
+            EngineCall call(one_call_, *pool_);
+            const MeanFieldOptions options = options_of_record(model, part, record);
             const BackwardInput input{logits.data(), record.data(), volume_bias,
                                       dense_view(gradient.data(), grid_shape_), wants_theta};
             for (Kernel& kernel : set_->kernels)
@@ -149,9 +148,9 @@ class Kernels {
    private:
     // Channels of all labels on the box of the mask; else they are on the whole grid.
     template <class Channels>
-    bool is_on_box(const Channels& channels, const MeanFieldOptions& options) const {
+    bool is_on_box(const Channels& channels, const MeanFieldOptions& model) const {
         const std::vector<int64_t> shape = grid_shape(channels);
-        require(static_cast<int64_t>(channels.shape(0)) == options.num_labels,
+        require(static_cast<int64_t>(channels.shape(0)) == model.num_labels,
                 "expected a channel per label of the model");
         if (shape == grid_shape_) return false;
         std::vector<int64_t> box(grid_shape_.size(), 1);
@@ -177,9 +176,10 @@ class Kernels {
         return view;
     }
 
+    // Called while `one_call_` is locked: a last run of another thread leaves no kernels.
     MeanFieldOptions options_of(const MeanFieldOptions& model,
                                 const std::optional<MaskArray>& part) const {
-        require(!is_spent_, "these kernels have had their last run; build them anew");
+        require(!is_spent_, kSpent);
         require_model(model, set_->kernels.size());
         MeanFieldOptions options = model;
         if (part) {
@@ -223,14 +223,13 @@ class Kernels {
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet> set_;
-    std::mutex mutex_;
+    OneCall one_call_;
 };
 }  // namespace
 
-std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nb::handle& kernels) {
+BuiltKernels kernels_in(const nb::handle& kernels) {
     require(nb::isinstance<Kernels>(kernels), "expected an object of Kernels");
-    const Kernels& own = nb::cast<const Kernels&>(kernels);
-    return {&own.set(), own.grid()};
+    return nb::cast<Kernels&>(kernels).built();
 }
 
 void define_kernels(nb::module_& m) {

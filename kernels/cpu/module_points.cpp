@@ -45,7 +45,7 @@ class Points {
         require(
             !scale || (scale->ndim() == 1 && static_cast<int64_t>(scale->size()) == num_points()),
             "expected a scale per point");
-        EngineCall call(mutex_, *pool_);
+        EngineCall call(one_call_, *pool_);
         filter_values(values, scale ? scale->data() : nullptr, transposed, out.data(),
                       call.workspace);
     }
@@ -58,7 +58,7 @@ class Points {
                 "expected room for the result in the shape of the values");
         require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(),
                 "expected room for a scale per point");
-        EngineCall call(mutex_, *pool_);
+        EngineCall call(one_call_, *pool_);
         return accumulate_mean(*filter_, values.data(), static_cast<int>(values.shape(0)),
                                scale.data(), out.data(), call.workspace);
     }
@@ -70,7 +70,7 @@ class Points {
         require(u.shape(0) == v.shape(0), "expected two arrays of the same channels");
         require(shape_of(gradient) == shape_of(features_),
                 "expected room for the gradient in the shape of the features");
-        EngineCall call(mutex_, *pool_);
+        EngineCall call(one_call_, *pool_);
         const int num_channels = static_cast<int>(u.shape(0));
         Buffer<float> kv(num_channels * num_points()), ktu(num_channels * num_points());
         for (Buffer<float>* filtered : {&kv, &ktu})
@@ -111,7 +111,7 @@ class Points {
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<Filter> filter_;
-    std::mutex mutex_;
+    OneCall one_call_;
 };
 }  // namespace
 

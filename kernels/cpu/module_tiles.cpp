@@ -288,10 +288,11 @@ class LabelSets {
                  const std::optional<MaskArray>& may_matter, const Extents& reach, double threshold,
                  const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
         const Tiling& tiling = set_.tiling;
-        KernelSet* const built = kernels.is_none() ? nullptr : kernels_in(kernels).first;
+        std::optional<BuiltKernels> built;
+        if (!kernels.is_none()) built.emplace(kernels_in(kernels));
         require(!model.weight.empty() && model.num_labels > largest_,
                 "expected a kernel, with one weight per label");
-        require_model(model, built ? built->kernels.size() : bandwidths.size());
+        if (!built) require_model(model, bandwidths.size());
         MeanFieldOptions options = model;
         require(image.ndim() > 0, "expected an image (modality, *grid)");
         require_size(image, static_cast<int64_t>(image.shape(0)) * tiling.num_voxels(),
@@ -299,7 +300,7 @@ class LabelSets {
         for (const auto& [sigma, theta_intensity] : bandwidths)
             require_bandwidths(sigma, theta_intensity, 3, image.shape(0));
         if (built) {
-            std::vector<int64_t> grid = kernels_in(kernels).second;
+            std::vector<int64_t> grid = built->grid;
             grid.insert(grid.begin(), grid.size() < 3 ? 3 - grid.size() : 0, 1);
             require(std::equal(grid.begin(), grid.end(), tiling.shape, tiling.shape + 3),
                     "expected kernels of the grid of the tiles");
@@ -320,11 +321,18 @@ class LabelSets {
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool<true>(threads_, [&](ThreadPool& pool) {
             const BlockCache cache;
+            std::unique_lock<OneCall> lock;
+            std::optional<Rest> rest;
             std::vector<DirectKernel> direct;
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
-                for (Kernel& kernel : built->kernels)
-                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels,
+                KernelSet& set = built->set;
+                lock = std::unique_lock(built->one_call);
+                rest.emplace(built->pool);
+                require(!set.kernels.empty(), kSpent);
+                require_model(model, set.kernels.size());
+                for (Kernel& kernel : set.kernels)
+                    filters.push_back(make_channel_tile_filter(set_, channels, set.voxels,
                                                                open.data(), kernel, pool));
             } else {
                 for (const auto& [sigma, theta_intensity] : bandwidths) {

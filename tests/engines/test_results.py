@@ -3,6 +3,7 @@
 Label maps are refined as one-hot logits of the labels that occur, regions by a binary CRF each.
 """
 
+import pickle
 import re
 from dataclasses import replace
 
@@ -452,6 +453,17 @@ def test_marginals_have_the_same_bits_where_they_are_next_to_zero():
     wanted = crfrefine.refine(logits, image, spacing=1.0, parameters=parameters, threads=1)
     assert (found == 0.0).any()
     np.testing.assert_array_equal(found, wanted.marginals)
+
+
+def test_a_pickled_result_opens_where_its_device_is_missing():
+    """Its arrays are on the host, whatever computed them."""
+    for parameters in (DENSE, FINE.replace(**{"mean_field.output_temperature": 0.7})):
+        result = refine_once(parameters)
+        moved = replace(pickle.loads(pickle.dumps(result)), device="cuda:7")
+        inside = np.ones(result.label_map.shape, bool)
+        found = moved.marginals_at(inside)
+        np.testing.assert_array_equal(found, result.marginals_at(inside))
+        np.testing.assert_array_equal(moved.marginals, result.marginals)
 
 
 def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.one_call import OneCall
 from crfrefine.engines.base import (
     NO_CONTEXT,
     Backend,
@@ -22,6 +22,7 @@ from crfrefine.engines.base import (
     Progress,
     RunContext,
     Tape,
+    run_regions,
 )
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.cupy_device import CupyDevice
@@ -260,7 +261,12 @@ class CudaBackend(Backend):
     def __init__(self, device: CupyDevice) -> None:
         self.device = device
         self.name = device.name
-        self._lock = threading.Lock()  # one case at a time: each may need all of the memory
+        # One case at a time: each may need all of the memory.
+        self._one_case = OneCall(
+            f"{self.name} is at work on a case that waits for its progress callback, which must "
+            "not start another one there; start it after the first, or with device='cpu'",
+            waits=True,
+        )
 
     def kernels(
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
@@ -269,20 +275,29 @@ class CudaBackend(Backend):
 
         An image that is on the device already is not copied.
         """
-        with self._lock:
+        with self._one_case:
             return CudaKernels(self.device, image, spec, context.progress)
 
     def mean_field(
         self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        with self._lock:
+        with self._one_case:
             kernels = CudaKernels(self.device, image, spec.kernels, context.progress)
             return kernels.run(logits, spec.mean_field, progress=context.progress)
 
+    def mean_field_of_regions(
+        self, log_odds: Float32, image: GridImage, model: ModelSpec, context: RunContext
+    ) -> MeanFieldResult:
+        """Run the mean field of each region; see `Backend.mean_field_of_regions`."""
+        guide = replace(image, values=image.values.astype(np.float32, copy=False))
+        with self._one_case:
+            kernels = CudaKernels(self.device, guide, model.kernels, context.progress)
+            return run_regions(kernels, log_odds, model, context.progress)
+
     def points(self, features: Any, method: str) -> CudaPoints:
         """Build the kernel of points with features (D, *grid); see `CudaPoints`."""
-        with self._lock:
+        with self._one_case:
             return CudaPoints(self.device, features, method)
 
     def message(

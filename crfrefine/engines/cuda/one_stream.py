@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from crfrefine.base.one_call import OneCall
 from crfrefine.engines.cuda.cupy_device import CupyDevice, following
 
 
@@ -22,14 +22,18 @@ class OneStream:
 
     def __init__(self, device: CupyDevice) -> None:
         self._device = device
-        self._lock = threading.Lock()
+        self._one_call = OneCall(
+            f"these kernels on {device.name} are at work: a progress callback must not use the "
+            "kernels of the run that called it; build others for it",
+            waits=True,
+        )
         self._stream: int | None = None  # that of the first call
 
     @contextmanager
     def working(self, array: Any) -> Iterator[None]:
         """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory."""
         with (
-            self._lock,
+            self._one_call,
             self._device.active(),
             following(self._device.xp, array, owner=self._stream),
         ):
