@@ -47,6 +47,12 @@ class ChannelTileFilter final : public TileFilter {
         kernel.filter->receivers = receivers_.get();
     }
 
+    // The filter outlives this run, whose marks are freed.
+    ~ChannelTileFilter() override {
+        kernel_.filter->senders = nullptr;
+        kernel_.filter->receivers = nullptr;
+    }
+
     void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight,
                     float* message) override {
         if (!sent.from_settled &&
