@@ -93,8 +93,8 @@ def export_prediction(
         resample: how logits are interpolated: "linear", or "cubic", which is sharper, and close to
             nnU-Net's order 3.
         threads: CPU threads; None means the cores that this process may use.
-        max_memory: bytes of memory that the process may take; None means nine tenths of what the
-            machine has.
+        max_memory: bytes of memory that the process may take; None means all that the system
+            allows: the machine's available memory, or a smaller limit of the control group.
         progress: called as progress(stage, step, num_steps); may raise to stop.
 
     Returns:

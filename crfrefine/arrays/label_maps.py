@@ -17,7 +17,7 @@ import numpy as np
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import SAME_LENGTH, StorageOrder
 from crfrefine.base.limits import MAX_LABELS
-from crfrefine.errors import InputError
+from crfrefine.errors import CapacityError, InputError
 
 Box = tuple[slice, ...]  # A part of a grid: one slice per axis, with a start and a stop
 # Up to so many labels are counted one by one: a pass takes a twentieth of the time of a histogram,
@@ -153,11 +153,11 @@ MAX_IN_MEMORY = 1 << 29
 def present_labels(label_map: Array) -> tuple[int, ...]:
     """Return the labels that occur in unsigned labels, ascending.
 
-    Raise InputError if they are more than MAX_LABELS.
+    Raise CapacityError if they are more than MAX_LABELS.
     """
     present = _occurring(label_map)
     if len(present) > MAX_LABELS:
-        raise InputError(
+        raise CapacityError(
             f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. "
             "Is it an image?"
         )

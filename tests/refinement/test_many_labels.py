@@ -11,7 +11,7 @@ from cli_helpers import save_nifti
 
 import crfrefine
 from crfrefine.base.limits import MAX_LABELS
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.errors import CapacityError
 
 SHAPE = (5, 33, 26)  # More voxels than labels.
 LIMITED = """
@@ -68,7 +68,7 @@ def test_refine_and_the_layer():
         crfrefine.refine(
             np.zeros((MAX_LABELS + 1, 2, 3, 2), np.float32), image[:2, :3, :2], **options
         )
-    with pytest.raises(InputError, match=TOLD_OF_MAPS):
+    with pytest.raises(CapacityError, match=TOLD_OF_MAPS):
         crfrefine.refine(many_labels(), image, input_type="labels", **options)
     pytest.importorskip("torch")
     with pytest.raises(CapacityError, match=TOLD.format(10**9)):
