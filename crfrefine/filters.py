@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing, given_voxels
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.arrays.intensity import large_offset, without_offset
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
@@ -324,13 +325,39 @@ def bilateral_filter(
     inside = None
     if mask is not None:
         inside = given_voxels(mask, channels.shape[1:])
-        # Voxels outside the mask may hold anything.
-        channels = np.where(inside, channels, 0)
-        guides = np.where(inside, guides, 0)
-    sent = finite(channels, "image")
-    grid = GridImage(finite(guides, "guide"), inside, distances)
+    sent, offsets = _without_offsets(channels, inside, "image")
+    seen, _ = _without_offsets(guides, inside, "guide")
+    grid = GridImage(seen, inside, distances)
     filtered = get_backend("cpu").message(sent, grid, spec, threads=threads)
+    for channel, offset in zip(filtered, offsets, strict=True):
+        if offset:  # A mean of differences, whose weights sum to 1.
+            where = True if inside is None else inside
+            np.add(channel, offset, out=channel, where=where, dtype=np.float64, casting="unsafe")
     return filtered.reshape(values.shape)
+
+
+def _without_offsets(
+    channels: Array, inside: Bool | None, name: str
+) -> tuple[Float32, list[float]]:
+    """Return channels without offsets that would cost digits, 0 outside the mask, and the offsets.
+
+    Raises InputError, with the name, if a value inside the mask is not finite or too large.
+    """
+    if inside is not None:  # Voxels outside the mask may hold anything.
+        channels = np.where(inside, channels, 0)
+    result = finite(channels, name)
+    offsets = []
+    for number, channel in enumerate(channels):
+        offset = large_offset(channel if inside is None else channel[inside])
+        offsets.append(offset)
+        if offset == 0.0:
+            continue
+        if np.may_share_memory(result, channels):  # The caller's array does not change.
+            result = channels.copy()
+        where = True if inside is None else inside
+        moved = without_offset(channel, offset)
+        np.copyto(result[number], moved, where=where)
+    return result, offsets
 
 
 def _with_channels(values: Array, num_axes: int) -> Array:

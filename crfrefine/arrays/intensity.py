@@ -26,6 +26,10 @@ RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
 # A spread whose inverse does not fit into float32 counts as zero: the modality is constant.
 CONSTANT = float(np.finfo(np.float32).tiny)
+# Spreads that an offset is worth from which on it is subtracted. Below, float32 has the differences
+# to about a millionth of the spread.
+LARGE_OFFSET = 16.0
+OFFSET_SAMPLE = 1 << 16  # values, about, that a large offset is looked for in
 
 
 def rules_of(
@@ -45,6 +49,25 @@ def rules_of(
             numbers = settings["window"][modality]
         rules.append((kind, numbers))
     return rules
+
+
+def large_offset(values: Array) -> float:
+    """Return the offset of values that costs float32 digits of their differences; 0 if it is small.
+
+    It is the median, of a sample where values are many. It is large if it exceeds LARGE_OFFSET
+    times the range of nine tenths of the values, so that a few others, such as air, do not matter.
+    """
+    sample = np.sort(values.reshape(-1)[:: 1 + values.size // OFFSET_SAMPLE].astype(np.float64))
+    if not sample.size:
+        return 0.0
+    twentieth = sample.size // 20
+    spread = sample[-1 - twentieth] - sample[twentieth]
+    if spread == 0.0:
+        spread = sample[-1] - sample[0]
+    median = float(sample[sample.size // 2])
+    if abs(median) > LARGE_OFFSET * spread:
+        return median
+    return 0.0
 
 
 def percentile_ranks(
@@ -94,7 +117,8 @@ def normalize_intensity(
     image = np.asarray(image)
     rules = rules_of(parameters, len(image))
     part = image if box is None else image[(slice(None), *box)]
-    if all(kind == "none" for kind, _ in rules):
+    has_digits_to_lose = len(image) and has_many_digits(image.dtype.newbyteorder("="))
+    if all(kind == "none" for kind, _ in rules) and not has_digits_to_lose:
         return part.astype(np.float32, order="K", copy=False)
 
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
@@ -132,7 +156,7 @@ class IntensityMap:
             part = target[start : start + step]
             values = source[start : start + step]
             if self.offset is not None:
-                values = _without_offset(values, self.offset)
+                values = without_offset(values, self.offset)
             if self.shift == 0.0 and self.scale == 1.0:
                 part[...] = values
             else:
@@ -204,20 +228,23 @@ def _fit_modality(
 
     `kind` and `numbers` are those of `rules_of`.
     """
-    if kind == "none":
-        return IntensityMap()
     if kind == "window":
         low, high = numbers
         return IntensityMap(low, 1.0 / (high - low), clip=True)
 
+    may_lose_digits = has_many_digits(source.dtype.newbyteorder("="))
+    if kind == "none" and not may_lose_digits:
+        return IntensityMap()
+    # The offset is that of voxels inside the mask, as the outside must not matter.
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
-    # The offset is a voxel inside the mask, as the outside must not matter.
+    if kind == "none":
+        return IntensityMap(offset=large_offset(values) or None)
     offset = None
-    if has_many_digits(source.dtype.newbyteorder("=")):
+    if may_lose_digits:
         offset = float(values[0])
-        values = _without_offset(values, offset)
+        values = without_offset(values, offset)
     if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
@@ -241,7 +268,7 @@ def _fit_modality(
     return IntensityMap(shift, scale, offset=offset)
 
 
-def _without_offset(values: Array, offset: float) -> Float32:
+def without_offset(values: Array, offset: float) -> Float32:
     """Return values minus an offset, subtracted in float64."""
     return (values.astype(np.float64) - offset).astype(np.float32)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from crfrefine.arrays.intensity import (
     CONSTANT,
+    LARGE_OFFSET,
+    OFFSET_SAMPLE,
     has_many_digits,
     normalize_intensity,
     percentile_ranks,
@@ -41,10 +43,11 @@ def normalize_batch(
         check_finite(image)
     masks = masks_by_item(mask, len(image), image.shape[2:])
     rules = rules_of(parameters, image.shape[1])
-    if all(kind == "none" for kind, _ in rules):
-        return image.to(dtype)
     has_gradient = image.requires_grad and torch.is_grad_enabled()
     is_as_arrays = not has_gradient and dtype == torch.float32 and image.device.type == "cpu"
+    may_lose_digits = dtype == torch.float32 and has_many_digits(image.dtype)
+    if all(kind == "none" for kind, _ in rules) and not may_lose_digits:
+        return image.to(dtype)
 
     items = []
     for item, inside in zip(image, masks, strict=True):
@@ -69,18 +72,22 @@ def _normalize(
     dtype: torch.dtype,
 ) -> Tensor:
     """Normalize an image (M, *grid) in operations of PyTorch, without waiting for numbers."""
-    work = image.to(torch.float64 if has_many_digits(image.dtype) else dtype)
+    may_lose_digits = has_many_digits(image.dtype)
+    work = image.to(torch.float64 if may_lose_digits else dtype)
     channels = []
     for channel, (kind, numbers) in zip(work, rules, strict=True):
-        if kind == "none":
-            channels.append(channel)
-            continue
         if kind == "window":
             low, high = numbers
             channels.append(((channel - low) / (high - low)).clamp(0.0, 1.0))
             continue
+        if kind == "none" and (dtype == torch.float64 or not may_lose_digits):
+            channels.append(channel)
+            continue
 
         inside = channel.flatten() if mask is None else channel[mask]
+        if kind == "none":
+            channels.append(channel - _large_offset(inside.detach()))
+            continue
         if kind == "zscore":
             variance, shift = torch.var_mean(inside, correction=0)
             is_constant = variance.detach() <= CONSTANT**2
@@ -92,6 +99,16 @@ def _normalize(
             width = torch.where(is_constant, 1.0, end - shift)
         channels.append(torch.where(is_constant, 0.0, (channel - shift) / width))
     return torch.stack(channels).to(dtype)
+
+
+def _large_offset(values: Tensor) -> Tensor:
+    """Return the offset of `crfrefine.arrays.intensity.large_offset`, as a tensor."""
+    sample = values[:: 1 + len(values) // OFFSET_SAMPLE].sort().values
+    twentieth = len(sample) // 20
+    spread = sample[len(sample) - 1 - twentieth] - sample[twentieth]
+    spread = torch.where(spread == 0.0, sample[-1] - sample[0], spread)
+    median = sample[len(sample) // 2]
+    return torch.where(median.abs() > LARGE_OFFSET * spread, median, 0.0)
 
 
 def _percentiles(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -148,3 +148,30 @@ def test_texture_on_a_large_offset_survives(dtype):
     np.testing.assert_allclose(
         shifted, normalize_intensity(texture.astype(np.float32), parameters), atol=1e-6
     )
+
+
+def test_without_normalization_only_a_large_offset_is_taken_off():
+    """Bits of other images stay, also where their values outside the mask are far away."""
+    rng = np.random.default_rng(3)
+    image = rng.normal(40.0, 12.0, (2, *SHAPE))
+    air = image.copy()
+    air[:, :4] = 0.0
+    parameters = IntensityParameters("none")
+    for plain in (image, air, image.astype(np.int32), image + 100.0, np.zeros_like(image)):
+        found = normalize_intensity(plain, parameters)
+        np.testing.assert_array_equal(found, plain.astype(np.float32))
+
+    mask = _mask()
+    offsets = np.array([5e7, -3e9])[:, None, None, None]
+    shifted = np.where(mask, image + offsets, -1e5)
+    for dtype, scale in ((np.float64, 1.0), (np.int64, 1e3)):
+        found = normalize_intensity((shifted * scale).astype(dtype), parameters, mask)
+        found = (found / scale)[:, mask]
+        expected = image[:, mask]
+        found -= (found - expected)[:, :1]
+        # Of differences up to 100 float32 keeps 4e-6, and whole thousandths 1e-3.
+        np.testing.assert_allclose(found, expected, atol=1e-5 if scale == 1.0 else 2e-3)
+    # A few voxels of another kind, such as air, do not hide the offset.
+    shifted[:, 0, 0] = 0.0
+    found = normalize_intensity(shifted, parameters, mask)[:, mask][:, -1:]
+    assert (np.abs(found) < 200.0).all()
