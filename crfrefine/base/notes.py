@@ -160,6 +160,10 @@ class NoteKind(Enum):
         "kernels are narrower than the voxels, so neighbors hardly count: the widest bandwidth is "
         "{width:.2g} voxels; --set {key}={usual:.3g} ({unit}) makes it {usual_width:g}"
     )
+    MISSED_VOLUMES = (
+        "volume.match_input misses volumes of the label map, since its bias has a limit; smaller "
+        "weights or a larger mean_field.temperature let it reach them: {volumes:20}"
+    )
     DRAWN_STROKES = "strokes: {drawn}"
     RULED_OUT_STROKES = (
         "strokes: the network rules out label {labels} by more than {nats:g} nats at "

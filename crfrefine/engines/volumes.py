@@ -191,13 +191,17 @@ _Member = tuple[Any, Float32]
 _Layer = tuple[NDArray[np.int16], Float32]
 
 
-def matching_bias(entries: Sequence[_Member], inside: Bool, wanted: Integers) -> Float64:
+def matching_bias(
+    entries: Sequence[_Member], inside: Bool, wanted: Integers
+) -> tuple[Float64, Bool]:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
 
     There is an entry for each label; `inside`, (rows, voxels of a row), has the voxels that count.
-    Where no bias can close a margin, voxels keep their label.
+    Where no bias can close a margin, voxels keep their label. The second result, (L,), is True for
+    labels whose bias would have to be larger than it may be.
     """
     bias = np.zeros(len(entries))
+    is_limited = np.zeros(len(entries), np.bool_)
     for limit, num_rounds in STAGES:
         members, counts, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
         layers: list[_Layer] = []  # Of voxels with more labels than there are layers before.
@@ -225,7 +229,9 @@ def matching_bias(entries: Sequence[_Member], inside: Bool, wanted: Integers) ->
             entries.append((places, logits + rise))
         inside = np.ones(len(counts), np.bool_)
         bias += change
-    return bias
+        has_no_place = np.array([not len(places) for places, _ in members])
+        is_limited = (np.abs(change) >= limit) | (has_no_place & (wanted != 0))
+    return bias, is_limited
 
 
 def volume_bias(logits: Float32, label_map: Labels) -> Float64:
@@ -237,7 +243,8 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
     entries = [(slice(None), channel) for channel in channels]
     inside = np.ones((1, label_map.size), np.bool_)
     wanted = np.bincount(label_map.ravel(), minlength=len(logits))
-    return matching_bias(entries, inside, wanted)
+    bias, _ = matching_bias(entries, inside, wanted)
+    return bias
 
 
 def _open(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box, count_labels, whole
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
@@ -24,6 +25,10 @@ from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid,
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import Case, Prepared
+
+# A volume is missed if it differs by more than so many voxels, and by more than this share.
+FEW_VOXELS = 5
+MISSED_SHARE = 0.02
 
 
 class RefinedChannels:
@@ -45,6 +50,8 @@ class RefinedChannels:
         num_channels: of labels or regions.
         report: steps, energy and filters.
         timings: seconds of each stage.
+        missed_volumes: for each label whose volume was to be kept, and by far could not be: the
+            voxels that it should have, and those that it has.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class RefinedChannels:
         self.report = outcome.report
         self.timings = dict(outcome.timings)
         self.sets = sets
+        self.missed_volumes: dict[int, tuple[int, int]] = {}
         self.marginals: Float32 | None = None
         box = prepared.box
         if sets is not None:
@@ -114,10 +122,11 @@ class RefinedChannels:
                 "them before you change it, or give `refine` a copy"
             )
 
-    def match_volumes(self, network: Labels, prepared: Prepared) -> None:
+    def match_volumes(self, network: Labels, prepared: Prepared) -> tuple[NDArray[np.int64], Bool]:
         """Add a bias to each label's refined logits, which gives labels the network's volumes.
 
-        They have the voxels of the network's label map, and those gained by strokes.
+        They have the voxels of the network's label map, and those gained by strokes. Return these
+        volumes, (L,), and the labels whose bias would have to be larger than it may be, (L,).
         """
         mask = prepared.mask
         counted = network if mask is None else network[mask]
@@ -131,11 +140,12 @@ class RefinedChannels:
             if inside is None:
                 inside = np.ones(self._shape, np.bool_)
             inside = inside[self._box].reshape(logits.shape[1:])
-            biases = matching_bias([(slice(None), channel) for channel in logits], inside, counts)
+            channels = [(slice(None), channel) for channel in logits]
+            biases, is_limited = matching_bias(channels, inside, counts)
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
             self.marginals = None
-            return
+            return counts, is_limited
 
         # The voxels of settled tiles keep their label.
         is_settled = ~sets.grid.to_voxels(sets.active)
@@ -148,9 +158,10 @@ class RefinedChannels:
         for tiles, entries in sets.entries:
             members.append((np.searchsorted(sets.tiles, tiles), values[entries]))
         inside = sets.grid.mask_of_tiles(self._mask, sets.tiles)
-        biases = matching_bias(members, inside, counts - settled)
+        biases, is_limited = matching_bias(members, inside, counts - settled)
         for (_, entries), bias in zip(sets.entries, biases, strict=True):
             values[entries] += np.float32(bias)
+        return counts, is_limited
 
     def label_maps(self, prepared: Prepared, case: Case) -> tuple[Labels, Labels]:
         """Return the network's label map and the refined one.
@@ -161,8 +172,9 @@ class RefinedChannels:
         network = prepared.labels
         if network is None:
             network = case.decode(prepared.logits)
+        matched = None
         if case.parameters.volume.match_input:
-            self.match_volumes(network, prepared)
+            matched = self.match_volumes(network, prepared)
         if self.is_array:
             labels = case.decode(self.computed)
         else:
@@ -178,6 +190,9 @@ class RefinedChannels:
         if case.model.kernels.network_spacing is not None and prepared.mask is not None:
             # The largest share may be that of another label.
             labels = np.where(prepared.mask, labels, network)
+        if matched is not None:
+            counted = labels if prepared.mask is None else labels[prepared.mask]
+            self.missed_volumes = _find_missed(counted, *matched)
         return network, labels
 
     def _with_settled_labels(self, network: Labels) -> Labels:
@@ -353,6 +368,24 @@ class RefinedChannels:
         refined = refined.reshape(shape)
         where = where.reshape(shape)
         return refined[planes], where[planes]
+
+
+def _find_missed(
+    labels: Labels, wanted: NDArray[np.int64], is_limited: Bool
+) -> dict[int, tuple[int, int]]:
+    """Return the voxels wanted and those in a label map, for labels that miss their volume.
+
+    There are none if no bias is limited. Background gets the rest, and has no volume of its own.
+    """
+    missed: dict[int, tuple[int, int]] = {}
+    if not is_limited.any():
+        return missed
+    found = count_labels(labels, len(wanted))
+    for label in range(1, len(wanted)):
+        difference = abs(found[label] - int(wanted[label]))
+        if difference > max(FEW_VOXELS, MISSED_SHARE * wanted[label]):
+            missed[label] = (int(wanted[label]), int(found[label]))
+    return missed
 
 
 def _checksum_of(channels: Float32) -> int:

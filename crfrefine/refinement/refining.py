@@ -101,6 +101,13 @@ def refine_network(
         for label, count in zip(*np.unique(strokes.labels, return_counts=True), strict=True):
             drawn.append(f"{counted(count, 'voxel')} of label {label}")
         notes += (Note.of(NoteKind.DRAWN_STROKES, drawn=", ".join(drawn)),)
+    missed = []
+    for channel, (wanted, got) in result.channels.missed_volumes.items():
+        label = result.channel_labels[channel]
+        name = (names or {}).get(label, f"label {label}")
+        missed.append(f"{name} has {got:,} voxels in place of {wanted:,}")
+    if missed:
+        notes += (Note.of(NoteKind.MISSED_VOLUMES, volumes=missed),)
     if result.lost_to_rules:
         rules = parameters.postprocess
         notes += describe_losses(

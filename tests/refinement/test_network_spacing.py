@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 import crfrefine
 from crfrefine.arrays import label_maps
 from crfrefine.arrays.label_maps import MIN_SHARE
+from crfrefine.base.notes import NoteKind
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.tiles import planning
@@ -172,6 +173,29 @@ def test_volumes_stay_and_borders_come_back():
     before = np.bincount(labels[mask], minlength=20)
     after = np.bincount(part.label_map[mask], minlength=20)
     np.testing.assert_allclose(after, before, rtol=0.01)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-3])
+def test_a_note_tells_of_volumes_that_no_bias_reaches(threshold):
+    """A model that is sure of another label in most of a body; the usual one has no such note."""
+    truth, image = balls(3)
+    labels = coarse(truth)
+    change = {"mean_field.label_threshold": threshold}
+    assert not [
+        note
+        for note in refined(labels, image, SHARP.replace(**change)).notes
+        if note.kind == NoteKind.MISSED_VOLUMES
+    ]
+    bias = [0.0] * 9
+    bias[8] = 40.0
+    result = refined(labels, image, SHARP.replace(**{"mean_field.bias": bias, **change}))
+    (told,) = [note for note in result.notes if note.kind == NoteKind.MISSED_VOLUMES]
+    before = np.bincount(labels.ravel(), minlength=9)
+    after = np.bincount(result.label_map.ravel(), minlength=9)
+    assert after[8] > 1.1 * before[8]
+    for label in (5, 8):
+        volumes_of_label = f"{after[label]:,} voxels in place of {before[label]:,}"
+        assert f"label {label} has {volumes_of_label}" in str(told)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
