@@ -10,7 +10,7 @@ from tile_cases import TileCase, domain, make_case, num_active, refine
 
 from crfrefine import gaussian_filter
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.tiles.survey import find_thresholds
+from crfrefine.refinement.tiles.survey import find_thresholds, row_sum_margin
 
 ROUNDING = 3e-5
 """Of marginals in float32 after several steps; sums run in another order, and changes are added in
@@ -358,6 +358,24 @@ def test_labels_are_left_out_by_row_sums_as_large_as_they_are(num_modalities):
     sums += [largest_row_sum(cloud, "lattice") for cloud in clouds]
     assert (weight * max(sums) <= rises).all()
     assert (weight * 2.0 >= rises).all()
+
+
+@pytest.mark.parametrize(
+    ("num_features", "width", "num_points"),
+    [(5, 1.02, 300), (6, 1.3, 1000), (7, 1.2, 1000), (8, 1.2, 2000), (9, 1.25, 6000)],
+)
+def test_row_sums_of_the_lattice_stay_below_the_margin(num_features, width, num_points):
+    """With many features they exceed those of Gaussians by more than with few."""
+    rng = np.random.default_rng(num_features)
+    bound = (4 / 3) ** (num_features / 4)
+    found = 0.0
+    for _ in range(25):
+        cloud = width * rng.normal(size=(num_points, num_features))
+        cloud = np.concatenate([np.zeros((1, num_features)), cloud])
+        cloud += rng.uniform(0.0, 3.0, num_features)
+        found = max(found, largest_row_sum(cloud, "lattice") / bound)
+    assert 1.0 < found < row_sum_margin(num_features)
+    assert num_features < 7 or found > 1.1
 
 
 def test_a_label_wins_where_messages_sum_to_more_than_the_weight():

@@ -189,9 +189,17 @@ class Survey:
 
 # Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it.
 SHARE_OF_UNIFORM = 0.5
-# Share by which row sums may exceed those of Gaussians: the kernels of the lattice and of the grid
-# are not quite Gaussian.
-ROW_SUM_MARGIN = 1.1
+
+
+def row_sum_margin(num_features: int) -> float:
+    """Return the factor by which row sums may exceed those of Gaussians of so many features.
+
+    The kernels of the lattice and of the grid are not quite Gaussian, the lattice's the less so the
+    more features there are. The factors are measured (docs/reference/math.md, section 10.2).
+    """
+    if num_features < 6:
+        return 1.1
+    return 1.35 + 0.1 * max(0, num_features - 8)
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
@@ -221,7 +229,9 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     row_sums = np.ones(len(weights))
     if spec.kernels.normalization == "symmetric":
         for number, kernel in enumerate(spec.kernels.kernels):
-            row_sums[number] = ROW_SUM_MARGIN * math.pow(4.0 / 3.0, len(kernel.theta) / 4.0)
+            num_features = len(kernel.theta)
+            bound = math.pow(4.0 / 3.0, num_features / 4.0)
+            row_sums[number] = row_sum_margin(num_features) * bound
     weight = float(weights.max(axis=1, initial=0.0) @ row_sums)
     if mean_field.is_potts:
         largest_rise = weight * float(compatibility.max())
