@@ -61,8 +61,9 @@ class CrfRefine(Transform):
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and
             its labels, a dictionary of these (which writers of YAML sort), or a RegionScheme. Then
             logits are log-odds.
-        spacing: mm, without metadata or instead of theirs; one per axis of the grid, or, if there
-            are metadata, one for all axes. None means that of the metadata.
+        spacing: mm, without metadata or instead of theirs; one per axis of the grid, or one for all
+            axes. Without metadata one for all is refused where shapes can be those of a case and of
+            a batch. None means that of the metadata.
         device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the
             tensors are.
         threads: CPU threads; None means the cores that this process may use. In the workers of a
@@ -148,7 +149,7 @@ class CrfRefine(Transform):
                 raise InputError(
                     f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
                 )
-        if _is_batch(logits, image, self.spacing):
+        if self._is_batch(logits, image):
             sizes = [len(value) for value in values]
             if len(set(sizes)) > 1:
                 counts = " and ".join(str(size) for size in sizes)
@@ -170,6 +171,43 @@ class CrfRefine(Transform):
             dtype = refined.dtype
         converted, *_ = convert_to_dst_type(refined, logits, dtype=dtype)
         return converted
+
+    def _is_batch(self, logits: Any, image: Any) -> bool:
+        """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
+
+        The number of distances decides, or else the metadata, or else the shapes of logits and
+        image if one distance for all axes is given. Raises InputError if nothing decides.
+        """
+        spacing = self.spacing
+        if isinstance(spacing, Sequence):
+            num_leading = logits.ndim - len(spacing)
+            if num_leading not in (1, 2):
+                raise InputError(
+                    f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} "
+                    "distances; expected one per axis of the grid, and logits (labels, *grid), or "
+                    "(batch, labels, *grid)"
+                )
+            return bool(num_leading == 2)
+        for value in (logits, image):
+            if isinstance(value, MetaTensor):
+                return bool(value.is_batch)
+        if spacing is None:
+            raise InputError(_NO_PLACE)
+
+        shape = tuple(logits.shape)
+        image_shape = tuple(image.shape)
+        can_be_case = shape[1:] == image_shape[1:]
+        can_be_batch = len(shape) > 2 and shape[:1] + shape[2:] == image_shape[:1] + image_shape[2:]
+        if self.input_type == "labels":  # Label maps have one channel.
+            can_be_case = can_be_case and shape[0] == 1
+            can_be_batch = can_be_batch and shape[1] == 1
+        if can_be_case and can_be_batch:
+            raise InputError(
+                f"logits {shape} and image {image_shape} can be one case, (channels, *grid), or a "
+                f"batch, (batch, channels, *grid), and the spacing {spacing:g}, for all axes, does "
+                "not say which; give spacing=(...), one per axis of the grid"
+            )
+        return can_be_batch
 
     def _refine_case(
         self, logits: Any, image: Any, mask: Any = None, *, place: str = ""
@@ -277,26 +315,6 @@ def _file_of(*values: Any) -> str | None:
             if isinstance(name, str) and name:
                 return shorten(name, MAX_OF_A_PATH)
     return None
-
-
-def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
-    """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
-
-    The number of distances decides, or else the metadata. Raises InputError without both.
-    """
-    if isinstance(spacing, Sequence):
-        num_leading = logits.ndim - len(spacing)
-        if num_leading not in (1, 2):
-            raise InputError(
-                f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} "
-                "distances; expected one per axis of the grid, and logits (labels, *grid), or "
-                "(batch, labels, *grid)"
-            )
-        return bool(num_leading == 2)
-    for value in (logits, image):
-        if isinstance(value, MetaTensor):
-            return bool(value.is_batch)
-    raise InputError(_NO_PLACE)
 
 
 def _spacing_of_case(

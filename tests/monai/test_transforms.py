@@ -92,19 +92,44 @@ def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
         found = CrfRefine(PARAMETERS, spacing=SPACING)(kind(logits), kind(image))
         assert type(found) is type(kind(logits))
         np.testing.assert_array_equal(np.asarray(found), expected)
-        for spacing in (None, 1.5):  # One distance does not tell a batch from a case.
-            with pytest.raises(
-                InputError,
-                match=r"the spacing is unknown: neither.*; "
-                r"give spacing=\(\.\.\.\), in mm, one per axis",
-            ):
-                CrfRefine(PARAMETERS, spacing=spacing)(kind(logits), kind(image))
+        with pytest.raises(
+            InputError,
+            match=r"the spacing is unknown: neither.*; "
+            r"give spacing=\(\.\.\.\), in mm, one per axis",
+        ):
+            CrfRefine(PARAMETERS)(kind(logits), kind(image))
         plain = CrfRefine(PARAMETERS)(kind(logits), placed(image))
         assert type(plain) is type(kind(logits))
         np.testing.assert_array_equal(np.asarray(plain), expected)
         np.testing.assert_array_equal(
             CrfRefine(PARAMETERS)(placed(logits), kind(image)).numpy(), expected
         )
+
+
+def test_one_distance_for_all_axes_is_enough_where_shapes_tell_a_case_from_a_batch():
+    logits, image = (torch.as_tensor(array) for array in make_case(1))
+    transform = CrfRefine(PARAMETERS, spacing=1.5)
+    expected = wanted(logits.numpy(), image.numpy(), 1.5).logits
+    np.testing.assert_array_equal(transform(logits, image).numpy(), expected)
+    batch = transform(logits[None], image[None])
+    assert batch.shape == (1, *logits.shape)
+    np.testing.assert_array_equal(batch[0].numpy(), expected)
+    of_planes = CrfRefine(PARAMETERS, spacing=1.5)(
+        logits.movedim(-1, 0)[:2], image.movedim(-1, 0)[:2]
+    )
+    plane = wanted(logits[..., 1].numpy(), image[..., 1].numpy(), 1.5).logits
+    np.testing.assert_array_equal(of_planes[1].numpy(), plane)
+
+    # Two labels and two modalities of a volume, or two planes of nine channels each.
+    with pytest.raises(
+        InputError, match=r"can be one case, .* or a batch.*give spacing=\(\.\.\.\)"
+    ):
+        transform(logits[:2], image)
+    labels = logits.argmax(0, keepdim=True)
+    of_labels = CrfRefine(PARAMETERS, spacing=1.5, input_type="labels")(labels, image[:1])
+    assert of_labels.shape == labels.shape
+    with pytest.raises(GridMismatchError):
+        transform(logits, image[..., 1:])
 
 
 def test_metadata_and_applied_operations_stay_and_inputs_too():
