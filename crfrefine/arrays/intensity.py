@@ -26,10 +26,10 @@ RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
 # A spread whose inverse does not fit into float32 counts as zero: the modality is constant.
 CONSTANT = float(np.finfo(np.float32).tiny)
-# Spreads that an offset is worth from which on it is subtracted. Below, float32 has the differences
-# to about a millionth of the spread.
+# An offset of more than so many spreads is subtracted. With smaller ones float32 has differences to
+# about a millionth of the spread.
 LARGE_OFFSET = 16.0
-OFFSET_SAMPLE = 1 << 16  # values, about, that a large offset is looked for in
+OFFSET_SAMPLE = 1 << 16  # a large offset is looked for in about so many values
 
 
 def rules_of(
