@@ -90,6 +90,46 @@ def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
     return codes
 
 
+def has_clear_orientation(affine: NDArray[np.float64]) -> bool:
+    """Return whether each voxel axis is nearest to a world axis of its own.
+
+    Where two axes are nearest to the same one, as in double oblique planes near 45 degrees,
+    programs differ in which of them gets its letter.
+    """
+    nearest = np.abs(_directions(affine)).argmax(axis=0)
+    return len(set(nearest.tolist())) == 3
+
+
+def axes_toward(letters: str, codes: str) -> list[tuple[int, bool]]:
+    """Return the axis along which each letter's world axis runs, and whether it runs back.
+
+    `codes` are those of the axes, as of `orientation_codes`. Letters of no axis have no entry.
+    """
+    found = []
+    for letter in letters:
+        pair = next((pair for pair in _WORLD_AXES if letter in pair), "")
+        for axis, code in enumerate(codes):
+            if code in pair:
+                found.append((axis, code != letter))
+    return found
+
+
+def turned_toward(
+    letters: str, shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Return shape and affine of the same voxels with axes that run as three letters say."""
+    turned = np.array(affine, np.float64)
+    sizes = []
+    for number, (axis, is_mirrored) in enumerate(axes_toward(letters, orientation_codes(affine))):
+        step = affine[:3, axis]
+        if is_mirrored:
+            turned[:3, 3] += step * (shape[axis] - 1)
+            step = -step
+        turned[:3, number] = step
+        sizes.append(shape[axis])
+    return tuple(sizes), turned
+
+
 def is_sheared(affine: NDArray[np.float64]) -> bool:
     """Return whether voxel axes are not at right angles: only sforms and NRRD can express that."""
     rotation = _directions(affine)

@@ -143,6 +143,15 @@ class NoteKind(Enum):
         "{left_out} of {voxels} voxels of the {what} that are not 0 lie outside the {grid}, and "
         "are left out"
     )
+    FRAME_OF_PLANS = "its voxel axes run toward {axes}, by the reader {reader} that {plans} names"
+    UNKNOWN_FRAME = (
+        "an array without geometry, taken on the voxel axes of the image ({axes}); nothing beside "
+        "it says otherwise"
+    )
+    DOUBTFUL_FRAME = (
+        "an array without geometry, taken on the voxel axes of the image ({axes}); its labels "
+        "agree with {label_map} beside it at {share:.0%} of the voxels, and no better in other axes"
+    )
     STRUCTURES = "{name} is taken as one file per structure: {files:# file}, {not_empty} not empty"
     SHARED_BY_STRUCTURES = (
         "structures overlap, and the smaller one keeps the voxel: {voxels} voxels"
@@ -285,6 +294,10 @@ class NoteKind(Enum):
     CHANNELS_OF_REGIONS = "the logits have one channel per region of {source}: {regions}"
     TURNED_CASES = (
         "other voxel axes than those of the image are turned, without interpolation: cases {cases}"
+    )
+    FRAME_CASES = (
+        "arrays without geometry are taken on the voxel axes of the image, and nothing beside them "
+        "says otherwise: cases {cases}"
     )
     FILLED_CASES = (
         "files that are stored for a part of the image's grid are background elsewhere: "

@@ -21,11 +21,12 @@ from crfrefine.base.text import TIMES, listed, see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import holds_labels
+from crfrefine.cases.frame import Frame, read_network_file
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import require_scalar, with_channel_axis
+from crfrefine.io.headers import require_scalar
 from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.
@@ -69,6 +70,8 @@ class CaseHeaders:
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     # mm to compute with, one per grid axis: given for the case, or the image's
     spacing: tuple[float, ...]
+    # how the axes of the network's output are known, if it is an array without geometry
+    frame: Frame | None = None
 
     @property
     def num_modalities(self) -> int:
@@ -129,8 +132,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
         network = io.NetworkHeader((), 0, None)
+        frame = None
         if files.logits:
-            network = _read_network_header(files, images[0], options)
+            network, frame = _read_network_header(files, images[0], options)
         mask = None
         if files.mask is not None:
             mask = _read_scalar(files.mask, "mask", images[0], options)
@@ -146,6 +150,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             labels,
             tuple(strokes),
             files.spacing or images[0].geometry()[1],
+            frame,
         )
 
 
@@ -195,16 +200,18 @@ def _read_scalar(
 
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> io.NetworkHeader:
+) -> tuple[io.NetworkHeader, Frame | None]:
     """Read the headers of a network's output, and tell a label map from channels.
 
     Logits and probabilities are told apart later, by their values (`network_output`).
     """
     headers = []
+    frame = None
     for path in files.logits:
-        header = io.read_header(path)
-        if options.input_type != "labels":
-            header = with_channel_axis(header, image)
+        if options.input_type == "labels":
+            headers.append(io.read_header(path))
+            continue
+        header, frame = read_network_file(path, image, files.images)
         headers.append(header)
     first = headers[0]
     regions = options.regions
@@ -241,7 +248,7 @@ def _read_network_header(
             f"found {_NOT_MAPPED[what]}; leave --map out"
         )
     regions.require_number(network)
-    return network
+    return network, frame
 
 
 def _label_map_header(

@@ -9,7 +9,7 @@ from itertools import permutations
 
 import numpy as np
 
-from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
+from crfrefine.base.geometry import farthest_distance, reorientation, same_grid, turned_toward
 from crfrefine.base.text import TIMES
 from crfrefine.io.nifti import set_sform_from_qform
 from crfrefine.io.paths import stem_of
@@ -33,6 +33,13 @@ _WITHOUT_GEOMETRY = (
     "RAS if x, y and z run to the right, to the front and up:\n"
     "    crfrefine convert {path} {placed} --like {like} --axes RAS\n"
     "  and give {placed} in its place, with --resample if it is not on the grid of the {name}."
+)
+_TOWARD_RAS = (
+    "The sizes of {file} are those of the {name} with its voxel axes turned to RAS, as nnU-Net's "
+    "NibabelIOWithReorient and SimpleITKIOWithReorient turn them: put the plans.json of the "
+    "network beside it, which names the reader, or give it a place:\n"
+    "    crfrefine convert {path} {placed} --like {like} --axes RAS\n"
+    "  and give {placed} in its place."
 )
 _LOST_HEADER = (
     "The {what} {have} as many voxels as the {name} along each axis, and the geometry that "
@@ -89,6 +96,8 @@ def explain_difference(
     """
     shape = reference.grid_shape
     other_shape = other.grid_shape
+    if _fits_toward_ras(reference, other):
+        return _TOWARD_RAS.format(**_words_of_placing(reference, other), name=name)
     order: tuple[int, ...] = ()  # in which the axes of the file have the sizes of the other one
     # A file with the affine of the other one, or without any: its axes are not turned.
     if is_elsewhere or same_grid(shape, reference.affine, shape, other.affine):
@@ -122,17 +131,29 @@ def explain_difference(
     if sorted(shape) != sorted(other_shape) and Counter(shape) <= all_sizes:
         return LABEL_AXIS_FIRST
     if other.affine is None:
-        return _WITHOUT_GEOMETRY.format(
-            name=name,
-            file=other.path.name,
-            path=shlex.quote(str(other.path)),
-            placed=shlex.quote(f"{stem_of(other.path)}_placed.nii.gz"),
-            like=shlex.quote(str(reference.path)),
-        )
+        return _WITHOUT_GEOMETRY.format(**_words_of_placing(reference, other), name=name)
     forms = _explain_forms(reference, name, other, what)
     if forms is not None or shape != other_shape:
         return forms
     return _explain_geometry((name, reference), (what, other))
+
+
+def _fits_toward_ras(reference: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether an array without geometry has the sizes of a volume turned to RAS."""
+    if other.affine is not None or reference.affine is None or len(reference.grid_shape) != 3:
+        return False
+    shape, _ = turned_toward("RAS", reference.grid_shape, reference.affine)
+    return other.grid_shape == shape != reference.grid_shape
+
+
+def _words_of_placing(reference: VolumeHeader, other: VolumeHeader) -> dict[str, str]:
+    """Return the files in a command that gives an array a place."""
+    return {
+        "file": other.path.name,
+        "path": shlex.quote(str(other.path)),
+        "placed": shlex.quote(f"{stem_of(other.path)}_placed.nii.gz"),
+        "like": shlex.quote(str(reference.path)),
+    }
 
 
 def _explain_forms(

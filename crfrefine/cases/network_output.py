@@ -32,6 +32,7 @@ from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.foreground import background_of_stream, compute_background
+from crfrefine.cases.frame import check_of
 from crfrefine.cases.label_input import label_map_of_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
@@ -137,6 +138,9 @@ def network_of_scores(
     if header.lacks_background:
         notes += compute_background(values, header, options.input_type)
     regions = options.regions.scheme_of(values, header)
+    check = check_of(headers.frame, header.files[0], headers.images[0])
+    if check is not None:
+        notes += check.look(values, are_regions=regions is not None)
     look = None
     if options.input_type == "auto" and regions is None:
         look = look_at(values)
@@ -198,6 +202,9 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options.input_type)
         notes += of_background
+    check = check_of(headers.frame, header.files[0], headers.images[0])
+    if check is not None:
+        read = check.watch(read)
     one_hot = label_map_of_one_hot(headers, read(), options, notes)
     if one_hot is not None:
         return one_hot, "labels"

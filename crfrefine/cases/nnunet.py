@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.notes import Note, NoteKind
@@ -32,21 +31,18 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.patterns import find_matches, list_files
-from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io import read_header
+from crfrefine.cases.plans import PLANS, is_trained, read_table
+from crfrefine.errors import InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import holds_many, is_folder
 
-PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"  # of nnUNetv2_predict, by its results
 ALL = "all"  # the fold whose network is trained on all cases
 _EXPECTED = (
     "expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION "
     f"with {PLANS} and fold_0, fold_1, ..."
 )
-# The one reader of nnU-Net whose probabilities are not on the image's voxel axes.
-_REORIENTING = "NibabelIOWithReorient"
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def require_trained(path: Path) -> TrainedNetwork:
         raise InputError(
             f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
         )
-    plans = _read_table(folder / PLANS)
+    plans = read_table(folder / PLANS)
     names = folder.name.split("__")
     if len(names) != 3:  # In a renamed folder, the plans still have most names.
         names = ["TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION"]
@@ -190,7 +186,6 @@ def find_trained_cases(
                 first=min(archives),
             )
         )
-    _require_ras(cases, network.folder)
     cases.notes[:0] = [Note.of(NoteKind.FOLD_LACKS, advice=advice[fold]) for fold in sorted(advice)]
     return cases
 
@@ -230,14 +225,12 @@ def _held_out_files(
 def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     """Return label map and probabilities of each validated case, by the fold that held it out.
 
-    There are none whose voxel axes nnU-Net has turned. Raises InputError without such a fold.
+    Raises InputError without such a fold.
     """
     _require_held_out(network)
     splits = _splits(network)
     label_maps = _held_out_files(network, *splits, VOLUME_SUFFIXES)
-    archives = {}
-    if not _reorients(network.folder):
-        archives = _held_out_files(network, *splits, ARCHIVES.suffixes)
+    archives = _held_out_files(network, *splits, ARCHIVES.suffixes)
     predictions = {}
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
@@ -256,13 +249,6 @@ def is_of_nnunet(folder: Path) -> bool:
         return True
     # The folder of a validation has a summary.
     return (folder / "summary.json").is_file() and bool(list_files(folder, ARCHIVES.suffixes))
-
-
-def is_trained(folder: Path) -> bool:
-    """Return whether a folder is that of a trained network."""
-    if not is_folder(folder) or not (folder / PLANS).is_file():
-        return False
-    return any(path.is_dir() for path in folder.glob("fold_*"))
 
 
 def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
@@ -315,7 +301,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         path = folder / PREDICTION_ARGUMENTS
         source = None
         if path.is_file():
-            source = _read_table(path).get("list_of_lists_or_source_folder")
+            source = read_table(path).get("list_of_lists_or_source_folder")
         named = "no folder"
         if isinstance(source, str):
             images = Path(source)
@@ -327,40 +313,4 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             )
     cases = discover_cases(images, None, masks)
     files.add_to(cases)
-    _require_ras(cases, folder)
     return cases
-
-
-def _reorients(folder: Path) -> bool:
-    """Return whether nnU-Net turned the axes of images to RAS+, by the plans in a folder."""
-    path = folder / PLANS
-    return path.is_file() and _read_table(path).get("image_reader_writer") == _REORIENTING
-
-
-def _read_table(path: Path) -> Mapping[str, Any]:
-    """Return the content of a JSON file of nnU-Net, a table."""
-    add_inputs(path)
-    content = read_json(path)
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
-    return content
-
-
-def _require_ras(cases: CaseList, folder: Path) -> None:
-    """Give a problem to each case whose image has other voxel axes than its probabilities."""
-    if not _reorients(folder):
-        return
-    for number, case in enumerate(cases):
-        if case.problem or not case.images or not case.logits:
-            continue
-        try:
-            orientation = read_header(case.images[0]).orientation
-        except CrfRefineError:
-            continue  # Reading the case reports it.
-        if orientation != "RAS":
-            cases[number] = case.with_problem(
-                f"{case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward "
-                f"{orientation}: the plans use {_REORIENTING}, which turns images and does not "
-                "turn probabilities back\n  Give images turned to RAS with -i, such as those of "
-                "nibabel.as_closest_canonical."
-            )

@@ -21,8 +21,9 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.nnunet import is_trained, require_trained, validated_predictions
+from crfrefine.cases.nnunet import require_trained, validated_predictions
 from crfrefine.cases.patterns import advise, names_part
+from crfrefine.cases.plans import is_trained
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.options import EvaluationOptions

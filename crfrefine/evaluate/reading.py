@@ -23,6 +23,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_labels, read_all_channels
+from crfrefine.cases.frame import OF_FRAME, check_of, read_network_file
 from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
@@ -273,7 +274,12 @@ def _read_channels(
     Logits on another grid are interpolated.
     """
     grid = reference.header
-    headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
+    headers = []
+    frame = None
+    for path in paths:
+        stored_header, frame = read_network_file(path, grid)
+        headers.append(stored_header)
+        reference.notes.extend(note for note in stored_header.notes if note.kind in OF_FRAME)
     header = io.logits_header(headers, fewest=1, grid=grid)
     regions = reading.regions
     is_alone = header.num_channels == 1 and not regions.declares(1)
@@ -285,6 +291,9 @@ def _read_channels(
     stored, notes = read_all_channels(header, "auto")
     reference.notes.extend(notes)
     scheme = regions.scheme_of(stored, header)
+    frame_check = check_of(frame, file, grid)
+    if frame_check is not None:
+        reference.notes.extend(frame_check.look(stored, are_regions=scheme is not None))
     kind, note = recognize(stored, header, regions, scheme)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)

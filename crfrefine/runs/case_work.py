@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,14 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import read_case_headers, require_memory_for, stays_in_files
+from crfrefine.cases.frame import grid_of_archive
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
-from crfrefine.io import write_label_map, write_pieces
+from crfrefine.io import placed_on, write_label_map, write_pieces
 from crfrefine.io.paths import files_written
-from crfrefine.io.volume import Segment, named_segments
-from crfrefine.io.writing import check_replaceable, write_small_file
+from crfrefine.io.volume import Segment, VolumeHeader, named_segments
+from crfrefine.io.writing import Planes, check_replaceable, write_small_file
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
@@ -296,6 +297,9 @@ class CaseWork:
             def piece(channel: int, planes: slice) -> Float32:
                 return stored[channel, planes]
 
+        make_planes: Planes = piece
+        if is_archive:
+            like, make_planes = self._turned_for_archive(path, piece)
         rows = slice(0, like.grid_shape[1])
         is_plane = is_archive and len(like.grid_shape) == 2
         if is_plane:
@@ -303,8 +307,8 @@ class CaseWork:
 
         def planes_of(channel: int, planes: slice) -> Float32:
             if is_plane:
-                return piece(channel, rows)[np.newaxis]
-            return piece(channel, planes)
+                return make_planes(channel, rows)[np.newaxis]
+            return make_planes(channel, planes)
 
         segments: Sequence[Segment] = ()
         if result.regions is None and not is_archive:
@@ -313,6 +317,22 @@ class CaseWork:
         write_pieces(
             path, like, num_channels, planes_of, kind=kind, threads=threads, segments=segments
         )
+
+    def _turned_for_archive(self, path: Path, piece: Planes) -> tuple[VolumeHeader, Planes]:
+        """Return the grid of an archive, and what gives its planes; nnU-Net may turn axes."""
+        grid = grid_of_archive(self._like, self._files.logits[0].parent, path.parent)
+        turned = placed_on(self._like, grid).turned
+        if turned is None:
+            return self._like, piece
+        _, turn = turned
+        all_planes = slice(0, self._like.grid_shape[2])
+
+        @lru_cache(maxsize=1)
+        def channel_of(channel: int) -> Float32:
+            values: Float32 = np.ascontiguousarray(turn.apply(piece(channel, all_planes)))
+            return values
+
+        return grid, lambda channel, planes: channel_of(channel)[planes]
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
         """Write the label map, whole or not at all, and close the record of all files."""

@@ -11,7 +11,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.nnunet import PLANS
+from crfrefine.cases.plans import DATASET, PLANS, file_of_network
 from crfrefine.errors import InputError
 from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.io.writing import check_replaceable
@@ -36,27 +36,25 @@ def plan_ensemble_files(
                 lacking.append(f"{files.case_id}.pkl")
     if not sources:
         return []
-    folder = sources[0].parent
-    folders = [folder, *folder.parents[1:2]]  # Validations are in fold_0/validation.
     copies = []
-    for name in ("dataset.json", PLANS):
-        found = [place / name for place in folders if (place / name).is_file()]
-        if not found:
+    for name in (DATASET, PLANS):
+        found = file_of_network(sources[0].parent, name)
+        if found is None:
             lacking.append(name)
             continue
-        add_inputs(found[0])
+        add_inputs(found)
         target = output / name
-        content = found[0].read_bytes()
+        content = found.read_bytes()
         if not os.path.lexists(target):
             check_replaceable(target)
             copies.append((target, content))
         elif target.read_bytes() != content:
             raise InputError(
-                f"{target}: differs from {found[0]}, of which nnUNetv2_ensemble needs a copy here; "
+                f"{target}: differs from {found}, of which nnUNetv2_ensemble needs a copy here; "
                 "choose another output folder, or remove the file"
             )
     if lacking:
-        notes.append(Note.of(NoteKind.NOTHING_TO_COPY, str(folder), names=lacking))
+        notes.append(Note.of(NoteKind.NOTHING_TO_COPY, str(sources[0].parent), names=lacking))
     return copies
 
 

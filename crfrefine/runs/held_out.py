@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.text import printable
-from crfrefine.cases.nnunet import is_trained
+from crfrefine.cases.plans import is_trained
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json
 from crfrefine.parameters.model import CrfParameters

@@ -17,6 +17,7 @@ from crfrefine.base.inputs import check_no_input
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.frame import grid_of_archive
 from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
@@ -308,6 +309,12 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(map(is_whole, volumes)):
         return False
+    image = read_header(files.images[0])
+    if outputs.archive is not None:
+        volumes.remove(outputs.archive)
+        grid = grid_of_archive(image, files.logits[0].parent, outputs.archive.parent)
+        if not grid.on_same_grid(read_header(outputs.archive)):
+            return False
     if outputs.archive is not None and outputs.properties is not None:
         copy = outputs.archive.with_suffix(".pkl")
         if not copy.is_file() or copy.stat().st_size != outputs.properties.stat().st_size:
@@ -325,6 +332,5 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
         if not all(map(is_whole, label_files)):
             return False
         volumes += label_files
-    image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)

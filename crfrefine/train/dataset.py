@@ -223,17 +223,22 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     """Return notes on cases with files of other voxel axes than the image, or on a part of it."""
     turned = []
     filled = []
+    unknown = []
     for header in headers:
         grid = WorkGrid(header.images[0])
         if any(companion.turning for companion in header.companions):
             turned.append(header.files.case_id)
         if any(grid.part(companion, "labels") for companion in header.companions):
             filled.append(header.files.case_id)
+        if any(note.kind is NoteKind.UNKNOWN_FRAME for note in header.notes):
+            unknown.append(header.files.case_id)
     notes = []
     if turned:
         notes.append(Note.of(NoteKind.TURNED_CASES, cases=turned))
     if filled:
         notes.append(Note.of(NoteKind.FILLED_CASES, cases=filled))
+    if unknown:
+        notes.append(Note.of(NoteKind.FRAME_CASES, cases=unknown))
     return notes
 
 

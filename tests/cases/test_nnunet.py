@@ -3,12 +3,9 @@
 import json
 import shutil
 
-import nibabel as nib
 import pytest
 from nnunet_helpers import (
-    AFFINE,
     DATASET,
-    plans,
     write_fold,
     write_json,
     write_predictions,
@@ -133,17 +130,6 @@ def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
     splits = json.loads((tree.preprocessed / "splits_final.json").read_text())
     write_json(tree.preprocessed / "splits_final.json", splits[:1])
     assert trained_cases(tree)[1].missing == ("no fold that held it out has validated it",)
-
-
-def test_probabilities_that_were_not_turned_back_are_refused(tree):
-    """The one reader of nnU-Net that turns images to RAS+; these images are toward LPS."""
-    write_json(tree.network / "plans.json", plans(image_reader_writer="NibabelIOWithReorient"))
-    assert nib.aff2axcodes(AFFINE) == ("L", "P", "S")
-    cases = trained_cases(tree)
-    assert all("toward RAS" in case.problem and "toward LPS" in case.problem for case in cases)
-    for path in (tree.raw / "imagesTr").glob("case0_*"):
-        nib.save(nib.as_closest_canonical(nib.load(path)), path)
-    assert have_problem(trained_cases(tree)) == [False, True, True, True]
 
 
 def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):

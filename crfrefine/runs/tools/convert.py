@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from crfrefine import io
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.region_scheme import decode, probabilities_of
-from crfrefine.base.array_types import Labels
+from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note
@@ -19,6 +19,7 @@ from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
+from crfrefine.cases.frame import OF_FRAME, Frame, check_of, find_frame, for_archive, in_frame
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
@@ -56,10 +57,8 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if options.like is not None:
         like = io.read_header(options.like, io.VOLUME_SUFFIXES)
     notes: list[Note] = []
-    if options.same_voxels:
-        header = with_geometry_of(header, like, notes)
+    header, frame = _with_place(header, like, options, notes)
     if options.axes is not None:
-        header = with_axes(header, like, options.axes, options.align, notes)
         like = None  # The array has a grid of its own.
     placed = io.placed_on(header, like)
     if placed.turning is not None:
@@ -80,8 +79,34 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         stored = read_array(placed, as_stored=True)
         sentence = write_image(stored, placed, target, grid, options)
     else:
-        sentence = _convert_channels(placed, target, options.to, grid, regions)
+        if grid.affine is not None and holds_scores_alone(target):
+            placed, grid = for_archive(placed, grid, target)
+        values = io.read_channels(placed)
+        frame_check = check_of(frame, placed, grid)
+        if frame_check is not None:
+            are_regions = regions.scheme_of(values, placed) is not None
+            notes += frame_check.look(values, are_regions=are_regions)
+        sentence = _convert_channels(placed, values, target, options.to, grid, regions)
     return "\n".join([sentence, *map(str, notes)])
+
+
+def _with_place(
+    header: VolumeHeader, like: VolumeHeader | None, options: ConversionOptions, notes: list[Note]
+) -> tuple[VolumeHeader, Frame | None]:
+    """Return the header of a file in the place that options or, for an array, plans give it.
+
+    With it comes the frame of an array over the image `like`, unless the user says its axes.
+    """
+    if options.same_voxels:
+        header = with_geometry_of(header, like, notes)
+    if options.axes is not None:
+        return with_axes(header, like, options.axes, options.align, notes), None
+    if like is None or header.affine is not None:
+        return header, None
+    frame = find_frame(header.path, like)
+    header = in_frame(header, frame, like)
+    notes += [note for note in header.notes if note.kind in OF_FRAME]
+    return header, frame
 
 
 def check_options(source: Path, target: Path, options: ConversionOptions) -> None:
@@ -243,6 +268,7 @@ def write_image(
 
 def _convert_channels(
     header: VolumeHeader,
+    values: Float32,
     target: Path,
     to: str | None,
     grid: VolumeHeader,
@@ -250,10 +276,10 @@ def _convert_channels(
 ) -> str:
     """Write channels as they are, as logits, as probabilities, or as the label map they give.
 
-    Logits of regions are log-odds. `grid` has the geometry of the target.
+    `values` are (channels, [z,] y, x). Logits of regions are log-odds. `grid` has the geometry of
+    the target.
     """
     channels = io.logits_header([header], fewest=1 if regions.declares(1) else 2)
-    values = io.read_channels(header)
     kind = header.kind or ""
     scheme = None
     if to is not None or (not kind and holds_scores_alone(target)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
+from crfrefine.base.geometry import axes_toward, describe_grid, orientation_codes, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.grid_differences import explain_difference
@@ -16,8 +16,6 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.formats import FORMAT_OF_SUFFIX
 from crfrefine.io.paths import holds_scores_alone, suffix_of
 from crfrefine.io.volume import VolumeHeader
-
-_PAIRS = ("LR", "PA", "IS")
 
 
 def with_geometry_of(
@@ -109,12 +107,7 @@ def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> list[tu
     """Return the axis of an image that each letter means, and whether it runs the other way."""
     affine, _ = like.geometry()
     codes = orientation_codes(affine, len(like.grid_shape))
-    found = []
-    for letter in axes:
-        pair = next((pair for pair in _PAIRS if letter in pair), "")
-        for source, code in enumerate(codes):
-            if code in pair:
-                found.append((source, code != letter))
+    found = axes_toward(axes, codes)
     if not len(found) == len({source for source, _ in found}) == len(axes) == len(shape):
         raise InputError(
             f"{like.path}: --axes {shorten(axes)}: expected a letter for each of the "

@@ -1,0 +1,122 @@
+"""Whether a network's channels agree with a label map better in other voxel axes than their own."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.geometry import Reorientation
+
+_MOST_VOXELS = 200_000  # of the label map that are looked at, before they are sorted by label
+_PICKS = 4000  # voxels that are compared, shared by the labels
+_FEWEST_PICKS_PER_LABEL = 32
+_FEWEST_PICKS = 4  # fewer voxels are no evidence
+# Other axes contradict if they agree at this share of the voxels or more, and leave at most this
+# part of the disagreement, which is at least the last of these shares smaller. Post-processing
+# changes voxels in either.
+_LEAST_SHARE = 0.5
+_MOST_OF_DISAGREEMENT = 0.5
+_LEAST_GAIN = 0.05
+_HALF = 0.5
+
+
+class AxesCheck:
+    """Compares the largest channel with a label map at some voxels, in all axes of its shape.
+
+    Channels come piece by piece, once each. Voxels of the label map are picked evenly from each
+    label, background aside: post-processing takes away more than it adds, so that what the label
+    map has, the channels have, too.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        """Pick the voxels of a label map, ([z,] y, x)."""
+        picks = _pick(labels)
+        self.labels = labels.reshape(-1)[picks]
+        self.turns: list[Reorientation] = []  # the first one leaves the axes as they are
+        shape = (1, 1, *labels.shape)[-3:]
+        positions = np.array(np.unravel_index(picks, shape))[::-1]
+        sizes = shape[::-1]
+        places = []
+        for axes in permutations(range(3)):
+            if any(sizes[source] != size for source, size in zip(axes, sizes, strict=True)):
+                continue
+            for mirrored in product((False, True), repeat=3):
+                if any(flip and size == 1 for flip, size in zip(mirrored, sizes, strict=True)):
+                    continue
+                stored = positions.copy()
+                for axis, source in enumerate(axes):
+                    stored[source] = positions[axis]
+                    if mirrored[axis]:
+                        stored[source] = sizes[axis] - 1 - positions[axis]
+                self.turns.append(Reorientation(axes, mirrored))
+                places.append(np.ravel_multi_index(tuple(stored[::-1]), shape))
+        self._plane = int(np.prod(labels.shape[1:]))
+        self._places: NDArray[np.intp] = np.array(places)  # (turns, picks) in the grid's order
+        self._largest = np.full(self._places.shape, -np.inf, np.float32)
+        self._channels = np.zeros(self._places.shape, np.intp)  # those with the largest value
+        self._num_channels = 0
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the label map has enough voxels to tell."""
+        return len(self.labels) >= _FEWEST_PICKS
+
+    def add(self, values: Array, first_channel: int = 0, first_plane: int = 0) -> None:
+        """Look at a piece: (channels, planes, ...), from a channel and a plane on."""
+        start = first_plane * self._plane
+        stop = start + values.shape[1] * self._plane
+        inside = np.nonzero((self._places >= start) & (self._places < stop))
+        places = self._places[inside] - start
+        for channel, plane in enumerate(values, start=first_channel):
+            found = plane.reshape(-1)[places]
+            is_larger = found > self._largest[inside]
+            self._largest[inside] = np.where(is_larger, found, self._largest[inside])
+            self._channels[inside] = np.where(is_larger, channel, self._channels[inside])
+            self._num_channels = max(self._num_channels, channel + 1)
+
+    def shares(self, *, are_regions: bool = False, kind: str | None = None) -> NDArray[np.float64]:
+        """Return the share of picked voxels that agree in each of `turns`, all labels alike.
+
+        Of regions, and of labels beyond the channels, only the foreground is compared; `kind` says
+        whether regions are "logits" or "probabilities".
+        """
+        agrees: NDArray[Any] = self._channels == self.labels
+        if are_regions:
+            is_probability = kind == "probabilities"
+            if kind is None:
+                is_probability = self._largest.min() >= 0 and self._largest.max() <= 1
+            agrees = self._largest > (_HALF if is_probability else 0.0)
+        elif self.labels.max() >= self._num_channels:
+            agrees = self._channels > 0
+        _, numbers, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        weights = 1.0 / (counts[numbers] * len(counts))
+        shares: NDArray[np.float64] = agrees @ weights
+        return shares
+
+
+def contradicts(assumed: float, other: float) -> bool:
+    """Return whether the share that agrees in other axes contradicts that in the assumed ones."""
+    is_halved = 1 - other <= _MOST_OF_DISAGREEMENT * (1 - assumed)
+    return other >= _LEAST_SHARE and is_halved and other - assumed >= _LEAST_GAIN
+
+
+def is_doubtful(assumed: float) -> bool:
+    """Return whether the label map hardly seems to be that of the channels."""
+    return assumed < _LEAST_SHARE
+
+
+def _pick(labels: Labels) -> NDArray[np.intp]:
+    """Return the numbers of voxels of each label, evenly spaced, background aside."""
+    inside = np.flatnonzero(labels)
+    inside = inside[:: -(-len(inside) // _MOST_VOXELS) or 1]
+    values = labels.reshape(-1)[inside]
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-1))
+    groups = np.split(inside[order], starts[1:])
+    most = max(_PICKS // max(len(groups), 1), _FEWEST_PICKS_PER_LABEL)
+    picked = [group[:: -(-len(group) // most) or 1] for group in groups]
+    return np.concatenate(picked)

@@ -1,0 +1,307 @@
+"""The frame of an array without geometry: on which voxel axes its values are, and why.
+
+An .npz or .npy does not say it. nnU-Net's plans beside it name the reader, and so the axes; else
+the array is taken on the axes of the image, and the label map beside it tells whether it agrees.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+from crfrefine import io
+from crfrefine.arrays.axes_check import AxesCheck, contradicts, is_doubtful
+from crfrefine.base.array_types import Float32
+from crfrefine.base.geometry import (
+    Reorientation,
+    has_clear_orientation,
+    spacing_of,
+    turned_toward,
+)
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.content import is_label_map
+from crfrefine.cases.conventions import SCORE_WORDS, without_word
+from crfrefine.cases.plans import reader_of
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.headers import placed_on, with_channel_axis
+from crfrefine.io.reading import Piece, read_whole_numbers
+from crfrefine.io.volume import VolumeHeader
+from crfrefine.refinement.given import ReadPieces
+
+# nnU-Net's readers by the axes of their arrays; those of other readers are not known.
+_ON_AXES_OF_IMAGE = ("SimpleITKIO", "NibabelIO")
+_TOWARD_RAS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
+RAS = "RAS"
+OF_FRAME = (NoteKind.FRAME_OF_PLANS, NoteKind.UNKNOWN_FRAME, NoteKind.DOUBTFUL_FRAME)
+_OPPOSITES = dict(zip("LRPAIS", "RLAPSI", strict=True))
+
+
+class Evidence(StrEnum):
+    """How the axes of an array are known."""
+
+    PLANS = "plans"  # by nnU-Net's reader
+    LABEL_MAP = "label map"  # to be compared with the one beside it
+    NONE = "none"  # taken on those of the image
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The grid of an array without geometry, in its order of axes, and how it is known."""
+
+    grid: VolumeHeader
+    evidence: Evidence
+    reader: str = ""  # the name of nnU-Net's reader, if plans name one
+    source: Path | None = None  # the plans, or the label map beside the array
+    label_map: VolumeHeader | None = None  # with which the values are to be compared
+
+
+def read_network_file(
+    path: Path, image: VolumeHeader, others: Collection[Path] = ()
+) -> tuple[VolumeHeader, Frame | None]:
+    """Read the header of a network's output, of an array with the geometry of its frame.
+
+    It has the channels that the grid of the image shows. The frame is None for a file with geometry
+    of its own. `others` are files of the case that are no label maps of the network.
+    """
+    header = io.read_header(path)
+    if header.affine is not None:
+        return with_channel_axis(header, image), None
+    frame = find_frame(path, image, others)
+    return in_frame(with_channel_axis(header, frame.grid), frame, image), frame
+
+
+def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeHeader:
+    """Return the header of an array with the geometry of its frame, and a note on it.
+
+    It has none on the axes of the image, as arrays always have it, and if its sizes do not fit.
+    """
+    name = header.path.name
+    if frame.evidence is Evidence.NONE and not _runs_toward_ras(image):
+        note = Note.of(NoteKind.UNKNOWN_FRAME, name, axes=image.orientation)
+        return replace(header, notes=(*header.notes, note))
+    grid = frame.grid
+    fits = (*header.grid_shape, 1)[:3] == (*grid.grid_shape, 1)[:3]
+    if not fits or image.on_same_grid(grid):
+        return header
+    notes = header.notes
+    if frame.reader in _TOWARD_RAS:
+        kind = NoteKind.FRAME_OF_PLANS
+        plans = str(frame.source)
+        notes = (*notes, Note.of(kind, name, axes=RAS, reader=frame.reader, plans=plans))
+    return _with_geometry(replace(header, notes=notes), grid)
+
+
+def _with_geometry(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing)
+
+
+def find_frame(path: Path, image: VolumeHeader, others: Collection[Path] = ()) -> Frame:
+    """Return the frame of an array of scores, over the grid of an image.
+
+    Raise InputError if the plans beside it cannot be read.
+    """
+    reader = reader_of(path.parent)
+    name = "" if reader is None else reader.name
+    source = None if reader is None else reader.source
+    if name in _TOWARD_RAS and len(image.grid_shape) == 3:
+        affine, _ = image.geometry()
+        label_map = None
+        if not has_clear_orientation(affine):
+            label_map = _label_map_beside(path, image, others)
+        return Frame(toward_ras(image), Evidence.PLANS, name, source, label_map)
+
+    label_map = _label_map_beside(path, image, others)
+    grid = image
+    if label_map is not None and not image.on_same_grid(label_map):
+        grid = label_map  # The network's own image had these axes.
+    if name in _ON_AXES_OF_IMAGE:
+        return Frame(grid, Evidence.PLANS, name, source)
+    if label_map is not None:
+        return Frame(grid, Evidence.LABEL_MAP, name, label_map.path, label_map)
+    return Frame(image, Evidence.NONE, name)
+
+
+def toward_ras(grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of the same voxels with axes that run nearest to RAS."""
+    affine, _ = grid.geometry()
+    shape, affine = turned_toward(RAS, grid.grid_shape, affine)
+    return replace(
+        grid,
+        grid_shape=shape,
+        affine=affine,
+        spacing=spacing_of(affine),
+        qform=None,
+        template=None,
+        segments=(),
+        turned=None,
+        turning=None,
+    )
+
+
+def grid_of_archive(grid: VolumeHeader, *folders: Path) -> VolumeHeader:
+    """Return the grid on which an array is written, for the plans in the first folder with some.
+
+    It is that of the image, `grid`, unless the reader that the plans name turns axes to RAS.
+    """
+    reader = next(filter(None, map(reader_of, folders)), None)
+    if reader is None or reader.name not in _TOWARD_RAS or len(grid.grid_shape) != 3:
+        return grid
+    if _runs_toward_ras(grid):
+        return grid
+    return toward_ras(grid)
+
+
+def for_archive(
+    header: VolumeHeader, grid: VolumeHeader, target: Path
+) -> tuple[VolumeHeader, VolumeHeader]:
+    """Return the header of scores to read, and the grid to write them on, for the plans there."""
+    archive_grid = grid_of_archive(grid, target.parent)
+    if archive_grid is grid:
+        return header, grid
+    if header.affine is None:
+        header = _with_geometry(header, grid)
+    return placed_on(header, archive_grid), archive_grid
+
+
+def _runs_toward_ras(image: VolumeHeader) -> bool:
+    return image.orientation == RAS[: len(image.grid_shape)]
+
+
+def _label_map_beside(
+    path: Path, image: VolumeHeader, others: Collection[Path]
+) -> VolumeHeader | None:
+    """Return the header of the file beside an array that is its label map by name and grid."""
+    stem = io.stem_of(path)
+    for name in dict.fromkeys([stem, without_word(stem, SCORE_WORDS)]):
+        for suffix in VOLUME_SUFFIXES:
+            beside = path.with_name(name + suffix)
+            # For names that the system refuses, `beside.is_file()` raises an exception.
+            if beside in others or not os.path.isfile(beside):  # noqa: PTH113
+                continue
+            with suppress(CrfRefineError, OSError):
+                header = io.read_header(beside, VOLUME_SUFFIXES)
+                is_on_grid = placed_on(header, image).on_same_grid(image)
+                if header.num_channels == 1 and header.kind is None and is_on_grid:
+                    return header
+    return None
+
+
+def check_of(frame: Frame | None, header: VolumeHeader, image: VolumeHeader) -> FrameCheck | None:
+    """Return the check of an array with its label map; None if there is nothing to compare."""
+    if frame is None or frame.label_map is None:
+        return None
+    return FrameCheck(frame, header, image)
+
+
+class FrameCheck:
+    """Compares the values of an array with the label map beside it, which tells its axes."""
+
+    def __init__(self, frame: Frame, header: VolumeHeader, image: VolumeHeader) -> None:
+        """Read the label map of a frame on the grid of the image; `header` is the array's."""
+        self._header = header
+        self._image = image
+        self._frame = frame
+        self._axes: AxesCheck | None = None
+        assert frame.label_map is not None
+        label_map = placed_on(frame.label_map, image)
+        with suppress(InputError):
+            if is_label_map(label_map):
+                axes = AxesCheck(read_whole_numbers(label_map))
+                if axes.is_possible:
+                    self._axes = axes
+
+    def look(self, values: Float32, *, are_regions: bool = False) -> list[Note]:
+        """Compare (channels, [z,] y, x) in memory; return a note if nothing tells the axes.
+
+        Raise InputError if the values agree with the label map in other axes than assumed.
+        """
+        if self._axes is None:
+            if _runs_toward_ras(self._image):
+                return []
+            return [self._note(NoteKind.UNKNOWN_FRAME)]
+        self._axes.add(values)
+        return self._conclude(self._axes, are_regions=are_regions)
+
+    def watch(self, read: ReadPieces) -> ReadPieces:
+        """Return a function that reads pieces as `read` does, and compares them on its first pass.
+
+        Its iterator raises InputError at its end as `look` does.
+        """
+        return partial(self._pieces, read)
+
+    def _pieces(self, read: ReadPieces) -> Iterator[Piece]:
+        axes = self._axes
+        if axes is None:
+            yield from read()
+            return
+        for piece in read():
+            axes.add(piece.values, piece.channels.start, piece.planes.start)
+            yield piece
+        self._axes = None  # Later passes have the same values.
+        self._conclude(axes)
+
+    def _conclude(self, axes: AxesCheck, *, are_regions: bool = False) -> list[Note]:
+        """Return a note if the label map hardly fits; raise InputError if it does in other axes."""
+        shares = axes.shares(are_regions=are_regions, kind=self._header.kind)
+        letters = [self._letters(turn) for turn in axes.turns]
+        # Of axes that agree alike, nnU-Net's are likelier.
+        best = max(range(len(shares)), key=lambda turn: (shares[turn], letters[turn] == RAS))
+        assert self._frame.label_map is not None
+        label_map = self._frame.label_map.path
+        if contradicts(shares[0], shares[best]):
+            raise InputError(
+                self._contradiction(label_map, letters, (shares[0], shares[best]), best)
+            )
+        if is_doubtful(shares[0]):
+            name = label_map.name
+            return [self._note(NoteKind.DOUBTFUL_FRAME, label_map=name, share=shares[0])]
+        return []
+
+    def _contradiction(
+        self, label_map: Path, letters: list[str], shares: tuple[float, float], best: int
+    ) -> str:
+        """Return an error: expected and found axes, the evidence, and what to do."""
+        assumed, other = shares
+        path = self._header.path
+        placed = shlex.quote(f"{io.stem_of(path)}_placed.nii.gz")
+        convert = (
+            f"crfrefine convert {shlex.quote(str(path))} {placed} "
+            f"--like {shlex.quote(str(self._image.path))} --axes {letters[best]}"
+        )
+        advice = "Give it a place, and give that file in its stead:"
+        if letters[best] == RAS:
+            advice = (
+                f"So do the readers {' and '.join(_TOWARD_RAS)} of nnU-Net: put the plans.json of "
+                "the network beside it, which names the reader, or give it a place, and give that "
+                "file in its stead:"
+            )
+        return (
+            f"{path}: its voxel axes seem to run toward {letters[best]}; expected "
+            f"{letters[0]}, as those of {self._image.path}: its labels agree with {label_map} "
+            f"beside it at {other:.0%} of the voxels that way, and at {assumed:.0%} as expected\n"
+            f"  {advice}\n    {convert}"
+        )
+
+    def _letters(self, turn: Reorientation) -> str:
+        """Return where the array's axes run if the values, on the image's grid, are turned so."""
+        codes = self._image.orientation or ""
+        placing = Reorientation((0, 1, 2), (False, False, False))
+        if self._header.turned is not None and self._header.affine is not None:
+            _, placing = self._header.turned
+        letters = {}
+        for axis, code in enumerate(codes):
+            source = turn.axes[axis]
+            if turn.mirrored[axis] != placing.mirrored[source]:
+                code = _OPPOSITES[code]
+            letters[placing.axes[source]] = code
+        return "".join(letters[axis] for axis in sorted(letters))
+
+    def _note(self, kind: NoteKind, **values: object) -> Note:
+        return Note.of(kind, self._header.path.name, axes=self._image.orientation, **values)

@@ -1,0 +1,88 @@
+"""What nnU-Net version 2 says beside its files: the plans, and the network that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.inputs import add_inputs
+from crfrefine.errors import InputError
+from crfrefine.io.json import read_json
+from crfrefine.io.paths import is_folder
+
+PLANS = "plans.json"
+DATASET = "dataset.json"
+# A validation is in fold_0/validation of its network, a cleaned cross-validation in
+# crossval_results_folds_0_1/postprocessed.
+_MOST_PARENTS = 3
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The class by which nnU-Net read the images of a network."""
+
+    name: str  # such as "SimpleITKIO"
+    source: Path  # the file that names it
+
+
+def read_table(path: Path) -> Mapping[str, Any]:
+    """Return the content of a JSON file of nnU-Net, a table."""
+    add_inputs(path)
+    state = path.stat()
+    return _read_table(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read_table(path: Path, changed: int, size: int) -> Mapping[str, Any]:
+    """Return the table in a file, which many cases have beside them; the state is part of it."""
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
+    return content
+
+
+def is_trained(folder: Path) -> bool:
+    """Return whether a folder is that of a trained network."""
+    if not is_folder(folder) or not (folder / PLANS).is_file():
+        return False
+    return any(path.is_dir() for path in folder.glob("fold_*"))
+
+
+def network_around(folder: Path) -> Path | None:
+    """Return the folder of the trained network that a folder lies in; None without one."""
+    for parent in folder.absolute().parents[:_MOST_PARENTS]:
+        if is_trained(parent):
+            return parent
+    return None
+
+
+def networks_inside(folder: Path) -> list[Path]:
+    """Return the folders of the trained networks that a data set has, sorted by name."""
+    if not is_folder(folder):
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and is_trained(path)]
+
+
+def file_of_network(folder: Path, name: str) -> Path | None:
+    """Return the plans or the `dataset.json` of a folder's files: in it, or in its network's."""
+    network = network_around(folder)
+    for place in (folder, network):
+        if place is not None and (place / name).is_file():
+            return place / name
+    return None
+
+
+def reader_of(folder: Path) -> Reader | None:
+    """Return the reader of the network that made a folder's files; None if nothing names it."""
+    keys = {PLANS: "image_reader_writer", DATASET: "overwrite_image_reader_writer"}
+    for name, key in keys.items():
+        path = file_of_network(folder, name)
+        if path is None:
+            continue
+        reader = read_table(path).get(key)
+        if isinstance(reader, str) and reader != "None":
+            return Reader(reader, path)
+    return None
