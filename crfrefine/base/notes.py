@@ -127,6 +127,7 @@ class NoteKind(Enum):
     LEFT_OUT = "{left_out} of {cases:# case} {left_out:is/are} left out: {reasons}"
     FOLD_LACKS = "{advice}"
     FOLD_ALL = "fold_all was trained on all cases and is not used"
+    IMAGES_OF_RAW_DATA = "the images are those of nnU-Net's raw data, {images}"
     VALIDATED_WITHOUT_IMAGE = (
         "validated cases without an image in {images} are ignored ({cases}), such as {first}"
     )

@@ -92,9 +92,10 @@ def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeH
         return header
     notes = header.notes
     if frame.reader in _TOWARD_RAS:
-        kind = NoteKind.FRAME_OF_PLANS
-        plans = str(frame.source)
-        notes = (*notes, Note.of(kind, name, axes=RAS, reader=frame.reader, plans=plans))
+        note = Note.of(
+            NoteKind.FRAME_OF_PLANS, name, axes=RAS, reader=frame.reader, plans=str(frame.source)
+        )
+        notes = (*notes, note)
     return _with_geometry(replace(header, notes=notes), grid)
 
 
@@ -225,7 +226,8 @@ class FrameCheck:
         if self._axes is None:
             if _runs_toward_ras(self._image):
                 return []
-            return [self._note(NoteKind.UNKNOWN_FRAME)]
+            name = self._header.path.name
+            return [Note.of(NoteKind.UNKNOWN_FRAME, name, axes=self._image.orientation)]
         self._axes.add(values)
         return self._conclude(self._axes, are_regions=are_regions)
 
@@ -260,8 +262,14 @@ class FrameCheck:
                 self._contradiction(label_map, letters, (shares[0], shares[best]), best)
             )
         if is_doubtful(shares[0]):
-            name = label_map.name
-            return [self._note(NoteKind.DOUBTFUL_FRAME, label_map=name, share=shares[0])]
+            note = Note.of(
+                NoteKind.DOUBTFUL_FRAME,
+                self._header.path.name,
+                axes=self._image.orientation,
+                label_map=label_map.name,
+                share=shares[0],
+            )
+            return [note]
         return []
 
     def _contradiction(
@@ -302,6 +310,3 @@ class FrameCheck:
                 code = _OPPOSITES[code]
             letters[placing.axes[source]] = code
         return "".join(letters[axis] for axis in sorted(letters))
-
-    def _note(self, kind: NoteKind, **values: object) -> Note:
-        return Note.of(kind, self._header.path.name, axes=self._image.orientation, **values)

@@ -6,8 +6,10 @@ A trained network's output for a case comes from the fold that held the case out
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +33,14 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.patterns import find_matches, list_files
-from crfrefine.cases.plans import PLANS, is_trained, read_table
+from crfrefine.cases.plans import (
+    PLANS,
+    file_of_network,
+    hint_at_networks,
+    is_trained,
+    network_around,
+    read_table,
+)
 from crfrefine.errors import InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.json import read_json
@@ -39,6 +48,7 @@ from crfrefine.io.paths import holds_many, is_folder
 
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"  # of nnUNetv2_predict, by its results
 ALL = "all"  # the fold whose network is trained on all cases
+_DATASET_NAME = re.compile(r"Dataset[0-9]{3}_.+")
 _EXPECTED = (
     "expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION "
     f"with {PLANS} and fold_0, fold_1, ..."
@@ -102,6 +112,7 @@ def require_trained(path: Path) -> TrainedNetwork:
     if not is_trained(folder):
         raise InputError(
             f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
+            f"{hint_at_networks(folder)}"
         )
     plans = read_table(folder / PLANS)
     names = folder.name.split("__")
@@ -289,28 +300,82 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
+    notes: list[Note] = []
     files = Files(ARCHIVES, folder)
     if not files.cases_of:
         raise InputError(
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
-            f"{_EXPECTED}\n"
+            f"{_EXPECTED}{hint_at_networks(folder)}\n"
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
             "--input-type labels -o OUTPUT"
         )
     if images is None:
-        path = folder / PREDICTION_ARGUMENTS
-        source = None
-        if path.is_file():
-            source = read_table(path).get("list_of_lists_or_source_folder")
-        named = "no folder"
-        if isinstance(source, str):
-            images = Path(source)
-            named = shorten(source, MAX_OF_A_PATH)
-        if images is None or not is_folder(images):
-            raise InputError(
-                f"{path}: expected the folder of the images, found {named}\n"
-                "  Name the folder of the images with -i."
-            )
+        images, notes = _images_of_predictions(folder, files)
     cases = discover_cases(images, None, masks)
+    cases.notes[:0] = notes
     files.add_to(cases)
+    if notes:  # The raw data have other cases, too.
+        cases[:] = [case for case in cases if case.logits]
     return cases
+
+
+def _images_of_predictions(folder: Path, files: Files) -> tuple[Path, list[Note]]:
+    """Return the folder of the images of predictions: as nnU-Net noted it, or of its raw data.
+
+    The raw data are those of the data set that plans or folders name, and a note says so. Raise
+    InputError if no folder there has an image of each case, or several have.
+    """
+    path = folder / PREDICTION_ARGUMENTS
+    named = "no folder"
+    if path.is_file():
+        source = read_table(path).get("list_of_lists_or_source_folder")
+        if isinstance(source, str):
+            named = shorten(source, MAX_OF_A_PATH)
+            if is_folder(Path(source)):
+                return Path(source), []
+
+    found = []
+    places = _raw_images(folder)
+    for place in places:
+        with suppress(InputError):
+            if {case.case_id for case in discover_cases(place, None)} >= {*files.by_case()}:
+                found.append(place)
+    if len(found) == 1:
+        note = Note.of(NoteKind.IMAGES_OF_RAW_DATA, str(folder), images=str(found[0]))
+        return found[0], [note]
+    lines = ""
+    if found:
+        lines = "; these have images of its cases:"
+        places = found
+    elif places:
+        lines = "; these lack images of its cases:"
+    lines += "".join(f"\n    {place}" for place in places)
+    raise InputError(
+        f"{path}: expected the folder of the images, found {named}\n"
+        f"  Name the folder of the images with -i{lines or '.'}"
+    )
+
+
+def _raw_images(folder: Path) -> list[Path]:
+    """Return the folders of images in the raw data of the data set that predictions are of.
+
+    Inside a trained network they are those that it was trained on.
+    """
+    plans = file_of_network(folder, PLANS)
+    dataset = None if plans is None else read_table(plans).get("dataset_name")
+    parents = folder.absolute().parents
+    if not isinstance(dataset, str):
+        of_data_sets = (parent.name for parent in parents if _DATASET_NAME.fullmatch(parent.name))
+        dataset = next(of_data_sets, None)
+    if dataset is None:
+        return []
+    ((variable, of_training),) = OF_NNUNET["images"]
+    roots = [parent / variable for parent in parents]
+    root = os.environ.get(variable)
+    if root:
+        roots.insert(0, Path(root))
+    kinds = [of_training]
+    if network_around(folder) is None:
+        kinds = [*DATASET_FOLDERS["images"]]
+    places = [root_folder / dataset / kind for root_folder in roots for kind in kinds]
+    return [place for place in dict.fromkeys(places) if is_folder(place)]

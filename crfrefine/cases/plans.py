@@ -66,6 +66,32 @@ def networks_inside(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and is_trained(path)]
 
 
+def hint_at_networks(folder: Path) -> str:
+    """Return a line that names the trained networks in a folder, or that around it; "" if none."""
+    inside = networks_inside(folder)
+    if inside:
+        names = "".join(f"\n    {path}" for path in inside)
+        return f"\n  It has trained networks; name one of them:{names}"
+    around = network_around(folder)
+    if around is None:
+        return ""
+    return (
+        "\n  It lies in the folder of a trained network; name that, which has each case from the "
+        f"fold that held it out:\n    {around}"
+    )
+
+
+def is_part_of_training(folder: Path) -> bool:
+    """Return whether a folder is a data set's with its networks, or a fold: it has no label maps.
+
+    The label maps of a fold are in its folder `validation`.
+    """
+    if is_trained(folder):
+        return False
+    is_fold = folder.absolute().name.startswith("fold_") and network_around(folder) is not None
+    return is_fold or bool(networks_inside(folder))
+
+
 def file_of_network(folder: Path, name: str) -> Path | None:
     """Return the plans or the `dataset.json` of a folder's files: in it, or in its network's."""
     network = network_around(folder)

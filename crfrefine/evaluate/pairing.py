@@ -23,7 +23,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_descrip
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import require_trained, validated_predictions
 from crfrefine.cases.patterns import advise, names_part
-from crfrefine.cases.plans import is_trained
+from crfrefine.cases.plans import hint_at_networks, is_part_of_training, is_trained
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.options import EvaluationOptions
@@ -67,6 +67,9 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     of the case or of its method. Raise InputError without a complete case, or, with `strict`, for
     an incomplete one; and a CrfRefineError for unusable regions.
     """
+    for path in options.methods.values():
+        if is_part_of_training(path):
+            raise InputError(f"{path}: has no label maps of cases{hint_at_networks(path)}")
     search = _Search(options)
     are_structures = has_structures(options)
     structures: Mapping[str, int] = {}

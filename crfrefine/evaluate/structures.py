@@ -20,6 +20,7 @@ from crfrefine.cases.case_files import (
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.patterns import advise, advise_on_splits, folder_of, list_files, names_part
+from crfrefine.cases.plans import is_trained
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -46,7 +47,7 @@ def has_structures(options: EvaluationOptions) -> bool:
             are_folders = False
             if names_part(place, "label"):
                 return True
-        elif not holds_many(place):
+        elif not holds_many(place) or is_trained(place):
             are_folders = False
         elif _is_clear(place):
             return True

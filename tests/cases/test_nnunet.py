@@ -219,3 +219,44 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
         InputError, match=r"no CASE\.npz; predict with nnUNetv2_predict \.\.\. --save_probabilities"
     ):
         find_cases_to_refine(write_predictions(tree, npz=False), (), None)
+
+
+def test_images_of_predictions_without_a_note_of_them_are_those_of_the_raw_data(tree):
+    validation = tree.validation(0)
+    found = find_cases_to_refine(validation, (), None)
+    assert case_ids(found) == ["case0", "case2"]
+    assert found[0].images[0] == tree.raw / "imagesTr" / "case0_0000.nii.gz"
+    told = f"{validation}: the images are those of nnU-Net's raw data, {tree.raw / 'imagesTr'}"
+    assert str(found.notes[0]) == told
+    # A cross-validation in the network's folder, and an ensemble in that of the data set.
+    ensemble = tree.network.parent / "ensembles" / "ensemble___a___b___0_1"
+    for place in (tree.network / "crossval_results_folds_0_1", ensemble):
+        shutil.copytree(validation, place)
+        assert find_cases_to_refine(place, (), None)[0].images == found[0].images
+    # Elsewhere the plans name the data set; of two folders with its cases, neither is taken.
+    folder = write_predictions(tree)
+    (folder / "predict_from_raw_data_args.json").unlink()
+    with pytest.raises(InputError) as told:
+        find_cases_to_refine(folder, (), None)
+    lines = str(told.value).splitlines()
+    assert lines[1].endswith("with -i; these have images of its cases:")
+    assert lines[2:] == [f"    {tree.raw / name}" for name in ("imagesTr", "imagesTs")]
+    shutil.rmtree(tree.raw / "imagesTr")
+    images = find_cases_to_refine(folder, (), None)[0].images
+    assert images[0] == tree.raw / "imagesTs" / "case0_0000.nii.gz"
+    for path in (tree.raw / "imagesTs").glob("case1_*"):
+        path.unlink()
+    with pytest.raises(InputError, match="these lack images of its cases"):
+        find_cases_to_refine(folder, (), None)
+
+
+def test_the_folder_of_a_fold_or_of_a_data_set_names_its_networks(tree):
+    other = tree.network.with_name("nnUNetTrainer__nnUNetPlans__2d")
+    shutil.copytree(tree.network, other)
+    for find in (require_trained, lambda path: find_cases_to_refine(path, (), None)):
+        with pytest.raises(InputError, match="It lies in the folder of a trained network") as told:
+            find(tree.network / "fold_0")
+        assert f"\n    {tree.network}" in str(told.value)
+        with pytest.raises(InputError, match="It has trained networks; name one of them") as told:
+            find(tree.network.parent)
+        assert f"\n    {other}\n    {tree.network}" in str(told.value)

@@ -350,3 +350,73 @@ def test_what_evaluate_lacks_without_a_network(tmp_path):
     shown = run_here("evaluate", "--nnunet", tree.network, "-o", tmp_path / "r", status=1).stderr
     assert "cannot find the labels of Dataset007_Phantom" in shown
     assert "LABELS of evaluate" in shown
+
+
+def test_a_cross_validation_beside_the_folds_is_no_folder_of_structures(tmp_path):
+    """As `nnUNetv2_find_best_configuration` leaves it, in the folder of the network."""
+    tree = write_tree(tmp_path)
+    written = []
+    for number in range(2):
+        output = tmp_path / f"report{number}"
+        run_here("evaluate", "--nnunet", tree.network, "-o", output, *HERE, status=0)
+        written.append((output / "metrics.csv").read_text())
+        merged = tree.network / "crossval_results_folds_0_1"
+        merged.mkdir(exist_ok=True)
+        for fold in range(2):
+            for path in tree.validation(fold).glob("*.nii.gz"):
+                (merged / path.name).write_bytes(path.read_bytes())
+    assert written[0] == written[1]
+    for place in (tree.network / "fold_0", tree.network.parent):
+        command = ("evaluate", place, tree.raw / "labelsTr", "-o", output, *HERE)
+        assert f"\n    {tree.network}" in run_here(*command, status=1).stderr
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIO"])
+def test_all_commands_take_an_array_on_the_axes_of_its_reader(reader, tmp_path):
+    """The images are toward LPS. What is written for the ensemble has the reader's axes again."""
+    tree = write_tree(tmp_path)
+    predictions = write_predictions(tree)
+    plans = json.loads((predictions / "plans.json").read_text())
+    images = tree.raw / "imagesTs"
+    argmax = load_nifti(predictions / "case0.nii.gz")
+    same = ("--set", "bilateral.weight=0")
+    scores = {}
+    for path in predictions.glob("*.npz"):
+        scores[path] = np.load(path)["probabilities"]
+        if "Reorient" in reader:
+            np.savez(path, probabilities=scores[path][:, :, ::-1, ::-1])
+    (predictions / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": reader}))
+    archive = predictions / "case0.npz"
+    output = tmp_path / "out"
+    command = ("infer", "-i", images, "-p", predictions, "-o", output, *FAST, *same)
+    run_here(*command, "--save-probabilities", status=0)
+    np.testing.assert_array_equal(load_nifti(output / "case0.nii.gz"), argmax)
+    written = np.load(output / "case0.npz")["probabilities"]
+    np.testing.assert_allclose(written, np.load(archive)["probabilities"], atol=1e-5)
+    told = run_here(*command, "--save-probabilities", "--continue", status=0).stderr
+    assert "3 skipped" in told
+    again = tmp_path / "again"
+    run_here("infer", "--nnunet", output, "-i", images, "-o", again, *FAST, *same, status=0)
+    np.testing.assert_array_equal(load_nifti(again / "case0.nii.gz"), argmax)
+
+    like = ("--like", images / "case0_0000.nii.gz")
+    run_here("convert", archive, tmp_path / "a.nii.gz", *like, "--to", "labels", status=0)
+    np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), argmax)
+    # A file that is written beside the plans has the axes that they name.
+    nifti = output / "case0_probabilities.nii.gz"
+    run_here("convert", nifti, predictions / "b.npz", status=0)
+    np.testing.assert_array_equal(np.load(predictions / "b.npz")["probabilities"], written)
+
+    # The network's label map is the reference: its own probabilities agree with it.
+    report = tmp_path / "report"
+    (predictions / "b.npz").unlink()
+    run_here("evaluate", predictions, predictions, "-o", report, *HERE, status=0)
+    lines = (report / "metrics.csv").read_text().splitlines()
+    found = [line.split(",") for line in lines if ",all,nll," in line]
+    expected = []
+    for number in range(3):
+        argmax = load_nifti(predictions / f"case{number}.nii.gz")
+        of_case = scores[predictions / f"case{number}.npz"].transpose(0, 3, 2, 1)
+        of_argmax = np.take_along_axis(of_case, argmax[np.newaxis].astype(int), axis=0)
+        expected.append(-np.log(of_argmax).mean())
+    np.testing.assert_allclose([float(row[3]) for row in found], expected, rtol=1e-3)
