@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -56,6 +56,8 @@ class Evaluation:
     left_out: Incomplete = field(default_factory=dict)  # cases that no number includes
     # By method, the cases that its parameters were learned on.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # The methods whose label maps `infer` has written, by its records.
+    refined: Collection[str] = ()
 
     @property
     def notes_on_mapping(self) -> list[Note]:
@@ -219,7 +221,8 @@ class Evaluation:
                 options.baseline,
                 rivals=rivals,
                 regions=self.judged_regions,
-                subject=_subject(options.name),
+                subject=self._subject(options.name),
+                is_refinement=options.name in self.refined,
                 summary=self.summary,
                 titles=self.titles,
             )
@@ -275,7 +278,7 @@ class Evaluation:
                 shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
         lost = f"of what {options.baseline} loses against {options.ceiling}"
         recovered = listed(shares) or "nothing, as there is no lead"
-        return f"{_subject(options.name)} recovers, {lost}: {recovered}"
+        return f"{self._subject(options.name)} recovers, {lost}: {recovered}"
 
     @property
     def learned_text(self) -> str:
@@ -283,8 +286,16 @@ class Evaluation:
         if not self.learned:
             return ""
         number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
-        methods = listed([_subject(method) for method in self.learned])
+        methods = listed([self._subject(method) for method in self.learned])
         return f"{number} used to learn the parameters of {methods}: no evidence for new cases"
+
+    def _subject(self, method: str) -> str:
+        """Return the name of a method in sentences."""
+        if method != DEFAULT_NAME:
+            return method
+        if method in self.refined:
+            return "the refinement"
+        return f"the {DEFAULT_NAME}"
 
     @property
     def no_verdict(self) -> str | None:
@@ -373,13 +384,6 @@ def _empty(table: ResultTable, method: str, region: str) -> Bool:
     sensitivity = table.values(method, region, "sensitivity")
     precision = table.values(method, region, "precision")
     return np.isnan([sensitivity, precision])
-
-
-def _subject(method: str) -> str:
-    """Return the name of a method in sentences."""
-    if method == DEFAULT_NAME:
-        return "the refinement"
-    return method
 
 
 # The values of two empty masks by convention.

@@ -165,7 +165,7 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
 
     What is known before the first case is noted then.
     """
-    evaluation.learned = cases_learned_on(evaluation.pairs, evaluation.notes)
+    evaluation.refined, evaluation.learned = find_refined(evaluation.pairs, evaluation.notes)
     if evaluation.learned:
         kind = NoteKind.MEASURED_ON_LEARNED
         evaluation.notes.append(Note.of(kind, learned=evaluation.learned_text))
@@ -205,11 +205,13 @@ def _measure(evaluation: Evaluation, observer: Observer) -> None:
     evaluation.notes += late_notes
 
 
-def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, list[str]]:
-    """Return the cases of each method that its parameters were learned on.
+def find_refined(
+    pairs: Sequence[CasePair], notes: list[Note]
+) -> tuple[set[str], dict[str, list[str]]]:
+    """Return the methods that are refinements, and by method the cases it was learned on.
 
-    The records that `infer` leaves in its output folder name them. A method without a record, or
-    without such cases, is left out.
+    The records that `infer` leaves in its output folder name them. A method without a record is in
+    neither, and one without such cases not in the second.
     """
     label_maps: dict[tuple[str, str], Path] = {}
     for pair in pairs:
@@ -235,8 +237,11 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[Note]) -> dict[str, 
                 written.append((run.started, path.parent / stem_of(path), is_known))
     written.sort(key=itemgetter(0))
     is_learned = {path: is_known for _, path, is_known in written}  # The latest run counts.
+    refined: set[str] = set()
     learned: dict[str, list[str]] = {}
     for (method, case_id), path in label_maps.items():
+        if path in is_learned:
+            refined.add(method)
         if is_learned.get(path):
             learned.setdefault(method, []).append(case_id)
-    return learned
+    return refined, learned

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from crfrefine.base.text import counted
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, Metric, metric_named
 from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
@@ -64,6 +65,11 @@ class Harm:
     num_comparisons: int  # number of comparisons that were made
 
     @property
+    def where(self) -> str:
+        """Words for the cases of `in_most_cases`, such as "in the only case"."""
+        return _where(self.in_most_cases)
+
+    @property
     def headline(self) -> str:
         """The names of what got significantly worse, for a sentence; empty if nothing did."""
         return _joined([decline.name for decline in _shown(self.significant)])
@@ -111,8 +117,18 @@ def find_harm(
     if significant:
         sentence = f"What got worse: {_figures(significant)}."
     if in_most_cases:
-        sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
+        sentence += f" Worse {_where(in_most_cases)}: {_figures(in_most_cases)}."
     return Harm(sentence, tuple(significant), tuple(in_most_cases), num_comparisons)
+
+
+def _where(declines: Sequence[Decline]) -> str:
+    """Return words for the cases in which metrics are worse, but not significantly."""
+    num_cases = max((decline.comparison.num_pairs for decline in declines), default=0)
+    if num_cases == 1:
+        return "in the only case, which is no evidence for others"
+    if smallest_p_value(num_cases) > ALPHA:
+        return "in most cases, which are too few for a test"
+    return "in most cases, but not significantly"
 
 
 def _shown(declines: Sequence[Decline]) -> list[Decline]:
@@ -130,6 +146,9 @@ def _figures(declines: Sequence[Decline]) -> str:
         difference = metric.difference_text(comparison.mean_difference)
         if metric.difference_unit:
             difference += f" {metric.difference_unit}"
+        if comparison.num_pairs == 1:
+            texts.append(f"{decline.name} ({difference})")
+            continue
         average = f"{difference} on average"
         if decline.is_better_on_average:
             average = f"but better on average, {difference}"
@@ -198,7 +217,7 @@ def judge_probabilities(
     elif deciding.effect_size < 0:
         change = Change.BETTER
 
-    cases = f"better in {deciding.wins} of {deciding.num_pairs} cases"
+    cases = f"better in {deciding.wins} of {counted(deciding.num_pairs, 'case')}"
     figures = [f"{_means_text(NLL, deciding)} ({cases}, p {format_p(deciding.p_value)})"]
     for metric in CALIBRATION_METRICS.values():
         if metric.name in compared and metric.name != NLL.name:

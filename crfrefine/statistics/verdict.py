@@ -65,6 +65,17 @@ _CONCLUSIONS = {
         "cases are typical, {enough} would show the difference with probability 80 %."
     ),
 }
+# The same for a method that is no refinement of the baseline, such as another network.
+_CONCLUSIONS_ON_OTHERS = {
+    **_CONCLUSIONS,
+    Outcome.HELPS: "{subject} is better than {baseline}.",
+    Outcome.HURTS: "{subject} is worse than {baseline}. Advice: prefer {baseline}.",
+    Outcome.NO_DIFFERENCE: (
+        "{subject} is not shown to be better than {baseline}. "
+        "Advice: prefer {baseline} if it is simpler."
+    ),
+    Outcome.TOO_FEW: _CONCLUSIONS[Outcome.TOO_FEW].replace("helps", "is better than {baseline}"),
+}
 _FEWER_THAN_NEEDED = "too few cases, at least {needed} are needed for p < {level:g}."
 # The same for a method that helps, from the comparison with the strongest of its rivals.
 _AGAINST_RIVALS = {
@@ -124,6 +135,7 @@ def verdict(
     rivals: Sequence[str] = (),
     regions: Sequence[str] | None = None,
     subject: str | None = None,
+    is_refinement: bool = True,
     summary: Sequence[SummaryRow] | None = None,
     titles: Mapping[str, str] | None = None,
 ) -> Verdict:
@@ -140,6 +152,8 @@ def verdict(
             any case is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
+        is_refinement: whether the method refines the baseline's results; the sentence then says
+            whether it helps, and else which is better.
         summary: rows of `summarize` with the same baseline and mean, which show what got worse;
             default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
@@ -162,7 +176,8 @@ def verdict(
         probabilities = judge_probabilities(summary, method, titles=titles)
 
     outcome = _outcome(primary, primary.p_value)
-    sentence = _sentence(outcome, subject or method, baseline, primary)
+    conclusions = _CONCLUSIONS if is_refinement else _CONCLUSIONS_ON_OTHERS
+    sentence = _sentence(conclusions[outcome], outcome, (subject or method, baseline), primary)
     if outcome == Outcome.HELPS:
         outcome, others = _against_rivals(subject or method, judged_rivals)
         sentence = " ".join([sentence, *others])
@@ -258,10 +273,15 @@ def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
     return Outcome.MIXED
 
 
-def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
-    """Return the figures of the comparison with the baseline, and what follows from them."""
+def _sentence(
+    conclusion: str, outcome: Outcome, names: tuple[str, str], primary: PairedComparison
+) -> str:
+    """Return the figures of the comparison with the baseline, and what follows from them.
+
+    `names` are those of the method and of the baseline.
+    """
+    subject, baseline = names
     needed = _cases_needed()
-    conclusion = _CONCLUSIONS[outcome]
     figures = [f"95 % CI {DICE.interval_text(*primary.interval, sign='')}"]
     number = ""
     if primary.num_pairs < needed:
@@ -272,7 +292,12 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
         number = "more than 1000" if enough is None else f"about {enough}"
     worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
     conclusion = conclusion.format(
-        subject=subject, worst=", ".join(worst), enough=number, needed=needed, level=ALPHA
+        subject=subject,
+        baseline=baseline,
+        worst=", ".join(worst),
+        enough=number,
+        needed=needed,
+        level=ALPHA,
     )
     if not primary.num_pairs:
         return f"No case allows a comparison with {baseline}: {conclusion}"
@@ -323,9 +348,10 @@ def _against_rivals(subject: str, rivals: Sequence[Rival]) -> tuple[Outcome, lis
 def _tested(comparison: PairedComparison, p_value: float, correction: str = "") -> str:
     """Return p, and in how many cases the method is better; or worse, if these are more."""
     text = f"p {format_p(p_value)}{correction}, "
+    num_cases = counted(comparison.num_pairs, "case")
     if comparison.wins >= comparison.losses:
-        return f"{text}{comparison.wins} of {comparison.num_pairs} cases better"
-    return f"{text}{comparison.losses} of {comparison.num_pairs} cases worse"
+        return f"{text}{comparison.wins} of {num_cases} better"
+    return f"{text}{comparison.losses} of {num_cases} worse"
 
 
 def _quantity(difference: float, sign: str = "+") -> str:

@@ -110,8 +110,8 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert told["comparison"]["mean_difference"] == pytest.approx((after - before).mean())
     # All nine signs agree, and the question is tested alone.
     assert told["p_adjusted"] == told["comparison"]["p_value"] == pytest.approx(2 / 2**9)
-    assert ": the refinement helps." in lines[-1]
-    assert " But not shown to gain more than twin: the refinement +" in lines[-1]
+    assert ": the prediction is better than before." in lines[-1]
+    assert " But not shown to gain more than twin: the prediction +" in lines[-1]
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
     assert lines[-2] == told["harm"]["sentence"]
     assert lines[-4].startswith(
@@ -148,7 +148,7 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
             means.append(np.nanmean(values, axis=1).mean())
         share = (means[1] - means[0]) / (1 - means[0])
         assert told["recovered"][metric]["mean"] == pytest.approx(share)
-        (line,) = lines_of(result, "the refinement recovers")
+        (line,) = lines_of(result, "the prediction recovers")
         assert f"{100 * share:.0f} % of " in line
     assert told["recovered"]["dice"].keys() == {"1", "2", "mean"}
     assert (
@@ -181,7 +181,7 @@ def test_the_share_of_a_region_is_not_taken_for_that_of_the_mean(tmp_path):
     result = run_here("evaluate", *places, *baselines, *options, status=0)
     summary = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))
     assert summary["recovered"]["dice"].keys() == {"1"}
-    (line,) = lines_of(result, "the refinement recovers")
+    (line,) = lines_of(result, "the prediction recovers")
     assert "% of Dice" not in line
 
 

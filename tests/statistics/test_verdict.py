@@ -151,11 +151,11 @@ def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
 
 def test_no_difference_at_all_and_no_case_at_all():
     """Training that ends at the identity, with few cases; Dice that is undefined everywhere."""
-    for num_cases in (1, 3, 5):
+    for num_cases, words in ((1, "1 case"), (3, "3 cases"), (5, "5 cases")):
         judged = verdict(_table({"crf": np.zeros(num_cases)}), "crf", "network", subject=SUBJECT)
         assert judged.outcome == Outcome.TOO_FEW
         assert judged.sentence == (
-            f"Mean Dice +0.00 points against network (p 1, 0 of {num_cases} cases better): "
+            f"Mean Dice +0.00 points against network (p 1, 0 of {words} better): "
             "too few cases, at least 6 are needed for p < 0.05."
         )
     judged = verdict(_table({"crf": np.zeros(6)}), "crf", "network", subject=SUBJECT)
@@ -385,6 +385,34 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
         "Worse in most cases, but not significantly: "
     )
     assert harm.sentence.endswith(f" HD95 in 19 of 30 cases {others}.")
+
+
+def test_few_cases_are_not_told_as_most_of_many():
+    for num_cases, expected in (
+        (1, "Worse in the only case, which is no evidence for others: sensitivity (-2.00 points)."),
+        (3, "Worse in most cases, which are too few for a test: sensitivity in 3 of 3 cases ("),
+        (6, "Worse in most cases, but not significantly: "),
+    ):
+        losses = np.where(np.arange(num_cases) < 4, -0.02, 0.03)
+        table = _changed({("dice", "1"): 0 * losses, ("sensitivity", "1"): losses})
+        assert expected in _harm(table, ["1"]).sentence
+
+
+def test_a_method_that_is_no_refinement_is_compared_by_its_name():
+    """Of another network nothing was refined, so that nothing helps."""
+    random = np.random.default_rng(4)
+    for gain, sentence in (
+        (0.03, "ensemble is better than network."),
+        (-0.03, "ensemble is worse than network. Advice: prefer network."),
+        (0.0, "ensemble is not shown to be better than network. Advice: prefer network if it is "),
+    ):
+        table = _table({"ensemble": gain + random.normal(0, 0.01, 40)})
+        judged = verdict(table, "ensemble", "network", is_refinement=False)
+        assert sentence in judged.sentence
+        assert "help" not in judged.sentence
+    table = _table({"ensemble": np.tile([0.01, -0.012], 4)})
+    judged = verdict(table, "ensemble", "network", is_refinement=False)
+    assert "too few cases to tell whether ensemble is better than network" in judged.sentence
 
 
 def test_where_the_mean_is_better_although_most_cases_are_worse_the_sentence_says_so():
