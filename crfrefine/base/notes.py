@@ -151,7 +151,8 @@ class NoteKind(Enum):
     )
     DOUBTFUL_FRAME = (
         "an array without geometry, taken on the voxel axes of the image ({axes}); its labels "
-        "agree with {label_map} beside it at {share:.0%} of the voxels, and no better in other axes"
+        "agree with the label map {label_map} at {share:.0%} of the voxels, and no better in other "
+        "axes"
     )
     STRUCTURES = "{name} is taken as one file per structure: {files:# file}, {not_empty} not empty"
     SHARED_BY_STRUCTURES = (

@@ -63,17 +63,21 @@ class Frame:
 
 
 def read_network_file(
-    path: Path, image: VolumeHeader, others: Collection[Path] = ()
+    path: Path,
+    image: VolumeHeader,
+    others: Collection[Path] = (),
+    label_map: Path | None = None,
 ) -> tuple[VolumeHeader, Frame | None]:
     """Read the header of a network's output, of an array with the geometry of its frame.
 
     It has the channels that the grid of the image shows. The frame is None for a file with geometry
-    of its own. `others` are files of the case that are no label maps of the network.
+    of its own. `others` are files of the case that are no label maps of the network, and
+    `label_map` is one if there is none beside the file.
     """
     header = io.read_header(path)
     if header.affine is not None:
         return with_channel_axis(header, image), None
-    frame = find_frame(path, image, others)
+    frame = find_frame(path, image, others, label_map)
     return in_frame(with_channel_axis(header, frame.grid), frame, image), frame
 
 
@@ -103,8 +107,13 @@ def _with_geometry(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing)
 
 
-def find_frame(path: Path, image: VolumeHeader, others: Collection[Path] = ()) -> Frame:
-    """Return the frame of an array of scores, over the grid of an image.
+def find_frame(
+    path: Path,
+    image: VolumeHeader,
+    others: Collection[Path] = (),
+    label_map: Path | None = None,
+) -> Frame:
+    """Return the frame of an array of scores, over the grid of an image; arguments as above.
 
     Raise InputError if the plans beside it cannot be read.
     """
@@ -113,19 +122,19 @@ def find_frame(path: Path, image: VolumeHeader, others: Collection[Path] = ()) -
     source = None if reader is None else reader.source
     if name in _TOWARD_RAS and len(image.grid_shape) == 3:
         affine, _ = image.geometry()
-        label_map = None
+        compared = None
         if not has_clear_orientation(affine):
-            label_map = _label_map_beside(path, image, others)
-        return Frame(toward_ras(image), Evidence.PLANS, name, source, label_map)
+            compared = _label_map_beside(path, image, others, label_map)
+        return Frame(toward_ras(image), Evidence.PLANS, name, source, compared)
 
-    label_map = _label_map_beside(path, image, others)
+    compared = _label_map_beside(path, image, others, label_map)
     grid = image
-    if label_map is not None and not image.on_same_grid(label_map):
-        grid = label_map  # The network's own image had these axes.
+    if compared is not None and not image.on_same_grid(compared):
+        grid = compared  # The network's own image had these axes.
     if name in _ON_AXES_OF_IMAGE:
         return Frame(grid, Evidence.PLANS, name, source)
-    if label_map is not None:
-        return Frame(grid, Evidence.LABEL_MAP, name, label_map.path, label_map)
+    if compared is not None:
+        return Frame(grid, Evidence.LABEL_MAP, name, compared.path, compared)
     return Frame(image, Evidence.NONE, name)
 
 
@@ -176,22 +185,41 @@ def _runs_toward_ras(image: VolumeHeader) -> bool:
 
 
 def _label_map_beside(
-    path: Path, image: VolumeHeader, others: Collection[Path]
+    path: Path, image: VolumeHeader, others: Collection[Path], label_map: Path | None
 ) -> VolumeHeader | None:
-    """Return the header of the file beside an array that is its label map by name and grid."""
+    """Return the header of the file that is an array's label map by its name and grid.
+
+    It is beside the array, or else the one that the caller knows.
+    """
     stem = io.stem_of(path)
+    candidates = []
     for name in dict.fromkeys([stem, without_word(stem, SCORE_WORDS)]):
-        for suffix in VOLUME_SUFFIXES:
-            beside = path.with_name(name + suffix)
-            # For names that the system refuses, `beside.is_file()` raises an exception.
-            if beside in others or not os.path.isfile(beside):  # noqa: PTH113
-                continue
-            with suppress(CrfRefineError, OSError):
-                header = io.read_header(beside, VOLUME_SUFFIXES)
-                is_on_grid = placed_on(header, image).on_same_grid(image)
-                if header.num_channels == 1 and header.kind is None and is_on_grid:
-                    return header
+        candidates += [path.with_name(name + suffix) for suffix in VOLUME_SUFFIXES]
+    if label_map is not None:
+        candidates.append(label_map)
+    for candidate in candidates:
+        # For names that the system refuses, `candidate.is_file()` raises an exception.
+        if candidate in others or not os.path.isfile(candidate):  # noqa: PTH113
+            continue
+        with suppress(CrfRefineError, OSError):
+            header = io.read_header(candidate, VOLUME_SUFFIXES)
+            is_on_grid = placed_on(header, image).on_same_grid(image)
+            if header.num_channels == 1 and header.kind is None and is_on_grid:
+                return header
     return None
+
+
+def describe_frame(path: Path) -> str:
+    """Return what is known of an array's axes without its image, for display."""
+    reader = reader_of(path.parent)
+    if reader is None:
+        return "not in this format; those of the image, unless a label map beside it contradicts"
+    axes = "not known"
+    if reader.name in _TOWARD_RAS:
+        axes = "toward RAS"
+    elif reader.name in _ON_AXES_OF_IMAGE:
+        axes = "those of the image"
+    return f"{axes}, by the reader {reader.name} that {reader.source} names"
 
 
 def check_of(frame: Frame | None, header: VolumeHeader, image: VolumeHeader) -> FrameCheck | None:
@@ -292,8 +320,8 @@ class FrameCheck:
             )
         return (
             f"{path}: its voxel axes seem to run toward {letters[best]}; expected "
-            f"{letters[0]}, as those of {self._image.path}: its labels agree with {label_map} "
-            f"beside it at {other:.0%} of the voxels that way, and at {assumed:.0%} as expected\n"
+            f"{letters[0]}, as those of {self._image.path}: its labels agree with the label map "
+            f"{label_map} at {other:.0%} of the voxels that way, and at {assumed:.0%} as expected\n"
             f"  {advice}\n    {convert}"
         )
 

@@ -147,7 +147,8 @@ def _measure_method(
         files = named or pair.methods[method]
         warnings = reference.warnings if named is None else None
         with failing_alone(partial(_fail_method, result, method, warnings=warnings), *files.logits):
-            scores = read_scores(method, files, reference)
+            label_map = pair.methods[method].labels
+            scores = read_scores(method, files, reference, label_map)
 
     if scores is not None and scores.probabilities is not None:
         reference.notes[:0] = scores.notes

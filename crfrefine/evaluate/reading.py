@@ -251,7 +251,9 @@ def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
     return labels.T
 
 
-def read_scores(method: str, files: CaseFiles, reference: Reference) -> Prediction | None:
+def read_scores(
+    method: str, files: CaseFiles, reference: Reference, label_map: Path | None
+) -> Prediction | None:
     """Read the logits or probabilities that a method has beside its label map; None without any."""
     if files.problem and not files.missing:
         raise InputError(files.problem)
@@ -263,23 +265,26 @@ def read_scores(method: str, files: CaseFiles, reference: Reference) -> Predicti
             f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
-    return _read_channels(files.logits, reference, reading)
+    return _read_channels(files.logits, reference, reading, label_map)
 
 
 def _read_channels(
-    paths: tuple[Path, ...], reference: Reference, reading: ReadingOptions
+    paths: tuple[Path, ...],
+    reference: Reference,
+    reading: ReadingOptions,
+    label_map: Path | None = None,
 ) -> Prediction:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
-    Logits on another grid are interpolated.
+    Logits on another grid are interpolated. An array is compared with the label map of its method.
     """
     grid = reference.header
     headers = []
     frame = None
     for path in paths:
-        stored_header, frame = read_network_file(path, grid)
+        stored_header, frame = read_network_file(path, grid, label_map=label_map)
         headers.append(stored_header)
-        reference.notes.extend(note for note in stored_header.notes if note.kind in OF_FRAME)
+        reference.warnings.extend(note for note in stored_header.notes if note.kind in OF_FRAME)
     header = io.logits_header(headers, fewest=1, grid=grid)
     regions = reading.regions
     is_alone = header.num_channels == 1 and not regions.declares(1)
@@ -293,7 +298,7 @@ def _read_channels(
     scheme = regions.scheme_of(stored, header)
     frame_check = check_of(frame, file, grid)
     if frame_check is not None:
-        reference.notes.extend(frame_check.look(stored, are_regions=scheme is not None))
+        reference.warnings.extend(frame_check.look(stored, are_regions=scheme is not None))
     kind, note = recognize(stored, header, regions, scheme)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)

@@ -146,7 +146,7 @@ def test_a_label_map_that_fits_in_other_axes_is_an_error(name, is_streamed, tmp_
         read_all()
     text = str(told.value)
     assert "seem to run toward RAS; expected LPS" in text
-    assert "a.nii.gz beside it at 100% of the voxels that way" in text
+    assert "a.nii.gz at 100% of the voxels that way" in text
     assert f"--like {image} --axes RAS" in text
     assert "plans.json" in text
     write_scores(tmp_path / "p", affine, axes="image", name=name)
@@ -185,7 +185,7 @@ def test_a_label_map_that_does_not_fit_in_any_axes_is_noted(tmp_path):
     other = np.zeros(SHAPE, np.uint8)
     other[:3, 10:, 4:7] = 1
     write_map(tmp_path / "p", affine, other)
-    assert "agree with a.nii.gz beside it at 0% of the voxels" in texts(read(image, scores))
+    assert "agree with the label map a.nii.gz at 0% of the voxels" in texts(read(image, scores))
 
 
 def test_sizes_that_fit_the_axes_of_nnunet_are_named(tmp_path):

@@ -371,6 +371,26 @@ def test_a_cross_validation_beside_the_folds_is_no_folder_of_structures(tmp_path
         assert f"\n    {tree.network}" in run_here(*command, status=1).stderr
 
 
+def test_an_array_is_compared_with_the_label_map_of_its_method(tmp_path):
+    """Its probabilities are in another folder, toward RAS, without plans."""
+    tree = write_tree(tmp_path)
+    predictions = write_predictions(tree)
+    others = tmp_path / "others"
+    others.mkdir()
+    for path in predictions.glob("*.npz"):
+        np.savez(others / path.name, probabilities=np.load(path)["probabilities"][:, :, ::-1, ::-1])
+        path.unlink()
+    named = ("--probabilities", f"prediction={others}", "-o", tmp_path / "report", *HERE)
+    told = run_here("evaluate", predictions, predictions, *named, status=1).stderr
+    assert "case0.npz: its voxel axes seem to run toward RAS; expected LPS" in told
+    told = run_here("info", others / "case0.npz", status=0).stdout
+    assert "unless a label map beside it contradicts" in told
+    (others / "plans.json").write_text('{"image_reader_writer": "NibabelIOWithReorient"}')
+    told = run_here("info", others / "case0.npz", status=0).stdout
+    assert "toward RAS, by the reader NibabelIOWithReorient" in told
+    run_here("evaluate", predictions, predictions, *named, status=0)
+
+
 @pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIO"])
 def test_all_commands_take_an_array_on_the_axes_of_its_reader(reader, tmp_path):
     """The images are toward LPS. What is written for the ensemble has the reader's axes again."""

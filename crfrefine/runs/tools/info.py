@@ -21,6 +21,7 @@ from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.frame import describe_frame
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
@@ -56,6 +57,8 @@ def describe_header(header: VolumeHeader) -> list[tuple[str, str]]:
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
         lines.append(("orientation", f"{header.orientation}"))
         lines.append(("first voxel", f"({first}) mm in RAS+"))
+    else:
+        lines.append(("axes", describe_frame(header.path)))
     if header.time:
         lines.append(("time", header.time))
     scaling = describe_scaling(header.source)
