@@ -24,9 +24,9 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_limit
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
-from crfrefine.cases.case import read_modalities
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.modalities import read_modalities
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
@@ -136,8 +136,8 @@ def export_prediction(
     values = reverse_grid(read_modalities(headers.images, nan_files))
     mask: Bool | None = None
     if nan_files:
-        mask, note = leave_out_nan(values, None, min(nan_files))
-        notes.append(note)
+        mask, of_nan = leave_out_nan(values, None, min(nan_files))
+        notes += of_nan
     result = refine_network(
         _network_of(logits, interpolation, first, regions),
         values,

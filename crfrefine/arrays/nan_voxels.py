@@ -18,12 +18,15 @@ from crfrefine.errors import InputError
 MAX_SHARE = 0.99  # largest share of NaN in the mask
 
 
-def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bool, Note]:
-    """Return a mask without the voxels of an image that are NaN in any modality, and a note.
+def leave_out_nan(
+    image: Array, mask: Bool | None, name: str | Path, uncovered: Bool | None = None
+) -> tuple[Bool, tuple[Note, ...]]:
+    """Return a mask without the voxels of an image that are NaN in any modality, and notes.
 
     The image, (M, *grid) floats, gets its lowest finite values in their place: they look like
-    background in pictures. The mask is (*grid), or None for everywhere. Raises InputError, named
-    after the image, if hardly any voxel of the mask is left.
+    background in pictures. The mask is (*grid), or None for everywhere. `uncovered`, (*grid), is
+    True outside the grid of a modality: these voxels are NaN, too, but no note is on them. Raises
+    InputError, named after the image, if hardly any voxel of the mask is left.
     """
     is_nan: Bool = np.isnan(image[0])
     for modality in image[1:]:
@@ -34,11 +37,12 @@ def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bo
     if mask is not None:
         inside &= mask
         where = " of the mask"
+    also = "" if uncovered is None else ", or outside the grid of a modality"
 
     num_left_out = num_voxels - int(np.count_nonzero(inside))
     if num_left_out > MAX_SHARE * num_voxels:
         raise InputError(
-            f"{name}: {num_left_out} of {num_voxels} voxels{where} are NaN; expected "
+            f"{name}: {num_left_out} of {num_voxels} voxels{where} are NaN{also}; expected "
             "numbers inside the body\n"
             "  Voxels that are NaN take no part, and hardly any would be left. Export the image "
             "with numbers."
@@ -47,6 +51,10 @@ def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bo
     for modality in image:
         lowest = np.fmin.reduce(modality, axis=None)
         np.copyto(modality, lowest, where=is_nan)
+    if uncovered is not None:
+        is_nan &= ~uncovered
     num_nan = int(np.count_nonzero(is_nan))
+    if not num_nan:
+        return inside, ()
     share = num_nan / is_nan.size
-    return inside, Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share)
+    return inside, (Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share),)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box, count_inside
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, bounding_box, count_inside
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, find_ties
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
@@ -86,8 +86,8 @@ def leave_out(
     if not num_padded:
         return inside, 0, ()
     check_share(num_padded, num_voxels, what)
-    note = note_on_padding(num_padded, padding.size, are_regions=are_regions)
-    return inside, num_padded, (note,)
+    notes = notes_on_padding(padding, mask, are_regions=are_regions)
+    return inside, num_padded, notes
 
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
@@ -102,13 +102,92 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
         )
 
 
+def notes_on_padding(
+    padding: Bool, mask: Bool | None = None, *, are_regions: bool = False
+) -> tuple[Note, ...]:
+    """Return notes on the padding in a mask, both (*grid): around the field of view, and holes."""
+    holes, num_holes = find_holes(padding)
+    notes: tuple[Note, ...] = ()
+    num_in_holes = count_inside(holes if mask is None else holes & mask, holes.shape)
+    num_around = count_inside(padding if mask is None else padding & mask, padding.shape)
+    num_around -= num_in_holes
+    if num_around:
+        notes += (note_on_padding(num_around, padding.size, are_regions=are_regions),)
+    if num_in_holes:
+        note = Note.of(
+            NoteKind.HOLES,
+            what=_what_is_equal(are_regions=are_regions),
+            inside=num_in_holes,
+            voxels=padding.size,
+            share=num_in_holes / padding.size,
+            holes=num_holes,
+        )
+        notes += (note,)
+    return notes
+
+
 def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> Note:
-    """Return a note about padding for the user."""
-    what = "logits are equal for all labels"
-    if are_regions:
-        what = "log-odds are 0 for all regions"
+    """Return a note about padding around the field of view for the user."""
+    what = _what_is_equal(are_regions=are_regions)
     share = num_padded / num_voxels
     return Note.of(NoteKind.PADDING, what=what, padding=num_padded, voxels=num_voxels, share=share)
+
+
+def _what_is_equal(*, are_regions: bool) -> str:
+    if are_regions:
+        return "log-odds are 0 for all regions"
+    return "logits are equal for all labels"
+
+
+def find_holes(padding: Bool) -> tuple[Bool, int]:
+    """Return the padding inside the field of view, (*grid), and how many holes it consists of.
+
+    A hole is a part of the padding in the smallest box around all other voxels, connected over
+    faces. It neither goes on beyond the box nor holds a corner of it, or it is a block as large as
+    a window: no convex field of view leaves a block in its box.
+    """
+    holes = np.zeros(padding.shape, np.bool_)
+    box = bounding_box(~padding)
+    if box is None or not padding[box].any():
+        return holes, 0
+    from scipy import ndimage
+
+    parts, count = ndimage.label(padding[box])
+    is_around = np.zeros(count + 1, np.bool_)
+    is_around[0] = True  # Number 0 is no padding.
+    is_around[parts[np.ix_(*((0, -1) for _ in box))]] = True
+    for axis, (along, extent) in enumerate(zip(box, padding.shape, strict=True)):
+        if along.start > 0:
+            is_around[parts.take(0, axis)] = True
+        if along.stop < extent:
+            is_around[parts.take(-1, axis)] = True
+    num_voxels = np.bincount(parts.ravel(), minlength=count + 1)
+    for number, part in enumerate(ndimage.find_objects(parts), start=1):
+        sides = [along.stop - along.start for along in part]
+        is_block = num_voxels[number] == math.prod(sides)
+        if is_block and np.greater_equal(sides, np.minimum(HOLE, parts.shape)).all():
+            is_around[number] = False
+    holes[box] = ~is_around[parts]
+    return holes, int(np.count_nonzero(~is_around))
+
+
+# The scores of a label that is certain, and of all others: finite logits whose softmax is 1 and 0.
+CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}
+
+
+def write_background(channels: Float32, unseen: Bool, kind: str, *, are_regions: bool) -> None:
+    """Write certain background where a network saw nothing, in place.
+
+    Args:
+        channels: (L, *grid) logits or probabilities of labels, or (R, *grid) of regions.
+        unseen: (*grid), True where the network saw nothing.
+        kind: "logits" or "probabilities".
+        are_regions: whether the channels are regions, none of which holds the background.
+    """
+    certain, absent = CERTAIN[kind]
+    for label, channel in enumerate(channels):
+        is_background = label == 0 and not are_regions
+        channel[unseen] = certain if is_background else absent
 
 
 def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | None:

@@ -128,6 +128,14 @@ class GridMap:
             inside &= _is_inside(along_y * y + along_x * x + of_plane, size)
         return inside
 
+    def all_inside(self) -> Bool:
+        """Return (z, y, x), True where a voxel is within half a voxel of the source."""
+        if self.source_axes is None:
+            return np.stack([self.inside(plane) for plane in range(self.shape[0])])
+        planes, rows, columns = self.inside_along
+        inside: Bool = planes[:, None, None] & rows[:, None] & columns
+        return inside
+
     @cached_property
     def num_inside(self) -> int:
         """Number of voxels that lie on the source."""
@@ -374,40 +382,74 @@ def count_outside(grid_map: GridMap, values: NDArray[Number]) -> int:
 
 
 def resample_logits(
-    grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1
-) -> None:
-    """Interpolate logits, (L, [z,] y, x), whose padding becomes 0 in the source.
+    grid_map: GridMap,
+    source: Float32,
+    target: Float32,
+    *,
+    are_regions: bool = False,
+    is_cubic: bool = False,
+    threads: int = 1,
+) -> Bool:
+    """Interpolate logits, (L, [z,] y, x), or log-odds of regions; return where nothing was seen.
 
-    All labels are equal in the target only outside of the source, and where nothing but its
-    padding contributes; the scores fade out over one voxel of padding.
+    The padding of the source becomes 0. The result, ([z,] y, x), is True outside of the source, and
+    where nothing but its padding contributes; all labels are equal there alone. The scores fade out
+    over one voxel of padding.
     """
-    padding = find_padding(source)
+    padding = find_padding(source, are_regions=are_regions)
     if padding is not None:
         for channel in source:
             channel[padding] = 0.0
     run_all(interpolation_jobs(grid_map, source, target, is_cubic=is_cubic), threads)
 
-    tied = find_ties(target)
-    may_overshoot = is_cubic and padding is not None
-    if tied is None and not may_overshoot:
-        return
-    has_scores = np.ones(source.shape[1:], np.float32)
+    unseen: Bool = ~grid_map.all_inside().reshape(target.shape[1:])
+    tied = None if are_regions else find_ties(target)
     if padding is not None:
-        has_scores[padding] = 0.0
-    share_of_scores = np.empty(target.shape[1:], np.float32)
-    run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
-
-    if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.
-        without_scores = share_of_scores == 0
-        for channel in target:
-            channel[without_scores] = 0.0
+        has_scores = np.where(padding, np.float32(0), np.float32(1))
+        share_of_scores = np.empty(target.shape[1:], np.float32)
+        run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
+        unseen = share_of_scores == 0
+        if is_cubic:  # Cubic values reach one voxel further into padding than linear ones.
+            for channel in target:
+                channel[unseen] = 0.0
     if tied is not None:
         # Chance ties of 8- or 16-bit scores, in a few voxels of a million, are no padding.
-        tied &= share_of_scores > 0
+        tied &= ~unseen
         background = target[0]
         scores = background[tied]
         magnitudes = np.maximum(np.abs(scores), np.float32(1))
         background[tied] = scores + _TIE_STEP * magnitudes
+    return unseen
+
+
+# Least share of the samples behind a voxel of an image that are numbers, for it to be one: weights
+# below `POSITION_TOLERANCE` do not count.
+_MIN_SHARE = 1.0 - 10 * POSITION_TOLERANCE
+
+
+def resample_image(
+    grid_map: GridMap, source: Float32, target: Float32, *, threads: int = 1
+) -> None:
+    """Interpolate images linearly, (channels, [z,] y, x), which may have voxels that are NaN.
+
+    The target is NaN outside of the source, and where a sample that counts is NaN. NaN becomes 0 in
+    the source.
+    """
+    for channel, filled in zip(source, target, strict=True):
+        is_nan = np.isnan(channel)
+        has_nan = bool(is_nan.any())
+        if has_nan:
+            channel[is_nan] = 0.0
+        run_all(interpolation_jobs(grid_map, channel[None], filled[None]), threads)
+        if has_nan:
+            share = np.empty_like(filled)
+            is_number = np.where(is_nan, np.float32(0), np.float32(1))
+            run_all(interpolation_jobs(grid_map, is_number, share), threads)
+            is_known = share >= _MIN_SHARE
+            np.divide(filled, share, out=filled, where=is_known)
+            filled[~is_known] = np.nan
+    if grid_map.num_inside < grid_map.num_voxels:
+        target[:, ~grid_map.all_inside().reshape(target.shape[1:])] = np.nan
 
 
 def _fill_oblique(

@@ -75,6 +75,12 @@ class NoteKind(Enum):
         "voxels whose {what}, such as padding around a cropped output, are excluded and become "
         "background: {padding} of {voxels} voxels ({share:.1%})"
     )
+    HOLES = (
+        "voxels inside the field of view whose {what}, as where no sliding window of the network "
+        "looked, are excluded and become background, also inside structures: {inside} of {voxels} "
+        "voxels ({share:.1%}) in {holes:# hole}; if windows are missing, run the network again "
+        "with windows that overlap"
+    )
     CLIPPED_PROBABILITIES = "probabilities: {problem}"
     THIN_LAYERS = (
         "{layers} of {labels} labels lie only in thin layers between two others, as where the "

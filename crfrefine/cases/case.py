@@ -7,7 +7,7 @@ Its files come from `crfrefine.cases.discovery`. What the CRF takes of it is ano
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,17 @@ from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
 from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures
+from crfrefine.cases.modalities import (
+    are_on_one_grid,
+    find_uncovered,
+    modality_jobs,
+    read_modalities,
+)
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.io.reading import NanFiles, read_array, read_mask, read_whole_numbers, reading_jobs
+from crfrefine.io.reading import read_mask, read_whole_numbers, reading_jobs
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
@@ -64,7 +70,8 @@ class Case:
     label_logits: Float32 | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if a single file has them
-    # whether voxels of the files are NaN; the mask leaves them out, and the image has numbers there
+    # whether voxels of the files are NaN, or outside the grid of one; the mask leaves them out, and
+    # the image has numbers there
     has_nan: bool = False
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
@@ -103,9 +110,10 @@ class Case:
         """
         if self.coarse_labels is not None:  # Equal shares of labels are no padding.
             return None
-        padding = find_padding(
-            reverse_grid(self.logits), are_regions=self.network.regions is not None
-        )
+        network = self.network
+        if isinstance(network, ArrayNetwork) and network.unseen is not None:
+            return network.unseen if network.unseen.any() else None
+        padding = find_padding(reverse_grid(self.logits), are_regions=network.regions is not None)
         if padding is None:
             return None
         return padding.T
@@ -186,7 +194,7 @@ def read_case(
         label_logits=label_logits,
         times=arrays.times,
         segments=arrays.segments(),
-        has_nan=bool(arrays.nan_files),
+        has_nan=arrays.has_nan,
         has_mask_file=headers.mask is not None,
     )
 
@@ -214,6 +222,8 @@ class _FileArrays:
         self.threads = threads
         self.notes: list[Note] = []
         self.nan_files: list[Path] = []  # images with voxels that are NaN
+        # where a modality does not reach, which is NaN, too
+        self.uncovered = find_uncovered(headers.images)
         self.times: dict[str, float] = {}  # seconds that some of them took
         network = headers.network
 
@@ -225,7 +235,11 @@ class _FileArrays:
 
         def read_image() -> None:
             started = time.perf_counter()
-            self.image = read_modalities(headers.images, self.nan_files)
+            if are_on_one_grid(headers.images):
+                self.image = read_modalities(headers.images, self.nan_files)
+            else:
+                self.image, jobs = modality_jobs(headers.images, self.nan_files, self.notes)
+                run_all(jobs, 1)
             self.times["image"] = time.perf_counter() - started
 
         def read_mask_file() -> None:
@@ -240,7 +254,7 @@ class _FileArrays:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
         if keeps_logits:
-            self.image, image_jobs = reading_jobs(headers.images, self.nan_files)
+            self.image, image_jobs = modality_jobs(headers.images, self.nan_files, self.notes)
             jobs += image_jobs
         else:
             jobs.append(read_image)
@@ -272,14 +286,20 @@ class _FileArrays:
                     f"{file.path}: the mask is empty on the image's grid: it has no voxel that is "
                     "not zero there"
                 )
-        if self.nan_files:
-            mask, note = leave_out_nan(self.image, mask, min(self.nan_files))
-            self.notes.append(note)
+        if self.has_nan:
+            name = min(self.nan_files) if self.nan_files else first.path
+            mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
+            self.notes += of_nan
         if file is None and self.options.mask_mode == "nonzero":
             mask = nonzero_mask(self.image, first.path, mask)
         if mask is None:
             return None
         return mask.T
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether a voxel of the image is NaN."""
+        return bool(self.nan_files) or self.uncovered is not None
 
     def segments(self) -> tuple[Segment, ...]:
         """Return the names and colors of the labels, if a single file or structures have them."""
@@ -291,19 +311,6 @@ class _FileArrays:
         if self.options.mapping:
             return map_segments(network.files[0].segments, self.options.mapping)
         return network.files[0].segments
-
-
-def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
-    """Return the modalities of a case, (M, [z,] y, x), in the type of their pieces.
-
-    It is float32 where types differ or values are scaled.
-    """
-    modalities = [read_array(header, nan_files) for header in images]
-    if len(modalities) == 1:
-        return modalities[0]
-    types = {modality.dtype for modality in modalities}
-    dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
-    return np.concatenate(modalities, dtype=dtype, casting="unsafe")
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None, inside: Bool | None = None) -> Bool:

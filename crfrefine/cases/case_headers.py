@@ -36,11 +36,8 @@ _NOT_MAPPED = {
     "logits": "logits or probabilities, whose channels are labels in their order",
     "structure": "one file per structure, numbered by their names",
 }
-# Files that --resample leaves out, and what to do with one on another grid.
-_NEVER_RESAMPLED = {
-    "modality": "Resample the modalities to one grid.",
-    "strokes": "Draw them on the image; strokes are not resampled.",
-}
+# What to do with strokes on another grid, which --resample leaves out.
+_STROKES_ELSEWHERE = "Draw them on the image; strokes are not resampled."
 MAX_IN_MEMORY = 1 << 29  # bytes of logits, as float32, from which on these are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.
 SHARE_IN_MEMORY = 8
@@ -283,19 +280,20 @@ def _require_image_grid(
         return
     if what in _FILLED and WorkGrid(image).part(other, what) is not None:
         return
-    hint = _NEVER_RESAMPLED.get(what)
-    if hint is None and options.resample:
+    if what == "strokes":
+        hint = explain_difference(image, "image", other, what) or _STROKES_ELSEWHERE
+    elif options.resample:
         WorkGrid(image).require_overlap(other, what)
         return
-    if hint is None:
+    else:
         page = see("docs/reference/formats.md#grids")
         hint = (
             f"Export the {what} on the image's grid, or resample label maps and masks with "
             f"nearest neighbors ({page})."
         )
+        if what == "modality":
+            hint = f"Bring {other.path.name} onto the grid of {image.path.name} ({page})."
         hint = WorkGrid(image).advice(other, what, hint)
-    else:
-        hint = explain_difference(image, "image", other, what) or hint
     raise GridMismatchError(
         f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )
@@ -378,12 +376,15 @@ def bytes_of_case(
     num_voxels = math.prod(first.grid_shape)
     num_network_voxels = math.prod(network.files[0].grid_shape)
     per_voxel = int(headers.mask is not None)
+    num_elsewhere = 0  # voxels of modalities on other grids, which are interpolated one by one
     for header in headers.images:
         per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
+        if not first.on_same_grid(header):
+            num_elsewhere += math.prod(header.grid_shape)
     of_input = num_voxels * per_voxel
     if is_streamed:
         of_input += num_voxels * _SURVEY_BYTES
-        needed = _STREAM_BYTES + of_input
+        needed = _STREAM_BYTES + of_input + _FLOAT * num_elsewhere
         if network.files[0].turned is not None:  # A channel is in memory twice then.
             needed += 2 * _FLOAT * num_voxels
         if network.lacks_background:  # the sums of the channels, and the background
@@ -393,6 +394,7 @@ def bytes_of_case(
     # Beside logits, images are read as float32, and normalized into a copy.
     num_copies = 1 if network.is_label_map and not as_logits else 2
     needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels
+    needed += _FLOAT * num_elsewhere
     if headers.mask is not None:
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
     if not network.is_label_map:

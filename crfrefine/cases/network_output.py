@@ -164,24 +164,25 @@ def network_of_scores(
 
     like = headers.images[0]
     network_spacing = None
+    unseen = None
     if not header.is_on_grid:
         grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
         network_spacing = grid_map.source_spacing(headers.spacing)
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
-        values = WorkGrid(like).interpolated(
+        values, stored_unseen = WorkGrid(like).interpolated_scores(
             header.files[0],
             values,
-            "logits",
             notes,
             outside="become background",
-            are_of_labels=regions is None,
+            are_regions=regions is not None,
             is_cubic=options.resample == CUBIC,
             threads=threads,
         )
         times["resample"] = time.perf_counter() - started
+        unseen = stored_unseen.T
     logits = reverse_grid(values.reshape(len(values), *like.grid_shape[::-1]))
-    return ArrayNetwork(logits, "logits", regions, network_spacing), kind
+    return ArrayNetwork(logits, "logits", regions, network_spacing, unseen), kind
 
 
 def network_of_stream(

@@ -14,13 +14,13 @@ from crfrefine.arrays.resampling import (
     POSITION_TOLERANCE,
     GridMap,
     count_outside,
-    interpolation_jobs,
     map_grid,
     nearest,
+    resample_image,
     resample_logits,
 )
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.limits import SMALL, memory_limit, require_memory, run_all
+from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
@@ -51,35 +51,44 @@ class WorkGrid:
     header: VolumeHeader  # of the file that defines it
     name: str = "image"  # the user's word for the file: "image", "reference" or "comparison"
 
-    def interpolated(
+    def interpolated_scores(
         self,
         other: VolumeHeader,
         values: NDArray[np.float32],
-        what: str,
         notes: list[Note],
         *,
         outside: str,
-        are_of_labels: bool = False,
+        are_regions: bool,
         is_cubic: bool = False,
         threads: int = 1,
-    ) -> NDArray[np.float32]:
-        """Return channels, interpolated: (channels, [z,] y, x) on this grid; 0 outside their own.
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return logits, (channels, [z,] y, x) on this grid, and where they say nothing.
 
-        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets those
-        on `what`, and on the voxels `outside`. Logits of labels (`are_of_labels`) are all equal
-        only outside their grid and in padding. Nothing but the result is allocated.
+        `values` are those of the file `other`, which is on another grid: logits, or log-odds of
+        regions. The second array, ([z,] y, x), is True outside their own grid and in padding, where
+        they are 0. `notes` gets those on the file, and on the voxels `outside`. Nothing but the
+        results is allocated.
         """
-        shape = (len(values), *self.header.grid_shape[::-1])
-        if self.header.on_same_grid(other):
-            return values.reshape(shape)
         grid_map = self.map_to(other)
-        result = allocate_array(shape, other.path)
-        if are_of_labels:
-            resample_logits(grid_map, values, result, is_cubic=is_cubic, threads=threads)
-        else:
-            run_all(interpolation_jobs(grid_map, values, result, is_cubic=is_cubic), threads)
-        notes += self.describe(grid_map, other, what, HOW[is_cubic], outside)
-        return result
+        result = allocate_array((len(values), *self.header.grid_shape[::-1]), other.path)
+        unseen = resample_logits(
+            grid_map, values, result, are_regions=are_regions, is_cubic=is_cubic, threads=threads
+        )
+        notes += self.describe(grid_map, other, "logits", HOW[is_cubic], outside)
+        return result, unseen
+
+    def interpolate_image(
+        self, other: VolumeHeader, source: NDArray[np.float32], target: NDArray[np.float32]
+    ) -> None:
+        """Interpolate images of the file `other` linearly onto this grid, (channels, [z,] y, x).
+
+        They are NaN outside their own grid, and where a sample is NaN; the source is changed.
+        """
+        resample_image(self.map_to(other), source, target)
+
+    def describe_image(self, other: VolumeHeader, what: str, outside: str) -> list[Note]:
+        """Return the notes for the user about an image on another grid."""
+        return self.describe(self.map_to(other), other, what, HOW[False], outside)
 
     def nearest(
         self,
@@ -185,19 +194,15 @@ class WorkGrid:
         if reason is not None:
             raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
         grid_map = self.map_to(other)
-        share = grid_map.num_inside / grid_map.num_voxels
-        if share >= SMALL_OVERLAP:
+        if self._is_enough(other, grid_map, either_way=either_way):
             return grid_map
-        if either_way:
-            of_other = WorkGrid(other).map_to(self.header)
-            if of_other.num_inside >= SMALL_OVERLAP * of_other.num_voxels:
-                return grid_map
 
         order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
         if not grid_map.num_inside:
             problem = f"the {what} and the {self.name} do not overlap in the world"
             raise self._mismatch(other, problem, order or _NO_OVERLAP)
         covers = verb_for(what, "covers", "cover")
+        share = grid_map.num_inside / grid_map.num_voxels
         problem = (
             f"the {what} {covers} {share:.1%} of the voxels of the {self.name}; "
             "expected at least half of them"
@@ -206,7 +211,24 @@ class WorkGrid:
             "Do the files belong together? Where a network has seen only a part, crop the "
             f"{self.name} to that part, or export the {what} on the {self.name}'s grid."
         )
+        if what == "modality":
+            advice = (
+                "Do the files belong together? Crop the image to the part that all modalities "
+                "show, or leave this one out: the grid is that of the first modality."
+            )
         raise self._mismatch(other, problem, order or advice)
+
+    def _is_enough(self, other: VolumeHeader, grid_map: GridMap, *, either_way: bool) -> bool:
+        """Return whether half of the voxels lie on another grid, or with `either_way` half of its.
+
+        `grid_map` leads from this grid to the other one.
+        """
+        if grid_map.num_inside >= SMALL_OVERLAP * grid_map.num_voxels:
+            return True
+        if not either_way:
+            return False
+        of_other = WorkGrid(other).map_to(self.header)
+        return of_other.num_inside >= SMALL_OVERLAP * of_other.num_voxels
 
     def map_to(self, other: VolumeHeader) -> GridMap:
         """Return where the voxels of this grid lie on another.
@@ -223,8 +245,11 @@ class WorkGrid:
             f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
         )
 
-    def advice(self, other: VolumeHeader, what: str, hint: str) -> str:
-        """Return advice about a file on another grid: why it is, or the hint and --resample."""
+    def advice(self, other: VolumeHeader, what: str, hint: str, *, either_way: bool = False) -> str:
+        """Return advice about a file on another grid: why it is, or the hint and --resample.
+
+        --resample is advised only where `require_overlap` lets the file pass.
+        """
         like = self.header
         reason = explain_difference(like, self.name, other, what)
         if reason is not None:
@@ -238,7 +263,16 @@ class WorkGrid:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         doubt = self._doubt(other, grid_map)
         if doubt is not None:
-            return f"{hint}\n  {doubt}\n  If it lies there, give --resample."
+            hint = f"{hint}\n  {doubt}"
+        if not self._is_enough(other, grid_map, either_way=either_way):
+            covers = verb_for(what, "covers", "cover")
+            share = grid_map.num_inside / grid_map.num_voxels
+            return (
+                f"{hint}\n  The {what} {covers} {share:.1%} of the voxels of the {self.name}; "
+                "--resample expects at least half of them."
+            )
+        if doubt is not None:
+            return f"{hint}\n  If it lies there, give --resample."
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def describe(

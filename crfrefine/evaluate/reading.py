@@ -14,10 +14,16 @@ from crfrefine import io
 from crfrefine.arrays.interpolated import note_on_interpolated
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.padding import check_share, find_padding
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, clip_overshoot, find_ties
+from crfrefine.arrays.padding import (
+    check_share,
+    find_padding,
+    notes_on_padding,
+    padding_of,
+    write_background,
+)
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, clip_overshoot, find_ties
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
@@ -32,6 +38,7 @@ from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
 from crfrefine.io.headers import require_scalar, with_channel_axis
+from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 
@@ -106,7 +113,7 @@ def _require_comparable(
         "Export it on the grid of the image, or resample it with nearest neighbors "
         f"({see('docs/reference/formats.md#grids')})."
     )
-    advice = grid.advice(other, what, hint)
+    advice = grid.advice(other, what, hint, either_way=True)
     raise GridMismatchError(
         f"{other.path}: not on the grid of the reference\n"
         f"{reference.difference_from(other)}\n  {advice}"
@@ -303,18 +310,24 @@ def _read_channels(
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 
+    unseen = None
     if not header.is_on_grid:
-        stored = reference.work.interpolated(
+        stored, unseen = reference.work.interpolated_scores(
             file,
             take_logits(stored, kind, scheme),
-            "logits",
             reference.notes,
             outside="are background",
-            are_of_labels=scheme is None,
+            are_regions=scheme is not None,
         )
         kind = "logits"
     what = str(header.path) if scheme is None else str(note)
-    labels = _decode(stored, scheme, kind, what, not header.is_on_grid)
+    labels, unseen = _decode(stored, scheme, kind, unseen)
+    if unseen is not None:
+        check_share(int(np.count_nonzero(unseen)), unseen.size, what)
+        write_background(stored, unseen, "probabilities", are_regions=scheme is not None)
+        for remark in notes_on_padding(unseen, are_regions=scheme is not None):
+            if remark.kind is NoteKind.HOLES:
+                reference.warnings.append(remark.about(header.path.name))
 
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
@@ -325,21 +338,20 @@ def _read_channels(
 
 
 def _decode(
-    stored: Float32, scheme: RegionScheme | None, kind: str, what: str, is_elsewhere: bool
-) -> Array:
-    """Return the label map of (channels, [z,] y, x) scores, with background in padding.
+    stored: Float32, scheme: RegionScheme | None, kind: str, unseen: Bool | None
+) -> tuple[Array, Bool | None]:
+    """Return the label map of (channels, [z,] y, x) scores, and where they say nothing.
 
-    Logits, or log-odds of regions, become probabilities in place. With `is_elsewhere`, voxels
-    outside the file's own grid are padding, too. `what` names the scores in an error.
+    Logits, or log-odds of regions, become probabilities in place. `unseen` is known of interpolated
+    scores; else the shapes of ties tell it, as in `infer`.
     """
     if scheme is None:
         labels = argmax_labels(stored)
-        if kind == "probabilities":
-            padding = find_ties(stored)
-            if padding is not None:  # Equal probabilities that sum to 1 are no padding.
-                padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
-        else:
-            padding = find_padding(stored)
+        ties = find_ties(stored)
+        if unseen is None and ties is not None:
+            unseen = padding_of(stored, ties, is_probability=kind == "probabilities")
+        if kind == "probabilities" and ties is not None:
+            stored[:, ties] = 1.0 / len(stored)  # Ties may sum to 0, as undecided votes do not.
 
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
@@ -348,17 +360,23 @@ def _decode(
             block[:] = probabilities_of(block, scheme)
     if scheme is not None:
         log_odds = stored - np.float32(0.5)  # of their sign, and 0 in padding
-        padding = find_padding(log_odds, are_regions=True)
+        if unseen is None:
+            unseen = find_padding(log_odds, are_regions=True)
         labels = scheme.decode(log_odds)
         del log_odds
-    if padding is not None:
-        check_share(int(np.count_nonzero(padding)), padding.size, what)
-        if scheme is not None:
-            stored[:, padding] = 0.0
-        elif kind == "probabilities" or is_elsewhere:
-            stored[:, padding] = 0.0
-            stored[0, padding] = 1.0
-    return labels
+    return labels, unseen
+
+
+def _placed_image(header: VolumeHeader, values: Float32, reference: Reference) -> Float32:
+    """Return channels of an image, ([z,] y, x), on the reference's grid; NaN outside their own."""
+    shape = (len(values), *reference.header.grid_shape[::-1])
+    if reference.header.on_same_grid(header):
+        return values.reshape(shape)
+    work = reference.work
+    placed: Float32 = allocate_array(shape, header.path)
+    reference.notes.extend(work.describe_image(header, "image", "are the lowest intensity"))
+    work.interpolate_image(header, values, placed)
+    return placed
 
 
 def read_images(
@@ -381,10 +399,9 @@ def read_images(
             header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
             reference.check(header, "image")
             values = io.read_channels(header, nan_files=nan_files)
-            if nan_files:
-                leave_out_nan(values, None, path)
-            notes = reference.notes
-            placed = reference.work.interpolated(header, values, "image", notes, outside="are 0")
+            placed = _placed_image(header, values, reference)
+            if np.isnan(placed).any():
+                leave_out_nan(placed, None, path)
         except (CrfRefineError, OSError) as error:
             missing = "its image" if len(paths) == 1 else path.name
             problem = str(error)

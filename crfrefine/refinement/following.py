@@ -62,11 +62,10 @@ def plan_edits(
     strokes = strokes.within(mask, len(shape))
     labels = strokes.labels
     positions = strokes.positions
+    members = channels_of_labels(case, labels)
     if regions is None:
-        members = labels == np.arange(case.model.mean_field.num_labels)[:, None]
         fixed = np.where(members, 0.0, ABSENT_LOGIT)
     else:
-        members = np.stack([np.isin(labels, region) for region in regions.labels])
         fixed = np.where(members, MAX_LOG_ODDS, -MAX_LOG_ODDS)
 
     strength = STRENGTH
@@ -104,6 +103,13 @@ def plan_edits(
         elif is_drawn.any():
             follow(channel, is_drawn, network == channel, 1)
     return Edits(strokes, rises, fixed.astype(np.float32), lifted)
+
+
+def channels_of_labels(case: Case, labels: Integers) -> Bool:
+    """Return (channels, N), which channels the labels of drawn voxels, (N,), are or belong to."""
+    if case.regions is None:
+        return labels == np.arange(case.model.mean_field.num_labels)[:, None]
+    return np.stack([np.isin(labels, region) for region in case.regions.labels])
 
 
 def _closeness(

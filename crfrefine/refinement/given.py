@@ -51,6 +51,9 @@ class ArrayNetwork:
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     # mm between voxels of the network, if interpolated; None means unknown
     network_spacing: tuple[float, ...] | None = None
+    # (*grid), True where the network saw nothing, if interpolation tells it; None means that the
+    # shapes of ties do (`arrays.padding`).
+    unseen: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError unless each region has a channel."""
@@ -280,6 +283,8 @@ class Prepared:
     # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
     # no volumes are kept
     gained: NDArray[np.int64] | None = None
+    # (*grid), True where the network saw nothing, inside the mask or outside; None means nowhere
+    unseen: Bool | None = None
     num_padding: int = 0  # voxels in the mask that are padding
     notes: tuple[Note, ...] = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage

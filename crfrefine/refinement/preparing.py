@@ -20,7 +20,7 @@ from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import leave_out, padding_of
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import GridImage
@@ -60,7 +60,10 @@ def prepare(network: Network, case: Case) -> Prepared:
         values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
     prepared = Prepared(values, case.image, case.image.mask, largest)
     del values  # Another array may take their place.
-    ties = probabilities.find_ties(prepared.logits, are_regions=are_regions)
+    unseen = network.unseen
+    ties = None
+    if unseen is None:
+        ties = probabilities.find_ties(prepared.logits, are_regions=are_regions)
     input_type = network.input_type
     # Without ties, a value far below 0 belongs to logits.
     are_surely_logits = input_type == "logits"
@@ -69,8 +72,13 @@ def prepare(network: Network, case: Case) -> Prepared:
     if not are_surely_logits:
         kind = probabilities.identify_array(prepared.logits, input_type)
         prepared.is_probability = kind == "probabilities"
-    if ties is not None:
-        _leave_out_padding(prepared, ties, case)
+    if unseen is not None:
+        prepared.unseen = case.order.to_storage(unseen)
+    elif ties is not None:
+        prepared.unseen = padding_of(
+            prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
+        )
+    _leave_out_unseen(prepared, case)
     if prepared.is_probability:
         if max(-lowest, prepared.largest - 1) > SUM_TOLERANCE:
             prepared.notes += probabilities.notes_on_overshoot(prepared.logits)
@@ -153,14 +161,13 @@ def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
     return np.array(label_maps.count_labels(labels, len(sets.domains)))
 
 
-def _leave_out_padding(prepared: Prepared, ties: Bool, case: Case) -> None:
-    """Take the padding among the voxels with ties out of the mask."""
-    are_regions = case.regions is not None
-    padding = padding_of(
-        prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
-    )
-    if padding is None:
+def _leave_out_unseen(prepared: Prepared, case: Case) -> None:
+    """Take the voxels where the network saw nothing out of the mask."""
+    padding = prepared.unseen
+    if padding is None or not padding.any():
+        prepared.unseen = None
         return
+    are_regions = case.regions is not None
     left = leave_out(padding, prepared.mask, "logits", are_regions=are_regions)
     prepared.mask, prepared.num_padding, prepared.notes = left
     if prepared.largest / case.model.mean_field.temperature > MAX_LOGIT:
@@ -246,16 +253,16 @@ def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
     return np.array(label_maps.count_labels(labels, len(logits)))
 
 
-def without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Note]:
-    """Return an image without the voxels that are NaN in its mask, and a note on them.
+def without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, tuple[Note, ...]]:
+    """Return an image without the voxels that are NaN in its mask, and notes on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.
     """
     values = image.values.copy(order="K")
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
     _finite_range(numbers, "image", threads)
-    mask, note = leave_out_nan(values, image.mask, "image")
-    return replace(image, values=values, mask=mask), note
+    mask, notes = leave_out_nan(values, image.mask, "image")
+    return replace(image, values=values, mask=mask), notes
 
 
 def _finite_range(channels: Array, name: str, threads: int | None) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box, count_labels, whole
+from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole
+from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
@@ -21,6 +22,7 @@ from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.volumes import matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.refinement.certain import CertainVoxels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, tile_layers
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class RefinedChannels:
             if self.is_array:
                 self.marginals = outcome.marginals
         self._box = box or whole(self._shape)
+        self._certain: CertainVoxels | None = None
 
         # The network's logits, or probabilities, (L, *grid), which must not change, and their
         # checksum if a caller may do that.
@@ -105,6 +108,21 @@ class RefinedChannels:
             assert prepared.labels is not None
             prepared.labels.setflags(write=False)  # The result shows them to the user, too.
             self._labels = self._with_settled_labels(prepared.labels)
+
+    def settle(self, prepared: Prepared, case: Case) -> None:
+        """Make voxels certain that no mean field decides, once the label map is made."""
+        certain = CertainVoxels.of_case(prepared, case)
+        self._certain = certain
+        if certain is None or not self.is_array:
+            return
+        if np.may_share_memory(self.computed, prepared.logits):
+            self.computed = self.computed.copy()
+        planes = slice(0, self._shape[0])
+        for label, channel in enumerate(self.computed):
+            certain.write(channel, label, planes, "logits")
+        if self.marginals is not None:
+            for label, channel in enumerate(self.marginals):
+                certain.write(channel, label, planes, "probabilities")
 
     def watch(self, given: Array) -> None:
         """Remember a checksum of the network's values if they are those of a caller's array."""
@@ -222,16 +240,18 @@ class RefinedChannels:
         if self.is_array:
             return self.computed[label, planes]
         if self._network is None:
-            return self._streamed(label, planes, 0.0, ABSENT_LOGIT)
+            return self._streamed(label, planes, "logits")
         piece = self._network_channel(label, planes)
         in_piece, of_box = overlap(planes, self._box)
         if self.sets is None:
             piece[in_piece] = self.computed[label, of_box]
-            return piece
-        refined, where = self._planes_on_tiles(label, of_box)
-        piece[in_piece] += self._penalty[of_box]
-        where &= ~np.isnan(refined)
-        np.copyto(piece[in_piece], refined, where=where)
+        else:
+            refined, where = self._planes_on_tiles(label, of_box)
+            piece[in_piece] += self._penalty[of_box]
+            where &= ~np.isnan(refined)
+            np.copyto(piece[in_piece], refined, where=where)
+        if self._certain is not None:
+            self._certain.write(piece, label, planes, "logits")
         return piece
 
     def _network_channel(self, label: int, planes: slice) -> Float32:
@@ -267,7 +287,7 @@ class RefinedChannels:
 
         They are 1 or 0 where one label took part, and outside the mask.
         """
-        return self._streamed(label, planes, 1.0, 0.0, output_temperature)
+        return self._streamed(label, planes, "probabilities", output_temperature)
 
     def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
@@ -298,19 +318,21 @@ class RefinedChannels:
         self,
         label: int,
         planes: slice,
-        single: float,
-        absent: float,
+        kind: str,
         output_temperature: float | None = None,
     ) -> Float32:
         """Return planes of a label's logits, or of its probabilities with an output temperature.
 
-        They are `single` where it is the only label, and `absent` where it took no part.
+        They are `CERTAIN` where it is the only label, and where it took no part.
         """
+        single, absent = CERTAIN[kind]
         is_label = self._labels[planes] == label
         piece = np.where(is_label, np.float32(single), np.float32(absent))
         refined, where = self._planes_on_tiles(label, planes, output_temperature)
         refined[np.isnan(refined)] = absent
         np.copyto(piece, refined, where=where)
+        if self._certain is not None:
+            self._certain.write(piece, label, planes, kind)
         return piece
 
     @cached_property

@@ -199,6 +199,7 @@ def _refine(network: Network, case: Case) -> RefinementResult:
 
     started = time.perf_counter()
     network_labels, labels = refined.label_maps(prepared, stored)
+    refined.settle(prepared, stored)
     cleaned = Cleaned(stored.order.to_user(labels))
     rules = case.parameters.postprocess
     if rules != PostprocessParameters():
@@ -264,8 +265,8 @@ def _in_storage_order(network: Network, case: Case) -> Case:
     # Readers check the images of other networks.
     may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
     if may_be_nan and np.isnan(channel_ranges(values, threads)).any():
-        image, note = without_nan(image, threads)
-        notes += (note,)
+        image, of_nan = without_nan(image, threads)
+        notes += of_nan
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[list(order.axes)])

@@ -92,9 +92,19 @@ class Strokes:
         positions = np.pad(self.positions, ((num_leading, 0), (0, 0)))
         if mask is None:
             return replace(self, positions=positions)
-        is_inside = mask[tuple(positions)]
-        volumes = None if self.volumes is None else self.volumes[is_inside]
-        return Strokes(positions[:, is_inside], self.labels[is_inside], volumes)
+        return replace(self, positions=positions)._chosen(mask[tuple(positions)])
+
+    def outside(self, mask: Bool | None) -> Strokes | None:
+        """Return the drawn voxels outside a mask, (*grid) of their axes; None without any."""
+        if mask is None:
+            return None
+        is_outside = ~mask[tuple(self.positions)]
+        return self._chosen(is_outside) if is_outside.any() else None
+
+    def _chosen(self, is_chosen: Bool) -> Strokes:
+        """Return some of the drawn voxels, (N,)."""
+        volumes = None if self.volumes is None else self.volumes[is_chosen]
+        return Strokes(self.positions[:, is_chosen], self.labels[is_chosen], volumes)
 
     def volume_of_label(self, is_drawn: Bool, has_label: Bool) -> int:
         """Return the voxels that the network has of the label of some drawn voxels.

@@ -149,8 +149,8 @@ class InferenceOptions:
         str | None,
         Option(
             "--resample",
-            "Interpolate logits, masks and label maps on another grid, which is an error "
-            "otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
+            "Interpolate logits, modalities, masks and label maps on another grid, which is an "
+            "error otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
             choices=INTERPOLATIONS,
             panel=INPUT,
             bare=LINEAR,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -217,14 +218,18 @@ def judge_probabilities(
     elif deciding.effect_size < 0:
         change = Change.BETTER
 
-    cases = f"better in {deciding.wins} of {counted(deciding.num_pairs, 'case')}"
-    figures = [f"{_means_text(NLL, deciding)} ({cases}, p {format_p(deciding.p_value)})"]
+    conclusion = _CONCLUSIONS.get(change, change)
+    figures = [_means_text(NLL, deciding)]
+    if _is_rounding(deciding):
+        conclusion = f"unchanged up to rounding in {counted(deciding.num_pairs, 'case')}"
+    else:
+        cases = f"better in {deciding.wins} of {counted(deciding.num_pairs, 'case')}"
+        figures[0] += f" ({cases}, p {format_p(deciding.p_value)})"
     for metric in CALIBRATION_METRICS.values():
         if metric.name in compared and metric.name != NLL.name:
             figures.append(_means_text(metric, compared[metric.name]))
     known_titles = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}
     title = known_titles.get(region, region)
-    conclusion = _CONCLUSIONS.get(change, change)
     sentence = f"The probabilities of {title}: {conclusion}, {', '.join(figures)}."
     return ProbabilityChange(change, sentence, region, deciding)
 
@@ -233,6 +238,17 @@ _CONCLUSIONS = {
     Change.NO_DIFFERENCE: "neither significantly better nor worse",
     Change.TOO_FEW: "too few cases to tell",
 }
+
+
+# Differences of a softmax in float32, relative to a negative log likelihood.
+_ROUNDING_OF_SOFTMAX = 1e-5
+
+
+def _is_rounding(comparison: PairedComparison) -> bool:
+    """Return whether the differences of all cases are so small that programs round them so."""
+    spread = comparison.standard_deviation if comparison.num_pairs > 1 else 0.0
+    largest = math.hypot(comparison.mean_difference, spread)
+    return largest <= _ROUNDING_OF_SOFTMAX * comparison.mean_baseline
 
 
 def _means_text(metric: Metric, comparison: PairedComparison) -> str:

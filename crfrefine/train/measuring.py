@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import expand_channels
+from crfrefine.arrays.padding import write_background
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.cases.case import Case
 from crfrefine.engines import get_backend
@@ -71,9 +72,13 @@ def measure_methods(
     plain = replace(parameters, postprocess=PostprocessParameters())
     refined = refine(parameters=plain)
 
-    network_calibration = measure_probabilities(
-        case, probabilities_of(case.logits, case.network.regions)
-    )
+    probabilities = probabilities_of(case.logits, case.network.regions)
+    unseen = case.find_padding()
+    if unseen is not None:
+        are_regions = case.network.regions is not None
+        write_background(probabilities, unseen, "probabilities", are_regions=are_regions)
+    network_calibration = measure_probabilities(case, probabilities)
+    del probabilities
     trained_calibration = network_calibration
     if not training.chosen.is_network:
         marginals = refined.marginals

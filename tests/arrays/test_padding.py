@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.padding import find_holes, find_padding
 from crfrefine.arrays.probabilities import find_ties
 
 SHAPE = (23, 31, 27)
@@ -170,6 +170,41 @@ def test_a_window_without_a_prediction_is_padding(side, value, is_hole):
     assert_padding(logits, hole & is_hole)
 
 
+def is_slanted(side):
+    """A corner of the grid that an oblique field of view leaves."""
+    return np.indices(SHAPE).sum(axis=0) < side
+
+
+@pytest.mark.parametrize("is_cropped", [False, True])
+@pytest.mark.parametrize(
+    ("part", "num_holes"),
+    [
+        (np.s_[5:13, 7:19, 10:18], 1),
+        (np.s_[5:13, 7:19, :], 1),  # through the whole field of view
+        (np.s_[5:13, 7:19, 3:12], 1),  # at a face of the field of view
+        (np.s_[8:16, :, :], 1),  # a slab
+        (np.s_[14:, 20:28, 18:], 1),  # the last window
+        (is_slanted(18), 0),
+    ],
+    ids=["inside", "through", "face", "slab", "last", "oblique"],
+)
+def test_holes_are_padding_inside_the_field_of_view(part, num_holes, is_cropped):
+    """Missing windows, also where they meet what a crop left."""
+    box = np.s_[:, 4:28, 3:] if is_cropped else np.s_[:, :, :]
+    outside = outside_of(box)
+    is_hole = np.zeros(SHAPE, bool)
+    is_hole[part] = True
+    logits = scores()
+    logits[:, outside | is_hole] = 2.0
+    padding = find_padding(logits)
+    np.testing.assert_array_equal(padding, outside | is_hole)
+    expected = is_hole & ~outside & bool(num_holes)
+    for axes in itertools.permutations(range(3)):
+        holes, count = find_holes(padding.transpose(axes))
+        assert count == num_holes
+        np.testing.assert_array_equal(holes, expected.transpose(axes))
+
+
 def test_zeros_outside_a_brain_are_padding_in_its_furrows_as_well():
     """Thin parts belong to padding beside them of the same value; but not to equal shares."""
     outside = outside_of(np.s_[4:-4, 5:-5, 3:-3])
@@ -181,6 +216,7 @@ def test_zeros_outside_a_brain_are_padding_in_its_furrows_as_well():
         logits[:, 15, 5:9, 8:20] = 1.25  # another value: a sheet of ties
         logits[:, 8, 14, 12] = value  # a tie inside
         assert_padding(logits, expected)
+        assert find_holes(expected)[1] == 0
 
 
 def test_a_huge_value_is_padding_wherever_it_is():

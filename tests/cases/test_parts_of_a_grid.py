@@ -116,7 +116,7 @@ def test_headers_that_show_a_mistake_are_not_taken_at_their_word(image, tmp_path
     finer[:3, 3] += AFFINE[:3, :3] @ (3, 0, 0)
     told = {
         "It begins at the first voxel of the image, as a crop does": AFFINE,
-        "give --resample, which interpolates": half,
+        "covers 28.3% of the voxels of the image; --resample expects": half,
         "nearest neighbors": finer,
         "do not overlap in the world": away,
     }

@@ -154,8 +154,8 @@ def test_streamed_votes_are_as_in_memory(kind, tmp_path, monkeypatch):
             monkeypatch.setattr(f"crfrefine.cases.case_headers.{constant}", limit)
         own = Folders(folders.images, folders.logits, tmp_path / name)
         result = run_here("infer", *own.arguments, "--device", "cpu", status=0)
-        num_padding = 2 * 23 * 17 + 9 * 9 * 8
-        assert f"{num_padding} of {votes.truth.size} voxels" in result.stderr
+        for num_unseen in (2 * 23 * 17, 9 * 9 * 8):  # around the field of view, and in the hole
+            assert f"{num_unseen} of {votes.truth.size} voxels" in result.stderr
         found.append(load_nifti(own.output / "a.nii.gz"))
     np.testing.assert_array_equal(*found)
 
@@ -177,8 +177,13 @@ def test_the_layer_has_the_ties_of_refine(dtype):
         warnings.simplefilter("ignore")
         refined = layer(values[None].float(), torch.from_numpy(votes.image)[None], SPACING)
         rounded = layer(values[None], torch.from_numpy(votes.image)[None], SPACING)
-    # Both are the same sums in float32; the layer's come in another order.
-    np.testing.assert_allclose(refined[0].detach().numpy(), result.logits, atol=1e-4)
+    # Both are the same sums in float32; the layer's come in another order. Where the network saw
+    # nothing, the layer returns its logits, and `refine` certain background.
+    logits = refined[0].detach().numpy()
+    unseen = result.logits[1] == -1e4
+    assert np.count_nonzero(unseen) == result.num_padding_voxels
+    np.testing.assert_allclose(logits[:, ~unseen], result.logits[:, ~unseen], atol=1e-4)
+    np.testing.assert_array_equal(logits[:, unseen], values.float().numpy()[:, unseen])
     torch.testing.assert_close(rounded, refined.to(dtype), rtol=0, atol=0)
 
 

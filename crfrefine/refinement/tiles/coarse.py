@@ -72,6 +72,8 @@ def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
+    if uncovered is not None:
+        prepared.unseen = uncovered.reshape(network.grid_shape)
     return prepared
 
 

@@ -159,7 +159,8 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     survey, candidates, note = survey_stream(
         network, grid, spec.mean_field, mask, thresholds, case.context
     )
-    survey.mask, num_padding, notes = leave_out(survey.padding(), mask, "logits")
+    padding = survey.padding()
+    survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
     largest_sums = survey.largest_sums()
     labels = survey.label_map().reshape(network.grid_shape)
     survey.release()
@@ -175,6 +176,8 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
     prepared.num_padding = num_padding
+    if padding is not None:
+        prepared.unseen = padding.reshape(network.grid_shape)
     return prepared
 
 

@@ -335,7 +335,10 @@ class CaseRefiner:
             channels = channels_of(np.unique(labels).tolist())
             network = replace(network, labels=labels, channels=channels)
         elif isinstance(network, ArrayNetwork):
-            network = replace(network, values=network.values[(slice(None), *box)])
+            unseen = network.unseen
+            if unseen is not None:
+                unseen = unseen[box]
+            network = replace(network, values=network.values[(slice(None), *box)], unseen=unseen)
         if strokes is not None and network.regions is None:  # They follow the whole case.
             strokes = replace(strokes, volumes=case.voxels_of_labels[strokes.labels])
         mask = case.mask_with(parameters.intensity)

@@ -1,0 +1,88 @@
+"""The modalities of a case as one array, on the grid of the first one.
+
+Those on other grids are interpolated linearly, and are NaN outside of their own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.notes import Note
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.io.reading import NanFiles, read_array, reading_jobs
+from crfrefine.io.streams import allocate_array
+from crfrefine.io.volume import VolumeHeader
+
+OUTSIDE = "take no part, as if outside the mask"
+
+
+def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
+    """Return whether all modalities are on the grid of the first one."""
+    return all(images[0].on_same_grid(image) for image in images[1:])
+
+
+def modality_jobs(
+    images: Sequence[VolumeHeader], nan_files: NanFiles, notes: list[Note]
+) -> tuple[Float32, list[Callable[[], object]]]:
+    """Return an array for the modalities, (M, [z,] y, x), and a job per file that fills its part.
+
+    The jobs may run together. `notes` gets those on modalities that are interpolated.
+    """
+    if are_on_one_grid(images):
+        return reading_jobs(images, nan_files)
+    first = images[0]
+    grid = WorkGrid(first)
+    values = allocate_array((len(images), *first.stored_shape[1:]), first.path)
+    jobs: list[Callable[[], object]] = []
+    for number, image in enumerate(images):
+        target = values[number : number + 1]
+        if first.on_same_grid(image):
+            jobs.append(partial(read_array, image, nan_files, target))
+        else:
+            what = f"modality {image.path.name}"
+            notes += grid.describe_image(image, what, OUTSIDE)
+            jobs.append(partial(_read_onto, grid, image, nan_files, target))
+    return values, jobs
+
+
+def _read_onto(grid: WorkGrid, image: VolumeHeader, nan_files: NanFiles, target: Float32) -> None:
+    """Read a modality, and interpolate it into its part of the array, (1, [z,] y, x)."""
+    source = allocate_array(image.stored_shape, image.path)
+    read_array(image, nan_files, source)
+    grid.interpolate_image(image, source, target)
+
+
+def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
+    """Return the modalities on one grid, (M, [z,] y, x), in the type of their pieces.
+
+    It is float32 where types differ or values are scaled.
+    """
+    modalities = [read_array(header, nan_files) for header in images]
+    if len(modalities) == 1:
+        return modalities[0]
+    types = {modality.dtype for modality in modalities}
+    dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
+    return np.concatenate(modalities, dtype=dtype, casting="unsafe")
+
+
+def find_uncovered(images: Sequence[VolumeHeader]) -> Bool | None:
+    """Return ([z,] y, x), True outside the grid of some modality; None if all cover the first."""
+    first = images[0]
+    uncovered: Bool | None = None
+    for image in images[1:]:
+        if first.on_same_grid(image):
+            continue
+        grid_map = WorkGrid(first).map_to(image)
+        if grid_map.num_inside == grid_map.num_voxels:
+            continue
+        outside = ~grid_map.all_inside()
+        uncovered = outside if uncovered is None else uncovered | outside
+    if uncovered is None:
+        return None
+    return uncovered.reshape(first.grid_shape[::-1])
