@@ -238,7 +238,7 @@ class _FileArrays:
             if are_on_one_grid(headers.images):
                 self.image = read_modalities(headers.images, self.nan_files)
             else:
-                self.image, jobs = modality_jobs(headers.images, self.nan_files, self.notes)
+                self.image, jobs = modality_jobs(headers.images, self.nan_files)
                 run_all(jobs, 1)
             self.times["image"] = time.perf_counter() - started
 
@@ -254,7 +254,7 @@ class _FileArrays:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
         if keeps_logits:
-            self.image, image_jobs = modality_jobs(headers.images, self.nan_files, self.notes)
+            self.image, image_jobs = modality_jobs(headers.images, self.nan_files)
             jobs += image_jobs
         else:
             jobs.append(read_image)

@@ -85,7 +85,8 @@ class CaseHeaders:
     def notes(self) -> list[Note]:
         """Facts that the user should know.
 
-        Another spacing than the image's, what the headers note, and turned voxel axes.
+        Another spacing than the image's, modalities on other grids, what the headers note, and
+        turned voxel axes.
         """
         first = self.images[0]
         notes = list[Note]()
@@ -98,6 +99,11 @@ class CaseHeaders:
                     stored=TIMES.join(f"{size:g}" for size in first.spacing),
                 )
             )
+        for image in self.images[1:]:
+            if not first.on_same_grid(image):
+                what = f"modality {image.path.name}"
+                outside = "take no part, as if outside the mask"
+                notes += WorkGrid(first).describe_image(image, what, outside)
         headers = (*self.images, *self.companions)
         for header in headers:
             for note in header.notes:

@@ -13,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.base.notes import Note
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.io.reading import NanFiles, read_array, reading_jobs
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
-
-OUTSIDE = "take no part, as if outside the mask"
 
 
 def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
@@ -28,11 +25,11 @@ def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
 
 
 def modality_jobs(
-    images: Sequence[VolumeHeader], nan_files: NanFiles, notes: list[Note]
+    images: Sequence[VolumeHeader], nan_files: NanFiles
 ) -> tuple[Float32, list[Callable[[], object]]]:
     """Return an array for the modalities, (M, [z,] y, x), and a job per file that fills its part.
 
-    The jobs may run together. `notes` gets those on modalities that are interpolated.
+    The jobs may run together.
     """
     if are_on_one_grid(images):
         return reading_jobs(images, nan_files)
@@ -45,8 +42,6 @@ def modality_jobs(
         if first.on_same_grid(image):
             jobs.append(partial(read_array, image, nan_files, target))
         else:
-            what = f"modality {image.path.name}"
-            notes += grid.describe_image(image, what, OUTSIDE)
             jobs.append(partial(_read_onto, grid, image, nan_files, target))
     return values, jobs
 

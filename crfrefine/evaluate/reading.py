@@ -113,6 +113,8 @@ def _require_comparable(
         "Export it on the grid of the image, or resample it with nearest neighbors "
         f"({see('docs/reference/formats.md#grids')})."
     )
+    if what == "image":
+        hint = f"Bring it onto the grid of {reference.path.name} to show it."
     advice = grid.advice(other, what, hint, either_way=True)
     raise GridMismatchError(
         f"{other.path}: not on the grid of the reference\n"
