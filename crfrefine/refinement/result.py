@@ -119,9 +119,9 @@ class RefinementResult(Reported):
         """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds.
 
         Outside the mask they are the input over the temperature. Where the network saw nothing they
-        are 0 for background and -1e4 for all other labels, or all regions. The array is put together when
-        first asked for, where labels took no part from the input's array. Raises InputError if the
-        caller has changed that since.
+        are 0 for background and -1e4 for all other labels, or all regions. The array is put
+        together when first asked for, where labels took no part from the input's array. Raises
+        InputError if the caller has changed that since.
         """
         self.channels.require_unchanged()
         return self.order.to_user(self.channels.dense())

@@ -560,6 +560,6 @@ def test_no_difference_and_too_few():
     ):
         assert same.change == Change.NO_DIFFERENCE
         assert same.sentence.startswith(
-            "The probabilities of all labels: neither significantly better nor worse, "
-            "negative log likelihood 0.05000 → 0.05000 ("
+            "The probabilities of all labels: unchanged up to rounding in 24 cases, "
+            "negative log likelihood 0.05000 → 0.05000"
         )
