@@ -24,6 +24,12 @@ MAX_CLIPPED = 0.95
 # around 0.
 RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
+# The intensity outside of a field of view: that of at least this share of the voxels, and farther
+# below the next one than this share of the distance between two percentiles of the others. Air at
+# -1024 is not so far below fat and organs, and -2000 and -3024 are.
+MIN_FILL = 0.01
+MIN_GAP = 0.5
+FILL_SPREAD = (1.0, 99.0)
 # A spread whose inverse does not fit into float32 counts as zero: the modality is constant.
 CONSTANT = float(np.finfo(np.float32).tiny)
 # An offset of more than so many spreads is subtracted. With smaller ones float32 has differences to
@@ -248,24 +254,97 @@ def _fit_modality(
     if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        # numpy's own function imports numpy.ma, which takes as long as all else for a small case.
-        ranks = percentile_ranks(values.size, numbers)
-        places = [place for below, above, _ in ranks for place in (below, above)]
-        ordered = np.partition(values, places)
-        ends = []
-        for below, above, share in ranks:
-            start = float(ordered[below])
-            ends.append(start + (float(ordered[above]) - start) * share)
-        low, high = ends
-        if high <= low:
-            low = float(values.min())
-            high = float(values.max())
+        low, high = _percentile_ends(values, numbers, offset or 0.0)
         shift = low
         width = high - low
     scale = 0.0  # A constant modality becomes 0.
     if width > CONSTANT:
         scale = 1.0 / width
     return IntensityMap(shift, scale, offset=offset)
+
+
+def _percentile_ends(
+    values: Array, percentiles: tuple[float, float], offset: float
+) -> tuple[float, float]:
+    """Return two percentiles of intensities minus an offset, (N,), without a fill.
+
+    If they are equal, the smallest and the largest value replace them.
+    """
+    # numpy's own function imports numpy.ma, which takes as long as all else for a small case.
+    ranks = percentile_ranks(values.size, percentiles)
+    places = [place for below, above, _ in ranks for place in (below, above)]
+    ordered = np.partition(values, places)
+    lowest = ordered[places[0]]
+    if float(lowest) + offset < 0 and find_fill(values, percentiles, offset) is not None:
+        values = values[values > lowest]
+        ranks = percentile_ranks(values.size, percentiles)
+        places = [place for below, above, _ in ranks for place in (below, above)]
+        ordered = np.partition(values, places)
+    ends = []
+    for below, above, share in ranks:
+        start = float(ordered[below])
+        ends.append(start + (float(ordered[above]) - start) * share)
+    low, high = ends
+    if high <= low:
+        return float(values.min()), float(values.max())
+    return low, high
+
+
+@dataclass(frozen=True)
+class Fill:
+    """The intensity outside of the field of view of a scanner, such as -3024 of CT."""
+
+    value: float
+    next_value: float  # the lowest intensity of the other voxels
+    share: float  # of the voxels that have it
+
+
+def find_fill(values: Array, percentiles: tuple[float, float], offset: float = 0.0) -> Fill | None:
+    """Return the fill of intensities minus an offset, (N,); None without a fill.
+
+    A fill is the lowest value, negative, that of many voxels, and far below the others. It counts
+    if the lower percentile is this value: other percentiles it hardly changes.
+    """
+    lowest = float(values.min())
+    if lowest + offset >= 0:
+        return None
+    is_lowest = values == lowest
+    num_lowest = int(np.count_nonzero(is_lowest))
+    (place, _, _), _ = percentile_ranks(values.size, percentiles)
+    if num_lowest <= place or not MIN_FILL * values.size <= num_lowest < values.size:
+        return None
+    others = values[~is_lowest]
+    (first, _, _), (last, _, _) = percentile_ranks(others.size, FILL_SPREAD)
+    ordered = np.partition(others, (0, first, last))
+    next_value = float(ordered[0])
+    if next_value - lowest <= MIN_GAP * (float(ordered[last]) - float(ordered[first])):
+        return None
+    return Fill(lowest + offset, next_value + offset, num_lowest / values.size)
+
+
+def fill_notes(
+    image: NDArray[np.floating | np.integer],
+    parameters: IntensityParameters,
+    mask: Bool | None = None,
+) -> tuple[Note, ...]:
+    """Return a note for each modality of (M, *grid) whose fill is left out of its percentiles."""
+    notes = []
+    for modality, (kind, numbers) in enumerate(rules_of(parameters, len(image))):
+        if kind != "percentile" or float(image[modality].min()) >= 0:
+            continue
+        values = image[modality] if mask is None else image[modality][mask]
+        fill = find_fill(values.reshape(-1), numbers)
+        if fill is not None:
+            notes.append(
+                Note.of(
+                    NoteKind.FILL_LEFT_OUT,
+                    modality=modality,
+                    fill=fill.value,
+                    share=fill.share,
+                    next=fill.next_value,
+                )
+            )
+    return tuple(notes)
 
 
 def without_offset(values: Array, offset: float) -> Float32:

@@ -71,6 +71,11 @@ class NoteKind(Enum):
         "probabilities of the given labels that sum to more than 1, up to {highest:.6g}, are "
         "divided by their sum, and background is 0 there: {voxels:# voxel}"
     )
+    FILL_LEFT_OUT = (
+        "the lowest intensity of modality {modality}, {fill:g} at {share:.1%} of the voxels, is "
+        "taken for the outside of the field of view, as the next one is {next:g}: percentiles are "
+        "those of the others"
+    )
     PADDING = (
         "voxels whose {what}, such as padding around a cropped output, are excluded and become "
         "background: {padding} of {voxels} voxels ({share:.1%})"

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from crfrefine.arrays.intensity import (
     CONSTANT,
+    FILL_SPREAD,
     LARGE_OFFSET,
+    MIN_FILL,
+    MIN_GAP,
     OFFSET_SAMPLE,
+    find_fill,
     has_many_digits,
     normalize_intensity,
     percentile_ranks,
@@ -114,23 +118,71 @@ def _large_offset(values: Tensor) -> Tensor:
 def _percentiles(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return two percentiles, or if they are equal, the smallest and the largest value.
 
-    They are interpolated between two values in sorted order, whose voxels get the gradients.
+    They are interpolated between two values in sorted order, whose voxels get the gradients. A
+    fill is left out.
     """
+    fixed = values.detach()
+    if fixed.device.type != "cpu":
+        return _percentiles_on_device(values, percentiles)
+    if find_fill(fixed.numpy(), percentiles) is not None:
+        values = values[fixed > fixed.min()]
+        fixed = values.detach()
     ranks = percentile_ranks(len(values), percentiles)
     places = [place for below, above, _ in ranks for place in (below, above)]
-    fixed = values.detach()
-    if fixed.device.type == "cpu":  # A CPU partitions several times faster than it sorts.
-        voxels = torch.from_numpy(np.argpartition(fixed.numpy(), places)[places])
-    else:
-        order = fixed.sort(stable=True).indices
-        # A list of numbers would be copied to the GPU, for which the host waits.
-        voxels = torch.stack([order[place] for place in places])
-
+    # A CPU partitions several times faster than it sorts.
+    voxels = torch.from_numpy(np.argpartition(fixed.numpy(), places)[places])
     starts = values[voxels[::2]]
     steps = values[voxels[1::2]] - starts
     low = starts[0] + steps[0] * ranks[0][2]
     high = starts[1] + steps[1] * ranks[1][2]
+    return _distinct(low, high, values.amin(), values.amax())
+
+
+def _percentiles_on_device(
+    values: Tensor, percentiles: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Return what `_percentiles` does, in operations for which the host does not wait."""
+    ordered, order = values.detach().sort(stable=True)
+    num_fill = _count_fill(ordered, percentiles)
+    ends = []
+    for below, above, share in _ranks_on_device(len(values) - num_fill, percentiles):
+        start = values[order[num_fill + below]]
+        step = values[order[num_fill + above]] - start
+        ends.append(start + step * share.to(values.dtype))
+    lowest = torch.where(num_fill > 0, values[order[num_fill]], values.amin())
+    return _distinct(ends[0], ends[1], lowest, values.amax())
+
+
+def _ranks_on_device(
+    count: Tensor, percentiles: tuple[float, float]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return what `percentile_ranks` does of a number of values that only the device knows."""
+    ranks = []
+    for percent in percentiles:
+        place = (count - 1).to(torch.float64) * (percent / 100.0)
+        below = place.floor().to(torch.int64)
+        above = torch.minimum(below + 1, count - 1)
+        ranks.append((below, above, place - below))
+    return ranks
+
+
+def _count_fill(ordered: Tensor, percentiles: tuple[float, float]) -> Tensor:
+    """Return how many of sorted values are a fill, as of `find_fill`: 0 without a fill."""
+    num_values = len(ordered)
+    num_lowest = (ordered == ordered[0]).sum()
+    (place, _, _), _ = percentile_ranks(num_values, percentiles)
+    is_fill = (ordered[0] < 0) & (num_lowest > place) & (num_lowest < num_values)
+    is_fill &= num_lowest >= MIN_FILL * num_values
+    num_others = (num_values - num_lowest).clamp(min=1)
+    first_other = num_lowest.clamp(max=num_values - 1)
+    (first, _, _), (last, _, _) = _ranks_on_device(num_others, FILL_SPREAD)
+    last_place = (first_other + last).clamp(max=num_values - 1)
+    spread = ordered[last_place] - ordered[first_other + first]
+    is_fill &= ordered[first_other] - ordered[0] > MIN_GAP * spread
+    return torch.where(is_fill, num_lowest, 0)
+
+
+def _distinct(low: Tensor, high: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two percentiles, or the lowest and the highest value if they are equal."""
     is_equal = high.detach() <= low.detach()
-    low = torch.where(is_equal, values.amin(), low)
-    high = torch.where(is_equal, values.amax(), high)
-    return low, high
+    return torch.where(is_equal, lowest, low), torch.where(is_equal, highest, high)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
-from crfrefine.arrays.intensity import window_notes
+from crfrefine.arrays.intensity import fill_notes, window_notes
 from crfrefine.arrays.label_maps import (
     channel_numbers,
     occurring_channels,
@@ -360,6 +360,7 @@ def _notes_on_image(case: Case) -> tuple[Note, ...]:
     parameters = case.parameters
     if parameters.intensity.window is not None:
         notes += window_notes(image.values, parameters.intensity, image.mask)
+    notes += fill_notes(image.values, parameters.intensity, image.mask)
     # Hardly any label changes if every kernel is narrower than the voxels. An axis of one voxel
     # does not count.
     kernels = case.model.kernels

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.layer.intensity import normalize_batch
+from crfrefine.arrays.intensity import fill_notes, normalize_intensity
+from crfrefine.layer.intensity import _percentiles, _percentiles_on_device, normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 
 SHAPE = (2, 5, 7, 6)
@@ -68,3 +68,53 @@ def test_a_constant_modality_is_zero_and_has_no_gradient(kind):
     assert not found.any()
     found.sum().backward()
     assert not image.grad.any()
+
+
+def ct_with(fill, share=0.2):
+    """Intensities of CT, of which a share is outside of the field of view."""
+    shape = (1, 17, 19, 23)
+    tissue = np.where(RANDOM.random(shape) < 0.4, -1000.0, 40.0) + RANDOM.normal(0, 30, shape)
+    values = tissue.clip(-1024, 900).round().astype(np.int16)
+    return np.where(RANDOM.random(shape) < share, np.int16(fill), values)
+
+
+@pytest.mark.parametrize("fill", [-3024, -2000, -32768])
+def test_the_outside_of_a_field_of_view_is_left_out_of_percentiles(fill):
+    image = ct_with(fill)
+    parameters = IntensityParameters(percentiles=(0.5, 99.5))
+    found = normalize_intensity(image, parameters)
+    np.testing.assert_array_equal(
+        found, normalize_intensity(image, parameters, image[0] != fill), strict=True
+    )
+    (note,) = fill_notes(image, parameters)
+    assert note.values["fill"] == fill
+    assert note.values["next"] == image[image != fill].min()
+    tensor = torch.from_numpy(image.astype(np.float64))[None].requires_grad_()
+    (by_tensors,) = normalize_batch(tensor, parameters, None, torch.float64)
+    np.testing.assert_allclose(by_tensors.detach().numpy(), found, rtol=1e-6, atol=2e-6)
+    flat = tensor.detach().flatten()
+    for on_host, on_device in zip(
+        _percentiles(flat, (0.5, 99.5)), _percentiles_on_device(flat, (0.5, 99.5)), strict=True
+    ):
+        assert on_host == on_device
+
+
+def test_ordinary_images_have_no_fill():
+    """MR on 0, CT with air at -1024, few voxels of -3024, and intensities around a mean of 0."""
+    magnitude = np.abs(RANDOM.normal(300, 80, (1, 17, 19, 23))).astype(np.float32)
+    magnitude[RANDOM.random(magnitude.shape) < 0.6] = 0
+    scaled = (magnitude - magnitude.mean()) / magnitude.std()
+    few = ct_with(-3024, share=0.004)
+    for image in (magnitude, scaled, ct_with(-1024), few, np.full_like(few, -5)):
+        assert fill_notes(image, IntensityParameters()) == ()
+        values = image.reshape(-1).astype(np.float64)
+        low, high = np.percentile(values, (1, 99))
+        if high > low:
+            found = normalize_intensity(image, IntensityParameters())
+            np.testing.assert_allclose(found, (image - low) / (high - low), atol=1e-4)
+        for on_host, on_device in zip(
+            _percentiles(torch.from_numpy(values), (1, 99)),
+            _percentiles_on_device(torch.from_numpy(values), (1, 99)),
+            strict=True,
+        ):
+            assert on_host == on_device
