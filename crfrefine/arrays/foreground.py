@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks, voxel_at
+from crfrefine.arrays.probabilities import (
+    BY_HAND,
+    SUM_TOLERANCE,
+    TOLD_SUM_TOLERANCE,
+    plane_blocks,
+    voxel_at,
+)
+from crfrefine.arrays.scales import scale_of_foreground, usual_scale
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
@@ -53,8 +60,8 @@ def decide_channel(
             raise InputError(
                 f"{path}: logits of one label only, none of them negative, which would put every "
                 "voxel into label 1\n"
-                f"  For a label map, give {BY_HAND.format('labels')}; divide\n"
-                "  probabilities in percent or from 0 to 255 by 100 or 255."
+                f"  For a label map, give {BY_HAND.format('labels')}; for\n"
+                f"  probabilities in percent or from 0 to 255, give {_advise_scale(highest)}."
             )
         return "logits", Note.of(NoteKind.CHANNEL_OF_LOG_ODDS, path.name)
     if not is_inside:
@@ -62,10 +69,14 @@ def decide_channel(
             f"{path}: one channel, expected probabilities of label 1 between 0 and 1, found values "
             f"from {lowest:.4g} to {highest:.4g}\n"
             "  For log-odds of label 1, a network's output before the sigmoid, give\n"
-            f"  {BY_HAND.format('logits')}. Divide values in percent or from 0 to 255\n"
-            "  by 100 or 255; if interpolation overshot, clip them to [0, 1]."
+            f"  {BY_HAND.format('logits')}. For values in percent or from 0 to\n"
+            f"  255, give {_advise_scale(highest)}; if interpolation overshot, clip them to [0, 1]."
         )
     return "probabilities", Note.of(NoteKind.CHANNEL_OF_PROBABILITIES, path.name)
+
+
+def _advise_scale(highest: float) -> str:
+    return f"--scale {usual_scale(highest):g} (in Python: divide them by it)"
 
 
 def fill_background_of_channel(values: Float32, kind: str) -> None:
@@ -88,53 +99,103 @@ def fill_background(values: Float32, sums: Float32) -> None:
 
 
 class ForegroundSums:
-    """The sums over foreground channels that come one after the other, whole or in planes."""
+    """The sums over foreground channels that come one after the other, whole or in planes.
 
-    def __init__(self, grid_shape: tuple[int, ...], name: str) -> None:
-        """Begin with 0 at each voxel; `name` is that of the file, for messages."""
+    Attributes:
+        sums: (*grid), of probabilities from 0 to 1 once they are checked.
+        scale: what the channels have to be divided by to be such probabilities.
+    """
+
+    def __init__(self, grid_shape: tuple[int, ...], name: str, *, is_rounded: bool = False) -> None:
+        """Begin with 0 at each voxel; `name` is that of the file, for messages.
+
+        `is_rounded` says that sums may be off as those of 8 bits, as the user gave a scale.
+        """
         self.sums: Float32 = np.zeros(grid_shape, np.float32)
+        self.scale = 1.0
         self._name = name
+        self._is_rounded = is_rounded
+        self._is_whole = True
+        self._lowest = 0.0
+        self._highest = 0.0
+        self._found = ""  # values outside [0, 1], in words
 
     def add(self, label: int, values: Array, planes: slice) -> None:
-        """Add planes of the channel of a label; raise InputError for values outside [0, 1]."""
+        """Add planes of the channel of a label."""
         lowest = float(values.min())
         highest = float(values.max())
-        if lowest < -SUM_TOLERANCE or highest > 1 + SUM_TOLERANCE:
-            raise InputError(
-                f"{self._name}: --add-background needs probabilities between 0 and 1, found "
-                f"values from {lowest:.4g} to {highest:.4g} for label {label}\n"
-                "  Apply the network's softmax before its output is saved, or save the logits of\n"
-                "  all labels, background first."
-            )
+        if not self._found and (lowest < -SUM_TOLERANCE or highest > 1 + SUM_TOLERANCE):
+            self._found = f"values from {lowest:.4g} to {highest:.4g} for label {label}"
+        self._lowest = min(self._lowest, lowest)
+        self._highest = max(self._highest, highest)
+        if self._is_whole:
+            self._is_whole = not np.mod(values, 1).any()
         self.sums[planes] += values
 
     def check(self) -> list[Note]:
-        """Return notes on the sums; raise InputError if they are too large, or 1 everywhere."""
+        """Find the scale, bring the sums to it, and return notes on them.
+
+        Raises InputError for values that are no probabilities of a scale that the numbers tell, and
+        for sums that are too large, or 1 everywhere.
+        """
+        notes = []
+        if self._found:
+            notes.append(self._find_scale())
+            self.sums /= np.float32(self.scale)
+        tolerance = SUM_TOLERANCE
+        max_sum = MAX_SUM
+        if self._found or self._is_rounded:
+            tolerance = TOLD_SUM_TOLERANCE
+            max_sum = 1 + TOLD_SUM_TOLERANCE
         highest = float(self.sums.max())
-        if highest > MAX_SUM:
+        if highest > max_sum:
             voxel = voxel_at(int(self.sums.argmax()), self.sums.shape)
             raise InputError(
                 f"{self._name}: --add-background: the probabilities of the given labels sum to "
-                f"{highest:.6g} at {voxel}, expected at most {MAX_SUM}\n"
+                f"{highest:.6g} at {voxel}, expected at most {max_sum}\n"
                 "  Overlapping sigmoid channels have no background: name them with --regions\n"
                 "  NAME=LABELS. If the background is among the channels, leave --add-background\n"
                 "  out."
             )
-        if (np.abs(self.sums - 1) <= SUM_TOLERANCE).all():
+        if (np.abs(self.sums - 1) <= tolerance).all():
+            advice = "leave --add-background out"
+            if self._found:
+                advice += f", and give --scale {self.scale:g}"
             raise InputError(
                 f"{self._name}: --add-background: the probabilities sum to 1 at each voxel "
-                "already, as with the background among them; leave --add-background out"
+                f"already, as with the background among them; {advice}"
             )
-        notes = []
         num_above = int(np.count_nonzero(self.sums > 1 + ROUNDING))
         if num_above:
             notes.append(Note.of(NoteKind.SUMS_ABOVE_ONE, highest=highest, voxels=num_above))
         return notes
 
+    def _find_scale(self) -> Note:
+        """Set the scale of values that are not all in [0, 1], and return a note on it."""
+        highest = float(self.sums.max())
+        scale = None
+        if self._lowest >= -SUM_TOLERANCE:
+            scale = scale_of_foreground(highest, is_whole=self._is_whole)
+        if scale is None:
+            advice = ""
+            if self._lowest >= -SUM_TOLERANCE:
+                advice = (
+                    "  For probabilities in percent, from 0 to 255 or the like, say what 1 is, "
+                    f"such as\n  --scale {usual_scale(highest):g}.\n"
+                )
+            raise InputError(
+                f"{self._name}: --add-background needs probabilities between 0 and 1, found "
+                f"{self._found}\n{advice}"
+                "  Apply the network's softmax before its output is saved, or save the logits of\n"
+                "  all labels, background first."
+            )
+        self.scale = scale
+        return Note.of(NoteKind.SCALED_FOREGROUND, top=scale, highest=highest)
 
-def sum_foreground(values: Float32, name: str) -> ForegroundSums:
-    """Return the sums over all channels but the first; raise InputError for wrong values."""
-    foreground_sums = ForegroundSums(values.shape[1:], name)
+
+def sum_foreground(values: Float32, name: str, *, is_rounded: bool = False) -> ForegroundSums:
+    """Return the sums over all channels but the first; arguments as of `ForegroundSums`."""
+    foreground_sums = ForegroundSums(values.shape[1:], name, is_rounded=is_rounded)
     for planes in plane_blocks(values):
         for label, channel in enumerate(values[1:, planes], start=1):
             foreground_sums.add(label, channel, planes)

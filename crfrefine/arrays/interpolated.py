@@ -1,4 +1,4 @@
-"""Recognize a label map whose borders were interpolated, such as an anti-aliased mask of 8 bits.
+"""Recognize label maps with other numbers than were meant: interpolated, or of swapped bytes.
 
 Values between two labels become labels of their own there.
 """
@@ -10,6 +10,7 @@ import numpy as np
 from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.notes import Note, NoteKind
 
+_BYTE = 256  # values of 8 bits
 _MIN_LABELS = 16  # A map with fewer labels is not looked at.
 _MAX_PLANES = 64  # Most planes that are looked at.
 # A label lies at borders alone if, over the rows and columns of planes, less than this share of its
@@ -18,6 +19,20 @@ _MAX_PLANES = 64  # Most planes that are looked at.
 _SHARE_ALIKE = 0.4
 _SHARE_BETWEEN = 0.3
 _SHARE_OF_LABELS = 0.5  # More labels than this share have to lie at borders alone.
+
+
+def notes_on_labels(labels: Labels, file: str = "") -> list[Note]:
+    """Return notes on a label map, ([z,] y, x), whose numbers are hardly those that were meant."""
+    notes = (note_on_interpolated(labels, file), _note_on_bytes(labels, file))
+    return [note for note in notes if note is not None]
+
+
+def _note_on_bytes(labels: Labels, file: str) -> Note | None:
+    """Return a note on labels of 16 bits whose lower 8 bits are all 0; None for others."""
+    largest = int(labels.max(initial=0))
+    if largest < _BYTE or (labels % _BYTE).any():
+        return None
+    return Note.of(NoteKind.BYTES_SWAPPED, file, largest=largest)
 
 
 def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:

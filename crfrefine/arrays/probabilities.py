@@ -10,6 +10,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.scales import (
+    TOPS,
+    Scale,
+    are_zero_outside_a_body,
+    scale_of_sums,
+    scale_of_total,
+)
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
@@ -30,9 +37,8 @@ TOLD_SUM_TOLERANCE = 0.05
 BY_HAND = "--input-type {} (in Python: input_type; evaluate takes neither)"
 # Values that lie farther below 0 are no probabilities: interpolation overshoots by less.
 MAX_OVERSHOOT = 1.0
-# Sums at which even values of a few levels are probabilities: 1, percent, 8 bits and 16 bits. With
-# other sums they are not, as the probabilities of a network vary from voxel to voxel.
-SCALES = (1.0, 100.0, 255.0, 65535.0)
+# Values of a few levels are probabilities only with the sums of `TOPS`, such as 1 and 100: the
+# probabilities of a network vary from voxel to voxel.
 MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
@@ -103,6 +109,7 @@ class Look:
         sums: (*grid) sum over labels, not complete if `are_logits`.
         is_equal: (*grid), True where all labels are equal.
         is_binary: whether all values are 0 or 1.
+        is_whole: whether all values are whole numbers.
         are_logits: whether a value is too negative for probabilities: nothing else need be known.
         marks: (*grid), _ABOVE and _NEGATIVE where a value of any channel is outside [0, 1].
     """
@@ -117,6 +124,7 @@ class Look:
         self.is_equal = is_equal
         self.sums: Float32 = np.zeros(is_equal.shape, np.float32)
         self.is_binary = True
+        self.is_whole = True
         self.are_logits = False
         self.marks = np.zeros(is_equal.shape, np.uint8)
         self._example = ""  # a value outside [0, 1], in words
@@ -135,6 +143,8 @@ class Look:
         self.sums[planes] += values
         if self.is_binary:
             self.is_binary = bool(((values == 0) | (values == 1)).all())
+        if self.is_whole:
+            self.is_whole = not np.mod(values, 1).any()
         levels = self._levels.setdefault(label, set())
         rest = values.reshape(-1)
         while self._has_few_levels and rest.size:
@@ -178,6 +188,32 @@ class Look:
         return None
 
     @property
+    def counted_sums(self) -> Float32:
+        """(N,), the sums at the voxels that count."""
+        return self.sums[~self.is_equal]
+
+    @property
+    def is_negative_somewhere(self) -> bool:
+        """Whether a value that counts is negative."""
+        return bool((self.marks[~self.is_equal] & _NEGATIVE).any())
+
+    def is_zero_outside_a_body(self) -> bool:
+        """Return whether all labels are 0 around a body, as without a background."""
+        return are_zero_outside_a_body(self.is_equal & (self.sums == 0))
+
+    def find_scale(self) -> Scale | None:
+        """Return the scale of probabilities that are not between 0 and 1; None for other numbers.
+
+        Logits have negative values, or sums that are small.
+        """
+        total = self.scaled_sum
+        if total is not None:
+            return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
+        if self.are_logits or self.is_negative_somewhere:
+            return None
+        return scale_of_sums(self.counted_sums, is_whole=self.is_whole)
+
+    @property
     def scaled_sum(self) -> float | None:
         """The sum over labels of scaled probabilities, such as percent.
 
@@ -186,8 +222,8 @@ class Look:
         if self.are_logits:
             return None
         # The sums of rounded probabilities differ by at most this share of their size.
-        sums = self.sums[~self.is_equal]
-        if not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
+        sums = self.counted_sums
+        if not sums.size or self.is_negative_somewhere:
             return None
         low = float(sums.min())
         high = float(sums.max())
@@ -195,7 +231,7 @@ class Look:
             return None
         total = (low + high) / 2
         # Values of few levels sum to the same on any scale, as in logits made of a label map.
-        is_scale = any(abs(total - scale) <= TOLD_SUM_TOLERANCE * scale for scale in SCALES)
+        is_scale = any(abs(total - top) <= TOLD_SUM_TOLERANCE * top for top in TOPS)
         if self._has_few_levels and not is_scale:
             return None
         return total
@@ -203,7 +239,7 @@ class Look:
     @property
     def lacks_background(self) -> bool:
         """True if sums are at most 1, and clearly less at many voxels, as without a background."""
-        sums = self.sums[~self.is_equal]
+        sums = self.counted_sums
         if not sums.size or float(sums.max()) > 1 + SUM_TOLERANCE:
             return False
         num_low = int(np.count_nonzero(sums < 1 - TOLD_SUM_TOLERANCE))
@@ -289,19 +325,15 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         else:
             decided = "probabilities"
             reason = "all values lie in [0, 1] and sum to 1 at each voxel"
+            if kind is None and look.is_zero_outside_a_body():
+                _refuse_zeros(look, path)
     elif may_be_probabilities and not look.bad_sums(SUM_TOLERANCE):
         # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
         decided = "probabilities"
         reason = _describe_overshoot(look)
     else:
-        scaled_sum = None if input_type == "logits" else look.scaled_sum
-        if scaled_sum is not None:
-            raise InputError(
-                f"{path}: no value is negative, and the labels sum to {scaled_sum:.6g} at "
-                "each voxel, as probabilities in percent or from 0 to 255 do\n"
-                "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
-                f"give {BY_HAND.format('logits')}."
-            )
+        if input_type != "logits":
+            _refuse_scaled(look, path)
         if said == "probabilities":
             raise InputError(
                 f"{path}: expected probabilities between 0 and 1, found {outside}; for "
@@ -312,6 +344,35 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         else:
             reason = who_says(input_type)
     return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
+
+
+def _refuse_zeros(look: Look, path: Path) -> None:
+    """Raise InputError for probabilities that are 0 for all labels around a body."""
+    num_zeros = int(np.count_nonzero(look.is_equal & (look.sums == 0)))
+    raise InputError(
+        f"{path}: the background seems to be missing: the labels sum to 1 at each voxel of a body, "
+        f"and all of them are 0 at the {num_zeros} of {look.sums.size} voxels around it, which is "
+        f"no box, as around a crop\n{_ADVICE_ON_BACKGROUND}"
+        "  If the background is among them, and they are 0 where the network was not applied,\n"
+        "  give --scale 1, which says so."
+    )
+
+
+def _refuse_scaled(look: Look, path: Path) -> None:
+    """Raise InputError for probabilities in percent, from 0 to 255, or on another scale."""
+    scale = look.find_scale()
+    if scale is None:
+        return
+    problem = f"no value is negative, and the labels sum to {scale.sums:.6g}"
+    if scale.lacks_background:
+        problem = f"the background seems to be missing: {problem} at most"
+    else:
+        problem += " at each voxel"
+    raise InputError(
+        f"{path}: {problem}, as probabilities in percent or from 0 to 255 do\n"
+        f"  For these, give {scale.options}, by which they are divided (in Python: divide them). "
+        f"If these are logits nevertheless, give {BY_HAND.format('logits')}."
+    )
 
 
 def _describe_overshoot(look: Look) -> str:

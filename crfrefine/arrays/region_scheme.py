@@ -17,6 +17,7 @@ from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     who_says,
 )
+from crfrefine.arrays.scales import usual_scale
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
@@ -251,9 +252,10 @@ def identify_regions(
                 f"{name}: no value is negative, and the largest is {highest:.4g}, as in a label "
                 "map, in percent or from 0 to 255; log-odds without\n"
                 "  negative values would put every voxel into every region. For a label map, give "
-                "--input-type labels; divide probabilities\n"
-                "  by their largest possible value; for log-odds nevertheless, give "
-                f"{BY_HAND.format('logits')}."
+                "--input-type labels; for probabilities,\n"
+                f"  --scale {usual_scale(highest):g}, by which they are divided (in Python: divide "
+                "them); for log-odds\n"
+                f"  nevertheless, give {BY_HAND.format('logits')}."
             )
         decided = "logits"
         reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"

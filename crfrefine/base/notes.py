@@ -71,6 +71,14 @@ class NoteKind(Enum):
         "probabilities of the given labels that sum to more than 1, up to {highest:.6g}, are "
         "divided by their sum, and background is 0 there: {voxels:# voxel}"
     )
+    SCALED_FOREGROUND = (
+        "whole numbers whose sums over the given labels reach {highest:g} and no more are taken as "
+        "probabilities from 0 to {top:g}; --scale N says another scale"
+    )
+    BYTES_SWAPPED = (
+        "all labels are multiples of 256, up to {largest}, as where a program has read 16 bits in "
+        "the other order of bytes; if so, save the file anew, or give them their numbers with --map"
+    )
     FILL_LEFT_OUT = (
         "the lowest intensity of modality {modality}, {fill:g} at {share:.1%} of the voxels, is "
         "taken for the outside of the field of view, as the next one is {next:g}: percentiles are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,16 @@ INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
 ADD_BACKGROUND = (
     "The network's output has no channel for the background: take its probabilities for labels "
     "1, 2 ..., and 1 minus their sum for label 0. One channel needs no option."
+)
+# The help of --scale, for the same commands.
+SCALE = (
+    "What the probability 1 is in the network's output, such as 100 or 255: probabilities are "
+    "divided by it; 1 says that they are probabilities already."
+)
+# The help of --channel-labels, for the same commands.
+CHANNEL_LABELS = (
+    "The label of each channel of the network's output, such as 0,17,53; background first. "
+    "Default: as in dataset.json, else 0, 1, 2 ..."
 )
 # The help of --map, for the commands that read label maps.
 MAP = (
@@ -127,6 +138,36 @@ def parse_own_mapped(text: str) -> Mapped:
             "expected OLD=NEW"
         )
     return mapped
+
+
+def parse_scale(text: str) -> float:
+    """Return a positive number; InputError for another text."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < math.inf:
+        raise InputError(f"{shorten_value(text)}: expected a positive number, such as 100 or 255")
+    return scale
+
+
+def parse_channel_labels(text: str) -> tuple[int, ...]:
+    """Return the label of each channel, the background first, of a text such as "0,17,53".
+
+    Raises InputError for another text; the background may be left out.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    are_numbers = all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
+    numbers = tuple(map(int, parts)) if are_numbers else ()
+    if 0 not in numbers:
+        numbers = (0, *numbers)
+    is_table = are_numbers and len({*numbers}) == len(numbers) > 1
+    if not is_table or numbers[0] != 0 or max(numbers) > MAX_LABEL:
+        raise InputError(
+            f"{shorten_value(text)}: expected the label of each channel, such as 0,17,53: "
+            f"different whole numbers from 0 to {MAX_LABEL}, background first"
+        )
+    return numbers
 
 
 def mapping_of(all_mapped: Iterable[Mapped], source: str = "") -> dict[int, int]:

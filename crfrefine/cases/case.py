@@ -16,8 +16,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.interpolated import note_on_interpolated
-from crfrefine.arrays.label_maps import map_labels
+from crfrefine.arrays.interpolated import notes_on_labels
+from crfrefine.arrays.label_maps import map_labels, renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
@@ -28,7 +28,13 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
-from crfrefine.cases.label_input import read_label_map, read_structures, segments_of_structures
+from crfrefine.cases.label_input import (
+    CUT_REFERENCE,
+    read_label_map,
+    read_structures,
+    require_labels,
+    segments_of_structures,
+)
 from crfrefine.cases.modalities import (
     are_on_one_grid,
     find_uncovered,
@@ -88,7 +94,10 @@ class Case:
         """(*grid), the network's own labels."""
         if isinstance(self.network, LabelMapNetwork):
             return self.network.labels
-        return decode(self.logits, self.network.regions)
+        numbers = decode(self.logits, self.network.regions)
+        if self.network.channel_labels is None:
+            return numbers
+        return renumber(numbers, self.network.channel_labels)
 
     @property
     def coarse_labels(self) -> Labels | None:
@@ -170,14 +179,14 @@ def read_case(
     grid = WorkGrid(headers.images[0])
     labels = None
     if with_labels and headers.labels is not None:
-        values, _ = map_labels(read_whole_numbers(headers.labels), options.reference_mapping)
+        values = read_whole_numbers(headers.labels)
+        require_labels(values, headers.labels.path, CUT_REFERENCE)
+        values, _ = map_labels(values, options.reference_mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
         values = read_whole_numbers(header)
-        remark = note_on_interpolated(values, header.path.name)
-        if remark is not None:
-            notes.append(remark)
+        notes += notes_on_labels(values, header.path.name)
         drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
         strokes.append((header.path, drawn.T))
     return Case(

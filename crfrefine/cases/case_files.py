@@ -283,7 +283,10 @@ class Files:
         by_label = sorted((numbers.get(match.label, -1), match.path) for match in matches)
         labels = [label for label, _ in by_label]
         paths = tuple(path for _, path in by_label)
-        if labels == [*range(first_label, first_label + len(paths))]:
+        declared: list[int] = []  # numbers that may have gaps
+        if description is not None:
+            declared = sorted({0, *description.all_numbers})[first_label:]
+        if labels in ([*range(first_label, first_label + len(paths))], declared):
             return replace(case, logits=paths)
         expected = f"expected one file for each label from {first_label}"
         after = ""

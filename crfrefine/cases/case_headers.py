@@ -221,7 +221,7 @@ def _read_network_header(
     # One value per voxel, which is no region: a label map, or the scores of label 1, whose
     # background is computed then, as on request.
     has_one_value = first.num_channels == 1 and not regions.declares(1)
-    is_auto = options.input_type == "auto"
+    is_auto = options.type_of_scores == "auto"
     lacks_background = options.add_background
     if not lacks_background and has_one_value and len(headers) == 1:
         lacks_background = options.input_type != "labels"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +19,17 @@ from crfrefine.arrays.foreground import (
     sum_foreground,
 )
 from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE
+from crfrefine.arrays.scales import are_rounded_probabilities, divide_by_scale
 from crfrefine.base.array_types import Float32
-from crfrefine.base.limits import run_all
+from crfrefine.base.limits import MAX_LABEL, run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
+
+if TYPE_CHECKING:
+    from crfrefine.cases.reading_options import ReadingOptions
 
 _PIECE_BYTES = 1 << 20
 _HALF = 0.5  # a probability of label 1 below it is background
@@ -67,23 +74,44 @@ def holds_labels(
     return is_whole or is_scaled_mask
 
 
-def read_all_channels(header: NetworkHeader, input_type: str) -> tuple[Float32, list[Note]]:
+def holds_rounded_probabilities(header: VolumeHeader) -> bool:
+    """Return whether the values of a file with one per voxel are probabilities of label 1.
+
+    These have a scale, as the user says, but the file may be a label map nevertheless. Its voxels
+    are read for it.
+    """
+    values = io.read_channels(header)[0]
+    if np.mod(values, 1).any() or values.min() < 0 or values.max() > MAX_LABEL:
+        return True
+    return are_rounded_probabilities(values.astype(np.uint16), min_values=2)
+
+
+def read_all_channels(header: NetworkHeader, options: ReadingOptions) -> tuple[Float32, list[Note]]:
     """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
     values, jobs = reading_jobs(header.files, num_before=int(header.lacks_background))
     run_all(jobs, 1)
+    return values, complete_channels(values, header, options)
+
+
+def complete_channels(
+    values: Float32, header: NetworkHeader, options: ReadingOptions
+) -> list[Note]:
+    """Bring channels that were read, (labels, [z,] y, x), to their scale; return notes.
+
+    If the files lack the background, it is computed into channel 0.
+    """
+    if options.scale is not None:
+        divide_by_scale(values[int(header.lacks_background) :], options.scale, header.path)
     if not header.lacks_background:
-        return values, []
-    return values, compute_background(values, header, input_type)
-
-
-def compute_background(values: Float32, header: NetworkHeader, input_type: str) -> list[Note]:
-    """Fill channel 0 of (labels, [z,] y, x) of files that lack the background; return notes."""
+        return []
     if header.num_channels > 1:
-        foreground = sum_foreground(values, str(header.path))
+        is_rounded = options.scale is not None
+        foreground = sum_foreground(values, str(header.path), is_rounded=is_rounded)
         notes = [_note_on_added(header), *foreground.check()]
+        values[1:] /= np.float32(foreground.scale)
         fill_background(values, foreground.sums)
         return notes
-    kind, note = decide_channel(values[1], input_type, header.kind, header.path)
+    kind, note = decide_channel(values[1], options.type_of_scores, header.kind, header.path)
     fill_background_of_channel(values, kind)
     return [note]
 
@@ -93,45 +121,65 @@ def _note_on_added(header: NetworkHeader) -> Note:
     return Note.of(kind, header.path.name, channels=header.num_channels)
 
 
+def scaled_pieces(header: NetworkHeader, scale: float | None) -> Iterable[Piece]:
+    """Read the pieces of files; with a scale, they are divided by it, as float32."""
+    pieces = io.read_pieces(*header.files)
+    if scale is None:
+        return pieces
+    return _divided(pieces, scale, header.path)
+
+
+def _divided(pieces: Iterable[Piece], scale: float, path: Path) -> Generator[Piece, None, None]:
+    for piece in pieces:
+        values = divide_by_scale(piece.values.astype(np.float32), scale, path)
+        yield replace(piece, values=values)
+
+
 def background_of_stream(
-    header: NetworkHeader, input_type: str
+    header: NetworkHeader, options: ReadingOptions
 ) -> tuple[str, Callable[[], Iterable[Piece]], list[Note]]:
-    """Read files that lack the background once; errors are as of `compute_background`.
+    """Read files that lack the background once; errors are as of `complete_channels`.
 
     Return what all channels hold, "logits" or "probabilities", a function that reads their pieces,
     the background first, and notes.
     """
     name = str(header.path)
+    scale = options.scale
     if header.num_channels == 1:
         # Its lowest, highest and not whole values tell what it holds.
         telling: list[float] = []
-        for piece in io.read_pieces(*header.files):
+        for piece in scaled_pieces(header, scale):
             values = piece.values
             telling += [float(values.min()), float(values.max())]
             broken = values[np.mod(values, 1) != 0]
             if broken.size:
                 telling.append(float(broken[0]))
+        input_type = options.type_of_scores
         kind, note = decide_channel(np.array(telling), input_type, header.kind, header.path)
-        return kind, partial(_with_background, header, kind, None), [note]
+        return kind, partial(_with_background, header, scale, kind, None), [note]
 
-    foreground = ForegroundSums(header.files[0].grid_shape[::-1], name)
-    for piece in io.read_pieces(*header.files):
+    shape = header.files[0].grid_shape[::-1]
+    foreground = ForegroundSums(shape, name, is_rounded=scale is not None)
+    for piece in scaled_pieces(header, scale):
         for label, values in enumerate(piece.values, start=piece.channels.start + 1):
             foreground.add(label, values, piece.planes)
     notes = [_note_on_added(header), *foreground.check()]
     kind = "probabilities"
-    return kind, partial(_with_background, header, kind, foreground.sums), notes
+    if foreground.scale != 1:
+        scale = foreground.scale
+    return kind, partial(_with_background, header, scale, kind, foreground.sums), notes
 
 
 def _with_background(
-    header: NetworkHeader, kind: str, sums: Float32 | None
+    header: NetworkHeader, scale: float | None, kind: str, sums: Float32 | None
 ) -> Generator[Piece, None, None]:
     """Yield the pieces of all channels, the background first.
 
-    `kind` is that of a single channel; `sums` are those of several ones, ([z,] y, x).
+    The values are divided by `scale`. `kind` is that of a single channel; `sums` are those of
+    several ones, ([z,] y, x).
     """
     is_first = True
-    for piece in io.read_pieces(*header.files):
+    for piece in scaled_pieces(header, scale):
         num_channels = len(piece.values)
         if sums is None or num_channels == header.num_channels:  # all channels
             values: Float32 = np.empty((num_channels + 1, *piece.values.shape[1:]), np.float32)
@@ -145,7 +193,7 @@ def _with_background(
         if is_first:  # The channels come one after the other.
             yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
             is_first = False
-        values = piece.values.astype(np.float32)
+        values = piece.values.astype(np.float32, copy=False)
         values /= np.maximum(sums[piece.planes], 1)
         channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
         yield Piece(channels, piece.planes, values)

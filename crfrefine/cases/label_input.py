@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from crfrefine.arrays.blocks import AUTO
-from crfrefine.arrays.interpolated import note_on_interpolated
+from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import (
     channels_of,
     count_labels,
     labels_of_one_hot,
     map_labels,
     present_labels,
+    renumber,
 )
 from crfrefine.arrays.probabilities import plane_blocks
+from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
@@ -29,9 +31,15 @@ from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
 
+# The advice where one whole number per voxel is rather a probability; `{top}` is its scale.
+GIVE_SCALE = "For the probability of label 1, give --scale {top:g}"
+FOR_PROBABILITIES = f"{GIVE_SCALE} --input-type probabilities"
+CUT_REFERENCE = "A reference has labels: cut the probability of a structure at half of {top:g}"
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
@@ -49,7 +57,8 @@ def read_label_map(
     advice = (
         "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
         "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
-        "give --input-type logits"
+        "give --input-type logits; for its probability in percent, --input-type probabilities "
+        "--scale 100"
     )
     if headers.images[0].num_channels > 1:
         advice += f"\n  {EXCHANGED}"
@@ -67,9 +76,11 @@ def read_label_map(
         raise InputError(
             f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
             "expected logits with one value per label, background included. For a label map, give "
-            "--input-type labels"
+            f"--input-type labels. {FOR_PROBABILITIES.format(top=usual_scale(present[-1]))}"
         )
-    remark = note_on_interpolated(labels)
+    if not is_requested:
+        require_labels(values, file.path, FOR_PROBABILITIES)
+    remarks = notes_on_labels(labels)
     declared = options.declared
     if declared is not None and not set(present) <= set(declared.numbers):
         unknown = sorted(set(present) - set(declared.numbers))
@@ -77,17 +88,32 @@ def read_label_map(
             f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
             f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
             f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
-            + (f"\n  {remark}." if remark else "")
+            + "".join(f"\n  {remark}." for remark in remarks)
         )
     reason = "it has one value per voxel, whole numbers from 0 up"
     if is_requested:
         reason = "requested"
     name = file.path.name
     notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
-    if remark is not None:
-        notes.append(remark.about(name))
+    notes += [remark.about(name) for remark in remarks]
     label_map = LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
     return _on_grid(label_map, file, headers, options, notes)
+
+
+def require_labels(values: Labels, path: Path, advice: str) -> None:
+    """Raise InputError for whole numbers, ([z,] y, x), that are rather rounded probabilities.
+
+    In the advice, `{top}` stands for their scale.
+    """
+    if not are_rounded_probabilities(values):
+        return
+    highest = int(values.max())
+    different = np.count_nonzero(np.bincount(values.reshape(-1)))
+    raise InputError(
+        f"{path}: expected a label map, found {different} different whole numbers up to {highest} "
+        "that change from voxel to voxel, as those of an image do, or of the probability of one "
+        f"structure in percent or from 0 to 255\n  {advice.format(top=usual_scale(highest))}."
+    )
 
 
 def read_structures(
@@ -161,7 +187,12 @@ def label_map_of_one_hot(
     reason = "each voxel has 1 in one channel and 0 in the others"
     name = header.path.name
     notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
-    label_map = LabelMapNetwork(labels, present_labels(labels), header.num_labels)
+    num_labels = header.num_labels
+    channel_labels = options.regions.labels_of_channels(num_labels)
+    if channel_labels is not None:
+        labels = renumber(labels, channel_labels)
+        num_labels = max(channel_labels) + 1
+    label_map = LabelMapNetwork(labels, present_labels(labels), num_labels)
     return _on_grid(label_map, header.files[0], headers, options, notes)
 
 

@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.label_maps import (
     channel_numbers,
@@ -31,7 +30,11 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_headers import CaseHeaders
-from crfrefine.cases.foreground import background_of_stream, compute_background
+from crfrefine.cases.foreground import (
+    background_of_stream,
+    complete_channels,
+    scaled_pieces,
+)
 from crfrefine.cases.frame import check_of
 from crfrefine.cases.label_input import label_map_of_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
@@ -135,12 +138,12 @@ def network_of_scores(
 
     """
     header = headers.network
-    if header.lacks_background:
-        notes += compute_background(values, header, options.input_type)
+    notes += complete_channels(values, header, options)
     regions = options.regions.scheme_of(values, header)
     check = check_of(headers.frame, header.files[0], headers.images[0])
     if check is not None:
         notes += check.look(values, are_regions=regions is not None)
+    input_type = options.type_of_scores
     look = None
     if options.input_type == "auto" and regions is None:
         look = look_at(values)
@@ -158,7 +161,7 @@ def network_of_scores(
             one_hot = label_map_of_one_hot(headers, values, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
-    kind, note = recognize(values, header, options.regions, regions, options.input_type, look)
+    kind, note = recognize(values, header, options.regions, regions, input_type, look)
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 
@@ -182,7 +185,11 @@ def network_of_scores(
         times["resample"] = time.perf_counter() - started
         unseen = stored_unseen.T
     logits = reverse_grid(values.reshape(len(values), *like.grid_shape[::-1]))
-    return ArrayNetwork(logits, "logits", regions, network_spacing, unseen), kind
+    channel_labels = None
+    if regions is None:
+        channel_labels = options.regions.labels_of_channels(len(logits))
+    network = ArrayNetwork(logits, "logits", regions, network_spacing, unseen, channel_labels)
+    return network, kind
 
 
 def network_of_stream(
@@ -196,12 +203,12 @@ def network_of_stream(
     header = headers.network
     # Only a pass over the values tells what undeclared channels are (`tiles.streaming`): logits are
     # assumed until then.
-    kind = options.input_type
+    kind = options.type_of_scores
     if kind == "auto":
         kind = header.kind or "logits"
-    read: ReadPieces = partial(io.read_pieces, *header.files)
+    read: ReadPieces = partial(scaled_pieces, header, options.scale)
     if header.lacks_background:
-        kind, read, of_background = background_of_stream(header, options.input_type)
+        kind, read, of_background = background_of_stream(header, options)
         notes += of_background
     check = check_of(headers.frame, header.files[0], headers.images[0])
     if check is not None:
@@ -215,9 +222,10 @@ def network_of_stream(
         read,
         header.num_labels,
         first.grid_shape[::-1],
-        options.input_type,
+        options.type_of_scores,
         header.kind,
         header.path,
+        channel_labels=options.regions.labels_of_channels(header.num_labels),
     )
     if header.is_on_grid:
         return network, kind

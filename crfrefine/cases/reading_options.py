@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.base.text import counted, shorten
+from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.errors import ConfigError, InputError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Names with a meaning in `dataset.json`: no structure may have them.
 RESERVED_NAMES = ("background", "ignore")
 GIVEN = "--regions"
+CHANNEL_LABELS = "--channel-labels"
 _WRITTEN_BY_NNUNET = (
     '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, '
     '"regions_class_order": [1, 2, 3]}'
@@ -43,12 +44,24 @@ class RegionReading:
     # The number of all labels: so many channels whose sum is 1 are a softmax over labels, in spite
     # of the regions. None if unknown.
     num_labels: int | None = None
+    # The declared labels, in the order of their channels, background first; empty if none are.
+    numbers: tuple[int, ...] = ()
     # why the declaration cannot be used: files that need it fail with this message
     problem: str = ""
 
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions: labels need two, a region needs one."""
         return self.scheme is not None and num_channels == self.scheme.num_regions
+
+    def labels_of_channels(self, num_channels: int) -> tuple[int, ...] | None:
+        """Return the labels that so many channels stand for, one each, background first.
+
+        None means that the number of a channel is its label. Channels that are not as many as the
+        declared labels have their numbers.
+        """
+        if num_channels != len(self.numbers) or self.numbers == tuple(range(num_channels)):
+            return None
+        return self.numbers
 
     def scheme_of(
         self, values: Float32, header: NetworkHeader | VolumeHeader
@@ -82,9 +95,16 @@ class RegionReading:
                     f"{header.path}: expected channels of the regions of {GIVEN}, found one value "
                     f"per voxel; a label map is refined as it is: leave {GIVEN} out"
                 )
+            if self.source == CHANNEL_LABELS:
+                raise InputError(
+                    f"{header.path}: expected channels of the labels of {CHANNEL_LABELS}, found a "
+                    f"label map, whose values are labels: leave {CHANNEL_LABELS} out, or give them "
+                    "other numbers with --map"
+                )
             return
         num_channels = header.num_channels
-        is_declared = header.num_labels == self.num_labels
+        num_declared = {self.num_labels, len(self.numbers) or None}
+        is_declared = header.num_labels in num_declared - {None}
         if self.declares(num_channels):
             is_declared = is_declared or not header.lacks_background
         elif not self.problem and self.scheme is None and self.num_labels is None:
@@ -103,11 +123,18 @@ class RegionReading:
         if self.scheme is not None:
             numbers.append(f"{self.scheme.num_regions}, one per region")
             regions = f"\n  {self.scheme.describe()}"
-        if self.num_labels is not None:
+        if self.numbers and self.numbers != tuple(range(len(self.numbers))):
+            labels = listed(self.numbers)
+            numbers.append(f"{len(self.numbers)}, one for each of the labels {labels}")
+        if self.num_labels is not None and self.source != CHANNEL_LABELS:
             numbers.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
+        advice = (
+            "Export all channels of the network, or put its own dataset.json beside its output."
+        )
+        if self.source == CHANNEL_LABELS:
+            advice = "Give the label of each channel, background first"
         raise InputError(
-            f"{problem}, expected {', or '.join(numbers)} of {self.source}{regions}\n"
-            "  Export all channels of the network, or put its own dataset.json beside its output."
+            f"{problem}, expected {', or '.join(numbers)} of {self.source}{regions}\n  {advice}."
         )
 
 
@@ -115,17 +142,29 @@ NO_REGIONS = RegionReading()
 
 
 def find_regions(
-    requested: RegionScheme | None, descriptions: Iterable[DatasetDescription]
+    requested: RegionScheme | None,
+    descriptions: Iterable[DatasetDescription],
+    channel_labels: tuple[int, ...] | None = None,
 ) -> RegionReading:
-    """Return which channels are regions: as the user says, or the first `dataset.json`."""
+    """Return what channels stand for, regions or labels: as the user says, or a `dataset.json`.
+
+    The first `dataset.json` counts. Raises InputError for both regions and labels of channels.
+    """
+    if requested is not None and channel_labels is not None:
+        raise InputError(f"{GIVEN} and {CHANNEL_LABELS}: channels have one of the two")
     if requested is not None:
         return RegionReading(requested, GIVEN)
+    if channel_labels is not None:
+        return RegionReading(None, CHANNEL_LABELS, len(channel_labels), channel_labels)
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
 
     source = str(description.path)
     num_labels = max((number + 1 for number in description.all_numbers), default=None)
+    numbers: tuple[int, ...] = ()
+    if num_labels is not None:
+        numbers = tuple(sorted({0, *description.all_numbers}))
     order = description.regions_class_order
     scheme = None
     try:
@@ -146,8 +185,10 @@ def find_regions(
             f"{source}: {error}\n"
             f"  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
         )
-        return RegionReading(None, source, num_labels, problem)
-    return RegionReading(scheme, source, num_labels)
+        return RegionReading(None, source, num_labels, problem=problem)
+    if scheme is not None:
+        numbers = ()
+    return RegionReading(scheme, source, num_labels, numbers)
 
 
 @dataclass(frozen=True)
@@ -253,6 +294,9 @@ class ReadingOptions:
     max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
     add_background: bool = False
+    # What the probability 1 is in files: probabilities are divided by it. None means that the
+    # values tell what they are.
+    scale: float | None = None
     # names of labels, by number, and of modalities, in order, for notes, pictures and files
     label_names: Mapping[int, str] = field(default_factory=dict)
     modality_names: tuple[str, ...] = ()
@@ -264,11 +308,28 @@ class ReadingOptions:
                 "--add-background: the background is computed from probabilities; "
                 f"leave --input-type {self.input_type} out"
             )
+        if self.scale is not None and self.input_type in ("labels", "logits"):
+            raise InputError(
+                f"--scale: probabilities are divided by it; leave --input-type {self.input_type} "
+                "or --scale out"
+            )
         if self.add_background and self.regions.source == GIVEN:
             raise InputError(
                 f"--add-background: regions have no background; leave {GIVEN} or "
                 "--add-background out"
             )
+
+    @property
+    def type_of_scores(self) -> str:
+        """What channels are: the input type, or "probabilities" if they have a scale."""
+        if self.scale is None:
+            return self.input_type
+        return "probabilities"
+
+    @property
+    def channel_labels(self) -> tuple[int, ...]:
+        """The labels of channels, background first, if they are not 0, 1, 2, …; else empty."""
+        return self.regions.labels_of_channels(len(self.regions.numbers)) or ()
 
     @property
     def titles(self) -> dict[int, str]:

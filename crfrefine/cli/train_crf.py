@@ -43,7 +43,8 @@ _WITH_LABELS = (
     cls=Command,
     shared=options_of(
         InferenceOptions,
-        "nnunet input_type add_background network_spacing resample device threads",
+        "nnunet input_type add_background scale channel_labels network_spacing resample device "
+        "threads",
     )
     + options_of(TrainingOptions),
 )

@@ -20,8 +20,8 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.options import TuneOptions
 
 _INPUTS = (
-    "images logits nnunet manifest masks input_type add_background mapped network_spacing "
-    "resample strokes device max_memory threads"
+    "images logits nnunet manifest masks input_type add_background scale "
+    "channel_labels mapped network_spacing resample strokes device max_memory threads"
 )
 
 _LARGEST_KEPT = 4 << 20  # bytes: those of a box are used again

@@ -170,9 +170,10 @@ def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
             for description in read_descriptions((folder, probabilities), []):
                 names = {**description.label_names, **names}
         readings[method] = ReadingOptions(
-            regions=find_regions(None, read_descriptions(places)),
+            regions=find_regions(None, read_descriptions(places), options.channel_labels),
             mapping=mapping,
             add_background=options.add_background,
+            scale=options.scale,
             label_names=names,
         )
     return readings

@@ -155,8 +155,9 @@ def _measure_method(
         calibration = measure_calibration(
             scores.probabilities,
             truth,
-            measured.all_regions({*present, *range(scores.num_labels)}),
+            measured.all_regions({*present, *(scores.channel_labels or range(scores.num_labels))}),
             channels=scores.channels,
+            channel_labels=scores.channel_labels,
             ignore_label=measured.ignore_label,
         )
         for region, row in calibration.items():

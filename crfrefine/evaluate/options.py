@@ -11,17 +11,21 @@ from typing import Annotated, Any
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
 from crfrefine.base.option import (
     ADD_BACKGROUND,
+    CHANNEL_LABELS,
     INPUT,
     MAP,
     MAP_OF_REFERENCE,
     OUTPUT,
     REFERENCE,
     RESOURCES,
+    SCALE,
     Mapped,
     Option,
     mapping_of,
+    parse_channel_labels,
     parse_mapped,
     parse_path,
+    parse_scale,
 )
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -117,6 +121,11 @@ class EvaluationOptions:
         ),
     ] = ()
     add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
+    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
+    channel_labels: Annotated[
+        tuple[int, ...] | None,
+        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
+    ] = None
     mapped: Annotated[
         tuple[Mapped, ...],
         Option(
@@ -271,6 +280,8 @@ class EvaluationOptions:
             "reference_mapping": self.reference_mapping,
             "resample": self.resample,
             "add_background": self.add_background,
+            "scale": self.scale,
+            "channel_labels": self.channel_labels,
             "processes": self.processes,
             "command_line": self.command_line,
             # The link is readable even if the folder was removed.

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.interpolated import note_on_interpolated
-from crfrefine.arrays.label_maps import argmax_labels, map_labels
+from crfrefine.arrays.interpolated import notes_on_labels
+from crfrefine.arrays.label_maps import argmax_labels, map_labels, renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import (
     check_share,
@@ -28,9 +28,20 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see, shorten
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.foreground import holds_labels, read_all_channels
+from crfrefine.cases.foreground import (
+    holds_labels,
+    holds_rounded_probabilities,
+    read_all_channels,
+)
 from crfrefine.cases.frame import OF_FRAME, check_of, read_network_file
-from crfrefine.cases.label_input import grid_of_structures, list_losers, merge_structures
+from crfrefine.cases.label_input import (
+    CUT_REFERENCE,
+    GIVE_SCALE,
+    grid_of_structures,
+    list_losers,
+    merge_structures,
+    require_labels,
+)
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import ReadingOptions
@@ -52,6 +63,8 @@ class Prediction(NamedTuple):
     num_labels: int = 0  # The number of labels that the channels stand for, background included.
     # The labels of the region of each channel; None means that the channels are labels.
     channels: tuple[tuple[int, ...], ...] | None = None
+    # The label of each channel, background first; None means their numbers.
+    channel_labels: tuple[int, ...] | None = None
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     names: Mapping[int, str] = {}  # Those of labels in the file.
 
@@ -155,17 +168,21 @@ def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]
 
 
 def _read_labels(
-    path: Path, mapping: Mapping[int, int], warnings: list[Note], grid: VolumeHeader | None = None
+    path: Path,
+    mapping: Mapping[int, int],
+    warnings: list[Note],
+    grid: VolumeHeader | None = None,
+    *,
+    advice: str = CUT_REFERENCE,
 ) -> tuple[Volume, tuple[int, ...]]:
     """Read a label map with the new labels of values in a mapping; return the values that occur.
 
-    `warnings` gets a note on interpolated borders.
+    `warnings` gets notes on numbers that are hardly labels. Raises as `require_labels`.
     """
     volume = io.read_labels(path, grid=grid)
+    require_labels(volume.data.T, path, advice)
     labels, mapped = map_labels(volume.data, mapping)
-    remark = note_on_interpolated(labels.T, path.name)
-    if remark is not None:
-        warnings.append(remark)
+    warnings += notes_on_labels(labels.T, path.name)
     return replace(volume, data=labels), mapped
 
 
@@ -234,8 +251,12 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     # Logits and probabilities have several values per voxel or declare such values, or they are the
     # single channel of a region or of label 1.
     is_map = path is not None and header.num_channels == 1 and header.kind is None
+    if is_map and reading.scale is not None:
+        is_map = not holds_rounded_probabilities(header)
     if is_map and holds_labels(header, of_region=reading.regions.declares(1)):
-        volume, mapped = _read_labels(paths[0], mapping, reference.warnings, grid)
+        volume, mapped = _read_labels(
+            paths[0], mapping, reference.warnings, grid, advice=GIVE_SCALE
+        )
         names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Prediction(label_map, mapped=mapped, names=names)
@@ -302,13 +323,13 @@ def _read_channels(
     file = header.files[0]
     reference.check(file, "logits")
     regions.require_number(header)
-    stored, notes = read_all_channels(header, "auto")
+    stored, notes = read_all_channels(header, reading)
     reference.notes.extend(notes)
     scheme = regions.scheme_of(stored, header)
     frame_check = check_of(frame, file, grid)
     if frame_check is not None:
         reference.warnings.extend(frame_check.look(stored, are_regions=scheme is not None))
-    kind, note = recognize(stored, header, regions, scheme)
+    kind, note = recognize(stored, header, regions, scheme, reading.type_of_scores)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 
@@ -335,8 +356,20 @@ def _read_channels(
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     labels = labels.reshape(shape).T
     if scheme is None:
-        return Prediction(labels, probabilities, (note,), len(stored))
+        channel_labels = regions.labels_of_channels(len(stored))
+        return _of_labels(labels, probabilities, note, channel_labels)
     return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
+
+
+def _of_labels(
+    numbers: Labels, probabilities: Float32, note: Note, channel_labels: tuple[int, ...] | None
+) -> Prediction:
+    """Return a prediction by the number of the channel at each voxel, whose label it stands for."""
+    label_map = numbers
+    if channel_labels is not None:
+        label_map = renumber(numbers, channel_labels)
+    num_labels = len(probabilities)
+    return Prediction(label_map, probabilities, (note,), num_labels, channel_labels=channel_labels)
 
 
 def _decode(

@@ -83,6 +83,7 @@ def measure_calibration(
     regions: Mapping[str, Iterable[int]],
     *,
     channels: Sequence[Iterable[int]] | None = None,
+    channel_labels: Sequence[int] | None = None,
     ignore_label: int | None = None,
 ) -> RegionValues:
     """Measure how well probabilities agree with the observed frequencies, over all voxels.
@@ -93,6 +94,7 @@ def measure_calibration(
         reference: (*grid) integers.
         regions: the labels of each named region; its probability is the sum of its labels'.
         channels: the labels of each channel of overlapping regions.
+        channel_labels: the label of each channel; None means their numbers.
         ignore_label: voxels where the reference has this value do not count.
 
     Returns:
@@ -106,9 +108,13 @@ def measure_calibration(
     # The numbers of the channels that make up each region. An overlapping region has one, that with
     # the same labels, or is left out.
     region_channels: dict[str, list[int]] = {}
+    number_of_label = {label: number for number, label in enumerate(channel_labels or ())}
+    if channel_labels is None:
+        number_of_label = {label: label for label in range(len(probabilities))}
     if channels is None:
         for name, labels in members.items():
-            region_channels[name] = [label for label in labels if label < len(probabilities)]
+            numbers = [number_of_label[label] for label in labels if label in number_of_label]
+            region_channels[name] = numbers
     else:
         number_of = {tuple(sorted(set(of))): number for number, of in enumerate(channels)}
         for name, labels in members.items():
@@ -124,8 +130,17 @@ def measure_calibration(
                 probability = np.minimum(block[numbers].sum(axis=0), 1.0)
             sums[name].add_binary(probability, np.isin(truth, members[name]))
         if channels is None:
+            if channel_labels is not None:
+                truth = _channel_of_each(truth, channel_labels)
             sums[ALL_LABELS].add_labels(block, truth)
     return {name: region_sums.values() for name, region_sums in sums.items()}
+
+
+def _channel_of_each(labels: Array, channel_labels: Sequence[int]) -> Array:
+    """Return the number of the channel of each label, (n,); that behind the last one for others."""
+    numbers = np.full(max(int(labels.max(initial=0)), *channel_labels) + 1, len(channel_labels))
+    numbers[list(channel_labels)] = np.arange(len(channel_labels))
+    return numbers[labels]
 
 
 def _blocks(

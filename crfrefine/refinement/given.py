@@ -54,6 +54,8 @@ class ArrayNetwork:
     # (*grid), True where the network saw nothing, if interpolation tells it; None means that the
     # shapes of ties do (`arrays.padding`).
     unseen: NDArray[np.bool_] | None = None
+    # the label of each channel, background first; None means their numbers
+    channel_labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError unless each region has a channel."""
@@ -120,8 +122,12 @@ class ArrayNetwork:
 
     @property
     def num_labels(self) -> int:
-        """L, background included."""
-        return len(self.values) if self.regions is None else self.regions.num_labels
+        """L, background included: one more than the largest label."""
+        if self.regions is not None:
+            return self.regions.num_labels
+        if self.channel_labels is not None:
+            return max(self.channel_labels) + 1
+        return len(self.values)
 
 
 def _require_finite(values: Array) -> None:
@@ -137,6 +143,7 @@ class LabelMapNetwork:
     """
 
     regions = None  # A label map has none.
+    channel_labels = None  # Its values are labels.
     labels: Labels  # (*grid), in an unsigned type
     # The labels that occur, background, and at least two (`arrays.label_maps.channels_of`).
     channels: Sequence[int]
@@ -199,7 +206,7 @@ class StreamedNetwork:
 
     regions = None  # Its channels are labels.
     read: ReadPieces  # returns the pieces, from the beginning at each call
-    num_labels: int  # L
+    num_channels: int
     grid_shape: tuple[int, ...]  # of the image, in storage order
     input_type: str  # "auto", "logits" or "probabilities"
     kind: str | None  # the same if the file declares it
@@ -208,14 +215,30 @@ class StreamedNetwork:
     interpolation: Interpolation | None = None
     # mm between voxels of the network's grid along each axis of the image, if interpolated
     network_spacing: tuple[float, ...] | None = None
+    # the label of each channel, background first; None means their numbers
+    channel_labels: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid), its axes in the user's order."""
-        return (self.num_labels, *reversed(self.grid_shape))
+        return (self.num_channels, *reversed(self.grid_shape))
+
+    @property
+    def num_labels(self) -> int:
+        """L, background included: one more than the largest label."""
+        if self.channel_labels is not None:
+            return max(self.channel_labels) + 1
+        return self.num_channels
 
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
+
+
+def with_numbers_of_channels(network: Network) -> Network:
+    """Return a network whose labels are the numbers of its channels; a label map stays as it is."""
+    if isinstance(network, LabelMapNetwork):
+        return network
+    return replace(network, channel_labels=None)
 
 
 # ---- The case

@@ -26,13 +26,20 @@ from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import counted
+from crfrefine.base.text import counted, listed
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldResult, RunContext
 from crfrefine.engines.results import channel_ranges
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.given import ArrayNetwork, Case, LabelMapNetwork, Network, Prepared
+from crfrefine.refinement.given import (
+    ArrayNetwork,
+    Case,
+    LabelMapNetwork,
+    Network,
+    Prepared,
+    StreamedNetwork,
+)
 from crfrefine.refinement.preparing import prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
@@ -86,14 +93,7 @@ def refine_network(
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
-        case = replace(case, network_spacing=network.network_spacing)
-        has_volumes = case.network_spacing is not None and regions is None
-        if parameters.volume.match_input and not has_volumes:
-            raise ConfigError(
-                "volume.match_input: keeps the volumes of a label map, and logits are not one "
-                "(unless --resample brings them from the network's coarser grid); set it to false"
-            )
-        result = _refine(network, case)
+        result = _refine_channels(network, case)
 
     notes = result.notes
     if strokes is not None:
@@ -185,6 +185,50 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
         lost_later = before - after
         lost[label] = (total, max(0, left - lost_later))
     return lost
+
+
+# ---- Channels
+
+
+def _refine_channels(network: ArrayNetwork | StreamedNetwork, case: Case) -> RefinementResult:
+    """Refine channels of labels or regions; ConfigError for volumes that cannot be kept."""
+    case = replace(case, network_spacing=network.network_spacing)
+    has_volumes = case.network_spacing is not None and network.regions is None
+    if case.parameters.volume.match_input and not has_volumes:
+        raise ConfigError(
+            "volume.match_input: keeps the volumes of a label map, and logits are not one "
+            "(unless --resample brings them from the network's coarser grid); set it to false"
+        )
+    if network.channel_labels is None:
+        return _refine(network, case)
+    return _refine_other_labels(network, case, network.channel_labels)
+
+
+def _refine_other_labels(
+    network: Network, case: Case, channel_labels: tuple[int, ...]
+) -> RefinementResult:
+    """Refine channels that stand for these labels. The result has labels, and its channels stay."""
+    strokes = case.strokes
+    if strokes is not None:
+        unknown = sorted({*strokes.labels.tolist()} - {*channel_labels})
+        if unknown:
+            raise InputError(
+                f"strokes: expected the labels of the channels, {listed(channel_labels)}, found "
+                f"{listed(unknown)}"
+            )
+        numbers = np.zeros(max(channel_labels) + 1, np.int64)
+        numbers[list(channel_labels)] = np.arange(len(channel_labels))
+        case = replace(case, strokes=replace(strokes, labels=numbers[strokes.labels]))
+    result = _refine(network, case)
+    lost = {channel_labels[number]: counts for number, counts in result.lost_to_rules.items()}
+    return replace(
+        result,
+        label_map=renumber(result.label_map, channel_labels),
+        network_label_map=renumber(result.network_label_map, channel_labels),
+        lost_to_rules=lost,
+        channel_labels=channel_labels,
+        num_labels=max(channel_labels) + 1,
+    )
 
 
 # ---- Networks in any form

@@ -126,6 +126,7 @@ class CaseWork:
         record.notes += case.notes
         if case.strokes:
             record.strokes = times_of_strokes(self._files)
+        self._keeps_channels = not isinstance(case.network, LabelMapNetwork)
         self._like = case.like
         self._segments = case.segments
         self._named = case.segments or named_segments(reading.label_names)
@@ -273,7 +274,11 @@ class CaseWork:
         In an archive they are as nnU-Net has them, (label, z, y, x): of a plane, z is 1.
         """
         like = self._like
-        num_channels = result.num_labels
+        # Those of a label map are for all labels, others as they were in the files.
+        channel_labels: Sequence[int] = range(result.num_labels)
+        if self._keeps_channels:
+            channel_labels = result.channel_labels
+        num_channels = len(channel_labels)
         absent = ABSENT_LOGIT if kind == "logits" else 0.0
         if result.channels.is_streamed:
             make = result.channels.channel
@@ -283,8 +288,9 @@ class CaseWork:
             numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
             def piece(channel: int, planes: slice) -> Float32:
-                if channel in numbers:
-                    return make(numbers[channel], planes)  # Planes are computed at each call.
+                label = channel_labels[channel]
+                if label in numbers:
+                    return make(numbers[label], planes)  # Planes are computed at each call.
                 return np.full_like(make(0, planes), absent)
 
         else:
@@ -312,7 +318,10 @@ class CaseWork:
 
         segments: Sequence[Segment] = ()
         if result.regions is None and not is_archive:
-            segments = self._named
+            segments = []
+            for one in self._named:
+                if one.label in channel_labels:
+                    segments.append(replace(one, label=channel_labels.index(one.label)))
         threads = self.in_flight.share_of_threads()
         write_pieces(
             path, like, num_channels, planes_of, kind=kind, threads=threads, segments=segments

@@ -108,7 +108,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)
     if declared is not None and declared.structures:
         label_names = {number: name for name, number in declared.structures.items()}
-    regions = find_regions(options.regions, descriptions)
+    regions = find_regions(options.regions, descriptions, options.channel_labels)
     if regions.scheme is not None:
         label_names = {**regions.scheme.label_names, **label_names}
     return ReadingOptions(
@@ -121,6 +121,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
         mapping=mapping_of(options.mapped),
         max_memory=options.max_memory,
         add_background=options.add_background,
+        scale=options.scale,
         label_names=label_names,
         modality_names=modality_names,
     )

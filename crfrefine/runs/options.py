@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from crfrefine.base.limits import MAX_THREADS, parse_size
 from crfrefine.base.option import (
     ADD_BACKGROUND,
+    CHANNEL_LABELS,
     CLUSTER,
     INPUT,
     INTERPOLATIONS,
@@ -19,10 +20,13 @@ from crfrefine.base.option import (
     MAX_PARTS,
     OUTPUT,
     RESOURCES,
+    SCALE,
     Mapped,
     Option,
+    parse_channel_labels,
     parse_own_mapped,
     parse_path,
+    parse_scale,
     path_text,
 )
 from crfrefine.errors import InputError
@@ -129,6 +133,11 @@ class InferenceOptions:
         ),
     ] = "auto"
     add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
+    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
+    channel_labels: Annotated[
+        tuple[int, ...] | None,
+        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
+    ] = None
     mapped: Annotated[
         tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
     ] = ()

@@ -49,6 +49,8 @@ READING = (
     "mapping",
     "input_type",
     "add_background",
+    "scale",
+    "channel_labels",
     "resample",
 )
 # Settings that results depend on, beside the parameters: of reading, what the options and each
@@ -175,6 +177,8 @@ class RunSummary:
     mapping: dict[int, int] = field(default_factory=dict)  # the label of each value by --map
     input_type: str = "auto"
     add_background: bool = False
+    scale: float | None = None
+    channel_labels: tuple[int, ...] = ()  # if they are not 0, 1, 2, …
     resample: str | None = None
     mask_mode: str = "none"  # "nonzero" by an option or the parameters
     # of sigmoid channels, by the options or a `dataset.json`; None means that channels are labels

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE, mapping_of
-from crfrefine.base.text import see
+from crfrefine.base.text import listed, see
 from crfrefine.cases.case import Case, load_case
 from crfrefine.cases.case_files import (
     CaseFiles,
@@ -35,6 +36,7 @@ from crfrefine.cases.reading_options import (
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.train.label_values import find_labels, require_all
 from crfrefine.train.options import TrainingOptions
 
@@ -57,6 +59,8 @@ class LabeledCases(NamedTuple):
     reading: ReadingOptions  # how the files are read; labels are declared for label maps alone
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None
+    # The label of each channel, background first; None means that they are 0, 1, 2, …
+    channel_labels: tuple[int, ...] | None
     are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
 
     @property
@@ -85,9 +89,10 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
         options.input_type,
         base.intensity.mask if options.masks is None else "none",
         options.resample,
-        find_regions(None, descriptions),
+        find_regions(None, descriptions, options.channel_labels),
         network_spacing=options.network_spacing,
         add_background=options.add_background,
+        scale=options.scale,
         mapping=mapping_of(options.mapped),
         reference_mapping=mapping_of(options.mapped, REFERENCE),
     )
@@ -114,19 +119,25 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     notes += _notes_on_grids(headers)
 
     num_map_labels = num_channels if regions is None else regions.num_labels
+    channel_labels = None
+    if not is_map and regions is None:
+        channel_labels = reading.regions.labels_of_channels(num_channels)
     names = {0: "background", **description.label_names}
-    label_names = tuple(names.get(label) or f"label {label}" for label in range(num_map_labels))
+    label_names = []
+    for label in channel_labels or range(num_map_labels):
+        label_names.append(names.get(label) or f"label {label}")
     grid_sizes = [math.prod(header.images[0].grid_shape) for header in headers]
     return LabeledCases(
         tuple(files),
         (num_channels, num_modalities, num_axes),
-        label_names=label_names,
+        label_names=tuple(label_names),
         ignore_label=description.ignore_label,
         found=cases.found,
         notes=tuple(notes),
         left_out=left_out,
         reading=reading,
         regions=regions,
+        channel_labels=channel_labels,
         are_large=max(grid_sizes) > LARGE_CASE_VOXELS,
     )
 
@@ -245,7 +256,8 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case:
     """Read one case with its reference, in which the label L marks voxels to ignore.
 
-    Raise InputError if they do not fit each other.
+    Labels are the numbers of channels, whatever these stand for in the files. Raise InputError if
+    they do not fit each other.
     """
     case = load_case(files, cases.reading, threads=threads, with_labels=True)
     assert case.labels is not None
@@ -254,6 +266,8 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
         raise InputError(
             f"its channels are {kind}, unlike those of other cases\n  {files.logits[0]}"
         )
+    if case.network.channel_labels is not None:
+        return _with_numbers_of_channels(case, case.network.channel_labels, files, cases)
     if cases.ignore_label is None:
         _check_largest(int(case.labels.max(initial=0)), case, files, cases)
         return case
@@ -269,6 +283,31 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
     num_labels = case.network.num_labels
     labels = np.where(is_ignored, num_labels, case.labels).astype(np.min_scalar_type(num_labels))
     return replace(case, labels=labels)
+
+
+def _with_numbers_of_channels(
+    case: Case, channel_labels: tuple[int, ...], files: CaseFiles, cases: LabeledCases
+) -> Case:
+    """Return a case whose reference has the numbers of the channels; the label L is ignored."""
+    assert case.labels is not None
+    numbers = {label: number for number, label in enumerate(channel_labels)}
+    if cases.ignore_label is not None:
+        numbers[cases.ignore_label] = len(channel_labels)
+    present = {0, *foreground_labels(case.labels)}
+    unknown = sorted(present - numbers.keys())
+    if unknown:
+        raise InputError(
+            f"the reference has the labels {listed(unknown)}, expected those of the channels, "
+            f"{listed(channel_labels)} by {cases.reading.regions.source}\n"
+            f"  {files.labels}\n  {files.logits[0]}\n  Give them one of these labels with "
+            f"--map {REFERENCE}:{unknown[0]}=LABEL."
+        )
+    if case.labels.size == np.count_nonzero(case.labels == cases.ignore_label):
+        raise InputError(
+            f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored"
+        )
+    labels, _ = map_labels(case.labels, numbers)
+    return replace(case, labels=labels, network=with_numbers_of_channels(case.network))
 
 
 def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCases) -> None:

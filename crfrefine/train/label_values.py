@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crfrefine import io
-from crfrefine.arrays.interpolated import note_on_interpolated
+from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.base.failures import expected_error
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import note_on_values
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.label_input import CUT_REFERENCE, FOR_PROBABILITIES, require_labels
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.train.workers import Result, Workers
@@ -79,20 +80,25 @@ def find_labels(
     notes: list[Note] = []
 
     def look(case: CaseFiles, _: int) -> None:
-        places = [(path, reading.mapping, in_maps, mapped) for path in case.logits]
+        places = []
+        for path in case.logits:
+            places.append((path, reading.mapping, in_maps, mapped))
         if case.labels is not None:
             mapping = reading.reference_mapping
             places.append((case.labels, mapping, in_references, mapped_in_references))
         for path, mapping, labels_found, values_found in places:
             if are_declared and not mapping:
                 continue
-            labels, values = map_labels(io.read_labels(path).data, mapping)
+            stored = io.read_labels(path).data
+            if labels_found is in_references:
+                require_labels(stored.T, path, CUT_REFERENCE)
+            elif reading.input_type != "labels":
+                require_labels(stored.T, path, FOR_PROBABILITIES)
+            labels, values = map_labels(stored, mapping)
             labels_found.update(foreground_labels(labels))
             values_found.update(values)
             if not are_declared and not notes:
-                remark = note_on_interpolated(labels.T, str(path))
-                if remark is not None:
-                    notes.append(remark)
+                notes.extend(notes_on_labels(labels.T, str(path)))
 
     require_all(look, files, folder)  # one after the other
     predicted = sorted(in_maps - in_references)

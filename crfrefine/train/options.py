@@ -57,6 +57,8 @@ class TrainingOptions:
     output: Path
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
     add_background: bool = False  # as in `infer`
+    scale: float | None = None  # as in `infer`
+    channel_labels: tuple[int, ...] | None = None  # as in `infer`
     resample: str | None = None  # as in `infer`: "linear", "cubic" or None
     strict: Annotated[
         bool,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.arrays.region_scheme import resolve_regions
-from crfrefine.base.text import counted, shorten
+from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines import unexpected_device
@@ -218,6 +218,8 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple
     """
     regions: dict[str, tuple[int, ...]] = {}
     for name, labels in map(parse_region, texts):
+        if cases.channel_labels is not None:
+            labels = _channels_of_region(name, labels, cases.channel_labels)
         if max(labels) >= cases.num_labels:
             reason = f"label {max(labels)} is not among the logits' 0 to {cases.num_labels - 1}"
             raise ConfigError(f"--regions {shorten(name)}: {reason}")
@@ -234,9 +236,24 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple
 
     # A label has its name, unless that is reserved or another label has it, too.
     foreground = cases.label_names[1:]
-    for label, name in enumerate(foreground, start=1):
+    all_labels = cases.channel_labels or range(cases.num_labels)
+    for number, name in enumerate(foreground, start=1):
+        label = all_labels[number]
         if name == RESERVED or foreground.count(name) > 1:
             name = f"label {label}"
         if label != cases.ignore_label:
-            regions[name] = (label,)
+            regions[name] = (number,)
     return regions
+
+
+def _channels_of_region(
+    name: str, labels: tuple[int, ...], channel_labels: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the numbers of the channels of a region's labels; ConfigError if one has none."""
+    for label in labels:
+        if label not in channel_labels:
+            expected = f"expected labels among {listed(channel_labels)}"
+            raise ConfigError(
+                f"--regions {shorten(name)}: no channel has label {label}; {expected}"
+            )
+    return tuple(channel_labels.index(label) for label in labels)

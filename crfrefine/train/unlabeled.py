@@ -27,6 +27,7 @@ from crfrefine.cases.case_headers import read_case_headers, require_memory_for
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import plan_run
@@ -45,7 +46,17 @@ FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves wh
 NUM_SEEDS = 2  # noise seeds of each case; few cases get as many as MIN_DRAWS needs
 MIN_DRAWS = 8
 SCHEMA = 2  # of the report
-REPORTED_OPTIONS = ("images", "logits", "masks", "input_type", "add_background", "resample", "seed")
+REPORTED_OPTIONS = (
+    "images",
+    "logits",
+    "masks",
+    "input_type",
+    "add_background",
+    "scale",
+    "channel_labels",
+    "resample",
+    "seed",
+)
 
 
 @keeping_inputs()
@@ -63,6 +74,8 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
             masks=options.masks,
             input_type=options.input_type,
             add_background=options.add_background,
+            scale=options.scale,
+            channel_labels=options.channel_labels,
             resample=options.resample,
         )
     )
@@ -207,6 +220,7 @@ def _read_sources(
             coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
             require_memory_for(headers, inputs.reading)
             loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
+            loaded = replace(loaded, network=with_numbers_of_channels(loaded.network))
             sources.append(make_source(loaded, default, threads, coarseness))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
     if left_out:

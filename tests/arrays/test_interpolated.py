@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from crfrefine.arrays.interpolated import note_on_interpolated
+from crfrefine.arrays.interpolated import note_on_interpolated, notes_on_labels
 
 SHAPE = (14, 45, 38)  # z, y, x
 DATA = Path(os.environ.get("CRFREFINE_DATA", "/nonexistent"))
@@ -75,3 +75,12 @@ def test_structures_of_real_scans_are_no_interpolation(step):
     for path in paths:
         labels = np.asanyarray(nib.load(path).dataobj).astype(np.uint16).T
         assert note_on_interpolated(labels[:, ::step, ::step]) is None, path
+
+
+def test_labels_of_swapped_bytes_get_a_note():
+    labels = np.zeros((4, 6, 9), np.uint16)
+    labels[1:3, 2:4, 3:7] = 1
+    labels[2, 4, 1:5] = 17
+    assert notes_on_labels(labels) == []
+    (note,) = notes_on_labels(labels.byteswap(), "map.nii.gz")
+    assert str(note).startswith("map.nii.gz: all labels are multiples of 256, up to 4352")

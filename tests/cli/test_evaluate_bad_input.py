@@ -103,7 +103,11 @@ BAD = [
         None,
         ["every voxel has the label 60000, to be ignored"],
     ),
-    (images, None, ["2002 different labels; expected at most 2000: is one of them an image?"]),
+    (
+        images,
+        None,
+        ["expected a label map, found 1001 different whole numbers up to", "as those of an image"],
+    ),
     (not_fetched, None, ["case15.nii.gz: is a link to a file that is not there"]),
 ]
 """What spoils a case, from case1 on; the method that it fails (None: all), and what the message

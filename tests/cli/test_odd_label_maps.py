@@ -135,29 +135,31 @@ def test_an_image_is_not_taken_for_an_interpolated_label_map(folders):
     assert "nearest neighbor" not in message
 
 
-def test_an_anti_aliased_mask_gets_a_warning(folders, tmp_path):
+def test_an_anti_aliased_mask_is_no_label_map_unless_somebody_says_so(folders, tmp_path):
     mask = ndimage.gaussian_filter(255.0 * (network_labels() > 0), 0.6)
     values = np.rint(mask).astype(np.uint8)
     save_nifti(folders.logits / "a.nii.gz", values)
     warning = "labels lie only in thin layers between two others"
-    assert infer(folders, status=0).stderr.count(warning) == 1
+    refusal = "expected a label map, found"
+    assert refusal in infer(folders, status=1).stderr
+    said = ("--input-type", "labels")
+    assert infer(folders, *said).stderr.count(warning) == 1
     arguments = (folders.logits, tmp_path / "labels", "-o", folders.output, "--no-report")
-    assert warning in run_here("evaluate", *arguments, status=0).stderr
+    assert refusal in run_here("evaluate", *arguments, status=1).stderr
     names = '{"labels": {"background": 0, "liver": 255}}'
     (folders.logits / "dataset.json").write_text(names)
-    found = infer(folders, status=1).stderr
+    found = infer(folders, *said, status=1).stderr
     assert "has labels that are not declared" in found
     assert warning in found
 
 
-def test_a_map_with_too_many_labels_to_measure_gets_the_warning_beside_the_error(tmp_path):
+def test_an_image_is_not_measured_as_a_label_map(tmp_path):
     values = np.random.default_rng(0).integers(0, 6000, (24, 24, 24)).astype(np.uint16)
     path = save_nifti(tmp_path / "map.nii.gz", values)
     reference = save_nifti(tmp_path / "reference.nii.gz", (values > 3000).astype(np.uint8))
     arguments = (path, reference, "-o", tmp_path / "output", "--no-report")
     found = run_here("evaluate", *arguments, status=1).stderr
-    assert "different labels; expected at most 2000" in found
-    assert "labels lie only in thin layers between two others" in found
+    assert "different whole numbers up to 5999 that change from voxel to voxel" in found
 
 
 def test_anti_aliased_strokes_get_a_warning(folders, tmp_path):

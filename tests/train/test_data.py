@@ -215,7 +215,10 @@ def test_interpolated_borders_are_noted_where_nothing_declares_the_labels(tmp_pa
     assert not any("thin layers" in note for note in map(str, cases_in(tmp_path).notes))
     soft = gaussian_filter(255.0 * (labels > 0), 0.6)
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.rint(soft).astype(np.uint8), case.affine)
-    (note,) = (note for note in map(str, cases_in(tmp_path).notes) if "thin layers" in note)
+    with pytest.raises(InputError, match="expected a label map, found"):
+        cases_in(tmp_path)
+    notes = map(str, cases_in(tmp_path, input_type="labels").notes)
+    (note,) = (note for note in notes if "thin layers" in note)
     assert "logits/case1.nii.gz: " in note
 
 

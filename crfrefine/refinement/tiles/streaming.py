@@ -297,7 +297,7 @@ def survey_stream(
                 # Padding usually has a single value.
                 is_probability = bool((outside == outside[:1]).all())
             if context.progress is not None:
-                context.progress("channels", label, stream.num_labels)
+                context.progress("channels", label, stream.num_channels)
             survey.is_probability = is_probability
             survey.add(label, values, planes.start)
             candidates.add(survey, label, planes, values)

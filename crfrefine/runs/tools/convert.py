@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import map_labels
+from crfrefine.arrays.label_maps import map_labels, renumber
 from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.arrays.scales import divide_by_scale
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
@@ -63,11 +64,12 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     placed = io.placed_on(header, like)
     if placed.turning is not None:
         notes.append(placed.turning)
-    regions = find_regions(None, read_descriptions([source]))
+    regions = find_regions(None, read_descriptions([source]), options.channel_labels)
 
     content = _content_of(header, target, options, regions)
     if content in _FOUND:
         refuse_map(source, options, _FOUND[content])
+    _refuse_options_of_channels(source, options, content)
     if content != "scores" or options.to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
     grid = grid_to_write(placed, like, target, is_filled=content == "labels")
@@ -86,7 +88,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         if frame_check is not None:
             are_regions = regions.scheme_of(values, placed) is not None
             notes += frame_check.look(values, are_regions=are_regions)
-        sentence = _convert_channels(placed, values, target, options.to, grid, regions)
+        sentence = _convert_channels(placed, values, target, options, grid, regions)
     return "\n".join([sentence, *map(str, notes)])
 
 
@@ -150,6 +152,20 @@ def refuse_map(source: Path, options: ConversionOptions, found: str) -> None:
         raise InputError(
             f"{source}: --map gives the values of a label map new labels; found {found}; leave "
             "--map out"
+        )
+
+
+def _refuse_options_of_channels(source: Path, options: ConversionOptions, content: str) -> None:
+    """Raise InputError for options that only logits and probabilities have."""
+    given = []
+    if options.scale is not None:
+        given.append("--scale")
+    if options.channel_labels is not None:
+        given.append("--channel-labels")
+    if given and content != "scores":
+        raise InputError(
+            f"{source}: {' and '.join(given)}: expected logits or probabilities, which --as logits "
+            f"says; found {_FOUND.get(content, 'a label map')}"
         )
 
 
@@ -270,7 +286,7 @@ def _convert_channels(
     header: VolumeHeader,
     values: Float32,
     target: Path,
-    to: str | None,
+    options: ConversionOptions,
     grid: VolumeHeader,
     regions: RegionReading,
 ) -> str:
@@ -280,13 +296,18 @@ def _convert_channels(
     the target.
     """
     channels = io.logits_header([header], fewest=1 if regions.declares(1) else 2)
+    to = options.to
     kind = header.kind or ""
+    input_type = "auto"
+    if options.scale is not None:
+        divide_by_scale(values, options.scale, header.path)
+        kind = input_type = "probabilities"
     scheme = None
     if to is not None or (not kind and holds_scores_alone(target)):
         # It matters whether the values are logits or probabilities.
         regions.require_number(channels)
         scheme = regions.scheme_of(values, header)
-        kind, _ = recognize(values, header, regions, scheme)
+        kind, _ = recognize(values, header, regions, scheme, input_type)
     word = "label" if scheme is None else "region"
     sentence = f"{describe_source(header, counted(len(values), word))} -> {target}"
     if to == "labels":
@@ -296,6 +317,11 @@ def _convert_channels(
         else:
             take_logits(values, kind, scheme)
         labels = decode(reverse_grid(values), scheme).reshape(grid.grid_shape)
+        channel_labels = None
+        if scheme is None:
+            channel_labels = regions.labels_of_channels(len(values))
+        if channel_labels is not None:
+            labels = renumber(labels, channel_labels)
         io.write_label_map(target, labels, grid, segments=segments)
         return f"{sentence}: label map"
     if to not in (None, kind):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
+from crfrefine.arrays.probabilities import look_at
 from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
@@ -87,10 +87,15 @@ def describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
         channels = io.read_channels(header)
         for number, channel in enumerate(channels):
             lines.append((f"values, channel {number}", _describe_range(channel)))
-        total = look_at(channels).scaled_sum
-        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-            scale = "as of probabilities in percent or from 0 to 255: not taken for logits"
-            lines.append(("sum", f"{total:.4g} at each voxel, {scale}"))
+        look = look_at(channels)
+        scale = None if look.outside is None else look.find_scale()
+        if scale is not None:
+            where = "at each voxel"
+            if scale.lacks_background:
+                where = "at most, as without a background"
+            what = "as of probabilities in percent or from 0 to 255: not taken for logits"
+            advice = f"they need {scale.options}"
+            lines.append(("sum", f"{scale.sums:.4g} {where}, {what}; {advice}"))
         return lines
     content = "label map" if is_label_map(header) else "image"
     lines = [("content", f"{content}, as convert takes it")]

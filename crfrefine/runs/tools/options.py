@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from crfrefine.base.option import INPUT, MAP, OUTPUT, Mapped, Option, mapping_of, parse_own_mapped
+from crfrefine.base.option import (
+    CHANNEL_LABELS,
+    INPUT,
+    MAP,
+    OUTPUT,
+    SCALE,
+    Mapped,
+    Option,
+    mapping_of,
+    parse_channel_labels,
+    parse_own_mapped,
+    parse_scale,
+)
 from crfrefine.errors import InputError
 
 
@@ -89,6 +101,11 @@ class ConversionOptions:
     mapped: Annotated[
         tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
     ] = ()
+    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
+    channel_labels: Annotated[
+        tuple[int, ...] | None,
+        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
+    ] = None
     suffix: Annotated[
         str | None,
         Option(
