@@ -136,7 +136,7 @@ def export_prediction(
     values = reverse_grid(read_modalities(headers.images, nan_files))
     mask: Bool | None = None
     if nan_files:
-        mask, of_nan = leave_out_nan(values, None, min(nan_files))
+        _, mask, of_nan = leave_out_nan(values, None, min(nan_files))
         notes += of_nan
     result = refine_network(
         _network_of(logits, interpolation, first, regions),

@@ -20,8 +20,8 @@ MAX_SHARE = 0.99  # largest share of NaN in the mask
 
 def leave_out_nan(
     image: Array, mask: Bool | None, name: str | Path, uncovered: Bool | None = None
-) -> tuple[Bool, tuple[Note, ...]]:
-    """Return a mask without the voxels of an image that are NaN in any modality, and notes.
+) -> tuple[Bool, Bool, tuple[Note, ...]]:
+    """Return where no modality of an image is NaN, a mask without other voxels, and notes.
 
     The image, (M, *grid) floats, gets its lowest finite values in their place: they look like
     background in pictures. The mask is (*grid), or None for everywhere. `uncovered`, (*grid), is
@@ -31,11 +31,12 @@ def leave_out_nan(
     is_nan: Bool = np.isnan(image[0])
     for modality in image[1:]:
         is_nan |= np.isnan(modality)
-    inside = ~is_nan
+    not_nan: Bool = ~is_nan
+    inside = not_nan
     num_voxels = count_inside(mask, is_nan.shape)
     where = ""
     if mask is not None:
-        inside &= mask
+        inside = not_nan & mask
         where = " of the mask"
     also = "" if uncovered is None else ", or outside the grid of a modality"
 
@@ -55,6 +56,7 @@ def leave_out_nan(
         is_nan &= ~uncovered
     num_nan = int(np.count_nonzero(is_nan))
     if not num_nan:
-        return inside, ()
+        return not_nan, inside, ()
     share = num_nan / is_nan.size
-    return inside, (Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share),)
+    note = Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share)
+    return not_nan, inside, (note,)

@@ -9,7 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.text import MAX_LISTED, MAX_OF_A_REASON, counted, first_line, listed, shorten
@@ -55,25 +55,26 @@ class Causes:
     """
 
     def __init__(self) -> None:
-        # The headline of the first failure with a cause, and the names of all cases.
-        self._alike: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+        # The names of all cases that failed with a cause.
+        self._alike: dict[tuple[str, ...], list[str]] = {}
 
     def is_new(self, name: str, failure: Failure) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
-        headline = str(replace(failure, message=first_line(failure.message), case_id=""))
         key = (failure.kind, failure.part or "", failure.cause or failure.message)
-        _, names = self._alike.setdefault(key, (headline, []))
+        names = self._alike.setdefault(key, [])
         names.append(name)
         return len(names) == 1
 
     def others(self) -> list[str]:
-        """Return a line for each cause of several failures, with the cases after the first."""
+        """Return a line for each cause of several failures, with the cases after the first.
+
+        Their messages would name other files than that of the first one.
+        """
         lines = []
-        for headline, (first, *others) in self._alike.values():
+        for first, *others in self._alike.values():
             if others:
                 number = counted(len(others), "more case")
-                names = f"{shorten(first)!r} ({listed(others)})"
-                lines.append(f"{number} failed like {names}: {headline}")
+                lines.append(f"{number} failed like {shorten(first)!r}: {listed(others)}")
         return lines
 
 

@@ -76,9 +76,9 @@ class Case:
     label_logits: Float32 | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if a single file has them
-    # whether voxels of the files are NaN, or outside the grid of one; the mask leaves them out, and
-    # the image has numbers there
-    has_nan: bool = False
+    # (*grid), False where a modality is NaN, or outside its grid; the mask leaves these voxels out,
+    # and the image has numbers there. None: the files have numbers everywhere.
+    not_nan: Bool | None = None
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
     @property
@@ -203,7 +203,7 @@ def read_case(
         label_logits=label_logits,
         times=arrays.times,
         segments=arrays.segments(),
-        has_nan=arrays.has_nan,
+        not_nan=arrays.not_nan,
         has_mask_file=headers.mask is not None,
     )
 
@@ -218,6 +218,7 @@ class _FileArrays:
     scores: Float32 | None = None  # channels that do not stay in their files
     label_map: LabelMapNetwork | None = None
     mask_file: Bool | None = None  # on the grid of its file
+    not_nan: Bool | None = None  # (*grid), as of `Case`
 
     def __init__(
         self, headers: CaseHeaders, options: ReadingOptions, threads: int, *, keeps_logits: bool
@@ -297,7 +298,8 @@ class _FileArrays:
                 )
         if self.has_nan:
             name = min(self.nan_files) if self.nan_files else first.path
-            mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
+            not_nan, mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
+            self.not_nan = not_nan.T
             self.notes += of_nan
         if file is None and self.options.mask_mode == "nonzero":
             mask = nonzero_mask(self.image, first.path, mask)

@@ -237,8 +237,7 @@ class EvaluationOptions:
         """By method, the new labels of values in its label maps; ConfigError if one has two."""
         mappings = {self.name: mapping_of(self.mapped)}
         for name, _ in self.baselines:
-            if name != REFERENCE:
-                mappings[name] = mapping_of(self.mapped, name)
+            mappings[name] = mapping_of(self.mapped, name)
         return mappings
 
     @property
@@ -328,6 +327,12 @@ def _check_names(options: EvaluationOptions) -> None:
     names = [options.name, *baselines]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
+    for option, name in (("--name", options.name), *(("--baseline", one) for one in baselines)):
+        if name.casefold() == REFERENCE:
+            raise ConfigError(
+                f"{option} {shorten(name)}: results and --map use this name for the reference, "
+                "LABELS; give the method another one"
+            )
     _require_once("--baseline", names)
     with_probabilities = [name for name, _ in options.probabilities]
     _require_once("--probabilities", with_probabilities)

@@ -287,13 +287,20 @@ def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> tup
     return tuple(by_label[label] for label in sorted(by_label))
 
 
-def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Return the known segments, and one for each further label that occurs, sorted by label."""
+def segments_of(
+    labels: NDArray[np.integer[Any]], known: Sequence[Segment], vanished: Iterable[int] = ()
+) -> tuple[Segment, ...]:
+    """Return the known segments, and one for each further label that occurs, sorted by label.
+
+    Labels that have `vanished` count as well.
+    """
     by_label = {segment.label: segment for segment in known if segment.label > 0}
+    found = {*vanished}
     for plane in labels:
-        for label in np.unique(plane).tolist():
-            if label > 0 and label not in by_label:
-                by_label[label] = Segment(label, f"Label {label}")
+        found.update(np.unique(plane).tolist())
+    for label in found:
+        if label > 0 and label not in by_label:
+            by_label[label] = Segment(label, f"Label {label}")
     return tuple(by_label[label] for label in sorted(by_label))
 
 

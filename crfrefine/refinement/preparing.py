@@ -261,7 +261,7 @@ def without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, tuple
     values = image.values.copy(order="K")
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
     _finite_range(numbers, "image", threads)
-    mask, notes = leave_out_nan(values, image.mask, "image")
+    _, mask, notes = leave_out_nan(values, image.mask, "image")
     return replace(image, values=values, mask=mask), notes
 
 

@@ -251,7 +251,10 @@ class CaseWork:
 
         number_of_file = dict(outputs.structures)
         if outputs.folder is not None:
-            for path, segment in outputs.files_of_labels(result.label_map, self._segments).items():
+            files = outputs.files_of_labels(
+                result.label_map, self._segments, self.record.vanished_labels
+            )
+            for path, segment in files.items():
                 number_of_file[path] = segment.label
 
         def write_binary(path: Path, number: int) -> None:

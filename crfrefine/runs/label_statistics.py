@@ -30,8 +30,8 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     for index in range(result.label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
         labels = result.label_map[..., index]
         inside: Any = slice(None)
-        if case.has_nan and case.mask is not None:
-            inside = case.mask[..., index]
+        if case.not_nan is not None:
+            inside = case.not_nan[..., index]
         flat = labels[inside].ravel()
         counts += np.bincount(flat, minlength=num_labels)
         for modality, of_labels in zip(case.image, sums, strict=True):
@@ -60,6 +60,19 @@ def volumes_of_labels(case: Case, result: RefinementResult) -> Iterator[tuple[in
             yield label, before * size_ml, after * size_ml
 
 
+def distinct_titles(names: Sequence[str]) -> list[str]:
+    """Return the names of columns; equal names get numbers: CT and CT become CT_1 and CT_2."""
+    titles: list[str] = []
+    for index, name in enumerate(names):
+        title = name
+        if names.count(name) > 1:
+            title = f"{name}_{names[: index + 1].count(name)}"
+        while title in titles or (title != name and title in names):
+            title += "_"
+        titles.append(title)
+    return titles
+
+
 def statistics_csv(plan: RunPlan) -> str:
     """Return a table with a line per case and label; an undefined value is an empty field.
 
@@ -73,9 +86,9 @@ def statistics_csv(plan: RunPlan) -> str:
             rows += [(record, row) for row in record.statistics or ()]
     modality_names = plan.inputs.reading.modality_names
     num_modalities = max((len(row["means"]) for _, row in rows), default=1)
-    titles: Sequence[object] = range(1, num_modalities + 1)
+    titles = [str(number) for number in range(1, num_modalities + 1)]
     if len(modality_names) == num_modalities:
-        titles = modality_names
+        titles = distinct_titles(modality_names)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"mean_{title}" for title in titles)])

@@ -116,10 +116,13 @@ class OutputFiles:
         requested = [path for path in optional if path is not None]
         return (*requested, *self.structures, self.label_map)
 
-    def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
+    def files_of_labels(
+        self, labels: Labels, segments: Sequence[Segment], vanished: Sequence[int] = ()
+    ) -> dict[Path, Segment]:
         """Return the segment of each file in the folder.
 
-        It is of a label that occurs, or of one that has a name.
+        It is of a label that occurs, of one that has vanished, whose file is empty, or of one that
+        has a name.
         """
         assert self.folder is not None
         if not segments:
@@ -129,7 +132,7 @@ class OutputFiles:
         suffix = suffix_of(self.label_map)
         files: dict[Path, Segment] = {}
         stems: set[str] = set()
-        for segment in segments_of(labels, segments):
+        for segment in segments_of(labels, segments, vanished):
             files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
         return files
 

@@ -239,7 +239,8 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
         grid = WorkGrid(header.images[0])
         if any(companion.turning for companion in header.companions):
             turned.append(header.files.case_id)
-        if any(grid.part(companion, "labels") for companion in header.companions):
+        parts = [grid.part(companion, "labels") for companion in header.companions]
+        if any(part is not None and part.num_inside < part.num_voxels for part in parts):
             filled.append(header.files.case_id)
         if any(note.kind is NoteKind.UNKNOWN_FRAME for note in header.notes):
             unknown.append(header.files.case_id)

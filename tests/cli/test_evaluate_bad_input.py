@@ -217,6 +217,11 @@ def one(tmp_path_factory):
     [
         (["-b", "before={before}"], "two methods have this name"),
         (["--name", "before"], "two methods have this name"),
+        (["--name", "reference"], "use this name for the reference, LABELS"),
+        (
+            ["-b", "Reference={before}", "--map", "reference:1=2"],
+            "--baseline Reference: results and --map use this name for the reference",
+        ),
         (["-r", "regions.json"], "region 'regions.json': expected NAME=LABEL+LABEL+..."),
         (["-r", "all=1+2"], "'all': is the name of a label, or of all labels together"),
         (["-r", "2=1+3"], "'2': is the name of a label, or of all"),

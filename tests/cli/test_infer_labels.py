@@ -439,3 +439,18 @@ def test_what_is_wanted_is_done_and_noted_with_names(organs):
         in infer_still(organs, *own, status=1).stderr
     )
     infer_still(organs, *own, "--set", FOREGROUND, status=0)
+
+
+def test_the_file_of_a_label_that_vanished_is_empty(maps):
+    """An earlier file of it, of whatever origin, would pass for a result."""
+    for path in maps.logits.iterdir():
+        labels = load_nifti(path)
+        labels[0, 0, 0] = 7
+        save_nifti(path, labels)
+    earlier = maps.output / "a" / "Label_7.nii.gz"
+    save_nifti(earlier, np.ones(GRID_SHAPE, np.uint8))
+    options = ("--set", "postprocess.min_component_ml=0.01", "--allow-vanishing")
+    result = run_here("infer", *maps.arguments, *FAST, *AS_LABELS, *options, status=0)
+    assert "a: labels that vanished: 7 (1 voxel)" in result.stderr
+    assert not load_nifti(earlier).any()
+    assert not load_nifti(maps.output / "b" / "Label_7.nii.gz").any()

@@ -18,6 +18,7 @@ from cli_helpers import (
 )
 
 from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.runs.label_statistics import distinct_titles
 
 ML = math.prod(SPACING) / 1000
 NAMES = {"background": 0, "shell": 1, "=core": 2, "cyst": 3}
@@ -130,3 +131,48 @@ def test_voxels_that_are_nan_count_in_no_mean(folders):
     row = next(row for row in table(folders.output / "statistics.csv") if row["label"] == "2")
     assert row["case"] == "a"
     assert float(row["mean_T1"]) == pytest.approx(image[0][after].astype(float).mean(), rel=1e-6)
+
+
+def test_with_nan_and_a_mask_means_are_over_the_same_voxels_as_without_nan(folders):
+    """A mask says where the model applies, and not which voxels of a label are measured."""
+    image = folders.image("a")
+    mask = np.zeros(GRID_SHAPE, np.uint8)
+    mask[2:-3, 1:-2, 1:] = 1
+    save_nifti(folders.images.with_name("masks") / "a.nii.gz", mask)
+    labels = make_phantom(0, GRID_SHAPE, SPACING).logits.argmax(axis=0)
+    corner = tuple(np.argwhere(labels == 0)[0])
+    options = ("-m", folders.images.with_name("masks"), "--statistics")
+    for path in (*folders.images.glob("[bc]_*"), *folders.logits.glob("[bc].*")):
+        path.unlink()
+    infer(folders, *options, status=0)
+    expected = table(folders.output / "statistics.csv")
+    for modality, values in enumerate(image):
+        values[corner] = np.nan
+        save_nifti(folders.images / f"a_{modality:04d}.nii.gz", values.astype(np.float32))
+    infer(folders, *options, status=0)
+    found = table(folders.output / "statistics.csv")
+    for row, wanted in zip(found, expected, strict=True):
+        assert (row["label"], row["ml_after"]) == (wanted["label"], wanted["ml_after"])
+        assert float(row["mean_T1"]) == pytest.approx(float(wanted["mean_T1"]), rel=1e-6)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("CT", "CT"), ["mean_CT_1", "mean_CT_2"]),
+        (("CT", "PET", "CT", "CT_1"), ["mean_CT_1_", "mean_PET", "mean_CT_2", "mean_CT_1"]),
+        (("T1", "T2"), ["mean_T1", "mean_T2"]),
+    ],
+)
+def test_columns_of_modalities_with_one_name_get_numbers(names, columns):
+    assert [f"mean_{title}" for title in distinct_titles(names)] == columns
+
+
+def test_each_modality_has_its_own_column_though_both_are_named_ct(folders, tmp_path):
+    content = {"labels": NAMES, "channel_names": {"0": "CT", "1": "CT"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    infer(folders, "--statistics", status=0)
+    row = table(folders.output / "statistics.csv")[0]
+    assert [name for name in row if name.startswith("mean")] == ["mean_CT_1", "mean_CT_2"]
+    assert row["mean_CT_1"] != row["mean_CT_2"]

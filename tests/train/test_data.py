@@ -26,6 +26,7 @@ from training_helpers import (
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.overlap import mean_dice
@@ -312,3 +313,14 @@ def test_a_reference_that_is_stored_as_a_box_is_background_elsewhere(tmp_path):
     assert f"{told} case1" in map(str, cases.notes)
     case = read_labeled(cases.files[1], cases, threads=1)
     np.testing.assert_array_equal(case.labels, whole)
+
+
+def test_a_reference_of_slicer_on_the_whole_grid_is_no_part_of_it(tmp_path):
+    folder = write_cases(tmp_path, 2)
+    path = folder / "labels" / "case1.nii.gz"
+    whole = load_nifti(path)
+    whole[0, 0, 0] = 1
+    whole[-1, -1, -1] = 1
+    save_seg(folder / "labels" / "case1.seg.nrrd", whole, nib.load(path).affine)
+    path.unlink()
+    assert not any(note.kind is NoteKind.FILLED_CASES for note in cases_in(folder).notes)

@@ -48,8 +48,7 @@ def draw_charts(
         import matplotlib.figure
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the report has no charts, which need matplotlib ({error}): "
-            "pip install 'crfrefine[report]'"
+            f"matplotlib is missing ({error}): pip install 'crfrefine[report]'"
         ) from error
     regions = {region: values for region, (cases, values) in dice.items() if cases}
     if not regions:
