@@ -173,6 +173,8 @@ class NoteKind(Enum):
         "agree with the label map {label_map} at {share:.0%} of the voxels, and no better in other "
         "axes"
     )
+    MATCHED_BY_NAME = "labels are matched by name with {sources:3}: {labels:8}"
+    MATCHED_BY_NAME_IN = "{what}: {files:# file} with other numbers, such as {first}"
     STRUCTURES = "{name} is taken as one file per structure: {files:# file}, {not_empty} not empty"
     SHARED_BY_STRUCTURES = (
         "structures overlap, and the smaller one keeps the voxel: {voxels} voxels"
@@ -279,7 +281,10 @@ class NoteKind(Enum):
     BAD_REGIONS = "{problem}; continuing without its regions"
     MEASURED_ON_LEARNED = "{learned}; means and charts leave them out, if there are others"
     MAYBE_LEARNED = "{problem}; its parameters may have been learned on more cases than are known"
-    OTHER_NAMES = "{what} names labels otherwise than the reference: {labels:8}"
+    NUMBERS_DIFFER_BY_FILE = (
+        "names of labels have other numbers from file to file, and predictions have no names, so "
+        "that numbers are compared: {labels:8}; a dataset.json beside predictions names labels"
+    )
     OTHER_NUMBERS = (
         "{what} seems to have other numbers than the reference, whose labels it hardly ever finds: "
         "{labels:8}"

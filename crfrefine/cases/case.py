@@ -16,8 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.interpolated import notes_on_labels
-from crfrefine.arrays.label_maps import map_labels, renumber
+from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
@@ -29,10 +28,11 @@ from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
 from crfrefine.cases.label_input import (
-    CUT_REFERENCE,
     read_label_map,
+    read_reference,
+    read_strokes,
     read_structures,
-    require_labels,
+    segments_of_label_map,
     segments_of_structures,
 )
 from crfrefine.cases.modalities import (
@@ -45,8 +45,8 @@ from crfrefine.cases.network_output import logits_of_labels, network_of_scores, 
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.io.reading import read_mask, read_whole_numbers, reading_jobs
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.io.reading import read_mask, reading_jobs
+from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 
 
@@ -177,16 +177,14 @@ def read_case(
         network, label_logits = logits_of_labels(network, headers.spacing, notes)
     mask = arrays.mask()
     grid = WorkGrid(headers.images[0])
+    segments = arrays.segments()
     labels = None
     if with_labels and headers.labels is not None:
-        values = read_whole_numbers(headers.labels)
-        require_labels(values, headers.labels.path, CUT_REFERENCE)
-        values, _ = map_labels(values, options.reference_mapping)
+        values = read_reference(headers.labels, options, segments, notes)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
-        values = read_whole_numbers(header)
-        notes += notes_on_labels(values, header.path.name)
+        values = read_strokes(header, options, segments, notes)
         drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
         strokes.append((header.path, drawn.T))
     return Case(
@@ -202,7 +200,7 @@ def read_case(
         strokes=tuple(strokes),
         label_logits=label_logits,
         times=arrays.times,
-        segments=arrays.segments(),
+        segments=segments,
         not_nan=arrays.not_nan,
         has_mask_file=headers.mask is not None,
     )
@@ -319,8 +317,8 @@ class _FileArrays:
         network = self.headers.network
         if len(network.files) > 1:
             return ()
-        if self.options.mapping:
-            return map_segments(network.files[0].segments, self.options.mapping)
+        if network.is_label_map:
+            return segments_of_label_map(network.files[0], self.options)
         return network.files[0].segments
 
 

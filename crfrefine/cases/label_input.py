@@ -13,6 +13,7 @@ from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import (
     channels_of,
     count_labels,
+    foreground_labels,
     labels_of_one_hot,
     map_labels,
     present_labels,
@@ -22,13 +23,16 @@ from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import listed, shorten
+from crfrefine.cases.label_names import MAP_OPTION, LabelNames, names_of, without_mapped
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import Segment, VolumeHeader
+from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import LabelMapNetwork
+from crfrefine.refinement.strokes import BACKGROUND
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +74,8 @@ def read_label_map(
         rounding += f"{LABEL_TOLERANCE:g}; "
     values = read_whole_numbers(file, tolerance, advice, rounding)
     labels, mapped = map_labels(values, options.mapping)
+    names = without_mapped(names_of(file.segments), options.mapping)
+    labels, _ = options.names.renumber(file.path, names, labels, notes)
 
     present = present_labels(labels)
     if not is_requested and len(present) > _MAX_GRAY_VALUES:
@@ -160,6 +166,59 @@ def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> tup
         if len(file.segments) == 1:
             segments[name] = replace(file.segments[0], label=segments[name].label)
     return tuple(segments.values())
+
+
+def segments_of_label_map(file: VolumeHeader, options: ReadingOptions) -> tuple[Segment, ...]:
+    """Return the segments of a label map with the numbers that the run gives its labels."""
+    names = without_mapped(names_of(file.segments), options.mapping)
+    mapped = map_segments(file.segments, options.mapping)
+    return map_segments(mapped, options.names.moves(names))
+
+
+def names_in_reference(file: VolumeHeader, options: ReadingOptions) -> dict[int, str]:
+    """Return the names of labels in a reference, or else in a `dataset.json` beside it."""
+    names = without_mapped(names_of(file.segments), options.reference_mapping)
+    return names or dict(options.reference_names)
+
+
+def read_reference(
+    file: VolumeHeader, options: ReadingOptions, known: Sequence[Segment], notes: list[Note]
+) -> Labels:
+    """Read a reference, ([z,] y, x), whose labels get their numbers in the run, or in `known`.
+
+    These are the segments of the network's output, which count if the run has no names.
+    """
+    values = read_whole_numbers(file)
+    require_labels(values, file.path, CUT_REFERENCE)
+    labels, _ = map_labels(values, options.reference_mapping)
+    wanted = options.names or LabelNames.of(names_of(known), "the network's output")
+    names = names_in_reference(file, options)
+    option = f"{MAP_OPTION}{REFERENCE}:"
+    labels, _ = wanted.renumber(file.path, names, labels, notes, option)
+    return labels
+
+
+def read_strokes(
+    file: VolumeHeader, options: ReadingOptions, known: Sequence[Segment], notes: list[Note]
+) -> Labels:
+    """Read drawn voxels, ([z,] y, x), whose names are matched as in `read_reference`.
+
+    A stroke with the name of the background gets the value BACKGROUND.
+    """
+    values = read_whole_numbers(file)
+    notes += notes_on_labels(values, file.path.name)
+    wanted = options.names or LabelNames.of(names_of(known), "the network's output")
+    names = names_of(file.segments)
+    if not names or not wanted:
+        return values
+    moved = wanted.match(file.path, names, foreground_labels(values), option="")
+    if not moved:
+        return values
+    notes.append(wanted.note(file.path, names, moved))
+    for label, number in moved.items():
+        moved[label] = number or BACKGROUND
+    labels, _ = map_labels(values, moved)
+    return labels
 
 
 def label_map_of_one_hot(

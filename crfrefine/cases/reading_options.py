@@ -16,6 +16,7 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription
+from crfrefine.cases.label_names import NO_NAMES, LabelNames
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -300,6 +301,10 @@ class ReadingOptions:
     # names of labels, by number, and of modalities, in order, for notes, pictures and files
     label_names: Mapping[int, str] = field(default_factory=dict)
     modality_names: tuple[str, ...] = ()
+    # The labels by whose names those of each file are matched; and names in a `dataset.json` beside
+    # references, of files without names.
+    names: LabelNames = NO_NAMES
+    reference_names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise InputError for options of which one has to be left out."""

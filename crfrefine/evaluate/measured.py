@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import (
@@ -15,10 +16,12 @@ from crfrefine.cases.dataset_description import (
     read_dataset_description,
     read_descriptions,
 )
+from crfrefine.cases.label_names import MAP_OPTION, NO_NAMES, LabelNames, names_of, without_mapped
 from crfrefine.cases.reading_options import ReadingOptions, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io.paths import is_folder, stem_of
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.metrics.overlap import one_voxel
 from crfrefine.metrics.regions import Region, make_region, parse_region
 
@@ -90,12 +93,45 @@ class MeasuredRegions:
     # Number of each structure by its name; empty without structures. Label maps are then folders of
     # structures, or their labels have these names.
     structures: Mapping[str, int] = field(default_factory=dict)
+    # The labels of the run by their names, with which those of each file are matched; none if only
+    # one side has names.
+    names: LabelNames = NO_NAMES
+    # Names of labels of the reference in a `dataset.json`, for files without names.
+    names_of_references: Mapping[int, str] = field(default_factory=dict)
 
     def tolerance_mm(self, spacing: Sequence[float]) -> float:
         """Return the tolerance of the surface Dice; `spacing` is that of the reference, in mm."""
         if isinstance(self.options.tolerance_mm, str):
             return one_voxel(spacing)
         return self.options.tolerance_mm
+
+    def mapping_of(self, method: str) -> Mapping[int, int]:
+        """Return the new labels that `--map` gives values of a method, or of the reference."""
+        if method == REFERENCE:
+            return self.options.reference_mapping
+        return self.readings[method].mapping
+
+    def map_option(self, method: str) -> str:
+        """Return what comes before OLD=NEW to give values of a method new labels."""
+        if method == self.options.name:
+            return MAP_OPTION
+        return f"{MAP_OPTION}{method}:"
+
+    def names_in_file(self, header: VolumeHeader, method: str) -> dict[int, str]:
+        """Return the names that a file itself gives labels, without those that `--map` numbers."""
+        return without_mapped(names_of(header.segments), self.mapping_of(method))
+
+    def names_in(self, header: VolumeHeader, method: str) -> dict[int, str]:
+        """Return the names by which the labels of a file are matched, `--map` aside.
+
+        They are its own, or else those of a `dataset.json` beside it.
+        """
+        names = self.names_in_file(header, method)
+        if names:
+            return names
+        if method == REFERENCE:
+            return dict(self.names_of_references)
+        return dict(self.readings[method].label_names)
 
     def all_regions(self, labels: Iterable[int]) -> dict[str, tuple[int, ...]]:
         """Return each label of `labels` and of these as a region, then the named regions."""
@@ -154,6 +190,7 @@ def find_measured(
         titles=titles,
         ignore_label=ignored,
         readings={} if structures else _find_readings(options),
+        names_of_references=without_mapped(description.label_names, options.reference_mapping),
         structures=structures,
     )
 
@@ -166,9 +203,9 @@ def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
         places = (probabilities, folder, options.labels)
         mapping = options.mappings.get(method, {})
         names: dict[int, str] = {}
-        if not mapping:  # Numbers that `--map` changes have no names.
-            for description in read_descriptions((folder, probabilities), []):
-                names = {**description.label_names, **names}
+        for description in read_descriptions((folder, probabilities), []):
+            names = {**description.label_names, **names}
+        names = without_mapped(names, mapping)
         readings[method] = ReadingOptions(
             regions=find_regions(None, read_descriptions(places), options.channel_labels),
             mapping=mapping,

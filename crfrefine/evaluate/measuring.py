@@ -82,7 +82,7 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         reference = read_reference(pair, measured)
         result.add_notes("reference", reference)
         result.mapped_in_reference = reference.mapped
-        result.names_in_reference = reference.names
+        result.names_in_reference = dict(reference.names)
         for method, files in pair.methods.items():
             fail = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])

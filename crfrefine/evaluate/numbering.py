@@ -5,19 +5,22 @@ Each Dice is 0 then, although the masks may agree.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 
+from crfrefine import io
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE
+from crfrefine.cases.label_names import LabelNames, names_of, normalized
+from crfrefine.errors import CrfRefineError
+from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 
 _COVERED = 0.5  # A label is rather another one that has more than this share of its voxels,
 _SELDOM = 0.1  # if less than this share of the voxels of both has the right number.
-_SPACE = re.compile(r"[\s_-]+")
 
 Pairs = Mapping[tuple[int, int], int]
 
@@ -51,22 +54,56 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
     return notes
 
 
-def notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
-    """Return a note for each method whose label maps give a label another name than the reference.
+def names_of_run(measured: MeasuredRegions, pairs: Sequence[CasePair]) -> LabelNames:
+    """Return the labels of the run by their names; none if methods or references have no names.
 
-    The first case that shows it counts.
+    Numbers are those of the `dataset.json` of the reference, or else of the first method that has
+    one, or else those of the references, case by case.
     """
-    notes: dict[str, Note] = {}
+    options = measured.options
+    names = LabelNames()
+    source = f"the dataset.json of {options.labels}"
+    names = names.with_names(measured.names_of_references, source)
+    for method, reading in measured.readings.items():
+        source = f"the dataset.json of {options.methods[method]}"
+        names = names.with_names(reading.label_names, source)
+    are_described = bool(names)
+    if not are_described and not any(_has_names(files) for files in pairs[:1]):
+        return names
+    for pair in pairs:
+        path = pair.reference.labels
+        with suppress(CrfRefineError, OSError):
+            if path is not None:
+                of_file = measured.names_in_file(io.read_header(path), REFERENCE)
+                names = names.with_names(of_file, str(path), are_distinct=not are_described)
+    return names
+
+
+def _has_names(pair: CasePair) -> bool:
+    """Return whether the file of a method of a case names its labels."""
+    for method in pair.methods:
+        for path in pair.files_of(method)[:1]:
+            with suppress(CrfRefineError, OSError):
+                if names_of(io.read_header(path).segments):
+                    return True
+    return False
+
+
+def notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
+    """Return a note if files of the references give a name other numbers from case to case.
+
+    Such names count where a method has names as well.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    differing = []
     for result in results:
-        for method, names in result.names.items():
-            differing = []
-            for label, name in result.names_in_reference.items():
-                other = names.get(label, name)
-                if _SPACE.sub(" ", other).casefold() != _SPACE.sub(" ", name).casefold():
-                    differing.append(f"label {label} is {name!r} there, {other!r} here")
-            if differing and method not in notes:
-                notes[method] = Note.of(NoteKind.OTHER_NAMES, what=method, labels=differing)
-    return [*notes.values()]
+        for label, name in result.names_in_reference.items():
+            known, case_id = first.setdefault(normalized(name), (label, result.case_id))
+            if known != label:
+                differing.append(f"{name!r} is {known} in {case_id}, {label} in {result.case_id}")
+    if not differing:
+        return []
+    return [Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing)]
 
 
 def other_numbers(pairs: Pairs) -> dict[int, int]:

@@ -26,6 +26,7 @@ from crfrefine.cases.patterns import advise, names_part
 from crfrefine.cases.plans import hint_at_networks, is_part_of_training, is_trained
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, find_measured
+from crfrefine.evaluate.numbering import names_of_run
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.structures import find_structures, has_structures
@@ -104,6 +105,8 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         ["Name other folders, or leave out a method that has no file yet."],
         is_strict=options.strict,
     )
+    if not structures:
+        measured = replace(measured, names=names_of_run(measured, pairs))
     notes = search.notes
     if structures:
         kind = NoteKind.COMPARED_STRUCTURES

@@ -26,7 +26,8 @@ from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import see, shorten
+from crfrefine.base.option import REFERENCE
+from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import (
     holds_labels,
@@ -42,9 +43,9 @@ from crfrefine.cases.label_input import (
     merge_structures,
     require_labels,
 )
+from crfrefine.cases.label_names import names_of
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
@@ -66,7 +67,7 @@ class Prediction(NamedTuple):
     # The label of each channel, background first; None means their numbers.
     channel_labels: tuple[int, ...] | None = None
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
-    names: Mapping[int, str] = {}  # Those of labels in the file.
+    names: Mapping[int, str] = {}  # Those of labels in the file, by their numbers in the run.
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,12 @@ class Reference:
     volume: Volume  # On the union of the grids; its header is that of the file.
     header: VolumeHeader  # The header of the union, which is the file's if no grid reaches further.
     measured: MeasuredRegions  # The regions of the run.
+    names: Mapping[int, str]  # Those of labels in the file, by their numbers in the run.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a note on each file that was turned, filled or interpolated.
     notes: list[Note] = field(default_factory=list)
     # It gets a note on what the user should see at once, such as structures that others cover.
     warnings: list[Note] = field(default_factory=list)
-
-    @property
-    def names(self) -> dict[int, str]:
-        """Names of labels in the file."""
-        if self.measured.structures:
-            return {}
-        return names_in(self.header, self.measured.options.reference_mapping)
 
     @property
     def work(self) -> WorkGrid:
@@ -140,13 +135,12 @@ def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
     warnings: list[Note] = []
     notes: list[Note] = []
     mapped: tuple[int, ...] = ()
+    names: Mapping[int, str] = {}
     if measured.structures:
         volume = read_structures(pair.reference, measured.structures, warnings)
     else:
         assert pair.reference.labels is not None
-        volume, mapped = _read_labels(
-            pair.reference.labels, measured.options.reference_mapping, warnings
-        )
+        volume, mapped, names = _read_labels(pair.reference.labels, measured, REFERENCE, warnings)
     stored = volume.header
     assert stored is not None
     ignored = measured.ignore_label
@@ -158,32 +152,35 @@ def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
             stored, volume.data.T, "reference", notes, outside="are background"
         )
         volume = replace(volume, data=labels.T, affine=union.geometry()[0])
-    return Reference(volume, union, measured, mapped, [*union.notes, *notes], warnings)
-
-
-def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]:
-    """Return the names of labels in a file, as they are with the new labels of a mapping."""
-    segments = map_segments(header.segments, mapping)
-    return {segment.label: shorten(" ".join(segment.name.split())) for segment in segments}
+    return Reference(volume, union, measured, names, mapped, [*union.notes, *notes], warnings)
 
 
 def _read_labels(
     path: Path,
-    mapping: Mapping[int, int],
+    measured: MeasuredRegions,
+    method: str,
     warnings: list[Note],
     grid: VolumeHeader | None = None,
     *,
     advice: str = CUT_REFERENCE,
-) -> tuple[Volume, tuple[int, ...]]:
-    """Read a label map with the new labels of values in a mapping; return the values that occur.
+) -> tuple[Volume, tuple[int, ...], dict[int, str]]:
+    """Read a label map of a method, or of the reference, with its numbers in the run.
 
-    `warnings` gets notes on numbers that are hardly labels. Raises as `require_labels`.
+    These are the new labels of `--map`, and of names. The result is the volume, the values that
+    `--map` gave new labels, and the names of labels in the file. `warnings` gets notes on numbers
+    that are hardly labels, and on labels that are matched by their names. Raises as
+    `require_labels`.
     """
     volume = io.read_labels(path, grid=grid)
     require_labels(volume.data.T, path, advice)
+    mapping = measured.mapping_of(method)
     labels, mapped = map_labels(volume.data, mapping)
     warnings += notes_on_labels(labels.T, path.name)
-    return replace(volume, data=labels), mapped
+    names = measured.names_in(volume.header, method)
+    option = measured.map_option(method)
+    labels, moved = measured.names.renumber(path, names, labels, warnings, option)
+    in_file = map_segments(map_segments(volume.header.segments, mapping), moved)
+    return replace(volume, data=labels), mapped, names_of(in_file)
 
 
 def _other_grids(
@@ -254,10 +251,9 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     if is_map and reading.scale is not None:
         is_map = not holds_rounded_probabilities(header)
     if is_map and holds_labels(header, of_region=reading.regions.declares(1)):
-        volume, mapped = _read_labels(
-            paths[0], mapping, reference.warnings, grid, advice=GIVE_SCALE
+        volume, mapped, names = _read_labels(
+            paths[0], measured, method, reference.warnings, grid, advice=GIVE_SCALE
         )
-        names = names_in(volume.header, mapping)
         label_map = _labels_on_grid(reference, volume, "label map")
         return Prediction(label_map, mapped=mapped, names=names)
     if mapping:
@@ -265,11 +261,11 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
             "probabilities, whose channels are labels in their order; leave --map out"
         )
-    prediction = _read_channels(paths, reference, reading)
+    prediction = _read_channels(paths, reference, method)
     is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.channels is None
     if is_alone and not prediction.label_map.any():
         reference.warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
-    return prediction._replace(names=names_in(stored, {}))
+    return prediction
 
 
 def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
@@ -295,19 +291,17 @@ def read_scores(
             f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
-    return _read_channels(files.logits, reference, reading, label_map)
+    return _read_channels(files.logits, reference, method, label_map)
 
 
 def _read_channels(
-    paths: tuple[Path, ...],
-    reference: Reference,
-    reading: ReadingOptions,
-    label_map: Path | None = None,
+    paths: tuple[Path, ...], reference: Reference, method: str, label_map: Path | None = None
 ) -> Prediction:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
     Logits on another grid are interpolated. An array is compared with the label map of its method.
     """
+    reading = reference.measured.readings[method]
     grid = reference.header
     headers = []
     frame = None
@@ -356,8 +350,8 @@ def _read_channels(
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     labels = labels.reshape(shape).T
     if scheme is None:
-        channel_labels = regions.labels_of_channels(len(stored))
-        return _of_labels(labels, probabilities, note, channel_labels)
+        known = regions.labels_of_channels(len(stored))
+        return _by_names(_of_labels(labels, probabilities, note, known), file, method, reference)
     return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
 
 
@@ -370,6 +364,23 @@ def _of_labels(
         label_map = renumber(numbers, channel_labels)
     num_labels = len(probabilities)
     return Prediction(label_map, probabilities, (note,), num_labels, channel_labels=channel_labels)
+
+
+def _by_names(
+    prediction: Prediction, file: VolumeHeader, method: str, reference: Reference
+) -> Prediction:
+    """Return channels of labels with the numbers that their names have in the run."""
+    measured = reference.measured
+    names = measured.names_in(file, method)
+    label_map, moved = measured.names.renumber(
+        file.path, names, prediction.label_map, reference.warnings, ""
+    )
+    in_file = names_of(map_segments(file.segments, moved))
+    if not moved:
+        return prediction._replace(names=in_file)
+    numbers = prediction.channel_labels or range(prediction.num_labels)
+    channel_labels = tuple(moved.get(number, number) for number in numbers)
+    return prediction._replace(label_map=label_map, channel_labels=channel_labels, names=in_file)
 
 
 def _decode(

@@ -122,6 +122,7 @@ class Evaluation:
         for result in reversed(self.results):
             for names_of_file in (*reversed(result.names.values()), result.names_in_reference):
                 names.update(names_of_file)
+        names.update(self.measured.names.names)
         titles = {region: region for region in self.regions}
         for label, name in names.items():
             if str(label) in titles:

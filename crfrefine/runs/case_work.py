@@ -62,7 +62,7 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
     work = CaseWork(in_flight)
     record = work.record
     with failing_alone(record.fail, *files.paths):
-        if task.earlier is not None and is_complete(task.outputs, files, task.reading.mapping):
+        if task.earlier is not None and is_complete(task.outputs, files, task.reading):
             changed = changed_inputs(files, task.earlier.contents)
             if not changed:
                 return replace(task.earlier, status="skipped", output=task.outputs.label_map)

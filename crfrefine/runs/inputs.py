@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
+from crfrefine.cases.label_names import NO_NAMES, LabelNames
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
@@ -96,7 +97,12 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     descriptions = list(read_descriptions(places))
     # The first one that names labels is that of the network; the last one is rather of one data set
     # with the images.
-    label_names = next((one.label_names for one in descriptions if one.label_names), {})
+    names = NO_NAMES
+    label_names: Mapping[int, str] = {}
+    for description in reversed(descriptions):
+        if description.label_names:
+            label_names = description.label_names
+            names = LabelNames.of(label_names, str(description.path))
     modality_names: tuple[str, ...] = ()
     if descriptions:
         modality_names = descriptions[-1].channel_names
@@ -123,6 +129,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
         add_background=options.add_background,
         scale=options.scale,
         label_names=label_names,
+        names=names,
         modality_names=modality_names,
     )
 

@@ -18,13 +18,14 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.frame import grid_of_archive
+from crfrefine.cases.label_input import segments_of_label_map
 from crfrefine.cases.nnunet import is_of_nnunet
-from crfrefine.cases.reading_options import RESERVED_NAMES
+from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
 from crfrefine.io.formats import WRITTEN_SUFFIXES
 from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
-from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
+from crfrefine.io.volume import Segment, named_segments, segments_of
 from crfrefine.io.writing import check_replaceable
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import (
@@ -305,7 +306,7 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> No
             check_no_input(path)
 
 
-def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:
+def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions) -> bool:
     """Return whether every output of a case is there and whole, and on the grid of the case."""
     if not all(map(os.path.isfile, outputs.all())):
         return False
@@ -329,7 +330,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
     if outputs.folder is not None:
         segments: Sequence[Segment] = ()
         if len(files.logits) == 1:  # Only a label map has any.
-            segments = map_segments(read_header(files.logits[0]).segments, mapping)
+            segments = segments_of_label_map(read_header(files.logits[0]), reading)
         labels = read_labels(outputs.label_map).data
         label_files = outputs.files_of_labels(labels, segments)
         if not all(map(is_whole, label_files)):

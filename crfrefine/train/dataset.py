@@ -26,6 +26,7 @@ from crfrefine.cases.case_files import (
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.label_names import without_mapped
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
@@ -37,7 +38,12 @@ from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.given import with_numbers_of_channels
-from crfrefine.train.label_values import find_labels, require_all
+from crfrefine.train.label_values import (
+    find_labels,
+    names_of_run,
+    notes_on_names,
+    require_all,
+)
 from crfrefine.train.options import TrainingOptions
 
 # Cases of more voxels are read and measured one at a time: several of them in memory would be too
@@ -85,6 +91,9 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     places = [options.nnunet or options.images, options.images]
     description = next(read_descriptions(places), DatasetDescription(options.images))
     descriptions = list(read_descriptions([options.logits, options.images]))
+    labels_folder = [] if options.labels is None else [options.labels]
+    beside_references = next(read_descriptions(labels_folder, []), DatasetDescription(Path()))
+    reference_mapping = mapping_of(options.mapped, REFERENCE)
     reading = ReadingOptions(
         options.input_type,
         base.intensity.mask if options.masks is None else "none",
@@ -94,14 +103,17 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
         add_background=options.add_background,
         scale=options.scale,
         mapping=mapping_of(options.mapped),
-        reference_mapping=mapping_of(options.mapped, REFERENCE),
+        reference_mapping=reference_mapping,
+        reference_names=without_mapped(beside_references.label_names, reference_mapping),
     )
 
     headers, (num_channels, num_modalities, num_axes) = _read_headers(
         files, reading, options.images
     )
-    regions = None
     notes = [*cases.notes]
+    reading = replace(reading, names=names_of_run(descriptions, headers, reading))
+    notes += notes_on_names(headers, reading)
+    regions = None
     is_map = num_channels == 0
     if is_map:
         declared = declared_labels(files, descriptions, base)

@@ -8,11 +8,20 @@ from pathlib import Path
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import expected_error
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import note_on_values
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_input import CUT_REFERENCE, FOR_PROBABILITIES, require_labels
+from crfrefine.cases.case_headers import CaseHeaders
+from crfrefine.cases.dataset_description import DatasetDescription
+from crfrefine.cases.label_input import (
+    CUT_REFERENCE,
+    FOR_PROBABILITIES,
+    names_in_reference,
+    require_labels,
+)
+from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, without_mapped
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.train.workers import Result, Workers
@@ -62,6 +71,67 @@ def require_all(
     raise InputError(message)
 
 
+def names_of_run(
+    descriptions: Sequence[DatasetDescription],
+    headers: Sequence[CaseHeaders],
+    reading: ReadingOptions,
+) -> LabelNames:
+    """Return the names by which the labels of files are matched.
+
+    They are those of the first `dataset.json` that names labels, or else those in the network's
+    files; without any, numbers count.
+    """
+    for description in descriptions:
+        if description.label_names:
+            return LabelNames.of(description.label_names, str(description.path))
+    names = NO_NAMES
+    for header in headers:
+        for file in header.network.files[:1]:
+            of_file = without_mapped(names_of(file.segments), reading.mapping)
+            names = names.with_names(of_file, str(file.path), are_distinct=True)
+    return names
+
+
+def notes_on_names(headers: Sequence[CaseHeaders], reading: ReadingOptions) -> list[Note]:
+    """Return a note for the label maps, and one for the references, that are matched by names."""
+    notes: dict[str, list[Note]] = {}
+    for header in headers:
+        files = []
+        if header.network.is_label_map:
+            names = without_mapped(names_of(header.network.files[0].segments), reading.mapping)
+            files.append(("label maps", header.network.files[0], names))
+        if header.labels is not None:
+            files.append(("references", header.labels, names_in_reference(header.labels, reading)))
+        for what, file, names in files:
+            moved = reading.names.moves(names)
+            if moved:
+                notes.setdefault(what, []).append(reading.names.note(file.path, names, moved))
+    found = []
+    for what, of_files in notes.items():
+        first = of_files[0]
+        kind = NoteKind.MATCHED_BY_NAME_IN
+        found.append(Note.of(kind, what=what, files=len(of_files), first=str(first)))
+    return found
+
+
+def _read_map(
+    path: Path, reading: ReadingOptions, *, is_reference: bool
+) -> tuple[Labels, tuple[int, ...]]:
+    """Return a label map or reference with its numbers in the run, and the values of `--map`."""
+    volume = io.read_labels(path)
+    mapping = reading.mapping
+    names = without_mapped(names_of(volume.header.segments), mapping)
+    if is_reference:
+        mapping = reading.reference_mapping
+        require_labels(volume.data.T, path, CUT_REFERENCE)
+        names = names_in_reference(volume.header, reading)
+    elif reading.input_type != "labels":
+        require_labels(volume.data.T, path, FOR_PROBABILITIES)
+    labels, values = map_labels(volume.data, mapping)
+    labels, _ = reading.names.renumber(path, names, labels, [])
+    return labels, values
+
+
 def find_labels(
     files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions, *, is_map: bool
 ) -> tuple[DeclaredLabels, list[Note]]:
@@ -82,19 +152,14 @@ def find_labels(
     def look(case: CaseFiles, _: int) -> None:
         places = []
         for path in case.logits:
-            places.append((path, reading.mapping, in_maps, mapped))
+            places.append((path, reading.mapping, in_maps, mapped, False))
         if case.labels is not None:
             mapping = reading.reference_mapping
-            places.append((case.labels, mapping, in_references, mapped_in_references))
-        for path, mapping, labels_found, values_found in places:
+            places.append((case.labels, mapping, in_references, mapped_in_references, True))
+        for path, mapping, labels_found, values_found, is_reference in places:
             if are_declared and not mapping:
                 continue
-            stored = io.read_labels(path).data
-            if labels_found is in_references:
-                require_labels(stored.T, path, CUT_REFERENCE)
-            elif reading.input_type != "labels":
-                require_labels(stored.T, path, FOR_PROBABILITIES)
-            labels, values = map_labels(stored, mapping)
+            labels, values = _read_map(path, reading, is_reference=is_reference)
             labels_found.update(foreground_labels(labels))
             values_found.update(values)
             if not are_declared and not notes:

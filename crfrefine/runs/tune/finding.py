@@ -10,6 +10,7 @@ from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseList, Files
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.patterns import advise
 from crfrefine.cases.reading_options import NO_REGIONS
@@ -42,6 +43,9 @@ def find_cases(options: TuneOptions) -> RunInputs:
             number = counted(len(cases), "case")
             hint = advise(options.labels, holds_images=False)
             raise InputError(f"{options.labels}: no labels of any of the {number}{hint}")
+        for description in read_descriptions([options.labels], []):
+            names = description.label_names
+            inputs = replace(inputs, reading=replace(inputs.reading, reference_names=names))
     elif options.inputs.nnunet is not None:
         from crfrefine.cases.nnunet import require_trained
 

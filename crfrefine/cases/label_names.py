@@ -1,0 +1,223 @@
+"""Labels that are matched by their names, where a file and the run both name them.
+
+Numbers may mean other structures from file to file: 3D Slicer numbers segments in the order in
+which they were made.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from crfrefine.arrays.label_maps import foreground_labels, map_labels
+from crfrefine.base.array_types import Labels
+from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import shorten
+from crfrefine.errors import InputError
+from crfrefine.io.volume import Segment
+
+_SEPARATORS = re.compile(r"[\s_-]+")
+# Names that programs make of numbers say nothing, such as "Segment_1" and "Label 2".
+_OF_NUMBER = re.compile(r"(?:(?:segment|segmentation|label|class|region|structure|roi) ?)?[0-9]*")
+BACKGROUND = "background"
+MAP_OPTION = "--map "
+
+
+def normalized(name: str) -> str:
+    """Return a name as it is compared: without case, and any of space, `_` and `-` is a space."""
+    composed = unicodedata.normalize("NFC", name)
+    return _SEPARATORS.sub(" ", composed).strip().casefold()
+
+
+def tells(name: str) -> bool:
+    """Return whether a name says which structure a label is."""
+    return _OF_NUMBER.fullmatch(normalized(name)) is None
+
+
+def names_of(segments: Iterable[Segment]) -> dict[int, str]:
+    """Return the names of labels in a file that say which structure a label is."""
+    names = {}
+    for segment in segments:
+        if tells(segment.name):
+            names[segment.label] = shorten(" ".join(segment.name.split()))
+    return names
+
+
+def without_mapped(names: Mapping[int, str], mapping: Mapping[int, int]) -> dict[int, str]:
+    """Return names of labels without those of numbers in `--map`: the user says what these are."""
+    given = {*mapping, *mapping.values()}
+    return {label: name for label, name in names.items() if label not in given}
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """The names of the labels of a run, by which those of each file are matched."""
+
+    names: Mapping[int, str] = field(default_factory=dict)  # by number
+    # What has the name of each label, for messages, such as "study/dataset.json".
+    sources: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], source: str) -> Self:
+        """Return the names of one source."""
+        return cls(names, dict.fromkeys(names, source))
+
+    def __bool__(self) -> bool:
+        return any(number and tells(name) for number, name in self.names.items())
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Return the numbers of the labels with a name; only those of the same text, if any."""
+        wanted = normalized(name)
+        found = [number for number, one in self.names.items() if normalized(one) == wanted]
+        same = [number for number in found if self.names[number] == name]
+        if not found and wanted == BACKGROUND:
+            return [0]
+        return same or found
+
+    def renumber(
+        self,
+        path: Path,
+        names: Mapping[int, str],
+        labels: Labels,
+        notes: list[Note],
+        option: str = MAP_OPTION,
+    ) -> tuple[Labels, dict[int, int]]:
+        """Return (*grid) labels with the numbers that their names have in the run.
+
+        With them comes the new number of each label that had another one, and `notes` gets a note
+        on these. Arguments are as of `match`.
+        """
+        if not self or self._agrees(names):
+            return labels, {}
+        moved = self.match(path, names, foreground_labels(labels), option)
+        if not moved:
+            return labels, {}
+        notes.append(self.note(path, names, moved))
+        renumbered, _ = map_labels(labels, moved)
+        return renumbered, moved
+
+    def _agrees(self, names: Mapping[int, str]) -> bool:
+        """Return whether each name of a file is told apart, and has its number of the run."""
+        telling = [(label, name) for label, name in names.items() if tells(name)]
+        return all(self.numbers_of(name) == [label] for label, name in telling)
+
+    def match(
+        self,
+        path: Path,
+        names: Mapping[int, str],
+        present: Collection[int],
+        option: str = MAP_OPTION,
+    ) -> dict[int, int]:
+        """Return the new number of each label of a file whose name has another number in the run.
+
+        Args:
+            path: the file, for errors.
+            names: names of its labels, by number.
+            present: the labels that occur in it; others cannot contradict.
+            option: what comes before OLD=NEW where the user says what a number is.
+
+        Raises:
+            InputError: names contradict those of the run, or do not tell two labels apart.
+
+        """
+        named = {label: name for label, name in names.items() if label in present and tells(name)}
+        if not self or not named:
+            return {}
+        target_of: dict[int, int] = {}
+        label_of: dict[int, int] = {}
+        for label, name in sorted(named.items()):
+            targets = self.numbers_of(name)
+            if len(targets) > 1:
+                raise InputError(
+                    f"{path}: label {label} is named {name!r}, as are labels {targets[0]} and "
+                    f"{targets[1]} of {self.sources[targets[0]]}; name these apart"
+                    f"{_or_by_number(label, option)}"
+                )
+            if not targets:
+                self._require_free(path, label, name, option)
+                continue
+            target = targets[0]
+            if target in label_of and target:
+                advice = f", or make them one with {option}{label}={label_of[target]}"
+                raise InputError(
+                    f"{path}: labels {label_of[target]} and {label} are both named {name!r}, and "
+                    f"labels are matched by their names; name them apart{advice if option else ''}"
+                )
+            label_of[target] = label
+            target_of[label] = target
+
+        moved = {label: target for label, target in target_of.items() if target != label}
+        for label, target in moved.items():
+            if target and target in present and target not in named:
+                raise InputError(
+                    f"{path}: label {label} is named {named[label]!r}, which is label {target} of "
+                    f"{self.sources[target]}, but the file also has a label {target} without a "
+                    "name; name it"
+                )
+        return moved
+
+    def _require_free(self, path: Path, label: int, name: str, option: str) -> None:
+        """Raise InputError if a label with a name that the run lacks has the number of another."""
+        other = self.names.get(label, "")
+        if tells(other):
+            raise InputError(
+                f"{path}: label {label} is named {name!r}, but {other!r} in "
+                f"{self.sources[label]}, and nothing is named {name!r} there; labels are matched "
+                f"by their names: give a structure the same one{_or_by_number(label, option)}"
+            )
+
+    def moves(self, names: Mapping[int, str]) -> dict[int, int]:
+        """Return what `match` does for a file of which all labels occur, without its errors."""
+        moved = {}
+        for label, name in names.items():
+            targets = self.numbers_of(name) if self and tells(name) else []
+            if len(targets) == 1 and targets != [label]:
+                moved[label] = targets[0]
+        return moved
+
+    def note(self, path: Path, names: Mapping[int, str], moved: Mapping[int, int]) -> Note:
+        """Return the note on labels of a file that got other numbers."""
+        labels = []
+        for label, target in sorted(moved.items()):
+            labels.append(f"{names[label]!r} is {target} there and {label} here")
+        sources = list(dict.fromkeys(self.sources.get(label, "") for label in moved.values()))
+        return Note.of(NoteKind.MATCHED_BY_NAME, path.name, sources=sources, labels=labels)
+
+    def with_names(
+        self, names: Mapping[int, str], source: str, *, are_distinct: bool = False
+    ) -> LabelNames:
+        """Return the names with further ones, which keep their numbers as far as these are free.
+
+        A name whose number has another meaning gets the next free number, if the other name is
+        among `names` as well, or names are of one source and so of structures that `are_distinct`.
+        Else the two may be one structure, and files with it are refused.
+        """
+        further = dict(self.names)
+        sources = dict(self.sources)
+        here = {normalized(name) for name in names.values()}
+        for number, name in sorted(names.items()):
+            if not number or not tells(name) or self.numbers_of(name):
+                continue
+            if number in further and not (are_distinct or normalized(further[number]) in here):
+                continue
+            if number in further:
+                number = 1 + max(*further, *names)
+            if number <= MAX_LABEL:
+                further[number] = name
+                sources[number] = source
+        return LabelNames(further, sources)
+
+
+def _or_by_number(label: int, option: str) -> str:
+    """Return the advice to let the number count; "" if no option gives numbers."""
+    if not option:
+        return ""
+    return f", or say that its number counts, with {option}{label}={label}"
+
+
+NO_NAMES = LabelNames()
