@@ -278,6 +278,11 @@ class NoteKind(Enum):
         "{structures:# structure} in {cases:# case}: one binary file per structure, numbered in "
         "the order of names; --no-structures takes each file for a case"
     )
+    CASES_OR_STRUCTURES = (
+        "its files are binary and on one grid, as are structures of one case, but also cases in a "
+        "common space, and names do not tell; --structures says that they are one case, "
+        "--no-structures that each is one"
+    )
     BAD_REGIONS = "{problem}; continuing without its regions"
     MEASURED_ON_LEARNED = "{learned}; means and charts leave them out, if there are others"
     MAYBE_LEARNED = "{problem}; its parameters may have been learned on more cases than are known"

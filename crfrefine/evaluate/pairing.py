@@ -72,7 +72,7 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         if is_part_of_training(path):
             raise InputError(f"{path}: has no label maps of cases{hint_at_networks(path)}")
     search = _Search(options)
-    are_structures = has_structures(options)
+    are_structures = has_structures(options, search.notes)
     structures: Mapping[str, int] = {}
     if are_structures:
         structures, references, methods = find_structures(options)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import (
     CaseFiles,
     Files,
@@ -19,9 +21,18 @@ from crfrefine.cases.case_files import (
 )
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.patterns import advise, advise_on_splits, folder_of, list_files, names_part
+from crfrefine.cases.label_names import names_of, normalized
+from crfrefine.cases.patterns import (
+    Match,
+    advise,
+    advise_on_splits,
+    folder_of,
+    list_files,
+    names_part,
+)
 from crfrefine.cases.plans import is_trained
 from crfrefine.cases.reading_options import number_structures
+from crfrefine.cases.structure_folders import are_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
@@ -32,11 +43,12 @@ from crfrefine.io.volume import Volume
 _UNNAMED = ""  # The name of a case whose path does not tell it.
 
 
-def has_structures(options: EvaluationOptions) -> bool:
+def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
     """Return whether the folders hold one binary file per structure: if asked for, or if clear.
 
     Clear are a folder of nothing but folders with structures, the folder of one case with its
-    image, as in TotalSegmentator's data sets, and many files for one image.
+    image, as in TotalSegmentator's data sets, many files for one image, and binary files of one
+    grid with names of structures. `notes` gets one if it is not clear.
     """
     if options.structures is not None:
         return options.structures
@@ -51,9 +63,31 @@ def has_structures(options: EvaluationOptions) -> bool:
             are_folders = False
         elif _is_clear(place):
             return True
-    if options.images is None or is_pattern(options.images) or not options.images.is_file():
+    if not are_folders:
         return False
-    return are_folders and all(len(structures_inside(place)) > 1 for place in places)
+    if options.images is None:
+        return _tell_from_cases([*places], options, notes)
+    if is_pattern(options.images) or not options.images.is_file():
+        return False
+    return all(len(structures_inside(place)) > 1 for place in places)
+
+
+def _tell_from_cases(
+    folders: Sequence[Path], options: EvaluationOptions, notes: list[Note]
+) -> bool:
+    """Return whether folders hold structures; cases if that is not clear, with a note.
+
+    Raise InputError if it is not clear, and methods are compared: structures of one case are no
+    sample of cases.
+    """
+    are_known = are_structures(folders)
+    if are_known is not None:
+        return are_known
+    note = Note.of(NoteKind.CASES_OR_STRUCTURES, str(options.labels))
+    if options.baselines:
+        raise InputError(str(note))
+    notes.append(note)
+    return False
 
 
 def _is_clear(folder: Path) -> bool:
@@ -91,17 +125,41 @@ def find_structures(
     sources = [cases or _cases_of(path, known) for path, cases in zip(paths, clear, strict=True)]
     files = [case for cases in sources for case in cases.values()]
     numbers = dict(number_structures([case for case in files if case.structures]).structures)
-    # Names in the folders of label maps count, too.
-    described = dict.fromkeys(case.labels.parent for case in files if case.labels is not None)
-    if described:
-        names_of_all = set(numbers).union(*map(_names_of, described))
-        numbers = {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
+    # Names in label maps and in their folders count, too.
+    described = [_names_of(case.labels) for case in files if case.labels is not None]
+    names_of_all = set(numbers).union(*described)
+    alike = _group_alike(names_of_all)
+    if described or len(alike) < len(numbers):
+        numbers = {}
+        for number, names in enumerate(alike, start=1):
+            numbers.update(dict.fromkeys(names, number))
+    for case in files:
+        _require_distinct(case)
     only_case = _name_of_only_case(options, sources)
     for cases in sources:
         if _UNNAMED in cases:
             cases[only_case] = replace(cases.pop(_UNNAMED), case_id=only_case)
     references, *methods = sources
     return numbers, references, dict(zip(options.methods, methods, strict=True))
+
+
+def _group_alike(names: Collection[str]) -> list[list[str]]:
+    """Return names, sorted; those that differ in case, spaces, `_` and `-` are of one structure."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(normalized(name), []).append(name)
+    return [*groups.values()]
+
+
+def _require_distinct(case: CaseFiles) -> None:
+    """Raise InputError for two files of a case whose names are those of one structure."""
+    for names in _group_alike(case.structures):
+        if len(names) > 1:
+            first = case.logits[case.structures.index(names[0])]
+            raise InputError(
+                f"{first.parent}: {names[0]} and {names[1]} are names of one structure, as case, "
+                "spaces, _ and - do not count; rename a file, or leave it out"
+            )
 
 
 def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
@@ -111,7 +169,7 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
         io_paths.require_file(path)
         return {_UNNAMED: replace(only_case, labels=path)}
     inside = [] if is_pattern(path) else structures_inside(path)
-    if inside and not (path / "dataset.json").exists():
+    if inside and not _are_label_maps(path, inside):
         return {_UNNAMED: with_structures(only_case, inside)}
     files = Files(LABEL_MAP, path, cases=known)
     found = {name: files.of(name) for name in files.by_case()}
@@ -134,6 +192,13 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
             f"or a folder of such files per case{advise(path, holds_images=False)}"
         )
     return cases
+
+
+def _are_label_maps(folder: Path, files: Sequence[Match]) -> bool:
+    """Return whether files in a folder are label maps with names, and no binary files."""
+    if (folder / "dataset.json").exists():
+        return True
+    return len(io.read_header(files[0].path).segments) > 1
 
 
 def _name_of_only_case(
@@ -161,13 +226,15 @@ def _name_of_only_case(
 
 def _names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside."""
-    description = read_dataset_description(path) or DatasetDescription(path)
-    names = description.numbers_by_name
+    names = {name: label for label, name in names_of(io.read_header(path).segments).items()}
+    if not names:
+        description = read_dataset_description(path) or DatasetDescription(path)
+        names = description.numbers_by_name
     if not names:
         raise InputError(
             f"{path}: a label map is compared with structures by the names of its labels; "
             'expected a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, '
-            "as `crfrefine infer` writes it"
+            "as `crfrefine infer` writes it, or segments with names"
         )
     return names
 
@@ -180,7 +247,7 @@ def with_numbers_of_run(volume: Volume, path: Path, numbers: Mapping[str, int]) 
     for label in foreground_labels(volume.data):
         if label not in number_of:
             raise InputError(
-                f"{path}: label {label} has no name in dataset.json; "
+                f"{path}: label {label} has no name, nor in a dataset.json beside it; "
                 "labels are compared with structures by their names"
             )
     table = np.zeros(max(number_of) + 1, np.min_scalar_type(max(numbers.values())))

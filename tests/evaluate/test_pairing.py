@@ -20,10 +20,13 @@ from evaluation_helpers import (
 )
 
 from crfrefine import RegionScheme
+from crfrefine.cases.structure_folders import are_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import find_measured
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
+from crfrefine.io import read_header, write_label_map
+from crfrefine.io.volume import Segment
 from crfrefine.metrics.calibration import measure_calibration
 
 
@@ -373,13 +376,81 @@ def test_a_folder_per_case_has_named_labels(study):
         assert mean_dice(summary)[str(number)] == pytest.approx(expected, rel=1e-12)
 
 
-def test_two_flat_folders_are_one_case_on_request(study):
-    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--structures")
+def test_two_flat_folders_are_one_case_by_their_names_grid_and_values(study):
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1")
     assert case_ids(summary) == ["p1"]
     assert mean_dice(summary)["1"] == pytest.approx(dice_of_files(study, "p1", "aorta"), rel=1e-12)
     assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
-    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report")
+    options = ("--no-report", "--no-structures")
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", *options)
     assert case_ids(summary) == ["aorta", "kidney_left", "kidney_right", "nothing"]
+
+
+def write_binary(folder, names, shift=0):
+    for name in names:
+        values = np.zeros(SHAPE, np.uint8)
+        values[2 : 5 + shift, 3:6, 2:5] = 1
+        save_nifti(folder / f"{name}.nii.gz", values, affine())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("aorta", "lung_upper_lobe_left", "vertebrae_L1", "rib_left_7"), True),
+        (("case_001", "case_002", "case_003"), False),
+        (("case_a", "case_b"), False),
+        (("BraTS20_001", "BraTS20_002"), False),
+        (("liver", "n17", "spleen"), None),
+    ],
+)
+def test_names_tell_structures_from_cases(tmp_path, names, expected):
+    write_binary(tmp_path, names)
+    assert are_structures([tmp_path, tmp_path]) is expected
+
+
+def test_label_maps_and_files_on_several_grids_are_cases(tmp_path):
+    write_binary(tmp_path, ("liver", "spleen", "uterus"))
+    values = load_nifti(tmp_path / "spleen.nii.gz")
+    save_nifti(tmp_path / "spleen.nii.gz", 2 * values, affine())
+    assert are_structures([tmp_path]) is False
+    save_nifti(tmp_path / "spleen.nii.gz", values[1:], affine())
+    assert are_structures([tmp_path]) is False
+
+
+def test_where_names_do_not_tell_methods_are_not_compared(tmp_path):
+    """The number of organs would pass for a number of patients."""
+    folders = [tmp_path / name for name in ("new", "ref", "old")]
+    for shift, folder in enumerate(folders):
+        write_binary(folder, ("liver", "n17", "spleen"), shift)
+    new, ref, old = folders
+    arguments = ("evaluate", new, ref, "-o", tmp_path / "report", "--no-report")
+    refused = run_here(*arguments, "-b", f"old={old}", status=1)
+    assert "--structures says that they are one case, --no-structures" in refused.stderr
+    for option, num_cases in (("--structures", 1), ("--no-structures", 3)):
+        run_here(*arguments, "-b", f"old={old}", option, status=0)
+        summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+        assert summary["num_cases"] == num_cases
+    assert "names do not tell" in run_here(*arguments, status=0).stderr
+    assert "names do not tell" in run_here("info", ref).stderr + run_here("info", ref).stdout
+
+
+def test_a_folder_of_structures_is_compared_with_segments_by_name(study):
+    """Case, spaces, `_` and `-` do not count; a .seg.nrrd has names itself."""
+    numbers = {"Kidney Left": 1, "Aorta": 2, "Kidney-right": 7}
+    (study / "segments").mkdir()
+    for case_id in ("p1", "p2"):
+        labels = np.zeros(SHAPE, np.uint8)
+        segments = []
+        for name, number in numbers.items():
+            stem = name.lower().replace(" ", "_").replace("-", "_")
+            labels[load_nifti(study / "pred" / case_id / f"{stem}.nii.gz") != 0] = number
+            segments.append(Segment(number, name))
+        like = read_header(study / "pred" / case_id / "aorta.nii.gz")
+        path = study / "segments" / f"{case_id}.seg.nrrd"
+        write_label_map(path, labels, like, segments=segments)
+    _, by_name = evaluate(study, study / "segments", study / "ref", "--no-report")
+    _, plain = evaluate(study, study / "pred", study / "ref", "--no-report")
+    assert mean_dice(by_name) == mean_dice(plain)
 
 
 def test_a_label_map_with_names_is_compared_by_name(study):
@@ -399,7 +470,7 @@ def test_a_label_map_with_names_is_compared_by_name(study):
         json.dumps({"labels": {"background": 0, "aorta": 2}})
     )
     refused = evaluate(study, study / "maps", study / "ref", "--no-report", status=1)[0].stderr
-    assert "has no name in dataset.json" in refused
+    assert "has no name, nor in a dataset.json beside it" in refused
     (study / "maps" / "dataset.json").unlink()
     result, _ = evaluate(
         study,

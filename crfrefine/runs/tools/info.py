@@ -15,7 +15,12 @@ from crfrefine.base.failures import Causes, Failure, describe_failure, failing_a
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.cases.case_files import CaseFiles, CaseList, structures_by_case
+from crfrefine.cases.case_files import (
+    CaseFiles,
+    CaseList,
+    structures_by_case,
+    structures_inside,
+)
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
@@ -32,6 +37,7 @@ from crfrefine.cases.reading_options import (
     RegionReading,
     find_regions,
 )
+from crfrefine.cases.structure_folders import are_structures
 from crfrefine.errors import InputError
 from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
@@ -222,6 +228,8 @@ class FolderReport:
             if "logits" not in inside:
                 kind = NoteKind.NO_LOGITS
                 cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
+        elif not inside and self._add_flat_structures(folder):
+            return
         else:
             try:
                 cases = discover_cases(folder, None)
@@ -231,6 +239,15 @@ class FolderReport:
                     f"{listed(DATASET_FOLDERS['images'])}; name the images with -i."
                 ) from None
         self.add_cases(cases, _places_of(cases) or [folder])
+
+    def _add_flat_structures(self, folder: Path) -> bool:
+        """Describe the structures of one case in a folder; return whether it clearly holds some."""
+        are_known = are_structures([folder])
+        if are_known is None:
+            self.notes.append(Note.of(NoteKind.CASES_OR_STRUCTURES, str(folder)))
+        if are_known:
+            self.add_structures(folder, {folder.resolve().name: structures_inside(folder)})
+        return bool(are_known)
 
     def add_cases(self, cases: CaseList, places: Sequence[Path]) -> None:
         """Describe cases; a `dataset.json` in one of the places may declare regions."""
@@ -303,6 +320,8 @@ class FolderReport:
         images = ""
         if any(found[0].path.parent != folder / name for name, found in structures.items()):
             images = f" and -i {folder}"
+        if all(found[0].path.parent == folder for found in structures.values()):
+            images = " and its image, -i IMAGE,"
         kind = NoteKind.BINARY_FILES
         self.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
         for number, (case_id, matches) in enumerate(structures.items()):
