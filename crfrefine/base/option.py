@@ -35,8 +35,8 @@ CHANNEL_LABELS = (
 )
 # The help of --map, for the commands that read label maps.
 MAP = (
-    "Take the value OLD of the label maps for the label NEW, as 255=1; repeatable. All count at "
-    "once, and before anything else: names, regions and checks are about the new labels."
+    "Take the value OLD of the label maps for the label NEW, as 255=1 or -1=0; repeatable. All "
+    "count at once, and before anything else: names, regions and checks are about the new labels."
 )
 REFERENCE = "reference"  # the name before the colon of `--map reference:4=3`
 # What follows it where label maps come from several places.
@@ -119,12 +119,12 @@ def path_text(text: str | Path) -> str:
 def parse_mapped(text: str) -> Mapped:
     """Return the parts of a text such as "255=1" or "reference:4=3"; InputError for another one."""
     source, colon, numbers = text.rpartition(":")
-    match = re.fullmatch(r"\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})\s*", numbers)
+    match = re.fullmatch(r"\s*([+-]?[0-9]{1,10})\s*=\s*\+?([0-9]{1,9})\s*", numbers)
     is_named = bool(source.strip()) or not colon
-    if match is None or not is_named or max(map(int, match.groups())) > MAX_LABEL:
+    if match is None or not is_named or int(match[2]) > MAX_LABEL:
         raise InputError(
-            f"{shorten_value(text)}: expected OLD=NEW, such as 255=1, with whole numbers from 0 to "
-            f"{MAX_LABEL}"
+            f"{shorten_value(text)}: expected OLD=NEW, such as 255=1, with a whole number and a "
+            f"label from 0 to {MAX_LABEL}"
         )
     return " ".join(source.split()), int(match[1]), int(match[2])
 

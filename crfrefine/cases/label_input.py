@@ -22,13 +22,20 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.label_names import MAP_OPTION, LabelNames, names_of, without_mapped
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.reading import LABEL_TOLERANCE, Piece, read_whole_numbers
+from crfrefine.io.reading import (
+    LABEL_ADVICE,
+    LABEL_TOLERANCE,
+    Piece,
+    read_integers,
+    read_whole_numbers,
+)
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import LabelMapNetwork
@@ -47,6 +54,38 @@ CUT_REFERENCE = "A reference has labels: cut the probability of a structure at h
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
+
+
+def read_mapped(
+    file: VolumeHeader,
+    mapping: Mapping[int, int],
+    tolerance: float = LABEL_TOLERANCE,
+    advice: str = LABEL_ADVICE,
+    rounding: str = "",
+) -> tuple[Labels, tuple[int, ...]]:
+    """Read a label map, ([z,] y, x), with the new labels of a mapping, and its values that occur.
+
+    Only values of the mapping may be no labels, such as -1 or 70000. Arguments and errors are as of
+    `read_whole_numbers`.
+    """
+    far = [value for value in mapping if not 0 <= value <= MAX_LABEL]
+    if not far:
+        return map_labels(read_whole_numbers(file, tolerance, advice, rounding), mapping)
+    limits = (min(0, *far), max(MAX_LABEL, *far))
+    values = read_integers(file, tolerance, advice, rounding, limits)
+    present = np.unique(values)
+    numbers = []
+    for value in present.tolist():
+        number = mapping.get(value, value)
+        if not 0 <= number <= MAX_LABEL:
+            raise InputError(
+                f"{file.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found "
+                f"{value}, which --map {value}=LABEL gives a label"
+            )
+        numbers.append(number)
+    table = np.array(numbers, np.min_scalar_type(max(numbers)))
+    found = tuple(value for value in present.tolist() if value in mapping)
+    return table[np.searchsorted(present, values)], found
 
 
 def read_label_map(
@@ -72,8 +111,7 @@ def read_label_map(
         tolerance = 0.0
         rounding = "--input-type labels rounds labels that a program has scaled, those within "
         rounding += f"{LABEL_TOLERANCE:g}; "
-    values = read_whole_numbers(file, tolerance, advice, rounding)
-    labels, mapped = map_labels(values, options.mapping)
+    labels, mapped = read_mapped(file, options.mapping, tolerance, advice, rounding)
     names = without_mapped(names_of(file.segments), options.mapping)
     labels, _ = options.names.renumber(file.path, names, labels, notes)
 
@@ -85,7 +123,7 @@ def read_label_map(
             f"--input-type labels. {FOR_PROBABILITIES.format(top=usual_scale(present[-1]))}"
         )
     if not is_requested:
-        require_labels(values, file.path, FOR_PROBABILITIES)
+        require_labels(labels, file.path, FOR_PROBABILITIES)
     remarks = notes_on_labels(labels)
     declared = options.declared
     if declared is not None and not set(present) <= set(declared.numbers):
@@ -188,9 +226,8 @@ def read_reference(
 
     These are the segments of the network's output, which count if the run has no names.
     """
-    values = read_whole_numbers(file)
-    require_labels(values, file.path, CUT_REFERENCE)
-    labels, _ = map_labels(values, options.reference_mapping)
+    labels, _ = read_mapped(file, options.reference_mapping)
+    require_labels(labels, file.path, CUT_REFERENCE)
     wanted = options.names or LabelNames.of(names_of(known), "the network's output")
     names = names_in_reference(file, options)
     option = f"{MAP_OPTION}{REFERENCE}:"

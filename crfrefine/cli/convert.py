@@ -55,9 +55,11 @@ def convert(
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
     from crfrefine.errors import InputError
+    from crfrefine.io.formats import LABELS_SUFFIXES
     from crfrefine.io.paths import holds_many, holds_volumes, is_dicom, is_pattern, suffix_of
     from crfrefine.runs.tools.convert import convert_file
     from crfrefine.runs.tools.dicom import convert_dicom
+    from crfrefine.runs.tools.segments import split_segments
 
     conversion = ConversionOptions(**options)
     suffix = conversion.suffix
@@ -79,7 +81,8 @@ def convert(
     if is_pattern(source) or (holds_many(source) and not is_series):
         _convert_folder(source, target, conversion, verbosity=1 + verbose - quiet)
         return
-    if suffix is not None and (suffix_of(target) or not is_dicom(source)):
+    has_segments = is_dicom(source) or suffix_of(source) in LABELS_SUFFIXES
+    if suffix is not None and (suffix_of(target) or not has_segments):
         raise InputError(
             f"{source}: is no folder of volumes; leave --output-format out, the suffix of OUT "
             "names the format"
@@ -88,6 +91,8 @@ def convert(
     with failing_alone(partial(print_failure, verbose=verbose), source):
         if is_dicom(source) or target.suffix.lower() == ".dcm":
             note = convert_dicom(source, target, conversion)
+        elif has_segments and not suffix_of(target):
+            note = split_segments(source, target, conversion)
         else:
             note = convert_file(source, target, conversion)
     if not note:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
-from crfrefine.arrays.label_maps import argmax_labels, map_labels, renumber
+from crfrefine.arrays.label_maps import argmax_labels, renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import (
     check_share,
@@ -41,11 +41,13 @@ from crfrefine.cases.label_input import (
     grid_of_structures,
     list_losers,
     merge_structures,
+    read_mapped,
     require_labels,
 )
 from crfrefine.cases.label_names import names_of
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
+from crfrefine.cases.reading_options import RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
@@ -171,16 +173,18 @@ def _read_labels(
     that are hardly labels, and on labels that are matched by their names. Raises as
     `require_labels`.
     """
-    volume = io.read_labels(path, grid=grid)
-    require_labels(volume.data.T, path, advice)
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid)
+    affine, spacing = header.geometry()
     mapping = measured.mapping_of(method)
-    labels, mapped = map_labels(volume.data, mapping)
-    warnings += notes_on_labels(labels.T, path.name)
-    names = measured.names_in(volume.header, method)
+    stored, mapped = read_mapped(header, mapping)
+    require_labels(stored, path, advice)
+    warnings += notes_on_labels(stored, path.name)
+    labels: Labels = stored.T
+    names = measured.names_in(header, method)
     option = measured.map_option(method)
     labels, moved = measured.names.renumber(path, names, labels, warnings, option)
-    in_file = map_segments(map_segments(volume.header.segments, mapping), moved)
-    return replace(volume, data=labels), mapped, names_of(in_file)
+    in_file = map_segments(map_segments(header.segments, mapping), moved)
+    return Volume(labels, affine, spacing, header), mapped, names_of(in_file)
 
 
 def _other_grids(
@@ -350,15 +354,16 @@ def _read_channels(
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     labels = labels.reshape(shape).T
     if scheme is None:
-        known = regions.labels_of_channels(len(stored))
-        return _by_names(_of_labels(labels, probabilities, note, known), file, method, reference)
+        prediction = _of_labels(labels, probabilities, note, regions)
+        return _by_names(prediction, file, method, reference)
     return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
 
 
 def _of_labels(
-    numbers: Labels, probabilities: Float32, note: Note, channel_labels: tuple[int, ...] | None
+    numbers: Labels, probabilities: Float32, note: Note, regions: RegionReading
 ) -> Prediction:
     """Return a prediction by the number of the channel at each voxel, whose label it stands for."""
+    channel_labels = regions.labels_of_channels(len(probabilities))
     label_map = numbers
     if channel_labels is not None:
         label_map = renumber(numbers, channel_labels)

@@ -154,7 +154,8 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
     if header.num_channels > 1:
         raise InputError(
             f"{header.path}: expected {what} with one value per voxel, "
-            f"this file has {header.num_channels}"
+            f"this file has {header.num_channels}\n"
+            f"  `crfrefine convert {header.path.name} FOLDER --split` writes each to a file."
         )
 
 

@@ -24,7 +24,7 @@ from crfrefine.io.volume import Segment, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 # The pairs of key and value of a segment that are read.
-_OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color)")
+_OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color|Layer)")
 
 # All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
@@ -97,6 +97,7 @@ def read_header(path: Path) -> VolumeHeader:
 class NrrdHeader(text_header.TextHeader):
     """The fields of NRRD, and the pairs of key and value by which 3D Slicer describes segments."""
 
+    may_have_layers = False  # whether a segmentation may have several layers
     format = "NRRD"
     separator = ": "
     end = "no empty line"
@@ -227,12 +228,13 @@ class NrrdHeader(text_header.TextHeader):
 
     def source(self) -> VoxelSource:
         """Return the place of the voxels; raise UnsupportedFormatError for layers of segments."""
-        if self.num_channels > 1 and suffix_of(self.path) in LABELS_SUFFIXES:
+        is_layered = self.num_channels > 1 and suffix_of(self.path) in LABELS_SUFFIXES
+        if is_layered and not self.may_have_layers:
             raise UnsupportedFormatError(
                 f"{self.path}: the segments are in {self.num_channels} layers, "
                 "as where they overlap; expected one layer\n"
-                "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
-                "or export the segments to a labelmap."
+                f"  `crfrefine convert {self.path.name} FOLDER` writes a binary file per segment; "
+                "or collapse the labelmap layers in 3D Slicer's module Segmentations."
             )
         kind = self.choice(
             "type",
@@ -354,6 +356,37 @@ class NrrdHeader(text_header.TextHeader):
                 color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
                 entries.append((self.get(f"{start}_LabelValue", ""), self[key], color))
         return described_segments(entries)
+
+
+class SegmentsHeader(NrrdHeader):
+    """The header of a segmentation that is read segment by segment, whatever its layers."""
+
+    may_have_layers = True
+
+    def layers(self) -> list[tuple[Segment, int]]:
+        """Return each segment that has a name, a label and a layer, with its layer."""
+        found = []
+        for key in self:
+            start, _, part = key.partition("_")
+            if part != "Name":
+                continue
+            label = self.get(f"{start}_LabelValue", "")
+            color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
+            layer = self.get(f"{start}_Layer", "0")
+            segments = described_segments([(label, self[key], color)])
+            if segments and re.fullmatch("[0-9]{1,5}", layer) and int(layer) < self.num_channels:
+                found.append((segments[0], int(layer)))
+        return found
+
+
+def read_segments(path: Path) -> tuple[VolumeHeader, list[tuple[Segment, int]]]:
+    """Return the header of a segmentation, whose channels are its layers, and its segments.
+
+    Each segment comes with its layer, where its voxels have its label.
+    """
+    header = SegmentsHeader(path)
+    volume = header.volume_header()
+    return volume, header.layers()
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -238,6 +238,8 @@ def is_whole(path: str | Path) -> bool:
 # Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
 # 0.988.
 LABEL_TOLERANCE = 0.1
+LABEL_ADVICE = "it may be a probability map or an image"
+LABEL_LIMITS = (0, MAX_LABEL)
 # If more than this share of the voxels other than 0 are nearly whole numbers, the volume is a label
 # map that was interpolated, linearly or by splines, which swing about whole numbers; of an image, a
 # tenth of the values is so near to one.
@@ -256,7 +258,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
 def read_whole_numbers(
     header: VolumeHeader,
     tolerance: float = LABEL_TOLERANCE,
-    advice: str = "it may be a probability map or an image",
+    advice: str = LABEL_ADVICE,
     rounding: str = "",
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
@@ -265,9 +267,26 @@ def read_whole_numbers(
     `tolerance` from a whole number or cannot be a label, or if all would be rounded to 0; else as
     `read_pieces`. The advice on `rounding` comes first where that would help.
     """
+    values: Any = read_integers(header, tolerance, advice, rounding)
+    return cast("NDArray[np.unsignedinteger[Any]]", values)
+
+
+def read_integers(
+    header: VolumeHeader,
+    tolerance: float,
+    advice: str,
+    rounding: str,
+    limits: tuple[int, int] = LABEL_LIMITS,
+) -> NDArray[np.integer[Any]]:
+    """Read whole numbers within limits, ([z,] y, x); as int64, unless these are those of labels.
+
+    Arguments and errors are as of `read_whole_numbers`.
+    """
     require_scalar(header, "a label map")
     shape = header.stored_shape[1:]
-    labels = allocate_array(shape, header.path, np.dtype(np.uint8))
+    lowest, highest = limits
+    dtype = np.dtype(np.uint8 if limits == LABEL_LIMITS else np.int64)
+    labels = allocate_array(shape, header.path, dtype)
     largest_error = 0.0
     num_whole = 0  # voxels other than 0 that are nearly whole numbers
     num_others = 0
@@ -284,7 +303,7 @@ def read_whole_numbers(
             values = rounded
         low = min(low, float(values.min()))
         high = max(high, float(values.max()))
-        if low < 0 or high > MAX_LABEL:
+        if low < lowest or high > highest:
             continue  # The rest tells how far they are out of range.
         if high > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)
@@ -299,8 +318,11 @@ def read_whole_numbers(
                 "nearest neighbor, or cut a mask at half of its value"
             )
         problem = f"whole numbers, found values off by up to {largest_error:.2g}; {advice}"
-    elif low < 0 or high > MAX_LABEL:
-        problem = f"labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}"
+    elif low < lowest or high > highest:
+        problem = (
+            f"labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f} "
+            "(--map OLD=NEW gives a value a label)"
+        )
     else:
         return labels
     raise InputError(f"{header.path}: not a label map: expected {problem}")

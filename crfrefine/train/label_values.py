@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
-from crfrefine.arrays.label_maps import foreground_labels, map_labels
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import expected_error
 from crfrefine.base.notes import Note, NoteKind
@@ -19,6 +19,7 @@ from crfrefine.cases.label_input import (
     CUT_REFERENCE,
     FOR_PROBABILITIES,
     names_in_reference,
+    read_mapped,
     require_labels,
 )
 from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, without_mapped
@@ -118,16 +119,15 @@ def _read_map(
     path: Path, reading: ReadingOptions, *, is_reference: bool
 ) -> tuple[Labels, tuple[int, ...]]:
     """Return a label map or reference with its numbers in the run, and the values of `--map`."""
-    volume = io.read_labels(path)
-    mapping = reading.mapping
-    names = without_mapped(names_of(volume.header.segments), mapping)
+    header = io.read_header(path, io.VOLUME_SUFFIXES)
+    mapping = reading.reference_mapping if is_reference else reading.mapping
+    labels, values = read_mapped(header, mapping)
+    names = without_mapped(names_of(header.segments), mapping)
     if is_reference:
-        mapping = reading.reference_mapping
-        require_labels(volume.data.T, path, CUT_REFERENCE)
-        names = names_in_reference(volume.header, reading)
+        require_labels(labels, path, CUT_REFERENCE)
+        names = names_in_reference(header, reading)
     elif reading.input_type != "labels":
-        require_labels(volume.data.T, path, FOR_PROBABILITIES)
-    labels, values = map_labels(volume.data, mapping)
+        require_labels(labels, path, FOR_PROBABILITIES)
     labels, _ = reading.names.renumber(path, names, labels, [])
     return labels, values
 
@@ -163,7 +163,7 @@ def find_labels(
             labels_found.update(foreground_labels(labels))
             values_found.update(values)
             if not are_declared and not notes:
-                notes.extend(notes_on_labels(labels.T, str(path)))
+                notes.extend(notes_on_labels(labels, str(path)))
 
     require_all(look, files, folder)  # one after the other
     predicted = sorted(in_maps - in_references)

@@ -43,7 +43,7 @@ def maps(tmp_path):
     return folders._replace(logits=tmp_path / "maps")
 
 
-@pytest.mark.parametrize("text", ["1", "a=1", "1=2.5", "-1=2", "1=65536", ":1=2", "x y:1=", "=1"])
+@pytest.mark.parametrize("text", ["1", "a=1", "1=2.5", "1=-2", "1=65536", ":1=2", "x y:1=", "=1"])
 def test_anything_but_two_labels_is_an_error(text):
     with pytest.raises(InputError, match="expected OLD=NEW"):
         parse_mapped(text)
@@ -61,6 +61,57 @@ def test_infer_refines_mapped_maps_as_maps_of_these_labels(maps, tmp_path):
         name = f"{case}.nii.gz"
         assert np.array_equal(load_nifti(maps.output / name), load_nifti(other.output / name))
         assert record["mapped_values"] == [1, 7, 255]
+
+
+FAR = np.array([0, -1, 70000, 3], np.int32)  # in place of the labels 0 to 3
+FAR_MAP = ("-1=1", "70000=2", "1=3")
+
+
+def write_far(maps, root):
+    for path in maps.logits.glob("*.nii.gz"):
+        save_nifti(root / "far" / path.name, FAR[load_nifti(path)])
+
+
+def test_values_that_are_no_labels_become_some_in_every_command(maps, tmp_path):
+    """They are -1 and 70000; a new label is no value that another --map then changes."""
+    write_far(maps, tmp_path)
+    words = [word for text in FAR_MAP for word in ("--map", text)]
+    infer(maps, status=0)
+    other = maps._replace(logits=tmp_path / "far", output=tmp_path / "mapped")
+    assert "expected labels from 0 to 65535, found -1 to 70000" in infer(other, status=1).stderr
+    summary = summary_of(other, *words)
+    assert summary["cases"][0]["mapped_values"] == [-1, 70000]
+    name = "a.nii.gz"
+    assert np.array_equal(load_nifti(maps.output / name), load_nifti(other.output / name))
+
+    target = tmp_path / "a.nii.gz"
+    run_here("convert", tmp_path / "far" / name, target, *words, status=0)
+    np.testing.assert_array_equal(load_nifti(target), load_nifti(maps.logits / name))
+    values = np.where(
+        load_nifti(maps.logits / name) == 3, 66000, FAR[load_nifti(maps.logits / name)]
+    )
+    save_nifti(tmp_path / "further.nii.gz", values.astype(np.int32))
+    refused = run_here("convert", tmp_path / "further.nii.gz", target, *words, status=1)
+    assert "found 66000, which --map 66000=LABEL gives a label" in refused.stderr
+
+    for method, source in (("", "far"), ("reference", "maps")):
+        prediction, labels = ("far", "maps") if not method else ("maps", "far")
+        options = [word for text in FAR_MAP for word in ("--map", f"{method}:{text}".lstrip(":"))]
+        arguments = ("evaluate", tmp_path / prediction, tmp_path / labels, "-o", tmp_path / "rep")
+        done = run_here(*arguments, "--no-report", *options, status=0)
+        means = [line.split("\t") for line in done.stdout.splitlines() if "dice" in line]
+        assert {row[4] for row in means if row[0] == "dice"} == {"1.0000"}, source
+
+
+def test_training_gives_far_values_of_the_reference_labels(tmp_path):
+    folder = write_cases(tmp_path, 2)
+    expected = read_labeled((cases := cases_in(folder)).files[0], cases, threads=1).labels
+    path = folder / "labels" / "case0.nii.gz"
+    save_nifti(path, FAR[load_nifti(path)], nib.load(path).affine)
+    mapped = tuple(parse_mapped(f"reference:{text}") for text in FAR_MAP[:2])
+    cases = cases_in(folder, mapped=mapped)
+    found = read_labeled(cases.files[0], cases, threads=1).labels
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_several_values_may_become_one_label(maps):
@@ -112,7 +163,9 @@ def test_contradictions_are_errors_before_the_run(maps, options, message):
 
 def test_logits_and_structures_have_no_values_to_map(maps, tmp_path):
     logits = maps._replace(logits=tmp_path / "logits")
-    assert all("found logits" in text for text in errors(infer(logits, *MAP, status=1).stderr))
+    first, *others = errors(infer(logits, *MAP, status=1).stderr)
+    assert "found logits" in first
+    assert others == ["crfrefine: error: 1 more case failed like 'a': b"]
     for name in ("liver", "spleen"):
         mask = (network_labels(0) == 1).astype(np.uint8)
         save_nifti(tmp_path / "structures" / "a" / f"{name}.nii.gz", mask)

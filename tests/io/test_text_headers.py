@@ -387,7 +387,7 @@ def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case
     slicer(path, np.zeros((2, *LABELS.shape), np.uint8))
     with pytest.raises(
         UnsupportedFormatError,
-        match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*collapse the labelmap layers",
+        match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*convert a\.seg\.nrrd FOLDER",
     ):
         io.read_labels(path)
     # Slicer saves image and segmentation side by side, under one name.

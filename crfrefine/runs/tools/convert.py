@@ -9,25 +9,27 @@ from typing import Any
 from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import map_labels, renumber
+from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.arrays.scales import divide_by_scale
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.frame import OF_FRAME, Frame, check_of, find_frame, for_archive, in_frame
+from crfrefine.cases.label_input import read_mapped
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
 from crfrefine.io.formats import FORMAT_OF_NAME, LABELS_SUFFIXES
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_dicom, require_suffix, suffix_of
-from crfrefine.io.reading import read_array, read_whole_numbers
+from crfrefine.io.reading import read_array
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
 from crfrefine.io.writing import check_replaceable, check_writable
@@ -75,8 +77,8 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     grid = grid_to_write(placed, like, target, is_filled=content == "labels")
     check_writable(target_file.parent)
     if content == "labels":
-        labels = labels_on(grid, placed, notes)
-        sentence = write_labels(labels, placed, target, grid, options, notes)
+        labels = labels_on(grid, placed, options, notes)
+        sentence = write_labels(labels, placed, target, grid, options)
     elif content == "image":
         stored = read_array(placed, as_stored=True)
         sentence = write_image(stored, placed, target, grid, options)
@@ -198,35 +200,30 @@ def _content_of(
         return "labels"
     if header.num_channels > 1:
         return "image"
-    if suffix_of(target) in LABELS_SUFFIXES or is_label_map(header):
+    is_far = any(not 0 <= value <= MAX_LABEL for value in options.mapping)
+    if suffix_of(target) in LABELS_SUFFIXES or is_far or is_label_map(header):
         return "labels"
     return "image"
 
 
-def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[Note]) -> Labels:
-    """Read a label map onto a grid, (*grid), of which it may hold a part."""
-    values = read_whole_numbers(header)
-    labels: Labels = WorkGrid(grid).nearest(
-        header, values, "label map", notes, outside="become background"
-    )
-    return labels.T
-
-
-def take_new_labels(
-    labels: Labels, header: VolumeHeader, options: ConversionOptions, notes: list[Note]
-) -> tuple[Labels, tuple[Segment, ...]]:
-    """Return the labels of a file with their numbers by --map, and their segments.
+def labels_on(
+    grid: VolumeHeader, header: VolumeHeader, options: ConversionOptions, notes: list[Note]
+) -> Labels:
+    """Read a label map, with its labels by --map, onto a grid, (*grid), of which it may be a part.
 
     `notes` gets one on values of --map that do not occur.
     """
-    labels, found = map_labels(labels, options.mapping)
+    values, found = read_mapped(header, options.mapping)
+    labels: Labels = WorkGrid(grid).nearest(
+        header, values, "label map", notes, outside="become background"
+    )
     note = note_on_values(options.mapping, found, "no voxel")
     if note is not None:
         notes.append(note)
-    return labels, _segments_of(header, options.mapping)
+    return labels.T
 
 
-def _segments_of(header: VolumeHeader, mapping: Mapping[int, int]) -> tuple[Segment, ...]:
+def segments_in(header: VolumeHeader, mapping: Mapping[int, int]) -> tuple[Segment, ...]:
     """Return the segments that a file describes, or else those that a `dataset.json` names."""
     segments = map_segments(header.segments, mapping)
     if not segments:
@@ -242,10 +239,9 @@ def write_labels(
     target: Path,
     grid: VolumeHeader,
     options: ConversionOptions,
-    notes: list[Note],
 ) -> str:
     """Write the labels of a file, (*grid), in the smallest type; return a sentence."""
-    labels, segments = take_new_labels(labels, header, options, notes)
+    segments = segments_in(header, options.mapping)
     io.write_label_map(target, labels.reshape(grid.grid_shape), grid, segments=segments)
     source = describe_source(header, f"label map, {header.dtype}")
     return f"{source} -> {target}: label map, {labels.dtype}"
@@ -313,7 +309,7 @@ def _convert_channels(
     if to == "labels":
         segments: tuple[Segment, ...] = ()
         if scheme is None:
-            segments = _segments_of(header, {})
+            segments = segments_in(header, {})
         else:
             take_logits(values, kind, scheme)
         labels = decode(reverse_grid(values), scheme).reshape(grid.grid_shape)

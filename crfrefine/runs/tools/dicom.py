@@ -16,28 +16,28 @@ from typing import Any
 import numpy as np
 
 from crfrefine import errors, io
+from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.notes import Note
+from crfrefine.base.option import note_on_values
 from crfrefine.base.plain import from_plain, to_plain
-from crfrefine.base.text import counted
-from crfrefine.cases.patterns import list_files
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
-from crfrefine.io.writing import check_output, check_replaceable, check_writable
-from crfrefine.runs.outputs import unique_stem
+from crfrefine.io.writing import check_output
 from crfrefine.runs.tools.convert import (
     check_options,
     describe_source,
     labels_on,
     refuse_map,
-    take_new_labels,
+    segments_in,
     write_image,
     write_labels,
 )
 from crfrefine.runs.tools.info import describe_header
 from crfrefine.runs.tools.options import ConversionOptions
 from crfrefine.runs.tools.placing import require_grid
+from crfrefine.runs.tools.segments import files_of_segments, sentence_on_segments
 
 # Processor time that the work may take; each million bytes of its files adds a second.
 SECONDS = 60
@@ -150,7 +150,11 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
     header = volume.header
     notes = [*header.notes]
     if header.format == dicom.SEGMENTATION:
-        sentence = write_labels(volume.data, header, target, header, options, notes)
+        labels, found = map_labels(volume.data, options.mapping)
+        note = note_on_values(options.mapping, found, "no voxel")
+        if note is not None:
+            notes.append(note)
+        sentence = write_labels(labels, header, target, header, options)
     else:
         refuse_map(source, options, "an image")
         stored = volume.data.T[np.newaxis]
@@ -163,26 +167,13 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     from crfrefine.io import dicom
 
     refuse_map(source, options, "masks")
-    suffix = options.suffix or ".nii.gz"
-    stems: set[str] = set()
-    files = []
-    for segment in dicom.list_segments(source):
-        files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
-        require_suffix(files[-1], io.WRITTEN_SUFFIXES)
-        check_replaceable(files[-1])
-    check_writable(folder)
-    others = [path for path in list_files(folder, io.VOLUME_SUFFIXES) if path not in files]
-    if others:
-        raise InputError(
-            f"{folder}: holds {others[0].name}, which would count as another structure; "
-            "name a new folder"
-        )
+    files = files_of_segments(folder, dicom.list_segments(source), options)
     notes: tuple[Note, ...] = ()
     masks = dicom.read_segments(source, options.like, options.series)
     for file, mask in zip(files, masks, strict=True):
         io.write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
         notes = mask.header.notes
-    sentence = f"{source}: {counted(len(files), 'segment')} -> {folder}: a mask of 0 and 1 each"
+    sentence = sentence_on_segments(source, folder, len(files))
     return "\n".join([sentence, *map(str, notes)])
 
 
@@ -197,8 +188,8 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     placed = io.placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
     notes = [*grid.notes]
-    labels = labels_on(grid, placed, notes)
-    labels, segments = take_new_labels(labels, header, options, notes)
+    labels = labels_on(grid, placed, options, notes)
+    segments = segments_in(header, options.mapping)
     from crfrefine.io.dicom.writing import write
 
     notes += write(
