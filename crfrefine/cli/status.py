@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,14 @@ _MAX_REASON = 300
 @click.command(cls=Command)
 def status(
     folders: Annotated[tuple[Path, ...], Option("", "Output folders of runs.", "FOLDER...")],
+    merge: Annotated[
+        bool,
+        Option(
+            "--merge",
+            "Join the tables of the parts of a job array, statistics-K-of-N.csv, to "
+            "statistics.csv.",
+        ),
+    ] = False,
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
         bool, replace(shared.VERBOSE, help="Name all cases, not the first 20 of each kind.")
@@ -44,6 +53,11 @@ def status(
             raise InputError(f"{folder}: {problem}; name the output folder of a run")
         states, notes, are_done = case_states(folder)
         is_complete = is_complete and are_done
+        if merge:
+            from crfrefine.runs.merged_statistics import merge_statistics
+
+            path = merge_statistics(folder, states)
+            print(for_terminal(f"written: {path}"), file=sys.stderr)
         if not as_json:
             _show(folder, states, notes, max_listed=len(states) if verbose else _MAX_LISTED)
             continue

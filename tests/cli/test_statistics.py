@@ -176,3 +176,21 @@ def test_each_modality_has_its_own_column_though_both_are_named_ct(folders, tmp_
     row = table(folders.output / "statistics.csv")[0]
     assert [name for name in row if name.startswith("mean")] == ["mean_CT_1", "mean_CT_2"]
     assert row["mean_CT_1"] != row["mean_CT_2"]
+
+
+def test_tables_of_parts_are_merged_to_that_of_one_run(folders, tmp_path):
+    """With more parts than cases, and a part that has not run yet."""
+    whole = folders._replace(output=tmp_path / "whole")
+    infer(whole, "--statistics", status=0)
+    for part in range(3):
+        infer(folders, "--statistics", "--num-parts", 4, "--part-id", part, status=0)
+        status = int(part < 2)
+        merged = run_here("status", folders.output, "--merge", status=status)
+    table_of_one_run = (whole.output / "statistics.csv").read_bytes()
+    assert (folders.output / "statistics.csv").read_bytes() == table_of_one_run
+    assert (folders.output / "statistics-2-of-4.csv").exists()
+    assert "3 cases: 3 done" in merged.stdout
+    (folders.output / "statistics-1-of-4.csv").unlink()
+    refused = run_here("status", folders.output, "--merge", status=1)
+    assert "lacks statistics-1-of-4.csv: run these parts with --statistics" in refused.stderr
+    assert "its run has no parts" in run_here("status", whole.output, "--merge", status=1).stderr
