@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+from unicodedata import normalize
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
@@ -182,9 +183,18 @@ class Files:
         return [match for match in matches if match.path.parent in whole]
 
     def of(self, case_id: str, others: Collection[Path] = ()) -> list[Match]:
-        """Return the files of a case with its best names, without the `others` of it."""
+        """Return the files of a case with its best names, without the `others` of it.
+
+        Letters with accents may be stored in two forms, which look alike: macOS takes them apart.
+        """
         for line in self._lines:
-            matches = [match for match in line.get(case_id, ()) if match.path not in others]
+            found = line.get(case_id, ())
+            if not found and not case_id.isascii():
+                composed = normalize("NFC", case_id)
+                found = next(
+                    (line[name] for name in line if normalize("NFC", name) == composed), ()
+                )
+            matches = [match for match in found if match.path not in others]
             if matches:
                 return matches
         return []
@@ -201,8 +211,9 @@ class Files:
             return {} if known else {name: [self.place]}
         found: dict[str, list[Path]] = {}
         names = {cases[0] for cases in self.cases_of.values()}
+        known_forms = {normalize("NFC", case) for case in known}
         for path, cases in self.cases_of.items():
-            if not any(case in known for case in cases):
+            if not any(normalize("NFC", case) in known_forms for case in cases):
                 beside = [case for case in cases[1:] if case in names]
                 found.setdefault([*beside, cases[0]][0], []).append(path)
         return dict(sorted(found.items()))

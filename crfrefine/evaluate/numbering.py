@@ -14,7 +14,7 @@ from itertools import chain
 from crfrefine import io
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import REFERENCE
-from crfrefine.cases.label_names import LabelNames, names_of, normalized
+from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, normalized
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
@@ -70,13 +70,15 @@ def names_of_run(measured: MeasuredRegions, pairs: Sequence[CasePair]) -> LabelN
     are_described = bool(names)
     if not are_described and not any(_has_names(files) for files in pairs[:1]):
         return names
+    are_named = bool(measured.names_of_references)
     for pair in pairs:
         path = pair.reference.labels
         with suppress(CrfRefineError, OSError):
             if path is not None:
                 of_file = measured.names_in_file(io.read_header(path), REFERENCE)
                 names = names.with_names(of_file, str(path), are_distinct=not are_described)
-    return names
+                are_named = are_named or bool(of_file)
+    return names if are_named else NO_NAMES
 
 
 def _has_names(pair: CasePair) -> bool:
