@@ -12,9 +12,9 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.cases.patterns import list_files
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.nrrd import read_segments
 from crfrefine.io.paths import add_volumes, require_file, require_suffix
 from crfrefine.io.reading import read_array
+from crfrefine.io.segments import read_segments
 from crfrefine.io.volume import RareHeaderError, Segment
 from crfrefine.io.writing import check_replaceable, check_writable
 from crfrefine.runs.outputs import unique_stem
