@@ -354,8 +354,7 @@ def _read_channels(
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     labels = labels.reshape(shape).T
     if scheme is None:
-        prediction = _of_labels(labels, probabilities, note, regions)
-        return _by_names(prediction, file, method, reference)
+        return _by_names(_of_labels(labels, probabilities, note, regions), file, method, reference)
     return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
 
 
