@@ -19,6 +19,7 @@ MAX_OF_A_LINE = 5000
 # Titles in the navigation of the site (`mkdocs.yml`).
 PAGE_TITLES = {
     "docs/guide/clusters.md": "Scripts and clusters",
+    "docs/guide/patterns.md": "Folders and patterns",
     "docs/reference/formats.md": "File formats",
 }
 _MAX_OF_A_VALUE = 60

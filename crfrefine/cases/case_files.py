@@ -17,6 +17,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.conventions import (
     ALONE,
+    ALONE_NUMBERED,
     IMAGE_WORDS,
     LABEL_MAP,
     LABEL_WORDS,
@@ -29,22 +30,27 @@ from crfrefine.cases.conventions import (
     without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.pattern_advice import (
+    advise_on_folders,
+    advise_on_number,
+    describe_found,
+    nearest_files,
+)
 from crfrefine.cases.patterns import (
     Match,
-    advise,
     check_pattern,
-    describe_found,
     find_matches,
     list_files,
     names_part,
-    nearest_files,
     patterns_of,
 )
+from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
 from crfrefine.io.paths import file_to_read, is_folder, is_pattern, stem_of
 
 _ENDS_IN_CASE = re.compile(r"\{case(:[^{}]*)?\}$")
 _MAX_NAMED = 3
+_NAME_OF_NUMBERED = Path(ALONE_NUMBERED).name
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ class Files:
                     by_case.setdefault(match.case, []).append(match)
                     names = self.cases_of.setdefault(match.path, [])
                     # Names with an ending say more than any others.
-                    names.insert(0 if "_" in pattern.name else len(names), match.case)
+                    has_ending = "_" in pattern.name and pattern.name != _NAME_OF_NUMBERED
+                    names.insert(0 if has_ending else len(names), match.case)
             self._lines.append(by_case)
         if self.is_pattern and not self.cases_of and not kind.is_optional:
             hint = advise(self.place, holds_images=False)
@@ -171,10 +178,13 @@ class Files:
     def _matches(self, pattern: Path) -> list[Match]:
         """Return the files of a pattern; some names of the table count for whole folders only."""
         suffixes = self.kind.suffixes
-        matches = find_matches(pattern, suffixes, self._listings, self._known)
-        if pattern not in (self.place / ALONE, self.place / OF_CASE):
+        matches = find_matches(
+            pattern, suffixes, self._listings, self._known, may_join=self.is_pattern
+        )
+        alone = (self.place / ALONE, self.place / ALONE_NUMBERED)
+        if pattern not in (*alone, self.place / OF_CASE):
             return matches
-        are_alone = pattern == self.place / ALONE
+        are_alone = pattern in alone
         counts = Counter(match.path.parent for match in matches)
         whole = set()
         for folder, number in counts.items():
@@ -247,21 +257,16 @@ class Files:
                 continue
             paths = [match.path for match in matches]
             if len(paths) > 1 and not self.given and self.kind is not STROKES:
-                cases[number] = case.with_several(f"expected {self.one_file}", paths, self.place)
+                advice = advise_on_folders(self.place, matches) if self.is_pattern else ""
+                expected = f"expected {self.one_file}"
+                cases[number] = case.with_several(expected, paths, self.place, advice)
             elif paths or self.kind.is_optional:
                 files: Any = tuple(paths)
                 if self.kind.field in ("mask", "labels"):
                     files = next(iter(files), None)
                 cases[number] = replace(case, **{self.kind.field: files})
             else:
-                expected = self.kind.expected.replace("CASE", case.case_id)
-                if self.is_pattern:
-                    expected = f"a file by this pattern{nearest_files(self.place, case.case_id)}"
-                missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
-                problem = missing
-                for match in self.of(case.case_id):
-                    problem += f", where {match.path.name} is its image"
-                cases[number] = case.with_problem(f"{problem}; expected {expected}", missing)
+                cases[number] = self._without_file(case)
 
         if self.given or not self.kind.strays:
             return
@@ -276,6 +281,25 @@ class Files:
                 first=min(path.name for path in strays),
             )
             cases.notes.append(note)
+
+    def _without_file(self, case: CaseFiles) -> CaseFiles:
+        """Return a case with its problem: it has no file, where it may have one by another name."""
+        expected = self.kind.expected.replace("CASE", case.case_id)
+        if self.is_pattern:
+            advice = advise_on_number(self.place, case.case_id)
+            advice = advice or nearest_files(self.place, case.case_id)
+            expected = f"a file by this pattern{advice}"
+        missing = f"no {self.kind.what.replace('CASE', case.case_id)} in {self.place}"
+        problem = missing
+        for match in self.of(case.case_id):
+            problem += f", where {match.path.name} is its image"
+        name = case.case_id.removesuffix("_0000")
+        if name != case.case_id and self.of(name):
+            expected += (
+                f"; there is {name}, as the case is called by folders of the other files, or with "
+                "{case}_0000 in their patterns"
+            )
+        return case.with_problem(f"{problem}; expected {expected}", missing)
 
     def _with_labels(
         self, case: CaseFiles, matches: Sequence[Match], first_label: int

@@ -32,6 +32,7 @@ _PER_LABEL = f"{{case}}_{{ProbMapClass,ProbMapClass_,label,label_,class,class_}}
 # Names that count for whole folders: the only file, as MONAI's SaveImage writes it; and several,
 # all of which begin with the case.
 ALONE = "{case}/{case}*"
+ALONE_NUMBERED = "{case}_0000/{case}_0000*"  # of images with nnU-Net's number
 OF_CASE = "{case}/{case}_{label}"
 
 
@@ -63,7 +64,7 @@ IMAGES = Kind(
 )
 LOGITS = Kind(
     "logits",
-    ((SCORED, "{case}.npz", "{case}.npy"), ("{case}",), (_PER_LABEL,), (ALONE,)),
+    ((SCORED, "{case}.npz", "{case}.npy"), ("{case}",), (_PER_LABEL,), (ALONE, ALONE_NUMBERED)),
     LOGITS_SUFFIXES,
     parts=("case", "label"),
     expected=(
@@ -82,7 +83,7 @@ ARCHIVES = Kind(
 )
 LABELS = Kind(  # a reference
     "labels",
-    ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
+    ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE, ALONE_NUMBERED)),
     one_file="one label map",
     field="labels",
 )
@@ -95,7 +96,7 @@ LABEL_MAP = Kind(
     (
         *LABELS.names[:-1],
         ("{case}/segmentations/{label}",),
-        (ALONE,),
+        (ALONE, ALONE_NUMBERED),
         (OF_CASE,),
         ("{case}/{label}",),
     ),
@@ -134,13 +135,6 @@ CALIBRATION = Kind(
 PREDICTION = Kind("prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES)
 # Names of files that belong to a case, though they are of another kind.
 OTHERS = (NUMBERED, SCORED, _PER_LABEL, _LABELED)
-# Where paths have the name of a case, to propose patterns: a folder per case, a name with a digit
-# before an ending such as `_t1`, or after a word such as `volume-`. The first that fits counts.
-CASE_IN_PATH = (
-    r"(?P<case>[^/]+)/.+",
-    r"(?P<case>\D*\d[^_-]*(?:[_-]\d+(?=[_-]))*)[_-].*[A-Za-z].*",
-    r"[A-Za-z]+[_-](?P<case>.*\d.*)",
-)
 
 
 def without_word(name: str, words: Collection[str]) -> str:

@@ -16,33 +16,32 @@ from crfrefine.cases.conventions import (
     IMAGE,
     IMAGES,
     LABEL_MAP,
-    LABEL_WORDS,
     LABELS,
     LOGITS,
     MASK,
-    MASK_WORDS,
     NUMBERED,
-    OTHER_WORDS,
-    SCORE_WORDS,
     STROKES,
-    without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.patterns import (
+from crfrefine.cases.layouts import names_both_kinds
+from crfrefine.cases.pattern_advice import (
     MAX_MODALITIES,
-    Match,
-    advise,
+    advise_on_folders,
     advise_on_splits,
-    check_pattern,
     describe_found,
-    find_matches,
-    find_patterns,
-    patterns_of,
-    propose,
 )
+from crfrefine.cases.patterns import (
+    Match,
+    check_pattern,
+    choices_of,
+    find_matches,
+    in_listed_order,
+    patterns_of,
+)
+from crfrefine.cases.proposals import advise, images_among, propose
 from crfrefine.errors import InputError
-from crfrefine.io.formats import LABELS_SUFFIXES, LOGITS_SUFFIXES, VOLUME_SUFFIXES
-from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of, suffix_of
+from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES
+from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of
 
 _FOUR_DIGITS = re.compile(r"[0-9]{4}")
 
@@ -147,14 +146,15 @@ class Images:
             numbered = find_matches(place / NUMBERED, IMAGES.suffixes)
         found: list[Match] = []
         for (pattern,) in patterns_of(IMAGES.names, place):
-            found = found or find_matches(pattern, IMAGES.suffixes)
+            found = found or find_matches(pattern, IMAGES.suffixes, may_join=is_pattern(place))
         # The cases of the network's output, and the files that patterns of other kinds take.
         outputs = set[str]()
         taken = set[Path]()
         for other in (output, *others):
             if other is None or not holds_many(other) or realpath(other) == realpath(place):
                 continue
-            matches = find_matches(other if is_pattern(other) else other / IMAGE, LOGITS_SUFFIXES)
+            pattern = other if is_pattern(other) else other / IMAGE
+            matches = find_matches(pattern, LOGITS_SUFFIXES, may_join=is_pattern(other))
             if is_pattern(other):
                 taken.update(match.path for match in matches)
             if other is output:
@@ -164,17 +164,11 @@ class Images:
         names = {match.case for match in (*found, *numbered)}
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
-        # `{modality}` alone would also take a label map beside the images for one.
-        words = OTHER_WORDS if "{modality}" in str(place) else ()
+        images = {match.path for match in images_among(found, str(place), names)}
         for match in found:
             if match.path in taken:
                 continue
-            owner = without_word(match.case, (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS))
-            is_other = owner != match.case and owner in names
-            is_segmentation = suffix_of(match.path) in LABELS_SUFFIXES
-            if is_other or is_segmentation or match.modality.lower() in words:
-                # The folder holds other files, too, as with -i FOLDER -p FOLDER; 3D Slicer saves
-                # CASE.seg.nrrd beside an image.
+            if match.path not in images:
                 self.beside.append(match.path.name)
                 continue
             modality = by_path.get(match.path, match)
@@ -186,17 +180,20 @@ class Images:
     def expected(self) -> tuple[tuple[str, ...], str]:
         """The modalities that each case must have, if any, in order, and what says so."""
         counts = Counter[tuple[str, ...]]()
+        is_listed = len(choices_of(self.place, "modality")) > 1
         for matches in self.by_case.values():
             names = {match.modality for match in matches if match.modality}
-            if names and all(map(_FOUR_DIGITS.fullmatch, names)):
+            if names and all(map(_FOUR_DIGITS.fullmatch, names)) and not is_listed:
                 names = {f"{number:04d}" for number in range(int(max(names)) + 1)}
             if names:
-                counts[tuple(sorted(names))] += 1
+                counts[tuple(in_listed_order(self.place, "modality", names))] += 1
         if not counts:
             return (), ""
         # The most frequent ones; of two equally frequent ones the larger, so that missing files are
         # found.
         usual = max(counts, key=lambda names: (counts[names], len(names)))
+        if is_listed:
+            return usual, "as in the other cases"
         description = read_dataset_description(self.place)
         if description is not None and description.channel_names:
             source = f"as {description.path.name} names"
@@ -222,7 +219,10 @@ class Images:
         case = CaseFiles(case_id, tuple(first[name] for name in order), modalities=names)
         if len(matches) > len(order):
             paths = [match.path for match in matches]
-            return case.with_several(f"expected {IMAGES.one_file}", paths, self.place)
+            advice = ""
+            if is_pattern(self.place):
+                advice = advise_on_folders(self.place, matches)
+            return case.with_several(f"expected {IMAGES.one_file}", paths, self.place, advice)
         if "" in first or order == [*modalities]:
             return case
         absent = [name for name in modalities if name not in first]
@@ -245,7 +245,7 @@ class Images:
                 suffixes = ", ".join(VOLUME_SUFFIXES)
                 reason = f"no case found: no file has one of the suffixes {suffixes}"
             raise InputError(f"{place}: {reason}{advise(place)}")
-        if not is_pattern(place) and all(find_patterns([match.path.name for match in images])):
+        if not is_pattern(place) and names_both_kinds([stem_of(match.path) for match in images]):
             raise InputError(
                 f"{place}: images and label maps cannot be told apart by name{propose(place)}"
             )

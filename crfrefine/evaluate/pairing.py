@@ -22,8 +22,9 @@ from crfrefine.cases.conventions import (
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import require_trained, validated_predictions
-from crfrefine.cases.patterns import advise, names_part
+from crfrefine.cases.patterns import names_part
 from crfrefine.cases.plans import hint_at_networks, is_part_of_training, is_trained
+from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.numbering import names_of_run

@@ -22,15 +22,10 @@ from crfrefine.cases.case_files import (
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.label_names import names_of, normalized
-from crfrefine.cases.patterns import (
-    Match,
-    advise,
-    advise_on_splits,
-    folder_of,
-    list_files,
-    names_part,
-)
+from crfrefine.cases.pattern_advice import advise_on_splits
+from crfrefine.cases.patterns import Match, folder_of, list_files, names_part
 from crfrefine.cases.plans import is_trained
+from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.cases.structure_folders import are_structures
 from crfrefine.errors import InputError

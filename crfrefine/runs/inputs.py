@@ -14,7 +14,7 @@ from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.patterns import advise
+from crfrefine.cases.proposals import advise, propose_modalities
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
@@ -60,6 +60,10 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
                 if len(cases) > 1:
                     number = f"none of the {len(cases)} cases has its file: "
                 hint = advise(place, holds_images=False)
+                if is_folder(options.images[0]):
+                    modalities = propose_modalities(options.images[0])
+                    if modalities:
+                        hint += f"\n  The images may be modalities of fewer cases: {modalities}."
                 raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):

@@ -218,7 +218,7 @@ def locate(
     """
     # They import numpy, as `--help` does not.
     from crfrefine.cases.conventions import find_folders
-    from crfrefine.cases.patterns import propose
+    from crfrefine.cases.proposals import propose
     from crfrefine.io.paths import holds_many
 
     places = {} if folder is None else find_folders(folder)

@@ -1,14 +1,13 @@
-"""Patterns in place of folders: the layouts of public data sets, by names alone."""
+"""Patterns in place of folders, by names alone."""
 
 import json
 from pathlib import Path
 
 import pytest
-from layouts import BESIDE, LAYOUTS
 
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import Match, fill, find_matches, find_patterns
+from crfrefine.cases.patterns import Match, fill, find_matches
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -24,78 +23,25 @@ def make(root, *names):
     return root
 
 
-def found(root, cases):
-    """The name of each case, its images, and its labels."""
-    shown = {}
-    for case in cases:
-        assert case.problem == ""
-        images = [str(path.relative_to(root)) for path in case.images]
-        labels = None if case.labels is None else str(case.labels.relative_to(root))
-        shown[case.case_id] = (images, labels)
-    return shown
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_public_layout_is_found_by_its_pattern(name, tmp_path):
-    images, labels, expected = LAYOUTS[name]
-    for files, label in expected.values():
-        make(tmp_path, *files, *([label] if label else []))
-    make(tmp_path, *BESIDE.get(name, ()))
-    cases = discover_cases(tmp_path / images, None, labels=tmp_path / labels if labels else None)
-    assert found(tmp_path, cases) == expected
-    number = len(expected)
-    assert cases.found.startswith(f"{number} case{'s' * (number > 1)} by the pattern {tmp_path}")
-
-
-@pytest.mark.parametrize("name", ["BraTS 2021", "BraTS 2023", "KiTS", "LiTS", "PROMISE12", "BIDS"])
-def test_a_pattern_is_proposed_where_no_convention_fits(name, tmp_path):
-    images, labels, expected = LAYOUTS[name]
-    for files, label in expected.values():
-        make(tmp_path, *files, *([label] if not label.startswith("derivatives") else []))
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    names = [str(path.relative_to(tmp_path)) for path in files]
-    proposed, proposed_labels = find_patterns(names)
-    if name != "PROMISE12":  # The names of the table suffice.
-        assert proposed == images
-    if name != "BIDS":
-        assert proposed_labels == labels
-
-
-@pytest.mark.parametrize(("name", "template"), [("T2SPIR", "T2SPIR"), ("{}ct", "{case}ct")])
-def test_the_name_of_a_case_is_found_as_a_whole(name, template):
-    """Within other names, such as a 2 in T2, it is not the case's."""
-    files = [f"{case}/{name.format(case)}.nii.gz" for case in (2, 31)]
-    assert find_patterns(files) == (f"{{case}}/{template}.nii.gz", "")
-
-
-def test_numbers_in_a_flat_name_belong_to_the_case():
-    cases = [f"BraTS-GLI-{number:05d}-000" for number in range(3)]
-    names = [f"{case}-{modality}.nii.gz" for case in cases for modality in ("t1c", "t2w")]
-    assert find_patterns(names) == ("{case}-{modality}.nii.gz", "")
-
-
-def test_names_that_differ_in_more_than_a_word_are_no_modalities():
-    names = [f"{case}/{case}{rest}" for case in ("c1", "c2") for rest in (".mha", "_t1.nrrd")]
-    assert find_patterns(names) == ("{case}/{case}.mha", "")
+def make_brats(root, mark, label=""):
+    for case in ("B_1", "B_2"):
+        words = ("flair", "t1", "t1ce", *filter(None, [label]))
+        make(root, *(f"{case}/{case}{mark}{word}.nii.gz" for word in words))
 
 
 def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_path):
-    _, _, expected = LAYOUTS["BraTS 2023"]
-    for files, label in expected.values():
-        make(tmp_path, *files, label)
+    make_brats(tmp_path, "-", "seg")
     cases = discover_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
     assert [len(case.images) for case in cases] == [3, 3]
     assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in str(
         cases.notes[0]
     )
     (first, _) = discover_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
-    assert [path.name for path in first.images] == ["B_1-seg.nii.gz", "B_1-t1.nii.gz"]
+    assert [path.name for path in first.images] == ["B_1-t1.nii.gz", "B_1-seg.nii.gz"]
 
 
 def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_path):
-    _, _, expected = LAYOUTS["BraTS 2021"]
-    for files, _ in expected.values():
-        make(tmp_path, *files)
+    make_brats(tmp_path, "_")
     pattern = tmp_path / "{case}/{case}_{modality}.nii.gz"
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": ["T1", "T1CE", "FLAIR"]}))
     names = [path.name for path in discover_cases(pattern, None)[0].images]
@@ -108,6 +54,140 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
         "case 'B_2': expected the modalities t1, t1ce, flair, as dataset.json names; "
         "found t1ce, flair in "
     )
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        (":t1ce,flair,t1", ["t1ce", "flair", "t1"]),
+        (":t*,flair", ["t1", "t1ce", "flair"]),
+        (":t1ce,t1", ["t1ce", "t1"]),
+        (":t*", ["t1", "t1ce"]),
+        ("", ["flair", "t1", "t1ce"]),
+    ],
+)
+def test_the_list_of_modalities_is_their_order(tmp_path, order, names):
+    make_brats(tmp_path, "_", "seg")
+    pattern = f"{{case}}/{{case}}_{{modality{order}}}.nii.gz"
+    for case in discover_cases(tmp_path / pattern, None):
+        assert case.problem == ""
+        assert case.modalities == tuple(names)
+        assert [path.name for path in case.images] == [
+            f"{case.case_id}_{name}.nii.gz" for name in names
+        ]
+
+
+def test_the_list_is_the_order_of_numbers_and_before_that_of_dataset_json(tmp_path):
+    make(tmp_path, *(f"i/{case}_{number:04d}.nii" for case in "ab" for number in range(3)))
+    (tmp_path / "i/dataset.json").write_text(json.dumps({"channel_names": {"0": "x", "1": "y"}}))
+    cases = discover_cases(tmp_path / "i/{case}_{modality:0002,0000}.nii", None)
+    assert [[path.name for path in case.images] for case in cases] == [
+        [f"{case}_0002.nii", f"{case}_0000.nii"] for case in "ab"
+    ]
+    assert [case.problem for case in cases] == ["", ""]
+
+
+WEEKS = ("P1/w1", "P1/w2", "P2/w1")
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "names"),
+    [
+        (["{0}/{1}/t1.nii"], "{case}/{case}/t1.nii", "P1_w1 P1_w2 P2_w1"),
+        (["{0}/{1}/t1.nii"], "{case}/w{case}/t1", "P1_1 P1_2 P2_1"),
+        (["{0}/{1}/x/{0}_{1}_t1.nii"], "{case}/{case}/x/{case}_t1.nii", "P1_w1 P1_w2 P2_w1"),
+        (["{0}/{1}/x/{0}_t1.nii"], "{case}/{case}/x/{case}_t1.nii", "P1_w1 P1_w2 P2_w1"),
+        (["{0}/{1}/{0}_{1}.nii"], "{case}/w{case}/{case}_w{case}.nii", "P1_1 P1_2 P2_1"),
+        (["{0}_a_{1}.nii"], "{case}_a_{case:w*}.nii", "P1_w1 P1_w2 P2_w1"),
+        (["{0}/{1}/{0}/t1.nii"], "{case}/{case:*}/{case}/t1.nii", "P1_w1 P1_w2 P2_w1"),
+        (["a/{0}/{1}/t1.nii"], "{case}/{case}/{case}/t1.nii", "a_P1_w1 a_P1_w2 a_P2_w1"),
+        # The same text, where a file has it, as ever.
+        (["{0}/{0}_{1}.nii", "{0}/old_{1}.nii"], "{case}/{case}_w1.nii", "P1 P2"),
+    ],
+)
+def test_a_case_may_be_named_by_several_parts_of_its_path(files, pattern, names, tmp_path):
+    for week in WEEKS:
+        make(tmp_path, *(file.format(*week.split("/")) for file in files))
+    cases = discover_cases(tmp_path / pattern, None)
+    assert [case.case_id for case in cases] == names.split()
+    assert [case.problem for case in cases] == [""] * len(cases)
+
+
+def test_names_of_a_folder_are_not_joined(tmp_path):
+    """`{case}/{case}*` is one of the names that need no pattern."""
+    make(tmp_path, "i/a_b.nii", "p/a/b.nii")
+    (case,) = discover_cases(tmp_path / "i", tmp_path / "p")
+    assert "no logits in" in case.problem
+
+
+def test_folders_of_the_same_name_are_the_case_unless_globs_say_otherwise(tmp_path):
+    """Patients and weeks may both be called 1; the first line says what was left out."""
+    make(tmp_path, *(f"{patient}/{week}/t1.nii" for patient in (1, 2) for week in (1, 2)))
+    cases = discover_cases(tmp_path / "{case}/{case}/t1.nii", None)
+    assert [case.case_id for case in cases] == ["1", "2"]
+    joined = tmp_path / "{case}/{case:*}/t1.nii"
+    told = f"; 2 more files such as {tmp_path}/1/2/t1.nii would fit if both name the case: "
+    assert cases.found.endswith(f"{told}'{joined}'")
+    cases = discover_cases(joined, None)
+    assert [case.case_id for case in cases] == ["1_1", "1_2", "2_1", "2_2"]
+    assert cases.found.endswith(f"such as {tmp_path}/1/1/t1.nii, of the case 1_1")
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern", "proposed"),
+    [
+        ("{0}/{1}/t1.nii", "*/{case}/t1.nii", "{case}/{case}/t1.nii"),
+        ("{0}/{1}/t1.nii", "{case}/*/t1.nii", "{case}/{case}/t1.nii"),
+        ("{0}/{1}/t1.nii", "{P1,P2}/{case}/{modality}.nii", "{case:P1,P2}/{case}/{modality}.nii"),
+        ("{0}/{1}/{0}_{1}.nii", "{case}/*/{case}_*.nii", "{case}/{case}/{case}_*.nii"),
+        ("{0}/{1}/{1}.nii", "{case}/w*/w*.nii", "{case}/w{case}/w*.nii"),
+    ],
+)
+def test_two_folders_of_one_name_are_told_apart_by_the_pattern_of_the_error(
+    file, pattern, proposed, tmp_path
+):
+    weeks = [week.split("/") for week in WEEKS]
+    make(tmp_path, *(file.format(*week) for week in weeks))
+    problems = [case.problem for case in discover_cases(tmp_path / pattern, None)]
+    (problem,) = filter(None, problems)
+    assert f"Two folders have one name: '{tmp_path / proposed}' names a case by both" in problem
+    cases = discover_cases(tmp_path / proposed, None)
+    assert len({case.case_id for case in cases}) == 3
+    assert not any(case.problem for case in cases)
+    # as a network's output, too
+    make(tmp_path, *(f"i/{week[number]}.nii" for number in range(2) for week in weeks))
+    outputs = discover_cases(tmp_path / "i", tmp_path / pattern.replace("{modality}", "t1"))
+    assert any("Two folders have one name: '" in case.problem for case in outputs)
+
+
+def test_names_with_the_number_of_the_first_modality_meet_by_the_pattern_of_the_error(tmp_path):
+    make(tmp_path, "i/a_0000.nii", "i/b_0000.nii", "p/a_0000/a_0000_trans.nii", "r/a.nii")
+    pattern = tmp_path / "p/{case}/{case}_trans.nii"
+    right = tmp_path / "p/{case}_0000/{case}_0000_trans.nii"
+    images = tmp_path / "i/{case}_0000.nii"
+    first, second = discover_cases(images, pattern, input_type="labels")
+    assert f"'{right}' names the cases without _0000" in first.problem
+    assert "names the cases without" not in second.problem
+    first, _ = discover_cases(images, right, labels=tmp_path / "r", input_type="labels")
+    assert first.problem == ""
+    # By this pattern of the output, the images keep their number, too.
+    for labels in ("r", "r/{case}.nii"):
+        first, _ = discover_cases(
+            tmp_path / "i", pattern, labels=tmp_path / labels, input_type="labels"
+        )
+        assert "there is a, as the case is called by folders of the other files" in first.problem
+
+
+def test_the_folder_of_save_image_is_found_by_names_with_and_without_a_number(tmp_path):
+    make(tmp_path, "i/a_0000.nii", "i/b_0000.nii", "r/a.nii", "r/b.nii")
+    make(tmp_path, *(f"p/{case}_0000/{case}_0000_trans.nii" for case in "ab"))
+    for input_type in ("labels", "auto"):
+        cases = discover_cases(
+            tmp_path / "i", tmp_path / "p", labels=tmp_path / "r", input_type=input_type
+        )
+        assert [case.case_id for case in cases] == ["a", "b"]
+        assert [case.logits[0].name for case in cases] == ["a_0000_trans.nii", "b_0000_trans.nii"]
+        assert (cases[0].labels, cases.notes) == (tmp_path / "r/a.nii", [])
 
 
 @pytest.mark.parametrize(

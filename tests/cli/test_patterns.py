@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK
 from cli_helpers import FAST, HERE, load_nifti, run_here, save_nifti
-from layouts import BESIDE, LAYOUTS
+from data_sets import DATA_SETS, patterns
 from training_helpers import shorten
 
+from crfrefine.io.paths import stem_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune import server
 from crfrefine.runs.tune.finding import find_cases, number_of_first
@@ -436,25 +437,22 @@ def test_the_page_of_tune_finds_cases_strokes_and_references_by_patterns(brats):
     assert drawn == [0, 1, 0, 0]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_public_layouts_are_refined_by_their_patterns(name, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["BraTS 2015", "ACDC", "M&Ms", "WMH", "LUNA16", "BIDS with sessions"],
+)
+def test_public_data_sets_are_refined_trained_on_and_evaluated_by_their_patterns(
+    name, tmp_path, monkeypatch
+):
     """The labels serve as the output of a network."""
-    images, output, cases = LAYOUTS[name]
-    for files, label in cases.values():
-        for file in files:
-            image(tmp_path / file)
-        labels(tmp_path / label)
-    for file in BESIDE.get(name, ()):
-        image(tmp_path / file)
-    if name == "MSD":  # T2 and ADC on a fourth axis
-        for files, _ in cases.values():
-            save_nifti(tmp_path / files[0], RNG.normal(9, 2, (*SHAPE, 2)).astype(np.float32))
-    if name == "TotalSegmentator":
-        output = output.replace("liver", "{label}")
-    run_here(
-        *("infer", "-i", tmp_path / images, "-p", tmp_path / output, "-o", tmp_path / "refined"),
-        *("--input-type", "labels", *FAST),
-        status=0,
-    )
-    written = {path.name.partition(".")[0] for path in (tmp_path / "refined").glob("[!.]*.[mn]*")}
-    assert written == {*cases}
+    monkeypatch.chdir(DATA_SETS[name].write(tmp_path / "data"))
+    images, labels = (pattern.replace("NAME", "net") for pattern in patterns()[name])
+    inputs = ("-i", images, "-p", labels, "--input-type", "labels")
+    run_here("infer", *inputs, "-o", tmp_path / "out", *FAST, status=0)
+    written = {stem_of(path) for path in (tmp_path / "out").glob("[!.]*.[mn]*")}
+    assert written == {*DATA_SETS[name].cases()}
+    compared = ("evaluate", tmp_path / "out", labels, "-i", images)
+    run_here(*compared, "-o", tmp_path / "report", *HERE, status=0)
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    assert len(summary["cases"]) == len(written)
+    run_here("train-crf", *inputs, "-l", labels, "-o", tmp_path / "p.toml", *QUICK, status=0)

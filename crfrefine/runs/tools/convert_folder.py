@@ -11,15 +11,9 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
-from crfrefine.cases.patterns import (
-    PARTS,
-    advise,
-    check_pattern,
-    describe_found,
-    fill,
-    find_matches,
-    names_part,
-)
+from crfrefine.cases.pattern_advice import describe_found
+from crfrefine.cases.patterns import PARTS, check_pattern, fill, find_matches, names_part
+from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.formats import ALL_WRITTEN_SUFFIXES
 from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, suffix_of
@@ -57,7 +51,7 @@ def _plan_folder(
         check_pattern(source, PARTS)
         pattern = source
         what = "a pattern"
-    files = find_matches(pattern, io.LOGITS_SUFFIXES)
+    files = find_matches(pattern, io.LOGITS_SUFFIXES, may_join=True)
     suffix = options.suffix
     if is_pattern(target):
         check_pattern(target, PARTS)

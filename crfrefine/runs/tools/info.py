@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from crfrefine.cases.frame import describe_frame
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match, list_files, propose
+from crfrefine.cases.patterns import Match, list_files
+from crfrefine.cases.proposals import propose, propose_modalities
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
@@ -38,12 +40,13 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.cases.structure_folders import are_structures
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
 
 _MAX_LISTED_VALUES = 32
+_VALUES_OF_MASK = 2
 _FOREGROUND = "one channel for label 1"
 
 
@@ -212,12 +215,16 @@ class FolderReport:
             structures = structures_by_case(folder)
             archives = list_files(folder, ARCHIVES.suffixes)
             if structures:
+                _require_binary(folder, list(structures.values()))
                 self.add_structures(folder, structures)
                 return
             if archives:
                 self.add_archives(folder, archives)
                 return
         if "images" in inside:
+            masks = inside.get("masks")
+            if masks is not None and "labels" not in inside and _holds_labels(masks):
+                inside["labels"] = inside.pop("masks")
             cases = discover_cases(
                 inside["images"],
                 inside.get("logits"),
@@ -239,6 +246,15 @@ class FolderReport:
                     f"{listed(DATASET_FOLDERS['images'])}; name the images with -i."
                 ) from None
         self.add_cases(cases, _places_of(cases) or [folder])
+        images = inside.get("images", folder)
+        if not self.cases:
+            advice = propose(folder)
+            message = f"{folder}: no case is in order{advice}"
+            self.problems.append(Failure(message, InputError.__name__))
+        elif all(len(case.images) == 1 for case in cases):
+            advice = propose_modalities(images)
+            if advice:
+                self.notes.append(Note.of(NoteKind.MAY_BE_MODALITIES, str(images), advice=advice))
 
     def _add_flat_structures(self, folder: Path) -> bool:
         """Describe the structures of one case in a folder; return whether it clearly holds some."""
@@ -324,16 +340,10 @@ class FolderReport:
             images = " and its image, -i IMAGE,"
         kind = NoteKind.BINARY_FILES
         self.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
-        for number, (case_id, matches) in enumerate(structures.items()):
+        for case_id, matches in structures.items():
             files = [match.path for match in matches]
             with failing_alone(self.problems.append, *files):
                 header = io.read_header(files[0])
-                if number == 0:
-                    try:  # An image would be the largest.
-                        largest = max(files, key=lambda file: file.stat().st_size)
-                        read_structure(io.read_header(largest))
-                    except InputError as error:
-                        raise InputError(f"{error}{propose(folder)}") from None
                 grid = describe_grid(header.grid_shape, header.affine)
                 self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
@@ -371,6 +381,27 @@ class FolderReport:
         for header in headers.images:
             for remark in header.notes:
                 self._files_of_remark.setdefault(remark, []).append(header.path.name)
+
+
+def _holds_labels(masks: Path) -> bool:
+    """Return whether a folder of masks holds label maps: the first file has several labels."""
+    for path in list_files(masks, io.VOLUME_SUFFIXES)[:1]:
+        with suppress(CrfRefineError):
+            header = io.read_header(path)
+            values = io.read_channels(header)
+            return is_label_map(header) and len(np.unique(values)) > _VALUES_OF_MASK
+    return False
+
+
+def _require_binary(folder: Path, structures: Sequence[Sequence[Match]]) -> None:
+    """Raise InputError if the largest file of a case, of some of many, is no structure."""
+    for number in dict.fromkeys((0, len(structures) // 2, len(structures) - 1)):
+        files = [match.path for match in structures[number]]
+        try:  # An image would be the largest.
+            largest = max(files, key=lambda file: file.stat().st_size)
+            read_structure(io.read_header(largest))
+        except InputError as error:
+            raise InputError(f"{error}{propose(folder)}") from None
 
 
 def _logits_words(num_labels: int) -> str:

@@ -12,7 +12,7 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.foreground import holds_labels
-from crfrefine.cases.patterns import advise
+from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes

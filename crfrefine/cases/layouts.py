@@ -1,0 +1,291 @@
+"""Guesses how the files of a data set are named, from their paths: what is case, what is role.
+
+Each guess (`Layout`) tells by its own rule where paths have the name of the case. Paths that are
+then alike but for the case are a role, such as `{case}/{case}_t1.nii`. Folders that only group
+cases, as `HGG` and `LGG` do, are no part of a role: no case has a file in two of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple, TypeAlias
+
+from crfrefine.cases.conventions import OTHER_WORDS
+
+# The names of a path, from the first folder to the file without its suffix, with `{case}`. A set
+# has the names of folders that group cases.
+Names: TypeAlias = tuple[str | frozenset[str], ...]
+
+_CASE = "{case}"
+_SEPARATOR = re.compile(r"[_-]+")
+# A word and a number, such as volume-12 or img0012.
+_NUMBERED = re.compile(r"([A-Za-z]+[_-]?)(\d.*)")
+_SERIAL = re.compile(r"\.\d+$")  # a number that is another one in each file
+_MAX_DEPTH = 5
+_MAX_LOOKED_AT = 8  # most folders that are looked into before they are taken for groups of cases
+
+
+class File(NamedTuple):
+    """A file of a data set."""
+
+    path: str  # from the folder of the data set
+    folders: tuple[str, ...]
+    stem: str
+    suffix: str
+
+
+@dataclass
+class Role:
+    """Files that have the same names but for the case, one of each case."""
+
+    names: Names
+    suffix: str
+    files: dict[str, File] = field(default_factory=dict)  # by case
+
+    @property
+    def last_name(self) -> str:
+        """The name of the file, without its suffix."""
+        return str(self.names[-1])
+
+
+class Layout(NamedTuple):
+    """A guess: the rule for the name of the case, and the roles that follow."""
+
+    rule: str
+    roles: list[Role]
+
+
+Kind: TypeAlias = Callable[[File], str]  # tells what a file holds, such as "image"
+_Named: TypeAlias = tuple[str, tuple[str, ...], File]  # case, names with `{case}`, file
+
+
+def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[Layout]:
+    """Yield what the names may mean, the most usual rules first."""
+    deepest = min(max((len(file.folders) for file in files), default=0), _MAX_DEPTH)
+    for depth in reversed(range(deepest)):
+        yield Layout("folder", _roles(_by_folder(files, depth), kind_of))
+    stems = {file.stem for file in files}
+    for rule, starts in _starts_of(stems).items():
+        yield Layout(rule, _roles(_by_start(files, starts), kind_of))
+    yield Layout("number", _roles(_by_number(files), kind_of))
+    for depth in range(deepest - 1):
+        yield Layout("folders", _roles(_by_two_folders(files, depth), kind_of))
+
+
+def _by_folder(files: Iterable[File], depth: int) -> Iterator[_Named]:
+    """Yield files whose case is the name of a folder."""
+    for file in files:
+        if len(file.folders) > depth:
+            case = file.folders[depth]
+            inside = []
+            for name in (*file.folders[depth + 1 :], file.stem):
+                inside.append(_SERIAL.sub(".*", without_part(name, case)))
+            yield case, (*file.folders[:depth], _CASE, *inside), file
+
+
+def _by_two_folders(files: Iterable[File], depth: int) -> Iterator[_Named]:
+    """Yield files whose case is named by two folders, as by patient and week."""
+    for file in files:
+        if len(file.folders) > depth + 1:
+            first, second = file.folders[depth : depth + 2]
+            case = f"{first}_{second}"
+            inside = []
+            for name in (*file.folders[depth + 2 :], file.stem):
+                inside.append(without_part(without_part(name, case), first))
+            yield case, (*file.folders[:depth], _CASE, _CASE, *inside), file
+
+
+def _by_start(files: Iterable[File], starts: Collection[str]) -> Iterator[_Named]:
+    """Yield files whose case is the start of their name, the longest of some."""
+    for file in files:
+        ends = [found.start() for found in _SEPARATOR.finditer(file.stem)]
+        for end in (len(file.stem), *reversed(ends)):
+            case = file.stem[:end]
+            if case in starts:
+                folders = [_CASE if name == case else name for name in file.folders]
+                yield case, (*folders, _CASE + file.stem[end:]), file
+                break
+
+
+def _by_number(files: Iterable[File]) -> Iterator[_Named]:
+    """Yield files whose case is the number after a word."""
+    for file in files:
+        found = _NUMBERED.fullmatch(file.stem)
+        if found:
+            yield found[2], (*file.folders, found[1] + _CASE), file
+
+
+def without_part(name: str, part: str, placeholder: str = _CASE) -> str:
+    """Return a name with a placeholder for one of its parts, but not for a part of a word."""
+    if part not in name:
+        return name
+    more = r"\d" if part[-1].isdigit() else r"[^\W\d_]"
+    return re.sub(rf"(?<![^\W_]){re.escape(part)}(?!{more})", placeholder, name)
+
+
+def _starts_of(stems: Collection[str]) -> dict[str, set[str]]:
+    """Return the starts of names that may be cases, by their rule.
+
+    An ending with letters that several starts have is none of the case: the longest such ending, or
+    the shortest. A whole name with which others begin is a case, too, and so may be any whole name.
+    """
+    owners = Counter[str]()
+    splits: dict[str, list[tuple[str, str]]] = {}
+    for stem in stems:
+        places = [found.start() for found in _SEPARATOR.finditer(stem) if found.start()]
+        splits[stem] = [(stem[:place], stem[place:]) for place in places]
+        owners.update(ending for _, ending in splits[stem])
+    shortest = set[str]()
+    longest = set[str]()
+    for stem, pairs in splits.items():
+        starts = [stem]
+        for start, ending in pairs:
+            if owners[ending] > 1 and re.search("[A-Za-z]", ending):
+                starts.append(start)
+        longest.add(max(starts[1:], key=len, default=stem))
+        shortest.add(min(starts, key=len))
+    found = {"start": _first_starts(longest), "short start": _first_starts(shortest)}
+    whole = set[str]()
+    for pairs in splits.values():
+        whole.update(start for start, _ in pairs if start in stems)
+    found["name of another file"] = whole
+    found["name"] = {*stems}
+    return found
+
+
+def _first_starts(starts: Collection[str]) -> set[str]:
+    """Return the starts without those that begin with another one."""
+    kept = set[str]()
+    for start in starts:
+        shorter = (start[: found.start()] for found in _SEPARATOR.finditer(start))
+        if not any(other in starts for other in shorter):
+            kept.add(start)
+    return kept
+
+
+def _roles(named: Iterable[_Named], kind_of: Kind) -> list[Role]:
+    """Return the roles of files with the names of their cases; grouping folders are merged."""
+    roles: dict[tuple[Names, str], Role] = {}
+    twice = set[tuple[Names, str]]()
+    for case, names, file in named:
+        place = (names, file.suffix)
+        role = roles.setdefault(place, Role(names, file.suffix))
+        if case in role.files:
+            twice.add(place)
+        role.files[case] = file
+    kept = [role for place, role in roles.items() if place not in twice]
+    kept = _merge_all_folders(kept, kind_of)
+    deepest = max((len(role.names) for role in kept), default=0)
+    for depth in range(deepest - 1):
+        kept = _merge_folders(kept, depth, kind_of)
+    return kept
+
+
+def _merge_all_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
+    """Return the roles with those as one that differ in folders, if no case is in two of them."""
+    merged: list[Role] = []
+    alike: dict[tuple[str, ...], list[Role]] = {}
+    for role in roles:
+        folders = [name if _CASE in name else "*" for name in role.names[:-1]]
+        place = (*map(str, folders), role.last_name, role.suffix)
+        alike.setdefault(place, []).append(role)
+    for group in alike.values():
+        cases = Counter(case for role in group for case in role.files)
+        if len(group) == 1 or max(cases.values()) > 1 or not _are_alike(group, kind_of):
+            merged += group
+            continue
+        whole = group[0]
+        for role in group[1:]:
+            whole = _joined(whole, role)
+        merged.append(whole)
+    return merged
+
+
+def _merge_folders(roles: Sequence[Role], depth: int, kind_of: Kind) -> list[Role]:
+    """Return the roles with those as one that differ in a folder which groups cases."""
+    merged: list[Role] = []
+    alike: dict[tuple[object, ...], list[Role]] = {}
+    for role in roles:
+        if depth >= len(role.names) - 1 or _CASE in role.names[depth]:
+            merged.append(role)
+            continue
+        # Folders that were merged before may be other ones here.
+        rest = ["*" if isinstance(name, frozenset) else name for name in role.names]
+        rest[depth] = "*"
+        alike.setdefault((*rest, role.suffix), []).append(role)
+    for group in alike.values():
+        clusters: list[Role] = []
+        for role in sorted(group, key=lambda role: str(role.names[depth])):
+            for number, cluster in enumerate(clusters):
+                are_disjoint = cluster.files.keys().isdisjoint(role.files)
+                if are_disjoint and (
+                    len(group) > _MAX_LOOKED_AT or _are_alike([cluster, role], kind_of)
+                ):
+                    clusters[number] = _joined(cluster, role)
+                    break
+            else:
+                clusters.append(role)
+        merged += clusters
+    return merged
+
+
+def _are_alike(roles: Sequence[Role], kind_of: Kind) -> bool:
+    """Return whether a file of each role, or of some of many, holds the same kind of values."""
+    step = -(-len(roles) // _MAX_LOOKED_AT)
+    kinds = {kind_of(next(iter(role.files.values()))) for role in roles[::step]}
+    return len(kinds) == 1
+
+
+def _joined(first: Role, second: Role) -> Role:
+    """Return two roles as one."""
+    names = _united(first.names, second.names)
+    return Role(names, first.suffix, {**first.files, **second.files})
+
+
+def _united(first: Names, second: Names) -> Names:
+    """Return names with a set where they differ."""
+    united: list[str | frozenset[str]] = []
+    for one, other in zip(first, second, strict=True):
+        if one == other:
+            united.append(one)
+        else:
+            united.append(_as_set(one) | _as_set(other))
+    return tuple(united)
+
+
+def _as_set(name: str | frozenset[str]) -> frozenset[str]:
+    return frozenset([name]) if isinstance(name, str) else name
+
+
+def have_common_endings(stems: Sequence[str]) -> bool:
+    """Return whether names of one folder are those of fewer cases with the same endings each."""
+    starts = _starts_of({*stems})["start"]
+    return 1 < 2 * len(starts) <= len(stems)
+
+
+def names_both_kinds(stems: Sequence[str]) -> bool:
+    """Return whether names of one folder tell images from label maps, masks or scores beside them.
+
+    Most cases have a file of both, as `volume-1` and `segmentation-1`.
+    """
+    if not any(_has_other_word(stem) for stem in stems):
+        return False
+    files = [File(stem, (), stem, "") for stem in stems]
+    for layout in guess_layouts(files, lambda _: ""):
+        kinds: dict[bool, list[Role]] = {True: [], False: []}
+        for role in layout.roles:
+            kinds[_has_other_word(role.last_name)].append(role)
+        for one, other in product(kinds[True], kinds[False]):
+            most = max(len(one.files), len(other.files), 2)
+            if 2 * len(one.files.keys() & other.files.keys()) > most:
+                return True
+    return False
+
+
+def _has_other_word(name: str) -> bool:
+    """Return whether one of the words of a name is that of a label map, a mask or scores."""
+    return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))

@@ -1,0 +1,373 @@
+"""Patterns that fit the files of a folder, for messages: each was tried on the whole folder.
+
+The names say what may be case and role (`layouts`), the voxels what each role holds. A pattern is
+proposed if it takes the images of complete cases, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine.base.text import counted, listed, see
+from crfrefine.cases.conventions import (
+    LABEL_WORDS,
+    MASK_WORDS,
+    OTHER_WORDS,
+    SCORE_WORDS,
+    without_word,
+)
+from crfrefine.cases.layouts import (
+    Names,
+    Role,
+    guess_layouts,
+    have_common_endings,
+    without_part,
+)
+from crfrefine.cases.pattern_advice import MAX_MODALITIES, nearest_files
+from crfrefine.cases.patterns import Match, folder_of, in_listed_order
+from crfrefine.cases.role_patterns import (
+    globs_of_cases,
+    is_writable,
+    words_between,
+    write_patterns,
+)
+from crfrefine.cases.tree import IMAGE, LABEL_MAP, SERIES, Tree, words_of
+from crfrefine.io.formats import LABELS_SUFFIXES
+from crfrefine.io.paths import describe_others, is_folder, suffix_of
+
+_NUM_SHOWN = 2  # proposals
+_MAX_CASE_SETS = 6  # most sets of cases that are tried, the largest ones
+_LEAST_SHARE = 0.5  # of the files, of a proposal with one case or without the label maps
+_MAX_ROLES = 32  # With more, the names of cases are taken for roles.
+_GUIDE = "docs/guide/patterns.md"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A pattern of images and one of their label maps, with the files that they take."""
+
+    images: str
+    labels: str  # "" for none
+    matches: tuple[Match, ...]
+    label_matches: tuple[Match, ...]
+    has_other_grids: bool  # whether the images of a case have several grids
+    share: float  # of the files of the folder
+    rank: tuple[float, ...]  # the greater, the better
+
+    @property
+    def taken(self) -> frozenset[Path]:
+        """The files of both patterns."""
+        return frozenset(match.path for match in (*self.matches, *self.label_matches))
+
+    def is_likely(self, *, has_label_maps: bool) -> bool:
+        """Return whether it takes most files, or those of several cases with their label maps."""
+        is_of_several = len({match.case for match in self.matches}) > 1
+        if is_of_several and (self.labels or not has_label_maps):
+            return True
+        return self.share >= _LEAST_SHARE
+
+    def describe(self, folder: Path, num_files: int, others: Collection[Path]) -> str:
+        """Return the patterns, and what they take and leave out."""
+        text = f"'{folder}/{self.images}'"
+        if self.labels and self.images:
+            text += f", with label maps '{folder}/{self.labels}'"
+        takes = counted(len({match.case for match in self.matches}), "case")
+        names = {match.modality for match in self.matches if match.modality}
+        modalities = in_listed_order(Path(self.images), "modality", names)
+        if modalities:
+            takes += f" with the modalities {listed(modalities, MAX_MODALITIES)}"
+        if self.has_other_grids:
+            takes += ", on several grids (--resample)"
+        if self.labels:
+            takes += f", {counted(len(self.label_matches), 'label map')}"
+        left_out = sorted(path for path in others if path not in self.taken)
+        if left_out:
+            first = left_out[0].relative_to(folder)
+            takes += f"; left out are {len(left_out)} of {counted(num_files, 'file')}, as {first}"
+        return f"{text} ({takes})"
+
+
+def propose(folder: Path, *, holds_images: bool = True) -> str:
+    """Return lines with patterns that fit the files of a folder, or with the shape of the folder.
+
+    The result is "" if it holds no volumes. Several files of a case are its modalities, or, of a
+    network's output, those of its labels.
+    """
+    tree = Tree(folder)
+    if not tree.files:
+        return ""
+    proposals = find_proposals(tree)
+    if not holds_images and not any(proposal.labels for proposal in proposals):
+        proposals = _find_outputs(tree) or proposals
+    if not proposals:
+        return describe_shape(tree)
+    lines = []
+    for proposal, start in zip(proposals, ("Its files look like", "Or like"), strict=False):
+        shown = proposal.describe(folder, len(tree.files), tree.paths)
+        lines.append(f"\n  {start} {shown}")
+    return "".join([*lines, ": give such a pattern in place of a folder."])
+
+
+def propose_modalities(folder: Path) -> str:
+    """Return a pattern by which the files of a folder are modalities of fewer cases, with counts.
+
+    The result is "" if the names do not say so.
+    """
+    tree = Tree(folder)
+    tree.files = [file for file in tree.files if not file.folders]
+    if not have_common_endings([file.stem for file in tree.files]):
+        return ""
+    for proposal in find_proposals(tree)[:1]:
+        if proposal.share == 1 and any(match.modality for match in proposal.matches):
+            return proposal.describe(folder, len(tree.files), tree.paths)
+    return ""
+
+
+def advise(place: Path, *, holds_images: bool = True) -> str:
+    """Return lines with what there is in place of files, and with patterns that fit it."""
+    proposal = propose(folder_of(place), holds_images=holds_images)
+    if not proposal and is_folder(place):
+        proposal = describe_others(place)
+    return nearest_files(place) + proposal
+
+
+def describe_shape(tree: Tree) -> str:
+    """Return a line with the depth of a folder, the names in it, and the page on patterns."""
+    depths = Counter(len(file.folders) for file in tree.files)
+    (depth, _), *_ = depths.most_common(1)
+    files = [file for file in tree.files if len(file.folders) == depth]
+    levels = []
+    for level in range(depth):
+        folders = dict.fromkeys(file.folders[level] for file in files)
+        levels.append(f"{counted(len(folders), 'folder')} ({listed(folders, 3)})")
+    names = dict.fromkeys(file.stem for file in files)
+    levels.append(f"{counted(len(names), 'name')} of files ({listed(names, 3)})")
+    shape = f"{counted(len(tree.files), 'volume')}, most of them {depth} deep: {', '.join(levels)}"
+    hint = ""
+    if any(header is not None and header.num_channels > 1 for header in tree.headers.values()):
+        hint = " Times of a file become files by convert FILE FOLDER --split."
+    return (
+        f"\n  There are {shape}. No pattern was found that fits.{hint} {see(_GUIDE).capitalize()}."
+    )
+
+
+def images_among(
+    matches: Sequence[Match], pattern: str, cases: Collection[str] = ()
+) -> list[Match]:
+    """Return the files that may be images by their names, of a pattern or a folder.
+
+    `cases` are more names of cases. `{modality}` alone would also take a label map beside the
+    images for one, and a folder holds other files, too, as with -i FOLDER -p FOLDER; 3D Slicer
+    saves CASE.seg.nrrd beside an image.
+    """
+    names = {*cases, *(match.case for match in matches)}
+    words = OTHER_WORDS if "{modality}" in pattern else ()
+    images = []
+    for match in matches:
+        owner = without_word(match.case, (*LABEL_WORDS, *MASK_WORDS, *SCORE_WORDS))
+        is_other = owner != match.case and owner in names
+        is_segmentation = suffix_of(match.path) in LABELS_SUFFIXES
+        if not is_other and not is_segmentation and match.modality.lower() not in words:
+            images.append(match)
+    return images
+
+
+def find_proposals(tree: Tree) -> list[Proposal]:
+    """Return the best proposal for images with their label maps, and one that takes other files."""
+    has_label_maps = False
+    found: dict[str, Proposal] = {}
+    for rank, layout in enumerate(guess_layouts(tree.files, tree.kind_of)):
+        if len(layout.roles) > _MAX_ROLES:
+            continue
+        by_kind: dict[str, list[Role]] = {}
+        for role in layout.roles:
+            by_kind.setdefault(tree.kind_of_role(role), []).append(role)
+        has_label_maps = has_label_maps or LABEL_MAP in by_kind
+        proposals = []
+        for images, labels in _groups(tree, by_kind):
+            proposal = _try(tree, images, labels)
+            if proposal is not None:
+                proposals.append(proposal)
+        # Of a layout, images on one grid count more; among layouts, how many files they take.
+        most = max((proposal.share for proposal in proposals), default=0.0)
+        for proposal in proposals:
+            ranked = replace(proposal, rank=(*proposal.rank[:2], most, -rank, *proposal.rank[2:]))
+            known = found.get(proposal.images)
+            if known is None or known.rank < ranked.rank:
+                found[proposal.images] = ranked
+        if any(proposal.labels and proposal.share == 1 for proposal in proposals):
+            break
+    best = sorted(found.values(), key=lambda proposal: proposal.rank, reverse=True)
+    best = [one for one in best if one.is_likely(has_label_maps=has_label_maps)]
+    if not best:
+        return []
+    first, *others = best
+    return [first, *(other for other in others if not other.taken <= first.taken)][:_NUM_SHOWN]
+
+
+def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[Role], Role | None]]:
+    """Yield roles that may be the modalities of complete cases, with that of their label maps."""
+    images = by_kind.get(IMAGE, [])
+    label_maps = by_kind.get(LABEL_MAP, [])
+    case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
+    for cases in case_sets[:_MAX_CASE_SETS]:
+        complete = [role for role in images if cases <= role.files.keys()]
+        if len(cases) < 2 and "".join(map(str, complete[0].names)).count("{case}") < 2:
+            continue
+        labels = _choose_labels(cases, label_maps)
+        for group in _parts_of(tree, complete, labels, min(cases)):
+            if len(group) <= MAX_MODALITIES and not _have_own_labels(group, label_maps):
+                yield group, labels
+    if images:  # Files of several volumes beside them hold the times of the same.
+        return
+    for role in by_kind.get(SERIES, []):
+        labels = _choose_labels(role.files.keys(), label_maps)
+        # Without such, the volumes of a file may be times.
+        if len(role.files) > 1 and labels is not None:
+            yield [role], labels
+
+
+def _have_own_labels(images: Sequence[Role], label_maps: Sequence[Role]) -> bool:
+    """Return whether two roles have label maps of their own, of the same name: they are cases."""
+    owners: dict[str, str] = {}  # the word of a role, by the name of label maps without it
+    for word in words_between(images):
+        for role in label_maps:
+            name = "/".join(map(str, role.names))
+            rest = without_part(name, word, "{modality}")
+            if rest != name and owners.setdefault(rest, word) != word:
+                return True
+    return False
+
+
+def _parts_of(
+    tree: Tree, roles: list[Role], labels: Role | None, case: str
+) -> Iterator[list[Role]]:
+    """Yield roles, those of them in each folder, those on the grid of labels, or each by itself."""
+    yield roles
+    by_folder: dict[Names, list[Role]] = {}
+    for role in roles:
+        by_folder.setdefault(role.names[:-1], []).append(role)
+    if len(by_folder) > 1:
+        yield from by_folder.values()
+    if labels is not None and case in labels.files:
+        on_grid = _on_grid(tree, roles, labels, case)
+        if 1 < len(on_grid) < len(roles):
+            yield on_grid
+    if not is_writable(roles):
+        yield from ([role] for role in roles)
+
+
+def _on_grid(tree: Tree, roles: Sequence[Role], labels: Role, case: str) -> list[Role]:
+    """Return the roles whose file of a case has the grid of its label map."""
+    reference = labels.files[case]
+    return [role for role in roles if tree.are_on_one_grid([reference, role.files[case]])]
+
+
+def _choose_labels(cases: Collection[str], roles: Sequence[Role]) -> Role | None:
+    """Return the label maps of most of some cases: of several roles, that with the usual word."""
+    candidates = []
+    for role in roles:
+        number = len(role.files.keys() & cases)
+        words = words_of(role)
+        if 2 * number < len(cases) or "brainmask" in words:
+            continue
+        is_mask = not words.isdisjoint(MASK_WORDS)
+        is_usual = not words.isdisjoint(LABEL_WORDS)
+        candidates.append(
+            (is_mask, not is_usual, -number, len(role.last_name), str(role.names), role)
+        )
+    if not candidates:
+        return None
+    return min(candidates, key=lambda candidate: candidate[:-1])[-1]
+
+
+def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None:
+    """Return the first pattern of some roles that takes their files, and no others."""
+    cases = frozenset.intersection(*(frozenset(role.files) for role in images))
+    label_pattern = ""
+    label_matches: list[Match] = []
+    if labels is not None:
+        label_pattern, label_matches = _fitting(tree, [labels], "label", labels.files.keys())
+    case = min(cases)
+    files = [role.files[case] for role in images]
+    has_other_grids = not tree.are_on_one_grid(files)
+    is_on_grid_of_labels = not has_other_grids
+    if len(images) > 1:
+        in_order = sorted(zip(words_between(images), images, strict=False), key=_word_of)
+        images = [role for _, role in in_order] or images
+    is_ordered = False
+    if label_pattern and labels is not None and case in labels.files:
+        # Others come onto the grid of the first.
+        on_grid = _on_grid(tree, images, labels, case)
+        if not on_grid:
+            return None
+        is_on_grid_of_labels = len(on_grid) == len(images)
+        if images[0] not in on_grid:
+            is_ordered = True
+            images = [*on_grid, *(role for role in images if role not in on_grid)]
+    pattern, matches = _fitting(tree, images, "modality", cases, is_ordered=is_ordered)
+    if not pattern:
+        return None
+    num_with_digit = sum(any(letter.isdigit() for letter in case) for case in cases)
+    share = (len(matches) + len(label_matches)) / len(tree.files)
+    rank = (bool(label_pattern), 2 * num_with_digit >= len(cases), is_on_grid_of_labels, share)
+    return Proposal(
+        pattern, label_pattern, tuple(matches), tuple(label_matches), has_other_grids, share, rank
+    )
+
+
+def _word_of(pair: tuple[str, Role]) -> str:
+    return pair[0]
+
+
+def _fitting(
+    tree: Tree,
+    roles: Sequence[Role],
+    part: str,
+    cases: Collection[str],
+    *,
+    is_ordered: bool = False,
+) -> tuple[str, list[Match]]:
+    """Return the first pattern that takes exactly the files of roles and cases; "" for none."""
+    wanted = set[tuple[str, Path]]()
+    for role in roles:
+        wanted.update((case, tree.folder / role.files[case].path) for case in cases)
+    near: list[tuple[str, set[str]]] = []
+    for pattern in write_patterns(roles, part, is_ordered=is_ordered):
+        matches = tree.find(pattern)
+        if part == "modality":
+            matches = images_among(matches, pattern)
+        found = {(match.case, match.path) for match in matches}
+        if found == wanted:
+            return pattern, matches
+        if found > wanted:
+            near.append((pattern, {case for case, _ in found - wanted}))
+    for pattern, others in near:
+        for globs in globs_of_cases(cases, others):
+            narrow = pattern.replace("{case}", f"{{case:{globs}}}", 1)
+            matches = tree.find(narrow)
+            if {(match.case, match.path) for match in matches} == wanted:
+                return narrow, matches
+    return "", []
+
+
+def _find_outputs(tree: Tree) -> list[Proposal]:
+    """Return the best proposal for a network's output: a file per case, or one for each label."""
+    found: list[Proposal] = []
+    for number, layout in enumerate(guess_layouts(tree.files, tree.kind_of)):
+        roles = [role for role in layout.roles if len(role.files) > 1]
+        most = max((len(role.files) for role in roles), default=0)
+        complete = [role for role in roles if len(role.files) == most]
+        for group in (complete, *([role] for role in complete)):
+            if not group or len({tree.kind_of_role(role) for role in group}) > 1:
+                continue
+            pattern, matches = _fitting(tree, group, "label", group[0].files.keys())
+            if pattern:
+                share = len(matches) / len(tree.files)
+                rank = (share, -number)
+                found.append(Proposal(pattern, "", tuple(matches), (), False, share, rank))
+    found.sort(key=lambda proposal: proposal.rank, reverse=True)
+    return found[:1]

@@ -1,0 +1,130 @@
+"""Patterns of roles: how the names of a data set's files are written with `{case}` and the like."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
+
+from crfrefine.cases.layouts import Names, Role
+from crfrefine.cases.patterns import expression_of_globs
+
+_MAX_LISTED = 8  # folders or endings
+_NO_PATTERN = re.compile(r"[{},*?\[\]]")
+
+
+def write_patterns(roles: Sequence[Role], part: str, *, is_ordered: bool = False) -> Iterator[str]:
+    """Yield patterns of a role, or of roles that differ in one word, the simplest first.
+
+    The word is `{modality}`, or another `part`. With `is_ordered`, it is a list in the order of the
+    roles. Nothing is yielded for names that cannot be written so.
+    """
+    unified = _unify(roles, part)
+    if unified is None:
+        return
+    names, words = unified
+    if any(_NO_PATTERN.search(word) for word in words):
+        return
+    globs = []
+    for name in names[:-1]:
+        globs.append([name] if isinstance(name, str) else _globs_of_folders(name))
+    if not is_ordered:
+        words = sorted(words)
+    placeholder = f"{{{part}}}"
+    listed = f"{{{part}:{','.join(words)}}}"
+    for folders in product(*globs):
+        text = "/".join([*folders, f"{names[-1]}{roles[0].suffix}"])
+        if not is_ordered:
+            yield text
+        if len(words) > 1:
+            yield text.replace(placeholder, listed)
+
+
+def words_between(roles: Sequence[Role]) -> list[str]:
+    """Return the words in which roles differ, [] if they do not differ in one word."""
+    unified = _unify(roles, "modality")
+    if unified is None:
+        return []
+    return unified[1]
+
+
+def is_writable(roles: Sequence[Role]) -> bool:
+    """Return whether roles differ in one word at most."""
+    return _unify(roles, "modality") is not None
+
+
+def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
+    """Return the names of all roles with `{part}` where they differ, and the words there."""
+    first = roles[0].names
+    if len({(len(role.names), role.suffix) for role in roles}) > 1:
+        return None
+    if len(roles) == 1:
+        return first, []
+    depths = [
+        depth for depth in range(len(first)) if len({role.names[depth] for role in roles}) > 1
+    ]
+    # If file names differ, they tell the roles, and folders may differ as they like.
+    *others, place = depths
+    if others and place < len(first) - 1:
+        return None
+    names = []
+    for role in roles:
+        name = role.names[place]
+        if not isinstance(name, str):
+            return None
+        names.append(name)
+    found = _differing_words(names)
+    if found is None or len({*found[2]}) < len(roles):
+        return None
+    start, end, words = found
+    unified = [*first]
+    unified[place] = f"{start}{{{part}}}{end}"
+    for depth in others:
+        folders = set[str]()
+        for role in roles:
+            name = role.names[depth]
+            folders.update([name] if isinstance(name, str) else name)
+        unified[depth] = frozenset(folders)
+    return tuple(unified), words
+
+
+def _differing_words(names: Sequence[str]) -> tuple[str, str, list[str]] | None:
+    """Return the start and the end that names have in common, and the word of each between."""
+    # Names are compared character by character, not folder by folder.
+    forward = os.path.commonprefix(names)  # noqa: RUF071
+    backward = os.path.commonprefix([name[::-1] for name in names])  # noqa: RUF071
+    start = re.sub(r"[A-Za-z0-9]*$", "", forward)
+    end = re.sub(r"^[A-Za-z0-9]*", "", backward[::-1])
+    words = [name[len(start) : len(name) - len(end)] for name in names]
+    if not all(re.fullmatch(r"[A-Za-z0-9][^{}]*", word) for word in words):
+        return None
+    return start, end, words
+
+
+def _globs_of_folders(names: Collection[str]) -> list[str]:
+    """Return globs that fit all names of folders: the widest first."""
+    globs = ["*"]
+    start = re.sub(r"\d+$", "", os.path.commonprefix([*names]))  # noqa: RUF071 - characters
+    if start:
+        globs.append(f"{start}*")
+    if len(names) <= _MAX_LISTED and not any(_NO_PATTERN.search(name) for name in names):
+        globs.append(f"{{{','.join(sorted(names))}}}")
+    return globs
+
+
+def globs_of_cases(cases: Collection[str], others: Collection[str]) -> Iterator[str]:
+    """Yield globs that fit the names of some cases, and none of the others."""
+    start = re.sub(r"\d+$", "", os.path.commonprefix([*cases]))  # noqa: RUF071 - characters
+    candidates = [f"{start}*"]
+    for ending in (r"[_-][^_-]*$", r"[_-][^_-]*[_-][^_-]*$"):
+        endings = set[str]()
+        for case in cases:
+            found = re.search(ending, case)
+            endings.add("*" + re.sub(r"\d", "?", found[0] if found else case))
+        candidates.append(",".join(sorted(endings)))
+    for globs in candidates:
+        expression = expression_of_globs(globs)
+        is_known = globs != "*" and globs.count(",") < _MAX_LISTED
+        if is_known and not any(re.fullmatch(expression, other) for other in others):
+            yield globs

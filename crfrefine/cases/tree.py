@@ -1,0 +1,115 @@
+"""The volumes of a folder and what they hold, by their voxels, for proposals of patterns."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from crfrefine.cases.content import is_label_map
+from crfrefine.cases.conventions import SCORE_WORDS
+from crfrefine.cases.layouts import File, Role
+from crfrefine.cases.patterns import Match, find_matches
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_header
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.paths import suffix_of
+from crfrefine.io.volume import VolumeHeader
+
+# Most files that are looked at, and most folders above them.
+_MAX_FILES = 10_000
+_MAX_DEPTH = 6
+_MAX_READ = 200  # most files whose voxels are looked at
+# What the files of a role hold.
+IMAGE = "image"
+SERIES = "series"  # several values per voxel
+LABEL_MAP = "label map"
+SCORES = "scores"
+UNKNOWN = "unknown"  # cannot be read, or its files hold different things
+
+
+class Tree:
+    """The volumes of a folder, and what they hold."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[File] = []
+        self._listings: dict[Path, list[Path]] = {}
+        self.headers: dict[str, VolumeHeader | None] = {}
+        self._kinds: dict[str, str] = {}
+        for place, folders, names in os.walk(folder):
+            inside = Path(place).relative_to(folder)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if len(inside.parts) >= _MAX_DEPTH or len(self.files) > _MAX_FILES:
+                folders.clear()
+            for name in sorted(names):
+                suffix = suffix_of(Path(name))
+                if suffix in VOLUME_SUFFIXES and not name.startswith("."):
+                    path = (inside / name).as_posix()
+                    stem = name[: len(name) - len(suffix)]
+                    # The suffix is kept as it is written.
+                    self.files.append(File(path, inside.parts, stem, name[len(stem) :]))
+
+    @cached_property
+    def paths(self) -> frozenset[Path]:
+        """The paths of all files."""
+        return frozenset(self.folder / file.path for file in self.files)
+
+    def header_of(self, file: File) -> VolumeHeader | None:
+        """Return the header of a file, None if it cannot be read."""
+        if file.path not in self.headers:
+            try:
+                self.headers[file.path] = read_header(self.folder / file.path)
+            except (CrfRefineError, OSError):
+                self.headers[file.path] = None
+        return self.headers[file.path]
+
+    def kind_of(self, file: File) -> str:
+        """Return what a file holds, by its voxels; most images are known by their first ones."""
+        if file.path not in self._kinds:
+            self._kinds[file.path] = self._look_at(file)
+        return self._kinds[file.path]
+
+    def _look_at(self, file: File) -> str:
+        header = self.header_of(file)
+        if header is None or len(self._kinds) >= _MAX_READ:
+            return UNKNOWN
+        try:
+            is_of_labels = is_label_map(header)
+        except (CrfRefineError, OSError):
+            return UNKNOWN
+        if header.num_channels > 1:
+            return UNKNOWN if is_of_labels else SERIES
+        return LABEL_MAP if is_of_labels else IMAGE
+
+    def kind_of_role(self, role: Role) -> str:
+        """Return what the first, middle and last file of a role hold, if it is the same."""
+        if words_of(role) & {*SCORE_WORDS}:
+            return SCORES
+        cases = sorted(role.files)
+        chosen = {cases[0], cases[len(cases) // 2], cases[-1]}
+        kinds = {self.kind_of(role.files[case]) for case in chosen}
+        return kinds.pop() if len(kinds) == 1 else UNKNOWN
+
+    def are_on_one_grid(self, files: Sequence[File]) -> bool:
+        """Return whether files have the same grid, by their headers."""
+        headers = [self.header_of(file) for file in files]
+        first = headers[0]
+        if first is None:
+            return False
+        return all(header is not None and first.on_same_grid(header) for header in headers)
+
+    def find(self, pattern: str) -> list[Match]:
+        """Return the files of a pattern, as commands find them; none for what is no pattern."""
+        try:
+            place = self.folder / pattern
+            return find_matches(place, VOLUME_SUFFIXES, self._listings, may_join=True)
+        except (InputError, re.error):
+            return []
+
+
+def words_of(role: Role) -> set[str]:
+    """Return the words of the file names of a role, apart from the case."""
+    return {*re.split(r"[^a-z0-9]+", role.last_name.replace("{case}", " ").lower())}
