@@ -361,10 +361,6 @@ class NoteKind(Enum):
         "{first} and {others:# other file} are taken for modalities of one case, by their numbers; "
         "if each file is a case, give {pattern}"
     )
-    MAY_BE_MODALITIES = (
-        "each file is taken for a case; by their names they may be modalities of fewer cases: "
-        "{advice}"
-    )
     BINARY_FILES = (
         "one binary file per structure; refine them with -p {folder}{images} and --input-type "
         "labels"

@@ -104,26 +104,33 @@ def propose(folder: Path, *, holds_images: bool = True) -> str:
         proposals = _find_outputs(tree) or proposals
     if not proposals:
         return describe_shape(tree)
-    lines = []
-    for proposal, start in zip(proposals, ("Its files look like", "Or like"), strict=False):
-        shown = proposal.describe(folder, len(tree.files), tree.paths)
-        lines.append(f"\n  {start} {shown}")
-    return "".join([*lines, ": give such a pattern in place of a folder."])
+    return _describe(tree, proposals)
 
 
-def propose_modalities(folder: Path) -> str:
-    """Return a pattern by which the files of a folder are modalities of fewer cases, with counts.
+def propose_fewer_cases(folder: Path, images: Collection[Path]) -> str:
+    """Return a line with a pattern if files that were taken for a case each are those of fewer.
 
-    The result is "" if the names do not say so.
+    They are modalities, or label maps beside the images. The result is "" if names and voxels do
+    not say so.
     """
     tree = Tree(folder)
-    tree.files = [file for file in tree.files if not file.folders]
+    tree.files = [file for file in tree.files if folder / file.path in images]
     if not have_common_endings([file.stem for file in tree.files]):
         return ""
-    for proposal in find_proposals(tree)[:1]:
-        if proposal.share == 1 and any(match.modality for match in proposal.matches):
-            return proposal.describe(folder, len(tree.files), tree.paths)
+    proposals = find_proposals(tree)[:1]
+    for proposal in proposals:
+        has_modalities = any(match.modality for match in proposal.matches)
+        if proposal.share == 1 and (has_modalities or proposal.labels):
+            return _describe(tree, proposals)
     return ""
+
+
+def _describe(tree: Tree, proposals: Sequence[Proposal]) -> str:
+    lines = []
+    for proposal, start in zip(proposals, ("Its files look like", "Or like"), strict=False):
+        shown = proposal.describe(tree.folder, len(tree.files), tree.paths)
+        lines.append(f"\n  {start} {shown}")
+    return "".join([*lines, ": give such a pattern in place of a folder."])
 
 
 def advise(place: Path, *, holds_images: bool = True) -> str:
@@ -180,10 +187,12 @@ def find_proposals(tree: Tree) -> list[Proposal]:
     has_label_maps = False
     found: dict[str, Proposal] = {}
     for rank, layout in enumerate(guess_layouts(tree.files, tree.kind_of)):
-        if len(layout.roles) > _MAX_ROLES:
+        most_cases = max((len(role.files) for role in layout.roles), default=0)
+        usual = [role for role in layout.roles if 2 * len(role.files) >= most_cases]
+        if len(usual) > _MAX_ROLES:
             continue
         by_kind: dict[str, list[Role]] = {}
-        for role in layout.roles:
+        for role in usual:
             by_kind.setdefault(tree.kind_of_role(role), []).append(role)
         has_label_maps = has_label_maps or LABEL_MAP in by_kind
         proposals = []
@@ -215,9 +224,10 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
     for cases in case_sets[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
-        if len(cases) < 2 and "".join(map(str, complete[0].names)).count("{case}") < 2:
-            continue
         labels = _choose_labels(cases, label_maps)
+        num_named = "".join(map(str, complete[0].names)).count("{case}")
+        if len(cases) < 2 and num_named < 2 and labels is None:
+            continue
         for group in _parts_of(tree, complete, labels, min(cases)):
             if len(group) <= MAX_MODALITIES and not _have_own_labels(group, label_maps):
                 yield group, labels

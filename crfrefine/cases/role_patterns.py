@@ -121,7 +121,8 @@ def globs_of_cases(cases: Collection[str], others: Collection[str]) -> Iterator[
         endings = set[str]()
         for case in cases:
             found = re.search(ending, case)
-            endings.add("*" + re.sub(r"\d", "?", found[0] if found else case))
+            shape = re.sub(r"\d", "?", found[0] if found else case)
+            endings.add(f"*{shape}" if found else shape)
         candidates.append(",".join(sorted(endings)))
     for globs in candidates:
         expression = expression_of_globs(globs)

@@ -19,7 +19,7 @@ from crfrefine.io.paths import suffix_of
 from crfrefine.io.volume import VolumeHeader
 
 # Most files that are looked at, and most folders above them.
-_MAX_FILES = 10_000
+_MAX_FILES = 30_000
 _MAX_DEPTH = 6
 _MAX_READ = 200  # most files whose voxels are looked at
 # What the files of a role hold.
@@ -105,9 +105,10 @@ class Tree:
         """Return the files of a pattern, as commands find them; none for what is no pattern."""
         try:
             place = self.folder / pattern
-            return find_matches(place, VOLUME_SUFFIXES, self._listings, may_join=True)
+            matches = find_matches(place, VOLUME_SUFFIXES, self._listings, may_join=True)
         except (InputError, re.error):
             return []
+        return [match for match in matches if match.path in self.paths]
 
 
 def words_of(role: Role) -> set[str]:

@@ -14,7 +14,7 @@ from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.proposals import advise, propose_modalities
+from crfrefine.cases.proposals import advise, propose_fewer_cases
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
@@ -61,9 +61,10 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
                     number = f"none of the {len(cases)} cases has its file: "
                 hint = advise(place, holds_images=False)
                 if is_folder(options.images[0]):
-                    modalities = propose_modalities(options.images[0])
-                    if modalities:
-                        hint += f"\n  The images may be modalities of fewer cases: {modalities}."
+                    images = {path for files in cases for path in files.images}
+                    fewer = propose_fewer_cases(options.images[0], images)
+                    if fewer:
+                        hint += f"\n  As to {options.images[0]}:{fewer}"
                 raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):

@@ -32,7 +32,7 @@ from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import Match, list_files
-from crfrefine.cases.proposals import propose, propose_modalities
+from crfrefine.cases.proposals import find_proposals, propose, propose_fewer_cases
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
@@ -40,6 +40,7 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.cases.structure_folders import are_structures
+from crfrefine.cases.tree import Tree
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
@@ -215,7 +216,7 @@ class FolderReport:
             structures = structures_by_case(folder)
             archives = list_files(folder, ARCHIVES.suffixes)
             if structures:
-                _require_binary(folder, list(structures.values()))
+                _require_structures(folder, structures)
                 self.add_structures(folder, structures)
                 return
             if archives:
@@ -247,14 +248,15 @@ class FolderReport:
                 ) from None
         self.add_cases(cases, _places_of(cases) or [folder])
         images = inside.get("images", folder)
-        if not self.cases:
-            advice = propose(folder)
-            message = f"{folder}: no case is in order{advice}"
+        message = ""
+        if all(case.missing for case in cases):
+            message = f"{folder}: no case has all files{propose(folder)}"
+        elif all(len(case.images) == 1 and case.labels is None for case in cases):
+            fewer = propose_fewer_cases(images, {case.images[0] for case in cases})
+            if fewer:
+                message = f"{images}: not each file is a case, as it is taken to be{fewer}"
+        if message:
             self.problems.append(Failure(message, InputError.__name__))
-        elif all(len(case.images) == 1 for case in cases):
-            advice = propose_modalities(images)
-            if advice:
-                self.notes.append(Note.of(NoteKind.MAY_BE_MODALITIES, str(images), advice=advice))
 
     def _add_flat_structures(self, folder: Path) -> bool:
         """Describe the structures of one case in a folder; return whether it clearly holds some."""
@@ -393,15 +395,26 @@ def _holds_labels(masks: Path) -> bool:
     return False
 
 
-def _require_binary(folder: Path, structures: Sequence[Sequence[Match]]) -> None:
-    """Raise InputError if the largest file of a case, of some of many, is no structure."""
-    for number in dict.fromkeys((0, len(structures) // 2, len(structures) - 1)):
-        files = [match.path for match in structures[number]]
+def _require_structures(folder: Path, structures: Mapping[str, Sequence[Match]]) -> None:
+    """Raise InputError if the largest file of a case, of some of many, is no structure.
+
+    Structures in a folder of their own have an image beside it, of a name that is known.
+    """
+    cases = list(structures.values())
+    for number in dict.fromkeys((0, len(cases) // 2, len(cases) - 1)):
+        files = [match.path for match in cases[number]]
         try:  # An image would be the largest.
             largest = max(files, key=lambda file: file.stat().st_size)
             read_structure(io.read_header(largest))
         except InputError as error:
             raise InputError(f"{error}{propose(folder)}") from None
+    if all(found[0].path.parent == folder / name for name, found in structures.items()):
+        return
+    try:
+        discover_cases(folder, None)
+    except InputError:
+        if find_proposals(Tree(folder)):
+            raise
 
 
 def _logits_words(num_labels: int) -> str:
