@@ -361,6 +361,7 @@ class NoteKind(Enum):
         "{first} and {others:# other file} are taken for modalities of one case, by their numbers; "
         "if each file is a case, give {pattern}"
     )
+    FEWER_CASES = "each file is taken for a case, but may be a modality of fewer{proposal}"
     BINARY_FILES = (
         "one binary file per structure; refine them with -p {folder}{images} and --input-type "
         "labels"

@@ -248,15 +248,17 @@ class FolderReport:
                 ) from None
         self.add_cases(cases, _places_of(cases) or [folder])
         images = inside.get("images", folder)
-        message = ""
         if all(case.missing for case in cases):
-            message = f"{folder}: no case has all files{propose(folder)}"
+            self._add_problem(f"{folder}: no case has all files{propose(folder)}")
         elif all(len(case.images) == 1 and case.labels is None for case in cases):
             fewer = propose_fewer_cases(images, {case.images[0] for case in cases})
-            if fewer:
-                message = f"{images}: not each file is a case, as it is taken to be{fewer}"
-        if message:
-            self.problems.append(Failure(message, InputError.__name__))
+            if "label map" in fewer:
+                self._add_problem(f"{images}: not each file is an image{fewer}")
+            elif fewer:
+                self.notes.append(Note.of(NoteKind.FEWER_CASES, str(images), proposal=fewer))
+
+    def _add_problem(self, message: str) -> None:
+        self.problems.append(Failure(message, InputError.__name__))
 
     def _add_flat_structures(self, folder: Path) -> bool:
         """Describe the structures of one case in a folder; return whether it clearly holds some."""
