@@ -156,9 +156,7 @@ def describe_shape(tree: Tree) -> str:
     hint = ""
     if any(header is not None and header.num_channels > 1 for header in tree.headers.values()):
         hint = " Times of a file become files by convert FILE FOLDER --split."
-    return (
-        f"\n  There are {shape}. No pattern was found that fits.{hint} {see(_GUIDE).capitalize()}."
-    )
+    return f"\n  There are {shape}. No pattern was found that fits; {see(_GUIDE)}.{hint}"
 
 
 def images_among(
