@@ -177,54 +177,23 @@ def _roles(named: Iterable[_Named], kind_of: Kind) -> list[Role]:
         if case in role.files:
             twice.add(place)
         role.files[case] = file
-    kept = [role for place, role in roles.items() if place not in twice]
-    kept = _merge_all_folders(kept, kind_of)
-    deepest = max((len(role.names) for role in kept), default=0)
-    for depth in range(deepest - 1):
-        kept = _merge_folders(kept, depth, kind_of)
-    return kept
+    return _merge_folders([role for place, role in roles.items() if place not in twice], kind_of)
 
 
-def _merge_all_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
+def _merge_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
     """Return the roles with those as one that differ in folders, if no case is in two of them."""
-    merged: list[Role] = []
     alike: dict[tuple[str, ...], list[Role]] = {}
     for role in roles:
-        folders = [name if _CASE in name else "*" for name in role.names[:-1]]
-        place = (*map(str, folders), role.last_name, role.suffix)
-        alike.setdefault(place, []).append(role)
-    for group in alike.values():
-        cases = Counter(case for role in group for case in role.files)
-        if len(group) == 1 or max(cases.values()) > 1 or not _are_alike(group, kind_of):
-            merged += group
-            continue
-        whole = group[0]
-        for role in group[1:]:
-            whole = _joined(whole, role)
-        merged.append(whole)
-    return merged
-
-
-def _merge_folders(roles: Sequence[Role], depth: int, kind_of: Kind) -> list[Role]:
-    """Return the roles with those as one that differ in a folder which groups cases."""
+        folders = [str(name) if _CASE in name else "*" for name in role.names[:-1]]
+        alike.setdefault((*folders, role.last_name, role.suffix), []).append(role)
     merged: list[Role] = []
-    alike: dict[tuple[object, ...], list[Role]] = {}
-    for role in roles:
-        if depth >= len(role.names) - 1 or _CASE in role.names[depth]:
-            merged.append(role)
-            continue
-        # Folders that were merged before may be other ones here.
-        rest = ["*" if isinstance(name, frozenset) else name for name in role.names]
-        rest[depth] = "*"
-        alike.setdefault((*rest, role.suffix), []).append(role)
     for group in alike.values():
         clusters: list[Role] = []
-        for role in sorted(group, key=lambda role: str(role.names[depth])):
+        for role in sorted(group, key=lambda role: list(map(str, role.names))):
             for number, cluster in enumerate(clusters):
-                are_disjoint = cluster.files.keys().isdisjoint(role.files)
-                if are_disjoint and (
-                    len(group) > _MAX_LOOKED_AT or _are_alike([cluster, role], kind_of)
-                ):
+                if not cluster.files.keys().isdisjoint(role.files):
+                    continue
+                if len(group) > _MAX_LOOKED_AT or _are_alike(cluster, role, kind_of):
                     clusters[number] = _joined(cluster, role)
                     break
             else:
@@ -233,11 +202,10 @@ def _merge_folders(roles: Sequence[Role], depth: int, kind_of: Kind) -> list[Rol
     return merged
 
 
-def _are_alike(roles: Sequence[Role], kind_of: Kind) -> bool:
-    """Return whether a file of each role, or of some of many, holds the same kind of values."""
-    step = -(-len(roles) // _MAX_LOOKED_AT)
-    kinds = {kind_of(next(iter(role.files.values()))) for role in roles[::step]}
-    return len(kinds) == 1
+def _are_alike(first: Role, second: Role, kind_of: Kind) -> bool:
+    """Return whether a file of each role holds the same kind of values."""
+    files = [next(iter(role.files.values())) for role in (first, second)]
+    return kind_of(files[0]) == kind_of(files[1])
 
 
 def _joined(first: Role, second: Role) -> Role:

@@ -81,6 +81,9 @@ def _describe_twins(pattern: Path, matches: Sequence[Match]) -> str:
     joined = Path(*names)
     taken = {match.path for match in matches}
     others = [match for match in find_matches(joined, LOGITS_SUFFIXES) if match.path not in taken]
+    if twins[1] == len(names) - 1:  # Other files beside those of a case are usual.
+        cases = {match.case for match in matches}
+        others = [match for match in others if stem_of(match.path) in cases]
     if not others:
         return ""
     more = counted(len(others), "more file")

@@ -40,7 +40,7 @@ from crfrefine.io.paths import describe_others, is_folder, suffix_of
 
 _NUM_SHOWN = 2  # proposals
 _MAX_CASE_SETS = 6  # most sets of cases that are tried, the largest ones
-_LEAST_SHARE = 0.5  # of the files, of a proposal with one case or without the label maps
+_LEAST_SHARE = 0.5  # of the files, of a proposal that leaves out label maps
 _MAX_ROLES = 32  # With more, the names of cases are taken for roles.
 _GUIDE = "docs/guide/patterns.md"
 
@@ -62,12 +62,16 @@ class Proposal:
         """The files of both patterns."""
         return frozenset(match.path for match in (*self.matches, *self.label_matches))
 
+    @property
+    def image_paths(self) -> list[Path]:
+        """The files of the images."""
+        return [match.path for match in self.matches]
+
     def is_likely(self, *, has_label_maps: bool) -> bool:
-        """Return whether it takes most files, or those of several cases with their label maps."""
-        is_of_several = len({match.case for match in self.matches}) > 1
-        if is_of_several and (self.labels or not has_label_maps):
-            return True
-        return self.share >= _LEAST_SHARE
+        """Return whether it takes all files of one case, or, of several, most or label maps."""
+        if len({match.case for match in self.matches}) == 1:
+            return self.share == 1
+        return bool(self.labels) or not has_label_maps or self.share >= _LEAST_SHARE
 
     def describe(self, folder: Path, num_files: int, others: Collection[Path]) -> str:
         """Return the patterns, and what they take and leave out."""
@@ -212,7 +216,11 @@ def find_proposals(tree: Tree) -> list[Proposal]:
     if not best:
         return []
     first, *others = best
-    return [first, *(other for other in others if not other.taken <= first.taken)][:_NUM_SHOWN]
+    if first.labels:
+        others = [other for other in others if other.labels]
+    taken = {match.path for match in first.matches}
+    others = [other for other in others if not taken.issuperset(other.image_paths)]
+    return [first, *others][:_NUM_SHOWN]
 
 
 def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[Role], Role | None]]:
@@ -222,9 +230,8 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
     for cases in case_sets[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
-        labels = _choose_labels(cases, label_maps)
-        num_named = "".join(map(str, complete[0].names)).count("{case}")
-        if len(cases) < 2 and num_named < 2 and labels is None:
+        labels = _choose_labels(cases, label_maps, complete[0])
+        if len(cases) < 2 and not _tells_one_case(complete[0]):
             continue
         for group in _parts_of(tree, complete, labels, min(cases)):
             if len(group) <= MAX_MODALITIES and not _have_own_labels(group, label_maps):
@@ -232,10 +239,16 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     if images:  # Files of several volumes beside them hold the times of the same.
         return
     for role in by_kind.get(SERIES, []):
-        labels = _choose_labels(role.files.keys(), label_maps)
+        labels = _choose_labels(role.files.keys(), label_maps, role)
         # Without such, the volumes of a file may be times.
         if len(role.files) > 1 and labels is not None:
             yield [role], labels
+
+
+def _tells_one_case(role: Role) -> bool:
+    """Return whether names tell a single case: its folder has the files, or they its name."""
+    folder = role.names[-2] if len(role.names) > 1 else ""
+    return folder == "{case}" or "".join(map(str, role.names)).count("{case}") > 1
 
 
 def _have_own_labels(images: Sequence[Role], label_maps: Sequence[Role]) -> bool:
@@ -259,7 +272,7 @@ def _parts_of(
     for role in roles:
         by_folder.setdefault(role.names[:-1], []).append(role)
     if len(by_folder) > 1:
-        yield from by_folder.values()
+        yield from (group for group in by_folder.values() if len(group) > 1)
     if labels is not None and case in labels.files:
         on_grid = _on_grid(tree, roles, labels, case)
         if 1 < len(on_grid) < len(roles):
@@ -274,22 +287,26 @@ def _on_grid(tree: Tree, roles: Sequence[Role], labels: Role, case: str) -> list
     return [role for role in roles if tree.are_on_one_grid([reference, role.files[case]])]
 
 
-def _choose_labels(cases: Collection[str], roles: Sequence[Role]) -> Role | None:
-    """Return the label maps of most of some cases: of several roles, that with the usual word."""
+def _choose_labels(cases: Collection[str], roles: Sequence[Role], image: Role) -> Role | None:
+    """Return the label maps of most of some cases: with the usual word, or near to the images."""
     candidates = []
     for role in roles:
         number = len(role.files.keys() & cases)
         words = words_of(role)
         if 2 * number < len(cases) or "brainmask" in words:
             continue
-        is_mask = not words.isdisjoint(MASK_WORDS)
-        is_usual = not words.isdisjoint(LABEL_WORDS)
-        candidates.append(
-            (is_mask, not is_usual, -number, len(role.last_name), str(role.names), role)
+        order = (
+            not words.isdisjoint(MASK_WORDS),
+            words.isdisjoint(LABEL_WORDS),
+            -number,
+            role.names[:-1] != image.names[:-1],
+            len(role.last_name),
+            str(role.names),
         )
+        candidates.append((order, role))
     if not candidates:
         return None
-    return min(candidates, key=lambda candidate: candidate[:-1])[-1]
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
 def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None:

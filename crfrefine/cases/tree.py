@@ -22,6 +22,7 @@ from crfrefine.io.volume import VolumeHeader
 _MAX_FILES = 30_000
 _MAX_DEPTH = 6
 _MAX_READ = 200  # most files whose voxels are looked at
+_MAX_ENDINGS = 16  # most of a role, one for each word at the end of a name
 # What the files of a role hold.
 IMAGE = "image"
 SERIES = "series"  # several values per voxel
@@ -85,12 +86,22 @@ class Tree:
         return LABEL_MAP if is_of_labels else IMAGE
 
     def kind_of_role(self, role: Role) -> str:
-        """Return what the first, middle and last file of a role hold, if it is the same."""
+        """Return what the files of a role hold, if it is the same in some of them.
+
+        They are the first, middle and last one, and one for each word at the end of a name.
+        """
         if words_of(role) & {*SCORE_WORDS}:
             return SCORES
-        cases = sorted(role.files)
-        chosen = {cases[0], cases[len(cases) // 2], cases[-1]}
-        kinds = {self.kind_of(role.files[case]) for case in chosen}
+        files = [role.files[case] for case in sorted(role.files)]
+        chosen = {file.path: file for file in (files[0], files[len(files) // 2], files[-1])}
+        endings: dict[str, File] = {}
+        for file in files:
+            ending = re.search(r"[A-Za-z]*[^A-Za-z]*$", file.stem)
+            word = re.sub(r"[^A-Za-z]", "", ending[0] if ending else "")
+            endings.setdefault(word.lower(), file)
+        for file in list(endings.values())[:_MAX_ENDINGS]:
+            chosen.setdefault(file.path, file)
+        kinds = {self.kind_of(file) for file in chosen.values()}
         return kinds.pop() if len(kinds) == 1 else UNKNOWN
 
     def are_on_one_grid(self, files: Sequence[File]) -> bool:
