@@ -6,6 +6,7 @@ proposed if it takes the images of complete cases, and nothing else.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -227,6 +228,8 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     """Yield roles that may be the modalities of complete cases, with that of their label maps."""
     images = by_kind.get(IMAGE, [])
     label_maps = by_kind.get(LABEL_MAP, [])
+    if _are_numbered(images) and _are_numbered(label_maps):
+        return  # Each time of an image has a label map of its own, and is a case.
     case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
     for cases in case_sets[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
@@ -243,6 +246,12 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
         # Without such, the volumes of a file may be times.
         if len(role.files) > 1 and labels is not None:
             yield [role], labels
+
+
+def _are_numbered(roles: Sequence[Role]) -> bool:
+    """Return whether two roles differ in a number, as frame01 and frame12."""
+    names = {re.sub(r"\d{2,}", "#", "/".join(map(str, role.names))) for role in roles}
+    return len(names) < len(roles)
 
 
 def _tells_one_case(role: Role) -> bool:

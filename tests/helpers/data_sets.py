@@ -431,14 +431,14 @@ DATA_SETS = {
 }
 
 
-def patterns(*, whole_names=False):
+def patterns():
     """The patterns of images and labels of each data set of the guide, "" for none."""
     table = PAGE.read_text(encoding="utf-8").partition("## Public data sets")[2]
     found = {}
     for line in table.partition("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.removesuffix("|").removeprefix("|").split(" | ")]
         if len(cells) == 3 and cells[0] not in ("data set", "---"):
-            name = cells[0] if whole_names else re.split(", with |, 4-D", cells[0])[0]
+            name = re.split(", with |, 4-D", cells[0])[0]
             found[name] = tuple(_first_pattern(cell) for cell in cells[1:])
     return found
 
