@@ -287,7 +287,7 @@ def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_p
     names = ("a/a_lung.nii", "b/b_lung.nii", "b/b_liver.nii", "c/segmentations/lung.nii", "c/c.nii")
     root = make(tmp_path, *(f"r/{name}" for name in names), "i/c.nii", "i/b.nii")
     options = EvaluationOptions(root / "r", root / "r", root / "out")
-    assert has_structures(options)
+    assert has_structures(options, [])
     _, references, _ = find_structures(options)
     found_ = {name: case.structures for name, case in references.items()}
     assert found_ == {"b": ("liver", "lung"), "c": ("lung",)}
