@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cli_helpers import save_nifti
 
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
@@ -294,7 +296,8 @@ def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_p
     for case in discover_cases(root / "i", root / "r", input_type="labels"):
         assert case.structures == found_[case.case_id]
     # Label maps with names count, whatever lies in folders beside them.
-    make(root, "r/d.nii")
+    for name in ("a/a_lung.nii", "d.nii"):
+        save_nifti(root / "r" / name, np.ones((3, 4, 5), np.uint8))
     (root / "r/dataset.json").write_text(json.dumps({"labels": {"lung": 1}}))
     _, references, _ = find_structures(options)
     assert [*references] == ["a", "d"]
