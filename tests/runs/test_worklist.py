@@ -22,6 +22,7 @@ from tune_helpers import (
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_volume, write_label_map
+from crfrefine.runs.tune import session as session_module
 from crfrefine.runs.tune.case import CaseRefiner
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
@@ -119,13 +120,14 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
 
 def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
     worklist.read_ahead(1)
-    number, future = worklist._ahead
+    number, future, preparing = worklist._ahead._next
     session = future.result(60)
+    preparing.result(60)
     assert number == 1
     worklist.read_ahead(1)
-    assert worklist._ahead == (1, future)
+    assert worklist._ahead._next[:2] == (1, future)
     expected = session.shown[0]
-    assert expected is not None
+    assert session.shown.parameters is not None
     monkeypatch.setattr(CaseRefiner, "refine", None)
     worklist.open(1)
     assert worklist.session(1) is session
@@ -139,7 +141,7 @@ def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
     worklist._options = replace(options, inputs=limited)
     try:
         worklist.read_ahead(1)
-        assert worklist._ahead[1].result(60) is None
+        assert worklist._ahead._next.reading.result(60) is None
     finally:
         worklist.end()
 
@@ -162,6 +164,76 @@ def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
         changed = wait_for_count(worklist)
         assert changed[0] > 0
         assert changed[1] is None
+    finally:
+        worklist.end()
+
+
+def test_a_case_opens_while_the_result_of_the_one_that_is_left_is_computed(worklist):
+    """The page of "a" waits for its whole result, and no request waits for that one."""
+    left = worklist.session(0)
+    left._num_computing = 1
+    worklist.read_ahead(1)
+    opener = threading.Thread(target=worklist.open, args=(1,), daemon=True)
+    opener.start()
+    opener.join(60)
+    opened = worklist.session(1)
+    assert left.refine(5, "", {}, (0, 0, 0), is_whole=True) == {"is_stale": True}
+    # The result of "b" that was begun ahead is computed to its end, or anew.
+    assert whole_result(opened)["is_whole"]
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Reading of the case "b" sets the first event, and waits for the second one."""
+    begun = threading.Event()
+    may_end = threading.Event()
+    open_case = session_module.open_case
+
+    def opened(files, *settings):
+        if files.case_id == "b":
+            begun.set()
+            assert may_end.wait(60)
+        return open_case(files, *settings)
+
+    monkeypatch.setattr(session_module, "open_case", opened)
+    yield begun, may_end
+    may_end.set()
+
+
+def test_no_request_waits_while_a_case_is_read(worklist, slow):
+    begun, may_end = slow
+    opener = threading.Thread(target=worklist.open, args=(1,))
+    opener.start()
+    assert begun.wait(60)
+    assert worklist.describe()["open"] == 0
+    assert worklist.review(0, "done", "")["open"] == 0
+    assert worklist.keep()["open"] == 0
+    # A case that is asked for later is open first, and stays open.
+    assert worklist.open(2)["open"] == 2
+    may_end.set()
+    opener.join(60)
+    assert worklist.describe()["open"] == 2
+    assert whole_result(worklist.session(2))["is_whole"]
+
+
+def test_a_case_that_was_read_while_a_folder_was_chosen_is_saved_in_it(
+    options, tmp_path, slow, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    begun, may_end = slow
+    without_folder = replace(options, corrections=None)
+    worklist = Worklist(without_folder, find_cases(without_folder))
+    try:
+        opener = threading.Thread(target=worklist.open, args=(1,))
+        opener.start()
+        assert begun.wait(60)
+        folder = tmp_path / "corrections"
+        assert worklist.keep()["folder"]["path"] == str(folder)
+        may_end.set()
+        opener.join(60)
+        worklist.draw(1, **STROKE)
+        worklist.save_case(1, "", {})
+        assert Corrections.of_case("b", folder).refined.exists()
     finally:
         worklist.end()
 

@@ -109,7 +109,9 @@ class Session:
         self._whole = self.shown  # the newest result of the whole case
         self._former: Array | None = None  # the labels before the last stroke
         self._edited: Box | None = None  # around the strokes that no result has yet
-        self._newest: float = 0  # the highest counter
+        self._newest: float = 0  # the highest counter; infinity once the case is left
+        self._last_counter = 0
+        self._asked: CrfParameters | None = None  # those that the page asked for last
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
         self._shown_lock = threading.Lock()
@@ -120,8 +122,12 @@ class Session:
         return self._num_computing > 0
 
     def end(self) -> None:
-        """Stop computing at the next step."""
+        """Stop computing at the next step; no result is computed any more."""
         self._newest = math.inf
+
+    def resume(self) -> None:
+        """Compute results again: the case is not left after all."""
+        self._newest = self._last_counter
 
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
@@ -159,12 +165,20 @@ class Session:
     def prepare(self, progress: Callable[..., None]) -> None:
         """Compute what the page shows first, the result with the parameters that it begins with.
 
-        `progress` is called at each step, and may raise to stop. A large case has none.
+        `progress` is called at each step, and may raise to stop. It stops by itself once the case
+        is left, or the page asks for other parameters. A large case has none.
         """
+        parameters = self._options.inputs.parameters
         if self.case.is_large:
             return
-        with suppress(CrfRefineError):  # The page is told by `refine`.
-            self._refine_whole(self._options.inputs.parameters, progress)
+
+        def check(*steps: object) -> None:
+            if self._newest == math.inf or self._asked not in (None, parameters):
+                raise _StaleError
+            progress(*steps)
+
+        with suppress(CrfRefineError, _StaleError):  # The page is told by `refine`.
+            self._refine_whole(parameters, check)
 
     def refine(
         self,
@@ -185,7 +199,9 @@ class Session:
         parameters = self.parameters(preset, changes)
         if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
+        self._last_counter = max(self._last_counter, counter)
         self._newest = max(self._newest, counter)
+        self._asked = parameters
         box = None
         if not is_whole:
             inside = self._edited or tuple(slice(at, at + 1) for at in place)

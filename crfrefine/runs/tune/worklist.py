@@ -18,6 +18,7 @@ from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.inputs import RunInputs
+from crfrefine.runs.tune.ahead import ReadAhead
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.corrections import (
     CORRECTED,
@@ -56,11 +57,14 @@ class Worklist:
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._drawings_lock = threading.Lock()
+        # Two readers of one case would keep its strokes twice.
+        self._reading_locks = [threading.Lock() for _ in inputs.cases]
         self._stamps: dict[int, str] = {}  # of the inputs of each case, when they were seen last
         self._session = self._read(number_of_first(inputs, options))
-        self._lock = threading.Lock()  # of what is open and read ahead
-        self._reader = thread_pool(1, "read ahead", gives_way=True)
-        self._ahead: tuple[int, Future[Session | None]] | None = None
+        # Of what is open and read ahead; nothing is read or computed while it is held.
+        self._lock = threading.Lock()
+        self._opening = self._session.number  # the case that was asked for last
+        self._ahead = ReadAhead(self._read_next, self._give_way)
         self._counter = thread_pool(1, "count changes", gives_way=True)
         self._counting: Future[None] | None = None
         self._saver = thread_pool(1, "save all", gives_way=True)
@@ -82,12 +86,28 @@ class Worklist:
 
     def _read(self, number: int) -> Session:
         """Read a case; its strokes are those of an earlier time that it was open, if any."""
-        with self._drawings_lock:  # Two readers of a case would keep its strokes twice.
+        with self._reading_locks[number]:
+            options = self._options
             known = self._drawings.get(number)
-            session = Session(self._options, self._inputs, number, known)
-            self._drawings[number] = session.drawing
-            self._stamps[number] = session.stamp
+            session = Session(options, self._inputs, number, known)
+            with self._drawings_lock:
+                self._drawings[number] = session.drawing
+                self._stamps[number] = session.stamp
+                if self._options is not options:  # `keep` was called meanwhile.
+                    self._keep_drawing(number, session.drawing)
+                    session.keep_in(self._corrections_of(number))
         return session
+
+    def _corrections_of(self, number: int) -> Corrections:
+        """Return the files of a case in the folder of corrections."""
+        assert self._options.corrections is not None
+        return Corrections.of_case(self._inputs.cases[number].case_id, self._options.corrections)
+
+    def _keep_drawing(self, number: int, drawing: Drawing) -> None:
+        """Keep the strokes of a case in the folder of corrections."""
+        files = self._corrections_of(number)
+        files.check()
+        drawing.keep_in(files.drawing)
 
     def refine(self, number: int, **state: Any) -> dict[str, Any]:
         """Refine the open case, as of `Session.refine`."""
@@ -207,19 +227,16 @@ class Worklist:
 
         Strokes and notes that a disk did not take are written again. Return the cases.
         """
-        # A case that is being read for later keeps its strokes from the end of that on.
+        # A case that is being read keeps its strokes from the end of that on.
         with self._lock, self._drawings_lock:
             folder = self._options.corrections or _offered_folder().resolve()
             if self._folder_lock is None:
                 self._folder_lock = FolderLock(folder)
                 self._options = replace(self._options, corrections=folder)
-                self._ahead = None  # It could not be saved.
+                self._ahead.drop()  # It could not be saved.
             for number, drawing in self._drawings.items():
-                files = Corrections.of_case(self._inputs.cases[number].case_id, folder)
-                files.check()
-                drawing.keep_in(files.drawing)
-                if number == self._session.number:
-                    self._session.keep_in(files)
+                self._keep_drawing(number, drawing)
+            self._session.keep_in(self._corrections_of(self._session.number))
             self._reviews.keep_in(folder)
         return self.describe()
 
@@ -264,23 +281,45 @@ class Worklist:
     def open(self, number: int) -> dict[str, Any]:
         """Open a case in place of the one that is open, whose strokes are kept.
 
-        Return the cases. The case that is open stays open if the other one cannot be read.
+        It stops computing at once. Return the cases. If the other one cannot be read, the case that
+        is open stays open. Where several are opened at a time, the last one that was asked for is.
         """
         self._require_case(number)
         with self._lock:
-            if number != self._session.number:
-                ahead = self._ahead
-                self._ahead = None
-                session = None
-                if ahead is not None and ahead[0] == number:
-                    session = ahead[1].result()
-                elif ahead is not None:
-                    ahead[1].cancel()
-                session = session or self._read(number)
+            self._opening = number
+            is_open = number == self._session.number
+            if is_open:
+                self._stay_open()
+            else:
                 self._session.end()
-                self._session.drawing.forget()
-                self._session = session
+                reading = self._ahead.take(number)
+        if not is_open:
+            self._open(number, reading)
         return self.describe()
+
+    def _open(self, number: int, reading: Future[Session | None] | None) -> None:
+        """Read a case, unless it is read ahead, and open it, unless another one was asked for."""
+        try:
+            session = None if reading is None else reading.result()
+            if session is None:
+                session = self._read(number)
+        except BaseException:
+            with self._lock:
+                if number == self._opening:
+                    self._stay_open()
+            raise
+        with self._lock:
+            left = session
+            if number == self._opening:
+                left = self._session
+                self._session = session
+            left.end()
+            left.drawing.forget()
+
+    def _stay_open(self) -> None:
+        """Let the open case compute again, after another one was not opened."""
+        if not self._has_ended:
+            self._session.resume()
 
     def _require_case(self, number: int) -> None:
         if not 0 <= number < len(self._inputs.cases):
@@ -290,23 +329,19 @@ class Worklist:
         """Begin to read the case that is probably opened next, if there is memory for two."""
         self._require_case(number)
         with self._lock:
-            is_known = self._ahead is not None and self._ahead[0] == number
-            is_open = number == self._session.number
-            if not is_open and not is_known and not self._has_ended:
-                self._ahead = number, self._reader.submit(self._read_next, number)
+            if number != self._session.number and not self._has_ended:
+                self._ahead.begin(number)
         return {}
 
     def _read_next(self, number: int) -> Session | None:
-        """Return a case with its result; None if there is no memory for it beside the open one."""
+        """Read a case; None if there is no memory for it beside the open one."""
         files = self._inputs.cases[number]
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
         _, needed, _ = bytes_of_case(headers)
         if needed > memory_limit(inputs.max_memory).left:
             return None
-        session = self._read(number)
-        session.prepare(self._give_way)
-        return session
+        return self._read(number)
 
     def count_changes(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to count the voxels that the CRF changes in each case with these parameters."""
@@ -337,26 +372,30 @@ class Worklist:
             return None
         return int(np.count_nonzero(result.label_map != case.network_labels))
 
-    def _give_way(self, *progress: object) -> None:
-        """Wait while the page waits for a result; raise _EndedError once the page has ended."""
-        while self._session.is_computing and not self._has_ended:
+    def _give_way(self, *progress: object, ahead: Session | None = None) -> None:
+        """Wait while the page waits for a result; raise _EndedError once the page has ended.
+
+        The result of `ahead` does not wait once it is the open case.
+        """
+        while not self._has_ended:
+            shown = self._session
+            if shown is ahead or not shown.is_computing:
+                return
             time.sleep(_PAUSE)
-        if self._has_ended:
-            raise _EndedError
+        raise _EndedError
 
     @property
     def is_busy(self) -> bool:
         """Whether a step of some work has not stopped yet."""
-        tasks: list[Future[Any] | None] = [self._counting, self._saving]
-        if self._ahead is not None:
-            tasks.append(self._ahead[1])
-        return self._session.is_computing or any(task and not task.done() for task in tasks)
+        is_working = any(task and not task.done() for task in (self._counting, self._saving))
+        return is_working or self._ahead.is_busy or self._session.is_computing
 
     def end(self) -> None:
         """Stop all work at its next step."""
         self._has_ended = True
         self._session.end()
-        for pool in (self._reader, self._counter, self._saver):
+        self._ahead.end()
+        for pool in (self._counter, self._saver):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._folder_lock is not None:
             self._folder_lock.release()
