@@ -12,7 +12,7 @@ from enum import Enum, unique
 from string import Formatter
 from typing import Any, Self
 
-from crfrefine.base.text import MAX_LISTED, counted, listed
+from crfrefine.base.text import MAX_LISTED, counted, listed, shorten_value
 
 
 @unique
@@ -409,15 +409,23 @@ class Note:
     def from_dict(cls, entry: Mapping[str, Any] | str) -> Self:
         """Return the note of a record; older records have only its sentence.
 
-        Raise KeyError, TypeError or ValueError for an entry that is none.
+        A note of another version keeps its sentence where this version lacks its kind, or has other
+        values in the sentence. Raise KeyError, TypeError or ValueError for an entry that is none.
         """
         if isinstance(entry, str):
             return cls.of(NoteKind.OTHER, text=entry)
         kind = NoteKind.__members__.get(str(entry["kind"]).upper())
+        text = entry["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected the sentence of a note, got {shorten_value(text)}")
+        of_sentence = cls.of(NoteKind.OTHER, text=text)
         if kind is None:
-            return cls.of(NoteKind.OTHER, text=str(entry["text"]))
+            return of_sentence
         note = cls(kind, entry["values"], str(entry["file"]), str(entry["part"]))
-        str(note)
+        try:
+            str(note)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return of_sentence
         return note
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 
 import click
@@ -54,6 +55,16 @@ GONE = {
         "OUTPUT/.crfrefine/record.jsonl gets a line as each case ends"
     ),
 }
+# The one command whose option is gone, where no other command had it, or what does its job.
+GONE_FROM = {
+    "--continue": "evaluate",
+    "--resume": "evaluate",
+    "--max-minutes": "train-crf",
+    "--case-timeout": "infer",
+    "--workers": "infer",
+}
+# What the system says if there is no room for more processes, threads or open files.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 def tell(text: str) -> None:
@@ -84,10 +95,34 @@ def print_usage_error(error: click.UsageError) -> None:
         return
     message = error.format_message()
     if isinstance(error, click.NoSuchOption):
-        message = GONE.get(error.option_name, message)
+        message = _gone(error) or message
     text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
     if error.ctx is not None:
         help_command = f"{error.ctx.command_path} --help"
         text = f"{error.ctx.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
+
+
+def _gone(error: click.NoSuchOption) -> str | None:
+    """Return what became of an unknown option; None if the command never had it."""
+    name = error.option_name
+    command = None if error.ctx is None else error.ctx.info_name
+    if GONE_FROM.get(name, command) != command:
+        return None
+    return GONE.get(name)
+
+
+def describe_system_error(error: OSError, command: click.Command | None) -> str:
+    """Return a line on an error of the system: where it was, if that is known, and why."""
+    reason = error.strerror or str(error)
+    if error.errno in _SHORTAGES and command is not None:
+        for parameter in command.params:
+            # The last name says most: `--threads --processes`.
+            if "--threads" in parameter.opts:
+                reason += f"; try fewer {parameter.opts[-1]}"
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    if error.errno == errno.ENOENT:
+        return f"the current folder: {reason}"  # Someone has removed it.
+    return reason

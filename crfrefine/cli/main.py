@@ -6,7 +6,6 @@ Each command imports its modules when it runs.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import signal
@@ -25,7 +24,13 @@ from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import shorten
 from crfrefine.cli.command import VERBOSE
-from crfrefine.cli.failures import GONE, print_failure, print_usage_error, tell
+from crfrefine.cli.failures import (
+    GONE,
+    describe_system_error,
+    print_failure,
+    print_usage_error,
+    tell,
+)
 from crfrefine.errors import CrfRefineError
 from crfrefine.version import __version__
 
@@ -93,12 +98,24 @@ class Group(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            place = error.filename or "standard output"
-            if error.filename is None and error.errno == errno.ENOENT:
-                place = "the current folder"  # Someone has removed it.
-            tell(f"error: {place}: {error.strerror}")
+            command = None
+            if context is not None and context.invoked_subcommand is not None:
+                command = self.get_command(context, context.invoked_subcommand)
+            tell(f"error: {describe_system_error(error, command)}")
             status = 1
         sys.exit(status)
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors say that they are its own."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def complete(context: click.Context, parameter: click.Parameter, shell: str) -> None:
@@ -163,6 +180,14 @@ def main() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        is_interactive = sys.stdout.line_buffering or sys.stdout.write_through
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors=sys.stdout.errors,
+            line_buffering=is_interactive,
+        )
     instruction = os.environ.get(_COMPLETE)
     if instruction:
         sys.exit(shell_complete(app, {}, "crfrefine", _COMPLETE, instruction))

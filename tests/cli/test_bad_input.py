@@ -258,6 +258,23 @@ def test_streams_that_are_closed_or_full_leave_no_traceback(folders):
         assert (done.returncode, "Traceback" in done.stderr) == (status, False)
 
 
+def test_an_error_of_the_system_without_a_file_is_told_as_what_it_is(tmp_path):
+    for number in range(8):
+        save_nifti(tmp_path / f"labels/{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8))
+    evaluated = command("evaluate", *2 * [tmp_path / "labels"], "-o", tmp_path / "out")
+    too_many = f"ulimit -n 12; {shlex.join(evaluated)} --no-report --processes 8"
+    full = f"{shlex.join(command('info'))} >/dev/full"
+    for line, said in (
+        (too_many, "Too many open files; try fewer --processes"),
+        (full, "standard output: No space left on device"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stderr.splitlines()[-1] == f"crfrefine: error: {said}"
+        assert done.returncode == 1
+
+
 def test_a_current_folder_that_was_removed_is_named(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -27,7 +27,7 @@ from cli_helpers import (
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
 from crfrefine.base.option import PANELS
-from crfrefine.cli.failures import GONE
+from crfrefine.cli.failures import GONE, GONE_FROM
 from crfrefine.cli.main import COMMANDS, app
 from crfrefine.evaluate.run import metrics_csv
 from crfrefine.statistics.comparison import Measurement, ResultTable
@@ -135,10 +135,14 @@ def test_wrong_usage_exits_with_2(tmp_path, monkeypatch):
 
 def test_a_command_or_option_that_is_gone_says_what_does_its_job():
     for name, instead in GONE.items():
-        command = "evaluate" if "evaluate" in instead or "only infer" in instead else "infer"
+        command = GONE_FROM.get(name, "evaluate")
         words = (command, name) if name.startswith("--") else (name,)
         assert instead in run_here(*words, status=2).stderr.splitlines()[-1]
     assert GONE["--workers"] in run_here("infer", "--workers=3", status=2).stderr
+    for command in ("convert", "tune", "info", "demo", "status"):
+        for name in GONE_FROM:
+            said = run_here(command, name, status=2).stderr
+            assert f"\ncrfrefine: error: No such option '{name}'." in said
     for device in ("cuda:all", "cuda:0,1"):
         assert (
             f"got '{device}'"

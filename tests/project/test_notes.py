@@ -77,8 +77,10 @@ def test_a_note_is_the_same_after_a_record_was_read(sentence):
 
 def test_notes_of_other_versions_keep_their_sentences():
     later = {**NOTES["probabilities: {labels}"].to_dict(), "kind": "of_later"}
-    for entry in (later, later["text"]):
+    others = {**later, "kind": "left_out"}  # as if its sentence had other values then
+    kinds = {**others, "kind": "left_out", "values": {"left_out": [1], "cases": {}, "reasons": 1}}
+    for entry in (later, others, kinds, {**others, "values": []}, later["text"]):
         assert str(Note.from_dict(entry)) == "probabilities: {labels}"
-    for broken in ({"kind": 3}, {**later, "kind": "left_out"}):
+    for broken in ({"kind": 3}, {**later, "text": 5}, {"kind": "left_out", "values": {}}):
         with pytest.raises((KeyError, TypeError, ValueError)):
             str(Note.from_dict(broken))
