@@ -33,6 +33,8 @@ CRF = "CRF"  # the best trained model, with the volume term of its start
 # Beginning of the kinds with one weight for all labels and no biases. Their volume term does per
 # case what weights per label and biases do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
+# Beginning of the kinds with one weight for all labels and the trained biases.
+WITH_BIASES = f"{ONE_WEIGHT} and biases"
 
 # Volume terms that are tried once the rest is trained. The first one protects at little cost, so a
 # model with it counts as gentler.
@@ -44,6 +46,13 @@ KEPT_GAIN = 0.95
 # Fewer cases say little of cases unlike them: the trained model with a weight and a bias per label
 # is never preferred to a gentler one.
 MIN_FOR_MANY_WEIGHTS = 8
+# From so many cases on, their common error shows, and the kinds WITH_BIASES stand for the others of
+# ONE_WEIGHT. With fewer, biases follow single cases.
+MIN_FOR_BIASES = 16
+# By so many standard errors the model with a weight and a bias per label must be better. With one,
+# the seed decided which kind was taken from a network of 80 hippocampi, and with it a tenth of the
+# gain.
+CLEARLY = 2.0
 # Fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
 # are compared.
 MIN_CASES = 3
@@ -97,26 +106,29 @@ def variants(
     volumes = [volume for volume in volumes if volume != parameters.volume]
     num_gentler = 1 if volumes and volumes[0].weight > 0.0 else 0
     gentlest = []
-    kind = CRF
-    model = parameters
+    models = {CRF: parameters}
     if untrained is not None:
         gentlest.append(Candidate(UNTRAINED, UNTRAINED, untrained))
-        kind = ONE_WEIGHT
         first = parameters.bilateral[0]
         kernel = replace(first, weight=float(np.mean(first.weight)))
-        mean_field = replace(parameters.mean_field, bias=0.0)
-        model = rounded(replace(parameters, bilateral=(kernel,), mean_field=mean_field))
+        with_biases = rounded(replace(parameters, bilateral=(kernel,)))
+        models = {
+            ONE_WEIGHT: with_biases.replace(**{"mean_field.bias": 0.0}),
+            WITH_BIASES: with_biases,
+        }
         if num_gentler == 0:
             volumes = []
 
-    with_volumes = []
+    rivals = []
     for volume in volumes:
         term = "no volume term"
         if volume.weight > 0.0:
             term = f"volume {volume.weight:g}"
-        rival = replace(trained, kind=f"{kind}, {term}", parameters=model.replace(volume=volume))
-        with_volumes.append(rival)
-    return [*gentlest, *with_volumes[:num_gentler], trained, *with_volumes[num_gentler:]]
+        for kind, model in models.items():
+            with_volume = model.replace(volume=volume)
+            rivals.append(replace(trained, kind=f"{kind}, {term}", parameters=with_volume))
+    num_gentler *= len(models)
+    return [*gentlest, *rivals[:num_gentler], trained, *rivals[num_gentler:]]
 
 
 def choose_kind(
@@ -159,11 +171,12 @@ def choose(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
     Only useful candidates are compared, gentler ones first. The first one that is about as good as
     the best one is taken. Where there are models with one weight, the trained model, with its many
     weights and biases, is left out of this comparison. It is taken if no other candidate is useful,
-    or if it is better than the one that the comparison takes by more than chance. `num_cases`
-    decides how many candidates can be told apart.
+    or if it is clearly better than the one that the comparison takes. `num_cases` decides how many
+    candidates can be told apart, and whether models with one weight have biases.
     """
     if num_cases < MIN_CASES:
         candidates = [each for each in candidates if each.kind in (CALIBRATION, CRF)]
+    candidates = _of_one_weight(candidates, num_cases)
     useful = [candidate for candidate in candidates if candidate.is_useful]
     if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
         return _gentlest_of_best(useful)
@@ -178,9 +191,21 @@ def choose(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
     gentler = _gentlest_of_best(gentler_ones)
     if trained is None or gentler is None:
         return gentler or trained
-    if num_cases >= MIN_FOR_MANY_WEIGHTS and is_gain(trained.values - gentler.values):
+    if num_cases >= MIN_FOR_MANY_WEIGHTS and is_gain(trained.values - gentler.values, CLEARLY):
         return trained
     return gentler
+
+
+def _of_one_weight(candidates: Sequence[Candidate], num_cases: int) -> list[Candidate]:
+    """Return the candidates whose one weight comes with biases, or without, as cases allow."""
+    has_biases = any(candidate.kind.startswith(WITH_BIASES) for candidate in candidates)
+    wants_biases = has_biases and num_cases >= MIN_FOR_BIASES
+    taken = []
+    for candidate in candidates:
+        with_biases = candidate.kind.startswith(WITH_BIASES)
+        if not candidate.kind.startswith(ONE_WEIGHT) or with_biases == wants_biases:
+            taken.append(candidate)
+    return taken
 
 
 def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -207,10 +232,10 @@ def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -
     return sorted(means, key=means.__getitem__, reverse=True)
 
 
-def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+def is_gain(gains: Sequence[float] | NDArray[np.float64], num_errors: float = 1.0) -> bool:
     """Return whether gains of cases exceed chance.
 
-    They do if their mean is more than its standard error above 0.
+    They do if their mean is more than so many of its standard errors above 0.
     """
     values = np.asarray(gains, dtype=float)
     if values.size == 0:
@@ -218,7 +243,7 @@ def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
     error = 0.0
     if values.size > 1:
         error = float(values.std(ddof=1)) / math.sqrt(values.size)
-    return float(values.mean()) > error
+    return float(values.mean()) > num_errors * error
 
 
 def no_crf(parameters: CrfParameters, gains: tuple[float, ...] = ()) -> Candidate:

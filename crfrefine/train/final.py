@@ -8,29 +8,35 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from crfrefine.metrics.overlap import mean_defined
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import calibrate, calibrate_output, fit_scaling
 from crfrefine.train.choice import (
     CALIBRATION,
     CRF,
     UNTRAINED,
+    Candidate,
     choose_kind,
     is_gain,
     no_crf,
     pooled,
     ranked,
+    rounded,
     variants,
 )
 from crfrefine.train.comparison import NETWORK, TRAINED, Training
 from crfrefine.train.fit import fit_starts, histories_of
 from crfrefine.train.material import Material
+from crfrefine.train.model import Model, mean_tensor
 from crfrefine.train.plan import Split
 
 # Factor on the step length in the training on all cases, which starts where the folds ended.
 STEP_LENGTH = 0.3
 ALL_CASES = "all cases"  # name of the part of the run after the folds
+MEAN_OF_FOLDS = "mean of the folds"
 
 
 def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Training:
@@ -77,15 +83,17 @@ def _train(material: Material, folds: Sequence[Training], final: Training) -> Tr
         assert calibrated is not None  # It was a candidate of the folds.
         return replace(final, chosen=replace(chosen, parameters=calibrated))
 
-    # The best of the folds' models is trained on all cases.
+    # The mean of the folds' models is trained on all cases.
     plan = material.plan
-    starts = []
+    of_folds = []
     steps = []
     for fold in folds:
         trained = fold.candidate(CRF)
         assert trained is not None  # All folds have the kind that is chosen, so all trained.
-        starts.append(replace(trained, name=f"{fold.name}: {trained.name}"))
+        of_folds.append(replace(trained, name=f"{fold.name}: {trained.name}"))
         steps.append(trained.optimizer_step)
+    mean = Candidate(CRF, MEAN_OF_FOLDS, mean_parameters(of_folds, material))
+    starts = [mean, *of_folds]
     half = int(np.median(steps)) // 2
     trajectories = fit_starts(
         material,
@@ -102,6 +110,21 @@ def _train(material: Material, folds: Sequence[Training], final: Training) -> Tr
     model = next(model for model in models if model.kind == chosen.kind)
     chosen = replace(model, gains=chosen.gains)
     return replace(final, chosen=chosen, histories=histories_of(trajectories))
+
+
+def mean_parameters(models: Sequence[Candidate], material: Material) -> CrfParameters:
+    """Return the mean of models with the same values, as gradients move them.
+
+    One fold's model depends on the cases that it was trained on and stopped by; their mean does so
+    much less.
+    """
+    plan = material.plan
+    mean, *others = [Model(each.parameters, plan.learn, plan.cases.sizes) for each in models]
+    of_models = [mean.layer.parameters(), *(other.layer.parameters() for other in others)]
+    with torch.no_grad():
+        for value, *values in zip(*of_models, strict=True):
+            value.copy_(mean_tensor([value, *values]))
+    return rounded(mean.to_parameters())
 
 
 def gains_held_out(folds: Sequence[Training]) -> tuple[float, ...]:

@@ -217,7 +217,8 @@ def fit_starts(
         num_optimizer_steps: of each start, at most.
         stepped: called after each step, with the name of the start and the state in words.
         step_length: factor on the lengths of the steps.
-        trains_best: whether all starts are tried, but only the best of them is trained.
+        trains_best: whether all starts are tried, but only one of them is trained: the first one
+            that is about as good as the best.
     """
     prior = setup.PRIOR / len(split.training)
     trajectories = []
@@ -227,9 +228,11 @@ def fit_starts(
     trained = trajectories
     if trains_best:
         material.workers.run_parts(methodcaller("evaluate", split.deciding), trajectories)
-        trained = [max(trajectories, key=attrgetter("best_score"))]
+        lowest = max(trajectory.best_score for trajectory in trajectories) - setup.EQUAL_DICE
+        trained = [next(each for each in trajectories if each.best_score >= lowest)]
     material.workers.run_parts(methodcaller("train", split, stepped), trained)
-    return sorted(trajectories, key=attrgetter("best_score"), reverse=True)
+    best_first = sorted(trajectories, key=attrgetter("best_score"), reverse=True)
+    return sorted(best_first, key=lambda trajectory: trajectory not in trained)
 
 
 def score_cases(

@@ -45,15 +45,18 @@ from crfrefine.train.choice import (
     NO_CRF,
     ONE_WEIGHT,
     UNTRAINED,
+    WITH_BIASES,
     Candidate,
     choose,
     choose_kind,
+    no_crf,
     pooled,
     ranked,
     rounded,
 )
 from crfrefine.train.comparison import Training
-from crfrefine.train.fit import Trajectory
+from crfrefine.train.final import mean_parameters
+from crfrefine.train.fit import Trajectory, fit_starts
 from crfrefine.train.model import Model, network_refiner, score
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
@@ -459,7 +462,10 @@ GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
 # better on average, not beyond chance
 ROUGH = GAINS + np.array([0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006])
 EVEN = GAINS[:5]
+MANY = np.tile(GAINS, 2)  # of so many cases that biases are tried
+UNEVEN = 0.001 + 0.003 * np.tile([1, -1], 8)  # 1.3 standard errors above 0
 ONE = f"{ONE_WEIGHT}, volume 0.5"
+BIASED = f"{WITH_BIASES}, volume 0.5"
 
 
 @pytest.mark.parametrize(
@@ -497,6 +503,12 @@ ONE = f"{ONE_WEIGHT}, volume 0.5"
         ([(ONE, GAINS), (CRF, -GAINS)], ONE),
         ([(ONE, GAINS[:7]), (CRF, GAINS[:7] + 0.04)], ONE),
         ([(ONE, -GAINS[:7]), (CRF, GAINS[:7])], CRF),
+        # With many cases, one weight has biases, and many weights must be clearly better.
+        ([(ONE, MANY), (BIASED, MANY), (CRF, MANY)], BIASED),
+        ([(ONE, MANY[1:]), (BIASED, MANY[1:] + 0.01), (CRF, MANY[1:])], ONE),
+        ([(ONE, MANY + 0.01), (BIASED, -MANY)], None),
+        ([(BIASED, MANY), (CRF, MANY + UNEVEN)], BIASED),
+        ([(BIASED, MANY), (CRF, MANY + UNEVEN + 0.001)], CRF),
     ],
 )
 def test_the_choice_among_gains(found, expected):
@@ -556,6 +568,30 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     assert report["verdict"]["sentence"].endswith(
         f" The folds and the file have the same kind of model: {kind}."
     )
+
+
+def test_the_mean_of_models_is_that_of_their_values_as_gradients_move_them():
+    """Lengths are averaged as logarithms, biases as they are."""
+    models = []
+    for theta_alpha, bias in ((2.0, 0.5), (8.0, -0.1)):
+        parameters = start(theta_alpha).parameters.replace(**{"mean_field.bias": (0, 0, 0, bias)})
+        models.append(replace(start(theta_alpha), parameters=parameters))
+    mean = mean_parameters(models, material(crops(1)))
+    assert mean.bilateral[0].theta_alpha == pytest.approx(4.0, rel=1e-5)
+    assert mean.mean_field.bias == pytest.approx((0, 0, 0, 0.2), abs=1e-6)
+    weight = models[0].parameters.bilateral[0].weight
+    assert mean.bilateral[0].weight == pytest.approx(weight, rel=1e-5)
+
+
+def test_of_starts_about_as_good_as_the_best_the_first_one_is_trained():
+    shared = material(crops(4))
+    split = Split((0, 1), (2, 3), ())
+    best, other = start(4.0), replace(start(4.0), name="other")
+    bad = replace(best, parameters=no_crf(best.parameters).parameters)
+    for starts in ([other, best], [best, other], [bad, best, other]):
+        trained, *rest = fit_starts(shared, split, starts, 1, lambda *_: None, trains_best=True)
+        assert trained.start is next(each for each in starts if each is not bad)
+        assert [each.optimizer_step for each in (trained, *rest)] == [1, *[0] * len(rest)]
 
 
 @pytest.mark.parametrize("num_folds", [2, 5, 6])
