@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_helpers import record_path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.io.json import to_json
 from crfrefine.runs.records import CaseRecord
+from crfrefine.runs.states import read_records
 
 
 @dataclasses.dataclass
@@ -89,3 +91,32 @@ def test_a_record_is_read_as_it_was_written():
         line = to_json(record.to_dict())
         again = CaseRecord.from_dict(json.loads(line))
         assert to_json(again.to_dict()) == line
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0", "1.1.0-with-kinds"])
+def test_the_records_of_earlier_versions_are_read_whole(version, tmp_path):
+    """Two runs on three cases, of which the first one failed with the last case."""
+    text = (Path(__file__).parent / "records" / f"{version}.jsonl").read_text(encoding="utf-8")
+    record_path(tmp_path).parent.mkdir()
+    record_path(tmp_path).write_text(text, encoding="utf-8")
+    recorded = read_records(tmp_path)
+    assert recorded.notes == []
+    assert [run.version for run in recorded.runs] == 2 * [version.removesuffix("-with-kinds")]
+    assert [run.resumed for run in recorded.runs] == [False, True]
+    assert recorded.runs[1].parameters["bilateral"][0]["weight"] == 3.0
+
+    lines = [line for line in map(json.loads, text.splitlines()) if "case_id" in line]
+    records = [record for run in recorded.runs for record in run.cases]
+    assert len(records) == len(lines) == 6
+    for line, record in zip(lines, records, strict=True):
+        for name in ("case_id", "status", "num_labels", "voxels_changed", "num_iterations"):
+            assert getattr(record, name) == line[name]
+        assert [failure.message for failure in record.failures] == [line["error"]] * (
+            line["status"] == "failed"
+        )
+        assert len(record.notes) == len(line["notes"])
+        for note, stored in zip(record.notes, line["notes"], strict=True):
+            if isinstance(stored, str):  # as before notes had kinds
+                assert str(note) == stored
+            else:
+                assert note.kind is NoteKind.OTHER or note.kind is NoteKind[stored["kind"].upper()]
