@@ -17,7 +17,7 @@ import crfrefine
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(crfrefine.__file__).parent
-SOURCE_SUFFIXES = {".cpp", ".h", ".cu"}
+GPU_SUFFIXES = {".h", ".cu"}  # of what the GPU's engine compiles at run time
 
 installed_only = pytest.mark.skipif(
     not os.environ.get("CRFREFINE_TEST_INSTALLED"),
@@ -42,12 +42,16 @@ def test_the_tests_and_the_processes_that_they_start_meet_the_installed_package(
 @installed_only
 def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     package = Path(str(importlib.resources.files("crfrefine")))
-    for folder in ("configs", "kernels"):
+    for folder, suffixes in (("configs", {".toml"}), ("kernels", GPU_SUFFIXES)):
         wanted = {
             p.relative_to(ROOT).as_posix()
             for p in (ROOT / folder).rglob("*")
-            if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}
+            if p.suffix in suffixes and "cpu" not in p.parts
         }
+        carried = {
+            p.relative_to(package).as_posix() for p in (package / folder).rglob("*") if p.is_file()
+        }
+        assert carried == wanted
         assert wanted
         assert all((package / name).read_bytes() == (ROOT / name).read_bytes() for name in wanted)
     for room, some in {
@@ -69,7 +73,7 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     suffixes = {
         f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts
     }
-    assert suffixes <= SOURCE_SUFFIXES | {
+    assert suffixes <= GPU_SUFFIXES | {
         ".py",
         ".pyi",
         ".typed",
