@@ -54,8 +54,8 @@ FULL = Schedule(num_steps=600)
 QUICK = Schedule(num_steps=40, batch=4, patch=48, width=6, rate=1e-2)
 QUICK_IS = (
     "--quick shows that all runs, and what is measured. A network of so few steps has\n"
-    "not learned to segment, and `crf_loss` only smooths what it does not know yet: these Dice say\n"
-    "nothing of the method. docs/guide/scribbles.md has those of whole trainings."
+    "not learned to segment, and `crf_loss` only smooths what it does not know yet: these Dice\n"
+    "say nothing of the method. docs/guide/scribbles.md has those of whole trainings."
 )
 SEED = 0
 
