@@ -19,7 +19,6 @@ from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
-from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.given import LabelMapNetwork
 
@@ -85,6 +84,9 @@ class Crop:
     @cached_property
     def leads(self) -> NDArray[np.float64]:
         """By how much each channel is ahead of all others, as of `find_leads`."""
+        # The room of the layer needs PyTorch; a choice without labels takes crops without it.
+        from crfrefine.layer.taking_part import find_leads
+
         return find_leads(self.logits, self.mask)
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import pytest
 from oracles import random_case
 
 import crfrefine
+from crfrefine.runs.demo.phantom import make_phantom, write_phantom
 
 PACKAGE = Path(crfrefine.__file__).parent
 
@@ -144,6 +145,17 @@ def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp
     )
     assert done.returncode == 0, done.stderr
     assert any((tmp_path / "out").rglob("*.nii.gz"))
+
+    # Nor does a choice of parameters without labels.
+    write_phantom(make_phantom(0, (12, 11, 8), (5.4, 5.5, 7.6)), tmp_path / "cases", "a")
+    images, logits = tmp_path / "cases/images", tmp_path / "cases/logits"
+    inputs = ["-i", images, "-p", logits, "-o", tmp_path / "refined", "-c", "auto"]
+    command = [sys.executable, "-c", code, "infer", *inputs]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "refined/a.nii.gz").exists()
 
 
 # ---- Public names
