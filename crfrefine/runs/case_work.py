@@ -5,7 +5,6 @@ It writes label map, channels, structures and preview.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -92,8 +91,8 @@ class CaseWork:
 
     def read(self) -> None:
         """Read the case once there is memory for it, and record what it holds."""
-        started = time.perf_counter()
         in_flight = self.in_flight
+        started = in_flight.clock()
         reading = self._reading
         self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
@@ -111,7 +110,7 @@ class CaseWork:
         in_flight.case = case
         record = self.record
         record.contents.update(contents_of_inputs(self._files))
-        record.times["read"] = time.perf_counter() - started
+        record.times["read"] = in_flight.clock() - started
         for part, seconds in case.times.items():
             record.times[f"read.{part}"] = seconds
         record.grid_shape = tuple(case.image.shape[1:])
@@ -136,8 +135,8 @@ class CaseWork:
 
     def refine(self) -> RefinementResult:
         """Run the CRF on the case."""
-        started = time.perf_counter()
         in_flight = self.in_flight
+        started = in_flight.clock()
         options = self._options
         case = in_flight.case
         assert case is not None
@@ -164,7 +163,7 @@ class CaseWork:
             names=self._reading.label_names,
             strokes=strokes,
         )
-        self.record.times["refine"] = time.perf_counter() - started
+        self.record.times["refine"] = in_flight.clock() - started
         self.record.notes += result.notes
         if case.strokes and strokes is None:
             self.record.notes.append(Note.of(NoteKind.NO_STROKES))
@@ -226,8 +225,8 @@ class CaseWork:
         They are channels, the preview, and a binary file for each structure, or label, as far as
         they are wanted. Each is written whole or not at all.
         """
-        started = time.perf_counter()
         in_flight = self.in_flight
+        started = in_flight.clock()
         outputs = self._outputs
         if outputs.preview is not None:
             from crfrefine.runs.pictures.preview import preview_of_case
@@ -266,7 +265,7 @@ class CaseWork:
             in_flight.wait_to_name()  # These files are written by other threads.
             jobs = [partial(write_binary, path, number) for path, number in number_of_file.items()]
             run_all(jobs, in_flight.share_of_threads())
-        self.record.times["write"] = time.perf_counter() - started
+        self.record.times["write"] = in_flight.clock() - started
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
@@ -348,7 +347,7 @@ class CaseWork:
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
         """Write the label map, whole or not at all, and close the record of all files."""
-        started = time.perf_counter()
+        started = self.in_flight.clock()
         record = self.record
         outputs = self._outputs
         files = [file for path in written for file in files_written(path)]
@@ -358,7 +357,7 @@ class CaseWork:
             record.notes += outputs.remove_stale(record.contents, files)
         label_map = outputs.label_map
         write_label_map(label_map, result.label_map, self._like, segments=self._named)
-        record.times["write"] += time.perf_counter() - started
+        record.times["write"] += self.in_flight.clock() - started
         record.written = time_of_change(label_map)
         record.contents[LABEL_MAP] = content_of(files_written(label_map))
         for path in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -59,6 +60,17 @@ class CaseInFlight:
         self._number = number
         self._run = run
         self._has_place = False
+        self._seconds_waited = 0.0  # for other cases
+
+    def clock(self) -> float:
+        """Return seconds that only count while the case does not wait for other cases."""
+        return time.perf_counter() - self._seconds_waited
+
+    def _wait(self) -> None:
+        """Wait until what the cases share has changed, which the caller holds."""
+        started = time.perf_counter()
+        self._run.changed.wait()
+        self._seconds_waited += time.perf_counter() - started
 
     def take_memory(self, num_bytes: int) -> None:
         """Take memory until the case has this many bytes; the first call also takes a place.
@@ -79,7 +91,7 @@ class CaseInFlight:
                     is_first = not any(case.is_awaited for case in earlier)
                     if is_first and run.num_free_places and run.num_bytes_taken <= most_of_others:
                         break
-                    run.changed.wait()
+                    self._wait()
                 self.ending = None  # A case that has not begun has nothing to begin again.
                 run.num_free_places -= 1
                 self._has_place = True
@@ -126,7 +138,7 @@ class CaseInFlight:
         self.is_ready.set()
         with run.changed:
             while run.turn < self._number and self.ending is None:
-                run.changed.wait()
+                self._wait()
         if self.ending is not None:
             raise self.ending
 

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from types import SimpleNamespace
 
 import cuda_shim
@@ -60,6 +61,25 @@ def write_cases(root):
 @pytest.fixture
 def folders(tmp_path):
     return write_cases(tmp_path)
+
+
+def test_the_seconds_of_a_case_are_its_own_without_those_of_the_cases_before(tmp_path, monkeypatch):
+    """The others would otherwise add 1 + 2 + … + 6 times the seconds of a refinement."""
+    refine = case_work.refine_network
+
+    def refine_slowly(*arguments, **options):
+        time.sleep(0.2)
+        return refine(*arguments, **options)
+
+    monkeypatch.setattr(case_work, "refine_network", refine_slowly)
+    folders = write_folders(tmp_path, *CASES)
+    summary = tmp_path / "summary.json"
+    infer(folders, "--jobs", 1, "--threads", 1, "--summary", summary, status=0)
+    whole = json.loads(summary.read_text())
+    seconds = 0.0
+    for case in whole["cases"]:
+        seconds += sum(case["times"][stage] for stage in ("read", "refine", "write"))
+    assert seconds < 1.5 * whole["seconds"]
 
 
 @pytest.fixture(scope="module")
