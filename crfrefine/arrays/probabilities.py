@@ -140,7 +140,8 @@ class Look:
         """
         if self.are_logits:
             return
-        self.sums[planes] += values
+        with np.errstate(over="ignore", invalid="ignore"):  # An infinite sum is none of those told.
+            self.sums[planes] += values
         if self.is_binary:
             self.is_binary = bool(((values == 0) | (values == 1)).all())
         if self.is_whole:

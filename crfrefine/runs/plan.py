@@ -27,6 +27,7 @@ from crfrefine.runs.folder_files import check_summary_path, plan_ensemble_files,
 from crfrefine.runs.inputs import RunInputs, find_inputs
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, plan_outputs
+from crfrefine.runs.pictures.drawing import require_pillow
 from crfrefine.runs.records import READING, RECORD_FOLDER, CaseRecord, FileBefore, RunSummary
 from crfrefine.runs.states import done_before, files_before, read_records
 
@@ -151,6 +152,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     # The machine that gives cases to a cluster needs no GPU itself.
     if device != "auto" and not (options.dask and device.startswith("cuda")):
         device = get_backend(device).name
+    if options.preview:
+        require_pillow()
     inputs = find_inputs(options)
     note_on_device = None
     if device == "auto" and is_available():

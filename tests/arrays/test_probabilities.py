@@ -350,3 +350,10 @@ def test_intensities_are_normalized_as_if_nothing_were_padded():
     )
     # Normalized in float32 here and in float64 there.
     np.testing.assert_allclose(result.logits, by_hand.logits, atol=1e-4)
+
+
+def test_channels_whose_sum_is_no_number_give_no_warning():
+    """Warnings are errors of tests."""
+    values = np.full((3, 4, 3, 2), 3e38, np.float32)
+    values[0, 0, 0, 0] = 2e38
+    assert np.isinf(look_at(values).sums).all()

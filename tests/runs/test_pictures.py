@@ -3,9 +3,11 @@
 """
 
 import io
+import sys
 
 import numpy as np
 import pytest
+from cli_helpers import infer, write_folders
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -277,3 +279,11 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
     image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
     assert SOFT_TISSUE.gray(image).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
     assert str(SOFT_TISSUE) == "−160 to 240 HU (soft tissue)"
+
+
+def test_a_preview_without_pillow_is_refused_before_any_case(tmp_path, monkeypatch):
+    folders = write_folders(tmp_path, "a")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    said = infer(folders, "--preview", status=1).stderr
+    assert "crfrefine: error: a preview needs Pillow: pip install pillow" in said
+    assert not folders.output.exists()

@@ -20,6 +20,7 @@ from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABEL
+from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -325,6 +326,18 @@ def _is_in_font(letter: str) -> bool:
     font = _font(12, False)
     box = font.getmask("\uffff")  # drawn for characters that the font lacks
     return letter.isprintable() and bytes(font.getmask(letter)) != bytes(box)
+
+
+def require_pillow() -> None:
+    """Raise BackendUnavailableError if Pillow, which draws all pictures, cannot be imported."""
+    try:
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"a preview needs Pillow: pip install pillow ({error})"
+        ) from error
 
 
 @lru_cache(maxsize=32)
