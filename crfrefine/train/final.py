@@ -32,10 +32,10 @@ from crfrefine.train.fit import fit_starts, histories_of
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_tensor
 from crfrefine.train.plan import Split
+from crfrefine.train.progress import ALL_CASES
 
 # Factor on the step length in the training on all cases, which starts where the folds ended.
 STEP_LENGTH = 0.3
-ALL_CASES = "all cases"  # name of the part of the run after the folds
 MEAN_OF_FOLDS = "mean of the folds"
 
 

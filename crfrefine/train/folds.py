@@ -89,6 +89,7 @@ def train_fold(
         models += variants(trained, plan.volumes, plan.untrained)
 
     network_score, candidates = _try(models, split.held_out, material)
+    material.progress.fold_trained(name)
     fold = Training(
         name,
         split,
@@ -149,7 +150,9 @@ def measure_fold(number: int, folds: Sequence[Training], material: Material) -> 
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
-        return measure_methods(case, plan.regions, fold, material.device.name, threads)
+        values = measure_methods(case, plan.regions, fold, material.device.name, threads)
+        material.progress.case_measured()
+        return values
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
     values = material.workers.run(measure, held_out, one_by_one=plan.cases.are_large)

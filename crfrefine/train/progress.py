@@ -1,29 +1,57 @@
-"""How much of a training run is done."""
+"""How much of a training run is done, by the time that it takes."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from crfrefine.base.notes import Note
 from crfrefine.base.observer import Observer
 
-# Share of the shown progress for reading and for trying the starts; the trainings share the rest
-# equally.
-SCREENING_SHARE = 0.1
+ALL_CASES = "all cases"  # name of the part of the run after the folds
+
+# Work is counted in optimizer steps. These shares are of the most steps that one start may take.
+# A fold trains two starts, most of which end early, and the winner once more: 35 to 104 steps where
+# a start may take 40.
+STEPS_OF_FOLD = 1.3
+STEPS_OF_LAST = 0.5
+MOST_OF_FOLD = 3.0
+# Share of the steps up to the most possible that are left, of a training that took more than it was
+# expected to.
+SHARE_LEFT = 0.2
+SCREENING_STEPS = 10.0  # work of trying all starts, as long as no step was made
+MEASURING_STEPS = 0.4  # work of measuring one case
 
 
 class Progress:
     """Tells an observer about a run, whose parts may call at the same time.
 
-    The run has `num_parts` trainings of at most `num_steps` optimizer steps.
+    The run trains `num_folds` folds, measures `num_cases` cases that they hold out, and trains on
+    all cases. A start takes at most `num_steps` optimizer steps. The shares that are shown are of
+    the time that the whole run is expected to take: the work that is left, at the speed of the work
+    that is done.
     """
 
-    def __init__(self, observer: Observer, num_parts: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        num_folds: int,
+        num_steps: int,
+        num_cases: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._observer = observer
-        self._num_parts = num_parts
+        self._num_folds = num_folds
         self._num_steps = num_steps
+        self._num_cases = num_cases
+        self._clock = clock
+        self._began = clock()
+        self._work_began = self._began  # the first stage of which the speed is known
         self._screened = 0.0  # share of the trying of starts that is done
-        self._steps: dict[str, int] = {}  # optimizer steps that count as made, of each training
+        self._num_measured = 0
+        self._steps: dict[str, int] = {}  # optimizer steps that were made, of each training
+        self._ended: set[str] = set()  # the trainings that make no more steps
         self._lock = threading.Lock()
 
     def note(self, note: Note) -> None:
@@ -34,13 +62,18 @@ class Progress:
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""
         with self._lock:
+            if not self._steps and not self._num_measured:
+                self._work_began = self._clock()
             self._observer.stage_changed("", stage)
 
     def start_tried(self, share: float) -> None:
         """A start was tried, which is such a share of the trying of starts."""
         with self._lock:
             self._screened += share
-            self._observer.progressed(SCREENING_SHARE * self._screened)
+            spent = self._clock() - self._work_began
+            whole = spent / self._screened
+            speed = SCREENING_STEPS / whole if whole else 0.0
+            self._show(whole - spent, speed)
 
     def stepped(self, training: str, start: str, state: str) -> None:
         """Show one more optimizer step of a training from a start.
@@ -48,17 +81,62 @@ class Progress:
         `state` has its number, the loss and the bandwidths.
         """
         with self._lock:
-            self._steps[training] = min(self._steps.get(training, 0) + 1, self._num_steps)
+            self._steps[training] = self._steps.get(training, 0) + 1
             self._observer.stage_changed(training, f"[{start}] {state}")
-            self._show()
+            self._show_work()
+
+    def fold_trained(self, training: str) -> None:
+        """A fold makes no more steps; what it holds out is not measured yet."""
+        with self._lock:
+            self._ended.add(training)
+            self._show_work()
+
+    def case_measured(self) -> None:
+        """A case that a fold holds out was measured."""
+        with self._lock:
+            self._num_measured += 1
+            self._show_work()
 
     def training_ended(self, training: str, text: str) -> None:
         """A training of the run is over; `text` is its outcome in a line."""
         with self._lock:
-            self._steps[training] = self._num_steps
-            self._show()
+            self._ended.add(training)
+            self._show_work()
             self._observer.stage_ended(text)
 
-    def _show(self) -> None:
-        share = sum(self._steps.values()) / (self._num_parts * self._num_steps)
-        self._observer.progressed(SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share)
+    def _show_work(self) -> None:
+        """Show how much is done, at the speed of all steps so far."""
+        done = sum(self._steps.values()) + MEASURING_STEPS * self._num_measured
+        spent = self._clock() - self._work_began
+        self._show(0.0, done / spent if spent else 0.0)
+
+    def _show(self, seconds_left: float, speed: float) -> None:
+        """Show how much is done: seconds are left, and then the other work at a speed."""
+        elapsed = self._clock() - self._began
+        if speed:
+            seconds_left += self._steps_left() / speed
+            self._observer.progressed(elapsed / (elapsed + seconds_left))
+
+    def _steps_left(self) -> float:
+        """Return the work after the trying of starts that is left, in optimizer steps."""
+        of_ended = [self._steps.get(name, 0) for name in self._ended if name != ALL_CASES]
+        # Folds that have ended tell how many steps the others take.
+        of_fold = STEPS_OF_FOLD * self._num_steps + sum(of_ended)
+        of_fold /= 1 + len(of_ended)
+        of_last = STEPS_OF_LAST * self._num_steps
+
+        left = MEASURING_STEPS * max(0, self._num_cases - self._num_measured)
+        num_waiting = self._num_folds - len(of_ended)
+        for name, steps in self._steps.items():
+            if name in self._ended:
+                continue
+            if name == ALL_CASES:
+                left += max(0.0, of_last - steps)
+                continue
+            num_waiting -= 1
+            possible = MOST_OF_FOLD * self._num_steps - steps
+            left += max(of_fold - steps, SHARE_LEFT * possible)
+        left += max(0, num_waiting) * of_fold
+        if ALL_CASES not in self._steps and ALL_CASES not in self._ended:
+            left += of_last
+        return left

@@ -10,7 +10,6 @@ import torch
 
 from crfrefine.base.limits import available_threads, run_beside
 from crfrefine.base.observer import Observer
-from crfrefine.train import starts as setup
 from crfrefine.train.comparison import Training, TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
@@ -42,8 +41,12 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
         observer.note(note)
 
     numbers = range(len(plan.folds))
-    num_unmeasured = len(numbers) - sum(bool(fold.measured) for fold in finished.values())
-    progress = Progress(observer, 1 + num_unmeasured, setup.NUM_TRAINED * plan.num_optimizer_steps)
+    num_untrained = len(numbers) - len(finished)
+    num_unmeasured = 0
+    for number, split in enumerate(plan.folds):
+        if number not in finished or not finished[number].measured:
+            num_unmeasured += len(split.held_out)
+    progress = Progress(observer, num_untrained, plan.num_optimizer_steps, num_unmeasured)
 
     def import_ahead() -> None:
         """Import what PyTorch's Adam and the comparison need; these raise the error, if any."""

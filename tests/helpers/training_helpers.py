@@ -151,7 +151,7 @@ def material(cases, learn=LEARNABLE, workers=WORKERS):
         cases=SimpleNamespace(sizes=SIZES),
         options=SimpleNamespace(seed=3),
     )
-    progress = Progress(Observer(), num_parts=3, num_steps=4)
+    progress = Progress(Observer(), num_folds=2, num_steps=4)
     return Material(plan, cases, make_loss("ce+dice", REGIONS), workers, progress)
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 import pytest
 from training_helpers import Shares
 
-from crfrefine.train.progress import Progress
+from crfrefine.train.progress import ALL_CASES, Progress
 from crfrefine.train.workers import Workers
 
 SECONDS = 20  # after which a barrier gives up: everything here takes milliseconds
@@ -153,20 +153,51 @@ def test_the_error_of_an_item_is_that_of_its_part():
         workers.run_parts(lambda part: workers.run(work, part), ["aa", "ab", "aa"])
 
 
-def test_the_progress_is_that_of_all_trainings_together():
-    observer = Shares()
-    progress = Progress(observer, num_parts=2, num_steps=4)
-    progress.start_tried(0.5)
-    progress.start_tried(0.5)
-    progress.stepped("first", "start", "1/4")
-    progress.stepped("second", "start", "1/4")
-    progress.stepped("first", "start", "2/4")
-    progress.training_ended("first", "it stopped early")
-    for _ in range(5):  # One step more than expected, as of a start that was trained again.
-        progress.stepped("second", "start", "further")
-    progress.training_ended("second", "done")
+@pytest.mark.parametrize("num_side_by_side", [1, 2])
+@pytest.mark.parametrize("steps_of_folds", [(64, 56, 60, 104, 72), (36, 41, 40, 36, 44)])
+def test_the_time_that_is_left_is_about_right(steps_of_folds, num_side_by_side):
+    """From the first tenth on it is at most half as long again, or two thirds, of the truth.
 
-    expected = [0.05, 0.1, 0.1 + 0.9 / 8, 0.1 + 0.9 / 4, 0.1 + 2.7 / 8, 0.1 + 4.5 / 8]
-    assert observer.shares[:6] == pytest.approx(expected)
-    assert observer.shares == sorted(observer.shares)
+    The seconds are those of a training on 80 hippocampi with one core, in which starts ended early
+    as here, or earlier. Folds side by side share the cores.
+    """
+    observer = Shares()
+    seconds = 0.0
+    progress = Progress(observer, len(steps_of_folds), 40, 80, clock=lambda: seconds)
+    moments = []
+
+    def work(duration, tell, *told):
+        nonlocal seconds
+        seconds += duration
+        tell(*told)
+        moments.append(seconds)
+
+    progress.stage_started("reading")
+    seconds = 5.5
+    progress.stage_started("trying 16 starts")
+    for _ in range(16):
+        work(0.63, progress.start_tried, 1 / 16)
+    left = dict(enumerate(steps_of_folds))
+    while left:
+        for fold in list(left)[:num_side_by_side]:
+            progress.stage_started(f"fold {fold}")
+            work(1.05, progress.stepped, f"fold {fold}", "start", "state")
+            left[fold] -= 1
+            if not left[fold]:
+                work(1.3, progress.fold_trained, f"fold {fold}")
+                del left[fold]
+    for _ in range(80):
+        work(0.35, progress.case_measured)
+    for fold in range(len(steps_of_folds)):
+        progress.training_ended(f"fold {fold}", "done")
+    seconds += 6.0
+    for _ in range(12):
+        work(1.4, progress.stepped, ALL_CASES, "mean", "state")
+    progress.training_ended(ALL_CASES, "done")
+
     assert observer.shares[-1] == pytest.approx(1.0)
+    for moment, share in zip(moments, observer.shares, strict=False):
+        if 0.1 * seconds < moment < 0.9 * seconds:
+            shown = moment * (1.0 - share) / share
+            assert shown / (seconds - moment) == pytest.approx(1.0, abs=0.5), moment
+            assert (seconds - moment) / shown == pytest.approx(1.0, abs=0.5), moment
