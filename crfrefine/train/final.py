@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ from crfrefine.train.choice import (
     rounded,
     variants,
 )
-from crfrefine.train.comparison import NETWORK, TRAINED, Training
+from crfrefine.train.comparison import Training, gains_of
 from crfrefine.train.fit import fit_starts, histories_of
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_tensor
@@ -132,14 +131,7 @@ def gains_held_out(folds: Sequence[Training]) -> tuple[float, ...]:
 
     There is a gain for each case that has a Dice.
     """
-    gains = []
+    gains: list[float] = []
     for fold in folds:
-        for values in fold.measured.values():
-            changes = []
-            for region, trained in values[TRAINED].items():
-                change = trained["dice"] - values[NETWORK][region]["dice"]
-                if not math.isnan(change):
-                    changes.append(change)
-            if changes:
-                gains.append(sum(changes) / len(changes))
+        gains += gains_of(fold)
     return tuple(gains)

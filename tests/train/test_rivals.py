@@ -631,6 +631,19 @@ def test_a_verdict_on_another_kind_than_that_of_the_file_says_so():
     assert told.startswith("This verdict is only in part about the file: the folds have CRF with ")
 
 
+def test_folds_that_differ_more_than_their_cases_are_told():
+    rough = 0.01 * np.tile([1.0, -1.0], 8)  # 1 point, more than between the folds
+    alike = [rough + gain for gain in (0.010, 0.011, 0.012, 0.011, 0.010)]
+    assert methods.describe_spread(alike) == ""
+    differing = [rough / 10 + gain for gain in (0.002, 0.011, 0.020, 0.011, 0.010)]
+    assert methods.describe_spread(differing) == (
+        "The folds differ more than their cases do, from +0.20 to +2.00 points: by folds, the 95 % "
+        "CI is 0.52 to 1.64."
+    )
+    assert methods.describe_spread([[0.01], [0.02], [0.5]]) == ""  # each fold is a case
+    assert methods.describe_spread(differing[:2]) == ""
+
+
 def test_candidates_are_compared_over_the_same_regions_and_cases(monkeypatch):
     """One of them leaves a region empty that the reference lacks, so that it counts for none."""
     dice = {
