@@ -11,17 +11,21 @@ from crfrefine.base.observer import Observer
 
 ALL_CASES = "all cases"  # name of the part of the run after the folds
 
-# Work is counted in optimizer steps. These shares are of the most steps that one start may take.
-# A fold trains two starts, most of which end early, and the winner once more: 35 to 104 steps where
+# These shares are of the most optimizer steps that one start may take.
+# A fold trains two starts, most of which end early, and the winner once more: 35 to 120 steps where
 # a start may take 40.
-STEPS_OF_FOLD = 1.3
+STEPS_OF_FOLD = 1.4
 STEPS_OF_LAST = 0.5
 MOST_OF_FOLD = 3.0
 # Share of the steps up to the most possible that are left, of a training that took more than it was
 # expected to.
-SHARE_LEFT = 0.2
-SCREENING_STEPS = 10.0  # work of trying all starts, as long as no step was made
-MEASURING_STEPS = 0.4  # work of measuring one case
+SHARE_LEFT = 0.25
+# Weight of what is expected of a fold beside one that has ended.
+PRIOR_WEIGHT = 0.5
+# Share of the time for reading and for trying the starts, as long as no step was made: 0.04 with 80
+# hippocampi, 0.2 with small phantoms.
+SCREENING_SHARE = 0.1
+MEASURING_STEPS = 0.4  # of a case, as long as none was measured
 
 
 class Progress:
@@ -29,8 +33,7 @@ class Progress:
 
     The run trains `num_folds` folds, measures `num_cases` cases that they hold out, and trains on
     all cases. A start takes at most `num_steps` optimizer steps. The shares that are shown are of
-    the time that the whole run is expected to take: the work that is left, at the speed of the work
-    that is done.
+    the time that the whole run is expected to take: what is left is as fast as what is done.
     """
 
     def __init__(
@@ -47,7 +50,10 @@ class Progress:
         self._num_cases = num_cases
         self._clock = clock
         self._began = clock()
-        self._work_began = self._began  # the first stage of which the speed is known
+        self._work_began = self._began  # the training of the folds
+        self._measuring_began = self._began
+        self._seconds_of_steps = 0.0  # in which folds were trained
+        self._seconds_of_cases = 0.0  # in which cases were measured
         self._screened = 0.0  # share of the trying of starts that is done
         self._num_measured = 0
         self._steps: dict[str, int] = {}  # optimizer steps that were made, of each training
@@ -62,18 +68,18 @@ class Progress:
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""
         with self._lock:
-            if not self._steps and not self._num_measured:
-                self._work_began = self._clock()
+            now = self._clock()
+            if not self._steps:
+                self._work_began = now
+            if not self._num_measured:
+                self._measuring_began = now
             self._observer.stage_changed("", stage)
 
     def start_tried(self, share: float) -> None:
         """A start was tried, which is such a share of the trying of starts."""
         with self._lock:
             self._screened += share
-            spent = self._clock() - self._work_began
-            whole = spent / self._screened
-            speed = SCREENING_STEPS / whole if whole else 0.0
-            self._show(whole - spent, speed)
+            self._observer.progressed(SCREENING_SHARE * self._screened)
 
     def stepped(self, training: str, start: str, state: str) -> None:
         """Show one more optimizer step of a training from a start.
@@ -82,50 +88,59 @@ class Progress:
         """
         with self._lock:
             self._steps[training] = self._steps.get(training, 0) + 1
+            if training != ALL_CASES:
+                self._seconds_of_steps = self._clock() - self._work_began
             self._observer.stage_changed(training, f"[{start}] {state}")
-            self._show_work()
+            self._show()
 
     def fold_trained(self, training: str) -> None:
         """A fold makes no more steps; what it holds out is not measured yet."""
         with self._lock:
             self._ended.add(training)
-            self._show_work()
+            self._measuring_began = self._clock()
+            self._seconds_of_steps = self._measuring_began - self._work_began
+            self._show()
 
     def case_measured(self) -> None:
         """A case that a fold holds out was measured."""
         with self._lock:
             self._num_measured += 1
-            self._show_work()
+            self._seconds_of_cases = self._clock() - self._measuring_began
+            self._show()
 
     def training_ended(self, training: str, text: str) -> None:
         """A training of the run is over; `text` is its outcome in a line."""
         with self._lock:
             self._ended.add(training)
-            self._show_work()
+            self._show()
             self._observer.stage_ended(text)
 
-    def _show_work(self) -> None:
-        """Show how much is done, at the speed of all steps so far."""
-        done = sum(self._steps.values()) + MEASURING_STEPS * self._num_measured
-        spent = self._clock() - self._work_began
-        self._show(0.0, done / spent if spent else 0.0)
-
-    def _show(self, seconds_left: float, speed: float) -> None:
-        """Show how much is done: seconds are left, and then the other work at a speed."""
+    def _show(self) -> None:
+        """Show how much of the time is over."""
+        num_steps = sum(steps for name, steps in self._steps.items() if name != ALL_CASES)
+        of_case = 0.0
+        if self._num_measured:
+            of_case = self._seconds_of_cases / self._num_measured
+        of_step = of_case / MEASURING_STEPS  # as in a run that is resumed with trained folds
+        if num_steps:
+            of_step = self._seconds_of_steps / num_steps
+        if not self._num_measured:
+            of_case = MEASURING_STEPS * of_step
+        left = of_step * self._steps_left()
+        left += of_case * max(0, self._num_cases - self._num_measured)
         elapsed = self._clock() - self._began
-        if speed:
-            seconds_left += self._steps_left() / speed
-            self._observer.progressed(elapsed / (elapsed + seconds_left))
+        if elapsed > 0.0:
+            self._observer.progressed(elapsed / (elapsed + left))
 
     def _steps_left(self) -> float:
-        """Return the work after the trying of starts that is left, in optimizer steps."""
+        """Return how many optimizer steps are left."""
         of_ended = [self._steps.get(name, 0) for name in self._ended if name != ALL_CASES]
         # Folds that have ended tell how many steps the others take.
-        of_fold = STEPS_OF_FOLD * self._num_steps + sum(of_ended)
-        of_fold /= 1 + len(of_ended)
+        of_fold = PRIOR_WEIGHT * STEPS_OF_FOLD * self._num_steps + sum(of_ended)
+        of_fold /= PRIOR_WEIGHT + len(of_ended)
         of_last = STEPS_OF_LAST * self._num_steps
 
-        left = MEASURING_STEPS * max(0, self._num_cases - self._num_measured)
+        left = 0.0
         num_waiting = self._num_folds - len(of_ended)
         for name, steps in self._steps.items():
             if name in self._ended:
