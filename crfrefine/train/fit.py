@@ -206,7 +206,7 @@ def fit_starts(
     stepped: Stepped,
     *,
     step_length: float = 1.0,
-    trains_best: bool = False,
+    tolerance: float | None = None,
 ) -> list[Trajectory]:
     """Train the starts, and return their trajectories, the best one first.
 
@@ -217,8 +217,8 @@ def fit_starts(
         num_optimizer_steps: of each start, at most.
         stepped: called after each step, with the name of the start and the state in words.
         step_length: factor on the lengths of the steps.
-        trains_best: whether all starts are tried, but only one of them is trained: the first one
-            that is about as good as the best.
+        tolerance: None means that all starts are trained. Else all are tried, but only one of them
+            is trained: the first one whose Dice is at most this much below the best one.
     """
     prior = setup.PRIOR / len(split.training)
     trajectories = []
@@ -226,9 +226,9 @@ def fit_starts(
         trajectories.append(Trajectory(start, material, num_optimizer_steps, step_length, prior))
 
     trained = trajectories
-    if trains_best:
+    if tolerance is not None:
         material.workers.run_parts(methodcaller("evaluate", split.deciding), trajectories)
-        lowest = max(trajectory.best_score for trajectory in trajectories) - setup.EQUAL_DICE
+        lowest = max(trajectory.best_score for trajectory in trajectories) - tolerance
         trained = [next(each for each in trajectories if each.best_score >= lowest)]
     material.workers.run_parts(methodcaller("train", split, stepped), trained)
     best_first = sorted(trajectories, key=attrgetter("best_score"), reverse=True)
