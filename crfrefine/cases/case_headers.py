@@ -1,6 +1,8 @@
-"""The headers of a case's files, read before any voxel: how they fit each other, and the memory.
+"""The headers of a case's files: how they fit each other, and the memory.
 
-Of the memory, they tell what the case takes, and whether its logits stay in their files.
+Of the memory, they tell what the case takes, and whether its logits stay in their files. They are
+read before the voxels, apart from a network's file of floats with one per voxel: only its voxels
+tell a label map from the scores of label 1. They are decoded once for it, piece by piece.
 """
 
 from __future__ import annotations
@@ -126,7 +128,9 @@ class CaseHeaders:
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
-    """Read the headers of a case's files and check their grids, without reading voxels.
+    """Read the headers of a case's files and check their grids.
+
+    Voxels are read of a network's file of floats with one per voxel alone, and only the first time.
 
     Raises InputError, UnsupportedFormatError, or GridMismatchError.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,13 @@ from crfrefine.base.limits import MAX_LABEL, run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.io.headers import NetworkHeader
-from crfrefine.io.reading import LABEL_TOLERANCE, Piece, decoded_pieces, reading_jobs
+from crfrefine.io.reading import (
+    LABEL_TOLERANCE,
+    Piece,
+    content_state,
+    decoded_pieces,
+    reading_jobs,
+)
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -35,9 +41,30 @@ _PIECE_BYTES = 1 << 20
 _HALF = 0.5  # a probability of label 1 below it is background
 
 
+# What was found in files, by path, state and question: their headers are read more than once.
+_known: dict[Any, bool] = {}
+_MOST_KNOWN = 10_000
+
+
 def holds_labels(
     header: VolumeHeader, *, of_region: bool = False, needs_foreground: bool = False
 ) -> bool:
+    """Return as `_look_for_labels`, which reads the voxels of floats once, of integers never."""
+    source = header.source
+    if source is not None and source.dtype.kind in "iu" and not source.is_scaled:
+        return True
+    if not header.states:
+        return _look_for_labels(header, of_region, needs_foreground)
+    states = [(str(path), content_state(state)) for path, state in header.states.items()]
+    question = (tuple(states), of_region, needs_foreground)
+    if question not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[question] = _look_for_labels(header, of_region, needs_foreground)
+    return _known[question]
+
+
+def _look_for_labels(header: VolumeHeader, of_region: bool, needs_foreground: bool) -> bool:
     """Return whether the values of a file with one per voxel are labels, and no scores.
 
     Labels are whole numbers, or a mask of nearly 1, as where a program has scaled it. Scores are

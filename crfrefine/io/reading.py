@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 # What changes with the content of a file.
-_content_state = attrgetter("st_ino", "st_size", "st_mtime_ns")
+content_state = attrgetter("st_ino", "st_size", "st_mtime_ns")
 
 
 def _require_unchanged(header: VolumeHeader) -> None:
     """Raise InputError if a file changed since its header was read: both must be of one case."""
     for path, state in header.states.items():
-        if _content_state(path.stat()) != _content_state(state):
+        if content_state(path.stat()) != content_state(state):
             raise InputError(
                 f"{path}: was changed while it was read; "
                 "run again when nothing writes to it any more"
@@ -328,13 +328,20 @@ def read_integers(
     raise InputError(f"{header.path}: not a label map: expected {problem}")
 
 
-def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
-    """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
+def read_mask(
+    header: VolumeHeader, look: Callable[[NDArray[Any]], object] | None = None
+) -> NDArray[np.bool_]:
+    """Return where a file with one value per voxel is not zero, ([z,] y, x).
+
+    `look` is called with the values of each piece, (planes, [y,] x).
+    """
     require_scalar(header, "a mask")
     shape = header.stored_shape[1:]
     mask = allocate_array(shape, header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]
+        if look is not None:
+            look(piece.values[0])
     return mask
 
 
