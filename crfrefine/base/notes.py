@@ -134,6 +134,7 @@ class NoteKind(Enum):
     )
 
     # ---- The files of cases (`cases`)
+    NAMED_IMAGE = "looks like a label map ({reason}), and is taken as an image, since it is named"
     FOLDER_PER_CASE = (
         "a folder for each case, as in TotalSegmentator's data sets, with its image, such as "
         "{first}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -25,8 +25,10 @@ from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
+from crfrefine.base.option import REFERENCE
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
+from crfrefine.cases.content import Look
 from crfrefine.cases.label_input import (
     read_label_map,
     read_reference,
@@ -44,10 +46,25 @@ from crfrefine.cases.modalities import (
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
+from crfrefine.cases.roles import (
+    NETWORK,
+    Modality,
+    WatchedPieces,
+    modalities_of,
+    require_images,
+    require_mask,
+    require_other_channels,
+    require_other_labels,
+)
 from crfrefine.errors import InputError
 from crfrefine.io.reading import read_mask, reading_jobs
 from crfrefine.io.volume import Segment, VolumeHeader
-from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.given import (
+    ArrayNetwork,
+    LabelMapNetwork,
+    Network,
+    StreamedNetwork,
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +188,11 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
     arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
     notes = arrays.notes
+    modalities = arrays.modalities()
     network, kind = arrays.network()
+    if isinstance(network, StreamedNetwork):
+        read = WatchedPieces(network.read, modalities, headers.network.path)
+        network = replace(network, read=read)
     label_logits = None
     if isinstance(network, LabelMapNetwork) and as_logits:
         network, label_logits = logits_of_labels(network, headers.spacing, notes)
@@ -181,6 +202,9 @@ def read_case(
     labels = None
     if with_labels and headers.labels is not None:
         values = read_reference(headers.labels, options, segments, notes)
+        path = headers.labels.path
+        mapping = options.reference_mapping
+        require_other_labels(modalities, values, REFERENCE, path, mapping)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
@@ -230,6 +254,8 @@ class _FileArrays:
         self.threads = threads
         self.notes: list[Note] = []
         self.nan_files: list[Path] = []  # images with voxels that are NaN
+        # of modalities that are interpolated: why they are rather label maps, by their numbers
+        self.evidence: dict[int, str] = {}
         # where a modality does not reach, which is NaN, too
         self.uncovered = find_uncovered(headers.images)
         self.times: dict[str, float] = {}  # seconds that some of them took
@@ -241,18 +267,11 @@ class _FileArrays:
             self.label_map = read(headers, options, self.notes)
             self.times["labels"] = time.perf_counter() - started
 
-        def read_image() -> None:
-            started = time.perf_counter()
-            if are_on_one_grid(headers.images):
-                self.image = read_modalities(headers.images, self.nan_files)
-            else:
-                self.image, jobs = modality_jobs(headers.images, self.nan_files)
-                run_all(jobs, 1)
-            self.times["image"] = time.perf_counter() - started
-
         def read_mask_file() -> None:
             assert headers.mask is not None
-            self.mask_file = read_mask(headers.mask)
+            look = Look()
+            self.mask_file = read_mask(headers.mask, look.add)
+            require_mask(headers.mask.path, look)
 
         jobs: list[Callable[[], object]] = []
         # The job that takes longest comes first: the network's output.
@@ -262,13 +281,46 @@ class _FileArrays:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
         if keeps_logits:
-            self.image, image_jobs = modality_jobs(headers.images, self.nan_files)
+            self.image, image_jobs = modality_jobs(headers.images, self.nan_files, self.evidence)
             jobs += image_jobs
         else:
-            jobs.append(read_image)
+            jobs.append(self._read_image)
         if headers.mask is not None:
             jobs.append(read_mask_file)
         run_all(jobs, threads)
+
+    def _read_image(self) -> None:
+        """Read the modalities, in the type of their files if these are on one grid."""
+        started = time.perf_counter()
+        images = self.headers.images
+        if are_on_one_grid(images):
+            self.image = read_modalities(images, self.nan_files)
+        else:
+            self.image, jobs = modality_jobs(images, self.nan_files, self.evidence)
+            run_all(jobs, 1)
+        self.times["image"] = time.perf_counter() - started
+
+    def modalities(self) -> list[Modality]:
+        """Return the modalities, before the network's output changes.
+
+        Raise InputError if one is a label map, or the network's output.
+        """
+        headers = self.headers
+        modalities: list[Modality] = []
+        for place, header in enumerate(headers.images):
+            values = self.image[len(modalities) : len(modalities) + header.num_channels]
+            modalities += modalities_of(headers.files, place, values)
+        for number, evidence in self.evidence.items():
+            modalities[number].evidence = evidence
+        path = headers.network.path
+        if self.label_map is not None:
+            labels = self.label_map.labels.T
+            require_other_labels(modalities, labels, NETWORK, path, self.options.mapping)
+        elif self.scores is not None:
+            stored = self.scores[int(headers.network.lacks_background) :]
+            require_other_channels(modalities, stored, path)
+        require_images(headers.files, modalities, self.notes)
+        return modalities
 
     def network(self) -> tuple[Network, str]:
         """Return the network's output, and its kind, as of `Case.input_kind`."""

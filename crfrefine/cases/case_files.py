@@ -76,6 +76,8 @@ class CaseFiles:
     # mm, one per grid axis, if given; None means the image's
     spacing: tuple[float, ...] | None = None
     modalities: tuple[str, ...] = ()  # the names that a pattern gives the images, if any
+    # the images that a folder or a pattern brought, and that the user has not named
+    unnamed: tuple[Path, ...] = ()
 
     @property
     def named_problem(self) -> str:

@@ -36,6 +36,7 @@ from crfrefine.cases.patterns import (
     choices_of,
     find_matches,
     in_listed_order,
+    names_listed,
     patterns_of,
 )
 from crfrefine.cases.proposals import advise, images_among, propose
@@ -165,8 +166,10 @@ class Images:
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
         images = {match.path for match in images_among(found, str(place), names)}
+        self._named = names_listed(place, "modality") if is_pattern(place) else ()
         for match in found:
-            if match.path in taken:
+            # A file that is listed among the modalities is no other one; its voxels are compared.
+            if match.path in taken and match.modality not in self._named:
                 continue
             if match.path not in images:
                 self.beside.append(match.path.name)
@@ -216,7 +219,9 @@ class Images:
         names: tuple[str, ...] = ()
         if not all(_FOUR_DIGITS.fullmatch(name) for name in order if name):
             names = tuple(order)
-        case = CaseFiles(case_id, tuple(first[name] for name in order), modalities=names)
+        unnamed = tuple(first[name] for name in order if name not in self._named)
+        images = tuple(first[name] for name in order)
+        case = CaseFiles(case_id, images, modalities=names, unnamed=unnamed)
         if len(matches) > len(order):
             paths = [match.path for match in matches]
             advice = ""

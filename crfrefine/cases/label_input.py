@@ -28,6 +28,7 @@ from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import listed, shorten
 from crfrefine.cases.label_names import MAP_OPTION, LabelNames, names_of, without_mapped
 from crfrefine.cases.other_grid import WorkGrid, union_of
+from crfrefine.cases.roles import NO_IMAGE, require_no_image
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import (
     LABEL_ADVICE,
@@ -243,6 +244,7 @@ def read_strokes(
     A stroke with the name of the background gets the value BACKGROUND.
     """
     values = read_whole_numbers(file)
+    require_no_image(file.path, values, "strokes", NO_IMAGE)
     notes += notes_on_labels(values, file.path.name)
     wanted = options.names or LabelNames.of(names_of(known), "the network's output")
     names = names_of(file.segments)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32
+from crfrefine.cases.content import evidence_of_labels
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.io.reading import NanFiles, read_array, reading_jobs
 from crfrefine.io.streams import allocate_array
@@ -25,11 +26,12 @@ def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
 
 
 def modality_jobs(
-    images: Sequence[VolumeHeader], nan_files: NanFiles
+    images: Sequence[VolumeHeader], nan_files: NanFiles, evidence: dict[int, str]
 ) -> tuple[Float32, list[Callable[[], object]]]:
     """Return an array for the modalities, (M, [z,] y, x), and a job per file that fills its part.
 
-    The jobs may run together.
+    The jobs may run together. Those that interpolate a modality add to the `evidence`, by its
+    number, why its voxels are rather a label map, or "": that is gone afterwards.
     """
     if are_on_one_grid(images):
         return reading_jobs(images, nan_files)
@@ -42,14 +44,28 @@ def modality_jobs(
         if first.on_same_grid(image):
             jobs.append(partial(read_array, image, nan_files, target))
         else:
-            jobs.append(partial(_read_onto, grid, image, nan_files, target))
+
+            def look(source: Float32, number: int = number) -> None:
+                evidence[number] = evidence_of_labels(source[0])
+
+            jobs.append(partial(_read_onto, grid, image, nan_files, target, look))
     return values, jobs
 
 
-def _read_onto(grid: WorkGrid, image: VolumeHeader, nan_files: NanFiles, target: Float32) -> None:
-    """Read a modality, and interpolate it into its part of the array, (1, [z,] y, x)."""
+def _read_onto(
+    grid: WorkGrid,
+    image: VolumeHeader,
+    nan_files: NanFiles,
+    target: Float32,
+    look: Callable[[Float32], None],
+) -> None:
+    """Read a modality, and interpolate it into its part of the array, (1, [z,] y, x).
+
+    `look` is called with the values of the file.
+    """
     source = allocate_array(image.stored_shape, image.path)
     read_array(image, nan_files, source)
+    look(source)
     grid.interpolate_image(image, source, target)
 
 

@@ -46,6 +46,11 @@ def names_part(pattern: Path, part: str) -> bool:
     return re.search(rf"\{{{part}[:}}]", str(pattern)) is not None
 
 
+def names_listed(pattern: Path, part: str) -> tuple[str, ...]:
+    """Return the names that a pattern lists for a part: t1 of `{modality:t1,f*}`, not f*."""
+    return tuple(name for name in choices_of(pattern, part) if not re.search(r"[*?\[]", name))
+
+
 def folder_of(place: Path) -> Path:
     """Return the folder in which a pattern begins; any other path as it is."""
     if not is_pattern(place):

@@ -272,6 +272,21 @@ def number_structures(
     return DeclaredLabels(all_numbers, "the names of the structures", numbers)
 
 
+def find_modality_names(
+    cases: Iterable[CaseFiles], descriptions: Sequence[DatasetDescription]
+) -> tuple[str, ...]:
+    """Return the names of the modalities in order: those of a pattern, or of the last description.
+
+    Empty if none has names.
+    """
+    for case in cases:
+        if case.modalities and not case.problem:  # in the order of the files
+            return case.modalities
+    if not descriptions:
+        return ()
+    return descriptions[-1].channel_names
+
+
 @dataclass(frozen=True)
 class ReadingOptions:
     """How the files of a case are read."""

@@ -220,7 +220,9 @@ class _Search:
         for number, pair in enumerate(pairs):
             shown = images.get(pair.case_id, pair.reference)
             names = shown.modalities or description.channel_names
-            reference = replace(pair.reference, images=shown.images, modalities=names)
+            reference = replace(
+                pair.reference, images=shown.images, modalities=names, unnamed=shown.unnamed
+            )
             pairs[number] = pair._replace(reference=reference)
         consequence = "the report shows them without"
         self._note_lacking(f"no image in {source}", without, len(pairs), consequence)

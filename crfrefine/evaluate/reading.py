@@ -48,6 +48,11 @@ from crfrefine.cases.label_names import names_of
 from crfrefine.cases.network_output import recognize, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import RegionReading
+from crfrefine.cases.roles import (
+    modalities_of,
+    require_images,
+    require_other_labels,
+)
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
@@ -429,6 +434,14 @@ def _placed_image(header: VolumeHeader, values: Float32, reference: Reference) -
     return placed
 
 
+def _require_images(files: CaseFiles, place: int, values: Float32, reference: Volume) -> None:
+    """Raise InputError if a file of images, (M, [z,] y, x), is a label map, or the reference."""
+    assert reference.header is not None
+    modalities = modalities_of(files, place, values)
+    require_other_labels(modalities, reference.data.T, REFERENCE, reference.header.path)
+    require_images(files, modalities, [])
+
+
 def read_images(
     pair: CasePair,
     reference: Reference,
@@ -449,6 +462,7 @@ def read_images(
             header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
             reference.check(header, "image")
             values = io.read_channels(header, nan_files=nan_files)
+            _require_images(pair.reference, number, values, reference.volume)
             placed = _placed_image(header, values, reference)
             if np.isnan(placed).any():
                 leave_out_nan(placed, None, path)

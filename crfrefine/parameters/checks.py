@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -178,3 +179,13 @@ def unknown_key(key: object, known: Collection[str]) -> ConfigError:
         tables = dict.fromkeys(name.partition(".")[0] for name in known)
         hint = f"known: {', '.join(tables)}"
     return ConfigError(f"{shorten(key)}: unknown key; {hint}")
+
+
+def require_names(key: str, names: Any) -> tuple[str, ...]:
+    """Return a list of names; raise ConfigError for anything else."""
+    are_names = isinstance(names, list | tuple)
+    are_names = are_names and all(isinstance(name, str) for name in names)
+    # A file cannot hold half a character.
+    if not are_names or re.search("[\ud800-\udfff]", "".join(names)):
+        raise ConfigError(f"{key}: expected a list of names, got {shorten_value(names)}")
+    return tuple(names)

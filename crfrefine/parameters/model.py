@@ -14,7 +14,7 @@ from typing import Any
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import listed, printable, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
-from crfrefine.parameters.checks import unknown_key
+from crfrefine.parameters.checks import require_names, unknown_key
 from crfrefine.parameters.files import find_config, toml_entry, toml_lines, toml_problem
 from crfrefine.parameters.sections import (
     KEYS,
@@ -42,9 +42,12 @@ from crfrefine.parameters.specs import (
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
-_TRAINED_ON_COMMENT = (
-    "The cases that the values were learned on, which are no evidence for new cases."
-)
+MODALITIES = "modalities"
+# Lists of names beside the tables, each with its comment.
+_LISTS_OF_NAMES = {
+    MODALITIES: "The modalities that the values are for, in this order.",
+    TRAINED_ON: "The cases that the values were learned on, which are no evidence for new cases.",
+}
 # Largest size of a file: one with a penalty for each pair of a thousand labels has five megabytes.
 _MAX_BYTES = 1 << 24
 _DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
@@ -79,6 +82,8 @@ class CrfParameters:
     strokes: StrokesParameters = field(default_factory=StrokesParameters)
     # Names of the cases that `train-crf` learned the values on; empty if unknown.
     trained_on: tuple[str, ...] = ()
+    # Names of the modalities that the values are for, in order; empty if unknown.
+    modalities: tuple[str, ...] = ()
     # The tables of the file in their order, by the prefix of their keys, and the kernels alone.
     tables: dict[str, Section] = field(init=False, repr=False, compare=False)
     kernels: dict[str, KernelParameters] = field(init=False, repr=False, compare=False)
@@ -103,15 +108,8 @@ class CrfParameters:
                 tables[name] = section
             else:
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
-        cases = self.trained_on
-        are_names = isinstance(cases, list | tuple)
-        are_names = are_names and all(isinstance(name, str) for name in cases)
-        # A file cannot hold half a character.
-        if not are_names or re.search("[\ud800-\udfff]", "".join(cases)):
-            raise ConfigError(
-                f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(cases)}"
-            )
-        object.__setattr__(self, TRAINED_ON, tuple(cases))
+        for key in _LISTS_OF_NAMES:
+            object.__setattr__(self, key, require_names(key, getattr(self, key)))
 
         kernels_by_prefix = {}
         weights = [self.volume.weight]
@@ -187,15 +185,18 @@ class CrfParameters:
                 sections[name] = [section_of(BilateralParameters, *kernel) for kernel in named]
             elif name in SECTIONS:
                 sections[name] = section_of(SECTIONS[name], value, name)
-            elif name not in ("schema", TRAINED_ON):
+            elif name in _LISTS_OF_NAMES:
+                sections[name] = value
+            elif name != "schema":
                 raise unknown_key(name, [*SECTIONS, *KEYS])
-        return cls(**sections, trained_on=table.get(TRAINED_ON, ()))
+        return cls(**sections)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
         table: dict[str, Any] = {"schema": SCHEMA}
-        if self.trained_on:
-            table[TRAINED_ON] = self.trained_on
+        for key in _LISTS_OF_NAMES:
+            if getattr(self, key):
+                table[key] = getattr(self, key)
         for section in self.tables.values():
             values = {key: value for key, value in vars(section).items() if value is not None}
             if section.section == "bilateral":
@@ -212,9 +213,9 @@ class CrfParameters:
         if comment:
             text += "\n"
         text += f"schema = {SCHEMA}\n"
-        if self.trained_on:
-            text += f"# {_TRAINED_ON_COMMENT}\n"
-            text += f"{TRAINED_ON} = {toml_lines(self.trained_on)}\n"
+        for name, meaning in _LISTS_OF_NAMES.items():
+            if getattr(self, name):
+                text += f"# {meaning}\n{name} = {toml_lines(getattr(self, name))}\n"
 
         for prefix, section in self.tables.items():
             name = section.section

@@ -15,7 +15,13 @@ from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.proposals import advise, propose_fewer_cases
-from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
+from crfrefine.cases.reading_options import (
+    ReadingOptions,
+    declared_labels,
+    find_modality_names,
+    find_regions,
+)
+from crfrefine.cases.roles import require_modalities
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
@@ -108,12 +114,8 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
         if description.label_names:
             label_names = description.label_names
             names = LabelNames.of(label_names, str(description.path))
-    modality_names: tuple[str, ...] = ()
-    if descriptions:
-        modality_names = descriptions[-1].channel_names
-    if options.images:  # The modalities of a pattern are in the order of the files.
-        complete = (files.modalities for files in cases if files.images and not files.problem)
-        modality_names = next(complete, ()) or modality_names
+    modality_names = find_modality_names(cases, descriptions)
+    require_modalities(modality_names, options.parameters.modalities)
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)

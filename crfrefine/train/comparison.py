@@ -136,13 +136,16 @@ class TrainingResult(NamedTuple):
     def parameters(self) -> CrfParameters:
         """The parameters to write: trained on all cases, and rounded.
 
-        They keep the largest component if the verdict is on that, and name the cases of training.
+        They keep the largest component if the verdict is on that. They name the cases of training,
+        and the modalities if these are known.
         """
         names = [*self.plan.base.trained_on]
         for case_id in self.plan.cases.case_ids:
             names.append(printable(case_id))
         unique = tuple(dict.fromkeys(names))
-        parameters = replace(rounded(self.final.chosen.parameters), trained_on=unique)
+        modalities = self.plan.cases.modality_names or self.plan.base.modalities
+        parameters = rounded(self.final.chosen.parameters)
+        parameters = replace(parameters, trained_on=unique, modalities=modalities)
         if self.verdict.method != TRAINED_LARGEST or self.final.chosen.is_network:
             return parameters
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest})

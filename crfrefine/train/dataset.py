@@ -32,8 +32,10 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
     ReadingOptions,
     declared_labels,
+    find_modality_names,
     find_regions,
 )
+from crfrefine.cases.roles import require_modalities
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
@@ -62,6 +64,7 @@ class LabeledCases(NamedTuple):
     found: str  # how many cases a pattern of images has; "" for folders
     notes: tuple[Note, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
+    modality_names: tuple[str, ...]  # in order; empty if unknown
     reading: ReadingOptions  # how the files are read; labels are declared for label maps alone
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None
@@ -107,6 +110,8 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
         reference_names=without_mapped(beside_references.label_names, reference_mapping),
     )
 
+    modality_names = find_modality_names(files, descriptions)
+    require_modalities(modality_names, base.modalities)
     headers, (num_channels, num_modalities, num_axes) = _read_headers(
         files, reading, options.images
     )
@@ -144,6 +149,7 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
         (num_channels, num_modalities, num_axes),
         label_names=tuple(label_names),
         ignore_label=description.ignore_label,
+        modality_names=modality_names if len(modality_names) == num_modalities else (),
         found=cases.found,
         notes=tuple(notes),
         left_out=left_out,

@@ -8,6 +8,7 @@ from cli_helpers import save_nifti
 from io_helpers import OBLIQUE, affine_of, numbers
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.cases import foreground
 from crfrefine.cases.case import load_case
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
@@ -121,8 +122,9 @@ def test_beside_logits_the_input_type_decides(folder):
 
 def test_an_image_is_not_silently_taken_as_a_label_map(folder):
     shape = (12, 10, 8)
-    for name in ("images/a_0000", "maps/a"):
-        save_nifti(folder / f"{name}.nii.gz", np.arange(960, dtype=np.int16).reshape(shape), AFFINE)
+    values = np.arange(960, dtype=np.int16).reshape(shape)
+    save_nifti(folder / "images" / "a_0000.nii.gz", values[::-1], AFFINE)
+    save_nifti(folder / "maps" / "a.nii.gz", values, AFFINE)
     with pytest.raises(
         InputError,
         match=r"960 different ones, as in an image; .*For a label map, give --input-type labels",
@@ -236,3 +238,22 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
     (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
     assert load_case(case).input_kind == "labels", "one-hot channels have a label everywhere"
+
+
+def test_a_map_of_floats_is_decoded_once_to_tell_it_from_scores_and_one_of_integers_never(
+    folder, monkeypatch
+):
+    """The plan of a run, its memory and the case read the headers, one after the other."""
+    decoded = []
+    pieces = foreground.decoded_pieces
+
+    def counting(header, **options):
+        decoded.append(header.path.name)
+        return pieces(header, **options)
+
+    monkeypatch.setattr(foreground, "decoded_pieces", counting)
+    for dtype, number in ((np.float32, 1), (np.uint8, 1), (np.int32, 1), (np.float32, 2)):
+        save_nifti(folder / "maps" / "a.nii.gz", LABELS.astype(dtype), AFFINE)
+        for _ in range(3):
+            assert read(folder, "maps", input_type="auto").input_kind == "labels"
+        assert len(decoded) == number

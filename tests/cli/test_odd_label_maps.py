@@ -162,13 +162,20 @@ def test_an_image_is_not_measured_as_a_label_map(tmp_path):
     assert "different whole numbers up to 5999 that change from voxel to voxel" in found
 
 
+def anti_aliased():
+    """A mask of two boxes, 127 and 255, with a smoothed border: 29 different values."""
+    boxes = np.zeros(GRID_SHAPE)
+    boxes[2:9, 2:13, 2:9] = 255.0
+    boxes[9:16, 2:13, 2:9] = 127.5
+    return np.rint(ndimage.gaussian_filter(boxes, 0.5)).astype(np.uint8)
+
+
 def test_anti_aliased_strokes_get_a_warning(folders, tmp_path):
     """They would draw a hundred labels; strokes of many labels are no such mask."""
     save_nifti(folders.logits / "a.nii.gz", network_labels())
-    drawn = 255.0 * (network_labels() > 0)
     apart = np.zeros(GRID_SHAPE, np.uint8)
     apart[::4, ::4] = np.arange(apart[::4, ::4].size).reshape(apart[::4, ::4].shape) % 30
     warning = "labels lie only in thin layers between two others"
-    for values, count in ((np.rint(ndimage.gaussian_filter(drawn, 0.6)), 1), (apart, 0)):
+    for values, count in ((anti_aliased(), 1), (apart, 0)):
         strokes = save_nifti(tmp_path / "strokes" / "a.nii.gz", values.astype(np.uint8))
         assert infer(folders, "--strokes", strokes.parent).stderr.count(warning) == count

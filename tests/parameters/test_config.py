@@ -131,11 +131,9 @@ def test_the_names_of_the_cases_that_values_were_learned_on_are_kept(tmp_path):
     assert "trained_on" not in CrfParameters().to_toml()
     assert "trained_on" not in CrfParameters().to_dict()
     for wrong in ("'case1'", "[1]", "true"):
-        with pytest.raises(
-            ConfigError, match="trained_on: expected a list of names of cases, got "
-        ):
+        with pytest.raises(ConfigError, match="trained_on: expected a list of names, got "):
             CrfParameters.from_toml(f"trained_on = {wrong}")
-    with pytest.raises(ConfigError, match="trained_on: expected a list of names of cases, got "):
+    with pytest.raises(ConfigError, match="trained_on: expected a list of names, got "):
         dataclasses.replace(CrfParameters(), trained_on=("a\udce9",))  # no file could hold it
 
 

@@ -181,7 +181,7 @@ def test_every_key_is_in_the_reference_with_its_default():
         for table, kind in SECTIONS.items()
         for entry in dataclasses.fields(kind)
     }
-    assert documented.keys() == defaults.keys() | {"schema", "trained_on"}
+    assert documented.keys() == defaults.keys() | {"schema", "modalities", "trained_on"}
     for key, default in defaults.items():
         shown = (
             None

@@ -20,7 +20,7 @@ def case(tmp_path_factory):
     affine = np.diag([-1.0, 1.0, 1.0, 1.0]) * np.append(SPACING, 1.0)  # stored as it is shown
     image = np.arange(np.prod(GRID), dtype=np.int16).reshape(GRID)
     save_nifti(folders.images / "a_0000.nii.gz", image, affine)
-    save_nifti(folders.logits / "a.nii.gz", np.stack([image, -image], -1).astype(float), affine)
+    save_nifti(folders.logits / "a.nii.gz", np.stack([image, -image], -1) / 2, affine)
     with open_session(options_for(folders)) as session:
         assert session.case.upright_grid == GRID
         yield session.case

@@ -260,9 +260,7 @@ def test_other_inputs(tmp_path, kind):
         )
     else:
         labels = anatomy(0, (61, 47))
-        save_nifti(
-            tmp_path / "images" / "case0_0000.nii.gz", 100.0 * labels.astype(np.float32), AFFINE
-        )
+        save_nifti(tmp_path / "images" / "case0_0000.nii.gz", image_of(labels, 0), AFFINE)
         save_nifti(logits, np.moveaxis(network(labels, "noisy", 0), 0, -1)[:, :, None], AFFINE)
     choose(tmp_path, *options)
     found = report_of(tmp_path)

@@ -1,0 +1,253 @@
+"""Roles: each input of a case is checked by its voxels for what it was taken for.
+
+An image that looks like a label map is an error of its case, and only a note if the user named this
+file or its modality; one that equals the reference or the network's output is an error always. A
+mask or strokes that look like an image are errors, and so are label maps (`label_input`). The
+arrays are those that are read anyway. `guesses` is the table of all rules by which a role, or what
+a file means, is taken for granted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import map_labels
+from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.content import Look, blocks_of, evidence_of_image, evidence_of_labels
+from crfrefine.errors import InputError
+from crfrefine.io.paths import stem_of, suffix_of
+from crfrefine.io.reading import Piece
+from crfrefine.refinement.given import ReadPieces
+
+# What an input is called in an error.
+NETWORK = "network's output"
+_LEAKS = (
+    "The CRF would refine with the answer; name the file of the image there, or list the "
+    "modalities in the pattern: {modality:t1,t2}."
+)
+_SMOOTHED = (
+    "Resample label maps with nearest neighbor, and cut a mask with a smoothed border at half of "
+    "its range."
+)
+# Advice where a file should hold labels.
+NO_IMAGE = "Name the file of the labels there; is it that of the image?"
+_NONZERO = (
+    "A mask is not 0 where the model applies. For the voxels in which the image is not 0, give "
+    "--set intensity.mask=nonzero in its place."
+)
+
+
+class Modality:
+    """A channel of the image of a case, and what its voxels show."""
+
+    def __init__(self, path: Path, values: NDArray[Any], name: str) -> None:
+        self.path = path
+        self.values = values  # ([z,] y, x)
+        self.evidence = evidence_of_labels(values)  # why it is rather a label map, or ""
+        self.name = name  # for messages, such as " of modality t1"
+
+    def require_other(self, values: NDArray[Any], role: str, path: Path) -> None:
+        """Raise InputError if the modality has the values of an input with another role."""
+        if have_same_values(self.values, values):
+            raise self.error_of_equal(role, path)
+
+    def error_of_equal(self, role: str, path: Path) -> InputError:
+        """Return the error for a modality that is an input with another role."""
+        return InputError(
+            f"{self.path}: expected an image{self.name}, found the {role}: all of its voxels are "
+            f"equal to those of {path}\n  {_LEAKS}",
+            cause=f"an image{self.name} is the {role}",
+        )
+
+
+def require_images(files: CaseFiles, modalities: Sequence[Modality], notes: list[Note]) -> None:
+    """Raise InputError if a modality is a label map; `notes` gets one on each that is named."""
+    wrong = []
+    for modality in modalities:
+        if modality.evidence and modality.path in files.unnamed:
+            wrong.append(modality)
+        elif modality.evidence:
+            kind = NoteKind.NAMED_IMAGE
+            notes.append(Note.of(kind, modality.path.name, reason=modality.evidence))
+    if not wrong:
+        return
+    first = wrong[0]
+    raise InputError(
+        f"{first.path}: expected an image{first.name}, found a label map by its voxels: "
+        f"{first.evidence}\n  {advice_on_images(files, [modality.path for modality in wrong])}",
+        cause=f"an image{first.name} is a label map",
+    )
+
+
+def advice_on_images(files: CaseFiles, wrong: Sequence[Path]) -> str:
+    """Return what to do about files that a pattern or a folder took for images."""
+    if files.modalities:
+        others = []
+        for name, path in zip(files.modalities, files.images, strict=True):
+            if path not in wrong:
+                others.append(name)
+        advice = "Give a pattern of the images"
+        if others:
+            advice = f"List the images in the pattern, {{modality:{','.join(others)}}}"
+        pattern = f"{{modality:{','.join(files.modalities)}}}"
+        return f"{advice}; if it is an image all the same, list it, too: {pattern}."
+    path = wrong[0]
+    stem = stem_of(path)
+    pattern = f"{path.parent.parent}/{{modality:{path.parent.name}}}/{{case}}{suffix_of(path)}"
+    if re.search(r"_[0-9]{4}$", stem):
+        pattern = f"{path.parent}/{{case}}_{{modality:{stem[-4:]}}}{suffix_of(path)}"
+    return (
+        "Name the folder of the images, or give a pattern of them; if it is an image all the same, "
+        f"name it: -i {shorten(path, 200)}, or, in many cases, -i '{shorten(pattern, 200)}'."
+    )
+
+
+def modalities_of(files: CaseFiles, place: int, values: NDArray[Any]) -> list[Modality]:
+    """Return the modalities in a file of images, by its place; its values are (M, [z,] y, x)."""
+    path = files.images[place]
+    modalities = []
+    for channel, of_channel in enumerate(values):
+        name = ""
+        if files.modalities:
+            name = f" of modality {shorten(files.modalities[place])}"
+        elif len(values) > 1:
+            name = f" in channel {channel}"
+        modalities.append(Modality(path, of_channel, name))
+    return modalities
+
+
+def require_other_labels(
+    modalities: Iterable[Modality],
+    labels: NDArray[Any],
+    role: str,
+    path: Path,
+    mapping: Mapping[int, int] | None = None,
+) -> None:
+    """Raise InputError if a modality equals a label map, ([z,] y, x).
+
+    Its values have new labels by a mapping.
+    """
+    for modality in modalities:
+        values = modality.values
+        if mapping and modality.evidence and is_in_range(values):
+            values, _ = map_labels(np.rint(values).astype(np.uint16), mapping)
+        if have_same_values(values, labels):
+            raise modality.error_of_equal(role, path)
+
+
+def require_other_channels(
+    modalities: Sequence[Modality], channels: NDArray[Any], path: Path
+) -> None:
+    """Raise InputError if a modality is one of a network's (channels, [z,] y, x)."""
+    for modality in modalities:
+        for channel in channels:
+            modality.require_other(channel, NETWORK, path)
+
+
+class WatchedPieces:
+    """Pieces of a network's channels that are compared with the modalities while they are read.
+
+    A modality that equals a channel is an InputError at the end of the first pass. The modalities
+    are let go then, so that they can be freed.
+    """
+
+    def __init__(self, read: ReadPieces, modalities: Sequence[Modality], path: Path) -> None:
+        self._read = read
+        self._modalities = modalities
+        self._path = path
+
+    def __call__(self) -> Iterable[Piece]:
+        """Return the pieces."""
+        if self._modalities:
+            return self._compared()
+        return self._read()
+
+    def _compared(self) -> Iterator[Piece]:
+        """Yield the pieces, and raise the error behind the last one."""
+        equal: dict[int, list[Modality]] = {}  # the modalities that equal each channel so far
+        for piece in self._read():
+            for number, values in enumerate(piece.values, start=piece.channels.start):
+                alike = []
+                for modality in equal.get(number, self._modalities):
+                    if have_same_parts(modality.values[piece.planes], values):
+                        alike.append(modality)
+                equal[number] = alike
+            yield piece
+        for alike in equal.values():
+            for modality in alike:
+                if not is_constant(modality.values):
+                    raise modality.error_of_equal(NETWORK, self._path)
+        self._modalities = ()
+
+
+def require_no_image(path: Path, values: NDArray[Any], role: str, advice: str) -> None:
+    """Raise InputError for whole numbers, ([z,] y, x), that look like an image."""
+    evidence = evidence_of_image(values)
+    if evidence:
+        raise error_of_image(path, role, evidence, f"{advice} {_SMOOTHED}")
+
+
+def require_mask(path: Path, look: Look) -> None:
+    """Raise InputError for a mask that looks like an image, as its values show."""
+    evidence = look.evidence_of_image()
+    if evidence:
+        raise error_of_image(path, "a mask", evidence, _NONZERO)
+
+
+def error_of_image(path: Path, role: str, evidence: str, advice: str) -> InputError:
+    """Return the error for an input whose voxels look like those of an image."""
+    return InputError(
+        f"{path}: expected {role}, found an image by its voxels: {evidence}\n  {advice}",
+        cause=f"{role} is an image",
+    )
+
+
+def have_same_values(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Return whether two arrays, ([z,] y, x), are equal, and not the same number everywhere."""
+    return have_same_parts(one, other) and not is_constant(one)
+
+
+def have_same_parts(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Return whether two arrays, ([z,] y, x), are equal; mostly a few values show it."""
+    if one.shape != other.shape:
+        return False
+    for part, same in zip(blocks_of(one), blocks_of(other), strict=True):
+        if not np.array_equal(part, same):
+            return False
+    return True
+
+
+def is_constant(values: NDArray[Any]) -> bool:
+    """Return whether an array has the same number everywhere, which shows nothing."""
+    return bool(values.min() == values.max())
+
+
+def is_in_range(values: NDArray[Any]) -> bool:
+    """Return whether the values may be labels by their range."""
+    return bool(values.min() >= 0 and values.max() <= MAX_LABEL)
+
+
+def require_modalities(found: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise InputError if images have a modality at another place than the parameters have it.
+
+    Names that only one of them has say nothing, and no names neither.
+    """
+    places = {name.casefold(): place for place, name in enumerate(expected)}
+    are_distinct = len(places) == len(expected)
+    for place, name in enumerate(found):
+        if are_distinct and places.get(name.casefold(), place) != place:
+            names = ",".join(expected)
+            raise InputError(
+                f"expected the modalities {', '.join(expected)}, in the order of the parameters; "
+                f"found {', '.join(found)}\n  List them in the pattern, {{modality:{names}}}, or "
+                "name their files in this order: the parameters have values for each."
+            )
