@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from crfrefine.base.notes import Note
@@ -21,6 +22,12 @@ class Observer:
         """The cases of a pattern are known, before the run starts: how many, with an example.
 
         The text is empty for the cases of a folder.
+        """
+
+    def roles_found(self, summary: str, reasons: Sequence[tuple[str, str]]) -> None:
+        """What each input is taken for is known, as far as the headers of the first case tell.
+
+        The summary is a line; the reasons are role and evidence of each file.
         """
 
     def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:

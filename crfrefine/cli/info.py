@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
+    from crfrefine.cases.role_table import Role
 
 
 @click.command(
@@ -104,6 +105,7 @@ def _inspect_folder(
         width = max(map(len, names), default=0)
         for name, line in zip(names, report.cases.values(), strict=True):
             print(f"  {name:<{width}}  {line}")
+        _print_roles(report.roles)
         for note in notes:
             print(for_terminal(f"  note: {note}"))
         for message in messages:
@@ -113,7 +115,20 @@ def _inspect_folder(
                 print(for_terminal(indented(problem.traceback)), file=sys.stderr)
     if report.found:
         notes.insert(0, report.found)
-    return {"cases": report.cases, "notes": notes, "problems": messages}
+    roles = [{**vars(role), "path": str(role.path)} for role in report.roles]
+    return {"cases": report.cases, "roles": roles, "notes": notes, "problems": messages}
+
+
+def _print_roles(roles: Sequence[Role]) -> None:
+    """Print what each file of the first case is taken for, in columns, and why."""
+    if not roles:
+        return
+    print("  roles of the files of the first case:")
+    rows = [(role.name, role.kind, role.frame, role.path.name, role.evidence) for role in roles]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, (*widths, 0), strict=True)]
+        print(for_terminal(f"    {'  '.join(cells)}"))
 
 
 def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:

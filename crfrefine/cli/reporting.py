@@ -96,6 +96,14 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         if text:
             self._say(text)
 
+    def roles_found(self, summary: str, reasons: Sequence[tuple[str, str]]) -> None:
+        """Print what the inputs are taken for: in a line, or if VERBOSE a line per file and why."""
+        if self.verbosity < VERBOSE:
+            self._say(summary)
+            return
+        for role, reason in reasons:
+            self._say(f"{role}: {reason}")
+
     def stage_changed(self, name: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage.
 

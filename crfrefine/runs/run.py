@@ -13,6 +13,7 @@ from typing import Any
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
+from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.io.json import add_lines
 from crfrefine.io.writing import write_small_file
@@ -41,6 +42,7 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
     if options.choice is None:  # A choice of parameters has told of them.
         observer.cases_found(plan.inputs.cases.found)
     observer.run_started(summary)
+    tell_roles(plan.inputs.cases, plan.inputs.reading, observer)
     for note in plan.notes:
         observer.note(note)
     for path, content in plan.folder_files:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import listed
+from crfrefine.cases.role_table import tell_roles
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 from crfrefine.io.writing import check_replaceable
@@ -60,8 +61,11 @@ def run_training(options: TrainingOptions, observer: Observer | None = None) -> 
     from crfrefine.train.report import make_report
     from crfrefine.train.stages import train
 
+    observer = observer or Observer()
+    observer.cases_found(plan.cases.found)
+    tell_roles(plan.cases.files, plan.cases.reading, observer)
     try:
-        result = train(plan, observer or Observer(), started)
+        result = train(plan, observer, started)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
             interrupt.add_note(

@@ -33,7 +33,6 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
         finished = read_folds(plan.fold_files, digest)
 
     num_threads = plan.options.threads or available_threads()
-    observer.cases_found(plan.cases.found)
     observer.run_started(plan.describe(num_threads, device.name))
     if device.note is not None:
         observer.note(device.note)

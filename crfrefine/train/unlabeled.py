@@ -24,6 +24,7 @@ from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
 from crfrefine.cases.case_headers import read_case_headers, require_memory_for
+from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
@@ -83,6 +84,7 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
     for path in options.files:
         check_no_input(path)
     observer.cases_found(inputs.cases.found)
+    tell_roles(inputs.cases, inputs.reading, observer)
     for note in inputs.cases.notes:
         observer.note(note)
     if options.labels is not None:
@@ -102,7 +104,8 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
         f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
     )
     report = {"options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS}}
-    options.write(SCHEMA, {**report, **choice.report()}, choice.chosen.parameters, origin)
+    parameters = replace(choice.chosen.parameters, modalities=inputs.reading.modality_names)
+    options.write(SCHEMA, {**report, **choice.report()}, parameters, origin)
     return choice
 
 

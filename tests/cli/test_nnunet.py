@@ -165,7 +165,7 @@ def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_
     predictions = write_predictions(tree)
     told = run_here("info", predictions, status=0).stdout.splitlines()
     assert told[0] == f"{predictions}: 3 cases in order, 0 problems"
-    assert all("2 modalities" in text and text.endswith(", 4 labels") for text in told[1:])
+    assert all("2 modalities" in text and text.endswith(", 4 labels") for text in told[1:4])
     (predictions / "case1.npz").unlink()
     probabilities = np.load(predictions / "case2.npz")["probabilities"][:3]
     np.savez(predictions / "case2.npz", probabilities=probabilities / probabilities.sum(axis=0))

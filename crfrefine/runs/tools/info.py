@@ -22,7 +22,7 @@ from crfrefine.cases.case_files import (
     structures_by_case,
     structures_inside,
 )
-from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
@@ -38,6 +38,13 @@ from crfrefine.cases.reading_options import (
     ReadingOptions,
     RegionReading,
     find_regions,
+)
+from crfrefine.cases.role_table import (
+    Role,
+    check_roles,
+    check_single,
+    names_of_modalities,
+    roles_of,
 )
 from crfrefine.cases.structure_folders import are_structures
 from crfrefine.cases.tree import Tree
@@ -153,6 +160,7 @@ def inspect_folder(
     """
     report = FolderReport(resample)
     with failing_alone(report.problems.append):
+        report.may_be_labels = not images
         if is_pattern(folder) or folder in images[:1]:
             report.input_type = input_type
             images = images or (folder,)
@@ -185,7 +193,10 @@ class FolderReport:
         self.notes: list[Note] = []  # on ignored files
         self.problems: list[Failure] = []  # only the first one of each cause is in full
         self.found = ""  # how many cases a pattern of images has
+        self.roles: list[Role] = []  # of the first case
+        self.may_be_labels = False  # whether nothing says that single files are images
         self.input_type = "auto"
+        self._doubtful: set[str] = set()  # modalities of cases with a file that is no image
         self._resample = resample
         self._causes = Causes()
         self._regions = NO_REGIONS
@@ -351,10 +362,32 @@ class FolderReport:
                 grid = describe_grid(header.grid_shape, header.affine)
                 self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
+    def _check_roles(self, headers: CaseHeaders) -> None:
+        """Keep the roles of the first case, whose voxels are read to check them.
+
+        Of other cases, those are read whose modalities were none in an earlier case.
+        """
+        names = names_of_modalities(headers.files)
+        if self.roles and not names & self._doubtful:
+            return
+        roles: list[Role] = []
+        if not self.roles:
+            roles = roles_of(headers)
+            self.roles = roles
+        if self.may_be_labels and len(headers.files.paths) == 1:
+            check_single(headers, roles)
+            return
+        try:
+            check_roles(headers, roles, self.notes)
+        except InputError:
+            self._doubtful |= names
+            raise
+
     def _add_case(self, files: CaseFiles) -> None:
         """Describe a case in a line, and keep the notes on its images."""
         reading = ReadingOptions(self.input_type, regions=self._regions, resample=self._resample)
         headers = read_case_headers(files, reading)
+        self._check_roles(headers)
         image = headers.images[0]
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]

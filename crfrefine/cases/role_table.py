@@ -1,0 +1,188 @@
+"""The roles of a case's files as a table: what each one is taken for, where it lies, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine.base.geometry import describe_grid
+from crfrefine.base.notes import Note
+from crfrefine.base.observer import Observer
+from crfrefine.base.option import REFERENCE
+from crfrefine.base.text import counted
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.label_input import CUT_REFERENCE, require_labels
+from crfrefine.cases.modalities import read_modalities
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.roles import (
+    Modality,
+    modalities_of,
+    require_images,
+    require_other_labels,
+)
+from crfrefine.errors import CrfRefineError
+from crfrefine.io.reading import read_whole_numbers
+from crfrefine.io.volume import VolumeHeader
+
+_DECLARED = "its array has this name"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a file of a case is taken for."""
+
+    name: str  # "image", "network's output", "mask", "reference" or "strokes"
+    kind: str  # what it holds
+    frame: str  # its grid
+    path: Path
+    evidence: str  # why, in words
+
+    @property
+    def words(self) -> str:
+        """The role and the kind, in a few words."""
+        return f"{self.name}: {self.kind}"
+
+    @property
+    def reasons(self) -> str:
+        """The file, its grid and the evidence."""
+        return f"{self.path}, {self.frame}; {self.evidence}"
+
+
+def roles_of(headers: CaseHeaders) -> list[Role]:
+    """Return the roles of a case's files by their headers, the images first."""
+    files = headers.files
+    first = headers.images[0]
+    roles = []
+    for place, header in enumerate(headers.images):
+        kind = "image"
+        if files.modalities:
+            kind = f"modality {files.modalities[place]}"
+        if header.num_channels > 1:
+            kind = f"{header.num_channels} modalities"
+        evidence = "named by the user"
+        if header.path in files.unnamed:
+            evidence = "by its place and name"
+        grid = describe_grid(header.grid_shape, header.affine)
+        frame = f"{grid}, {header.orientation}"
+        roles.append(Role("image", kind, frame, header.path, evidence))
+    network = headers.network
+    if network.files:
+        kind, evidence = _kind_of_network(headers)
+        frame = _frame(first, network.files[0], "label map")
+        roles.append(Role("network's output", kind, frame, network.path, evidence))
+    if headers.mask is not None:
+        frame = _frame(first, headers.mask, "mask")
+        roles.append(Role("mask", "where it is not 0", frame, headers.mask.path, "given as such"))
+    if headers.labels is not None:
+        frame = _frame(first, headers.labels, "labels")
+        path = headers.labels.path
+        roles.append(Role(REFERENCE, "label map", frame, path, "given as such"))
+    for header in headers.strokes:
+        frame = _frame(first, header, "strokes")
+        roles.append(Role("strokes", "label map", frame, header.path, "given as such"))
+    return roles
+
+
+def _kind_of_network(headers: CaseHeaders) -> tuple[str, str]:
+    """Return what a network's output holds, by its headers, and why."""
+    network = headers.network
+    structures = headers.files.structures
+    if structures:
+        return counted(len(structures), "structure"), "one file per structure"
+    if network.is_label_map:
+        return "label map", "one value per voxel, whole numbers"
+    declared = network.files[0].kind
+    number = counted(network.num_channels, "channel")
+    if declared is not None:
+        return f"{number} of {declared}", _DECLARED
+    if network.lacks_background and network.num_channels == 1:
+        return "label 1 alone", "one value per voxel, not all whole"
+    if len(network.files) > 1:
+        return f"{number}, logits or probabilities", "one file per label; the values tell which"
+    return f"{number}, logits or probabilities", "several values per voxel; they tell which"
+
+
+def _frame(image: VolumeHeader, other: VolumeHeader, what: str) -> str:
+    """Return where a file lies, by its header."""
+    if other.affine is None:
+        return "no grid of its own: that of the image"
+    if image.on_same_grid(other):
+        return "the grid of the image"
+    if WorkGrid(image).part(other, what) is not None:
+        return "a part of the image's grid"
+    return f"another grid, {describe_grid(other.grid_shape, other.affine)}"
+
+
+def summarize(roles: Sequence[Role]) -> str:
+    """Return the roles of a case in a line, the images together.
+
+    Modalities with names are left out: the line on their pattern has them.
+    """
+    kinds = [role.kind for role in roles if role.name == "image"]
+    parts = [role.words for role in roles if role.name != "image"]
+    if len(kinds) > 1 and kinds[0] == "image":
+        parts.insert(0, f"images: {len(kinds)} modalities")
+    elif kinds[0] == "image":
+        parts.insert(0, "images: one modality")
+    elif len(kinds) == 1 and kinds[0].endswith("modalities"):
+        parts.insert(0, f"images: {kinds[0]}")
+    return "; ".join(parts)
+
+
+def tell_roles(cases: Sequence[CaseFiles], reading: ReadingOptions, observer: Observer) -> None:
+    """Tell the roles of the first case, unless its headers cannot be read."""
+    complete = next((files for files in cases if not files.problem), None)
+    if complete is None:
+        return
+    with suppress(CrfRefineError, OSError):  # Reading the case reports it.
+        roles = roles_of(read_case_headers(complete, reading))
+        observer.roles_found(summarize(roles), [(role.words, role.reasons) for role in roles])
+
+
+def check_roles(headers: CaseHeaders, roles: list[Role], notes: list[Note]) -> None:
+    """Read the images and the reference of a case, and raise InputError if one is another thing.
+
+    `roles` get the evidence of the voxels, `notes` those on images that are named.
+    """
+    files = headers.files
+    modalities: list[Modality] = []
+    for place, header in enumerate(headers.images):
+        in_file = modalities_of(files, place, read_modalities([header], []))
+        told = [modality.evidence for modality in in_file if modality.evidence]
+        shown = "voxels of an image"
+        if told:
+            shown = f"voxels of a label map, {told[0]}"
+        if place < len(roles):
+            roles[place] = replace(roles[place], evidence=f"{roles[place].evidence}, {shown}")
+        modalities += in_file
+    if headers.labels is not None:
+        path = headers.labels.path
+        labels = read_whole_numbers(headers.labels)
+        require_labels(labels, path, CUT_REFERENCE)
+        require_other_labels(modalities, labels, REFERENCE, path)
+    require_images(files, modalities, notes)
+
+
+def check_single(headers: CaseHeaders, roles: list[Role]) -> None:
+    """Read the only file of a case, of which nothing but its voxels tells image from label map.
+
+    The only one of the `roles`, if there is one, becomes what they show.
+    """
+    if not roles:
+        return
+    (modality, *_) = modalities_of(headers.files, 0, read_modalities(headers.images, []))
+    role = roles[0]
+    if modality.evidence:
+        shown = f"voxels of a label map, {modality.evidence}"
+        roles[0] = replace(role, name="label map", kind="label map", evidence=shown)
+    else:
+        roles[0] = replace(role, evidence=f"{role.evidence}, voxels of an image")
+
+
+def names_of_modalities(files: CaseFiles) -> set[str]:
+    """Return what tells the modalities of a case from those of others: their names, or numbers."""
+    return {*files.modalities} or {str(place) for place in range(len(files.images))}
