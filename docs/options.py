@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-import click
+import typer
 
-from crfrefine.cli.command import Command
 from crfrefine.cli.main import app
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
@@ -13,15 +12,16 @@ PAGE = Path(__file__).parent / "reference" / "cli.md"
 
 def table(command: str) -> str:
     """Return the table of a command's options, in the order of its help."""
-    built = app.get_command(click.Context(app), command)
-    assert isinstance(built, Command)
+    group = typer.main.get_command(app)
+    context = typer.Context(group)
+    built = group.get_command(context, command)
     rows = []
-    for records in built.rows_of_panels(click.Context(built, info_name=command)).values():
-        for record in records:
-            names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
-            text = text.replace("[", r"\[")
-            if not names.endswith("--help"):
-                rows.append(f"| `{names}` | {text} |")
+    for parameter in built.get_params(typer.Context(built, info_name=command)):
+        record = parameter.get_help_record(context)
+        names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
+        text = text.replace("\\[", "[").replace("[", r"\[")
+        if not names.startswith("--help"):
+            rows.append(f"| `{names}` | {text} |")
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
 
 

@@ -1,4 +1,4 @@
-"""A command of the program: its parameters come from descriptions, and its help has panels.
+"""A command of the program, which Typer makes of descriptions.
 
 A description is an `Option` in the annotation of a field of an options class, or of a parameter
 of the function that does the work.
@@ -13,22 +13,16 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-import click
-from click.shell_completion import CompletionItem
+import typer
+from typer.core import TyperCommand
 
 from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, Option, parse_path
-from crfrefine.base.text import shorten_value
 from crfrefine.errors import InputError
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:
-    _ParamType = click.ParamType  # not generic before click 8.4
 
 # What a shell makes of a pattern without quotes.
 _VOLUME = r"\.(nii|npz|mha|mhd|nrrd|dcm)\b"
@@ -36,47 +30,39 @@ _ONE_PATH = (
     "An option takes one path: give the folder of many cases, "
     "or repeat the option for the files of one case."
 )
-_MIN_OF_PANELS = 12  # parameters from which on the help has panels
 _DICOM = r"\.(dcm|dicom|ima)$"
 _READ_VOLUMES = ("infer", "train-crf", "evaluate", "tune")
 _OUTPUTS = ("output", "summary", "corrections")
 VERBOSE = "crfrefine.verbose"  # where the context notes whether tracebacks are wanted
 
 
-class Command(click.Command):
-    """A command whose help has panels, and whose parameters are those of its function.
+class Parameter(NamedTuple):
+    """A parameter of a command, as it is described."""
 
-    The parameters that it shares with other commands come as the function's argument `options`, a
-    dict by name; one that the function has itself replaces a shared one.
-    """
+    name: str
+    value_type: Any  # `tuple[T, ...]` means that the option can be repeated
+    option: Option
+    default: Any  # that of a dataclass or a signature, also where there is none
 
-    def __init__(
-        self,
-        name: str,
-        callback: Callable[..., None],
-        shared: Sequence[click.Parameter] = (),
-        **settings: Any,
-    ) -> None:
-        described: list[click.Parameter] = []
-        for entry in inspect.signature(callback, eval_str=True).parameters.values():
-            if entry.name != "options":
-                value_type, option = get_args(entry.annotation)
-                described.append(_parameter(entry.name, value_type, option, entry.default))
-        names = [one.name for one in described]
-        taken = [one for one in shared if one.name not in names]
-        self._shared = [str(one.name) for one in taken]
-        settings["params"] = [*taken, *described]
-        super().__init__(name, callback=callback, **settings)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+class Command(TyperCommand):
+    """A command with advice for users who name DICOM, or several files after one option."""
+
+    # By the flag of an option that may stand without a value: its values, the first of which it has
+    # then.
+    bare_values: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse and check the arguments; inputs that are DICOM matter more than what is missing."""
+        args = with_bare_values(args, self.bare_values)
         typed = list(args)
         ctx.allow_extra_args = True  # They are refused below, with advice.
         try:
             extra = super().parse_args(ctx, args)
-        except click.MissingParameter:
-            named = [Path(text) for text in typed if _is_named_dicom(text)]
-            refuse_dicom(self.name, {"inputs": named})
+        except typer.BadParameter as error:
+            if type(error) is not typer.BadParameter:  # A parameter is missing.
+                named = [Path(text) for text in typed if _is_named_dicom(text)]
+                refuse_dicom(self.name, {"inputs": named})
             raise
         if ctx.resilient_parsing:
             return extra
@@ -89,93 +75,27 @@ class Command(click.Command):
         if ctx.meta[VERBOSE] and ctx.params.get("quiet"):
             ctx.fail("--verbose and --quiet exclude each other")
         refuse_dicom(self.name, ctx.params)
-        if self._shared:
-            ctx.params["options"] = {name: ctx.params.pop(name) for name in self._shared}
         return extra
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments, then the options panel by panel."""
-        for panel, rows in self.rows_of_panels(ctx).items():
-            with formatter.section(panel):
-                formatter.write_dl(rows)
-
-    def rows_of_panels(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
-        """Return the lines of the help by panel; a short help has one panel of options."""
-        parameters = self.get_params(ctx)
-        rows: dict[str, list[tuple[str, str]]] = {panel: [] for panel in (*PANELS, "Options")}
-        is_long = len(parameters) > _MIN_OF_PANELS
-        if is_long:  # Options with a short name come first in their panel.
-            parameters.sort(key=lambda parameter: all(name[:2] == "--" for name in parameter.opts))
-        for parameter in parameters:
-            panel = getattr(parameter, "panel", MESSAGES)
-            if not is_long and panel != ARGUMENTS:
-                panel = "Options"
-            row = parameter.get_help_record(ctx)
-            if row is not None:
-                rows[panel].append(row)
-        return {panel: rows[panel] for panel in rows if rows[panel]}
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option --help, which is in the last panel."""
+        option: Any = super().get_help_option(ctx)
+        option.rich_help_panel = MESSAGES
+        return option
 
 
-@dataclass(frozen=True)
-class _Value(_ParamType):
-    """A value that the description of an option checks and converts."""
-
-    name = "text"
-
-    option: Option
-    parse: Callable[[str], Any]
-    is_path: bool
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value of a text; an error of usage if it has none."""
-        if not isinstance(value, str):  # A default is a value already.
-            return value
-        choices = self.option.choices
-        if choices and value not in choices:
-            problem = f"{shorten_value(value)} is not one of {', '.join(choices)}"
-            if self.option.bare is not None:
-                name = self.option.names.split()[-1]
-                problem += f"; before another argument, write {name}={self.option.bare}"
-            self.fail(problem, param, ctx)
-        try:
-            return self.parse(value)
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Return what the shell offers: choices, or the names of files."""
-        entries = [(choice, "") for choice in self.option.choices if choice.startswith(incomplete)]
-        if self.option.complete is not None:
-            entries = self.option.complete(incomplete)
-        items: list[CompletionItem] = [CompletionItem(name, help=text) for name, text in entries]
-        if not items and (self.is_path or self.option.complete is not None):
-            items.append(CompletionItem(incomplete, type="file"))
-        return items
+def with_bare_values(args: Sequence[str], bare_values: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the arguments with a value for each option that stands without one."""
+    result = []
+    for argument, following in zip_longest(args, args[1:]):
+        values = bare_values.get(argument, ())
+        if values and following not in values:
+            argument = f"{argument}={values[0]}"
+        result.append(argument)
+    return result
 
 
-class _Argument(click.Argument):
-    """An argument with a line in the help."""
-
-    panel = ARGUMENTS
-
-    def __init__(self, name: str, text: str, **settings: Any) -> None:
-        super().__init__([name], **settings)
-        self._text = text
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """Return the line."""
-        return self.make_metavar(ctx), self._text
-
-
-class _Option(click.Option):
-    """An option with its place in the help."""
-
-    panel = MESSAGES
-
-
-def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> list[click.Parameter]:
+def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> list[Parameter]:
     """Return the parameters of an options class that a command has: those of `names`, or all.
 
     `needs_inputs` is False for a command that does without those that others name in its help.
@@ -190,53 +110,151 @@ def options_of(kind: type, names: str = "", *, needs_inputs: bool = True) -> lis
         value_type, option = get_args(eval(text, module))
         if not needs_inputs:
             option = dataclasses.replace(option, unless="")
-        parameters.append(_parameter(field.name, value_type, option, field.default))
+        parameters.append(Parameter(field.name, value_type, option, field.default))
     return parameters
 
 
-def _parameter(name: str, value_type: Any, option: Option, default: Any) -> click.Parameter:
-    """Return the parameter of a command that a description tells."""
-    is_list = get_origin(value_type) is tuple
+def command(
+    examples: str, shared: Sequence[Parameter] = ()
+) -> Callable[[Callable[..., None]], typer.Typer]:
+    """Return a decorator that makes a command of the function that does its work.
+
+    The parameters that it shares with other commands come as the function's argument `options`, a
+    dict by name; one that the function has itself replaces a shared one. A function with the
+    argument `ctx` gets Typer's context. The examples are lines at the end of the help.
+    """
+
+    def make(function: Callable[..., None]) -> typer.Typer:
+        described = []
+        for name, entry in inspect.signature(function, eval_str=True).parameters.items():
+            if name not in ("ctx", "options"):
+                value_type, option = get_args(entry.annotation)
+                described.append(Parameter(name, value_type, option, entry.default))
+        own_names = [parameter.name for parameter in described]
+        taken = [parameter for parameter in shared if parameter.name not in own_names]
+        parameters = sorted([*taken, *described], key=_place_in_help)
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            for name, value in values.items():
+                if isinstance(value, list):
+                    values[name] = tuple(value)
+            if taken:
+                values["options"] = {
+                    parameter.name: values.pop(parameter.name) for parameter in taken
+                }
+            if "ctx" in inspect.signature(function).parameters:
+                values["ctx"] = ctx
+            function(**values)
+
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        typed = [typed_parameter(parameter) for parameter in parameters]
+        run.__signature__ = inspect.Signature([context, *typed])  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+
+        class Described(Command):
+            bare_values = _bare_values_of(parameters)
+
+        app = typer.Typer(add_completion=False)
+        app.command(
+            function.__name__.replace("_", "-"),
+            cls=Described,
+            help=_without_markup(_unwrapped(inspect.getdoc(function) or "")),
+            epilog=_without_markup(f"Examples:\n\n{inspect.cleandoc(examples)}"),
+        )(run)
+        return app
+
+    return make
+
+
+def _place_in_help(parameter: Parameter) -> tuple[int, bool]:
+    """Return what sorts the parameters of a help: by panel, those with a short name first."""
+    option = parameter.option
+    if not option.names:
+        return PANELS.index(ARGUMENTS), False
+    has_short_name = any(not name.startswith("--") for name in option.names.split())
+    return PANELS.index(option.panel), not has_short_name
+
+
+def _bare_values_of(parameters: Sequence[Parameter]) -> dict[str, Sequence[str]]:
+    values: dict[str, Sequence[str]] = {}
+    for _, _, option, _ in parameters:
+        if option.bare is not None:
+            values[option.names] = (option.bare, *option.choices)
+    return values
+
+
+def _without_markup(text: str) -> str:
+    """Return a text in which Typer's help finds no markup, such as `[masks]`."""
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
+
+
+def _unwrapped(text: str) -> str:
+    """Return a text with a line for each of its paragraphs."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def typed_parameter(parameter: Parameter) -> inspect.Parameter:
+    """Return a parameter with Typer's annotation."""
+    name, value_type, option, default = parameter
+    is_list = Ellipsis in get_args(value_type)
     # The types that a value may have: those of a union, or that of the entries of a list.
     members = {*(get_args(value_type) or (value_type,))} - {NoneType, Ellipsis}
-    is_flag = members == {bool}
-    # An option that can be repeated says in its help what is required.
-    has_default = default not in (dataclasses.MISSING, inspect.Parameter.empty)
-    is_required = not has_default and not (is_list and option.names)
-    settings: dict[str, Any] = {"metavar": option.metavar, "required": is_required}
-    if not is_required and not is_list:
-        settings["default"] = default
-    if option.choices:
-        settings["metavar"] = "|".join(option.choices)
-    if members == {int} and option.parse is None:
-        settings["type"] = click.INT
-        if option.limits != (None, None):
-            settings["type"] = click.IntRange(*option.limits)
-    elif not is_flag:
-        parse: Callable[[str], Any] = option.parse or str
-        if members == {Path} and option.parse is None:
-            parse = parse_path
-        settings["type"] = _Value(option, parse, is_path=Path in members)
-    if not option.names:
-        return _Argument(name, option.help, nargs=-1 if is_list else 1, **settings)
-
+    parse = option.parse
+    if members == {Path} and parse is None:
+        parse = parse_path
     text = option.help
     if option.unless:
         text += f"  [required without {option.unless}]"
-    # Given is_flag=False and no default, click would let an option stand without its value.
-    if is_flag or option.bare is not None:
-        settings["is_flag"] = is_flag
-    if option.bare is not None:
-        settings["flag_value"] = option.bare
-    described = _Option(
-        [name, *option.names.split()],
-        help=text,
-        multiple=is_list,
-        show_default=option.show_default,
-        **settings,
+    settings: dict[str, Any] = {
+        "help": _without_markup(text),
+        "metavar": option.metavar,
+        "show_default": option.show_default,
+        "autocompletion": option.complete,
+    }
+    kind: Any = str
+    if option.choices:
+        kind = Literal[option.choices]
+    elif members <= {bool, int} and parse is None:
+        kind = members.pop()
+        settings["min"], settings["max"] = option.limits
+    elif parse is not None:
+        settings["parser"] = _checked(parse)
+
+    has_default = default not in (dataclasses.MISSING, inspect.Parameter.empty)
+    if is_list:
+        kind = list[kind]
+        # An option that can be repeated says in its help what is required.
+        has_default = has_default or bool(option.names)
+        default = ()
+    elif default is None:
+        kind = kind | None
+    info: Any = typer.Argument(**settings)
+    if option.names:
+        info = typer.Option(*option.names.split(), **settings, rich_help_panel=option.panel)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default if has_default else inspect.Parameter.empty,
+        annotation=Annotated[kind, info],
     )
-    described.panel = option.panel
-    return described
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Return a parser for Typer, for which what `parse` refuses is wrong usage.
+
+    The help has its name as the type of an argument.
+    """
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, str):  # A default is a value already.
+            return value
+        try:
+            return parse(value)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    convert.__name__ = "path" if parse is parse_path else "text"
+    return convert
 
 
 def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:

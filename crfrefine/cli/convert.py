@@ -8,17 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.option import OUTPUT, Option
 from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import print_failure
 from crfrefine.runs.tools.options import ConversionOptions
 
+_EXAMPLES = """\
+crfrefine convert ct.nii.gz ct.nrrd
+crfrefine convert logits/a.nii.gz mask.nii.gz --to labels
+crfrefine convert 'images/{case}_0000.nii.gz' 'mha/{case}.mha'"""
 
-@click.command(cls=Command, shared=options_of(ConversionOptions))
+
+@command(_EXAMPLES, options_of(ConversionOptions))
 def convert(
     options: dict[str, Any],
     source: Annotated[
@@ -43,7 +48,7 @@ def convert(
         Option(
             "--split",
             "Write each volume of IN, such as each time of a cine, to a file of its own in the "
-            "folder OUT: NAME_frame01, NAME_frame02 …",
+            "folder OUT: NAME_frame01, NAME_frame02 and so on.",
             panel=OUTPUT,
         ),
     ] = False,
@@ -96,7 +101,7 @@ def convert(
         else:
             note = convert_file(source, target, conversion)
     if not note:
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)
     if not quiet:
         print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
         print(printable(str(target)))
@@ -116,4 +121,4 @@ def _convert_folder(
             if conversion.failure is None:
                 print(printable(str(conversion.target)))
     if any(conversion.failure is not None for conversion in conversions):
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)

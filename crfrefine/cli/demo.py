@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
-
 from crfrefine.base.option import OUTPUT, Option
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 
 # Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
@@ -23,9 +21,13 @@ _COLUMNS = (
     "components before",
     "components after",
 )
+_EXAMPLES = """\
+crfrefine demo
+crfrefine demo -o elsewhere --seed 7
+crfrefine infer -i demo/images -p demo/logits -o again --preview"""
 
 
-@click.command(cls=Command, shared=options_of(InferenceOptions, "threads"))
+@command(_EXAMPLES, options_of(InferenceOptions, "threads"))
 def demo(
     options: dict[str, Any],
     output: Annotated[

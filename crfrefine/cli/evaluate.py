@@ -7,16 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.option import INPUT, Option
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.evaluate.options import EvaluationOptions
 
+_EXAMPLES = """\
+crfrefine evaluate refined labels -o report
+crfrefine evaluate refined labels -b network=logits -i images -o report
+crfrefine evaluate refined labels -b network=logits -r both=1+2 -o report"""
 
-@click.command(cls=Command, shared=options_of(EvaluationOptions))
+
+@command(_EXAMPLES, options_of(EvaluationOptions))
 def evaluate(
+    ctx: typer.Context,
     options: dict[str, Any],
     predictions: Annotated[
         Path | None,
@@ -63,13 +69,13 @@ def evaluate(
 
     found = methods_with_nnunet(predictions, labels, nnunet, options["baselines"])
     if found is None:
-        raise click.BadParameter("expected PREDICTIONS and LABELS, or --nnunet FOLDER")
+        raise typer.BadParameter("expected PREDICTIONS and LABELS, or --nnunet FOLDER")
     options["predictions"], options["labels"], options["baselines"] = found
     verbosity = 1 + verbose - quiet
-    command_line = shlex.join(["crfrefine", *click.get_current_context().obj])
+    command_line = shlex.join(["crfrefine", *ctx.obj])
     evaluation_options = EvaluationOptions(**options, command_line=command_line)
     with EvaluationReporter(verbosity) as reporter:
         evaluation = run_evaluation(evaluation_options, reporter)
     print_evaluation(evaluation, verbosity)
     if evaluation.num_failed:
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+from typing import Any
 
-import click
+import typer
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import for_terminal
@@ -88,32 +89,31 @@ def indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def print_usage_error(error: click.UsageError) -> None:
+def print_usage_error(error: typer.TyperException) -> None:
     """Print an error about the command line in the form of all other errors, quotes shortened."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # A call without arguments.
-        error.show()
+    message = _gone(error) or error.format_message()
+    if not message:  # A call without arguments: Typer has shown the help.
         return
-    message = error.format_message()
-    if isinstance(error, click.NoSuchOption):
-        message = _gone(error) or message
     text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
-    if error.ctx is not None:
-        help_command = f"{error.ctx.command_path} --help"
-        text = f"{error.ctx.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        help_command = f"{context.command_path} --help"
+        text = f"{context.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
 
 
-def _gone(error: click.NoSuchOption) -> str | None:
+def _gone(error: typer.TyperException) -> str | None:
     """Return what became of an unknown option; None if the command never had it."""
-    name = error.option_name
-    command = None if error.ctx is None else error.ctx.info_name
+    name = getattr(error, "option_name", "")
+    context = getattr(error, "ctx", None)
+    command = None if context is None else context.info_name
     if GONE_FROM.get(name, command) != command:
         return None
     return GONE.get(name)
 
 
-def describe_system_error(error: OSError, command: click.Command | None) -> str:
+def describe_system_error(error: OSError, command: Any) -> str:
     """Return a line on an error of the system: where it was, if that is known, and why."""
     reason = error.strerror or str(error)
     if error.errno in _SHORTAGES and command is not None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import GONE
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
+_EXAMPLES = """\
+crfrefine infer -i images -p logits -o refined --preview
+crfrefine infer -i ct.nii.gz -p mask.nii.gz -o fine.nii.gz --network-spacing 3
+crfrefine infer -i 'data/{case}/{case}_{modality}.nii.gz' -p logits -o out"""
 
-@click.command(cls=Command, shared=options_of(InferenceOptions))
+
+@command(_EXAMPLES, options_of(InferenceOptions))
 def infer(
+    ctx: typer.Context,
     options: dict[str, Any],
     config: Annotated[
         str,
@@ -35,18 +41,18 @@ def infer(
     part_id = options["part_id"]
     is_whole = part_id is None and num_parts == 1
     if not is_whole and part_id not in range(num_parts):
-        raise click.BadParameter(
+        raise typer.BadParameter(
             f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
             "the part for this process",
             param_hint="--part-id",
         )
     summary = options["summary"]
     if summary is not None and summary.name.lower().endswith(".jsonl"):
-        raise click.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
-    preset = shared.check_inputs(options, config)
+        raise typer.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
+    preset = shared.check_inputs(ctx, options, config)
     is_auto = config == shared.AUTO
     if is_auto and options["network_spacing"] is not None:
-        raise click.BadParameter(
+        raise typer.BadParameter(
             "auto chooses no parameters for --network-spacing; leave it out", param_hint="--config"
         )
 
@@ -66,7 +72,7 @@ def infer(
 
         # In the order of the network's channels.
         options["regions"] = RegionScheme.of(list(map(parse_region, regions)))
-    command = tuple(click.get_current_context().obj)
+    command = tuple(ctx.obj)
     run_options = InferenceOptions(**options, parameters=parameters, command=command)
     note = None
     if preset != config:
@@ -105,4 +111,4 @@ def _run(
     if verbosity > QUIET:
         print_results(result)
     if result.count("failed"):
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)

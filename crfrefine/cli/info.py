@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.option import LABELS, Option
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
     from crfrefine.cases.role_table import Role
 
+_EXAMPLES = """\
+crfrefine info
+crfrefine info ct.nii.gz -v
+crfrefine info -i images -p logits -l labels"""
 
-@click.command(
-    cls=Command,
-    shared=options_of(
-        InferenceOptions, "images logits masks input_type resample", needs_inputs=False
-    ),
+
+@command(
+    _EXAMPLES,
+    options_of(InferenceOptions, "images logits masks input_type resample", needs_inputs=False),
 )
 def info(
     options: dict[str, Any],
@@ -47,7 +50,7 @@ def info(
     if options["images"] and not paths:
         paths = options["images"][:1]
     elif not options["images"] and (options["logits"] or labels is not None):
-        raise click.BadParameter("name the images of the cases with -i", param_hint="--images")
+        raise typer.BadParameter("name the images of the cases with -i", param_hint="--images")
     options["labels"] = labels
     if not paths:
         from crfrefine.runs.tools.installation import installation
@@ -78,7 +81,7 @@ def info(
     if as_json:
         _print_json({"is_well": is_well, "paths": reports, "notes": []})
     if not is_well:
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)
 
 
 def _inspect_folder(

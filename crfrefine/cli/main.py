@@ -13,16 +13,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Annotated, Any, Literal, NoReturn
 
-import click
-from click.shell_completion import get_completion_class, shell_complete
+import typer
+from typer.completion import (  # type: ignore[attr-defined]
+    completion_init,
+    install_callback,
+    show_callback,
+)
+from typer.core import TyperGroup
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.text import shorten
 from crfrefine.cli.command import VERBOSE
 from crfrefine.cli.failures import (
     GONE,
@@ -40,34 +43,32 @@ COMMANDS = ("infer", "train-crf", "evaluate", "convert", "info", "status", "tune
 # What the shell reports of a program that the closed pipe ended.
 CLOSED_STATUS = 128 + signal.SIGPIPE
 _COMPLETE = "_CRFREFINE_COMPLETE"  # the environment variable by which a shell asks what follows
-# Of each shell, in the home folder: the file of the script, the file that is read at its start,
-# and the line there that reads the script; fish needs none.
-_PLACES = {
-    "bash": (
-        ".bash_completions/crfrefine.sh",
-        ".bashrc",
-        "source '{home}/.bash_completions/crfrefine.sh'",
-    ),
-    "zsh": (".zfunc/_crfrefine", ".zshrc", "fpath+=~/.zfunc; autoload -Uz compinit; compinit"),
-    "fish": (".config/fish/completions/crfrefine.fish", "", ""),
-}
+# The shells whose completion can be installed; "auto" is the one that runs the command.
+_Shell = Literal["auto", "bash", "zsh", "fish", "powershell", "pwsh"]
 
 
-class Group(click.Group):
-    """The commands; errors of usage look like all others."""
+class Group(TyperGroup):
+    """The commands, each imported when it is needed; errors of usage look like all others."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands."""
-        return list(COMMANDS)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        names: Any = dict.fromkeys(COMMANDS)
+        self.commands = names  # A misspelled name is compared with these.
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments before the name of the command."""
+        if args[-1:] in (["--install-completion"], ["--show-completion"]):
+            args = [*args, "auto"]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import a command; None for an unknown name, an error of usage for one that is gone."""
         if cmd_name in GONE:
             ctx.fail(GONE[cmd_name])
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        return cast(click.Command, getattr(import_module(f"crfrefine.cli.{name}"), name))
+        return typer.main.get_command(getattr(import_module(f"crfrefine.cli.{name}"), name))
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, **_: Any
@@ -77,18 +78,17 @@ class Group(click.Group):
         An interrupt, and the error of a pipe whose reader has gone, come through.
         """
         typed = list(sys.argv[1:] if args is None else args)  # Records have them.
+        if _COMPLETE in os.environ:  # A shell asks what may follow.
+            completion_init()
+            super().main(typed, "crfrefine", _COMPLETE)
         context = None
         status = 0
         try:
             with keeping_inputs(), self.make_context("crfrefine", [*typed], obj=typed) as context:
-                for parameter in self.params:
-                    shell = context.params.get(str(parameter.name))
-                    if shell is not None:
-                        complete(context, parameter, shell)
                 self.invoke(context)
-        except click.exceptions.Exit as leave:
+        except typer.Exit as leave:
             status = leave.exit_code
-        except click.UsageError as error:
+        except typer.TyperException as error:
             print_usage_error(error)
             status = error.exit_code
         except CrfRefineError as error:
@@ -118,49 +118,48 @@ class _Output(io.FileIO):
             raise
 
 
-def complete(context: click.Context, parameter: click.Parameter, shell: str) -> None:
-    """Print, or install, the script for a shell, and exit; an empty name means that of $SHELL."""
-    shell = shell or Path(os.environ.get("SHELL", "")).name
-    kind = get_completion_class(shell)
-    if kind is None or shell not in _PLACES:
-        problem = f"{shorten(shell)}: expected one of {', '.join(_PLACES)}"
-        raise click.BadParameter(problem, context, parameter)
-    script = kind(context.command, {}, "crfrefine", _COMPLETE).source()
-    if parameter.name == "show_completion":
-        click.echo(script)
-        context.exit()
-
-    home = Path.home()
-    place, start, line = _PLACES[shell]
-    path = home / place
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script, encoding="utf-8")
-    if start:
-        line = line.format(home=home)
-        text = ""
-        if (home / start).exists():
-            text = (home / start).read_text(encoding="utf-8")
-        if line not in text.splitlines():
-            with (home / start).open("a", encoding="utf-8") as file:
-                file.write(f"\n{line}\n")
-    click.echo(f"completion for {shell} is in {path}; it works in new shells")
-    context.exit()
-
-
-app = Group(
-    "crfrefine",
+app = typer.Typer(
+    cls=Group,
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-click.version_option(
-    __version__, message="crfrefine %(version)s", help="Show the version and exit."
-)(app)
-for _option, _help in (
-    ("--install-completion", "Let the shell complete commands; or name it: bash."),
-    ("--show-completion", "Print the script for that instead."),
-):
-    click.option(_option, help=_help, metavar="[SHELL]", is_flag=False, flag_value="")(app)
+
+
+def _complete(ctx: typer.Context, param: typer.CallbackParam, shell: _Shell | None) -> None:
+    """Install or print the script of a shell, and exit; do nothing without a shell."""
+    act = show_callback if param.name == "show_completion" else install_callback
+    act(ctx, param, True if shell == "auto" else shell)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"crfrefine {__version__}")
+        raise typer.Exit
+
+
+def _completion_option(text: str) -> Any:
+    return typer.Option(callback=_complete, is_eager=True, metavar="[SHELL]", help=text)
+
+
+@app.callback()
+def _crfrefine(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    install_completion: Annotated[
+        _Shell | None, _completion_option("Let the shell complete commands; or name it: bash.")
+    ] = None,
+    show_completion: Annotated[
+        _Shell | None, _completion_option("Print the script for that instead.")
+    ] = None,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -188,9 +187,6 @@ def main() -> None:
             errors=sys.stdout.errors,
             line_buffering=is_interactive,
         )
-    instruction = os.environ.get(_COMPLETE)
-    if instruction:
-        sys.exit(shell_complete(app, {}, "crfrefine", _COMPLETE, instruction))
     # A warning is a line, without its place in the code.
     warnings.showwarning = lambda warning, *_: tell(f"warning: {warning}")
     if sys.argv[1:2] != ["convert"]:
@@ -205,7 +201,9 @@ def main() -> None:
     try:
         try:
             app()
-        except SystemExit:
+        except SystemExit as leave:
+            if isinstance(leave.__context__, BrokenPipeError):  # rich has met it, in a help.
+                os._exit(CLOSED_STATUS)
             sys.stdout.flush()  # The interpreter would ignore an error of writing what was printed.
             raise
     except BrokenPipeError:  # The reader has gone, as `head` does, which is no error.

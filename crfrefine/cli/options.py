@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 from crfrefine.base.option import INPUT, MESSAGES, MODEL, Option, path_text
 
@@ -31,6 +32,17 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
     return [entry for entry in presets + files if entry[0].startswith(incomplete)]
 
 
+def complete_entry(incomplete: str) -> list[tuple[str, str]]:
+    """Return the keys of parameters that begin with `incomplete`, each with its description."""
+    from crfrefine.parameters.model import CrfParameters
+
+    entries = []
+    for prefix, section in CrfParameters().tables.items():
+        for key in fields(section):
+            entries.append((f"{prefix}.{key.name}=", key.metadata["comment"]))
+    return [entry for entry in entries if entry[0].startswith(incomplete)]
+
+
 CONFIG = Option(
     "-c --config",
     "A preset's name, or a TOML file.",
@@ -45,6 +57,7 @@ OVERRIDES = Option(
     "Override one entry: --set bilateral.theta_alpha=6; repeatable.",
     "KEY=VALUE",
     panel=MODEL,
+    complete=complete_entry,
 )
 REGIONS = Option(
     "--regions",
@@ -58,7 +71,7 @@ QUIET = Option("-q --quiet", "Less: only errors.", panel=MESSAGES)
 QUIET_BUT_VERDICT = Option("-q --quiet", "Less: only errors and the verdict.", panel=MESSAGES)
 
 
-def check_inputs(options: dict[str, Any], config: str) -> str:
+def check_inputs(context: typer.Context, options: dict[str, Any], config: str) -> str:
     """Return `config`, or `sharp` if label maps of a coarser network come without -c.
 
     `options` gets the type of input that --network-spacing implies. Raise BadParameter unless the
@@ -66,23 +79,23 @@ def check_inputs(options: dict[str, Any], config: str) -> str:
     """
     if options["nnunet"] is not None:
         if options["logits"]:
-            raise click.BadParameter(
+            raise typer.BadParameter(
                 "--nnunet finds the probabilities; leave --logits out", param_hint="--logits"
             )
         if options["input_type"] == "labels":
-            raise click.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+            raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if options["manifest"] is not None:
         for name in ("images", "logits", "nnunet", "masks"):
             is_rule = name == "masks" and options[name] == "nonzero"
             if options[name] and not is_rule:
-                raise click.BadParameter(
+                raise typer.BadParameter(
                     f"--manifest names the files of each case; leave --{name} out",
                     param_hint=f"--{name}",
                 )
     elif options["nnunet"] is None:
         missing = [f"--{name}" for name in ("images", "logits") if not options[name]]
         if missing:
-            raise click.BadParameter(
+            raise typer.BadParameter(
                 f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, "
                 "or a --manifest",
                 param_hint=missing[0],
@@ -91,7 +104,7 @@ def check_inputs(options: dict[str, Any], config: str) -> str:
         return config
 
     take_label_maps(options)
-    if flags_given("config"):
+    if flags_given(context, "config"):
         return config
     return "sharp"
 
@@ -105,19 +118,18 @@ def take_label_maps(options: dict[str, Any]) -> None:
         found = "--nnunet finds"
         if options["nnunet"] is None:
             found = f"--input-type {options['input_type']} reads"
-        raise click.BadParameter(
+        raise typer.BadParameter(
             f"it is that of label maps, and {found} scores; coarser logits need --resample alone",
             param_hint="--network-spacing",
         )
     options["input_type"] = "labels"
 
 
-def flags_given(*names: str) -> list[str]:
+def flags_given(context: typer.Context, *names: str) -> list[str]:
     """Return the flags of those of these parameters that the command line has.
 
     Those that have their default alone do not count.
     """
-    context = click.get_current_context()
     parameters = {parameter.name: parameter for parameter in context.command.params}
     flags = []
     for name in names:

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
+import typer
 
 from crfrefine.base.notes import Note
 from crfrefine.base.option import Option
 from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command
+from crfrefine.cli.command import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
+_EXAMPLES = """\
+crfrefine status refined
+crfrefine status refined -v
+crfrefine status refined --json"""
 
 
-@click.command(cls=Command)
+@command(_EXAMPLES)
 def status(
     folders: Annotated[tuple[Path, ...], Option("", "Output folders of runs.", "FOLDER...")],
     merge: Annotated[
@@ -69,7 +73,7 @@ def status(
 
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     if not is_complete:
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)
 
 
 def _show(folder: Path, cases: Sequence[CaseState], notes: Sequence[Note], max_listed: int) -> None:

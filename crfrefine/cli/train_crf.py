@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
@@ -39,9 +39,25 @@ _WITH_LABELS = (
 )
 
 
-@click.command(
-    cls=Command,
-    shared=options_of(
+def _complete_groups(incomplete: str) -> list[tuple[str, str]]:
+    """Return the groups of parameters that may follow those of a list that is typed already."""
+    typed, comma, start = incomplete.rpartition(",")
+    entries = []
+    for group in DEFAULT_LEARN:
+        if group.startswith(start) and group not in typed.split(","):
+            entries.append((f"{typed}{comma}{group}", ""))
+    return entries
+
+
+_EXAMPLES = """\
+crfrefine train-crf study -o params.toml
+crfrefine train-crf -i images -l labels -p logits -o params.toml --folds 2
+crfrefine train-crf study -o params.toml -c brats --learn weights,temperature"""
+
+
+@command(
+    _EXAMPLES,
+    options_of(
         InferenceOptions,
         "nnunet input_type add_background scale channel_labels network_spacing resample device "
         "threads",
@@ -49,6 +65,7 @@ _WITH_LABELS = (
     + options_of(TrainingOptions),
 )
 def train_crf(
+    ctx: typer.Context,
     options: dict[str, Any],
     folder: Annotated[
         Path | None, Option("", "Folder with images/ labels/ logits/ [masks/].", "[DATA_DIR]")
@@ -105,10 +122,11 @@ def train_crf(
         str,
         Option(
             "--learn",
-            "What to learn; the rest keeps its initial values.",
+            "What to learn; the rest keeps its initial values. Default: "
+            f"{', '.join(DEFAULT_LEARN)}.",
             "GROUP,...",
             panel=MODEL,
-            show_default=True,
+            complete=_complete_groups,
         ),
     ] = ",".join(DEFAULT_LEARN),
     verbose: Annotated[
@@ -117,9 +135,9 @@ def train_crf(
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    needless = shared.flags_given(*_WITH_LABELS)
+    needless = shared.flags_given(ctx, *_WITH_LABELS)
     if unlabeled and needless:
-        raise click.BadParameter(
+        raise typer.BadParameter(
             "it chooses among built-in parameters, on the CPU, without labels or training; "
             f"leave out {', '.join(needless)}",
             param_hint="--unlabeled",
@@ -129,21 +147,21 @@ def train_crf(
     nnunet = options.pop("nnunet")
     named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     if not any((nnunet, folder, images, labels, logits)):
-        raise click.BadParameter(
+        raise typer.BadParameter(
             "name the folder of the data, or --images, --labels and --logits, or --nnunet",
             param_hint="DATA_DIR",
         )
     if nnunet is not None:
         for path, name in ((folder, "DATA_DIR"), (logits, "--logits")):
             if path is not None:
-                raise click.BadParameter(
+                raise typer.BadParameter(
                     f"--nnunet finds the cases and their probabilities; leave {name} out",
                     param_hint=name,
                 )
         if options["input_type"] == "labels":
-            raise click.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+            raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     elif output is None:
-        raise click.BadParameter(
+        raise typer.BadParameter(
             "name the file to write, such as -o params.toml", param_hint="--output"
         )
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
+import typer
 
 from crfrefine.base.limits import run_beside
 from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
-from crfrefine.cli.command import Command, options_of
+from crfrefine.cli.command import command, options_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tune.options import TuneOptions
 
@@ -25,10 +25,15 @@ _INPUTS = (
 )
 
 _LARGEST_KEPT = 4 << 20  # bytes: those of a box are used again
+_EXAMPLES = """\
+crfrefine tune -i images -p logits -o params.toml
+crfrefine tune -i images -p logits -l labels
+crfrefine tune -i images -p logits --corrections strokes --no-browser"""
 
 
-@click.command(cls=Command, shared=options_of(InferenceOptions, _INPUTS) + options_of(TuneOptions))
+@command(_EXAMPLES, options_of(InferenceOptions, _INPUTS) + options_of(TuneOptions))
 def tune(
+    ctx: typer.Context,
     options: dict[str, Any],
     config: Annotated[str, shared.CONFIG] = "default",
     overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
@@ -56,7 +61,7 @@ def tune(
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
-    preset = shared.check_inputs(options, config)
+    preset = shared.check_inputs(ctx, options, config)
     from crfrefine.engines import get_backend
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output

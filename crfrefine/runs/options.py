@@ -83,8 +83,7 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "-i --images",
-            "Folder, file or pattern, such as '{case}/{case}-{modality}.nii.gz'; repeat the option "
-            "for the modalities of one case.",
+            "Folder, file or pattern; repeat the option for the modalities of one case.",
             "PATH",
             panel=INPUT,
             unless="--nnunet or --manifest",
@@ -312,7 +311,8 @@ class InferenceOptions:
         Path | None,
         Option(
             "--manifest",
-            "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+            "Table of cases instead of -i and -p, with the columns case, images, logits and, if "
+            "needed, mask, output, spacing.",
             "FILE.csv",
             panel=INPUT,
         ),

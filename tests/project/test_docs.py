@@ -13,8 +13,8 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
 import pytest
+import typer
 
 import crfrefine
 from crfrefine.cli.main import COMMANDS, app
@@ -136,7 +136,7 @@ def test_every_promise_has_tests_that_exist():
 
 
 def options_of(command):
-    parameters = app.get_command(click.Context(app), command).params
+    parameters = typer.main.get_command(app).get_command(None, command).params
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     return {name for option in options for name in (*option.opts, *option.secondary_opts)} - {
         "--help",

@@ -41,7 +41,7 @@ HOMES = {
     "pydicom": {"io.dicom"},
     "highdicom": {"io.dicom"},
     "rich": {"cli"},
-    "click": {"cli"},
+    "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"evaluate.report"},
     "matplotlib": {"evaluate.report"},
