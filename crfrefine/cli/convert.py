@@ -15,7 +15,7 @@ from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import print_failure
-from crfrefine.runs.tools.options import ConversionOptions
+from crfrefine.convert.options import ConversionOptions
 
 _EXAMPLES = """\
 crfrefine convert ct.nii.gz ct.nrrd
@@ -59,12 +59,12 @@ def convert(
 ) -> None:
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
+    from crfrefine.convert.dicom import convert_dicom
+    from crfrefine.convert.file import convert_file
+    from crfrefine.convert.segments import split_segments
     from crfrefine.errors import InputError
     from crfrefine.io.formats import LABELS_SUFFIXES
     from crfrefine.io.paths import holds_many, holds_volumes, is_dicom, is_pattern, suffix_of
-    from crfrefine.runs.tools.convert import convert_file
-    from crfrefine.runs.tools.dicom import convert_dicom
-    from crfrefine.runs.tools.segments import split_segments
 
     conversion = ConversionOptions(**options)
     suffix = conversion.suffix
@@ -76,7 +76,7 @@ def convert(
             )
         if holds_many(source):
             raise InputError(f"{source}: --split takes one file; give each file by itself")
-        from crfrefine.runs.tools.splitting import split_file
+        from crfrefine.convert.splitting import split_file
 
         for path in split_file(source, target, suffix):
             if not quiet:
@@ -112,7 +112,7 @@ def _convert_folder(
 ) -> None:
     """Convert the files of a folder, show how far it is, and list the failures at the end."""
     from crfrefine.cli.reporting import QUIET, FolderReporter
-    from crfrefine.runs.tools.convert_folder import convert_folder
+    from crfrefine.convert.folder import convert_folder
 
     with FolderReporter(verbosity) as reporter:
         conversions = convert_folder(source, target, options, reporter)

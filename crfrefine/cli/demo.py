@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from crfrefine.base.option import OUTPUT, Option
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
-from crfrefine.runs.options import InferenceOptions
+from crfrefine.infer.options import InferenceOptions
 
 # Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
 _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral.theta_beta": 0.1}
@@ -49,17 +49,17 @@ def demo(
     """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.cli.reporting import Reporter
     from crfrefine.cli.tables import print_table
-    from crfrefine.errors import CrfRefineError
-    from crfrefine.io.writing import check_writable
-    from crfrefine.metrics.registry import DICE
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.runs.demo.phantom import (
+    from crfrefine.demo.phantom import (
         NUM_LABELS,
         compare_with_truth,
         make_phantom,
         write_phantom,
     )
-    from crfrefine.runs.run import run_inference
+    from crfrefine.errors import CrfRefineError
+    from crfrefine.infer.run import run_inference
+    from crfrefine.io.writing import check_writable
+    from crfrefine.metrics.registry import DICE
+    from crfrefine.parameters.model import CrfParameters
 
     check_writable(output)
     write_phantom(make_phantom(seed), output)

@@ -12,7 +12,7 @@ from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import GONE
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.options import InferenceOptions
+from crfrefine.infer.options import InferenceOptions
 
 _EXAMPLES = """\
 crfrefine infer -i images -p logits -o refined --preview
@@ -63,7 +63,7 @@ def infer(
         if "postprocess" in entries or removing <= entries.keys():
             options["allow_vanishing"] = True
     if options["nnunet"] is not None:
-        from crfrefine.runs.held_out import read_held_out
+        from crfrefine.infer.held_out import read_held_out
 
         options["held_out"] = read_held_out(options["nnunet"], start, parameters, entries)
     if regions:
@@ -91,7 +91,7 @@ def _run(
     """
     from crfrefine.cli.reporting import QUIET, Reporter
     from crfrefine.cli.tables import print_results
-    from crfrefine.runs.run import run_inference
+    from crfrefine.infer.run import run_inference
 
     if entries is not None:
         from crfrefine.cli.training_reporting import TrainingReporter

@@ -15,7 +15,7 @@ from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import indented, print_failure
-from crfrefine.runs.options import InferenceOptions
+from crfrefine.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
@@ -53,7 +53,7 @@ def info(
         raise typer.BadParameter("name the images of the cases with -i", param_hint="--images")
     options["labels"] = labels
     if not paths:
-        from crfrefine.runs.tools.installation import installation
+        from crfrefine.info.installation import installation
 
         shown = installation()
         if as_json:
@@ -91,7 +91,7 @@ def _inspect_folder(
 
     A line is about a case, a note or a problem; if verbose, tracebacks follow.
     """
-    from crfrefine.runs.tools.info import inspect_folder
+    from crfrefine.info.describe import inspect_folder
 
     if options["masks"] == "nonzero":
         options = {**options, "masks": None}
@@ -140,16 +140,16 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
     A file that cannot be read has an error on standard error instead.
     """
     from crfrefine.base.failures import failing_alone
+    from crfrefine.info.describe import describe_header, describe_values
     from crfrefine.io import read_header
     from crfrefine.io.formats import STRUCTURES
     from crfrefine.io.paths import is_dicom, recognize
-    from crfrefine.runs.tools.info import describe_header, describe_values
 
     failures: list[Failure] = []
     lines: list[tuple[str, str]] = []
     with failing_alone(failures.append, path):
         if is_dicom(path) or recognize(path) is STRUCTURES:
-            from crfrefine.runs.tools.dicom import describe_dicom
+            from crfrefine.convert.dicom import describe_dicom
 
             lines = describe_dicom(path)
         else:

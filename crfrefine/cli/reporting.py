@@ -16,14 +16,14 @@ from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.failures import indented
 from crfrefine.engines import unexpected_device
-from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.records.records import CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.progress import Progress
 
-    from crfrefine.runs.tools.convert_folder import Conversion
+    from crfrefine.convert.folder import Conversion
     from crfrefine.statistics.verdict import Verdict
 
 

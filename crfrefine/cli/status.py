@@ -19,7 +19,7 @@ from crfrefine.cli.command import command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.states import CaseState
+    from crfrefine.records.states import CaseState
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
@@ -47,7 +47,7 @@ def status(
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""
     from crfrefine.errors import InputError
-    from crfrefine.runs.states import case_states
+    from crfrefine.records.states import case_states
 
     is_complete = True
     content = []
@@ -58,7 +58,7 @@ def status(
         states, notes, are_done = case_states(folder)
         is_complete = is_complete and are_done
         if merge:
-            from crfrefine.runs.merged_statistics import merge_statistics
+            from crfrefine.records.merged_statistics import merge_statistics
 
             path = merge_statistics(folder, states)
             print(for_terminal(f"written: {path}"), file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from crfrefine.base.text import printable
-from crfrefine.runs.records import RunSummary
+from crfrefine.records.records import RunSummary
 
 
 def print_results(summary: RunSummary) -> None:

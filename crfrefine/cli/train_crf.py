@@ -12,7 +12,7 @@ import typer
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
-from crfrefine.runs.options import InferenceOptions
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
     TrainingOptions,

@@ -16,8 +16,8 @@ from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.options import TuneOptions
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.tune.options import TuneOptions
 
 _INPUTS = (
     "images logits nnunet manifest masks input_type add_background scale "
@@ -66,9 +66,9 @@ def tune(
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.runs.tune.finding import find_cases
-    from crfrefine.runs.tune.server import serve
-    from crfrefine.runs.tune.worklist import Worklist
+    from crfrefine.tune.finding import find_cases
+    from crfrefine.tune.server import serve
+    from crfrefine.tune.worklist import Worklist
 
     # Else arrays of a whole case, which is refined again and again, stay with malloc by and by.
     load_engine().keep_freed_memory(_LARGEST_KEPT)

@@ -26,7 +26,7 @@ from crfrefine.evaluate.reading import (
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.records import Record
+from crfrefine.records.records import Record
 
 
 @dataclass

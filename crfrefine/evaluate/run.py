@@ -40,7 +40,7 @@ from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.io.writing import check_replaceable, check_writable, write_small_file
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.states import read_records
+from crfrefine.records.states import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -214,6 +215,7 @@ class FileHeader(ABC):
         )
 
 
+_MAX_OF_A_STEM = 100  # characters
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
 
 
@@ -321,3 +323,15 @@ def iter_pieces(
     for first in range(0, num_channels, at_once):
         for start, stop in pairwise(edges):
             yield slice(first, first + at_once), slice(start, stop)
+
+
+def unique_stem(segment: Segment, stems: set[str]) -> str:
+    """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`.
+
+    It is none of `stems`, to which it is added.
+    """
+    stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+    while stem.casefold() in stems:
+        stem = f"{stem}_{segment.label}"
+    stems.add(stem.casefold())
+    return stem

@@ -26,13 +26,13 @@ from crfrefine.cases.case import read_case
 from crfrefine.cases.case_headers import read_case_headers, require_memory_for
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.infer.inputs import RunInputs, find_inputs
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.plan import plan_run
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.records.states import read_records
 from crfrefine.refinement.given import with_numbers_of_channels
-from crfrefine.runs.inputs import RunInputs, find_inputs
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import plan_run
-from crfrefine.runs.states import read_records
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
 from crfrefine.train.starts import evenly_spread, voxel_length

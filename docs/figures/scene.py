@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.metrics.overlap import MaskPair
-from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"

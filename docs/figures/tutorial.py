@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from scene import PICTURES
 
-from crfrefine.runs.demo.phantom import make_phantom, write_phantom
+from crfrefine.demo.phantom import make_phantom, write_phantom
 
 WIDTH = 800
 COLORS = 40

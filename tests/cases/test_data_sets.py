@@ -11,9 +11,9 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
-from crfrefine.runs.inputs import find_inputs
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tools.info import inspect_folder
+from crfrefine.infer.inputs import find_inputs
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.info.describe import inspect_folder
 
 PATTERNS = patterns()
 # Their folder has no pattern that is certain by names and voxels alone.

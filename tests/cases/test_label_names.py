@@ -11,9 +11,9 @@ from training_helpers import cases_in, write_cases
 from crfrefine import io
 from crfrefine.base.notes import NoteKind
 from crfrefine.cases.label_names import LabelNames, normalized, tells
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.errors import InputError
 from crfrefine.io.volume import Segment
-from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.train.dataset import read_labeled
 
 NAMES = LabelNames.of({0: "background", 1: "liver", 2: "Left kidney", 5: "tumor"}, "dataset.json")

@@ -12,8 +12,8 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import GridMismatchError
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.case import CaseRefiner, open_case
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.tune.case import CaseRefiner, open_case
 
 SPACING = (0.9, 1.1, 2.5)
 SHAPE = (26, 21, 12)

@@ -22,11 +22,11 @@ import crfrefine
 from crfrefine.cases.case import load_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.errors import InputError
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.case import CaseRefiner, open_case
+from crfrefine.tune.case import CaseRefiner, open_case
 
 PHANTOM = make_phantom(0, GRID_SHAPE, SPACING)
 # NaN outside of a body, and in one modality at a single voxel inside of it.

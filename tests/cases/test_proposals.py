@@ -10,7 +10,7 @@ from data_sets import DataSet
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.proposals import find_proposals, propose
 from crfrefine.cases.tree import Tree
-from crfrefine.runs.tools.info import inspect_folder
+from crfrefine.info.describe import inspect_folder
 
 # The parts of the names of cases, the files, and the patterns of images and of label maps.
 TREES = {

@@ -99,7 +99,7 @@ def test_an_image_that_is_the_networks_output_is_refused_though_it_is_named(
     scores = folders.scores("a")
     image = folders.images / "a_0000.nii.gz"
     if streams:
-        monkeypatch.setattr("crfrefine.runs.case_work.stays_in_files", lambda *_: True)
+        monkeypatch.setattr("crfrefine.infer.case_work.stays_in_files", lambda *_: True)
     save_nifti(image, scores[2])
     (folders.images / "a_0001.nii.gz").unlink()
     result = run_here("infer", "-i", image, *folders.arguments[2:])

@@ -28,8 +28,8 @@ from cli_helpers import (
     write_folders,
 )
 
+import crfrefine.infer.case_work
 import crfrefine.io.nifti
-import crfrefine.runs.case_work
 from crfrefine.io import reading
 
 CASES = ("bad", "good")
@@ -399,7 +399,7 @@ def break_first(monkeypatch, error, module=reading, name="open_bytes"):
         (BUG, ()),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), ()),
         (AssertionError(), ()),
-        (ZeroDivisionError("a bug"), (crfrefine.runs.case_work, "refine_network")),
+        (ZeroDivisionError("a bug"), (crfrefine.infer.case_work, "refine_network")),
         (ZeroDivisionError("a bug"), (crfrefine.io.nifti, "write")),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import FAST, command, files_in, run_here, wait_for, write_folders
 
 from crfrefine.errors import InputError
-from crfrefine.runs.cluster import refine_on_worker
+from crfrefine.infer.cluster import refine_on_worker
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = (

@@ -20,12 +20,12 @@ from training_helpers import cases_in
 from tune_helpers import new_session
 
 import crfrefine
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.info.describe import inspect_folder
 from crfrefine.refinement.tiles import planning
-from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tools.info import inspect_folder
-from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.train.dataset import read_labeled
+from crfrefine.tune.options import TuneOptions
 
 PHANTOM = make_phantom(4, GRID_SHAPE, SPACING)
 LOG_ODDS = (PHANTOM.logits[1:].max(axis=0) - PHANTOM.logits[0]).astype(np.float32)

@@ -34,7 +34,7 @@ from oracles import softmax
 
 from crfrefine import engines
 from crfrefine.metrics.overlap import MaskPair
-from crfrefine.runs.records import RECORD_FOLDER
+from crfrefine.records.records import RECORD_FOLDER
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from cli_helpers import (
 import crfrefine
 from crfrefine import io
 from crfrefine.arrays.label_maps import ABSENT_LOGIT
-from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.demo.phantom import make_phantom
 
 AS_LABELS = ("--input-type", "labels", "--save-structures")
 STRENGTH = {

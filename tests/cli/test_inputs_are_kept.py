@@ -11,7 +11,7 @@ from cli_helpers import infer, run_here, write_folders
 from evaluation_helpers import write_study
 from training_helpers import phantom
 
-from crfrefine.runs.demo.phantom import write_phantom
+from crfrefine.demo.phantom import write_phantom
 
 
 def contents(root):

@@ -87,13 +87,13 @@ def assert_continue_does_the_rest(folders):
 SIGNALED = """
 import os, signal, sys
 import crfrefine.cli.main
-import crfrefine.runs.run
+import crfrefine.infer.run
 
 is_ignored, number = int(sys.argv.pop()), int(sys.argv.pop())
 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 # as the command finds it when it starts
 signal.signal(number, signal.SIG_IGN if is_ignored else default)
-crfrefine.runs.run.run_inference = lambda *_: (os.kill(os.getpid(), number), os._exit(0))
+crfrefine.infer.run.run_inference = lambda *_: (os.kill(os.getpid(), number), os._exit(0))
 crfrefine.cli.main.main()
 """
 
@@ -126,7 +126,7 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
 STOPPED_TWICE = """
 import os, signal
 import crfrefine.cli.main
-import crfrefine.runs.run
+import crfrefine.infer.run
 
 
 class Field:
@@ -140,7 +140,7 @@ def tell(text):
 
 
 said, crfrefine.cli.main.tell = crfrefine.cli.main.tell, tell
-crfrefine.runs.run.run_inference = lambda *_: type("Made", (), {"field": Field()})
+crfrefine.infer.run.run_inference = lambda *_: type("Made", (), {"field": Field()})
 crfrefine.cli.main.main()
 """
 

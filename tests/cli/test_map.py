@@ -20,8 +20,8 @@ from evaluation_helpers import write_study
 from training_helpers import cases_in, write_cases
 
 from crfrefine.base.option import parse_mapped
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.errors import InputError
-from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.train.dataset import read_labeled
 
 OTHER = np.array([0, 255, 1, 7], np.uint8)  # in place of the labels 0 to 3

@@ -15,9 +15,9 @@ from cli_helpers import (
 )
 from evaluation_helpers import logits_of, save_map, write_study
 
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.io import read_header, read_labels, write_label_map
 from crfrefine.io.volume import Segment
-from crfrefine.runs.demo.phantom import make_phantom
 
 NAMES = (Segment(1, "spleen"), Segment(2, "kidney_right"))
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from cli_helpers import AFFINE, load_nifti, run_here, save_nifti
 
-from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.demo.phantom import make_phantom
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nnunetv2") is None,

@@ -14,7 +14,7 @@ from cli_helpers import (
 )
 from scipy import ndimage
 
-from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.demo.phantom import make_phantom
 
 
 def network_labels():

@@ -13,12 +13,12 @@ from cli_helpers import FAST, HERE, load_nifti, run_here, save_nifti
 from data_sets import DATA_SETS, patterns
 from training_helpers import shorten
 
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.io.paths import stem_of
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune import server
-from crfrefine.runs.tune.finding import find_cases, number_of_first
-from crfrefine.runs.tune.options import TuneOptions
 from crfrefine.train import unlabeled, unlabeled_choice
+from crfrefine.tune import server
+from crfrefine.tune.finding import find_cases, number_of_first
+from crfrefine.tune.options import TuneOptions
 
 SHAPE = (9, 7, 5)
 RNG = np.random.default_rng(7)

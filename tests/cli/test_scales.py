@@ -8,7 +8,7 @@ from cli_helpers import FAST, GRID_SHAPE, SPACING, errors, load_nifti, run_here,
 from evaluation_helpers import read_metrics
 
 from crfrefine.cases import case_headers
-from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.demo.phantom import make_phantom
 
 PHANTOM = make_phantom(4, GRID_SHAPE, SPACING)
 EXPONENTIALS = np.exp(PHANTOM.logits - PHANTOM.logits.max(axis=0))
@@ -23,7 +23,7 @@ def is_streamed(request, monkeypatch):
     if request.param == "streamed":
         monkeypatch.setattr(case_headers, "stays_in_files", lambda headers, options: True)
         monkeypatch.setattr(
-            "crfrefine.runs.case_work.stays_in_files", lambda headers, options: True
+            "crfrefine.infer.case_work.stays_in_files", lambda headers, options: True
         )
     return request.param == "streamed"
 

@@ -17,8 +17,8 @@ from cli_helpers import (
     write_folders,
 )
 
-from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.runs.label_statistics import distinct_titles
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.infer.label_statistics import distinct_titles
 
 ML = math.prod(SPACING) / 1000
 NAMES = {"background": 0, "shell": 1, "=core": 2, "cyst": 3}

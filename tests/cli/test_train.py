@@ -13,9 +13,9 @@ import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, run_process, wait_for
 from training_helpers import phantom, shorten, write_cases
 
+from crfrefine.demo.phantom import write_phantom
 from crfrefine.engines import unexpected_device
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import stages
 from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS

@@ -16,9 +16,9 @@ from scipy.special import expit
 import crfrefine
 from crfrefine import ConfigError, CrfParameters, InputError, RegionScheme
 from crfrefine.arrays.label_maps import CONFIDENCE
+from crfrefine.demo.phantom import make_phantom
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.errors import CapacityError
-from crfrefine.runs.demo.phantom import make_phantom
 
 SHAPE = (19, 22, 17)
 SPACING = (1.0, 1.4, 2.2)

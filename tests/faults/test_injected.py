@@ -13,7 +13,7 @@ import sys
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_case
 
-from crfrefine.runs import case_work
+from crfrefine.infer import case_work
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):

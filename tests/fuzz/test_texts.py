@@ -23,8 +23,8 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.files import parse_override
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.records import SCHEMA
-from crfrefine.runs.states import case_states, read_records
+from crfrefine.records.records import SCHEMA
+from crfrefine.records.states import case_states, read_records
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {

@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 
 import crfrefine
-from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.runs.records import RECORD_FOLDER
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.records.records import RECORD_FOLDER
 
 GRID_SHAPE = (18, 15, 11)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from crfrefine.runs.tools import dicom
+from crfrefine.convert import dicom
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["crfrefine.io.dicom.writing", "crfrefine.runs.tools.dicom"])
+_FORKS.set_forkserver_preload(["crfrefine.io.dicom.writing", "crfrefine.convert.dicom"])
 
 
 def _serve(arguments, folder, output):

@@ -8,11 +8,11 @@ from cli_helpers import save_nifti
 
 from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
+from crfrefine.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.io.volume import header_of_grid
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.given import ArrayNetwork
-from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import CRF, Candidate, no_crf

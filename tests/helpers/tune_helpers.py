@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nifti, write_folders
 
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.demo.phantom import make_phantom
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.finding import find_cases, number_of_first
-from crfrefine.runs.tune.options import TuneOptions
-from crfrefine.runs.tune.session import Session
+from crfrefine.tune.finding import find_cases, number_of_first
+from crfrefine.tune.options import TuneOptions
+from crfrefine.tune.session import Session
 
 
 def missing_server():

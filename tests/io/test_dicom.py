@@ -37,10 +37,10 @@ from pydicom.uid import (
 )
 
 from crfrefine import io
+from crfrefine.convert import dicom as tool
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import dicom
 from crfrefine.io.dicom import files, writing
-from crfrefine.runs.tools import dicom as tool
 from crfrefine.version import __version__
 
 SHAPE = (23, 19, 6)

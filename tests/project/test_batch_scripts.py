@@ -12,7 +12,7 @@ import pytest
 import training_helpers
 from cli_helpers import load_nifti, write_folders
 
-from crfrefine.runs.demo.phantom import write_phantom
+from crfrefine.demo.phantom import write_phantom
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "batch"
 # It stands for Slurm: each job of the array runs at once, but in the first submission one does not.

@@ -27,7 +27,7 @@ from oracles import softmax
 from training_helpers import phantom
 
 import crfrefine
-from crfrefine.runs.demo.phantom import write_phantom
+from crfrefine.demo.phantom import write_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

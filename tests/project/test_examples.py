@@ -20,7 +20,7 @@ from script_imports import importing_from
 
 import crfrefine
 from crfrefine import CrfParameters, refine
-from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.demo.phantom import make_phantom
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPE_SPACING = (1.0, 1.3, 2.0)

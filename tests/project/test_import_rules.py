@@ -12,7 +12,7 @@ import pytest
 from oracles import random_case
 
 import crfrefine
-from crfrefine.runs.demo.phantom import make_phantom, write_phantom
+from crfrefine.demo.phantom import make_phantom, write_phantom
 
 PACKAGE = Path(crfrefine.__file__).parent
 
@@ -26,8 +26,9 @@ arrays
 engines metrics
 refinement statistics
 layer monai cases
-filters runs
-evaluate nnunet train
+filters pictures records demo info
+infer
+convert tune evaluate nnunet train
 cli
 __main__
 """
@@ -45,11 +46,11 @@ HOMES = {
     "cupy": {"engines.cuda"},
     "jinja2": {"evaluate.report"},
     "matplotlib": {"evaluate.report"},
-    "distributed": {"runs.cluster"},
-    "PIL": {"runs.pictures"},
+    "distributed": {"infer.cluster"},
+    "PIL": {"pictures"},
     "monai": {"monai"},
-    "starlette": {"runs.tune.server"},
-    "uvicorn": {"runs.tune.server"},
+    "starlette": {"tune.server"},
+    "uvicorn": {"tune.server"},
     "torch": {"engines.torch", "layer", "monai", "train"},
 }
 

@@ -28,11 +28,11 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.overlap import mean_dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.dataset import read_labeled

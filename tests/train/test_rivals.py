@@ -30,11 +30,11 @@ from training_helpers import (
 import crfrefine
 from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.demo.phantom import write_phantom
 from crfrefine.metrics.overlap import mean_dice, measure_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.case import refine
-from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import baselines, guided, measuring
 from crfrefine.train import comparison as methods

@@ -32,7 +32,7 @@ from crfrefine.evaluate.report.numbers import (
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.writing import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
-from crfrefine.runs.pictures.preview import draw_preview
+from crfrefine.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
 from crfrefine.version import __version__
 

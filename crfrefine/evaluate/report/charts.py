@@ -13,7 +13,7 @@ from crfrefine.errors import BackendUnavailableError
 from crfrefine.evaluate.report.numbers import region_title
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.metrics.registry import DICE
-from crfrefine.runs.pictures.drawing import drawable
+from crfrefine.pictures.drawing import drawable
 from crfrefine.statistics.paired import bootstrap_interval
 from crfrefine.statistics.verdict import ENDPOINT
 

@@ -1,7 +1,7 @@
 """Series and segmentations of DICOM, read and written by pydicom and highdicom.
 
 Decoders need limits of time and memory on damaged files: commands import this package in a process
-of its own (`crfrefine.runs.tools.dicom`). Importing highdicom takes as long as all else of it: what
+of its own (`crfrefine.convert.dicom`). Importing highdicom takes as long as all else of it: what
 does not need highdicom does without, and `writing` is not imported here.
 """
 

@@ -1,0 +1,1 @@
+"""The command `convert`: volumes from one format into another, and DICOM."""

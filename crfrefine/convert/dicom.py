@@ -1,0 +1,206 @@
+"""Conversion and description of DICOM in a process of its own.
+
+It has limits of time and memory, which decoders of damaged files need. Its errors are raised here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crfrefine import errors, io
+from crfrefine.arrays.label_maps import map_labels
+from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.inputs import add_inputs, keeping_inputs
+from crfrefine.base.notes import Note
+from crfrefine.base.option import note_on_values
+from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.convert.file import (
+    check_options,
+    describe_source,
+    labels_on,
+    refuse_map,
+    segments_in,
+    write_image,
+    write_labels,
+)
+from crfrefine.convert.options import ConversionOptions
+from crfrefine.convert.placing import require_grid
+from crfrefine.convert.segments import files_of_segments, sentence_on_segments
+from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
+from crfrefine.info.describe import describe_header
+from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
+from crfrefine.io.writing import check_output
+
+# Processor time that the work may take; each million bytes of its files adds a second.
+SECONDS = 60
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); from crfrefine.convert.dicom import serve; serve()"
+)
+
+
+def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert from or to DICOM; return a sentence about input and output, and notes."""
+    check_options(source, target, options)
+    damaged = source
+    if not is_dicom(source):
+        like = options.like
+        if like is None or not is_dicom(like):
+            held = ""
+            if like is not None:
+                held = f", found {like}, which holds no DICOM files"
+            raise InputError(
+                f"{target}: a DICOM segmentation refers to the series it was made on; "
+                f"name its folder with --like SERIES{held}"
+            )
+        damaged = like
+    request = {"source": source, "target": target, "options": to_plain(options)}
+    return _ask(request, damaged)
+
+
+def describe_dicom(path: Path) -> list[tuple[str, str]]:
+    """Describe a file or a folder of DICOM, as pairs of name and value for display."""
+    return [(name, value) for name, value in _ask({"source": path}, path)]
+
+
+def _ask(request: dict[str, Any], damaged: Path) -> Any:
+    """Return the answer of another process to a request; raise its error."""
+    package_folder = str(Path(__file__).parents[3])
+    text = json.dumps({**request, "seconds": SECONDS}, default=str)
+    command = [sys.executable, "-P", "-c", _START, package_folder, text]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        reason = f"ended with status {done.returncode}"
+        if done.returncode == -signal.SIGXCPU:
+            reason = "takes far longer than that of files of its size should"
+        raise UnsupportedFormatError(
+            f"{damaged}: damaged DICOM: its decoding {reason}; copy or export it again"
+        )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
+    for kind in answer.keys() - {"done"}:
+        raise getattr(errors, kind, UnexpectedError)(answer[kind])
+    return answer["done"]
+
+
+def serve() -> None:
+    """Answer the request in the argument, and print the result, or message and kind of the error.
+
+    `_ask` starts a process with it.
+    """
+    request = json.loads(sys.argv[2])
+    source = Path(request["source"])
+    failures: list[Failure] = []
+    answer: dict[str, Any] = {}
+    with failing_alone(failures.append, source):
+        try:
+            from crfrefine.io.dicom import describe, files
+
+            files.seconds = request["seconds"]
+            if not source.exists():
+                raise InputError(f"{source}: no such file or folder")
+            if "target" in request:
+                options = from_plain(ConversionOptions, request["options"])
+                answer["done"] = _convert(source, Path(request["target"]), options)
+            else:
+                lines, header = describe(source)
+                if header is not None:  # Only the voxels tell the type that they become.
+                    lines += [line for line in describe_header(header) if line[0] != "type"]
+                answer["done"] = lines
+        except ImportError as error:
+            raise InputError(
+                f"{source}: DICOM needs a package that is not installed ({error}); "
+                "pip install 'crfrefine[dicom]'"
+            ) from None
+    for failure in failures:
+        answer[failure.kind] = failure.message
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@keeping_inputs()
+def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a series or a segmentation to another format, or a label map to a segmentation.
+
+    A segmentation becomes a label map on the grid of a series, or the masks of its segments.
+    """
+    from crfrefine.io import dicom
+
+    for path in (source, options.like, options.segments):
+        if path is not None:
+            files = path.iterdir() if path.is_dir() else [path]
+            add_inputs(*files)
+    if not is_dicom(source):
+        check_output(target)
+        return _write_segmentation(source, target, options)
+    if not suffix_of(target) and source.is_file():
+        return _write_segments(source, target, options)
+    require_suffix(target, io.WRITTEN_SUFFIXES)
+    check_output(target)
+
+    volume = dicom.read(source, options.like, options.series)
+    header = volume.header
+    notes = [*header.notes]
+    if header.format == dicom.SEGMENTATION:
+        labels, found = map_labels(volume.data, options.mapping)
+        note = note_on_values(options.mapping, found, "no voxel")
+        if note is not None:
+            notes.append(note)
+        sentence = write_labels(labels, header, target, header, options)
+    else:
+        refuse_map(source, options, "an image")
+        stored = volume.data.T[np.newaxis]
+        sentence = write_image(stored, header, target, header, options)
+    return "\n".join([sentence, *map(str, notes)])
+
+
+def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
+    """Write each segment of a segmentation, which may overlap, to a file in a folder."""
+    from crfrefine.io import dicom
+
+    refuse_map(source, options, "masks")
+    files = files_of_segments(folder, dicom.list_segments(source), options)
+    notes: tuple[Note, ...] = ()
+    masks = dicom.read_segments(source, options.like, options.series)
+    for file, mask in zip(files, masks, strict=True):
+        io.write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
+        notes = mask.header.notes
+    sentence = sentence_on_segments(source, folder, len(files))
+    return "\n".join([sentence, *map(str, notes)])
+
+
+def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a label map to a segmentation of the series `like`."""
+    from crfrefine.io import dicom
+
+    assert options.like is not None
+    header = io.read_header(source, io.VOLUME_SUFFIXES)
+    series = dicom.read_series(options.like, options.series)
+    grid = series.header
+    placed = io.placed_on(header, grid)
+    require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
+    notes = [*grid.notes]
+    labels = labels_on(grid, placed, options, notes)
+    segments = segments_in(header, options.mapping)
+    from crfrefine.io.dicom.writing import write
+
+    notes += write(
+        target,
+        labels,
+        segments,
+        series,
+        options.segments,
+        series_number=options.series_number,
+        series_description=options.series_description,
+    )
+    sentence = (
+        f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {grid.path}"
+    )
+    return "\n".join([sentence, *map(str, notes)])

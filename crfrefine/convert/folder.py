@@ -1,0 +1,128 @@
+"""Convert the volumes of a folder, file by file: one that fails does not stop the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine import io
+from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.observer import Observer
+from crfrefine.base.text import shorten
+from crfrefine.cases.conventions import IMAGE
+from crfrefine.cases.pattern_advice import describe_found
+from crfrefine.cases.patterns import PARTS, check_pattern, fill, find_matches, names_part
+from crfrefine.cases.proposals import advise
+from crfrefine.convert.file import convert_file
+from crfrefine.convert.options import ConversionOptions
+from crfrefine.errors import InputError, StorageError
+from crfrefine.io.formats import ALL_WRITTEN_SUFFIXES
+from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, suffix_of
+from crfrefine.io.writing import check_writable
+
+
+@dataclass
+class Conversion:
+    """A file to convert, and its outcome."""
+
+    source: Path
+    target: Path
+    like: Path | None  # the image whose geometry the target gets, if there is one
+    sentence: str = ""  # what was read and written
+    failure: Failure | None = None
+
+    def fail(self, failure: Failure) -> None:
+        """Mark the file as failed."""
+        self.failure = failure
+
+
+def _plan_folder(
+    source: Path, target: Path, options: ConversionOptions
+) -> tuple[list[Conversion], str]:
+    """Return the conversions of the volumes of a folder or pattern, sorted by name.
+
+    With them comes how many cases a pattern has; "" for a folder. Raises InputError if there are no
+    volumes, or if the outputs have no folder or no suffix.
+    """
+    pattern = source / IMAGE
+    what = "a folder"
+    if is_pattern(source):
+        check_pattern(source, PARTS)
+        pattern = source
+        what = "a pattern"
+    files = find_matches(pattern, io.LOGITS_SUFFIXES, may_join=True)
+    suffix = options.suffix
+    if is_pattern(target):
+        check_pattern(target, PARTS)
+        if suffix is not None:
+            target = target.with_name(f"{io.stem_of(target)}{suffix}")
+        require_suffix(target)
+    elif suffix_of(target) and not target.is_dir():
+        raise InputError(
+            f"{source}: expected a file, this is {what}, and {target} names a file\n"
+            "  Name a folder for the output, and its format with --output-format .nii.gz."
+        )
+    elif suffix not in ALL_WRITTEN_SUFFIXES:
+        raise InputError(
+            f"{source}: {what} is converted file by file; name the format of the files with "
+            f"--output-format, expected one of {', '.join(ALL_WRITTEN_SUFFIXES)}, found "
+            f"{shorten(suffix or 'none')}"
+        )
+    if not files:
+        raise InputError(f"{source}: holds no volumes{advise(source)}")
+    plan = []
+    for match in files:
+        becomes = target / f"{io.stem_of(match.path)}{suffix}"
+        if is_pattern(target):
+            becomes = fill(target, match)
+        image = options.like
+        if image is not None and is_pattern(image):
+            image = fill(image, match)
+        plan.append(Conversion(match.path, becomes, image))
+    if is_pattern(source):
+        return plan, describe_found(source, files)
+    return plan, ""
+
+
+def convert_folder(
+    source: Path, target: Path, options: ConversionOptions, observer: Observer
+) -> list[Conversion]:
+    """Convert the files of a folder or pattern, and return their outcomes; a full disk ends it.
+
+    Of two files that become one, the second of a folder fails; of a pattern, nothing is converted.
+    """
+    plan, found = _plan_folder(source, target, options)
+    sources = {one.target: one.source for one in reversed(plan)}  # the first of each target
+    if found:
+        for one in plan:
+            if sources[one.target] != one.source:
+                parts = [f"{{{part}}}" for part in PARTS if names_part(source, part)]
+                raise InputError(
+                    f"{target}: two files would become {one.target}: {sources[one.target]} and "
+                    f"{one.source}\n"
+                    "  Nothing is converted. Name the output by a pattern with "
+                    f"{' and '.join(parts)}, and leave out other files of the input with a "
+                    "narrower pattern."
+                )
+        observer.cases_found(found)
+    observer.run_started(plan)
+    ended: list[Conversion] = []
+    with keeping_inputs():
+        for one in plan:
+            add_volumes(one.source)
+            check_writable(one.target.parent)
+        for one in plan:
+            first = sources[one.target]
+            with failing_alone(one.fail, one.source):
+                if first != one.source:
+                    raise InputError(
+                        f"{one.source}: would become {one.target}, as {first.name} does; rename one"
+                    )
+                one.sentence = convert_file(one.source, one.target, replace(options, like=one.like))
+            ended.append(one)
+            observer.case_ended(one)
+            if one.failure is not None and one.failure.kind == StorageError.__name__:
+                break
+    observer.run_ended(ended)
+    return ended

@@ -1,0 +1,75 @@
+"""Write each segment of a segmentation of 3D Slicer, or of DICOM, to a binary file in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from crfrefine import io
+from crfrefine.base.failures import reading
+from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.text import counted
+from crfrefine.cases.patterns import list_files
+from crfrefine.convert.options import ConversionOptions
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.paths import add_volumes, require_file, require_suffix
+from crfrefine.io.reading import read_array
+from crfrefine.io.segments import read_segments
+from crfrefine.io.volume import RareHeaderError, Segment, unique_stem
+from crfrefine.io.writing import check_replaceable, check_writable
+
+
+def files_of_segments(
+    folder: Path, segments: Iterable[Segment], options: ConversionOptions
+) -> list[Path]:
+    """Return the file of each segment, which has its name; raise InputError for other files."""
+    suffix = options.suffix or ".nii.gz"
+    stems: set[str] = set()
+    files = []
+    for segment in segments:
+        files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
+        require_suffix(files[-1], io.WRITTEN_SUFFIXES)
+        check_replaceable(files[-1])
+    check_writable(folder)
+    others = [path for path in list_files(folder, io.VOLUME_SUFFIXES) if path not in files]
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0].name}, which would count as another structure; "
+            "name a new folder"
+        )
+    return files
+
+
+def sentence_on_segments(source: Path, folder: Path, number: int) -> str:
+    """Return what was done with the segments of a file."""
+    return f"{source}: {counted(number, 'segment')} -> {folder}: a mask of 0 and 1 each"
+
+
+@keeping_inputs()
+def split_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
+    """Write each segment of a .seg.nrrd, which may overlap; return a sentence.
+
+    Raises InputError for other options than the format of the files, and for a file without
+    segments.
+    """
+    if options != ConversionOptions(suffix=options.suffix):
+        raise InputError(
+            f"{source}: the segments of a file go into the folder {folder} as they are; of the "
+            "options this takes --output-format only"
+        )
+    require_file(source)
+    add_volumes(source)
+    with reading(source):
+        try:
+            header, segments = read_segments(source)
+        except RareHeaderError as error:
+            raise UnsupportedFormatError(f"{source}: cannot be split: it has {error}") from None
+        if not segments:
+            raise InputError(f"{source}: names no segments; name a file to convert it as it is")
+        files = files_of_segments(folder, [segment for segment, _ in segments], options)
+        layers = read_array(header, as_stored=True)
+    for file, (segment, layer) in zip(files, segments, strict=True):
+        mask = (layers[layer] == segment.label).view("u1").T
+        io.write_label_map(file, mask, header, segments=[replace(segment, label=1)])
+    return sentence_on_segments(source, folder, len(files))

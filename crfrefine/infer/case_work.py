@@ -1,0 +1,393 @@
+"""The work on one case of `infer`, in order: read, refine, and write.
+
+It writes label map, channels, structures and preview.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_inside, expand_channels
+from crfrefine.base.array_types import Float32
+from crfrefine.base.failures import failing_alone
+from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, run_all
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import counted
+from crfrefine.cases.case import Case, read_case
+from crfrefine.cases.case_headers import read_case_headers, require_memory_for, stays_in_files
+from crfrefine.cases.frame import grid_of_archive
+from crfrefine.cases.reading_options import DeclaredLabels
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.infer.in_flight import CaseInFlight
+from crfrefine.infer.label_statistics import measure
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.outputs import is_complete
+from crfrefine.io import placed_on, write_label_map, write_pieces
+from crfrefine.io.paths import files_written
+from crfrefine.io.volume import Segment, VolumeHeader, named_segments
+from crfrefine.io.writing import Planes, check_replaceable, write_small_file
+from crfrefine.records.records import (
+    LABEL_MAP,
+    CaseRecord,
+    changed_inputs,
+    content_of,
+    contents_of_inputs,
+    time_of_change,
+    times_of_strokes,
+)
+from crfrefine.refinement.given import LabelMapNetwork
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.strokes import Strokes, combine
+
+# Fields of a record that are copied from the result.
+_OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
+
+
+def refine_case(in_flight: CaseInFlight) -> CaseRecord:
+    """Read, refine and write a case, unless its outputs are complete; return its record.
+
+    The record has the errors of the case.
+    """
+    task = in_flight.task
+    files = task.files
+    work = CaseWork(in_flight)
+    record = work.record
+    with failing_alone(record.fail, *files.paths):
+        if task.earlier is not None and is_complete(task.outputs, files, task.reading):
+            changed = changed_inputs(files, task.earlier.contents)
+            if not changed:
+                return replace(task.earlier, status="skipped", output=task.outputs.label_map)
+            record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
+        for path in task.outputs.all():
+            check_replaceable(path)
+        work.read()
+        result = work.refine()
+        work.describe(result)
+        work.note_losses(result)
+        in_flight.end_computing()
+        written = work.write_beside(result)
+        work.write(result, written)
+    return record
+
+
+class CaseWork:
+    """The steps of the work on a case, each of which adds what it finds to the record."""
+
+    def __init__(self, in_flight: CaseInFlight) -> None:
+        self.in_flight = in_flight  # Its `case` has the arrays as long as they are needed.
+        self._files = in_flight.task.files
+        self._options = in_flight.task.options
+        self._outputs = in_flight.task.outputs
+        self._reading = in_flight.task.reading
+        self.record = CaseRecord(self._files.case_id, held_out_by=in_flight.task.held_out_by)
+
+    def read(self) -> None:
+        """Read the case once there is memory for it, and record what it holds."""
+        in_flight = self.in_flight
+        started = in_flight.clock()
+        reading = self._reading
+        self._backend = get_backend(in_flight.device)
+        headers = read_case_headers(self._files, reading)
+        can_leave_out = self._options.parameters.can_leave_out_labels
+        may_stay = can_leave_out and self._backend.name == "cpu"
+        is_streamed = may_stay and stays_in_files(headers, reading)
+        needed, in_flight.input_bytes = require_memory_for(
+            headers, reading, is_streamed=is_streamed
+        )
+        in_flight.take_memory(needed)
+        threads = in_flight.share_of_threads()
+        case = read_case(
+            headers, reading, as_logits=False, is_streamed=is_streamed, threads=threads
+        )
+        in_flight.case = case
+        record = self.record
+        record.contents.update(contents_of_inputs(self._files))
+        record.times["read"] = in_flight.clock() - started
+        for part, seconds in case.times.items():
+            record.times[f"read.{part}"] = seconds
+        record.grid_shape = tuple(case.image.shape[1:])
+        record.spacing = tuple(map(float, case.spacing))
+        record.num_modalities = len(case.image)
+        record.num_labels = case.network.num_labels
+        if case.network.regions is not None:
+            record.regions = case.network.regions.to_dict()
+        record.input_type = case.input_kind
+        if isinstance(case.network, LabelMapNetwork):
+            record.mapped_values = case.network.mapped
+        record.notes += case.notes
+        if case.strokes:
+            record.strokes = times_of_strokes(self._files)
+        self._keeps_channels = not isinstance(case.network, LabelMapNetwork)
+        self._like = case.like
+        self._segments = case.segments
+        self._named = case.segments or named_segments(reading.label_names)
+        if case.segments:  # The input has names itself, such as in a NIfTI table.
+            names = {segment.label: segment.name for segment in case.segments}
+            self._reading = replace(reading, label_names=names)
+
+    def refine(self) -> RefinementResult:
+        """Run the CRF on the case."""
+        in_flight = self.in_flight
+        started = in_flight.clock()
+        options = self._options
+        case = in_flight.case
+        assert case is not None
+        strokes = None
+        if case.strokes:
+            strokes = read_strokes(options, case, self._reading.declared)
+        # How a case is refined depends on it and on the limit, not on what other cases leave.
+        limit = memory_limit(options.max_memory).bytes
+        context = RunContext(
+            in_flight.share_of_threads(),
+            in_flight.enter_stage,
+            limit - REFINING_PROCESS - in_flight.input_bytes,
+            take=lambda more: in_flight.take_memory(in_flight.input_bytes + more),
+        )
+        result = refine_network(
+            case.network,
+            case.image,
+            spacing=case.spacing,
+            parameters=options.parameters,
+            mask=case.mask,
+            backend=self._backend,
+            context=context,
+            allow_vanishing=options.allow_vanishing,
+            names=self._reading.label_names,
+            strokes=strokes,
+        )
+        self.record.times["refine"] = in_flight.clock() - started
+        self.record.notes += result.notes
+        if case.strokes and strokes is None:
+            self.record.notes.append(Note.of(NoteKind.NO_STROKES))
+        return result
+
+    def describe(self, result: RefinementResult) -> None:
+        """Record the outcome of the CRF."""
+        record = self.record
+        case = self.in_flight.case
+        assert case is not None
+        for stage, seconds in result.timings.items():
+            record.times[f"refine.{stage}"] = seconds
+        changes = result.changes
+        # A record has fields of these names: steps, energy and filters, and counts of voxels.
+        vars(record).update(vars(result.report) | vars(changes))
+        for name in _OF_RESULT:
+            setattr(record, name, getattr(result, name))
+        record.num_voxels_in_mask = count_inside(case.mask, result.label_map.shape)
+        names = self._reading.label_names
+        counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
+        for label, (before, after) in enumerate(counts):
+            if label and (before or after) and label in names:
+                record.label_names[str(label)] = names[label]
+        if self._options.statistics:
+            record.statistics = measure(case, result, record.label_names)
+
+    def note_losses(self, result: RefinementResult) -> None:
+        """Note the labels that vanished, or that nothing has changed."""
+        record = self.record
+        assert self.in_flight.case is not None
+        network = self.in_flight.case.network
+        changes = result.changes
+        vanished: dict[int, int] = {}  # the voxels of each label that is gone
+        if isinstance(network, LabelMapNetwork):  # Resampling may have removed some.
+            vanished.update(network.lost)
+        kind = NoteKind.VANISHED
+        counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
+        for label, (before, after) in enumerate(counts):
+            if before and not after:
+                vanished[label] = before
+                if label not in result.lost_to_rules:
+                    kind = NoteKind.VANISHED_BY_CRF
+        record.vanished_labels = tuple(sorted(vanished))
+        if vanished:
+            names = self._reading.label_names
+            labels = []
+            for label, voxels in sorted(vanished.items()):
+                labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
+            record.notes.append(Note.of(kind, labels=labels))
+        has_foreground = any(changes.voxels_before[1:])
+        if has_foreground and not changes.voxels_changed and self._options.parameters.has_weight:
+            is_narrow = any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes)
+            unchanged = NoteKind.NO_CHANGE if is_narrow else NoteKind.NO_CHANGE_BY_CRF
+            record.notes.append(Note.of(unchanged))
+
+    def write_beside(self, result: RefinementResult) -> list[Path]:
+        """Write the files beside the label map; return all files of the case. The image is freed.
+
+        They are channels, the preview, and a binary file for each structure, or label, as far as
+        they are wanted. Each is written whole or not at all.
+        """
+        in_flight = self.in_flight
+        started = in_flight.clock()
+        outputs = self._outputs
+        if outputs.preview is not None:
+            from crfrefine.pictures.preview import preview_of_case
+
+            assert in_flight.case is not None
+            picture = preview_of_case(in_flight.case, result, self._reading)
+        in_flight.case = None
+        written = list(outputs.all())
+        if outputs.probabilities is not None:
+            self._write_channels(outputs.probabilities, "probabilities", result)
+        if outputs.logits is not None:
+            self._write_channels(outputs.logits, "logits", result)
+        if outputs.archive is not None:
+            self._write_channels(outputs.archive, "probabilities", result, is_archive=True)
+            if outputs.properties is not None:  # a pickle, which is never loaded
+                copy = outputs.archive.with_suffix(".pkl")
+                write_small_file(copy, outputs.properties.read_bytes())
+                written.append(copy)
+        if outputs.preview is not None:
+            write_small_file(outputs.preview, picture)
+
+        number_of_file = dict(outputs.structures)
+        if outputs.folder is not None:
+            files = outputs.files_of_labels(
+                result.label_map, self._segments, self.record.vanished_labels
+            )
+            for path, segment in files.items():
+                number_of_file[path] = segment.label
+
+        def write_binary(path: Path, number: int) -> None:
+            alone = [replace(one, label=1) for one in self._segments if one.label == number]
+            mask = (result.label_map == number).view("u1")
+            write_label_map(path, mask, self._like, segments=alone)
+
+        if number_of_file:
+            in_flight.wait_to_name()  # These files are written by other threads.
+            jobs = [partial(write_binary, path, number) for path, number in number_of_file.items()]
+            run_all(jobs, in_flight.share_of_threads())
+        self.record.times["write"] = in_flight.clock() - started
+        return list(dict.fromkeys([*written, *number_of_file]))
+
+    def _write_channels(
+        self, path: Path, kind: str, result: RefinementResult, *, is_archive: bool = False
+    ) -> None:
+        """Write a channel for each label, or each region; labels that occur nowhere have one, too.
+
+        In an archive they are as nnU-Net has them, (label, z, y, x): of a plane, z is 1.
+        """
+        like = self._like
+        # Those of a label map are for all labels, others as they were in the files.
+        channel_labels: Sequence[int] = range(result.num_labels)
+        if self._keeps_channels:
+            channel_labels = result.channel_labels
+        num_channels = len(channel_labels)
+        absent = ABSENT_LOGIT if kind == "logits" else 0.0
+        if result.channels.is_streamed:
+            make = result.channels.channel
+            if kind == "probabilities":
+                temperature = result.output_temperature
+                make = partial(result.channels.probabilities, output_temperature=temperature)
+            numbers = {label: number for number, label in enumerate(result.channel_labels)}
+
+            def piece(channel: int, planes: slice) -> Float32:
+                label = channel_labels[channel]
+                if label in numbers:
+                    return make(numbers[label], planes)  # Planes are computed at each call.
+                return np.full_like(make(0, planes), absent)
+
+        else:
+            values = result.logits if kind == "logits" else result.marginals
+            if result.regions is None and len(values) < num_channels:
+                values = expand_channels(values, result.channel_labels, num_channels, absent)
+            stored = reverse_grid(values)
+            num_channels = len(stored)
+
+            def piece(channel: int, planes: slice) -> Float32:
+                return stored[channel, planes]
+
+        make_planes: Planes = piece
+        if is_archive:
+            like, make_planes = self._turned_for_archive(path, piece)
+        rows = slice(0, like.grid_shape[1])
+        is_plane = is_archive and len(like.grid_shape) == 2
+        if is_plane:
+            like = replace(like, grid_shape=(*like.grid_shape, 1))
+
+        def planes_of(channel: int, planes: slice) -> Float32:
+            if is_plane:
+                return make_planes(channel, rows)[np.newaxis]
+            return make_planes(channel, planes)
+
+        segments: Sequence[Segment] = ()
+        if result.regions is None and not is_archive:
+            segments = []
+            for one in self._named:
+                if one.label in channel_labels:
+                    segments.append(replace(one, label=channel_labels.index(one.label)))
+        threads = self.in_flight.share_of_threads()
+        write_pieces(
+            path, like, num_channels, planes_of, kind=kind, threads=threads, segments=segments
+        )
+
+    def _turned_for_archive(self, path: Path, piece: Planes) -> tuple[VolumeHeader, Planes]:
+        """Return the grid of an archive, and what gives its planes; nnU-Net may turn axes."""
+        grid = grid_of_archive(self._like, self._files.logits[0].parent, path.parent)
+        turned = placed_on(self._like, grid).turned
+        if turned is None:
+            return self._like, piece
+        _, turn = turned
+        all_planes = slice(0, self._like.grid_shape[2])
+
+        @lru_cache(maxsize=1)
+        def channel_of(channel: int) -> Float32:
+            values: Float32 = np.ascontiguousarray(turn.apply(piece(channel, all_planes)))
+            return values
+
+        return grid, lambda channel, planes: channel_of(channel)[planes]
+
+    def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
+        """Write the label map, whole or not at all, and close the record of all files."""
+        started = self.in_flight.clock()
+        record = self.record
+        outputs = self._outputs
+        files = [file for path in written for file in files_written(path)]
+        if outputs.before or outputs.unknown or outputs.folder is not None:
+            # Up to here the run may still end and leave the case as it was.
+            self.in_flight.wait_to_name()
+            record.notes += outputs.remove_stale(record.contents, files)
+        label_map = outputs.label_map
+        write_label_map(label_map, result.label_map, self._like, segments=self._named)
+        record.times["write"] += self.in_flight.clock() - started
+        record.written = time_of_change(label_map)
+        record.contents[LABEL_MAP] = content_of(files_written(label_map))
+        for path in files:
+            name = str(path.relative_to(label_map.parent))
+            known = record.contents[LABEL_MAP] if path == label_map else None
+            record.files[name] = content_of([path], known)["checksum"]
+        # Nothing below can fail: a failed case has no outputs.
+        record.output = label_map
+        record.preview = outputs.preview
+        record.probabilities = outputs.probabilities
+        record.logits = outputs.logits
+        record.structures = outputs.folder
+        if outputs.structures:
+            record.structures = next(iter(outputs.structures)).parent
+        record.status = "done"
+
+
+def read_strokes(
+    options: InferenceOptions, case: Case, declared: DeclaredLabels | None
+) -> Strokes | None:
+    """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
+    num_labels = case.network.num_labels
+    if isinstance(case.network, LabelMapNetwork):  # The network may never have predicted the label.
+        fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
+        num_labels = fixed or MAX_LABELS
+    drawn = []
+    names = []
+    for path, values in case.strokes:
+        names.append(str(path))
+        strokes = Strokes.of_array(values, values.shape, num_labels, name=str(path))
+        if strokes is not None:
+            drawn.append(strokes)
+    return combine(drawn, names)

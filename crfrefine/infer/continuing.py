@@ -1,0 +1,87 @@
+"""The cases that --continue leaves as earlier runs have done them, and why it repeats others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.infer.outputs import OutputFiles
+from crfrefine.records.records import CaseRecord, RunSummary, time_of_change, times_of_strokes
+from crfrefine.records.states import CaseState, RecordedRuns
+
+REFINED_AGAIN = "refined again"
+_OMIT = "skipped if it is complete; omit --continue to refine all cases again"
+# What --continue does with a case, by the reason why it is not done, or by the doubt that it is.
+CONSEQUENCES = {
+    NoteKind.WITH_OTHER_VALUES: REFINED_AGAIN,
+    NoteKind.WITH_OTHER_STROKES: REFINED_AGAIN,
+    NoteKind.NO_RECORD: "skipped if it is complete, though other parameters may have made it",
+    NoteKind.CHANGED: "skipped if it is complete, and its record left out",
+    NoteKind.FROM_OTHER_INPUTS: _OMIT,
+    NoteKind.BY_OTHER_VERSION: _OMIT,
+}
+
+
+def done_before(
+    recorded: RecordedRuns,
+    files_of_cases: Iterable[tuple[CaseFiles, OutputFiles]],
+    now: RunSummary,
+    notes: list[Note],
+) -> tuple[dict[str, CaseRecord], list[Note]]:
+    """Return the records of the cases that earlier runs have done, for --continue, and notes.
+
+    The returned notes are on cases that are left as they are, although this run might give other
+    results; all others are added to `notes`. Without a folder, only the files count.
+    """
+    done: dict[str, CaseRecord] = {}
+    cases_of_reason: dict[Note, list[str]] = {}
+    for files, outputs in files_of_cases:
+        case_id = files.case_id
+        case = recorded.state_of(case_id, outputs.label_map, outputs.all(), now)
+        reason = case.reason
+        if case.state == "done" and _has_other_strokes(files, case, recorded.folder):
+            reason = Note.of(NoteKind.WITH_OTHER_STROKES)
+        elif case.state == "done":
+            done[case_id] = case.record or CaseRecord(case_id)
+            if reason is None:
+                _, run = recorded.latest(case_id, outputs.label_map)
+                assert run is not None
+                if not done[case_id].contents and run.inputs != now.inputs:
+                    reason = Note.of(NoteKind.FROM_OTHER_INPUTS)
+                elif run.version != now.version:
+                    reason = Note.of(NoteKind.BY_OTHER_VERSION)
+        if reason is not None and reason.kind in CONSEQUENCES and recorded.folder is not None:
+            cases_of_reason.setdefault(reason, []).append(case_id)
+    notes += recorded.notes
+    left: list[Note] = []
+    for reason, names in cases_of_reason.items():
+        consequence = CONSEQUENCES[reason.kind]
+        note = Note.of(
+            NoteKind.EARLIER_RESULTS,
+            cases=len(names),
+            names=names,
+            what=str(reason),
+            consequence=consequence,
+        )
+        if consequence == REFINED_AGAIN:
+            notes.append(note)
+        else:
+            left.append(note)
+    return done, left
+
+
+def _has_other_strokes(files: CaseFiles, case: CaseState, folder: Path | None) -> bool:
+    """Return whether the times of a case's strokes show that it was refined with others.
+
+    Contents tell more, if they are recorded.
+    """
+    drawn = times_of_strokes(files)
+    if case.record is not None:
+        return not case.record.contents and case.record.strokes != drawn
+    if folder is not None:
+        return False
+    # A single file has no record: only newer strokes show.
+    written = time_of_change(case.label_map) or ""
+    return any((time or "") > written for time in drawn.values())

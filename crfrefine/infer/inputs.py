@@ -1,0 +1,156 @@
+"""The inputs of a run on files: its cases, and how they are read. No voxels are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import mapping_of
+from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import add_strokes, discover_cases
+from crfrefine.cases.label_input import EXCHANGED
+from crfrefine.cases.label_names import NO_NAMES, LabelNames
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.proposals import advise, propose_fewer_cases
+from crfrefine.cases.reading_options import (
+    ReadingOptions,
+    declared_labels,
+    find_modality_names,
+    find_regions,
+)
+from crfrefine.cases.roles import require_modalities
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.io import read_header
+from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run."""
+
+    cases: CaseList  # all, those of other parts too, in the order of their names
+    reading: ReadingOptions
+
+
+def find_inputs(options: InferenceOptions) -> RunInputs:
+    """Find the cases of a run and what describes them. No voxels are read.
+
+    They are those of a manifest, of nnU-Net's folder, or of images and logits. Raise InputError if
+    no case has logits or a label map.
+    """
+    mask = options.masks if isinstance(options.masks, Path) else None
+    named = (options.nnunet, options.manifest, mask)
+    add_volumes(*options.images, *options.logits, *options.strokes, *named)
+    if options.manifest is not None:
+        cases = read_manifest(options.manifest, input_type=options.input_type)
+    elif options.nnunet is not None:
+        from crfrefine.cases.nnunet import find_cases_to_refine
+
+        cases = find_cases_to_refine(options.nnunet, options.images, mask)
+    else:
+        try:
+            cases = discover_cases(
+                options.images,
+                options.logits,
+                mask,
+                input_type=options.input_type,
+                add_background=options.add_background,
+            )
+            if all(files.missing and not files.logits for files in cases):
+                place = options.logits[0]
+                number = ""
+                if len(cases) > 1:
+                    number = f"none of the {len(cases)} cases has its file: "
+                hint = advise(place, holds_images=False)
+                if is_folder(options.images[0]):
+                    images = {path for files in cases for path in files.images}
+                    fewer = propose_fewer_cases(options.images[0], images)
+                    if fewer:
+                        hint += f"\n  As to {options.images[0]}:{fewer}"
+                raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
+        except CrfRefineError as error:
+            if _seem_exchanged(options.images, options.logits):
+                raise InputError(f"{error}\n  {EXCHANGED}") from None
+            raise
+    if options.strokes:
+        add_strokes(cases, options.strokes)
+    for files in cases:
+        add_volumes(*files.paths)
+
+    # A training that found no CRF better than the network writes such parameters.
+    if not options.parameters.has_weight:
+        cases.notes.insert(0, Note.of(NoteKind.NO_WEIGHT))
+    if options.save_structures and options.writes_file:
+        folder = options.output.with_name(stem_of(options.output))
+        cases.notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
+    reading = _describe(options, cases)
+    cases.sort(key=lambda files: files.case_id)
+    return RunInputs(cases, reading)
+
+
+def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
+    """Return how the cases are read, and the names of labels, as each `dataset.json` says.
+
+    It is beside the manifest, or else beside the network's output or the images.
+    """
+    mask_mode = options.parameters.intensity.mask
+    if options.masks is not None:
+        mask_mode = "none" if isinstance(options.masks, Path) else "nonzero"
+    if options.manifest is not None:
+        places = [options.manifest]
+    else:
+        images = options.images or next((files.images for files in cases if files.images), ())
+        places = [options.nnunet or options.logits[0], *images[:1]]
+    descriptions = list(read_descriptions(places))
+    # The first one that names labels is that of the network; the last one is rather of one data set
+    # with the images.
+    names = NO_NAMES
+    label_names: Mapping[int, str] = {}
+    for description in reversed(descriptions):
+        if description.label_names:
+            label_names = description.label_names
+            names = LabelNames.of(label_names, str(description.path))
+    modality_names = find_modality_names(cases, descriptions)
+    require_modalities(modality_names, options.parameters.modalities)
+    # Label maps are compared with the declared labels; channels of logits, with the regions.
+    may_be_labels = options.input_type in ("auto", "labels")
+    declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)
+    if declared is not None and declared.structures:
+        label_names = {number: name for name, number in declared.structures.items()}
+    regions = find_regions(options.regions, descriptions, options.channel_labels)
+    if regions.scheme is not None:
+        label_names = {**regions.scheme.label_names, **label_names}
+    return ReadingOptions(
+        options.input_type,
+        mask_mode,
+        options.resample,
+        regions,
+        declared,
+        network_spacing=options.network_spacing,
+        mapping=mapping_of(options.mapped),
+        max_memory=options.max_memory,
+        add_background=options.add_background,
+        scale=options.scale,
+        label_names=label_names,
+        names=names,
+        modality_names=modality_names,
+    )
+
+
+def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
+    """Return whether the cases of the two options are complete the other way round."""
+    if not images or not logits:
+        return False
+    if is_folder(images[0]) and is_folder(logits[0]):
+        try:
+            cases = discover_cases(logits, images)
+            swapped = next((case for case in cases if case.logits and case.images), None)
+            # A file of several channels among the logits is a network's output, in its place.
+            return swapped is not None and read_header(swapped.images[0]).num_channels == 1
+        except CrfRefineError:
+            return False
+    return holds_scores_alone(images[0]) and not holds_scores_alone(logits[0])

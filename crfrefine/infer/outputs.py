@@ -1,0 +1,326 @@
+"""The output files of `infer`.
+
+Their names, what they must not replace, which earlier ones they do, and whether they are whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from crfrefine.base.array_types import Labels
+from crfrefine.base.inputs import check_no_input
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import shorten
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.frame import grid_of_archive
+from crfrefine.cases.label_input import segments_of_label_map
+from crfrefine.cases.nnunet import is_of_nnunet
+from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
+from crfrefine.errors import InputError
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.io import is_whole, placed_on, read_header, read_labels
+from crfrefine.io.formats import WRITTEN_SUFFIXES
+from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
+from crfrefine.io.volume import Segment, named_segments, segments_of, unique_stem
+from crfrefine.io.writing import check_replaceable
+from crfrefine.records.records import (
+    Content,
+    FileBefore,
+    checksums_of_inputs,
+    content_of,
+    contents_of_inputs,
+)
+
+_ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
+
+# After the name of the case: of probabilities, logits and the preview.
+_ENDINGS = ("_probabilities.nii.gz", "_logits.nii.gz", "_preview.png")
+
+# The first and the last bytes of a PNG file.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The output files of a case; None, or no structures: not requested.
+
+    Each structure's file has its name.
+    """
+
+    label_map: Path
+    probabilities: Path | None = None
+    logits: Path | None = None
+    preview: Path | None = None
+    # the probabilities again, as `nnUNetv2_ensemble` takes them, and the file beside the input that
+    # it needs beside them, if there is one
+    archive: Path | None = None
+    properties: Path | None = None
+    # the number of each structure of the input, by its file
+    structures: Mapping[Path, int] = field(default_factory=dict)
+    # of one binary file per label, where the input has no structures; it holds nothing else
+    folder: Path | None = None
+    # of labels that no segment describes
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    # Files that earlier runs wrote for the case, and this run does not.
+    before: Mapping[Path, FileBefore] = field(default_factory=dict)
+    # Files without a record that are there under the names of options which are not given now.
+    unknown: tuple[Path, ...] = ()
+
+    @classmethod
+    def of_case(
+        cls, files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
+    ) -> OutputFiles:
+        """Return the output files of a case, by its name or as the manifest says."""
+        label_map = options.output
+        if not options.writes_file and files.output is not None:
+            label_map = options.output / files.output
+        elif not options.writes_file:
+            suffix = ""
+            if options.output_format is not None:
+                suffix = options.output_format
+            elif files.images:
+                suffix = suffix_to_write(files.images[0])
+            label_map = options.output / f"{files.case_id}{suffix}"
+        stem = stem_of(label_map)
+        beside = []
+        unknown = []
+        are_wanted = (options.save_probabilities, options.save_logits, options.preview)
+        for ending, is_wanted in zip(_ENDINGS, are_wanted, strict=True):
+            path = label_map.with_name(stem + ending)
+            beside.append(path if is_wanted else None)
+            # For names that the system refuses, `path.is_file()` raises an exception.
+            if not is_wanted and os.path.isfile(path):  # noqa: PTH113
+                unknown.append(path)
+        probabilities, logits, preview = beside
+        outputs = cls(label_map, probabilities, logits, preview, unknown=tuple(unknown))
+        if not options.save_structures:
+            return outputs
+        folder = label_map.with_name(stem)
+        if not files.structures:
+            return replace(outputs, folder=folder, label_names=label_names)
+        numbers = {name: number for number, name in label_names.items()}
+        structures = {}
+        for name, path in zip(files.structures, files.logits, strict=True):
+            structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
+        return replace(outputs, structures=structures)
+
+    def all(self) -> tuple[Path, ...]:
+        """Return the requested paths that are known from the beginning, the label map last."""
+        optional = (self.probabilities, self.logits, self.preview, self.archive)
+        requested = [path for path in optional if path is not None]
+        return (*requested, *self.structures, self.label_map)
+
+    def files_of_labels(
+        self, labels: Labels, segments: Sequence[Segment], vanished: Sequence[int] = ()
+    ) -> dict[Path, Segment]:
+        """Return the segment of each file in the folder.
+
+        It is of a label that occurs, of one that has vanished, whose file is empty, or of one that
+        has a name.
+        """
+        assert self.folder is not None
+        if not segments:
+            pairs = self.label_names.items()
+            names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
+            segments = named_segments(names)
+        suffix = suffix_of(self.label_map)
+        files: dict[Path, Segment] = {}
+        stems: set[str] = set()
+        for segment in segments_of(labels, segments, vanished):
+            files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
+        return files
+
+    def require_no_stale_input(self, files: CaseFiles) -> None:
+        """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
+        for path, (checksum, inputs) in self.before.items():
+            try:
+                check_no_input(path)
+            except InputError:
+                is_as_written = content_of([path])["checksum"] == checksum
+                if is_as_written and inputs != checksums_of_inputs(contents_of_inputs(files)):
+                    raise
+
+    def remove_stale(
+        self, contents: Mapping[str, Content], kept: Collection[Path]
+    ) -> Iterator[Note]:
+        """Remove files of the case that are of other parameters, options or inputs; yield notes.
+
+        Such is the file of a label that has vanished; `kept` are the files of the new result, whose
+        inputs have these contents. Files that somebody has changed since an earlier run wrote them,
+        and files that no record has, are not removed: a note names them.
+        """
+        made_of = checksums_of_inputs(contents)
+        left = {path for path in self.unknown if path.is_file()}
+        if self.folder is not None:
+            left.update(self.folder.glob(f"*{suffix_of(self.label_map)}"))
+        stale = []
+        for path, (checksum, inputs) in self.before.items():
+            left.discard(path)
+            if path in kept or inputs == made_of or not path.is_file():
+                continue
+            if content_of([path])["checksum"] != checksum:
+                left.add(path)
+                continue
+            check_replaceable(path)
+            if not os.access(path.parent, os.W_OK):  # Nothing is removed if a file cannot be.
+                raise InputError(
+                    f"{path}: is of an earlier result of this case and cannot be removed: no right "
+                    f"to write to {path.parent}; remove it, or choose another output folder"
+                )
+            stale.append(path)
+        for path in stale:
+            path.unlink(missing_ok=True)
+            if path.parent != self.label_map.parent:
+                with suppress(OSError):  # The folder may hold other files.
+                    path.parent.rmdir()
+        if stale:
+            yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])
+        names = sorted(path.name for path in left.difference(kept))
+        if names:
+            yield Note.of(NoteKind.STALE_LEFT, names=names)
+
+
+def plan_outputs(
+    cases: CaseList, options: InferenceOptions, label_names: Mapping[int, str]
+) -> list[OutputFiles]:
+    """Choose the output files of each case.
+
+    `label_names` are of labels whose input does not name them. Raise InputError for an output with
+    a wrong format, or which would replace an input or another output.
+    """
+    output = options.output
+    output_format = options.output_format
+    is_single = cases.is_single and options.nnunet is None
+    if output_format not in (None, *WRITTEN_SUFFIXES):
+        raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
+    if options.writes_file:
+        if output_format is not None:
+            raise InputError(
+                f"{output}: names a file, whose suffix is its format; "
+                "leave --output-format out, or give a folder"
+            )
+        if not is_single:
+            raise InputError(
+                f"{output}: the images are a folder or pattern, so the output must be a folder, "
+                "not a file name"
+            )
+    suffix = suffix_of(output)
+    ending = suffix or output.suffix
+    if ending and suffix not in WRITTEN_SUFFIXES and is_single and not output.is_dir():
+        raise InputError(
+            f"{output}: a label map cannot be written as {ending}; "
+            f"expected {_ONE_OF_SUFFIXES}, or a folder"
+        )
+    plans = [OutputFiles.of_case(files, options, label_names) for files in cases]
+    if options.save_probabilities and not options.writes_file:
+        _add_archives(cases, plans)
+    _check_paths(cases, plans)
+    if not is_single and os.path.realpath(output) in _input_folders(cases):
+        raise InputError(
+            f"{output}: holds the images or logits of this run; "
+            "choose another folder for the results"
+        )
+    return plans
+
+
+def _add_archives(cases: Sequence[CaseFiles], plans: list[OutputFiles]) -> None:
+    """Add the files for `nnUNetv2_ensemble` to the plans of cases whose input is one of nnU-Net."""
+    is_nnunet: dict[Path, bool] = {}
+    for number, files in enumerate(cases):
+        if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
+            continue
+        source = files.logits[0]
+        if source.parent not in is_nnunet:
+            is_nnunet[source.parent] = is_of_nnunet(source.parent)
+        if is_nnunet[source.parent]:
+            label_map = plans[number].label_map
+            archive = label_map.with_name(f"{stem_of(label_map)}.npz")
+            properties = source.with_suffix(".pkl")
+            plans[number] = replace(
+                plans[number],
+                archive=archive,
+                properties=properties if properties.is_file() else None,
+            )
+
+
+def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
+    """Return the folders of images and logits; of structures, that with the cases' folders.
+
+    The next run would take results there as images or logits.
+    """
+    folders: set[Path] = set()
+    for files in cases:
+        folders.update(path.parent for path in (*files.images, *files.logits))
+        for path in files.logits:
+            if files.structures and path.parent.name == files.case_id:
+                folders.add(path.parent.parent)
+    return set(map(os.path.realpath, folders))  # without links; circular ones are no exception
+
+
+def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
+    """Raise InputError if two cases have one output, or if an output would replace an input."""
+    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in plans}))
+    written_by: dict[str, str] = {}
+    for files, outputs in zip(cases, plans, strict=True):
+        if files.problem:
+            continue
+        for path in (*outputs.structures, outputs.label_map):
+            require_suffix(path)
+        written = [file for path in outputs.all() for file in files_written(path)]
+        places = [*written]
+        if outputs.folder is not None:
+            places.append(outputs.folder)
+        for path in places:
+            other = written_by.setdefault(os.path.realpath(path), files.case_id)
+            if other != files.case_id:
+                raise InputError(
+                    f"{path}: an output of the case {other!r} and of {files.case_id!r}; "
+                    "choose another output for one of them"
+                )
+        if outputs.folder is not None:
+            if os.path.realpath(outputs.folder) in occupied:
+                where = f"{outputs.folder}, which holds other files; choose another output"
+                raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
+            # The names of the labels that a case has are not known yet.
+            written += outputs.folder.glob("*")
+        for path in written:
+            check_no_input(path)
+
+
+def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions) -> bool:
+    """Return whether every output of a case is there and whole, and on the grid of the case."""
+    if not all(map(os.path.isfile, outputs.all())):
+        return False
+    volumes = [path for path in outputs.all() if path != outputs.preview]
+    if not all(map(is_whole, volumes)):
+        return False
+    image = read_header(files.images[0])
+    if outputs.archive is not None:
+        volumes.remove(outputs.archive)
+        grid = grid_of_archive(image, files.logits[0].parent, outputs.archive.parent)
+        if not grid.on_same_grid(read_header(outputs.archive)):
+            return False
+    if outputs.archive is not None and outputs.properties is not None:
+        copy = outputs.archive.with_suffix(".pkl")
+        if not copy.is_file() or copy.stat().st_size != outputs.properties.stat().st_size:
+            return False
+    if outputs.preview is not None:
+        content = outputs.preview.read_bytes()
+        if not content.startswith(_PNG_START) or not content.endswith(_PNG_END):
+            return False
+    if outputs.folder is not None:
+        segments: Sequence[Segment] = ()
+        if len(files.logits) == 1:  # Only a label map has any.
+            segments = segments_of_label_map(read_header(files.logits[0]), reading)
+        labels = read_labels(outputs.label_map).data
+        label_files = outputs.files_of_labels(labels, segments)
+        if not all(map(is_whole, label_files)):
+            return False
+        volumes += label_files
+    headers = [placed_on(read_header(path), image) for path in volumes]
+    return all(image.on_same_grid(header) and header.turned is None for header in headers)

@@ -1,0 +1,262 @@
+"""The plan of a run of `crfrefine infer`, made before any case is read.
+
+It has the device, the cases, their outputs and the summary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from crfrefine.base.limits import available_threads, memory_limit
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import path_of_part
+from crfrefine.base.text import printable
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.engines import get_backend, is_available
+from crfrefine.errors import CrfRefineError
+from crfrefine.infer.continuing import done_before
+from crfrefine.infer.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
+from crfrefine.infer.inputs import RunInputs, find_inputs
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.outputs import OutputFiles, plan_outputs
+from crfrefine.io.paths import is_folder, stem_of
+from crfrefine.io.writing import check_output, check_writable
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.pictures.drawing import require_pillow
+from crfrefine.records.records import READING, RECORD_FOLDER, CaseRecord, FileBefore, RunSummary
+from crfrefine.records.states import files_before, read_records
+
+# Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05
+# to 0.2 microseconds in the table of docs/reference/benchmarks.md.
+SECONDS_PER_VALUE = 1e-7
+# Seconds until a GPU refines its first case: CuPy is imported, its context opened, kernels loaded.
+GPU_START = 2.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to refine, and how; it can be sent to other machines."""
+
+    files: CaseFiles
+    outputs: OutputFiles
+    options: InferenceOptions  # with the parameters of this case
+    reading: ReadingOptions
+    device: str  # as `get_backend` takes it
+    held_out_by: str | None = None  # the fold with its parameters, if not those of all cases
+    # The record of existing outputs, with --continue; None means that the case is refined.
+    earlier: CaseRecord | None = None
+
+
+@dataclass
+class RunPlan:
+    """A run before it begins."""
+
+    inputs: RunInputs
+    options: InferenceOptions
+    summary: RunSummary  # without its cases
+    tasks: list[Task] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    # on earlier results that the run leaves as they are
+    notes_at_end: list[Note] = field(default_factory=list)
+    # what is written beside the outputs, and its content: names of structures, files of nnU-Net
+    folder_files: list[tuple[Path, bytes]] = field(default_factory=list)
+    # Files about the run; None means that there is none.
+    record_file: Path | None = None
+    summary_file: Path | None = None
+    statistics_file: Path | None = None
+
+    def add_tasks(self, all_outputs: Sequence[OutputFiles]) -> None:
+        """Add the cases of this part, each with parameters that were not learned on it.
+
+        With --continue a case has the record of an earlier run that has done it. The outputs of a
+        case know the files of earlier runs that this run does not write. Notes are on cases that
+        are refined again, and on those that are left as they are.
+        """
+        options = self.options
+        summary = self.summary
+        device = summary.device
+        if device != "cpu" and not options.dask:
+            # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
+            device = options.device
+        # The parts are disjoint and cover all cases.
+        part = slice(summary.part_id, None, summary.num_parts)
+        pairs = list(zip(self.inputs.cases[part], all_outputs[part], strict=True))
+        planned = {path for outputs in all_outputs for path in outputs.all()}
+        before: dict[str, dict[Path, FileBefore]] = {}
+        earlier: dict[str, CaseRecord] = {}
+        if options.resume or is_folder(options.output / RECORD_FOLDER):
+            recorded = read_records(None if options.writes_file else options.output)
+            before = files_before(recorded, summary)
+            if options.resume:
+                earlier, self.notes_at_end = done_before(recorded, pairs, summary, self.notes)
+        unmeasured = []
+        for files, outputs in pairs:
+            fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
+            record = earlier.get(files.case_id)
+            if options.statistics and record is not None and record.statistics is None:
+                record = None
+                unmeasured.append(files.case_id)
+            written = before.get(files.case_id, {})
+            left_over = {path: made for path, made in written.items() if path not in planned}
+            unknown = set(outputs.unknown) - planned - written.keys()
+            outputs = replace(outputs, before=left_over, unknown=tuple(sorted(unknown)))
+            if left_over and record is None and not files.problem:  # The case is refined.
+                outputs.require_no_stale_input(files)
+            own_options = replace(options, parameters=parameters)
+            task = Task(files, outputs, own_options, self.inputs.reading, device, fold, record)
+            self.tasks.append(task)
+        summary.num_cases = len(self.tasks)
+        if unmeasured:
+            kind = NoteKind.WITHOUT_STATISTICS
+            self.notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
+
+    def add_files(self, all_outputs: Sequence[OutputFiles]) -> None:
+        """Choose the files about the run and those beside the outputs, with their contents.
+
+        Raise InputError unless these and all outputs can be written.
+        """
+        options = self.options
+        output = options.output
+        # If no case can be read, no folder is needed.
+        readable = [task.outputs for task in self.tasks if not task.files.problem]
+        if readable and not options.writes_file:
+            record = output / RECORD_FOLDER / "record.jsonl"
+            self.record_file = path_of_part(record, options.num_parts, options.part_id)
+        folders: set[Path] = set()
+        for outputs in readable:
+            folders.update(path.parent for path in outputs.all())
+            if outputs.folder is not None:
+                folders.add(outputs.folder)
+        for folder in folders:
+            check_writable(folder)
+        for path in (self.summary_file, self.record_file, self.statistics_file):
+            if path is not None:
+                check_output(path)
+        if options.save_probabilities:
+            self.folder_files += plan_ensemble_files(
+                self.inputs.cases, all_outputs, output, self.notes
+            )
+        declared = self.inputs.reading.declared
+        if declared is not None and declared.structures and self.record_file is not None:
+            self.folder_files += plan_names_file(declared.structures, output)
+
+
+def plan_run(options: InferenceOptions) -> RunPlan:
+    """Return the plan of a run, after all checks that can be made in advance."""
+    device = options.device
+    # The machine that gives cases to a cluster needs no GPU itself.
+    if device != "auto" and not (options.dask and device.startswith("cuda")):
+        device = get_backend(device).name
+    if options.preview:
+        require_pillow()
+    inputs = find_inputs(options)
+    note_on_device = None
+    if device == "auto" and is_available():
+        threads = options.threads or available_threads()
+        note_on_device = faster_on_cpu(inputs.cases, inputs.reading, options.parameters, threads)
+    if note_on_device is not None:
+        device = "cpu"
+    elif device == "auto":  # All workers of a cluster then take the same device.
+        device = get_backend(device).name
+    all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
+    plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
+    plan.notes += inputs.cases.notes
+    if options.summary is not None:
+        plan.summary_file = path_of_part(options.summary, options.num_parts, options.part_id)
+        plan.notes += check_summary_path(plan.summary_file, all_outputs)
+    if options.statistics and options.writes_file:
+        name = f"{stem_of(options.output)}_statistics.csv"
+        plan.statistics_file = options.output.with_name(name)
+    elif options.statistics:
+        table = options.output / "statistics.csv"
+        plan.statistics_file = path_of_part(table, options.num_parts, options.part_id)
+    if note_on_device is not None:
+        plan.notes.append(note_on_device)
+    plan.add_tasks(all_outputs)
+    plan.add_files(all_outputs)
+    names = {task.files.case_id for task in plan.tasks}
+    held_out = names & options.held_out.keys()
+    learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
+    if held_out:
+        plan.notes.append(Note.of(NoteKind.HELD_OUT, cases=len(held_out)))
+    if learned:
+        kind = NoteKind.LEARNED_ON
+        plan.notes.append(Note.of(kind, learned=len(learned), cases=len(plan.tasks)))
+    return plan
+
+
+def faster_on_cpu(
+    cases: Sequence[CaseFiles], reading: ReadingOptions, parameters: CrfParameters, threads: int
+) -> Note | None:
+    """Return a note if the CPU is expected to refine all cases before a GPU refines its first one.
+
+    `cases` are all cases of a run, those of other parts too, so that all parts have one device.
+    Headers are read until there is enough work for a GPU.
+    """
+    # The time of direct sums depends on bandwidths, so these always go to the GPU.
+    if parameters.mean_field.filter in ("exact", "truncated"):
+        return None
+    share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
+    seconds = 0.0
+    for files in cases:
+        if files.problem:
+            continue
+        try:
+            headers = read_case_headers(files, reading)
+        except CrfRefineError:  # The error is reported when the case is read.
+            continue
+        num_values = math.prod(headers.images[0].grid_shape) * max(2, headers.network.num_labels)
+        seconds += share * SECONDS_PER_VALUE * num_values
+        if seconds > GPU_START:
+            return None
+    return Note.of(NoteKind.FASTER_ON_CPU, seconds=max(seconds, 0.1))
+
+
+def _summary_of(
+    options: InferenceOptions, device: str, inputs: RunInputs, all_outputs: Sequence[OutputFiles]
+) -> RunSummary:
+    """Return the summary of a run, without its cases and their number."""
+    limit = memory_limit(options.max_memory)
+    all_cases = {}
+    for files, outputs in zip(inputs.cases, all_outputs, strict=True):
+        label_map = outputs.label_map
+        # The output folder may be moved, and so the names are relative.
+        if not options.writes_file and label_map.is_relative_to(options.output):
+            label_map = label_map.relative_to(options.output)
+        all_cases[files.case_id] = str(label_map)
+    folds = dict(options.held_out.values())  # Cases of a fold share its parameters.
+    reading = inputs.reading
+    how_to_read = {name: getattr(reading, name) for name in READING}
+    regions = reading.regions.scheme
+    sources = (options.nnunet, options.manifest, *options.images, *options.logits)
+    return RunSummary(
+        device=device,
+        threads=options.threads or available_threads(),
+        max_memory=limit.bytes,
+        max_memory_source=limit.source,
+        parameters=options.parameters.to_dict(),
+        requested_device=options.device,
+        choice=options.choice,
+        num_parts=options.num_parts,
+        part_id=options.part_id or 0,
+        label_names=dict(reading.label_names),
+        held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
+        parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
+        all_cases=all_cases,
+        output_folder=os.path.realpath(options.output),
+        inputs=tuple(os.path.realpath(path) for path in sources if path is not None),
+        # The link can be read even if the folder was removed.
+        working_folder=str(Path("/proc/self/cwd").readlink()),
+        command=options.command,
+        resumed=options.resume,
+        mask_mode=reading.mask_mode,
+        regions=None if regions is None else regions.to_dict(),
+        declared_labels=() if reading.declared is None else reading.declared.numbers,
+        **how_to_read,
+    )

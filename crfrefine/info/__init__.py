@@ -1,0 +1,1 @@
+"""The command `info`: files, folders and this installation, described."""

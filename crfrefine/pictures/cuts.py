@@ -1,0 +1,227 @@
+"""The planes of a preview: cut through a structure and the largest change, cropped, enlarged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import bounding_box, grown
+from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.pictures import drawing
+from crfrefine.pictures.planes import (
+    CHANGE_WINDOW_MM,
+    PLANES,
+    Upright,
+    best_view,
+    choose_modality,
+    choose_point,
+    choose_window,
+    largest_change,
+    planes_of,
+)
+
+# Half of the width and height of the part around the largest change that is enlarged, if it is at
+# most so much of the plane.
+_ZOOM_MM = (24.0, 16.0)
+_ZOOM_SHARE = 0.25
+_MARGIN_SHARE = 0.12  # of the largest extent, around the structure
+_DIMMED = 0.55  # share of the image's brightness below changed voxels
+
+
+class Plane(NamedTuple):
+    """One cut through the volume, ready to show.
+
+    Arrays are (rows, columns) with the first row at the top.
+    """
+
+    name: str  # such as "axial"
+    # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
+    edges: str
+    size_mm: tuple[float, float]  # width and height
+    image: NDArray[np.uint8]  # gray values
+    # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
+    # shown.
+    maps: dict[str, Array]
+    # Column and row of the largest change, and mm to the right and down to the frame around it.
+    # None: there is no frame.
+    frame: tuple[int, int, float, float] | None = None
+
+    def draw(
+        self,
+        canvas: drawing.Canvas,
+        panel: str,
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        colors: drawing.Colors,
+    ) -> None:
+        """Draw the plane in the middle of a panel, in true proportions.
+
+        Args:
+            canvas: the picture.
+            panel: "image", the name of a map in `maps`, whose contours are drawn, or "changes". The
+                image and the changes have the frame.
+            corner: the left upper one of the panel.
+            size: of the panel, in pixels to the right and down.
+            colors: those of the labels.
+        """
+        width_mm, height_mm = self.size_mm
+        scale = min(size[0] / width_mm, size[1] / height_mm)
+        width = max(1, round(width_mm * scale))
+        height = max(1, round(height_mm * scale))
+        left = corner[0] + (size[0] - width) // 2
+        top = corner[1] + (size[1] - height) // 2
+        share = _DIMMED if panel == "changes" else 1.0
+        pixels = drawing.resize_gray(self.image, (width, height), share)
+        if panel in self.maps:
+            labels = drawing.enlarge(self.maps[panel], (width, height))
+            is_line = drawing.outline(labels)
+            pixels[is_line] = drawing.label_levels(labels[is_line], colors)
+        elif panel == "changes":
+            before = drawing.enlarge(self.maps["before"], (width, height))
+            after = drawing.enlarge(self.maps["refined"], (width, height))
+            # Changed voxels have the color of the new label; white is background.
+            np.copyto(pixels, drawing.label_levels(after, colors), where=before != after)
+        canvas.paste(pixels, (left, top))
+        if self.frame is not None and panel in ("image", "changes"):
+            column, row, across_mm, down_mm = self.frame
+            rows, columns = self.image.shape
+            x = round((column + 0.5) * width / columns)
+            y = round((row + 0.5) * height / rows)
+            across = round(across_mm * scale)
+            down = round(down_mm * scale)
+            first = (left + max(0, x - across), top + max(0, y - down))
+            last = (left + min(x + across, width - 1), top + min(y + down, height - 1))
+            canvas.frame((*first, *last))
+        if panel == "image":
+            canvas.sides(self.edges, (left, top), (width, height))
+            place = (corner[0] + 5, corner[1] + size[1] - 4)
+            canvas.text(place, self.name, drawing.SMALL, anchor="ld", has_edge=True)
+
+
+def cut_planes(
+    image: Float32 | None,
+    before: Array,
+    after: Array,
+    spacing: Sequence[float],
+    affine: Float64 | None,
+    modality_names: Sequence[str] = (),
+    reference: Array | None = None,
+) -> tuple[list[Plane], str]:
+    """Return the planes to show, upright if the orientation is known, and cropped.
+
+    They go through the structure, and through the largest change if those do not show it. If the
+    change is small beside its plane, the last one is enlarged. With them comes a line about the
+    image. Arguments are those of `draw_preview`.
+    """
+    maps = {"before": before, "refined": after}
+    if reference is not None:
+        maps["reference"] = reference
+    volume = _Volume(image, maps, spacing, affine)
+    changed = volume.maps["before"] != volume.maps["refined"]
+    point = choose_point([*volume.maps.values()], changed)
+    numbers = planes_of(changed.shape)
+    planes = [volume.cut(number, point, volume.crop) for number in numbers]
+    peak = largest_change(changed, volume.steps)
+    if peak is not None:
+        number, is_near = best_view(changed, peak, point, volume.steps)
+        zoomed = volume.zoom(number, peak)
+        reach = _ZOOM_MM if zoomed is not None else (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
+        _, across, up, _ = PLANES[number]
+        column = peak[across] - volume.crop[across].start
+        row = volume.crop[up].stop - 1 - peak[up]
+        frame = (column, row, *reach)
+        if not is_near:
+            cut = volume.cut(number, peak, volume.crop)
+            planes.append(cut._replace(name=f"change, {cut.name}", frame=frame))
+        elif zoomed is not None:
+            nearest = numbers.index(number)
+            planes[nearest] = planes[nearest]._replace(frame=frame)
+        if zoomed is not None:
+            planes.append(zoomed)
+    if image is None:
+        return planes, "no image"
+    shown = "image"
+    if len(image) > 1:
+        shown = f"modality {volume.modality + 1} of {len(image)}"
+    if len(modality_names) == len(image):
+        shown += f": {modality_names[volume.modality]}"
+    if len(image) > 1:
+        shown += ", with the highest contrast at the borders of the labels"
+    return planes, f"{shown}; black to white: {volume.window}"
+
+
+class _Volume:
+    """The upright volume to cut: the modality that shows most, and label maps."""
+
+    def __init__(
+        self,
+        image: Float32 | None,
+        maps: Mapping[str, Array],
+        spacing: Sequence[float],
+        affine: Float64 | None,
+    ) -> None:
+        """Turn the arrays upright, and choose what is shown of them.
+
+        It is chosen in the upright volume: of two equal planes, the same one must be shown whatever
+        the stored orientation.
+        """
+        self._pose = Upright.of(affine, maps["before"].ndim)
+        self.maps = {kind: self._pose.turn(labels) for kind, labels in maps.items()}
+        self.steps = [float(spacing[axis]) for axis in self._pose.axis_order]
+        before = self.maps["before"]
+        modalities = [np.zeros(before.shape, np.float32)]
+        if image is not None:
+            modalities = [self._pose.turn(channel) for channel in image]
+        structure = np.logical_or.reduce([labels > 0 for labels in self.maps.values()])
+        windows = [choose_window(modality, structure) for modality in modalities]
+        contours = self.maps["refined"] if self.maps["refined"].any() else before
+        self.modality = choose_modality(modalities, windows, contours, self.steps)  # its number
+        self._image = modalities[self.modality]
+        self.window = windows[self.modality]
+        # The part that is shown: the structure with a margin, so that small ones are visible.
+        self.crop = tuple(slice(0, size) for size in structure.shape)
+        box = bounding_box(structure)
+        if box is not None:
+            margin_mm = _MARGIN_SHARE * float(np.multiply(structure.shape, self.steps).max())
+            margins = [math.ceil(margin_mm / step) for step in self.steps]
+            self.crop = grown(box, margins, structure.shape)
+
+    def cut(self, plane: int, point: Sequence[int], crop: Sequence[slice]) -> Plane:
+        """Return a part of a plane, by its number in `PLANES`, through a voxel."""
+        _, across, up, _ = PLANES[plane]
+        index: list[int | slice] = [*point]
+        index[across] = crop[across]
+        index[up] = crop[up]
+        shown = self.window.gray(_upwards(self._image[tuple(index)]))
+        rows, columns = shown.shape
+        size_mm = (columns * self.steps[across], rows * self.steps[up])
+        maps = {}
+        for kind, labels in self.maps.items():
+            maps[kind] = _upwards(labels[tuple(index)])
+        name, edges = self._pose.describe(plane)
+        return Plane(name, edges, size_mm, shown, maps)
+
+    def zoom(self, plane: int, peak: Sequence[int]) -> Plane | None:
+        """Return the part of a plane around the largest change; None if it is most of the plane."""
+        _, across, up, _ = PLANES[plane]
+        crop = list(self.crop)
+        share = 1.0
+        for axis, reach_mm in zip((across, up), _ZOOM_MM, strict=True):
+            reach = round(reach_mm / self.steps[axis])
+            stop = min(peak[axis] + reach + 1, self._image.shape[axis])
+            crop[axis] = slice(max(0, peak[axis] - reach), stop)
+            extent = self.crop[axis].stop - self.crop[axis].start
+            share *= (crop[axis].stop - crop[axis].start) / extent
+        if share > _ZOOM_SHARE:
+            return None
+        cut = self.cut(plane, peak, crop)
+        return cut._replace(name=f"enlarged, {cut.name}")
+
+
+def _upwards(plane: Array) -> Array:
+    """Return (rows, columns), the last row at the top, of a plane (across, up)."""
+    return plane.T[::-1]

@@ -1,0 +1,294 @@
+"""The states of cases by the records of the runs into their folder: `--continue` and `status`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
+from crfrefine.errors import InputError
+from crfrefine.io.json import parse_line
+from crfrefine.io.paths import files_written, require_file, stem_of
+from crfrefine.records.records import (
+    LABEL_MAP,
+    RECORD_FOLDER,
+    CaseRecord,
+    FileBefore,
+    RunSummary,
+    checksums_of_inputs,
+    content_of,
+    notes_on_cases,
+    time_of_change,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+class CaseState(NamedTuple):
+    """The state of a case, for `--continue` and for `status`."""
+
+    case_id: str
+    state: str  # "done", "failed" or "missing"
+    label_map: Path
+    reason: Note | None = None  # why it is not done; that of a case that is done is a doubt
+    record: CaseRecord | None = None  # of a case that is done, if it describes the label map
+    # the part of the last run that the case belongs to, and the number of its parts
+    part_id: int = 0
+    num_parts: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON has of the state; the reason is empty if there is none."""
+        reason = ""
+        reason_kind = None
+        if self.reason is not None:
+            reason = str(self.reason)
+            reason_kind = self.reason.kind.name.lower()
+        return {
+            "case_id": self.case_id,
+            "state": self.state,
+            "label_map": str(self.label_map),
+            "reason": reason,
+            "reason_kind": reason_kind,
+            "part_id": self.part_id,
+            "num_parts": self.num_parts,
+        }
+
+
+class RecordedRuns:
+    """All runs into a folder, in the order in which they began; none without a folder.
+
+    A run without --continue refines all its cases anew: only the lines of a case since the last
+    such run count. `notes` are on lines that cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path | None, runs: Iterable[RunSummary], notes: Sequence[Note]
+    ) -> None:
+        self.folder = folder
+        self.runs = sorted(runs, key=lambda run: run.started)
+        self.notes = list(notes)
+        # Of each case: when the last run without --continue began
+        self._begun: dict[str, str] = {}
+        # the lines since then, each with its run
+        self._lines: dict[str, list[tuple[CaseRecord, RunSummary]]] = {}
+        # and the lines before
+        self._earlier: dict[str, list[CaseRecord]] = {}
+        for run in self.runs:
+            if not run.resumed:
+                began = run.started.astimezone(UTC).isoformat(timespec="microseconds")
+                for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
+                    self._begun[case_id] = began
+                    lines = self._lines.pop(case_id, [])
+                    self._earlier.setdefault(case_id, []).extend(record for record, _ in lines)
+            for record in run.cases:
+                self._lines.setdefault(record.case_id, []).append((record, run))
+
+    def latest(
+        self, case_id: str, label_map: Path
+    ) -> tuple[CaseRecord, RunSummary] | tuple[None, None]:
+        """Return the last line of a case on a label map of this format, with its run."""
+        for record, run in reversed(self._lines.get(case_id, [])):
+            if record.output is None or record.output.name == label_map.name:
+                return record, run
+        return None, None
+
+    def _is_older(self, case_id: str, label_map: Path) -> bool:
+        """Return whether a label map without a line was made before the lines that count.
+
+        Its time tells, or in a copy of the folder, which has other times, its content.
+        """
+        if (time_of_change(label_map) or "") < self._begun.get(case_id, ""):
+            return True
+        checksums = set()
+        for record in self._earlier.get(case_id, []):
+            is_same_file = record.output is not None and record.output.name == label_map.name
+            if is_same_file and LABEL_MAP in record.contents:
+                checksums.add(record.contents[LABEL_MAP].get("checksum"))
+        if not checksums:
+            return False
+        return content_of(files_written(label_map))["checksum"] in checksums
+
+    def state_of(
+        self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
+    ) -> CaseState:
+        """Return the state of a case with these outputs, seen from a run and its settings.
+
+        `others` are the outputs beside the label map.
+        """
+        record, run = self.latest(case_id, label_map)
+        if record is not None and record.status == "failed":
+            problem = "no reason is recorded"
+            if record.failures:
+                problem = record.failures[0].message
+            reason = Note.of(NoteKind.FAILED, problem=problem)
+            return CaseState(case_id, "failed", label_map, reason)
+
+        paths = (label_map, *others)
+        # No exception for odd names.
+        gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
+        # Files of an earlier run are not results of the run that is continued.
+        if record is None and (gone == label_map or self._is_older(case_id, label_map)):
+            return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
+        if gone is not None:
+            reason = Note.of(NoteKind.GONE, path=str(gone))
+            return CaseState(case_id, "missing", label_map, reason)
+        if record is None or run is None:
+            return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
+        known = record.contents.get(LABEL_MAP)
+        is_changed = record.written != time_of_change(label_map)  # by an older version
+        if known is not None:
+            now_there = content_of(files_written(label_map), known)
+            is_changed = now_there["checksum"] != known.get("checksum")
+        if is_changed:
+            return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
+        keys = _other_values(record, run, now)
+        if keys:
+            reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
+            return CaseState(case_id, "missing", label_map, reason)
+        return CaseState(case_id, "done", label_map, None, record)
+
+
+def _record_files(place: Path, notes: list[Note]) -> list[Path]:
+    """Return the records in a folder, which may be missing; a note if it cannot be listed."""
+    try:
+        return sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problem = error.strerror or str(error)
+        notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(place), problem=problem))
+        return []
+
+
+def read_records(folder: Path | None) -> RecordedRuns:
+    """Read the records of all runs into a folder; None means that they write a file.
+
+    A line that cannot be used is left out, with a note, and so are files that cannot be read.
+    """
+    runs: dict[str, RunSummary] = {}
+    notes: list[Note] = []
+    paths: list[Path] = []
+    if folder is not None:
+        paths = _record_files(folder / RECORD_FOLDER, notes)
+    for path in paths:
+        try:
+            require_file(path)
+            lines = path.read_bytes().splitlines(keepends=True)
+        except InputError as error:
+            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, problem=str(error)))
+            continue
+        except OSError as error:
+            problem = error.strerror or str(error)
+            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(path), problem=problem))
+            continue
+        problems = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                values = parse_line(line)
+                if not isinstance(values, dict):
+                    raise ValueError("expected a JSON table")
+                if "case_id" not in values:
+                    runs[values["run"]] = RunSummary.from_dict(values)
+                elif values["run"] in runs:
+                    runs[values["run"]].cases.append(CaseRecord.from_dict(values))
+                else:
+                    raise ValueError("its run has no line")
+            except (ValueError, TypeError, KeyError) as error:
+                # A kill leaves a line without its end, which the next run removes.
+                if line.endswith(b"\n"):
+                    problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
+        if problems:
+            kind = NoteKind.UNUSABLE_LINES
+            notes.append(Note.of(kind, str(path), lines=len(problems), first=problems[0]))
+    return RecordedRuns(folder, runs.values(), notes)
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys whose values differ; of the names of labels, how many do."""
+    if one == other:
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = []
+        for name in dict.fromkeys((*one, *other)):
+            inner_key = f"{key}.{name}" if key else name
+            keys += _differing(one.get(name), other.get(name), inner_key)
+        if key == "label_names" and len(keys) > 1:
+            return [f"{key} of {len(keys)} labels"]
+        return keys
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
+        return _differing(one[0], other[0], key)
+    return [key]
+
+
+def _other_values(record: CaseRecord, run: RunSummary, now: RunSummary) -> list[str]:
+    """Return the keys of settings that differ between the run of a case's record and the run now.
+
+    The device counts unless both runs let it be chosen, or asked for the same one.
+    """
+    keys = _differing(run.settings, now.settings)
+    before = re.sub(r":\d+$", "", record.device or now.device)  # The GPU's number does not count.
+    if run.requested_device != now.requested_device and before != re.sub(r":\d+$", "", now.device):
+        keys.append("device")
+    return keys
+
+
+def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
+    """Return the state of each case of the runs into a folder, notes, and whether all are done.
+
+    Of runs on the same inputs, the last one counts. Raise InputError if there is no record.
+    """
+    recorded = read_records(folder)
+    if not recorded.runs:
+        problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
+        raise InputError("\n  ".join([problem, *map(str, recorded.notes)]))
+    last_runs = {run.inputs: run for run in recorded.runs}
+    states: dict[str, CaseState] = {}
+    for run in sorted(last_runs.values(), key=lambda run: run.started):
+        for number, (case_id, name) in enumerate(run.all_cases.items()):
+            label_map = folder / name
+            others = []
+            record, _ = recorded.latest(case_id, label_map)
+            if record is not None:
+                paths = (record.probabilities, record.logits, record.preview, record.structures)
+                others = [label_map.parent / path.name for path in paths if path is not None]
+            state = recorded.state_of(case_id, label_map, others, run)
+            part_id = number % run.num_parts
+            states[case_id] = state._replace(part_id=part_id, num_parts=run.num_parts)
+
+    is_complete = not recorded.notes and all(case.state == "done" for case in states.values())
+    notes = list(recorded.notes)
+    done = [case.record for case in states.values() if case.record is not None]
+    notes += notes_on_cases(done, {})
+    vanished = [record.case_id for record in done if record.vanished_labels]
+    if vanished:
+        notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
+    return list(states.values()), notes, is_complete
+
+
+def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path, FileBefore]]:
+    """Return the files that earlier runs into a folder have written, by the name of their case."""
+    found: dict[str, dict[Path, FileBefore]] = {}
+    folder = recorded.folder or Path()  # Without a folder there are no runs.
+    for run in recorded.runs:
+        for record in run.cases:
+            if record.output is None or record.case_id not in run.all_cases:
+                continue
+            label_map = folder / run.all_cases[record.case_id]
+            if not label_map.is_relative_to(folder) or ".." in label_map.relative_to(folder).parts:
+                continue
+            is_same = run.version == now.version and not _other_values(record, run, now)
+            inputs = checksums_of_inputs(record.contents) if is_same else {}
+            for written, checksum in record.files.items():
+                name = Path(written)
+                # Whoever wrote the record, no other file is taken for one of the case.
+                is_of_case = name.parts[:1] and name.parts[0].startswith(stem_of(label_map))
+                if is_of_case and len(name.parts) <= 2 and ".." not in name.parts:
+                    path = label_map.parent / name
+                    found.setdefault(record.case_id, {})[path] = (checksum, inputs)
+    return found

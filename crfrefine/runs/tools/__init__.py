@@ -1,1 +1,0 @@
-"""`crfrefine info` and `crfrefine convert`."""

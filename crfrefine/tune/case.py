@@ -1,0 +1,368 @@
+"""A case in memory, read once: its planes, and how it, or a box of it, is refined again."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.blocks import find_network_spacing
+from crfrefine.arrays.intensity import IntensityMap, fit_intensity
+from crfrefine.arrays.label_maps import Box, channels_of, count_labels, grown
+from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.failures import naming_case
+from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.limits import MAX_LABEL, REFINING_PROCESS, memory_limit
+from crfrefine.cases.case import Case, nonzero_mask, read_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers, require_memory_for
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Progress, RunContext
+from crfrefine.errors import InputError
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import (
+    IntensityParameters,
+    PostprocessParameters,
+)
+from crfrefine.pictures.planes import (
+    BONE,
+    LOWEST_WITHOUT_AIR,
+    LUNG,
+    PLANES,
+    SOFT_TISSUE,
+    Upright,
+    Window,
+    choose_point,
+    choose_window,
+    planes_of,
+)
+from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
+
+Integers = NDArray[np.int64]
+
+# Logits of a box, voxels times labels: refined in about 0.04 s of processor time
+# (docs/guide/tuning.md).
+MAX_VALUES = 300_000
+# Voxels of a case from which on the whole is refined only when somebody asks for it, or saves it:
+# it takes more than ten seconds.
+LARGE = 20_000_000
+_MIN_LABELS = 3  # With two labels, kernels take most of the time.
+_MIN_MARGIN = 6.0  # mm around a stroke that a box has at least, however many labels there are
+# Usual windows of CT that the page offers beside the one by the image's percentiles.
+CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
+
+
+def enclose(one: Box, other: Box) -> Box:
+    """Return the box around two boxes."""
+    box = []
+    for part, second in zip(one, other, strict=True):
+        box.append(slice(min(part.start, second.start), max(part.stop, second.stop)))
+    return tuple(box)
+
+
+@dataclass(frozen=True)
+class TuneCase(Case):
+    """A case, and the views that the page shows.
+
+    Places and boxes of the page are those of the upright grid.
+    """
+
+    input_bytes: int = 0  # of its arrays, as `infer` counts them
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the whole case is refined only when somebody asks for it, or saves it."""
+        return self.network_labels.size >= LARGE
+
+    @cached_property
+    def pose(self) -> Upright:
+        """How to show the arrays upright."""
+        return Upright.of(self.like.geometry()[0], self.network_labels.ndim)
+
+    def mask_with(self, intensity: IntensityParameters) -> Bool | None:
+        """Return where the model applies: the mask of a file, or as the parameters say."""
+        if self.has_mask_file or intensity.mask != "nonzero":
+            return self.mask
+        return self._nonzero
+
+    @cached_property
+    def _nonzero(self) -> Bool:
+        """Where any modality is not 0, inside of the mask."""
+        return nonzero_mask(self.image, self.like.path, self.mask)
+
+    @cached_property
+    def voxels_of_labels(self) -> Integers:
+        """(labels), the voxels that the network has of each label that there can be."""
+        return np.array(count_labels(self.network_labels, MAX_LABEL + 1))
+
+    @property
+    def upright_grid(self) -> tuple[int, ...]:
+        """Voxels along each axis of the upright arrays."""
+        return self.pose.turn(self.network_labels).shape
+
+    @property
+    def upright_spacing(self) -> tuple[float, ...]:
+        """Mm, one per axis of the upright arrays."""
+        return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """The gray values of each modality."""
+        return tuple(choose_window(modality, self.network_labels > 0) for modality in self.image)
+
+    def offered_windows(self, modality: int) -> list[Window]:
+        """Return the windows that the page offers for an image, the first one to begin with."""
+        image = self.image[modality]
+        chosen = self.windows[modality]
+        finite = image[np.isfinite(image)]
+        windows = [replace(chosen, name=chosen.name or "automatic")]
+        if finite.size and finite.min() < finite.max():
+            lowest = float(finite.min())
+            windows.append(Window(lowest, float(finite.max()), "all values"))
+            if lowest < LOWEST_WITHOUT_AIR:
+                windows += [window for window in CT_WINDOWS if window.name != chosen.name]
+        return windows
+
+    def has_voxel(self, place: Sequence[int]) -> bool:
+        """Return whether the upright grid has this voxel."""
+        grid = self.upright_grid
+        if len(place) != len(grid):
+            return False
+        return all(0 <= at < size for at, size in zip(place, grid, strict=True))
+
+    def has_plane(self, number: int, place: Sequence[int]) -> bool:
+        """Return whether the page shows this plane, and the upright grid has this voxel."""
+        return self.has_voxel(place) and number in planes_of(self.upright_grid)
+
+    def plane(self, array: Array, number: int, place: Sequence[int]) -> Array:
+        """Return the plane through a voxel of the upright grid, (across, up); a view."""
+        _, across, up, _ = PLANES[number]
+        index: list[int | slice] = list(place)
+        index[across] = slice(None)
+        index[up] = slice(None)
+        return self.pose.turn(array)[tuple(index)]
+
+    def stored_places(self, upright: Sequence[Integers]) -> Integers:
+        """Return the sorted places in the flattened arrays of voxels of the upright grid."""
+        stored = list(upright)
+        for places, axis, is_flipped, size in zip(
+            upright, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
+            stored[axis] = places
+            if is_flipped:
+                stored[axis] = size - 1 - places
+        return np.sort(np.ravel_multi_index(tuple(stored), self.network_labels.shape))
+
+    def within(self, places: Integers, intensities: Mapping[str, Any]) -> Integers:
+        """Return those places in the flattened arrays whose intensity is in a range.
+
+        It has `modality`, a number, and `low` and `high`. Raise InputError for others, and if there
+        is no such place.
+        """
+        try:
+            modality = self.image[intensities["modality"]]
+            low = float(intensities["low"])
+            high = float(intensities["high"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError("only intensities: expected a lowest and a highest one") from error
+        values = modality[np.unravel_index(places, modality.shape)]
+        is_within = (values >= low) & (values <= high)
+        if not is_within.any():
+            raise InputError("nothing is drawn: no intensity there is in the range")
+        return places[is_within]
+
+    def stored_box(self, box: Box) -> Box:
+        """Return the box of the arrays that a box of the upright grid is."""
+        stored = list(box)
+        for part, axis, is_flipped, size in zip(
+            box, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
+            stored[axis] = part
+            if is_flipped:
+                stored[axis] = slice(size - part.stop, size - part.start)
+        return tuple(stored)
+
+    def first_place(self) -> tuple[int, ...]:
+        """Return the voxel of the upright grid to show first: in the structure."""
+        network = self.pose.turn(self.network_labels)
+        maps = [network]
+        if self.labels is not None:
+            maps.append(self.pose.turn(self.labels))
+        return choose_point(maps, network != maps[-1])
+
+    def upright_box(self, voxels: Integers) -> Box:
+        """Return the box of the upright grid around places in the flattened arrays."""
+        stored = np.unravel_index(voxels, self.network_labels.shape)
+        box = []
+        for axis, is_flipped, size in zip(
+            self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
+            first = int(stored[axis].min())
+            last = int(stored[axis].max())
+            if is_flipped:
+                first, last = size - 1 - last, size - 1 - first
+            box.append(slice(first, last + 1))
+        return tuple(box)
+
+    def labels_in(self, box: Box, drawn: Array) -> tuple[int, ...]:
+        """Return the background, and the labels that the network or a stroke has in a box."""
+        part = self.stored_box(box)
+        labels = {0, *np.unique(self.network_labels[part]).tolist()}
+        labels.update(np.unique(drawn[part]).tolist())
+        return tuple(sorted(labels - {BACKGROUND}))
+
+    def box_around(self, inside: Box, drawn: Array) -> Box | None:
+        """Return a box of the upright grid around another one, as wide in mm on all sides.
+
+        It is as large as what is refined at once with the labels in it, and reaches as far as a
+        stroke does at least. None if the whole grid is small enough.
+        """
+        farthest = max(np.multiply(self.upright_grid, self.upright_spacing))
+        margins = np.arange(0.0, farthest + 1.0, min(self.upright_spacing) / 2)
+
+        def num_voxels(margin: float) -> int:
+            return math.prod(part.stop - part.start for part in self.widened(inside, margin))
+
+        max_voxels = MAX_VALUES / _MIN_LABELS
+        for _ in range(2):  # A smaller box may have fewer labels, but hardly matters then.
+            number = bisect_right(margins, max_voxels, key=num_voxels)
+            margin = float(margins[max(number - 1, 0)])
+            box = self.widened(inside, max(margin, _MIN_MARGIN))
+            max_voxels = MAX_VALUES / max(len(self.labels_in(box, drawn)), _MIN_LABELS)
+        if box == tuple(slice(0, size) for size in self.upright_grid):
+            return None
+        return box
+
+    def widened(self, box: Box, margin: float) -> Box:
+        """Return a box with a margin in mm, as far as the grid has it."""
+        voxels = [round(margin / spacing) for spacing in self.upright_spacing]
+        return grown(box, voxels, self.upright_grid)
+
+
+def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
+    """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
+    # A mask made from the image depends on parameters that the page changes.
+    reading = replace(reading, mask_mode="none")
+    headers = read_case_headers(files, reading)
+    image = headers.images[0]
+    num_axes = len(image.grid_shape)
+    if num_axes not in (2, 3):
+        raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
+    with naming_case(files.case_id):
+        _, input_bytes = require_memory_for(headers, reading, with_labels=True)
+        read = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
+    case = TuneCase(**vars(read), input_bytes=input_bytes)
+    network = case.network
+    if not isinstance(network, LabelMapNetwork):
+        return case
+    # Blocks are looked for once, in the whole map; a box may have too few.
+    spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
+    notes = list(case.notes)
+    if note:
+        notes.append(note)
+    network = replace(network, network_spacing=spacing, is_examined=True)
+    return replace(case, network=network, notes=notes)
+
+
+class CaseRefiner:
+    """Refines one case with ever new parameters. A box may be refined while the whole case is."""
+
+    def __init__(
+        self, case: TuneCase, inputs: InferenceOptions, *, keeps_kernels: bool = True
+    ) -> None:
+        """Take a case that is refined again, or with `keeps_kernels` False only once."""
+        self.case = case
+        self._inputs = inputs
+        self._backend = get_backend(inputs.device)
+        self._keeping_backend = get_backend(inputs.device, keeps_kernels=keeps_kernels)
+        # How each modality of the whole case is normalized, and the parameters for which it is.
+        self._maps: Sequence[IntensityMap] = ()
+        self._intensity: IntensityParameters | None = None
+
+    def refine(
+        self,
+        parameters: CrfParameters,
+        progress: Progress | None = None,
+        strokes: Strokes | None = None,
+    ) -> RefinementResult:
+        """Return the refined case; raises as `infer` does. `progress` may raise to stop.
+
+        The kernels are kept: one call at a time may refine the case.
+        """
+        case = self.case
+        # As in `infer`, the limit and the case decide how it is refined.
+        limit = memory_limit(self._inputs.max_memory).bytes
+        num_bytes = limit - REFINING_PROCESS - case.input_bytes
+        return refine_network(
+            case.network,
+            case.image,
+            spacing=case.spacing,
+            parameters=parameters,
+            mask=case.mask_with(parameters.intensity),
+            backend=self._keeping_backend,
+            context=RunContext(self._inputs.threads, progress, num_bytes),
+            allow_vanishing=True,
+            strokes=strokes,
+        )
+
+    def refine_box(
+        self,
+        parameters: CrfParameters,
+        box: Box,
+        progress: Progress | None = None,
+        strokes: Strokes | None = None,
+    ) -> RefinementResult:
+        """Return a box of the arrays, refined by itself, with its strokes.
+
+        It differs from the whole case near its faces and in volumes that are kept, and has no rules
+        for small objects.
+        """
+        case = self.case
+        network = case.network
+        if isinstance(network, LabelMapNetwork):
+            labels = network.labels[box]
+            channels = channels_of(np.unique(labels).tolist())
+            network = replace(network, labels=labels, channels=channels)
+        elif isinstance(network, ArrayNetwork):
+            unseen = network.unseen
+            if unseen is not None:
+                unseen = unseen[box]
+            network = replace(network, values=network.values[(slice(None), *box)], unseen=unseen)
+        if strokes is not None and network.regions is None:  # They follow the whole case.
+            strokes = replace(strokes, volumes=case.voxels_of_labels[strokes.labels])
+        mask = case.mask_with(parameters.intensity)
+        if self._intensity != parameters.intensity:
+            stored_mask = None if mask is None else mask.T
+            image = reverse_grid(case.image)
+            self._maps = fit_intensity(image, parameters.intensity, stored_mask)
+            self._intensity = parameters.intensity
+        part = reverse_grid(case.image[(slice(None), *box)])
+        normalized = np.empty(part.shape, np.float32)
+        for source, target, mapped in zip(part, normalized, self._maps, strict=True):
+            mapped.apply(source, target)
+        return refine_network(
+            network,
+            reverse_grid(normalized),
+            spacing=case.spacing,
+            parameters=replace(
+                parameters,
+                intensity=IntensityParameters("none"),
+                postprocess=PostprocessParameters(),
+            ),
+            mask=None if mask is None else mask[box],
+            backend=self._backend,
+            context=RunContext(self._inputs.threads, progress),
+            allow_vanishing=True,
+            strokes=strokes,
+        )

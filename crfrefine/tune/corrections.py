@@ -1,0 +1,188 @@
+"""The folder of corrections: the files of each case, and the lock of the program that has it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.writing import cannot_write, check_output, check_writable
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.strokes import Strokes
+from crfrefine.tune.case import TuneCase
+from crfrefine.tune.drawing import Drawing, has_unsaved
+
+# States of a case.
+UNTOUCHED = "untouched"
+CORRECTED = "corrected"  # it has strokes that are not saved with their result
+SAVED = "saved"
+OUTDATED = "outdated"  # its result was saved with other parameters
+
+_LOCK = ".crfrefine-tune.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of storage without locks
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The files of a case."""
+
+    drawing: Path  # all its strokes, from the first one on
+    strokes: Path
+    parameters: Path  # those that made the result
+    refined: Path
+
+    @classmethod
+    def of_case(cls, case_id: str, folder: Path) -> Corrections:
+        """Return the files of a case in a folder."""
+        name = f"{case_id}.nii.gz"
+        return cls(
+            folder / "drawing" / f"{case_id}.json",
+            folder / "strokes" / name,
+            folder / "parameters" / f"{case_id}.toml",
+            folder / "refined" / name,
+        )
+
+    def check(self) -> None:
+        """Raise CrfRefineError if a file cannot be written."""
+        for path in vars(self).values():
+            check_output(path)
+
+    def state(self, parameters: CrfParameters, inputs: str) -> str:
+        """Return the state of the case in the files: UNTOUCHED, CORRECTED, SAVED or OUTDATED.
+
+        `inputs` is what `stamp_of_inputs` gives. The result is written after the strokes. A program
+        that was ended between the two leaves strokes that are newer.
+        """
+        drawing = self.drawing
+        if drawing.exists() and has_unsaved(drawing, drawing.stat().st_mtime_ns, inputs):
+            return CORRECTED
+        if not self.strokes.exists():
+            return UNTOUCHED
+        if not self.refined.exists():
+            return CORRECTED
+        if self.refined.stat().st_mtime_ns < self.strokes.stat().st_mtime_ns:
+            return CORRECTED
+        if not self.parameters.exists():
+            return OUTDATED
+        made_with = _load(self.parameters, self.parameters.stat().st_mtime_ns)
+        return SAVED if made_with == parameters else OUTDATED
+
+
+def open_drawing(
+    corrections: Corrections | None,
+    case: TuneCase,
+    strokes_of: Callable[[TuneCase], Strokes | None],
+) -> tuple[Drawing, list[Note]]:
+    """Return the strokes that were drawn before, or else those of files, with notes on files.
+
+    They are kept in their file from now on, if there is a folder. `strokes_of` returns those of a
+    case's files.
+    """
+    grid = case.network_labels.shape
+    if corrections is None:
+        return Drawing(grid, strokes_of(case)), []
+    notes = []
+    if not corrections.drawing.exists():
+        drawing = Drawing(grid, strokes_of(case))
+    else:
+        drawing = Drawing.read(corrections.drawing, grid)
+        others = tuple(pair for pair in case.strokes if pair[0] != corrections.strokes)
+        given = strokes_of(replace(case, strokes=others))
+        if given is not None and drawing.take(given):
+            names = ", ".join(str(path) for path, _ in others)
+            notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
+        saved = dict(case.strokes).get(corrections.strokes)
+        if saved is not None:
+            saved = saved.astype(np.uint16)
+            if not drawing.has_had(saved):
+                drawing.follow(saved)
+                notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(corrections.strokes)))
+    drawing.keep_in(corrections.drawing)
+    return drawing, notes
+
+
+def stamp_of_inputs(files: CaseFiles) -> str:
+    """Return a text that differs once a file that makes the result of a case was exchanged."""
+    states = []
+    for path in (*files.images, *files.logits, files.mask):
+        if path is not None:
+            with suppress(OSError):
+                status = path.stat()
+                states.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@lru_cache(maxsize=1000)
+def _load(path: Path, _mtime_ns: int) -> CrfParameters | None:
+    """Return the parameters of a file; None if it has none any more."""
+    with suppress(CrfRefineError, OSError, ValueError):
+        return CrfParameters.from_toml(path.read_text())
+    return None
+
+
+class FolderLock:
+    """Keeps other programs out of a folder of corrections, since the later one would win."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock; raise InputError if another program has it, or has removed it meanwhile.
+
+        The lock of a program that was killed on this machine is gone. One of another machine, on
+        shared storage, may have the file all the same.
+        """
+        check_writable(folder)
+        self._path = folder / _LOCK
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        owner = os.pread(self._file, 1000, 0).decode(errors="replace")
+        is_locked = True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_locked = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        number = os.fstat(self._file).st_ino
+        is_there = self._path.exists() and self._path.stat().st_ino == number
+        this_host = socket.gethostname()
+        host = this_host
+        with suppress(ValueError, KeyError, TypeError):
+            host = json.loads(owner)["host"]
+        if not is_locked or not is_there or host != this_host:
+            os.close(self._file)
+            raise InputError(
+                f"{folder}: another crfrefine tune corrects cases in this folder: {owner}\n"
+                "  End it, or name another folder with --corrections. If it does not run any more, "
+                f"remove {self._path}"
+            )
+        this_program = {"process": os.getpid(), "host": this_host}
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(this_program).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise cannot_write(self._path, error) from error
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._file < 0:
+            return
+        with suppress(OSError):
+            self._path.unlink()
+        os.close(self._file)
+        self._file = -1

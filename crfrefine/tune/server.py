@@ -1,0 +1,248 @@
+"""The page over HTTP, on this machine.
+
+Its address holds a random token; only this module needs the libraries of the extra `tune`.
+
+Requests with another host in their header are refused: no page of another site can reach it through
+a name that leads to 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+from urllib.parse import unquote
+
+from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.tune.worklist import Worklist
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+    from starlette.types import ASGIApp
+except ImportError as error:
+    raise BackendUnavailableError(
+        f"the page of tune needs starlette and uvicorn: pip install 'crfrefine[tune]' ({error})"
+    ) from error
+
+HOST = "127.0.0.1"
+_HOSTS = [HOST, "localhost"]
+_PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
+_STATE: dict[str, type] = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
+_MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
+_STROKE: dict[str, type] = {
+    "plane": int,
+    "place": list,
+    "path": list,
+    "value": int,
+    "shape": str,
+    "radius": float,
+    "within": dict,
+    **_MARK,
+}
+_REVIEW: dict[str, type] = {"number": int, "review": str, "note": str}
+_VIEW: dict[str, type] = {
+    "plane": int,
+    "place": list,
+    "modality": int,
+    "is_known": bool,
+}
+_MAX_BODY = 16 << 20  # bytes of a request; the longest are strokes
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> None:
+    """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
+
+    `tell` gets its address, and one that leads there a single time. InputError: port taken.
+    """
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # A page that still waits for a result would be cut off, and its traceback printed.
+            worklist.end()
+            _be_silent()
+            super().handle_exit(sig, frame)
+
+    def end() -> None:
+        _be_silent()
+        server.should_exit = True
+
+    token = secrets.token_urlsafe(24)
+    ticket = secrets.token_urlsafe(24)
+    app = make_app(worklist, token, end, [ticket])
+    server = Server(
+        uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2)
+    )
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        raise InputError(
+            f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken"
+        ) from error
+    with listener:
+        # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm
+        # its beginning.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        root = f"http://{HOST}:{listener.getsockname()[1]}"
+        tell(f"{root}/{token}/", f"{root}/{ticket}/")
+        server.run(sockets=[listener])
+
+
+def _be_silent() -> None:
+    """Say nothing of requests that the end of the program cuts off."""
+    logging.getLogger("uvicorn.error").disabled = True
+
+
+def make_app(
+    worklist: Worklist, token: str, end: Callable[[], None], tickets: list[str]
+) -> ASGIApp:
+    """Return the application.
+
+    Every address begins with the token, and `end` is called when the page asks to end. A ticket in
+    its place leads to the page once: other users may read the command line of a browser.
+    """
+
+    def describe(request: Request) -> Response:
+        return _as_json(worklist.session(request.path_params["number"]).describe())
+
+    def plane(request: Request) -> Response:
+        view = _checked(unquote(request.url.query), _VIEW)
+        content = worklist.session(request.path_params["number"]).plane(**view)
+        return Response(content, media_type="application/octet-stream")
+
+    def close() -> dict[str, Any]:
+        worklist.end()
+        end()
+        return {}
+
+    assets = StaticFiles(packages=[("crfrefine.tune", "assets")], html=True)
+    routes = [
+        Route("/cases", lambda request: _as_json(worklist.describe())),
+        _post("cases", worklist.describe, _PARAMETERS),
+        Route("/case/{number:int}/describe", describe),
+        Route("/case/{number:int}/plane/{version}", plane),
+        _post("case/{number:int}/refine", worklist.refine, _STATE),
+        _post("case/{number:int}/draw", worklist.draw, _STROKE),
+        _post("case/{number:int}/undo", worklist.undo, _MARK),
+        _post("case/{number:int}/redo", worklist.redo, _MARK),
+        _post("case/{number:int}/look", worklist.look, _MARK),
+        _post("case/{number:int}/save", worklist.save, _PARAMETERS),
+        _post("case/{number:int}/save-case", worklist.save_case, _PARAMETERS),
+        _post("open", worklist.open, {"number": int}),
+        _post("read-ahead", worklist.read_ahead, {"number": int}),
+        _post("count-changes", worklist.count_changes, _PARAMETERS),
+        _post("keep", worklist.keep, {}),
+        _post("review", worklist.review, _REVIEW),
+        _post("save-all", worklist.save_all, _PARAMETERS),
+        _post("end", close, {}),
+        Mount("/", assets),
+    ]
+    guards = [
+        Middleware(Guard, token=token, tickets=tickets),
+        Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
+    ]
+    refusals = {CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400)}
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals
+    )
+
+
+def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
+    """Return the route of an action; its numbers in the address are arguments, too."""
+
+    async def answer(request: Request) -> Response:
+        values = _checked(await _body(request), kinds)
+        return _as_json(await run_in_threadpool(action, **request.path_params, **values))
+
+    return Route(f"/{name}", answer, methods=["POST"])
+
+
+def _as_json(content: dict[str, Any], status: int = 200) -> Response:
+    # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
+    return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+
+class Guard(BaseHTTPMiddleware):
+    """Refuses addresses without the token, and adds the headers of every answer."""
+
+    def __init__(self, app: ASGIApp, token: str, tickets: list[str]) -> None:
+        super().__init__(app)
+        self._token = token
+        self._tickets = tickets
+
+    async def dispatch(
+        self, request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        """Answer a request, or refuse to."""
+        sent_token = request.url.path.split("/")[1]
+        # That of this page; None without a page.
+        origin = request.headers.get("origin")
+        is_own = origin in (None, f"http://{request.headers.get('host')}")
+        response: Response
+        if sent_token in self._tickets:
+            self._tickets.remove(sent_token)
+            response = RedirectResponse(f"/{self._token}/", 303)
+        elif not secrets.compare_digest(sent_token.encode(), self._token.encode()):
+            response = PlainTextResponse(
+                "wrong address: take the one that crfrefine tune printed", 403
+            )
+        elif not is_own:
+            response = PlainTextResponse("a page of another site may not ask this one", 403)
+        else:
+            response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+
+async def _body(request: Request) -> bytes:
+    """Return what a request sends; raise InputError if it is too long."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > _MAX_BODY:
+            raise InputError(f"expected at most {_MAX_BODY} bytes")
+    return bytes(content)
+
+
+def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
+    """Return the values that the page sent as JSON, each of its kind.
+
+    Lists have whole numbers.
+    """
+    try:
+        sent: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError("expected JSON") from error
+    is_fit = isinstance(sent, dict) and sent.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        # Numbers need no decimal point.
+        allowed = (float, int) if kind is float else (kind,)
+        is_fit = is_fit and type(sent[name]) in allowed
+    if not is_fit:
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        raise InputError(f"expected {expected or 'an empty table'}")
+    for name, value in sent.items():
+        if isinstance(value, list) and not all(type(entry) is int for entry in value):
+            raise InputError(f"{name}: expected whole numbers")
+    return sent

@@ -1,0 +1,416 @@
+"""The case of the page, and its newest result, that of the state with the highest counter.
+
+Nothing here knows of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import Box
+from crfrefine.base.array_types import Array
+from crfrefine.base.notes import Note
+from crfrefine.base.text import printable
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.infer.case_work import read_strokes
+from crfrefine.infer.inputs import RunInputs
+from crfrefine.io import write_label_map
+from crfrefine.io.volume import named_segments
+from crfrefine.io.writing import check_replaceable, write_small_file
+from crfrefine.parameters.files import list_presets
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.given import LabelMapNetwork
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.tune.brush import voxels_of_stroke
+from crfrefine.tune.case import CaseRefiner, enclose, open_case
+from crfrefine.tune.colors import choose_label_colors
+from crfrefine.tune.controls import describe_controls
+from crfrefine.tune.corrections import Corrections, open_drawing, stamp_of_inputs
+from crfrefine.tune.drawing import Drawing, Edit, Places
+from crfrefine.tune.options import TuneOptions
+from crfrefine.tune.scores import score_labels
+from crfrefine.tune.slices import describe_planes, pack_plane
+
+AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
+
+
+class Result(NamedTuple):
+    """Labels that the page shows, and what they were computed with."""
+
+    labels: Array  # (*grid)
+    # The box of the upright grid that was refined last, by itself; None means that nothing was.
+    box: Box | None = None
+    parameters: CrfParameters | None = None  # None means that they are the network's labels
+    strokes: Array | None = None
+    facts: Mapping[str, Any] = {}
+
+
+class _StaleError(Exception):
+    """The page has sent a newer state, or ends."""
+
+
+class Session:
+    """One page on one case.
+
+    Its methods may be called from any thread; they raise as `infer` does.
+    """
+
+    def __init__(
+        self, options: TuneOptions, inputs: RunInputs, number: int, drawing: Drawing | None
+    ) -> None:
+        """Read the case of a number.
+
+        Its drawing is that of an earlier session; None means to read it from files.
+        """
+        self._options = options
+        self._inputs = inputs
+        self.number = number
+        files = inputs.cases[number]
+        self.stamp = stamp_of_inputs(files)  # before they are read
+        if options.output is not None:
+            check_replaceable(options.output)
+        self._corrections: Corrections | None = None
+        if options.corrections is not None:
+            self._corrections = Corrections.of_case(files.case_id, options.corrections)
+            self._corrections.check()
+            if drawing is None and self._corrections.strokes.exists():
+                files = replace(files, strokes=(*files.strokes, self._corrections.strokes))
+
+        self.case = open_case(files, inputs.reading, options.inputs.threads)
+        self._refiner = CaseRefiner(self.case, options.inputs)
+        self._notes: list[Note] = []
+        if drawing is None:
+            strokes_of = partial(read_strokes, options.inputs, declared=inputs.reading.declared)
+            drawing, self._notes = open_drawing(self._corrections, self.case, strokes_of)
+        self.drawing = drawing
+        self._num_labels = max(self.case.network.num_labels, self.drawing.largest + 1)
+        self._labels = ["background"]
+        titles = dict(inputs.reading.titles)
+        for part in self.case.segments:  # The network's file has names itself.
+            titles[part.label] = f"{part.label} {part.name}"
+        for label in range(1, self._num_labels):
+            self._labels.append(titles.get(label, f"label {label}"))
+        # The regions that have a row in the table: those of the options, or channels.
+        self._regions = options.regions
+        scheme = self.case.network.regions
+        if scheme is not None and not options.regions:
+            self._regions = tuple(zip(scheme.names, scheme.labels, strict=True))
+        self.shown = Result(self.case.network_labels)
+        self._whole = self.shown  # the newest result of the whole case
+        self._former: Array | None = None  # the labels before the last stroke
+        self._edited: Box | None = None  # around the strokes that no result has yet
+        self._newest: float = 0  # the highest counter; infinity once the case is left
+        self._last_counter = 0
+        self._asked: CrfParameters | None = None  # those that the page asked for last
+        self._num_computing = 0  # number of requests that wait for a result
+        self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
+        self._shown_lock = threading.Lock()
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a request waits for a result."""
+        return self._num_computing > 0
+
+    def end(self) -> None:
+        """Stop computing at the next step; no result is computed any more."""
+        self._newest = math.inf
+
+    def resume(self) -> None:
+        """Compute results again: the case is not left after all."""
+        self._newest = self._last_counter
+
+    def describe(self) -> dict[str, Any]:
+        """Return what stays the same while the page is open, and the parameters to start from."""
+        case = self.case
+        modalities = list(self._inputs.reading.modality_names[: len(case.image)])
+        for number in range(len(modalities), len(case.image)):
+            modalities.append(f"image {number + 1}")
+        output = self._options.output
+        colors = choose_label_colors(case.network_labels, self._num_labels, case.segments)
+        labels = []
+        for label, color in colors.items():
+            labels.append({"label": label, "name": self._labels[label], "color": color})
+        windows = []
+        for number in range(len(case.image)):
+            windows.append([vars(window) for window in case.offered_windows(number)])
+        return {
+            "case": case.case_id,
+            "grid": list(case.upright_grid),
+            "spacing": list(case.upright_spacing),
+            "place": list(case.first_place()),
+            "planes": describe_planes(case),
+            "modalities": modalities,
+            "windows": windows,
+            "units": ["HU" if len(offered) > 2 else "" for offered in windows],
+            "labels": labels,
+            "has_reference": case.labels is not None,
+            "is_large": case.is_large,
+            "notes": [*map(str, (*self._inputs.cases.notes, *case.notes, *self._notes))],
+            "presets": [AS_GIVEN, *list_presets()],
+            "strokes": self.drawing.describe(),
+            "output": None if output is None else str(output),
+            **self._describe_parameters(self._options.inputs.parameters),
+        }
+
+    def prepare(self, progress: Callable[..., None]) -> None:
+        """Compute what the page shows first, the result with the parameters that it begins with.
+
+        `progress` is called at each step, and may raise to stop. It stops by itself once the case
+        is left, or the page asks for other parameters. A large case has none.
+        """
+        parameters = self._options.inputs.parameters
+        if self.case.is_large:
+            return
+
+        def check(*steps: object) -> None:
+            if self._newest == math.inf or self._asked not in (None, parameters):
+                raise _StaleError
+            progress(*steps)
+
+        with suppress(CrfRefineError, _StaleError):  # The page is told by `refine`.
+            self._refine_whole(parameters, check)
+
+    def refine(
+        self,
+        counter: int,
+        preset: str,
+        changes: Mapping[str, Any],
+        place: Sequence[int],
+        *,
+        is_whole: bool,
+    ) -> dict[str, Any]:
+        """Refine the whole case, or a box around a voxel of the upright grid.
+
+        The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes
+        them. Return result, controls and text of the file. The result is None if the box has
+        nothing to refine. A state that is not the newest is not computed: the answer is
+        `{"is_stale": True}`.
+        """
+        parameters = self.parameters(preset, changes)
+        if not self.case.has_voxel(place):
+            raise InputError("the place lies outside of the grid")
+        self._last_counter = max(self._last_counter, counter)
+        self._newest = max(self._newest, counter)
+        self._asked = parameters
+        box = None
+        if not is_whole:
+            inside = self._edited or tuple(slice(at, at + 1) for at in place)
+            box = self.case.box_around(inside, self.drawing.values)
+
+        def check(*progress: object) -> None:
+            if counter < self._newest:
+                raise _StaleError
+
+        self._num_computing += 1
+        try:
+            check()
+            if box is None:
+                result: Mapping[str, Any] | None = self._refine_whole(parameters, check).facts
+            else:
+                result = self._refine_box(parameters, box, check)
+        except _StaleError:
+            return {"is_stale": True}
+        finally:
+            self._num_computing -= 1
+        return {**self._describe_parameters(parameters), "result": result}
+
+    def save(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Write parameters to the output; return its path."""
+        if self._options.output is None:
+            raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
+        described = self._describe_parameters(self.parameters(preset, changes))
+        write_small_file(self._options.output, described["toml"].encode())
+        return {"saved": str(self._options.output), **described}
+
+    def draw(
+        self,
+        plane: int,
+        place: Sequence[int],
+        path: Sequence[int],
+        value: int,
+        *,
+        shape: str,
+        radius: float,
+        within: Mapping[str, Any],
+        mark: str,
+    ) -> dict[str, Any]:
+        """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
+
+        It is drawn on the intensities of `within` alone, as of `TuneCase.within`, if that is not
+        empty. A stroke with the mark of an earlier one is the same one, sent again. One outside the
+        image draws nothing.
+        """
+        if value != BACKGROUND and not 0 <= value < self._num_labels:
+            raise InputError(f"{value}: no such label")
+        drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius)
+        if within:
+            drawn = self.case.within(drawn, within)
+        if len(drawn):
+            self.drawing.draw(Edit(drawn, value), mark)
+        return self._drawn(drawn)
+
+    def undo(self, mark: str) -> dict[str, Any]:
+        """Take the last stroke back, if any."""
+        return self._drawn(self.drawing.undo(mark))
+
+    def redo(self, mark: str) -> dict[str, Any]:
+        """Draw the stroke again that was taken back last, if any."""
+        return self._drawn(self.drawing.redo(mark))
+
+    def _drawn(self, voxels: Places) -> dict[str, Any]:
+        """Return the strokes after one was drawn; the labels before it are kept."""
+        self._former = self.shown.labels
+        if len(voxels):
+            box = self.case.upright_box(voxels)
+            self._edited = box if self._edited is None else enclose(self._edited, box)
+        return self.drawing.describe()
+
+    def keep_in(self, corrections: Corrections) -> None:
+        """Save the case in these files from now on; its drawing is kept in one of them already."""
+        self._corrections = corrections
+
+    def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the strokes, and the whole case refined with them and these parameters.
+
+        Return their files, and the result, which is None if something was drawn meanwhile.
+        """
+        corrections = self._corrections
+        if corrections is None:
+            raise ConfigError("no folder to save to: start with --corrections FOLDER")
+        parameters = self.parameters(preset, changes)
+        described = self._describe_parameters(parameters)
+        segments = named_segments(self._inputs.reading.label_names)
+        if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
+            segments = self.case.segments
+        like = self.case.like
+        with self.drawing.saving_lock:
+            result = self._refine_whole(parameters, lambda *progress: None)
+            strokes = result.strokes
+            assert strokes is not None
+            self.drawing.mark_saving(strokes)
+            write_label_map(corrections.strokes, strokes, like)
+            write_small_file(corrections.parameters, described["toml"].encode())
+            write_label_map(corrections.refined, result.labels, like, segments=segments)
+            self.drawing.mark_saved(self.stamp)
+        return {
+            "saved": f"{corrections.strokes} and {corrections.refined}",
+            "result": result.facts if self.shown is result else None,
+            **described,
+        }
+
+    def plane(self, plane: int, place: Sequence[int], modality: int, *, is_known: bool) -> bytes:
+        """Return a plane with the newest labels, as of `pack_plane`.
+
+        `is_known` tells that the page has what stays the same: image, network and reference.
+        """
+        case = self.case
+        shown = self.shown
+        layers = {"refined": shown.labels, "former": self._former, "strokes": self.drawing.values}
+        if not 0 <= modality < len(case.image):
+            raise InputError("no such image")
+        if not is_known:
+            layers["image"] = case.image[modality]
+            layers["network"] = case.network_labels
+            layers["reference"] = case.labels
+        return pack_plane(case, plane, place, layers, shown.box)
+
+    def _refine_whole(self, parameters: CrfParameters, check: Callable[..., None]) -> Result:
+        """Return the result of the whole case, and show it.
+
+        It is not shown if something was drawn meanwhile, or the page has a newer state.
+        """
+        with self._whole_lock:
+            check()
+            newest = self._newest
+            started = time.perf_counter()
+            drawn = self.drawing.values
+            result = self._whole
+            if result.strokes is not drawn or result.parameters != parameters:
+                strokes = Strokes.of_array(drawn, drawn.shape, self._num_labels)
+                refined = self._refiner.refine(parameters, check, strokes)
+                facts = self._facts(refined, (), started)
+                check()
+                result = Result(refined.label_map, None, parameters, drawn, facts)
+                self._whole = result
+        if drawn is self.drawing.values and newest == self._newest:
+            self.shown = result
+            self._edited = None
+        return result
+
+    def _refine_box(
+        self, parameters: CrfParameters, box: Box, check: Callable[..., None]
+    ) -> dict[str, Any] | None:
+        """Return the facts of a box, refined by itself, and show it among the last labels.
+
+        None means that nothing in it can be refined.
+        """
+        started = time.perf_counter()
+        case = self.case
+        drawn = self.drawing.values
+        part = case.stored_box(box)
+        try:
+            strokes = Strokes.of_array(drawn[part], drawn[part].shape, self._num_labels)
+            refined = self._refiner.refine_box(parameters, part, check, strokes)
+        except (ConfigError, _StaleError):
+            raise
+        except Exception:  # The whole case reports its own errors.
+            return None
+        facts = self._facts(refined, part, started)
+        with self._shown_lock:
+            check()
+            before = self.shown.labels
+            labels = before.astype(np.promote_types(before.dtype, refined.label_map.dtype))
+            labels[part] = refined.label_map
+            self.shown = Result(labels, box)
+            if drawn is self.drawing.values:
+                self._edited = None
+        return facts
+
+    def _facts(
+        self, refined: RefinementResult, part: Box | tuple[()], started: float
+    ) -> dict[str, Any]:
+        """Return what the page tells of a result; () is the part of the whole case."""
+        case = self.case
+        rows, num_changed = score_labels(
+            case.network_labels[part],
+            refined.label_map,
+            None if case.labels is None else case.labels[part],
+            self._num_labels,
+            self._regions,
+        )
+        return {
+            "is_whole": part == (),
+            "voxels_changed": num_changed,
+            "labels": rows,
+            "seconds": time.perf_counter() - started,
+            "num_iterations": refined.num_iterations,
+            "converged": refined.converged,
+            "filters": refined.filters,
+            "notes": [str(note) for note in refined.notes],
+            "device": refined.device,
+        }
+
+    def parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
+        """Return the parameters of a preset with changed entries; raise ConfigError for others."""
+        if preset == AS_GIVEN:
+            return self._options.inputs.parameters.replace(**changes)
+        if preset not in list_presets():
+            raise ConfigError(f"{preset}: no such preset")
+        return CrfParameters.load(preset).replace(**changes)
+
+    def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
+        case_id = printable(self.case.case_id)
+        comment = f"Chosen by eye with crfrefine tune on case {case_id}; not validated."
+        modalities = self._inputs.reading.modality_names
+        controls = describe_controls(parameters, modalities, self._labels)
+        return {"controls": controls, "toml": parameters.to_toml(comment)}

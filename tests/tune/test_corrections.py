@@ -1,0 +1,376 @@
+"""Nothing that was drawn is lost: strokes, notes and results of the page in their files."""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_helpers import run_here
+from tune_helpers import (
+    STROKE,
+    new_session,
+    options_for,
+    states,
+    whole_result,
+    write_labeled,
+)
+
+from crfrefine.errors import CrfRefineError, InputError, StorageError
+from crfrefine.io import read_volume, write_label_map
+from crfrefine.tune import case, drawing, review, session
+from crfrefine.tune.corrections import CORRECTED, SAVED, UNTOUCHED, Corrections
+from crfrefine.tune.finding import find_cases
+from crfrefine.tune.worklist import Worklist
+
+
+def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, options):
+    worklist.open(1)
+    assert worklist.draw(0, **STROKE)["state"] == CORRECTED
+    assert worklist.describe()["open"] == 1
+    assert new_session(options).drawing.values.any()
+    worklist.open(0)
+    assert worklist.session(0).drawing.values.any()
+
+
+def test_a_stroke_that_is_sent_twice_is_drawn_once(worklist):
+    for mark in ("one", "one", "two"):
+        worklist.draw(0, **STROKE | {"mark": mark})
+    for mark in ("three", "three", "four"):
+        described = worklist.undo(0, mark)
+    assert described["can_undo"] is False
+
+
+def test_a_full_disk_is_told_and_all_is_written_once_there_is_room(worklist, options, monkeypatch):
+    def fails(path, content):
+        raise StorageError(f"{path}: cannot be written: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drawing, "write_small_file", fails)
+        patched.setattr(review, "write_small_file", fails)
+        assert "the disk is full" in worklist.draw(0, **STROKE)["problem"]
+        assert worklist.describe()["folder"]["num_lost"] == 1
+        worklist.review(1, "done", "kept")
+        assert worklist.describe()["folder"]["num_lost"] == 2
+    assert not new_session(options).drawing.values.any()
+    with monkeypatch.context() as patched:
+        patched.setattr(review, "write_small_file", fails)
+        assert "reviews.csv" in worklist.keep()["folder"]["problem"]
+    folder = worklist.keep()["folder"]
+    assert (folder["num_lost"], folder["problem"]) == (0, "")
+    assert new_session(options).drawing.values.any()
+    assert "b,done,kept" in (options.corrections / "reviews.csv").read_text()
+
+
+def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corrections").mkdir()
+    options = options_for(*study)
+    worklist = Worklist(options, find_cases(options))
+    for number in (0, 1):
+        worklist.open(number)
+        worklist.draw(number, **STROKE)
+    folder = worklist.describe()["folder"]
+    path = str(tmp_path / "corrections-2")
+    assert folder == {"path": path, "is_used": False, "num_lost": 2, "problem": ""}
+    assert worklist.keep_lost() == path
+    worklist.session(1).save_case("", {})
+    assert states(worklist) == [CORRECTED, SAVED, UNTOUCHED]
+    assert sorted(file.name for file in (tmp_path / "corrections-2" / "drawing").iterdir()) == [
+        "a.json",
+        "b.json",
+    ]
+    worklist.end()
+
+
+def test_a_second_program_is_refused_until_the_first_has_ended(worklist, options):
+    with pytest.raises(InputError, match=f"another crfrefine tune .*{os.getpid()}"):
+        Worklist(options, find_cases(options))
+    worklist.end()
+    lock = options.corrections / ".crfrefine-tune.lock"
+    assert not lock.exists()
+    lock.write_text(json.dumps({"process": 1, "host": "another.machine"}))
+    with pytest.raises(InputError, match=r"another\.machine.*\n.*remove"):
+        Worklist(options, find_cases(options))
+    lock.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+    Worklist(options, find_cases(options)).end()
+
+
+# ---- In corners
+
+
+def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*study)
+    worklist = Worklist(options, find_cases(options))
+    worklist.draw(0, **STROKE)
+    is_reading = threading.Event()
+    reads_on = threading.Event()
+
+    def open_slowly(*arguments):
+        is_reading.set()
+        assert reads_on.wait(60)
+        return case.open_case(*arguments)
+
+    monkeypatch.setattr(session, "open_case", open_slowly)
+    worklist.read_ahead(1)
+    assert is_reading.wait(60)
+    keeper = threading.Thread(target=worklist.keep)
+    keeper.start()
+    keeper.join(0.2)
+    reads_on.set()
+    keeper.join(60)
+    worklist.open(1)
+    worklist.draw(1, **STROKE)
+    assert worklist.describe()["folder"]["num_lost"] == 0
+    worklist.end()
+    kept = sorted(path.name for path in (tmp_path / "corrections" / "drawing").iterdir())
+    assert kept == ["a.json", "b.json"]
+
+
+def test_notes_of_cases_that_a_run_does_not_have_stay(study, options, worklist):
+    worklist.review(2, "to discuss", "third")
+    worklist.end()
+    inputs = find_cases(options)
+    few = Worklist(options, replace(inputs, cases=inputs.cases[:1]))
+    few.review(0, "done", "first")
+    few.end()
+    again = Worklist(options, inputs)
+    reviews = [(entry["review"], entry["note"]) for entry in again.describe()["cases"]]
+    again.end()
+    assert reviews == [("done", "first"), ("to do", ""), ("to discuss", "third")]
+
+
+def test_a_note_comes_back_as_long_as_one_may_be(worklist):
+    worklist.review(0, "to do", "=" + 498 * "x")
+    note = worklist.describe()["cases"][0]["note"]
+    worklist.review(0, "done", note)
+    assert worklist.describe()["cases"][0]["note"] == note
+    with pytest.raises(InputError, match="at most 500 characters"):
+        worklist.review(0, "done", "=" + 499 * "x")
+
+
+def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*study)
+    worklist = Worklist(options, find_cases(options))
+    assert worklist.describe()["folder"]["num_lost"] == 0
+    worklist.review(1, "done", "before")
+    assert worklist.describe()["folder"]["num_lost"] == 1
+    assert worklist.keep()["folder"]["num_lost"] == 0
+    worklist.end()
+    rows = (tmp_path / "corrections" / "reviews.csv").read_text().splitlines()
+    assert rows == ["case,state,note", "a,to do,", "b,done,before", "c,to do,"]
+
+
+def test_strokes_after_a_save_that_failed_are_there_again(worklist, options, monkeypatch):
+    """The file of strokes was written, its result was not: nobody else has changed it."""
+    opened = worklist.session(0)
+    worklist.draw(0, **STROKE)
+    refined = Corrections.of_case("a", options.corrections).refined
+    refined.mkdir(parents=True)
+    with pytest.raises(CrfRefineError):
+        opened.save_case("", {})
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 4], "value": 1})
+    drawn = opened.drawing.values
+    worklist.end()
+    refined.rmdir()
+    again = new_session(options)
+    assert np.array_equal(again.drawing.values, drawn)
+    assert not any("elsewhere" in note for note in again.describe()["notes"])
+
+
+def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
+    worklist.draw(0, **STROKE)
+    refined = Corrections.of_case("a", options.corrections).refined
+    refined.mkdir(parents=True)
+    worklist.save_all("", {})
+    worklist._saving.result(60)
+    assert worklist.describe()["refused"].startswith("a: ")
+    refined.rmdir()
+    worklist.session(0).save_case("", {})
+    assert worklist.describe()["refused"] == ""
+
+
+def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
+    study, options, worklist, tmp_path
+):
+    worklist.draw(0, **STROKE)
+    drawn = worklist.session(0).drawing.values
+    worklist.end()
+    like = read_volume(study[1] / "a.nii.gz")
+    given = np.zeros(like.data.shape, np.uint8)
+    given[1:3, 4, 5:8] = 2
+    (tmp_path / "given").mkdir()
+    write_label_map(tmp_path / "given" / "a.nii.gz", given, like.header)
+    inputs = replace(options.inputs, strokes=(tmp_path / "given",))
+    with_strokes = replace(options, inputs=inputs)
+    for is_first in (True, False):
+        opened = new_session(with_strokes)
+        assert np.array_equal(opened.drawing.values, np.where(given > 0, given, drawn))
+        assert any("drawn over" in note for note in opened.describe()["notes"]) == is_first
+    opened.undo("")
+    opened.end()
+    assert np.array_equal(new_session(with_strokes).drawing.values, drawn)
+
+
+# ---- Several at once, and what is damaged
+
+
+def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypatch):
+    """Of a case that is opened while *Save all* writes it."""
+    worklist.draw(0, **STROKE)
+    open_session = worklist.session(0)
+    other = worklist._read(0)
+    is_writing = threading.Event()
+    writes_on = threading.Event()
+    write = session.write_label_map
+
+    def write_slowly(path, labels, *others, **named):
+        if path.parent.name == "refined" and not is_writing.is_set():
+            is_writing.set()
+            assert writes_on.wait(60)
+        write(path, labels, *others, **named)
+
+    monkeypatch.setattr(session, "write_label_map", write_slowly)
+    first = threading.Thread(target=other.save_case, args=("", {}))
+    first.start()
+    assert is_writing.wait(60)
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    second = threading.Thread(target=open_session.save_case, args=("", {}))
+    second.start()
+    second.join(1)
+    writes_on.set()
+    first.join(60)
+    second.join(60)
+    assert states(worklist)[0] == SAVED
+    refined = read_volume(Corrections.of_case("a", options.corrections).refined).data
+    whole_result(open_session)
+    np.testing.assert_array_equal(refined, open_session.shown.labels)
+
+
+def test_a_case_is_saved_that_another_tab_has_left_meanwhile(worklist):
+    worklist.draw(0, **STROKE)
+    worklist.open(1)
+    worklist.save_case(0, "", {})
+    assert states(worklist)[:2] == [SAVED, UNTOUCHED]
+    assert worklist.describe()["open"] == 1
+
+
+DAMAGED = {
+    "nothing": b"",
+    "half": b'{"grid": [15, 18, 11], "given": 0, "do',
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "a label": {"edits": [{"value": -3, "runs": [[5], [2]]}]},
+    "a word": {"edits": [{"value": "liver", "runs": [[5], [2]]}]},
+    "a place": {"edits": [{"value": 2, "runs": [[10**9], [2]]}]},
+    "a place below": {"edits": [{"value": 2, "runs": [[-5], [2]]}]},
+    "a place twice": {"edits": [{"value": 2, "runs": [[5, 5], [2, 2]]}]},
+    "a number": {"done": 7},
+    "another grid": {"grid": [27, 10, 11]},
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, options, content):
+    worklist.draw(1, **STROKE)
+    worklist.end()
+    path = Corrections.of_case("b", options.corrections).drawing
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_bytes()) | content).encode()
+    path.write_bytes(content)
+    again = Worklist(options, find_cases(options))
+    try:
+        with pytest.raises(InputError, match=r"b\.json: .*move it away"):
+            again.open(1)
+        assert again.describe()["open"] == 0
+        again.save_all("", {})
+        again._saving.result(60)
+        told = again.describe()["refused"]
+        assert ("move it away" in told) == (states(again)[1] == CORRECTED)
+    finally:
+        again.end()
+    assert path.read_bytes() == content
+
+
+def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
+    """Between two runs, or while the case is open and before it is opened again."""
+    folders, labels = write_labeled(tmp_path, "a", "b")
+    options = replace(options_for(folders, labels), corrections=tmp_path / "corrections")
+    first = Worklist(options, find_cases(options))
+    first.draw(0, **STROKE)
+    first.save_case(0, "", {})
+    assert states(first) == [SAVED, UNTOUCHED]
+    first.end()
+    other = (folders.images / "b_0000.nii.gz").read_bytes()
+    (folders.images / "a_0000.nii.gz").write_bytes(other)
+    again = Worklist(options, find_cases(options))
+    try:
+        assert states(again) == [CORRECTED, UNTOUCHED]
+        again.save_all("", {})
+        again._saving.result(60)
+        assert states(again) == [SAVED, UNTOUCHED]
+        (folders.images / "a_0000.nii.gz").write_bytes(other + bytes(1))
+        again.open(1)
+        again.open(0)
+        assert states(again) == [CORRECTED, UNTOUCHED]
+    finally:
+        again.end()
+    parameters = options.corrections / "parameters" / "a.toml"
+    inputs = ("-i", folders.images, "-p", folders.logits, "-c", parameters)
+    strokes = ("--strokes", options.corrections / "strokes", "--threads", 1)
+    (folders.images / "a_0000.nii.gz").write_bytes(other)
+    run_here("infer", *inputs, *strokes, "-o", tmp_path / "out", status=0)
+    refined = read_volume(options.corrections / "refined" / "a.nii.gz").data
+    np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "a.nii.gz").data)
+
+
+def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = options_for(*study)
+    worklist = Worklist(options, find_cases(options))
+    for number in (0, 1):
+        worklist.draw(number, **STROKE)
+
+    def is_full(self):
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Corrections, "check", is_full)
+        with pytest.raises(InputError, match="full"):
+            worklist.keep()
+    folder = worklist.keep()["folder"]
+    assert (folder["num_lost"], folder["problem"]) == (0, "")
+    worklist.end()
+    kept = sorted(path.name for path in (tmp_path / "corrections" / "drawing").iterdir())
+    assert kept == ["a.json", "b.json"]
+
+
+def test_a_folder_that_was_removed_is_made_again(worklist, options):
+    worklist.draw(0, **STROKE)
+    shutil.rmtree(options.corrections)
+    assert worklist.draw(0, **STROKE | {"path": [2, 2]})["problem"]
+    assert worklist.keep()["folder"]["problem"] == ""
+    assert new_session(options).drawing.describe()["drawn"] == 3
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
+    def is_full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", is_full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            Worklist(options, find_cases(options))
+    Worklist(options, find_cases(options)).end()

@@ -1,0 +1,80 @@
+"""Cases with many labels on the page of `tune`: their colors, and the box around a stroke."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from cli_helpers import AFFINE, save_nifti
+from tune_helpers import open_session, options_for, whole_result
+
+from crfrefine.io.volume import Segment
+from crfrefine.pictures.drawing import labels_nearby
+from crfrefine.tune.colors import COLORS, choose_label_colors
+
+GRID = (76, 52, 60)
+BLUE = (0.0, 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A label map of 42 labels, in blocks, and an image that has their borders, with noise."""
+    root = tmp_path_factory.mktemp("many")
+    labels = np.zeros(GRID, np.uint8)
+    blocks = np.indices(GRID) // np.reshape((13, 9, 30), (3, 1, 1, 1))
+    labels[2:-2, 2:-2] = (blocks[0] + 6 * blocks[1] + 36 * blocks[2])[2:-2, 2:-2] % 42 + 1
+    noise = np.random.default_rng(5).normal(0, 30, GRID)
+    image = labels.astype(int) * 370 % 1000 + noise
+    save_nifti(root / "images" / "many_0000.nii.gz", image.astype(np.int16), AFFINE)
+    network = save_nifti(root / "network" / "many.nii.gz", labels, AFFINE)
+
+    class Folders:
+        images = root / "images"
+        logits = network.parent
+
+    options = options_for(Folders)
+    return replace(options, inputs=replace(options.inputs, input_type="labels"))
+
+
+def test_24_colors_differ_and_neighbors_are_not_alike(options):
+    levels = np.array([list(bytes.fromhex(color[1:])) for color in COLORS])
+    assert len(COLORS) == len(set(COLORS)) == 24
+    nearest = min(np.linalg.norm(one - other) for one, other in combinations(levels, 2))
+    assert nearest > 50, "levels of red, green and blue"
+    with open_session(options) as session:
+        labels = session.case.network_labels
+        described = session.describe()["labels"]
+    colors = {one["label"]: one["color"] for one in described}
+    for axis in range(3):
+        lines = labels.swapaxes(0, axis)
+        pairs = {*zip(lines[:-1].ravel().tolist(), lines[1:].ravel().tolist(), strict=True)}
+        for label, other in pairs:
+            if label and other and label != other:
+                assert colors[label] != colors[other]
+    named = [Segment(label, str(label), BLUE) for label in range(7, 43)]
+    colors = choose_label_colors(labels, 43, named)
+    assert colors[7] == "#0000ff"
+    near = labels_nearby(labels)[7]
+    assert near
+    assert all(colors[other] != "#0000ff" for other in near), "neighbors of one color in the file"
+
+
+def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):
+    with open_session(options) as session:
+        place = session.case.first_place()
+        whole_result(session)
+        width, _, _ = session.case.upright_grid
+        across = range(0, min(60, width))
+        path = [0, place[1], across[-1], place[1]]
+        session.draw(0, place, path, 9, shape="disk", radius=0.0, within={}, mark="")
+        counter = 10**9
+        session.refine(counter, "", {}, place, is_whole=False)
+        box = session.shown.box
+        assert box is not None
+        provisional = session.shown.labels[session.case.stored_box(box)]
+        assert box[0].start == 0
+        assert box[0].stop >= len(across)
+        assert box[1].start <= place[1] < box[1].stop
+        session.refine(counter + 1, "", {}, place, is_whole=True)
+        whole = session.shown.labels[session.case.stored_box(box)]
+    assert np.mean(provisional == whole) >= 0.98

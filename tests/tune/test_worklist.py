@@ -1,0 +1,318 @@
+"""The cases of the page: which one is open, which is read ahead, and what is saved of each."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_helpers import run_here
+from tune_helpers import (
+    STROKE,
+    Page,
+    missing_server,
+    new_session,
+    open_page,
+    options_for,
+    states,
+    whole_result,
+    write_labeled,
+)
+
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_volume, write_label_map
+from crfrefine.tune import session as session_module
+from crfrefine.tune.case import CaseRefiner
+from crfrefine.tune.corrections import (
+    CORRECTED,
+    OUTDATED,
+    SAVED,
+    UNTOUCHED,
+    Corrections,
+)
+from crfrefine.tune.finding import find_cases
+from crfrefine.tune.worklist import Worklist
+
+
+def wait_for_count(worklist):
+    worklist._counting.result(60)
+    return [entry["changed"] for entry in worklist.describe()["cases"]]
+
+
+def test_cases_have_a_state_and_reopened_ones_their_strokes(worklist, options):
+    assert states(worklist) == [UNTOUCHED] * 3
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    assert states(worklist) == [CORRECTED, UNTOUCHED, UNTOUCHED]
+    session.save_case("", {})
+    drawn = session.drawing.values
+    whole_result(session)
+    assert worklist.open(2)["open"] == 2
+    assert states(worklist) == [SAVED, UNTOUCHED, UNTOUCHED]
+    worklist.session(2).draw(**STROKE)
+    assert states(worklist)[2] == CORRECTED
+    worklist.open(0)  # What was not saved of the other case is kept.
+    assert states(worklist) == [SAVED, UNTOUCHED, CORRECTED]
+    reopened = worklist.session(0)
+    assert reopened is not session
+    np.testing.assert_array_equal(reopened.drawing.values, drawn)
+    whole_result(reopened)
+    refined = read_volume(Corrections.of_case("a", options.corrections).refined).data
+    np.testing.assert_array_equal(reopened.shown[0], refined)
+    with pytest.raises(InputError, match="another case is open now, a"):
+        worklist.session(2)
+
+
+def test_a_result_older_than_the_strokes_is_not_saved(options, worklist):
+    """As after a kill between the two files."""
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    session.save_case("", {})
+    files = Corrections.of_case("a", options.corrections)
+    parameters = options.inputs.parameters
+    assert files.state(parameters, session.stamp) == SAVED
+    os.utime(files.refined, ns=(0, files.strokes.stat().st_mtime_ns - 1))
+    assert files.state(parameters, session.stamp) == CORRECTED
+    files.refined.unlink()
+    assert files.state(parameters, session.stamp) == CORRECTED
+
+
+def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, options):
+    for number in (0, 1):
+        worklist.open(number)
+        worklist.session(number).draw(**STROKE)
+        worklist.session(number).save_case("", {})
+    changes = {"bilateral.weight": 3.0}
+    described = worklist.describe("", changes)
+    assert [case["state"] for case in described["cases"]] == [OUTDATED, OUTDATED, UNTOUCHED]
+    worklist.save_all("", changes)
+    worklist._saving.result(60)
+    described = worklist.describe("", changes)
+    assert [case["state"] for case in described["cases"]] == [SAVED, SAVED, UNTOUCHED]
+    assert worklist.keep()["cases"] == described["cases"], "by the parameters that the page has"
+    files = Corrections.of_case("a", options.corrections)
+    assert "weight = 3.0" in files.parameters.read_text()
+
+
+def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_undo(
+    worklist, options
+):
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    session.save_case("", {})
+    session.draw(**STROKE | {"path": [0, 0], "value": 1})
+    drawn = session.drawing.values
+    worklist.end()
+    files = Corrections.of_case("a", options.corrections)
+    strokes = read_volume(files.strokes)
+    edited = strokes.data.astype(np.uint8)
+    edited[7, 8, 9] = 2
+    write_label_map(files.strokes, edited, strokes.header)
+    reopened = new_session(options)
+    np.testing.assert_array_equal(reopened.drawing.values, edited)
+    assert "changed elsewhere" in reopened.describe()["notes"][-1]
+    while reopened.drawing.values[7, 8, 9]:
+        reopened.undo("")
+    reopened.undo("")
+    np.testing.assert_array_equal(reopened.drawing.values, drawn)
+
+
+def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
+    worklist.read_ahead(1)
+    number, future, preparing = worklist._ahead._next
+    session = future.result(60)
+    preparing.result(60)
+    assert number == 1
+    worklist.read_ahead(1)
+    assert worklist._ahead._next[:2] == (1, future)
+    expected = session.shown[0]
+    assert session.shown.parameters is not None
+    monkeypatch.setattr(CaseRefiner, "refine", None)
+    worklist.open(1)
+    assert worklist.session(1) is session
+    assert whole_result(session)["is_whole"]
+    assert session.shown[0] is expected
+
+
+def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
+    worklist = Worklist(options, find_cases(options))
+    limited = replace(options.inputs, max_memory=1)
+    worklist._options = replace(options, inputs=limited)
+    try:
+        worklist.read_ahead(1)
+        assert worklist._ahead._next.reading.result(60) is None
+    finally:
+        worklist.end()
+
+
+def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
+    folders, labels = write_labeled(tmp_path, "a", "b")
+    damaged = folders.images / "b_0000.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    options = options_for(folders, labels)
+    worklist = Worklist(options, find_cases(options))
+    try:
+        session = worklist.session(0)
+        worklist.read_ahead(1)
+        for number, text in ((1, "b_0000"), (2, "no such case"), (-1, "no such case")):
+            with pytest.raises(CrfRefineError, match=text):
+                worklist.open(number)
+            assert worklist.session(0) is session
+        assert whole_result(session)["is_whole"]
+        worklist.count_changes("", {})
+        changed = wait_for_count(worklist)
+        assert changed[0] > 0
+        assert changed[1] is None
+    finally:
+        worklist.end()
+
+
+def test_a_case_opens_while_the_result_of_the_one_that_is_left_is_computed(worklist):
+    """The page of "a" waits for its whole result, and no request waits for that one."""
+    left = worklist.session(0)
+    left._num_computing = 1
+    worklist.read_ahead(1)
+    opener = threading.Thread(target=worklist.open, args=(1,), daemon=True)
+    opener.start()
+    opener.join(60)
+    opened = worklist.session(1)
+    assert left.refine(5, "", {}, (0, 0, 0), is_whole=True) == {"is_stale": True}
+    # The result of "b" that was begun ahead is computed to its end, or anew.
+    assert whole_result(opened)["is_whole"]
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Reading of the case "b" sets the first event, and waits for the second one."""
+    begun = threading.Event()
+    may_end = threading.Event()
+    open_case = session_module.open_case
+
+    def opened(files, *settings):
+        if files.case_id == "b":
+            begun.set()
+            assert may_end.wait(60)
+        return open_case(files, *settings)
+
+    monkeypatch.setattr(session_module, "open_case", opened)
+    yield begun, may_end
+    may_end.set()
+
+
+def test_no_request_waits_while_a_case_is_read(worklist, slow):
+    begun, may_end = slow
+    opener = threading.Thread(target=worklist.open, args=(1,))
+    opener.start()
+    assert begun.wait(60)
+    assert worklist.describe()["open"] == 0
+    assert worklist.review(0, "done", "")["open"] == 0
+    assert worklist.keep()["open"] == 0
+    # A case that is asked for later is open first, and stays open.
+    assert worklist.open(2)["open"] == 2
+    may_end.set()
+    opener.join(60)
+    assert worklist.describe()["open"] == 2
+    assert whole_result(worklist.session(2))["is_whole"]
+
+
+def test_a_case_that_was_read_while_a_folder_was_chosen_is_saved_in_it(
+    options, tmp_path, slow, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    begun, may_end = slow
+    without_folder = replace(options, corrections=None)
+    worklist = Worklist(without_folder, find_cases(without_folder))
+    try:
+        opener = threading.Thread(target=worklist.open, args=(1,))
+        opener.start()
+        assert begun.wait(60)
+        folder = tmp_path / "corrections"
+        assert worklist.keep()["folder"]["path"] == str(folder)
+        may_end.set()
+        opener.join(60)
+        worklist.draw(1, **STROKE)
+        worklist.save_case(1, "", {})
+        assert Corrections.of_case("b", folder).refined.exists()
+    finally:
+        worklist.end()
+
+
+def test_changes_are_counted_as_infer_counts_them(worklist, study, options, tmp_path):
+    changes = {"bilateral.weight": 6.0}
+    worklist.count_changes("", changes)
+    counted = wait_for_count(worklist)
+    (tmp_path / "p.toml").write_text(options.inputs.parameters.replace(**changes).to_toml())
+    inputs = ("-i", study[0].images, "-p", study[0].logits, "-c", tmp_path / "p.toml")
+    summary = tmp_path / "summary.json"
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--summary", summary, status=0)
+    cases = json.loads(summary.read_text())["cases"]
+    assert counted == [case["voxels_changed"] for case in cases]
+    assert len(set(counted)) > 1
+
+
+def test_counting_gives_way_to_a_stroke_and_ends_with_the_page(worklist, monkeypatch):
+    begun = threading.Event()
+    count = Worklist._count_changed
+
+    def counted(self, number, parameters):
+        begun.set()
+        return count(self, number, parameters)
+
+    monkeypatch.setattr(Worklist, "_count_changed", counted)
+    worklist.session(0)._num_computing = 1  # as while a request waits for its result
+    worklist.count_changes("", {})
+    assert begun.wait(60)
+    assert not worklist.describe()["cases"][0]["is_counted"]
+    worklist.end()
+    worklist._counting.result(60)
+    assert not worklist.describe()["cases"][0]["is_counted"]
+
+
+@pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+def test_requests_in_parallel_leave_a_whole_state(study, tmp_path):
+    """Strokes of several tabs at once are all drawn, and a case saved meanwhile is whole."""
+    arguments = ("-i", study[0].images, "-p", study[0].logits)
+    with open_page(*arguments, "--corrections", tmp_path) as page:
+        first_voxels = range(0, 15 * 11, 11)
+
+        def draw(voxel):
+            page.json("case/0/draw", {**STROKE, "path": [voxel % 15, voxel // 15]})
+            page.json("case/0/save-case", {"preset": "", "changes": {}})
+
+        threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert page.json("case/0/undo", {"mark": ""})["drawn"] == len(first_voxels) - 1
+    strokes = read_volume(tmp_path / "strokes" / "a.nii.gz").data
+    assert 0 < np.count_nonzero(strokes) <= len(first_voxels)
+    inputs = ("-c", "default", "--strokes", tmp_path / "strokes", "-o", tmp_path / "out")
+    run_here("infer", *arguments, *inputs, "--threads", 1, status=0)
+    refined = read_volume(tmp_path / "refined" / "a.nii.gz").data
+    np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "a.nii.gz").data)
+
+
+@pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+def test_a_kill_while_saving_leaves_whole_files(study, tmp_path):
+    arguments = ("-i", study[0].images, "-p", study[0].logits)
+    for delay in (0.0, 0.01, 0.03):
+        with open_page(*arguments, "--corrections", tmp_path) as page:
+            page.json("case/0/draw", STROKE)
+            saving = threading.Thread(target=_save, args=(page,))
+            saving.start()
+            threading.Event().wait(delay)
+            page.process.kill()
+            saving.join(60)
+        for path in tmp_path.rglob("*.nii.gz"):
+            assert read_volume(path).data.any()
+        with open_page(*arguments, "--corrections", tmp_path) as page:
+            assert page.json("cases")["cases"][0]["state"] in ("corrected", "saved")
+
+
+def _save(page: Page):
+    try:
+        page.json("case/0/save-case", {"preset": "", "changes": {}})
+    except (OSError, AssertionError):  # The program is killed meanwhile.
+        return
