@@ -223,7 +223,7 @@ MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without pe
 _MAX_NAMED = 50
 
 
-def describe_losses(
+def check_losses(
     lost: Mapping[int, tuple[int, int]],
     rules: PostprocessParameters,
     names: Mapping[int, str],

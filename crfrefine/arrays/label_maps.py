@@ -93,7 +93,7 @@ class LabelChanges:
     voxels_after: tuple[int, ...]  # voxels of each label after
 
 
-def widen(mask: Bool, reach: Sequence[int]) -> Bool:
+def dilated(mask: Bool, reach: Sequence[int]) -> Bool:
     """Return where a True voxel is within reach, in voxels to both sides of each axis."""
     widened = mask.copy()
     for axis, distance in enumerate(reach):
@@ -346,7 +346,7 @@ def label_logits(
 
         logits[:] = np.log(np.float32(MIN_SHARE))
         reach = share_reach(sigma)
-        boxes = [whole(labels.shape), *find_objects(labels, num_labels - 1)][:num_labels]
+        boxes = [whole_box(labels.shape), *find_objects(labels, num_labels - 1)][:num_labels]
         for label, box in enumerate(boxes):
             if box is not None:
                 near = grown(box, reach, labels.shape)
@@ -355,7 +355,7 @@ def label_logits(
     return logits
 
 
-def whole(shape: Sequence[int]) -> Box:
+def whole_box(shape: Sequence[int]) -> Box:
     """Return the box of a whole grid."""
     return tuple(slice(0, extent) for extent in shape)
 

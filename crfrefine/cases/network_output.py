@@ -51,7 +51,7 @@ from crfrefine.refinement.given import (
 )
 
 
-def recognize(
+def kind_of_channels(
     values: Float32,
     header: NetworkHeader | VolumeHeader,
     reading: RegionReading,
@@ -161,7 +161,7 @@ def network_of_scores(
             one_hot = label_map_of_one_hot(headers, values, options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
-    kind, note = recognize(values, header, options.regions, regions, input_type, look)
+    kind, note = kind_of_channels(values, header, options.regions, regions, input_type, look)
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 

@@ -23,7 +23,7 @@ from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.frame import OF_FRAME, Frame, check_of, find_frame, for_archive, in_frame
 from crfrefine.cases.label_input import read_mapped
-from crfrefine.cases.network_output import recognize, take_logits
+from crfrefine.cases.network_output import kind_of_channels, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.convert.options import ConversionOptions
@@ -303,7 +303,7 @@ def _convert_channels(
         # It matters whether the values are logits or probabilities.
         regions.require_number(channels)
         scheme = regions.scheme_of(values, header)
-        kind, _ = recognize(values, header, regions, scheme, input_type)
+        kind, _ = kind_of_channels(values, header, regions, scheme, input_type)
     word = "label" if scheme is None else "region"
     sentence = f"{describe_source(header, counted(len(values), word))} -> {target}"
     if to == "labels":

@@ -45,7 +45,7 @@ from crfrefine.cases.label_input import (
     require_labels,
 )
 from crfrefine.cases.label_names import names_of
-from crfrefine.cases.network_output import recognize, take_logits
+from crfrefine.cases.network_output import kind_of_channels, take_logits
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import RegionReading
 from crfrefine.cases.roles import (
@@ -332,7 +332,7 @@ def _read_channels(
     frame_check = check_of(frame, file, grid)
     if frame_check is not None:
         reference.warnings.extend(frame_check.look(stored, are_regions=scheme is not None))
-    kind, note = recognize(stored, header, regions, scheme, reading.type_of_scores)
+    kind, note = kind_of_channels(stored, header, regions, scheme, reading.type_of_scores)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)
 

@@ -18,7 +18,7 @@ from crfrefine.refinement.following import channels_of_labels
 from crfrefine.refinement.strokes import Integers
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.given import Case, Prepared
+    from crfrefine.refinement.given import CaseToRefine, Prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class CertainVoxels:
     has_regions: bool  # whether the channels are regions, none of which holds the background
 
     @classmethod
-    def of_case(cls, prepared: Prepared, case: Case) -> CertainVoxels | None:
+    def of_case(cls, prepared: Prepared, case: CaseToRefine) -> CertainVoxels | None:
         """Return the certain voxels of a case, None without any."""
         drawn = None
         if case.strokes is not None:

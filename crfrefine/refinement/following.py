@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, widen
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.geometry import SAME_LENGTH
@@ -26,7 +26,7 @@ from crfrefine.refinement.strokes import Edits, Integers, Strokes
 from crfrefine.refinement.tiles.grid import TILE, box_between
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.given import Case
+    from crfrefine.refinement.given import CaseToRefine
 
 # Rise of the logit at a drawn voxel over the temperature, for a network's scores, a label map, and
 # the map of a coarser network: its labels are 2, or at most 7, apart.
@@ -41,7 +41,7 @@ NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength ther
 
 
 def plan_edits(
-    case: Case,
+    case: CaseToRefine,
     strokes: Strokes,
     mask: Bool | None,
     normalized: Callable[[Box], Float32],
@@ -105,7 +105,7 @@ def plan_edits(
     return Edits(strokes, rises, fixed.astype(np.float32), lifted)
 
 
-def channels_of_labels(case: Case, labels: Integers) -> Bool:
+def channels_of_labels(case: CaseToRefine, labels: Integers) -> Bool:
     """Return (channels, N), which channels the labels of drawn voxels, (N,), are or belong to."""
     if case.regions is None:
         return labels == np.arange(case.model.mean_field.num_labels)[:, None]
@@ -116,7 +116,7 @@ def _closeness(
     positions: Integers,
     has_label: Bool,
     num_voxels: int,
-    case: Case,
+    case: CaseToRefine,
     normalized: Callable[[Box], Float32],
 ) -> Iterator[tuple[Box, Float32]]:
     """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles.
@@ -158,7 +158,7 @@ def _groups(
     occupied = np.zeros(num_cells, np.bool_)
     occupied[cells] = True
     neighbors = np.ones((3,) * num_dims)
-    around = widen(occupied, (1,) * num_dims)
+    around = dilated(occupied, (1,) * num_dims)
     numbers, count = connect(around, neighbors)
     for number in range(1, count + 1):
         members = positions[:, numbers[cells] == number]

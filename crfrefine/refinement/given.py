@@ -1,6 +1,6 @@
 """A case as it is given, the network's output in any form and the rest, and as it is prepared.
 
-`Case` and the networks do not change. `Prepared` is filled step by step by `preparing` and
+`CaseToRefine` and the networks do not change. `Prepared` is filled step by step by `preparing` and
 `tiles.planning`.
 """
 
@@ -248,8 +248,8 @@ UNKNOWN = cast("ModelSpec", None)
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    """A case without the network's output, unlike `crfrefine.cases.case.Case`, which has both.
+class CaseToRefine:
+    """A case without the network's output, unlike a `Case` of `crfrefine.cases`.
 
     Its axes are in the user's order at first; `refining` brings them into storage order, and then
     the model is known.

@@ -27,7 +27,13 @@ from crfrefine.engines.base import GridImage
 from crfrefine.engines.results import channel_ranges, label_map
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.following import plan_edits
-from crfrefine.refinement.given import Case, LabelMapNetwork, Network, Prepared, StreamedNetwork
+from crfrefine.refinement.given import (
+    CaseToRefine,
+    LabelMapNetwork,
+    Network,
+    Prepared,
+    StreamedNetwork,
+)
 from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import LabelSets
@@ -39,7 +45,7 @@ WORTH_BOX = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
 
-def prepare(network: Network, case: Case) -> Prepared:
+def prepare(network: Network, case: CaseToRefine) -> Prepared:
     """Prepare a network's output in any form: files, a label map, or channels in memory."""
     if isinstance(network, StreamedNetwork):
         if network.interpolation is None:
@@ -87,7 +93,7 @@ def prepare(network: Network, case: Case) -> Prepared:
     return prepared
 
 
-def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
+def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared:
     """Prepare a label map; with many labels its logits are made tile by tile.
 
     Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
@@ -119,7 +125,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     if takes_part_nearby and sigma is None:
         reach = model.kernels.reach(case.image.spacing, numbers.shape)
         for channel in logits:
-            near = label_maps.widen(channel == CONFIDENCE, reach)
+            near = label_maps.dilated(channel == CONFIDENCE, reach)
             np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
     largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
     prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
@@ -127,7 +133,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: Case) -> Prepared:
     return prepared
 
 
-def _draw_strokes_on_tiles(prepared: Prepared, case: Case) -> None:
+def _draw_strokes_on_tiles(prepared: Prepared, case: CaseToRefine) -> None:
     """Edit channels that are not in memory, and count the voxels as `_draw_strokes` does."""
     problem = prepared.problem
     labels = prepared.labels
@@ -161,7 +167,7 @@ def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
     return np.array(label_maps.count_labels(labels, len(sets.domains)))
 
 
-def _leave_out_unseen(prepared: Prepared, case: Case) -> None:
+def _leave_out_unseen(prepared: Prepared, case: CaseToRefine) -> None:
     """Take the voxels where the network saw nothing out of the mask."""
     padding = prepared.unseen
     if padding is None or not padding.any():
@@ -177,7 +183,7 @@ def _leave_out_unseen(prepared: Prepared, case: Case) -> None:
         _, prepared.largest = _finite_range(prepared.logits, "logits", case.context.threads)
 
 
-def _plan_channels(prepared: Prepared, case: Case) -> None:
+def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
     """Normalize the image, edit the channels in memory by strokes, and plan their tiles.
 
     The image is normalized in the box of the mask without padding if so much lies outside it.
@@ -223,7 +229,7 @@ def _plan_channels(prepared: Prepared, case: Case) -> None:
         plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)
 
 
-def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes) -> None:
+def _draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> None:
     """Edit the channels, and count the voxels that labels gain if volumes are kept."""
     labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
     prepared.labels = labels
@@ -247,7 +253,7 @@ def _draw_strokes(prepared: Prepared, case: Case, strokes: Strokes) -> None:
     prepared.gained = _count_voxels(prepared.logits, case) - before
 
 
-def _count_voxels(logits: Float32, case: Case) -> NDArray[np.int64]:
+def _count_voxels(logits: Float32, case: CaseToRefine) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
     labels = label_map(logits, case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole
+from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole_box
 from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
@@ -26,7 +26,7 @@ from crfrefine.refinement.certain import CertainVoxels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, tile_layers
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.given import Case, Prepared
+    from crfrefine.refinement.given import CaseToRefine, Prepared
 
 # A volume is missed if it differs by more than so many voxels, and by more than this share.
 FEW_VOXELS = 5
@@ -94,7 +94,7 @@ class RefinedChannels:
             self.is_array = box is None
             if self.is_array:
                 self.marginals = outcome.marginals
-        self._box = box or whole(self._shape)
+        self._box = box or whole_box(self._shape)
         self._certain: CertainVoxels | None = None
 
         # The network's logits, or probabilities, (L, *grid), which must not change, and their
@@ -109,7 +109,7 @@ class RefinedChannels:
             prepared.labels.setflags(write=False)  # The result shows them to the user, too.
             self._labels = self._with_settled_labels(prepared.labels)
 
-    def settle(self, prepared: Prepared, case: Case) -> None:
+    def settle(self, prepared: Prepared, case: CaseToRefine) -> None:
         """Make voxels certain that no mean field decides, once the label map is made."""
         certain = CertainVoxels.of_case(prepared, case)
         self._certain = certain
@@ -181,7 +181,7 @@ class RefinedChannels:
             values[entries] += np.float32(bias)
         return counts, is_limited
 
-    def label_maps(self, prepared: Prepared, case: Case) -> tuple[Labels, Labels]:
+    def label_maps(self, prepared: Prepared, case: CaseToRefine) -> tuple[Labels, Labels]:
         """Return the network's label map and the refined one.
 
         If volumes are kept, the refined logits get a bias for that first. Voxels that were not

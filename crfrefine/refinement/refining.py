@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
-from crfrefine.arrays.components import Cleaned, clean, describe_losses
+from crfrefine.arrays.components import Cleaned, check_losses, clean
 from crfrefine.arrays.intensity import fill_notes, window_notes
 from crfrefine.arrays.label_maps import (
     channel_numbers,
@@ -34,7 +34,7 @@ from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, Inpu
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import (
     ArrayNetwork,
-    Case,
+    CaseToRefine,
     LabelMapNetwork,
     Network,
     Prepared,
@@ -89,7 +89,7 @@ def refine_network(
     elif isinstance(network, LabelMapNetwork):
         order = StorageOrder.of_memory(network.labels)
     grid_image = GridImage(image, mask, spacing)
-    case = Case(grid_image, parameters, backend, context, strokes, order, regions)
+    case = CaseToRefine(grid_image, parameters, backend, context, strokes, order, regions)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
@@ -110,7 +110,7 @@ def refine_network(
         notes += (Note.of(NoteKind.MISSED_VOLUMES, volumes=missed),)
     if result.lost_to_rules:
         rules = parameters.postprocess
-        notes += describe_losses(
+        notes += check_losses(
             result.lost_to_rules, rules, names or {}, spacing, allowed=allow_vanishing
         )
     return replace(result, notes=notes)
@@ -119,7 +119,7 @@ def refine_network(
 # ---- Label maps
 
 
-def _refine_label_map(network: LabelMapNetwork, case: Case) -> RefinementResult:
+def _refine_label_map(network: LabelMapNetwork, case: CaseToRefine) -> RefinementResult:
     """Refine a label map: labels that occur or are drawn become channels, numbered from 0.
 
     The result has labels again.
@@ -190,7 +190,9 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
 # ---- Channels
 
 
-def _refine_channels(network: ArrayNetwork | StreamedNetwork, case: Case) -> RefinementResult:
+def _refine_channels(
+    network: ArrayNetwork | StreamedNetwork, case: CaseToRefine
+) -> RefinementResult:
     """Refine channels of labels or regions; ConfigError for volumes that cannot be kept."""
     case = replace(case, network_spacing=network.network_spacing)
     has_volumes = case.network_spacing is not None and network.regions is None
@@ -205,7 +207,7 @@ def _refine_channels(network: ArrayNetwork | StreamedNetwork, case: Case) -> Ref
 
 
 def _refine_other_labels(
-    network: Network, case: Case, channel_labels: tuple[int, ...]
+    network: Network, case: CaseToRefine, channel_labels: tuple[int, ...]
 ) -> RefinementResult:
     """Refine channels that stand for these labels. The result has labels, and its channels stay."""
     strokes = case.strokes
@@ -234,7 +236,7 @@ def _refine_other_labels(
 # ---- Networks in any form
 
 
-def _refine(network: Network, case: Case) -> RefinementResult:
+def _refine(network: Network, case: CaseToRefine) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
     stored = _in_storage_order(network, case)
     prepared = prepare(network, stored)
@@ -280,7 +282,7 @@ def _refine(network: Network, case: Case) -> RefinementResult:
     )
 
 
-def _in_storage_order(network: Network, case: Case) -> Case:
+def _in_storage_order(network: Network, case: CaseToRefine) -> CaseToRefine:
     """Return a case in storage order, with its model, and without the voxels that are NaN.
 
     The model does not depend on the order of axes, so the engine gets them in storage order: a
@@ -322,7 +324,7 @@ def _in_storage_order(network: Network, case: Case) -> Case:
 
 
 def run_mean_field(
-    prepared: Prepared, case: Case
+    prepared: Prepared, case: CaseToRefine
 ) -> tuple[RefinedChannels, Backend, tuple[Note, ...]]:
     """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
 
@@ -359,7 +361,7 @@ def run_mean_field(
 
 
 def _run_on(
-    backend: Backend, prepared: Prepared, case: Case
+    backend: Backend, prepared: Prepared, case: CaseToRefine
 ) -> tuple[LabelSets | None, MeanFieldResult]:
     """Run the mean field on tiles, or in the mask's box for all labels, or regions.
 
@@ -397,7 +399,7 @@ def _run_on(
 # ---- Notes
 
 
-def _notes_on_image(case: Case) -> tuple[Note, ...]:
+def _notes_on_image(case: CaseToRefine) -> tuple[Note, ...]:
     """Return notes on parameters that do not fit the image."""
     notes: tuple[Note, ...] = ()
     image = case.image

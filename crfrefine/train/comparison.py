@@ -27,7 +27,7 @@ from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import Candidate, rounded
 from crfrefine.train.guided import UNGUIDED, Guidance
-from crfrefine.train.plan import Plan, Split
+from crfrefine.train.plan import Split, TrainingPlan
 
 
 def with_largest(method: str) -> str:
@@ -116,7 +116,7 @@ class Training:
 class TrainingResult(NamedTuple):
     """The results of a run, with all methods on cases that no part of them has seen."""
 
-    plan: Plan
+    plan: TrainingPlan
     folds: tuple[Training, ...]
     final: Training  # on all cases
     table: ResultTable  # every method on every case, each measured in the fold that held it out
@@ -152,7 +152,7 @@ class TrainingResult(NamedTuple):
 
 
 def compare(
-    plan: Plan,
+    plan: TrainingPlan,
     folds: Sequence[Training],
     final: Training,
     device: str,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole
+from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.geometry import SAME_LENGTH
@@ -133,11 +133,11 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
 
     margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
     # Without foreground, the box is that of the grid.
-    box = grown(bounding_box(foreground) or whole(foreground.shape), margins, foreground.shape)
+    box = grown(bounding_box(foreground) or whole_box(foreground.shape), margins, foreground.shape)
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
     mask: NDArray[np.bool_] = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
-    tiles = tuple(_split(mask, case.spacing, whole(mask.shape)))
+    tiles = tuple(_split(mask, case.spacing, whole_box(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = case.network_labels

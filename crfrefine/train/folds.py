@@ -46,7 +46,7 @@ from crfrefine.train.fit import fit_starts, histories_of, score_cases, spread_ou
 from crfrefine.train.material import Material
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import network_refiner, refiner_of
-from crfrefine.train.plan import Plan, Split
+from crfrefine.train.plan import Split, TrainingPlan
 from crfrefine.train.screening import best_on_crops
 from crfrefine.version import __version__
 
@@ -170,7 +170,7 @@ def _kept(number: int, fold: Training, material: Material) -> Training:
     return fold
 
 
-def fingerprint(plan: Plan, *, is_gpu: bool) -> str:
+def fingerprint(plan: TrainingPlan, *, is_gpu: bool) -> str:
     """Return a digest of everything that the result depends on.
 
     These are settings, and names, sizes and dates of the files.

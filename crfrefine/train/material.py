@@ -25,7 +25,7 @@ from crfrefine.layer.known_item import KnownItem
 from crfrefine.train.choice import Candidate, Scores
 from crfrefine.train.crops import Crop
 from crfrefine.train.guided import Guidance
-from crfrefine.train.plan import Plan
+from crfrefine.train.plan import TrainingPlan
 from crfrefine.train.progress import Progress
 from crfrefine.train.workers import Workers
 
@@ -211,9 +211,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Material:
-    """Plan, data, threads and progress that all parts of a run share."""
+    """TrainingPlan, data, threads and progress that all parts of a run share."""
 
-    plan: Plan
+    plan: TrainingPlan
     crops: Sequence[Crop]
     loss: Loss
     workers: Workers

@@ -84,7 +84,7 @@ def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()
     return Split(tuple(training), tuple(deciding), tuple(held_out))
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """The plan of a run: its cases, regions and folds, and the model that is started from."""
 
     options: TrainingOptions
@@ -136,7 +136,7 @@ class Plan(NamedTuple):
         if not is_free or self.cases.reading.declared is not None:
             return None
         num_channels, num_modalities, _ = self.cases.sizes
-        return setup.prepare(CrfParameters(), (), num_channels, num_modalities)
+        return setup.with_values_to_learn(CrfParameters(), (), num_channels, num_modalities)
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
@@ -176,7 +176,7 @@ class Plan(NamedTuple):
         return f"{data}; {len(self.folds)} cross-validation folds; {', '.join(hardware)}"
 
 
-def make_plan(options: TrainingOptions) -> Plan:
+def make_plan(options: TrainingOptions) -> TrainingPlan:
     """Find the cases, and plan the run.
 
     Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
@@ -195,7 +195,7 @@ def make_plan(options: TrainingOptions) -> Plan:
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:
         base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
-        return Plan(options, cases, regions, tuple(folds), base)
+        return TrainingPlan(options, cases, regions, tuple(folds), base)
 
     if cases.regions.num_regions < 2:
         raise InputError(
@@ -208,7 +208,7 @@ def make_plan(options: TrainingOptions) -> Plan:
             "--learn compatibility: overlapping regions, each a problem of two labels, have no "
             "compatibility to learn"
         )
-    return Plan(options, cases, regions, tuple(folds), base)
+    return TrainingPlan(options, cases, regions, tuple(folds), base)
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple[int, ...]]:

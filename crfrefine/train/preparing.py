@@ -18,7 +18,7 @@ from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
-from crfrefine.train.plan import Plan
+from crfrefine.train.plan import TrainingPlan
 from crfrefine.train.progress import Progress
 from crfrefine.train.starts import make_starts
 from crfrefine.train.workers import Workers
@@ -31,8 +31,8 @@ FLOATS_PER_CHANNEL = 16
 FLOATS_OF_KERNELS = 55
 
 
-def prepare(
-    plan: Plan, digest: str, device: TrainingDevice, workers: Workers, progress: Progress
+def read_material(
+    plan: TrainingPlan, digest: str, device: TrainingDevice, workers: Workers, progress: Progress
 ) -> Material:
     """Read the cases and set up what all parts share.
 

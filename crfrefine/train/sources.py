@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box, grown, whole
+from crfrefine.arrays.label_maps import bounding_box, grown, whole_box
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.cases.case import Case
 from crfrefine.errors import InputError
@@ -141,7 +141,7 @@ def _around_foreground(
     )
     is_foreground = (result.label_map != 0) | (decode(case.logits, case.network.regions) != 0)
     # Without foreground, the box is that of the grid.
-    inner = bounding_box(is_foreground & mask) or whole(mask.shape)
+    inner = bounding_box(is_foreground & mask) or whole_box(mask.shape)
     box = grown(inner, (MARGIN,) * mask.ndim, mask.shape)
     in_channels = (slice(None), *box)
     mask = mask[box]

@@ -14,14 +14,14 @@ from crfrefine.train.comparison import Training, TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
-from crfrefine.train.plan import Plan
-from crfrefine.train.preparing import prepare
+from crfrefine.train.plan import TrainingPlan
+from crfrefine.train.preparing import read_material
 from crfrefine.train.progress import Progress
 from crfrefine.train.screening import choose_starts
 from crfrefine.train.workers import Workers
 
 
-def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
+def train(plan: TrainingPlan, observer: Observer, started: float) -> TrainingResult:
     """Prepare, cross-validate, train on all cases, and compare.
 
     `started` is when the run began, in seconds of the monotonic clock.
@@ -58,7 +58,7 @@ def train(plan: Plan, observer: Observer, started: float) -> TrainingResult:
     torch.set_num_threads(1)
     try:
         with Workers(num_threads, one_by_one=device.is_gpu) as workers:
-            material = prepare(plan, digest, device, workers, progress)
+            material = read_material(plan, digest, device, workers, progress)
             # All cores but one would wait for these imports later.
             run_beside(import_ahead)
             untrained = [number for number in numbers if number not in finished]

@@ -64,9 +64,9 @@ def make_starts(
     starts = []
     if base is None:
         sharpened = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
-        model = prepare(sharpened, learn, num_labels, num_modalities)
+        model = with_values_to_learn(sharpened, learn, num_labels, num_modalities)
     else:
-        model = prepare(base, learn, num_labels, num_modalities)
+        model = with_values_to_learn(base, learn, num_labels, num_modalities)
         starts.append(Candidate(CRF, "given", model))
         if "theta" not in learn:
             return starts
@@ -120,7 +120,7 @@ def _spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
     return (value,) * count
 
 
-def prepare(
+def with_values_to_learn(
     parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int
 ) -> CrfParameters:
     """Return the model with as many parameters as are to be learned.

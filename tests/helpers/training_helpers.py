@@ -25,7 +25,7 @@ from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.progress import Progress
-from crfrefine.train.starts import prepare
+from crfrefine.train.starts import with_values_to_learn
 from crfrefine.train.workers import Workers
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
@@ -162,7 +162,7 @@ def start(theta_alpha, weight=4.0):
         "bilateral.weight": weight,
     }
     parameters = CrfParameters().replace(**values, **{"mean_field.temperature": 0.7})
-    prepared = prepare(parameters, LEARNABLE, NUM_LABELS, 2)
+    prepared = with_values_to_learn(parameters, LEARNABLE, NUM_LABELS, 2)
     return Candidate(CRF, f"theta_alpha {theta_alpha:g}", prepared)
 
 

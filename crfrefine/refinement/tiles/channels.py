@@ -17,10 +17,10 @@ from crfrefine.arrays.label_maps import (
     ABSENT_LOGIT,
     CONFIDENCE,
     Box,
+    dilated,
     grown,
     log_shares,
     relative,
-    widen,
 )
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import run_all
@@ -138,7 +138,7 @@ class LabelMapChannels(ChannelSource):
         around = grown(box, self.reach, self.grid.shape)
         occurs = self.numbers[around] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float32)
-        logits[widen(occurs, self.reach)] = 0.0
+        logits[dilated(occurs, self.reach)] = 0.0
         logits[occurs] = CONFIDENCE
         return logits[relative(box, around)]
 

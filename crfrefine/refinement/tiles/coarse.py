@@ -13,7 +13,7 @@ from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import run_all
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
+from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
 from crfrefine.refinement.tiles.planning import (
@@ -26,7 +26,7 @@ from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
-def plan_coarse(network: StreamedNetwork, case: Case) -> Prepared:
+def plan_coarse(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     """Prepare channels that stream by on a coarser network's grid, interpolated tile by tile.
 
     Voxels outside that grid are background. Errors are those of `plan_stream`.

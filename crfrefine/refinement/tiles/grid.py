@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from crfrefine.arrays.label_maps import Box, whole, widen
+from crfrefine.arrays.label_maps import Box, dilated, whole_box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.cpu import load_engine
@@ -101,7 +101,7 @@ class TileGrid:
         Those count that are in the grid and in the mask, (*grid), if there is one.
         """
         counts = np.zeros(self._padded_shape, np.bool_)
-        counts[whole(self.shape)] = True if mask is None else mask
+        counts[whole_box(self.shape)] = True if mask is None else mask
         shape: list[int] = []
         for count, tile in zip(self.counts, TILE, strict=True):
             shape += (count, tile)
@@ -115,7 +115,7 @@ class TileGrid:
         padded = np.full(shape, np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[whole(self.shape)])
+        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[whole_box(self.shape)])
 
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
@@ -265,6 +265,6 @@ def label_sets(grid: TileGrid, present: Bool, may_matter: Bool, reach: Extents) 
     domains = np.zeros_like(present)
     rings = num_rings(reach)
     for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
-        near = widen(present[label], rings)
+        near = dilated(present[label], rings)
         domains[label] = near & may_matter[label]
     return LabelSets(grid, domains)

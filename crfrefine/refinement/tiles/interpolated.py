@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, bounding_box, relative, whole
+from crfrefine.arrays.label_maps import Box, bounding_box, relative, whole_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.resampling import Interpolation
@@ -28,7 +28,7 @@ from crfrefine.refinement.tiles.streaming import StoredChannels, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.given import Case, StreamedNetwork
+    from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
 # once more: interpolation needs a label's logits at all neighbors of where it may matter.
@@ -49,7 +49,7 @@ class CoarseChannels(ChannelSource):
 
     @classmethod
     def of_stream(
-        cls, network: StreamedNetwork, case: Case, thresholds: Thresholds
+        cls, network: StreamedNetwork, case: CaseToRefine, thresholds: Thresholds
     ) -> tuple[CoarseChannels, Labels, Note]:
         """Let channels stream by, and keep them where labels may take part.
 
@@ -222,7 +222,7 @@ class CoarseChannels(ChannelSource):
         """(*tiles), True where a tile depends on padding; None without padding."""
         if self.padding is None:
             return None
-        return self.largest_of_tiles(self.padding, whole(self.padding.shape), False)
+        return self.largest_of_tiles(self.padding, whole_box(self.padding.shape), False)
 
     def highest(self, label: int) -> Float32:
         """Return an upper bound of a label's logits in each tile, (*tiles)."""

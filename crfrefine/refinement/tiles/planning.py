@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, share_reach, widen
+from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, dilated, share_reach
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.sections import TRUNCATION_RADIUS
-from crfrefine.refinement.given import Case, Prepared, StreamedNetwork
+from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
@@ -38,7 +38,7 @@ LARGEST_COARSE_SLAB = 40_000_000
 
 
 def plan_array(
-    prepared: Prepared, mask_box: Box | None, case: Case, *, is_interpolated: bool
+    prepared: Prepared, mask_box: Box | None, case: CaseToRefine, *, is_interpolated: bool
 ) -> None:
     """Plan the tiles of a case in memory, which is prepared to be refined without tiles.
 
@@ -100,7 +100,9 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
     return np.ascontiguousarray(image.mask).reshape(grid.shape)
 
 
-def _survey(source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case) -> Survey:
+def _survey(
+    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
+) -> Survey:
     """Return the survey of all channels, with labels marked where they are."""
     mean_field = case.model.mean_field
     survey = Survey(source.grid, mean_field, mask, thresholds, case.context.threads)
@@ -124,7 +126,7 @@ CROWDED = 1.1
 
 
 def _is_crowded(
-    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: Case
+    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
 ) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
     grid = source.grid
@@ -145,7 +147,7 @@ def _is_crowded(
     return num_entries * TILE_VOXELS >= CROWDED * work_everywhere
 
 
-def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
+def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     """Prepare channels that stream by, whose tiles are kept where labels may take part.
 
     Raises:
@@ -182,7 +184,7 @@ def plan_stream(network: StreamedNetwork, case: Case) -> Prepared:
 
 
 def lazy_problem(
-    case: Case,
+    case: CaseToRefine,
     source: ChannelSource,
     present: Bool,
     may_matter: Bool,
@@ -221,7 +223,7 @@ def lazy_problem(
 
 
 def prepare_on_tiles(
-    problem: TileProblem, labels: Labels, largest_sums: Float64, case: Case
+    problem: TileProblem, labels: Labels, largest_sums: Float64, case: CaseToRefine
 ) -> Prepared:
     """Return a case whose channels are not in memory, with the network's label map, (*grid).
 
@@ -239,7 +241,7 @@ def prepare_on_tiles(
 MAX_PAIRS = 1000
 
 
-def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: Case) -> Prepared:
+def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToRefine) -> Prepared:
     """Prepare a label map, whose labels take part near where they occur.
 
     That is within the kernels' reach, with the logit 0, or where they have a share in the map of a
@@ -353,7 +355,7 @@ def sums_are_direct(problem: TileProblem) -> bool:
 
 def _num_tiles_around(problem: TileProblem) -> int:
     """Return the number of tiles that messages of active ones reach."""
-    around = widen(problem.sets.active, num_rings(problem.reach))
+    around = dilated(problem.sets.active, num_rings(problem.reach))
     return int(np.count_nonzero(around))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import count_inside, widen
+from crfrefine.arrays.label_maps import count_inside, dilated
 from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.base import (
     MeanFieldReport,
@@ -140,10 +140,10 @@ def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
     by_axis = by_tile.reshape(*counts, *rows_of_tile).transpose(0, 3, 1, 4, 2)
     rows = by_axis.reshape(-1, counts[1] * TILE[1], counts[2])
     rows = rows[:num_planes, :num_rows]
-    near = widen(rows, (2 * reach[0], 2 * reach[1], 0))
+    near = dilated(rows, (2 * reach[0], 2 * reach[1], 0))
     near = np.repeat(near, TILE[2], axis=-1)
     near = near[..., :num_columns]
-    near = widen(near, (0, 0, 2 * reach[2]))
+    near = dilated(near, (0, 0, 2 * reach[2]))
     return np.ascontiguousarray(near)
 
 
@@ -169,7 +169,7 @@ def share_channels(
     # the part itself.
     parts = []
     for label, domain in enumerate(sets.domains):
-        reached = widen(domain, rings)
+        reached = dilated(domain, rings)
         numbered, count = ndimage.label(reached, structure=neighbors)
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
             around = numbered[box] == number

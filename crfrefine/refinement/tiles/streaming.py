@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.label_maps import dilated
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
@@ -242,7 +242,7 @@ class Candidates:
         if self._rings is not None:
             present = margins > survey.thresholds.present[label]
             by_axis = present.reshape(-1, *grid.counts[1:])
-            near = widen(by_axis, self._rings)
+            near = dilated(by_axis, self._rings)
             num_layers = self._rings[0]
             if planes.start > 0:  # Tiles of the planes before and behind them may be near.
                 near[:num_layers] = True
@@ -256,7 +256,7 @@ class Candidates:
 
 def _forget_far_tiles(store: StoredChannels, survey: Survey, label: int, rings: Extents) -> None:
     """Forget a label's tiles that are not within so many rings of one where it is present."""
-    near = widen(survey.present[label], rings) & survey.may_matter[label]
+    near = dilated(survey.present[label], rings) & survey.may_matter[label]
     tiles, _ = store.joined(label)
     store.retain(label, near.reshape(-1)[tiles])
 
