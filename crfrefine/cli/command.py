@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -21,7 +19,14 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 import typer
 from typer.core import TyperCommand
 
-from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, Option, parse_path
+from crfrefine.base.option import (
+    ARGUMENTS,
+    MESSAGES,
+    PANELS,
+    Option,
+    parse_path,
+)
+from crfrefine.cli.dicom import is_named_dicom, refuse_dicom
 from crfrefine.errors import InputError
 
 # What a shell makes of a pattern without quotes.
@@ -30,9 +35,6 @@ _ONE_PATH = (
     "An option takes one path: give the folder of many cases, "
     "or repeat the option for the files of one case."
 )
-_DICOM = r"\.(dcm|dicom|ima)$"
-_READ_VOLUMES = ("infer", "train-crf", "evaluate", "tune")
-_OUTPUTS = ("output", "summary", "corrections")
 VERBOSE = "crfrefine.verbose"  # where the context notes whether tracebacks are wanted
 
 
@@ -61,7 +63,7 @@ class Command(TyperCommand):
             extra = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             if type(error) is not typer.BadParameter:  # A parameter is missing.
-                named = [Path(text) for text in typed if _is_named_dicom(text)]
+                named = [Path(text) for text in typed if is_named_dicom(text)]
                 refuse_dicom(self.name, {"inputs": named})
             raise
         if ctx.resilient_parsing:
@@ -255,49 +257,3 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
     convert.__name__ = "path" if parse is parse_path else "text"
     return convert
-
-
-def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
-    """Raise InputError if an input of a command is a DICOM file, or a folder of them.
-
-    `values` are those of its parameters, also in lists and pairs. The error names the commands to
-    run.
-    """
-    if command not in _READ_VOLUMES:
-        return
-    pending = [value for name, value in values.items() if name not in _OUTPUTS]
-    while pending:
-        path = pending.pop(0)
-        if isinstance(path, list | tuple):
-            pending[:0] = path
-        if not isinstance(path, Path):
-            continue
-        is_there = os.path.exists(path)  # noqa: PTH110 - no exception for names that are too long
-        if not is_there and not _is_named_dicom(path):
-            continue
-        from crfrefine.io.formats import STRUCTURES
-        from crfrefine.io.paths import holds_volumes, is_dicom, recognize, suffix_of
-
-        if suffix_of(path) and not path.is_dir():  # Reading such a file tells what it is.
-            continue
-        if recognize(path) is STRUCTURES:
-            raise InputError(f"{path}: {STRUCTURES.hint('it')}")
-        if not is_dicom(path) or holds_volumes(path):
-            continue
-        volume = re.sub(_DICOM, ".nii.gz", str(path), flags=re.IGNORECASE)
-        if volume == str(path):
-            volume += ".nii.gz"
-        convert = ["crfrefine", "convert", str(path), volume]
-        if not path.is_dir():
-            convert += ["--like", "SERIES"]
-        raise InputError(
-            f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n"
-            f"  {shlex.join(convert)}\n"
-            "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
-            "--like SERIES` makes DICOM of a result."
-        )
-
-
-def _is_named_dicom(path: str | Path) -> bool:
-    """Return whether a name ends like that of a DICOM file."""
-    return re.search(_DICOM, str(path), re.IGNORECASE) is not None

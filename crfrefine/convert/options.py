@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from crfrefine.base.option import (
+from crfrefine.base.label_options import (
     CHANNEL_LABELS,
-    INPUT,
     MAP,
-    OUTPUT,
     SCALE,
     Mapped,
-    Option,
     mapping_of,
     parse_channel_labels,
     parse_own_mapped,
     parse_scale,
+)
+from crfrefine.base.option import (
+    INPUT,
+    OUTPUT,
+    Option,
 )
 from crfrefine.errors import InputError
 

@@ -12,8 +12,10 @@ from contextlib import suppress
 from itertools import chain
 
 from crfrefine import io
+from crfrefine.base.label_options import (
+    REFERENCE,
+)
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import REFERENCE
 from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, normalized
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions

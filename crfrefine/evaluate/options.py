@@ -8,24 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
-from crfrefine.base.option import (
+from crfrefine.base.label_options import (
     ADD_BACKGROUND,
     CHANNEL_LABELS,
-    INPUT,
     MAP,
     MAP_OF_REFERENCE,
-    OUTPUT,
     REFERENCE,
-    RESOURCES,
     SCALE,
     Mapped,
-    Option,
     mapping_of,
     parse_channel_labels,
     parse_mapped,
-    parse_path,
     parse_scale,
+)
+from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
+from crfrefine.base.option import (
+    INPUT,
+    OUTPUT,
+    RESOURCES,
+    Option,
+    parse_path,
 )
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.label_options import (
+    mapping_of,
+)
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import mapping_of
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases

@@ -8,25 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.limits import MAX_THREADS, parse_size
-from crfrefine.base.option import (
+from crfrefine.base.label_options import (
     ADD_BACKGROUND,
     CHANNEL_LABELS,
-    CLUSTER,
-    INPUT,
     INTERPOLATIONS,
     LINEAR,
     MAP,
+    SCALE,
+    Mapped,
+    parse_channel_labels,
+    parse_own_mapped,
+    parse_scale,
+)
+from crfrefine.base.limits import MAX_THREADS, parse_size
+from crfrefine.base.option import (
+    CLUSTER,
+    INPUT,
     MAX_PARTS,
     OUTPUT,
     RESOURCES,
-    SCALE,
-    Mapped,
     Option,
-    parse_channel_labels,
-    parse_own_mapped,
     parse_path,
-    parse_scale,
     path_text,
 )
 from crfrefine.errors import InputError

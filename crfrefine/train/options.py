@@ -9,16 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.option import (
-    INPUT,
+from crfrefine.base.label_options import (
     MAP,
     MAP_OF_REFERENCE,
+    Mapped,
+    parse_mapped,
+)
+from crfrefine.base.option import (
+    INPUT,
     MAX_PARTS,
     MODEL,
     OUTPUT,
-    Mapped,
     Option,
-    parse_mapped,
 )
 from crfrefine.errors import InputError
 from crfrefine.version import __version__
