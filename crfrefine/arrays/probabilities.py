@@ -140,12 +140,13 @@ class Look:
         """
         if self.are_logits:
             return
-        with np.errstate(over="ignore", invalid="ignore"):  # An infinite sum is none of those told.
+        # An infinite value is not whole, nor is its sum one of those told.
+        with np.errstate(over="ignore", invalid="ignore"):
             self.sums[planes] += values
+            if self.is_whole:
+                self.is_whole = not np.mod(values, 1).any()
         if self.is_binary:
             self.is_binary = bool(((values == 0) | (values == 1)).all())
-        if self.is_whole:
-            self.is_whole = not np.mod(values, 1).any()
         levels = self._levels.setdefault(label, set())
         rest = values.reshape(-1)
         while self._has_few_levels and rest.size:
