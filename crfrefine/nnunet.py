@@ -21,11 +21,7 @@ from crfrefine.arrays.resampling import GridMap, Interpolation, stored_sizes
 from crfrefine.base.array_types import Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.label_options import (
-    CUBIC,
-    INTERPOLATIONS,
-    LINEAR,
-)
+from crfrefine.base.label_options import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.base.limits import available_threads, check_threads, memory_limit
 from crfrefine.base.notices import warn
 from crfrefine.cases.case_files import CaseFiles

@@ -23,9 +23,7 @@ from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.label_options import (
-    REFERENCE,
-)
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles

@@ -22,9 +22,7 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.label_options import (
-    REFERENCE,
-)
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten

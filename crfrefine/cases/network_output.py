@@ -25,9 +25,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.label_options import (
-    CUBIC,
-)
+from crfrefine.base.label_options import CUBIC
 from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.label_options import (
-    REFERENCE,
-)
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted

@@ -19,13 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 import typer
 from typer.core import TyperCommand
 
-from crfrefine.base.option import (
-    ARGUMENTS,
-    MESSAGES,
-    PANELS,
-    Option,
-    parse_path,
-)
+from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, Option, parse_path
 from crfrefine.cli.dicom import is_named_dicom, refuse_dicom
 from crfrefine.errors import InputError
 

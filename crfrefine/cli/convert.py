@@ -10,10 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crfrefine.base.option import (
-    OUTPUT,
-    Option,
-)
+from crfrefine.base.option import OUTPUT, Option
 from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of

@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from crfrefine.base.option import (
-    OUTPUT,
-    Option,
-)
+from crfrefine.base.option import OUTPUT, Option
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.infer.options import InferenceOptions

@@ -9,10 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crfrefine.base.option import (
-    INPUT,
-    Option,
-)
+from crfrefine.base.option import INPUT, Option
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.evaluate.options import EvaluationOptions

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crfrefine.base.option import (
-    LABELS,
-    Option,
-)
+from crfrefine.base.option import LABELS, Option
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of

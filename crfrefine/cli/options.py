@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from crfrefine.base.option import (
-    INPUT,
-    MESSAGES,
-    MODEL,
-    Option,
-    path_text,
-)
+from crfrefine.base.option import INPUT, MESSAGES, MODEL, Option, path_text
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters

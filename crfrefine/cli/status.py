@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crfrefine.base.notes import Note
-from crfrefine.base.option import (
-    Option,
-)
+from crfrefine.base.option import Option
 from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.base.limits import run_beside
-from crfrefine.base.option import (
-    Option,
-)
+from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of

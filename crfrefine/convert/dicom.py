@@ -19,9 +19,7 @@ from crfrefine import errors, io
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
-from crfrefine.base.label_options import (
-    note_on_values,
-)
+from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.convert.file import (

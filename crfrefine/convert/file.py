@@ -15,9 +15,7 @@ from crfrefine.arrays.scales import divide_by_scale
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.label_options import (
-    note_on_values,
-)
+from crfrefine.base.label_options import note_on_values
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note
 from crfrefine.base.text import TIMES, counted

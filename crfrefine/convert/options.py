@@ -16,11 +16,7 @@ from crfrefine.base.label_options import (
     parse_own_mapped,
     parse_scale,
 )
-from crfrefine.base.option import (
-    INPUT,
-    OUTPUT,
-    Option,
-)
+from crfrefine.base.option import INPUT, OUTPUT, Option
 from crfrefine.errors import InputError
 
 

@@ -12,9 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from crfrefine import io
-from crfrefine.base.label_options import (
-    REFERENCE,
-)
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, normalized
 from crfrefine.errors import CrfRefineError

@@ -22,13 +22,7 @@ from crfrefine.base.label_options import (
     parse_scale,
 )
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
-from crfrefine.base.option import (
-    INPUT,
-    OUTPUT,
-    RESOURCES,
-    Option,
-    parse_path,
-)
+from crfrefine.base.option import INPUT, OUTPUT, RESOURCES, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 

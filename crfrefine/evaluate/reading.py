@@ -25,9 +25,7 @@ from crfrefine.arrays.probabilities import BLOCK_VOXELS, clip_overshoot, find_ti
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.label_options import (
-    REFERENCE,
-)
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles

@@ -12,9 +12,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool
 from crfrefine.base.failures import Failure
-from crfrefine.base.label_options import (
-    note_on_values,
-)
+from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import Incomplete, note_on_left_out

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.label_options import (
-    mapping_of,
-)
+from crfrefine.base.label_options import mapping_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions

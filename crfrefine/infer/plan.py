@@ -13,9 +13,7 @@ from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import (
-    path_of_part,
-)
+from crfrefine.base.option import path_of_part
 from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers

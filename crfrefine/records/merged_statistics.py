@@ -7,9 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from crfrefine.base.option import (
-    path_of_part,
-)
+from crfrefine.base.option import path_of_part
 from crfrefine.base.text import for_spreadsheet, listed
 from crfrefine.errors import InputError
 from crfrefine.io.paths import require_file

@@ -20,9 +20,7 @@ from stat import S_ISREG
 from typing import Any, Self, TypeAlias
 
 from crfrefine.base.failures import Failure
-from crfrefine.base.label_options import (
-    note_on_values,
-)
+from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed, shorten_value

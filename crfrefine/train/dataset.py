@@ -12,10 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.base.label_options import (
-    REFERENCE,
-    mapping_of,
-)
+from crfrefine.base.label_options import REFERENCE, mapping_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, see
 from crfrefine.cases.case import Case, load_case

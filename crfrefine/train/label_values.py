@@ -10,9 +10,7 @@ from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import expected_error
-from crfrefine.base.label_options import (
-    note_on_values,
-)
+from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders

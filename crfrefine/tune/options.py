@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from crfrefine.base.option import (
-    INPUT,
-    LABELS,
-    OUTPUT,
-    Option,
-)
+from crfrefine.base.option import INPUT, LABELS, OUTPUT, Option
 from crfrefine.infer.options import InferenceOptions
 
 if TYPE_CHECKING:

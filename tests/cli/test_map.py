@@ -19,9 +19,7 @@ from cli_helpers import (
 from evaluation_helpers import write_study
 from training_helpers import cases_in, write_cases
 
-from crfrefine.base.label_options import (
-    parse_mapped,
-)
+from crfrefine.base.label_options import parse_mapped
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.errors import InputError
 from crfrefine.train.dataset import read_labeled
