@@ -33,15 +33,15 @@ from crfrefine.io import placed_on, write_label_map, write_pieces
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, VolumeHeader, named_segments
 from crfrefine.io.writing import Planes, check_replaceable, write_small_file
-from crfrefine.records.records import (
+from crfrefine.records.contents import (
     LABEL_MAP,
-    CaseRecord,
     changed_inputs,
     content_of,
     contents_of_inputs,
     time_of_change,
     times_of_strokes,
 )
+from crfrefine.records.records import CaseRecord
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult

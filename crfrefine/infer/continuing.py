@@ -8,7 +8,8 @@ from pathlib import Path
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.infer.outputs import OutputFiles
-from crfrefine.records.records import CaseRecord, RunSummary, time_of_change, times_of_strokes
+from crfrefine.records.contents import time_of_change, times_of_strokes
+from crfrefine.records.records import CaseRecord, RunSummary
 from crfrefine.records.states import CaseState, RecordedRuns
 
 REFINED_AGAIN = "refined again"

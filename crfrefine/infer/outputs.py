@@ -27,13 +27,8 @@ from crfrefine.io.formats import WRITTEN_SUFFIXES
 from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, named_segments, segments_of, unique_stem
 from crfrefine.io.writing import check_replaceable
-from crfrefine.records.records import (
-    Content,
-    FileBefore,
-    checksums_of_inputs,
-    content_of,
-    contents_of_inputs,
-)
+from crfrefine.records.contents import Content, checksums_of_inputs, content_of, contents_of_inputs
+from crfrefine.records.records import FileBefore
 
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
 

@@ -1,44 +1,35 @@
 """The records of a run and of its cases, lines of a file per part in the output folder.
 
-docs/reference/summary.md describes them. What the files of a case hold is recorded too, by which
-`--continue` sees whether they were changed: times alone do not tell, as a copy of a folder has
-other ones.
+docs/reference/summary.md describes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Self, TypeAlias
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.plain import fields_from_plain
-from crfrefine.base.text import listed, shorten_value
-from crfrefine.cases.case_files import CaseFiles
+from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
-from crfrefine.io.paths import files_read
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.version import __version__
 
 SCHEMA = 2
 
 RECORD_FOLDER = ".crfrefine"
-LABEL_MAP = "label_map"  # the one output among the contents of a case
-_BLOCK_BYTES = 1 << 20
 
-# The checksum of files, and a stamp, which is one of their sizes and times.
-Content: TypeAlias = Mapping[str, str]
 # The checksum of a file that an earlier run has written, and those of the inputs that it was made
 # of, or none if the run had other settings.
 FileBefore: TypeAlias = tuple[str, Mapping[str, str | None]]
@@ -295,90 +286,3 @@ def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) ->
         if note is not None:
             notes.append(note)
     return notes
-
-
-def time_of_change(path: Path) -> str | None:
-    """Return the time of a file's last change, UTC; None if it does not exist."""
-    try:
-        changed = path.stat().st_mtime_ns
-    except (OSError, ValueError):  # A record may hold a name that the system refuses.
-        return None
-    return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
-
-
-def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
-    """Return the time of the last change of each file of a case's strokes, by its name."""
-    return {path.name: time_of_change(path) for path in files.strokes}
-
-
-def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str, str]:
-    """Return the content of files; files that cannot be read count as missing.
-
-    Files with the stamp of `known` have its content, and are not read.
-    """
-    # The checksum of isal is fifteen times as fast as that of zlib; commands that read no file need
-    # not import it.
-    from isal.isal_zlib import crc32
-
-    files = []
-    states = []
-    for path in paths:
-        with suppress(OSError, ValueError):
-            status = path.stat()
-            if S_ISREG(status.st_mode):  # Reading a pipe would wait for ever.
-                files.append(path)
-                states.append((status.st_size, status.st_mtime_ns))
-    stamp = f"{crc32(repr(states).encode()):08x}"
-    if known is not None and known.get("stamp") == stamp:
-        return dict(known)
-    checksum = 0
-    for path in files:
-        with suppress(OSError), path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK_BYTES):
-                checksum = crc32(block, checksum)
-    num_bytes = sum(size for size, _ in states)
-    return {"stamp": stamp, "checksum": f"{num_bytes}-{checksum:08x}"}
-
-
-def contents_of_inputs(
-    files: CaseFiles, known: Mapping[str, Content] | None = None
-) -> dict[str, dict[str, str]]:
-    """Return the content of each kind of input that a case has: "images", "logits" and so on.
-
-    By these words a message says which input has changed. A spacing that is given counts as one.
-    """
-    known = known or {}
-    paths = {"images": files.images, "logits": files.logits, "strokes": files.strokes}
-    if files.mask is not None:
-        paths["mask"] = (files.mask,)
-    contents = {}
-    for kind, named in paths.items():
-        if named:
-            read = [file for path in named for file in files_read(path)]
-            contents[kind] = content_of(read, known.get(kind))
-    if files.spacing is not None:
-        given = shorten_value(files.spacing)
-        contents["spacing"] = {"stamp": given, "checksum": given}
-    return contents
-
-
-def checksums_of_inputs(contents: Mapping[str, Content]) -> dict[str, str | None]:
-    """Return the checksum of each kind of input among the contents of a case."""
-    checksums = {}
-    for kind, content in contents.items():
-        if kind != LABEL_MAP:
-            checksums[kind] = content.get("checksum")
-    return checksums
-
-
-def changed_inputs(files: CaseFiles, known: Mapping[str, Content]) -> list[str]:
-    """Return the kinds of inputs whose contents are not the known ones.
-
-    Empty for the record of an older version, which has no contents.
-    """
-    before = checksums_of_inputs(known)
-    if not before:
-        return []
-    now = checksums_of_inputs(contents_of_inputs(files, known))
-    kinds = dict.fromkeys((*before, *now))
-    return [kind for kind in kinds if before.get(kind) != now.get(kind)]

@@ -14,16 +14,13 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
 from crfrefine.io.paths import files_written, require_file, stem_of
+from crfrefine.records.contents import LABEL_MAP, checksums_of_inputs, content_of, time_of_change
 from crfrefine.records.records import (
-    LABEL_MAP,
     RECORD_FOLDER,
     CaseRecord,
     FileBefore,
     RunSummary,
-    checksums_of_inputs,
-    content_of,
     notes_on_cases,
-    time_of_change,
 )
 
 if TYPE_CHECKING:

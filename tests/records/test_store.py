@@ -30,13 +30,7 @@ from tune_helpers import open_session, options_for, whole_result, write_labeled
 
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.metrics.regions import parse_region
-from crfrefine.records.records import (
-    READING,
-    RECORD_FOLDER,
-    SETTINGS,
-    CaseRecord,
-    RunSummary,
-)
+from crfrefine.records.records import READING, RECORD_FOLDER, SETTINGS, CaseRecord, RunSummary
 from crfrefine.records.states import _other_values, read_records
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
