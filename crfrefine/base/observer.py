@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from crfrefine.base.notes import Note
 
+RunT = TypeVar("RunT")  # the description of a run
+CaseT = TypeVar("CaseT")  # that of a case that has ended
 
-class Observer:
+
+class Observer(Generic[RunT, CaseT]):
     """Receives the events of a run.
 
     Each command has its own description of a run, and of a case that has ended. Methods may be
     called from any thread, one call at a time; overriding them is optional.
     """
 
-    def run_started(self, run: Any) -> None:
+    def run_started(self, run: RunT) -> None:
         """The cases and the device are known."""
 
     def cases_found(self, text: str) -> None:
@@ -45,11 +48,14 @@ class Observer:
     def note(self, note: Note, *, case_id: str = "") -> None:
         """Something was assumed or ignored for a case, or without `case_id` for all cases."""
 
-    def case_ended(self, record: Any) -> None:
+    def case_ended(self, record: CaseT) -> None:
         """A case is done, was done earlier, or failed."""
 
     def stage_ended(self, text: str) -> None:
         """A part of the run that is no case is over; `text` is its outcome in a line."""
 
-    def run_ended(self, run: Any) -> None:
+    def run_ended(self, run: RunT) -> None:
         """The run has ended."""
+
+
+AnyObserver = Observer[Any, Any]  # where no event has a description of the run

@@ -10,7 +10,7 @@ from pathlib import Path
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note
-from crfrefine.base.observer import Observer
+from crfrefine.base.observer import AnyObserver
 from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -133,7 +133,7 @@ def summarize(roles: Sequence[Role]) -> str:
     return "; ".join(parts)
 
 
-def tell_roles(cases: Sequence[CaseFiles], reading: ReadingOptions, observer: Observer) -> None:
+def tell_roles(cases: Sequence[CaseFiles], reading: ReadingOptions, observer: AnyObserver) -> None:
     """Tell the roles of the first case, unless its headers cannot be read."""
     complete = next((files for files in cases if not files.problem), None)
     if complete is None:

@@ -37,7 +37,7 @@ _COLUMNS_OF_COMPARISON = (
 )
 
 
-class EvaluationReporter(RunReporter):
+class EvaluationReporter(RunReporter["Evaluation", "CaseResult"]):
     """Shows a run: a live bar on a terminal, else one plain line per case.
 
     VERBOSE adds the assumptions about each case.

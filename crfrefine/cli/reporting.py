@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.failures import Causes, Failure
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
+from crfrefine.base.observer import CaseT, Observer, RunT
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.failures import indented
 from crfrefine.engines import unexpected_device
@@ -42,7 +42,7 @@ MAX_LISTED = 20
 
 
 @dataclass(eq=False)
-class RunReporter(Observer, AbstractContextManager[Any]):
+class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
     """Shows the events of a run: messages, and on a terminal a line that is redrawn.
 
     Without that line, a stage is told of where nothing was said for some time.
@@ -229,7 +229,7 @@ class RunReporter(Observer, AbstractContextManager[Any]):
         self._causes = None
 
 
-class Reporter(RunReporter):
+class Reporter(RunReporter["RunSummary", "CaseRecord"]):
     """Shows a run of `infer`.
 
     On a terminal, a live bar has case, stage and remaining time; else there is one plain line per
@@ -317,7 +317,7 @@ class Reporter(RunReporter):
             self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
 
 
-class FolderReporter(RunReporter):
+class FolderReporter(RunReporter["Sequence[Conversion]", "Conversion"]):
     """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
     def run_started(self, files: Sequence[Conversion]) -> None:

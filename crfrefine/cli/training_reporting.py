@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from crfrefine.base.text import for_terminal
 from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, sentences_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MAX_SETS = 5
 
 
-class TrainingReporter(RunReporter):
+class TrainingReporter(RunReporter[str, Any]):
     """Shows a training, or a choice of parameters: a bar, or lines; VERBOSE shows every step."""
 
     silent_seconds = 10.0

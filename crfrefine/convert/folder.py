@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,8 +86,14 @@ def _plan_folder(
     return plan, ""
 
 
+ConversionObserver = Observer[Sequence[Conversion], Conversion]
+
+
 def convert_folder(
-    source: Path, target: Path, options: ConversionOptions, observer: Observer
+    source: Path,
+    target: Path,
+    options: ConversionOptions,
+    observer: ConversionObserver,
 ) -> list[Conversion]:
     """Convert the files of a folder or pattern, and return their outcomes; a full disk ends it.
 

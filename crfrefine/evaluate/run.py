@@ -45,6 +45,7 @@ from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
 
 SCHEMA = 1
+EvaluationObserver = Observer[Evaluation, CaseResult]
 COLUMNS = ("case", "label", "metric", "value", "method")
 
 
@@ -111,13 +112,15 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 @keeping_inputs()
-def run_evaluation(options: EvaluationOptions, observer: Observer | None = None) -> Evaluation:
+def run_evaluation(
+    options: EvaluationOptions, observer: EvaluationObserver | None = None
+) -> Evaluation:
     """Measure all cases, compare the methods, and write the results.
 
     Raise CrfRefineError if the cases cannot be measured or the results cannot be written.
     """
     started = time.perf_counter()
-    observer = observer or Observer()
+    observer = observer or EvaluationObserver()
     check_options(options)
     evaluation = pair_cases(options)
     add_volumes(*options.inputs)
@@ -160,7 +163,7 @@ def run_evaluation(options: EvaluationOptions, observer: Observer | None = None)
     return evaluation
 
 
-def _measure(evaluation: Evaluation, observer: Observer) -> None:
+def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """Measure all cases, and note what their files show.
 
     What is known before the first case is noted then.

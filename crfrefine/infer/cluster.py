@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.failures import describe_failure
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.infer.case_work import refine_case
 from crfrefine.infer.in_flight import CasesInFlight
 from crfrefine.infer.plan import Task
-from crfrefine.records.records import CaseRecord
+from crfrefine.records.records import CaseRecord, RunObserver
 from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
@@ -113,5 +112,5 @@ def refine_on_worker(version: str, task: Task) -> CaseRecord:
             f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
             "install the same version on all machines"
         )
-    (record,) = CasesInFlight([task], task.options, task.device).records(refine_case, Observer())
+    (record,) = CasesInFlight([task], task.options, task.device).records(refine_case, RunObserver())
     return record

@@ -10,13 +10,12 @@ from contextlib import suppress
 
 from crfrefine.base.limits import available_threads, memory_limit, thread_pool
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.plan import Task
 from crfrefine.io.writing import naming_after
-from crfrefine.records.records import CaseRecord
+from crfrefine.records.records import CaseRecord, RunObserver
 
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
@@ -206,7 +205,9 @@ class CasesInFlight:
         self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(tasks)]
 
     def records(
-        self, refine: Callable[[CaseInFlight], CaseRecord], observer: Observer
+        self,
+        refine: Callable[[CaseInFlight], CaseRecord],
+        observer: RunObserver,
     ) -> Generator[CaseRecord]:
         """Yield the record of each case in the order of the tasks, as `refine` returns it."""
         # As many threads again are for cases that have left their places and are only written.
@@ -266,7 +267,7 @@ class CasesInFlight:
 def _show_stages(
     case: CaseInFlight,
     future: Future[CaseRecord],
-    observer: Observer,
+    observer: RunObserver,
     shown: tuple[str, int, int] | None = None,
 ) -> tuple[str, int, int] | None:
     """Show the stages of a case until it waits for those before, or has ended.

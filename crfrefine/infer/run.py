@@ -12,7 +12,6 @@ from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
@@ -23,11 +22,11 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.plan import RunPlan, plan_run
 from crfrefine.io.json import add_lines
 from crfrefine.io.writing import write_small_file
-from crfrefine.records.records import RunSummary, notes_on_cases
+from crfrefine.records.records import RunObserver, RunSummary, notes_on_cases
 
 
 @keeping_inputs()
-def run_inference(options: InferenceOptions, observer: Observer | None = None) -> RunSummary:
+def run_inference(options: InferenceOptions, observer: RunObserver | None = None) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others continue.
 
     Raises CrfRefineError if the run is impossible: no case, no device, no place to write.
@@ -35,7 +34,7 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
     """
     if options.dask is not None:  # Workers run in other folders.
         options = _with_absolute_paths(options)
-    observer = observer or Observer()
+    observer = observer or RunObserver()
     plan = plan_run(options)
     started = time.perf_counter()
     summary = plan.summary
@@ -87,7 +86,10 @@ def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
 
 
 def _run_cases(
-    plan: RunPlan, observer: Observer, run: Mapping[str, Any], waiting: list[Mapping[str, Any]]
+    plan: RunPlan,
+    observer: RunObserver,
+    run: Mapping[str, Any],
+    waiting: list[Mapping[str, Any]],
 ) -> None:
     """Refine the cases, record each one when it ends, and tell the notes on all of them.
 

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeAlias
 from crfrefine.base.failures import Failure
 from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.observer import Observer
 from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
@@ -254,6 +255,9 @@ class RunSummary:
             content[f"num_{status}"] = self.count(status)
         content["cases"] = [record.to_dict() for record in self.cases]
         return to_json(content, indent=2)
+
+
+RunObserver = Observer[RunSummary, CaseRecord]
 
 
 def _completed(parameters: dict[str, Any]) -> dict[str, Any]:

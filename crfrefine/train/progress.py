@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from crfrefine.base.notes import Note
 from crfrefine.base.observer import Observer
+
+TrainingObserver = Observer[str, Any]  # A run is described in a line.
 
 ALL_CASES = "all cases"  # name of the part of the run after the folds
 
@@ -38,7 +41,7 @@ class Progress:
 
     def __init__(
         self,
-        observer: Observer,
+        observer: TrainingObserver,
         num_folds: int,
         num_steps: int,
         num_cases: int = 0,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import listed
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.engines import get_backend
@@ -22,6 +21,7 @@ from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 from crfrefine.io.writing import check_replaceable
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import make_plan
+from crfrefine.train.progress import TrainingObserver
 
 if TYPE_CHECKING:
     from crfrefine.train.comparison import TrainingResult
@@ -31,7 +31,9 @@ DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained
 
 
 @keeping_inputs()
-def run_training(options: TrainingOptions, observer: Observer | None = None) -> TrainingResult:
+def run_training(
+    options: TrainingOptions, observer: TrainingObserver | None = None
+) -> TrainingResult:
     """Fit the CRF to labeled cases, write the results, and return them.
 
     Finished folds stay if the run is stopped.
@@ -61,7 +63,7 @@ def run_training(options: TrainingOptions, observer: Observer | None = None) -> 
     from crfrefine.train.report import make_report
     from crfrefine.train.stages import train
 
-    observer = observer or Observer()
+    observer = observer or TrainingObserver()
     observer.cases_found(plan.cases.found)
     tell_roles(plan.cases.files, plan.cases.reading, observer)
     try:

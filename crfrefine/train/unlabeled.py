@@ -20,7 +20,6 @@ from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
 from crfrefine.cases.case_headers import read_case_headers, require_memory_for
@@ -34,6 +33,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.records.states import read_records
 from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.train.options import TrainingOptions
+from crfrefine.train.progress import TrainingObserver
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
 from crfrefine.train.starts import evenly_spread, voxel_length
 from crfrefine.train.unlabeled_choice import Choice, decide, gains_of, make_candidates
@@ -61,7 +61,7 @@ REPORTED_OPTIONS = (
 
 
 @keeping_inputs()
-def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
+def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choice:
     """Choose parameters, write them with a report, and return the choice.
 
     Raise InputError if an output would replace an input, or if no case can be used.
@@ -110,7 +110,7 @@ def run_unlabeled(options: TrainingOptions, observer: Observer) -> Choice:
 
 
 def choose_for(
-    options: InferenceOptions, overrides: Mapping[str, Any], observer: Observer
+    options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver
 ) -> InferenceOptions:
     """Return the options of a run with parameters chosen for its cases, with the overrides.
 
@@ -148,7 +148,7 @@ def choose_for(
 
 def choose(
     inputs: RunInputs,
-    observer: Observer,
+    observer: TrainingObserver,
     *,
     max_cases: int = MAX_CASES,
     overrides: Mapping[str, Any] | None = None,
@@ -199,7 +199,11 @@ def choose(
 
 
 def _read_sources(
-    inputs: RunInputs, max_cases: int, default: CrfParameters, threads: int, observer: Observer
+    inputs: RunInputs,
+    max_cases: int,
+    default: CrfParameters,
+    threads: int,
+    observer: TrainingObserver,
 ) -> tuple[list[Source], dict[str, Failure]]:
     """Return the sources of synthetic cases, and why other cases cannot be used, with a note."""
     left_out: dict[str, Failure] = {}
