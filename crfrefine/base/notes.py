@@ -284,6 +284,10 @@ class NoteKind(Enum):
         "common space, and names do not tell; --structures says that they are one case, "
         "--no-structures that each is one"
     )
+    CASES_OF_STRUCTURES = (
+        "its files are binary, and have names of several structures of {cases} cases, such as "
+        "{first}; {advice}, or --no-structures takes each file for a case"
+    )
     BAD_REGIONS = "{problem}; continuing without its regions"
     MEASURED_ON_LEARNED = "{learned}; means and charts leave them out, if there are others"
     MAYBE_LEARNED = "{problem}; its parameters may have been learned on more cases than are known"

@@ -6,70 +6,221 @@ TotalSegmentator writes the former, `liver.nii.gz` and others; cases have number
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from crfrefine import io
-from crfrefine.cases.label_input import read_structure
-from crfrefine.cases.patterns import list_files
+from crfrefine.arrays.label_maps import present_labels
+from crfrefine.base.array_types import Bool
+from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.label_names import normalized
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.patterns import find_matches, list_files
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.formats import VOLUME_SUFFIXES
-from crfrefine.io.paths import stem_of
+from crfrefine.io.paths import stem_of, suffix_of
+from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
 
+# The patterns below are of names as they are compared, with spaces in place of `_` and `-`.
 # Structures with a number in their name, as in TotalSegmentator; all others are words.
 _NUMBERED = re.compile(
-    r"(?:vertebrae?|rib|disc|tooth|phalanx|metacarpal|metatarsal|liver|couinaud|gtv|ctv|ptv)[_\W]"
-    r"(?:[a-z]+[_\W])*[a-z]?[0-9]{1,2}"
+    r"(?:vertebrae?|rib|disc|tooth|phalanx|metacarpal|metatarsal|liver|couinaud|gtv|ctv|ptv)\W"
+    r"(?:[a-z]+\W)*[a-z]?[0-9]{1,2}"
 )
-_WORDS = re.compile(r"[^\W\d]{3,}(?:[_\W]+[^\W\d]+)*")
+_WORDS = re.compile(r"[^\W\d]{3,}(?:\W+[^\W\d]+)*")
 # Names that begin with these words are of cases.
 _OF_CASES = re.compile(
-    r"(?:case|sub|subj|subject|pat|patient|scan|study|volume|img|image)(?:[_\W]|$)"
+    r"(?:case|sub|subj|subject|pat|patient|scan|study|volume|img|image)(?:[\W\d]|$)"
+)
+# A part of a case's name, as in BIDS, that is no structure.
+_OF_SCAN = re.compile(r"(?:ses|run|acq|dir|task|time|visit|week|scan)\b")
+# The name of a case and that of a structure, such as "patient7 liver" and "03 liver".
+_CASE_AND_STRUCTURE = re.compile(r"(.*[0-9][^\W_]*)\W+([^\W\d]{3,}(?:\W+[^\W\d]+)*)")
+_RAW = re.compile(r"(?P<case>.*[0-9][^\W_]*)(?P<between>[\W_]+)(?P<structure>[^\W\d_]{3,}[^\d]*)")
+# Any words and a number that counts few things, such as "kidney 2" and "T 12", but not "case 007".
+_COUNTED = re.compile(r"(.*?[^\W\d])\W*(?:0|[1-9][0-9]?)")
+_THINGS = re.compile(
+    r"(?:segment|segmentation|label|class|region|structure|roi|organ|mask|object|component"
+    r"|lesion|nodule|tumou?r|met|metastasis|node|cyst|aneurysm)"
 )
 _MOST_READ = 4  # binary files whose voxels are read to tell
+# So many files that do not overlap are rather structures than cases, whatever their names.
+_MANY_APART = 6
+_OVERLAP = 0.01  # share of a file's voxels that may lie in others
 
 
 def are_structures(folders: Sequence[Path]) -> bool | None:
     """Return whether folders hold binary files of the structures of one case.
 
-    False means that files are cases: they are on several grids, or no binary files, or all have
-    numbers in their names. None means that names do not tell.
+    False means that files are cases: those of a folder have other voxel grids, are no binary files,
+    or have names of cases. None means that names do not tell, or contradict the voxels.
     """
     files = []
     for folder in folders:
         if (folder / "dataset.json").exists():
             return False
-        files.append({stem_of(path): path for path in list_files(folder, VOLUME_SUFFIXES)})
+        paths = list_files(folder, VOLUME_SUFFIXES)
+        files.append({normalized(stem_of(path)): path for path in paths})
     names = sorted(set.intersection(*(set(one) for one in files)))
-    are_named = [_is_name_of_structure(name) for name in names]
-    if len(names) < 2 or not any(are_named):
+    if len(names) < 2:
+        return False
+    told = _told_by_names(names)
+    if told is False and (len(names) < _MANY_APART or any(map(_OF_CASES.match, names))):
         return False
     with suppress(CrfRefineError, OSError):
-        headers = [io.read_header(one[name]) for one in files for name in names]
-        if _are_binary(headers):
-            return True if all(are_named) else None
+        return _told_by_files(files, names, told)
     return False
 
 
-def _is_name_of_structure(name: str) -> bool:
-    lowered = name.lower()
-    if _OF_CASES.match(lowered):
-        return False
-    return bool(_WORDS.fullmatch(lowered) or _NUMBERED.fullmatch(lowered))
+def note_on_names(folder: Path) -> Note:
+    """Return the note on a folder whose names do not tell structures from cases.
+
+    For structures of several cases it has the pattern that says so.
+    """
+    paths = list_files(folder, VOLUME_SUFFIXES)
+    cases = cases_of_structures([normalized(stem_of(path)) for path in paths])
+    if not cases:
+        return Note.of(NoteKind.CASES_OR_STRUCTURES, str(folder))
+    matches = [match for match in map(_RAW.fullmatch, map(stem_of, paths)) if match]
+    structures = sorted({match["structure"] for match in matches})
+    label = "{label}"
+    between = matches[0]["between"]
+    if any(between in structure for structure in structures):
+        label = f"{{label:{','.join(structures)}}}"
+    pattern = folder / f"{{case}}{between}{label}{suffix_of(paths[0])}"
+    advice = "--structures needs a folder per case"
+    if len(find_matches(pattern, VOLUME_SUFFIXES)) == len(paths):
+        advice = f"'{pattern}' in place of the folder says so, and likewise for the others"
+    kind = NoteKind.CASES_OF_STRUCTURES
+    return Note.of(kind, str(folder), first=paths[0].name, cases=len(cases), advice=advice)
 
 
-def _are_binary(headers: Sequence[VolumeHeader]) -> bool:
-    """Return whether files are on one grid, and those that are looked at have 0 and 1 alone."""
-    first = headers[0]
-    for header in headers:
-        if header.num_channels != 1 or header.kind is not None or not first.on_same_grid(header):
+def _told_by_names(names: Sequence[str]) -> bool | None:
+    """Return what names say: True for structures of one case, False for cases, None for neither."""
+    are_named = [_is_name_of_structure(name) for name in names]
+    if all(are_named):
+        return True
+    if any(are_named):
+        return None
+    told = _told_by_prefixes(names)
+    if told is not False:
+        return told
+    stems = set()
+    for name in names:
+        match = _COUNTED.fullmatch(name)
+        if not match or _OF_CASES.match(name):
             return False
+        stems.add(match[1])
+    if len(stems) > 1 or any(map(_THINGS.fullmatch, stems)):
+        return None
+    return False
+
+
+def _told_by_prefixes(names: Sequence[str]) -> bool | None:
+    """Return what names say that have a case or a number before a word, such as "case7 liver".
+
+    The result is None for structures of several cases and for structures that are numbered.
+    """
+    if cases_of_structures(names):
+        return None
+    matches = [match for match in map(_CASE_AND_STRUCTURE.fullmatch, names) if match]
+    structures = {match[2] for match in matches}
+    if len(structures) < len(names) or any(map(_OF_SCAN.match, structures)):
+        return False
+    prefixes = {match[1] for match in matches}
+    if len(prefixes) == 1 and _OF_CASES.match(names[0]):
+        return True
+    if len(prefixes) == 1 or all(map(str.isdecimal, prefixes)):
+        return None
+    return False
+
+
+def cases_of_structures(names: Sequence[str]) -> list[list[str]]:
+    """Return the names of each case, if all are of several cases with several structures each.
+
+    They are such as "pat1 liver" and "pat2 liver"; the result is empty for others.
+    """
+    of_case: dict[str, list[str]] = {}
+    structures = set()
+    for name in names:
+        match = _CASE_AND_STRUCTURE.fullmatch(name)
+        if match is None or _OF_SCAN.match(match[2]):
+            return []
+        of_case.setdefault(match[1], []).append(name)
+        structures.add(match[2])
+    if len(of_case) < 2 or min(map(len, of_case.values())) < 2 or len(structures) == len(names):
+        return []
+    return [*of_case.values()]
+
+
+def _is_name_of_structure(name: str) -> bool:
+    if _OF_CASES.match(name):
+        return False
+    return bool(_WORDS.fullmatch(name) or _NUMBERED.fullmatch(name))
+
+
+def _told_by_files(
+    folders: Sequence[Mapping[str, Path]], names: Sequence[str], told: bool | None
+) -> bool | None:
+    """Return what names have `told`, after a look at the files of each name in each folder."""
+    is_certain = told is True
+    for files in folders:
+        for names_of_case in cases_of_structures(names) or [[*names]]:
+            headers = [io.read_header(files[name]) for name in names_of_case]
+            first = headers[0]
+            are_on_one_grid = all(map(first.on_same_grid, headers))
+            if told is False:
+                if not are_on_one_grid or not _are_apart(headers):
+                    return False
+                continue
+            values = _values_of(headers)
+            if values is None or not all(_is_part(first, header) for header in headers):
+                return False
+            is_certain = is_certain and are_on_one_grid and values <= {0, 1}
+    if is_certain:
+        return True
+    return None
+
+
+def _is_part(first: VolumeHeader, header: VolumeHeader) -> bool:
+    """Return whether the voxels of a file are at those of another one, or continue its grid."""
+    if header.num_channels != 1 or header.kind is not None:
+        return False
+    if first.affine is None or header.affine is None:
+        return first.on_same_grid(header)
+    return WorkGrid(first).map_to(header).in_whole_voxels is not None
+
+
+def _values_of(headers: Sequence[VolumeHeader]) -> set[int] | None:
+    """Return the values of the files that are looked at; None unless each has one besides 0."""
+    found: set[int] = set()
     step = max(1, len(headers) // _MOST_READ)
     for header in headers[::step]:
         with suppress(CrfRefineError):
-            read_structure(header)
-            continue
-        return False
-    return True
+            values = {*present_labels(read_whole_numbers(header))}
+            if len(values - {0}) <= 1:
+                found |= values
+                continue
+        return None
+    return found
+
+
+def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
+    """Return whether many files are binary and hardly overlap, as structures of one case do."""
+    covered: Bool = np.zeros(headers[0].grid_shape[::-1], bool)
+    num_apart = 0
+    for header in headers:
+        if header.num_channels != 1 or _values_of([header]) is None:
+            return False
+        mask = read_whole_numbers(header).reshape(covered.shape) != 0
+        size = int(np.count_nonzero(mask))
+        if np.count_nonzero(mask & covered) > _OVERLAP * size:
+            return False
+        covered |= mask
+        if size:
+            num_apart += 1
+    return num_apart >= _MANY_APART

@@ -111,7 +111,8 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     notes = search.notes
     if structures:
         kind = NoteKind.COMPARED_STRUCTURES
-        notes.append(Note.of(kind, structures=len(structures), cases=len(pairs)))
+        num_structures = len({*structures.values()})
+        notes.append(Note.of(kind, structures=num_structures, cases=len(pairs)))
     return Evaluation(options, measured, pairs, found=search.found, notes=notes, left_out=left_out)
 
 

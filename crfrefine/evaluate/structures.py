@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import (
     CaseFiles,
     Files,
@@ -27,7 +27,7 @@ from crfrefine.cases.patterns import Match, folder_of, list_files, names_part
 from crfrefine.cases.plans import is_trained
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
-from crfrefine.cases.structure_folders import are_structures
+from crfrefine.cases.structure_folders import are_structures, note_on_names
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
@@ -60,11 +60,21 @@ def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
             return True
     if not are_folders:
         return False
-    if options.images is None:
+    images = options.images
+    if images is None or (not is_pattern(images) and not _holds_images(images, options.labels)):
         return _tell_from_cases([*places], options, notes)
-    if is_pattern(options.images) or not options.images.is_file():
+    if is_pattern(images) or not images.is_file():
         return False
     return all(len(structures_inside(place)) > 1 for place in places)
+
+
+def _holds_images(images: Path, labels: Path) -> bool:
+    """Return whether a file is an image, or a folder has one for a file of the reference."""
+    if not holds_many(images):
+        return True
+    names = tuple(io_paths.stem_of(path) for path in list_files(labels, VOLUME_SUFFIXES))
+    shown = [io_paths.stem_of(path) for path in list_files(images, VOLUME_SUFFIXES)]
+    return any(name.startswith(names) for name in shown)
 
 
 def _tell_from_cases(
@@ -78,7 +88,7 @@ def _tell_from_cases(
     are_known = are_structures(folders)
     if are_known is not None:
         return are_known
-    note = Note.of(NoteKind.CASES_OR_STRUCTURES, str(options.labels))
+    note = note_on_names(options.labels)
     if options.baselines:
         raise InputError(str(note))
     notes.append(note)

@@ -46,7 +46,7 @@ from crfrefine.cases.role_table import (
     names_of_modalities,
     roles_of,
 )
-from crfrefine.cases.structure_folders import are_structures
+from crfrefine.cases.structure_folders import are_structures, note_on_names
 from crfrefine.cases.tree import Tree
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import is_pattern, suffix_of
@@ -275,7 +275,7 @@ class FolderReport:
         """Describe the structures of one case in a folder; return whether it clearly holds some."""
         are_known = are_structures([folder])
         if are_known is None:
-            self.notes.append(Note.of(NoteKind.CASES_OR_STRUCTURES, str(folder)))
+            self.notes.append(note_on_names(folder))
         if are_known:
             self.add_structures(folder, {folder.resolve().name: structures_inside(folder)})
         return bool(are_known)

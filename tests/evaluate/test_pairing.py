@@ -400,7 +400,15 @@ def write_binary(folder, names, shift=0):
         (("case_001", "case_002", "case_003"), False),
         (("case_a", "case_b"), False),
         (("BraTS20_001", "BraTS20_002"), False),
+        (("Liver", "SPLEEN", "kidney left"), True),
+        (("case7_liver", "case7_spleen", "case7_kidney_left"), True),
         (("liver", "n17", "spleen"), None),
+        (("Segment_0", "Segment_1", "Segment_2"), None),
+        (("kidney1", "kidney2", "adrenal1"), None),
+        (("1_liver", "2_spleen"), None),
+        (("pat1_liver", "pat1_spleen", "pat2_liver", "pat2_spleen"), None),
+        (("sub-1_ses-pre", "sub-1_ses-post", "sub-2_ses-pre", "sub-2_ses-post"), False),
+        (("lesion_001", "lesion_002", "lesion_003"), False),
     ],
 )
 def test_names_tell_structures_from_cases(tmp_path, names, expected):
@@ -411,10 +419,37 @@ def test_names_tell_structures_from_cases(tmp_path, names, expected):
 def test_label_maps_and_files_on_several_grids_are_cases(tmp_path):
     write_binary(tmp_path, ("liver", "spleen", "uterus"))
     values = load_nifti(tmp_path / "spleen.nii.gz")
-    save_nifti(tmp_path / "spleen.nii.gz", 2 * values, affine())
+    save_nifti(tmp_path / "spleen.nii.gz", values + (np.indices(SHAPE)[0] > 3), affine())
     assert are_structures([tmp_path]) is False
-    save_nifti(tmp_path / "spleen.nii.gz", values[1:], affine())
+    save_nifti(tmp_path / "spleen.nii.gz", values, affine() * 1.1)
     assert are_structures([tmp_path]) is False
+
+
+def test_structures_may_be_cropped_have_255_and_differ_from_folder_to_folder(tmp_path):
+    """Each of it makes them less certain, but none makes cases of them."""
+    new, ref = (tmp_path / name for name in ("new", "ref"))
+    write_binary(ref, ("liver", "spleen", "uterus"))
+    write_binary(new, ("Liver", "spleen", "uterus"))
+    for path in new.iterdir():
+        shifted = affine()
+        shifted[:3, 3] += shifted[:3, 0]
+        save_nifti(path, load_nifti(path)[1:], shifted)
+    assert are_structures([ref, new]) is True
+    values = load_nifti(ref / "spleen.nii.gz")
+    save_nifti(ref / "spleen.nii.gz", values * np.uint8(255), affine())
+    assert are_structures([ref, new]) is None
+    save_nifti(ref / "spleen.nii.gz", values[:-1], affine())
+    assert are_structures([ref, new]) is None
+
+
+def test_numbered_files_that_never_overlap_are_hardly_cases(tmp_path):
+    for place in range(6):
+        for name, width in (("apart", 1), ("overlapping", 2)):
+            values = np.zeros(SHAPE, np.uint8)
+            values[place : place + width, 3:6, 2:5] = 1
+            save_nifti(tmp_path / name / f"{place:03}.nii.gz", values, affine())
+    assert are_structures([tmp_path / "apart"]) is None
+    assert are_structures([tmp_path / "overlapping"]) is False
 
 
 def test_where_names_do_not_tell_methods_are_not_compared(tmp_path):
@@ -426,12 +461,32 @@ def test_where_names_do_not_tell_methods_are_not_compared(tmp_path):
     arguments = ("evaluate", new, ref, "-o", tmp_path / "report", "--no-report")
     refused = run_here(*arguments, "-b", f"old={old}", status=1)
     assert "--structures says that they are one case, --no-structures" in refused.stderr
+    beside = tmp_path / "image"
+    save_nifti(beside / "ct.nii.gz", np.indices(SHAPE)[0].astype(np.float32), affine())
+    refused = run_here(*arguments, "-b", f"old={old}", "-i", beside, status=1)
+    assert "names do not tell" in refused.stderr
     for option, num_cases in (("--structures", 1), ("--no-structures", 3)):
         run_here(*arguments, "-b", f"old={old}", option, status=0)
         summary = json.loads((tmp_path / "report" / "summary.json").read_text())
         assert summary["num_cases"] == num_cases
     assert "names do not tell" in run_here(*arguments, status=0).stderr
     assert "names do not tell" in run_here("info", ref).stderr + run_here("info", ref).stdout
+
+
+def test_structures_of_several_cases_in_one_folder_need_the_pattern_that_the_error_names(tmp_path):
+    folders = [tmp_path / name for name in ("new", "ref", "old")]
+    names = ("pat1_liver", "pat1_kidney_left", "pat2_liver", "pat2_kidney_left")
+    for shift, folder in enumerate(folders):
+        write_binary(folder, names, shift)
+    new, ref, old = folders
+    options = ("-o", tmp_path / "report", "--no-report")
+    refused = run_here("evaluate", new, ref, "-b", f"old={old}", *options, status=1)
+    pattern = "{case}_{label:kidney_left,liver}.nii.gz"
+    assert f"'{ref / pattern}' in place of the folder says so" in refused.stderr
+    arguments = (new / pattern, ref / pattern, "-b", f"old={old / pattern}")
+    run_here("evaluate", *arguments, *options, status=0)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert case_ids(summary) == ["pat1", "pat2"]
 
 
 def test_a_folder_of_structures_is_compared_with_segments_by_name(study):
