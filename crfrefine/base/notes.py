@@ -295,6 +295,19 @@ class NoteKind(Enum):
         "names of labels have other numbers from file to file, and predictions have no names, so "
         "that numbers are compared: {labels:8}; a dataset.json beside predictions names labels"
     )
+    NUMBERS_DIFFER_BY_PREDICTION = (
+        "names of labels of {what} have other numbers from file to file, and references have no "
+        "names, so that numbers are compared: {labels:8}; a dataset.json beside the references "
+        "names labels"
+    )
+    NUMBERS_OF_FIRST = (
+        "{what} has no names of labels, and references give them other numbers from file to file: "
+        "its numbers are taken for those of {sources:2}; a dataset.json beside its files names them"
+    )
+    OTHER_NAMES = (
+        "{what} hardly ever finds labels of the reference where labels with other names are: "
+        "{labels:8}; if these are the same structures, give them the same names"
+    )
     OTHER_NUMBERS = (
         "{what} seems to have other numbers than the reference, whose labels it hardly ever finds: "
         "{labels:8}"

@@ -185,7 +185,9 @@ class LabelNames:
         labels = []
         for label, target in sorted(moved.items()):
             labels.append(f"{names[label]!r} is {target} there and {label} here")
-        sources = list(dict.fromkeys(self.sources.get(label, "") for label in moved.values()))
+        # The background needs no source.
+        named = [self.sources[target] for target in moved.values() if target in self.sources]
+        sources = list(dict.fromkeys(named or self.sources.values()))
         return Note.of(NoteKind.MATCHED_BY_NAME, path.name, sources=sources, labels=labels)
 
     def with_names(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -25,10 +25,10 @@ _SELDOM = 0.1  # if less than this share of the voxels of both has the right num
 Pairs = Mapping[tuple[int, int], int]
 
 
-def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
+def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -> list[Note]:
     """Return a note for each method whose labels seem to have other numbers, over all cases.
 
-    `own` is the name of the judged method, which `--map` does not name.
+    Where the method names its labels, these have other names than in the reference.
     """
     pairs_of: dict[str, Counter[tuple[int, int]]] = {}
     from_channels: set[str] = set()
@@ -36,22 +36,41 @@ def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[Note]:
         from_channels |= result.from_channels
         for method, pairs in result.pairs.items():
             pairs_of.setdefault(method, Counter()).update(pairs)
-    options_of = _find_options(pairs_of, from_channels, own)
+    options_of = _find_options(pairs_of, from_channels, measured.options.name)
 
     notes = []
     for method, pairs in pairs_of.items():
+        names: Mapping[int, str] = {}
+        if _names_labels(method, results, measured):
+            names = measured.names.names
         covered = []
         for label, wanted in other_numbers(pairs).items():
             size = sum(count for (_, other), count in pairs.items() if other == wanted)
-            share = pairs[label, wanted] / size
-            covered.append(f"label {label} is at {share:.0%} of the voxels of label {wanted}")
-        if covered and options_of[method]:
+            share = f"{pairs[label, wanted] / size:.0%} of the voxels of label"
+            covered.append(f"label {_titled(label, names)} is at {share} {_titled(wanted, names)}")
+        if covered and names:
+            notes.append(Note.of(NoteKind.OTHER_NAMES, what=method, labels=covered))
+        elif covered and options_of[method]:
             options = " ".join(options_of[method])
             kind = NoteKind.OTHER_NUMBERS_WITH_MAP
             notes.append(Note.of(kind, what=method, labels=covered, options=options))
         elif covered:
             notes.append(Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered))
     return notes
+
+
+def _titled(label: int, names: Mapping[int, str]) -> str:
+    """Return a label with its name, if it has one."""
+    if label not in names:
+        return str(label)
+    return f"{label} ({names[label]})"
+
+
+def _names_labels(method: str, results: Sequence[CaseResult], measured: MeasuredRegions) -> bool:
+    """Return whether a method names labels, apart from those that `--map` numbers."""
+    if method in measured.readings and measured.readings[method].label_names:
+        return True
+    return any(result.names.get(method) for result in results)
 
 
 def names_of_run(measured: MeasuredRegions, pairs: Sequence[CasePair]) -> LabelNames:
@@ -91,21 +110,55 @@ def _has_names(pair: CasePair) -> bool:
     return False
 
 
-def notes_on_names(results: Sequence[CaseResult]) -> list[Note]:
-    """Return a note if files of the references give a name other numbers from case to case.
+def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> list[Note]:
+    """Return notes on names that files of one side give other numbers from case to case.
 
-    Such names count where a method has names as well.
+    Names count where the other side has some as well: the notes are about those that do not.
     """
-    first: dict[str, tuple[int, str]] = {}
-    differing = []
+    notes = []
+    in_references = [(result.case_id, result.names_in_reference) for result in results]
+    differing = _differing(in_references)
+    if differing and not measured.names:
+        notes.append(Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing))
+    numbers_from = _sources_of_references(results)
+    if measured.names_of_references:  # They say what numbers mean on their side.
+        numbers_from = []
+    for method in measured.readings:
+        by_file = [(result.case_id, result.names.get(method, {})) for result in results]
+        differing = _differing(by_file)
+        if differing and not measured.names:
+            kind = NoteKind.NUMBERS_DIFFER_BY_PREDICTION
+            notes.append(Note.of(kind, what=method, labels=differing))
+        elif numbers_from and not _names_labels(method, results, measured):
+            notes.append(Note.of(NoteKind.NUMBERS_OF_FIRST, what=method, sources=numbers_from))
+    return notes
+
+
+def _sources_of_references(results: Sequence[CaseResult]) -> list[str]:
+    """Return where the numbers are from that labels of references got by their names, if any."""
     for result in results:
-        for label, name in result.names_in_reference.items():
-            known, case_id = first.setdefault(normalized(name), (label, result.case_id))
-            if known != label:
-                differing.append(f"{name!r} is {known} in {case_id}, {label} in {result.case_id}")
-    if not differing:
-        return []
-    return [Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing)]
+        for note in result.warnings:
+            if note.kind is NoteKind.MATCHED_BY_NAME and note.part == REFERENCE:
+                return list(note.values["sources"])
+    return []
+
+
+def _differing(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) -> list[str]:
+    """Return a text for each name that has another number in a later case than in the first."""
+    first: dict[str, tuple[list[int], str]] = {}
+    differing = []
+    for case_id, names in names_by_case:
+        numbers: dict[str, list[int]] = {}
+        for label, name in names.items():
+            numbers.setdefault(normalized(name), []).append(label)
+        for name, labels in numbers.items():
+            known, first_case = first.setdefault(name, (labels, case_id))
+            if known != labels:
+                shown = names[labels[0]]
+                differing.append(
+                    f"{shown!r} is {known[0]} in {first_case}, {labels[0]} in {case_id}"
+                )
+    return differing
 
 
 def other_numbers(pairs: Pairs) -> dict[int, int]:

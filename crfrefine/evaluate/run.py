@@ -36,6 +36,7 @@ from crfrefine.evaluate.options import (
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.roles import tell_roles
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.io.writing import check_replaceable, check_writable, write_small_file
@@ -176,6 +177,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     for text in evaluation.found:
         observer.cases_found(text)
     observer.run_started(evaluation)
+    tell_roles(evaluation, observer)
     note_on_left_out = evaluation.note_on_left_out
     if note_on_left_out is not None:
         observer.note(note_on_left_out)
@@ -201,8 +203,8 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
                 )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
     late_notes = evaluation.notes_on_mapping
-    late_notes += notes_on_names(evaluation.results)
-    late_notes += notes_on_numbers(evaluation.results, evaluation.options.name)
+    late_notes += notes_on_names(evaluation.results, evaluation.measured)
+    late_notes += notes_on_numbers(evaluation.results, evaluation.measured)
     for note in late_notes:
         observer.note(note)
     evaluation.notes += late_notes

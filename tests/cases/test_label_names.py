@@ -123,6 +123,46 @@ def test_one_side_without_names_is_compared_by_numbers_and_said_to_be(tmp_path):
     assert "'liver' is 1 in case0, 2 in case1" in done.stderr
 
 
+def test_predictions_numbered_file_by_file_need_names_in_the_references(tmp_path):
+    study = write_study(tmp_path, 2)
+    for number, path in enumerate(sorted(study.after.glob("*.nii.gz"))):
+        names = {1: "kidney", 2: "liver"} if number else {1: "liver", 2: "kidney"}
+        name_labels(path, names, SWAPPED if number else (0, 1, 2))
+    done = run_here(*study.arguments, status=0)
+    assert "names of labels of prediction have other numbers from file to file" in done.stderr
+    assert "'liver' is 1 in case0, 2 in case1" in done.stderr
+    describe(study.labels, "liver", "kidney")
+    done = run_here(*study.arguments, status=0)
+    assert "from file to file" not in done.stderr
+
+
+def test_a_method_without_names_is_said_to_have_numbers_of_one_reference(tmp_path):
+    study = write_study(tmp_path, 2)
+    for number, path in enumerate(sorted(study.labels.glob("*.nii.gz"))):
+        (study.after / path.name).write_bytes(path.read_bytes())
+        name_labels(study.after / path.name, {1: "liver", 2: "kidney"})
+        names = {1: "kidney", 2: "liver"} if number else {1: "liver", 2: "kidney"}
+        name_labels(path, names, SWAPPED if number else (0, 1, 2))
+    done = run_here(*study.arguments, status=0)
+    assert "before has no names of labels" in done.stderr
+    assert "its numbers are taken for those of" in done.stderr
+    describe(study.before, "liver", "kidney")
+    assert "has no names" not in run_here(*study.arguments, status=0).stderr
+
+
+def test_labels_with_other_names_at_the_place_of_a_structure_are_told_by_name(tmp_path):
+    """No number of `--map` could make them one, as names come with the numbers."""
+    study = write_study(tmp_path, 1)
+    path = study.labels / "case0.nii.gz"
+    describe(study.after, "kidney", "hepar")
+    (study.after / "case0.nii.gz").write_bytes(path.read_bytes())
+    save_nifti(path, np.array([0, 1, 3], np.uint8)[load_nifti(path)], io.read_header(path).affine)
+    name_labels(path, {1: "kidney", 3: "liver"})
+    done = run_here(*study.arguments, status=0)
+    assert "label 2 (hepar) is at 100% of the voxels of label 3 (liver)" in done.stderr
+    assert "give them the same names" in done.stderr
+
+
 def test_names_that_contradict_fail_their_case_unless_a_map_says_what_the_number_is(tmp_path):
     study = write_study(tmp_path, 2)
     describe(study.after, "liver", "kidney")
