@@ -304,6 +304,9 @@ class NoteKind(Enum):
         "{what} has no names of labels, and references give them other numbers from file to file: "
         "its numbers are taken for those of {sources:2}; a dataset.json beside its files names them"
     )
+    EQUALS_REFERENCE = (
+        "{what} equals the reference at every voxel of {cases:# case}: is it a copy of it?"
+    )
     OTHER_NAMES = (
         "{what} hardly ever finds labels of the reference where labels with other names are: "
         "{labels:8}; if these are the same structures, give them the same names"

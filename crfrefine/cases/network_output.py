@@ -20,7 +20,7 @@ from crfrefine.arrays.label_maps import (
     label_logits,
     share_sigma,
 )
-from crfrefine.arrays.probabilities import Look, identify, look_at, take_logarithms
+from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Float32
@@ -50,6 +50,11 @@ from crfrefine.refinement.given import (
     StreamedNetwork,
 )
 
+# Channels that are label maps have so many labels, background included, and so much of it.
+_FEWEST_LABELS = 3
+_MOST_LABELS = 255
+_SHARE_OF_BACKGROUND = 0.5
+
 
 def kind_of_channels(
     values: Float32,
@@ -61,7 +66,8 @@ def kind_of_channels(
 ) -> tuple[str, Note]:
     """Return the kind of the channels of a file, and a note that says which and why.
 
-    The kind is "logits" (log-odds of regions) or "probabilities"; other values are an InputError.
+    The kind is "logits" (log-odds of regions) or "probabilities". Other values are an InputError,
+    and so are label maps.
 
     Args:
         values: (channels, [z,] y, x), with the background if it was computed.
@@ -73,7 +79,16 @@ def kind_of_channels(
 
     """
     if regions is None:
-        return identify(look or look_at(values), input_type, header.kind, header.path)
+        look = look or look_at(values)
+        if input_type == "auto" and header.kind is None and _are_label_maps(values, look):
+            raise InputError(
+                f"{header.path}: expected logits or probabilities, a channel per label; found "
+                f"{len(values)} label maps, since all channels have the same whole numbers, from 0 "
+                f"to {values.max():g}\n"
+                f"  `crfrefine convert {header.path.name} FOLDER --split` writes each to a file; "
+                f"for logits, give {BY_HAND.format('logits')}."
+            )
+        return identify(look, input_type, header.kind, header.path)
     name = str(header.path)
     kind, reason = identify_regions(values, input_type, kind=header.kind, name=name)
     what = "log-odds"
@@ -82,6 +97,22 @@ def kind_of_channels(
     number = counted(regions.num_regions, "region")
     what = f"{what} of {number} ({listed(regions.names)}; {reading.source})"
     return kind, Note.of(NoteKind.TAKEN_AS, name=header.path.name, what=what, reason=reason)
+
+
+def _are_label_maps(values: Float32, look: Look) -> bool:
+    """Return whether channels are label maps, such as those of the times of a cine.
+
+    They have the same few whole numbers, three or more, and most voxels are background in all.
+    """
+    if not look.is_whole or look.are_logits or values.min() < 0 or values.max() > _MOST_LABELS:
+        return False
+    if look.is_equal.mean() < _SHARE_OF_BACKGROUND:
+        return False
+    occurring = [np.bincount(channel.reshape(-1).astype(np.uint8)) > 0 for channel in values]
+    first = occurring[0]
+    if not first[0] or np.count_nonzero(first) < _FEWEST_LABELS:
+        return False
+    return all(np.array_equal(first, other) for other in occurring)
 
 
 def take_logits(

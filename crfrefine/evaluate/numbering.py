@@ -59,6 +59,23 @@ def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -
     return notes
 
 
+def notes_on_copies(results: Sequence[CaseResult], measured: MeasuredRegions) -> list[Note]:
+    """Return a note for each method, no ceiling, that is the reference itself in all cases."""
+    notes = []
+    for method in measured.options.methods:
+        if method == measured.options.ceiling:
+            continue
+        of_method = [result.pairs[method] for result in results if method in result.pairs]
+        if not of_method:
+            continue
+        # Empty label maps are alike, too.
+        are_equal = all(label == wanted for pairs in of_method for label, wanted in pairs)
+        if are_equal and any(label for pairs in of_method for label, _ in pairs):
+            kind = NoteKind.EQUALS_REFERENCE
+            notes.append(Note.of(kind, what=method, cases=len(of_method)))
+    return notes
+
+
 def _titled(label: int, names: Mapping[int, str]) -> str:
     """Return a label with its name, if it has one."""
     if label not in names:

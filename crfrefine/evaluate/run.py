@@ -25,7 +25,7 @@ from crfrefine.cases.case_files import left_out_entries
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
-from crfrefine.evaluate.numbering import notes_on_names, notes_on_numbers
+from crfrefine.evaluate.numbering import notes_on_copies, notes_on_names, notes_on_numbers
 from crfrefine.evaluate.options import (
     METRICS_NAME,
     REPORT_NAME,
@@ -205,6 +205,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     late_notes = evaluation.notes_on_mapping
     late_notes += notes_on_names(evaluation.results, evaluation.measured)
     late_notes += notes_on_numbers(evaluation.results, evaluation.measured)
+    late_notes += notes_on_copies(evaluation.results, evaluation.measured)
     for note in late_notes:
         observer.note(note)
     evaluation.notes += late_notes

@@ -3,11 +3,12 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import run_here
+from cli_helpers import load_nifti, run_here, save_nifti
 from evaluation_helpers import label_map, logits_of, read_metrics, save_map, write_study
 
 from crfrefine.arrays.label_maps import count_pairs
 from crfrefine.evaluate.numbering import other_numbers
+from crfrefine.io import read_header
 
 
 def renumber(folder, table):
@@ -115,3 +116,26 @@ def test_the_options_for_several_methods_hold_together(tmp_path, numbers):
 )
 def test_other_errors_are_no_other_numbers(pairs):
     assert other_numbers(pairs) == {}
+
+
+def test_a_method_that_is_the_reference_itself_is_noted(tmp_path):
+    study = write_study(tmp_path, 2)
+    arguments = (*study.arguments, "-b", f"copy={study.labels}")
+    said = "copy equals the reference at every voxel of 2 cases: is it a copy of it?"
+    assert said in run_here(*arguments, status=0).stderr
+    assert said not in run_here(*arguments, "--ceiling", "copy", status=0).stderr
+
+
+def test_label_maps_of_several_times_are_no_logits(tmp_path):
+    """Each voxel's label would be the time with the largest number."""
+    study = write_study(tmp_path, 1)
+    path = study.after / "case0.nii.gz"
+    labels = load_nifti(path)
+    times = np.stack([labels, np.roll(labels, 1, 0)], -1)
+    save_nifti(path, times, read_header(path).affine)
+    message = run_here(*study.arguments, status=1).stderr
+    assert "expected logits or probabilities, a channel per label; found 2 label maps" in message
+    assert "--split" in message
+    times[..., 1][times[..., 1] == 2] = 4  # No numbering has both.
+    save_nifti(path, times, read_header(path).affine)
+    run_here(*study.arguments, status=0)
