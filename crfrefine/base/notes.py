@@ -288,6 +288,11 @@ class NoteKind(Enum):
         "its files are binary, and have names of several structures of {cases} cases, such as "
         "{first}; {advice}, or --no-structures takes each file for a case"
     )
+    CASES_IN_STRUCTURES = (
+        "its folders have names of structures and their files those of cases, such as {first}, but "
+        "each folder would be a case; '{pattern}' in place of the folder says so, and likewise for "
+        "the others, or --structures says that folders are cases"
+    )
     BAD_REGIONS = "{problem}; continuing without its regions"
     MEASURED_ON_LEARNED = "{learned}; means and charts leave them out, if there are others"
     MAYBE_LEARNED = "{problem}; its parameters may have been learned on more cases than are known"

@@ -16,9 +16,10 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import present_labels
 from crfrefine.base.array_types import Bool
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.conventions import IMAGE_WORDS
 from crfrefine.cases.label_names import normalized
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import find_matches, list_files
+from crfrefine.cases.patterns import Match, find_matches, list_files
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.paths import stem_of, suffix_of
@@ -54,26 +55,45 @@ _OVERLAP = 0.01  # share of a file's voxels that may lie in others
 
 
 def are_structures(folders: Sequence[Path]) -> bool | None:
-    """Return whether folders hold binary files of the structures of one case.
+    """Return whether folders, that of the reference first, hold the structures of one case.
 
-    False means that files are cases: those of a folder have other voxel grids, are no binary files,
-    or have names of cases. None means that names do not tell, or contradict the voxels.
+    False means that files are cases: those of the reference have other voxel grids, are no binary
+    files, or have names of cases. None means that names do not tell, or contradict the voxels, an
+    image, or a `dataset.json` beside them.
     """
     files = []
+    are_alone = True
     for folder in folders:
-        if (folder / "dataset.json").exists():
-            return False
-        paths = list_files(folder, VOLUME_SUFFIXES)
-        files.append({normalized(stem_of(path)): path for path in paths})
-    names = sorted(set.intersection(*(set(one) for one in files)))
+        paths = {normalized(stem_of(path)): path for path in list_files(folder, VOLUME_SUFFIXES)}
+        if paths.keys() & {*IMAGE_WORDS} or (folder / "dataset.json").exists():
+            are_alone = False
+        files.append(paths)
+    names = sorted(set.intersection(*(set(one) for one in files)) - {*IMAGE_WORDS})
     if len(names) < 2:
         return False
     told = _told_by_names(names)
+    if any((folder / "dataset.json").exists() for folder in folders) and not told:
+        return False
     if told is False and (len(names) < _MANY_APART or any(map(_OF_CASES.match, names))):
         return False
     with suppress(CrfRefineError, OSError):
-        return _told_by_files(files, names, told)
+        reference, *others = files
+        told = _told_by_files(reference, names, told)
+        for of_method in others:
+            if told and not _told_by_files(of_method, names, told):
+                told = None
+        if told and not are_alone:
+            return None
+        return told
     return False
+
+
+def are_cases_in_structures(cases: Mapping[str, Sequence[Match]]) -> bool:
+    """Return whether folders are named as structures and their files as cases, as liver/case_1."""
+    names = {normalized(match.label) for matches in cases.values() for match in matches}
+    if not all(_is_name_of_structure(normalized(folder)) for folder in cases):
+        return False
+    return len(cases) > 1 and _told_by_names(sorted(names)) is False
 
 
 def note_on_names(folder: Path) -> Note:
@@ -115,7 +135,8 @@ def _told_by_names(names: Sequence[str]) -> bool | None:
         if not match or _OF_CASES.match(name):
             return False
         stems.add(match[1])
-    if len(stems) > 1 or any(map(_THINGS.fullmatch, stems)):
+    # Several kinds of things are counted, or a thing that is no case.
+    if 1 < len(stems) < len(names) or any(map(_THINGS.fullmatch, stems)):
         return None
     return False
 
@@ -164,23 +185,22 @@ def _is_name_of_structure(name: str) -> bool:
 
 
 def _told_by_files(
-    folders: Sequence[Mapping[str, Path]], names: Sequence[str], told: bool | None
+    files: Mapping[str, Path], names: Sequence[str], told: bool | None
 ) -> bool | None:
-    """Return what names have `told`, after a look at the files of each name in each folder."""
+    """Return what names have `told`, after a look at the files of a folder with these names."""
     is_certain = told is True
-    for files in folders:
-        for names_of_case in cases_of_structures(names) or [[*names]]:
-            headers = [io.read_header(files[name]) for name in names_of_case]
-            first = headers[0]
-            are_on_one_grid = all(map(first.on_same_grid, headers))
-            if told is False:
-                if not are_on_one_grid or not _are_apart(headers):
-                    return False
-                continue
-            values = _values_of(headers)
-            if values is None or not all(_is_part(first, header) for header in headers):
+    for names_of_case in cases_of_structures(names) or [[*names]]:
+        headers = [io.read_header(files[name]) for name in names_of_case]
+        first = headers[0]
+        are_on_one_grid = all(map(first.on_same_grid, headers))
+        if told is False:
+            if not are_on_one_grid or not _are_apart(headers):
                 return False
-            is_certain = is_certain and are_on_one_grid and values <= {0, 1}
+            continue
+        values = _values_of(headers)
+        if values is None or not all(_is_part(first, header) for header in headers):
+            return False
+        is_certain = is_certain and are_on_one_grid and values <= {0, 1}
     if is_certain:
         return True
     return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import (
     CaseFiles,
     Files,
@@ -27,12 +27,16 @@ from crfrefine.cases.patterns import Match, folder_of, list_files, names_part
 from crfrefine.cases.plans import is_trained
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
-from crfrefine.cases.structure_folders import are_structures, note_on_names
+from crfrefine.cases.structure_folders import (
+    are_cases_in_structures,
+    are_structures,
+    note_on_names,
+)
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
 from crfrefine.io.formats import VOLUME_SUFFIXES
-from crfrefine.io.paths import holds_many, is_pattern
+from crfrefine.io.paths import holds_many, is_pattern, suffix_of
 from crfrefine.io.volume import Volume
 
 _UNNAMED = ""  # The name of a case whose path does not tell it.
@@ -57,6 +61,7 @@ def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
         elif not holds_many(place) or is_trained(place):
             are_folders = False
         elif _is_clear(place):
+            _require_structures_in_cases(place, options, notes)
             return True
     if not are_folders:
         return False
@@ -75,6 +80,26 @@ def _holds_images(images: Path, labels: Path) -> bool:
     names = tuple(io_paths.stem_of(path) for path in list_files(labels, VOLUME_SUFFIXES))
     shown = [io_paths.stem_of(path) for path in list_files(images, VOLUME_SUFFIXES)]
     return any(name.startswith(names) for name in shown)
+
+
+def _require_structures_in_cases(
+    folder: Path, options: EvaluationOptions, notes: list[Note]
+) -> None:
+    """Raise InputError if methods are compared by folders of structures that hold cases.
+
+    Structures are no sample of cases; `notes` gets one if there is nothing to compare.
+    """
+    cases = structures_by_case(folder)
+    if not are_cases_in_structures(cases):
+        return
+    name, matches = next(iter(cases.items()))
+    example = f"{name}/{matches[0].path.name}"
+    pattern = folder / f"{{label}}/{{case}}{suffix_of(matches[0].path)}"
+    note = Note.of(NoteKind.CASES_IN_STRUCTURES, str(folder), first=example, pattern=str(pattern))
+    if options.baselines:
+        raise InputError(str(note))
+    if note not in notes:
+        notes.append(note)
 
 
 def _tell_from_cases(

@@ -489,6 +489,37 @@ def test_structures_of_several_cases_in_one_folder_need_the_pattern_that_the_err
     assert case_ids(summary) == ["pat1", "pat2"]
 
 
+def test_folders_of_structures_with_a_file_per_case_need_the_pattern_that_the_error_names(tmp_path):
+    """Each structure would be a case, and its cases the structures."""
+    folders = [tmp_path / name for name in ("new", "ref", "old")]
+    for shift, folder in enumerate(folders):
+        for structure in ("liver", "spleen", "kidney_left"):
+            write_binary(folder / structure, ("case_1", "case_2"), shift)
+    new, ref, old = folders
+    options = ("-o", tmp_path / "report", "--no-report")
+    refused = run_here("evaluate", new, ref, "-b", f"old={old}", *options, status=1)
+    pattern = "{label}/{case}.nii.gz"
+    assert f"'{ref / pattern}' in place of the folder says so" in refused.stderr
+    arguments = (new / pattern, ref / pattern, "-b", f"old={old / pattern}")
+    run_here("evaluate", *arguments, *options, status=0)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert case_ids(summary) == ["case_1", "case_2"]
+
+
+def test_what_lies_beside_structures_makes_no_cases_of_them(tmp_path):
+    names = ("liver", "spleen", "uterus")
+    write_binary(tmp_path / "ref", names)
+    write_binary(tmp_path / "probabilities", names)
+    for path in (tmp_path / "probabilities").iterdir():
+        save_nifti(path, load_nifti(path) * np.float32(0.75), affine())
+    assert are_structures([tmp_path / "ref", tmp_path / "probabilities"]) is None
+    (tmp_path / "ref" / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
+    assert are_structures([tmp_path / "ref", tmp_path / "ref"]) is None
+    (tmp_path / "ref" / "dataset.json").unlink()
+    save_nifti(tmp_path / "ref" / "ct.nii.gz", np.indices(SHAPE)[0] / 7, affine())
+    assert are_structures([tmp_path / "ref", tmp_path / "ref"]) is None
+
+
 def test_a_folder_of_structures_is_compared_with_segments_by_name(study):
     """Case, spaces, `_` and `-` do not count; a .seg.nrrd has names itself."""
     numbers = {"Kidney Left": 1, "Aorta": 2, "Kidney-right": 7}
