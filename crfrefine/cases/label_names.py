@@ -48,6 +48,22 @@ def names_of(segments: Iterable[Segment]) -> dict[int, str]:
     return names
 
 
+def differing_numbers(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) -> list[str]:
+    """Return a text for each name that has another number in a later case than in the first."""
+    first: dict[str, tuple[list[int], str]] = {}
+    differing: dict[str, str] = {}
+    for case_id, names in names_by_case:
+        numbers: dict[str, list[int]] = {}
+        for label, name in names.items():
+            numbers.setdefault(normalized(name), []).append(label)
+        for name, labels in numbers.items():
+            known, first_case = first.setdefault(name, (labels, case_id))
+            if known != labels and name not in differing:
+                of_both = f"{known[0]} in {first_case}, {labels[0]} in {case_id}"
+                differing[name] = f"{names[labels[0]]!r} is {of_both}"
+    return [*differing.values()]
+
+
 def without_mapped(names: Mapping[int, str], mapping: Mapping[int, int]) -> dict[int, str]:
     """Return names of labels without those of numbers in `--map`: the user says what these are."""
     given = {*mapping, *mapping.values()}

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 
 from crfrefine import io
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, normalized
+from crfrefine.cases.label_names import NO_NAMES, LabelNames, differing_numbers, names_of
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
@@ -134,7 +134,7 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
     """
     notes = []
     in_references = [(result.case_id, result.names_in_reference) for result in results]
-    differing = _differing(in_references)
+    differing = differing_numbers(in_references)
     if differing and not measured.names:
         notes.append(Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing))
     numbers_from = _sources_of_references(results)
@@ -142,7 +142,7 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
         numbers_from = []
     for method in measured.readings:
         by_file = [(result.case_id, result.names.get(method, {})) for result in results]
-        differing = _differing(by_file)
+        differing = differing_numbers(by_file)
         if differing and not measured.names:
             kind = NoteKind.NUMBERS_DIFFER_BY_PREDICTION
             notes.append(Note.of(kind, what=method, labels=differing))
@@ -158,24 +158,6 @@ def _sources_of_references(results: Sequence[CaseResult]) -> list[str]:
             if note.kind is NoteKind.MATCHED_BY_NAME and note.part == REFERENCE:
                 return list(note.values["sources"])
     return []
-
-
-def _differing(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) -> list[str]:
-    """Return a text for each name that has another number in a later case than in the first."""
-    first: dict[str, tuple[list[int], str]] = {}
-    differing = []
-    for case_id, names in names_by_case:
-        numbers: dict[str, list[int]] = {}
-        for label, name in names.items():
-            numbers.setdefault(normalized(name), []).append(label)
-        for name, labels in numbers.items():
-            known, first_case = first.setdefault(name, (labels, case_id))
-            if known != labels:
-                shown = names[labels[0]]
-                differing.append(
-                    f"{shown!r} is {known[0]} in {first_case}, {labels[0]} in {case_id}"
-                )
-    return differing
 
 
 def other_numbers(pairs: Pairs) -> dict[int, int]:

@@ -45,6 +45,7 @@ from crfrefine.train.label_values import (
     names_of_run,
     notes_on_names,
     require_all,
+    require_one_numbering,
 )
 from crfrefine.train.options import TrainingOptions
 
@@ -117,6 +118,7 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     )
     notes = [*cases.notes]
     reading = replace(reading, names=names_of_run(descriptions, headers, reading))
+    require_one_numbering(headers, reading)
     notes += notes_on_names(headers, reading)
     regions = None
     is_map = num_channels == 0

@@ -12,6 +12,7 @@ from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import expected_error
 from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.dataset_description import DatasetDescription
@@ -22,7 +23,13 @@ from crfrefine.cases.label_input import (
     read_mapped,
     require_labels,
 )
-from crfrefine.cases.label_names import NO_NAMES, LabelNames, names_of, without_mapped
+from crfrefine.cases.label_names import (
+    NO_NAMES,
+    LabelNames,
+    differing_numbers,
+    names_of,
+    without_mapped,
+)
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.train.workers import Result, Workers
@@ -91,6 +98,29 @@ def names_of_run(
             of_file = without_mapped(names_of(file.segments), reading.mapping)
             names = names.with_names(of_file, str(file.path), are_distinct=True)
     return names
+
+
+def require_one_numbering(headers: Sequence[CaseHeaders], reading: ReadingOptions) -> None:
+    """Raise InputError if references give names other numbers from case to case.
+
+    They may where names count, as a `dataset.json` or the network's files name the labels, too.
+    """
+    if reading.names:
+        return
+    by_case = []
+    first = None
+    for header in headers:
+        if header.labels is not None:
+            first = first or header.labels.path
+            by_case.append((header.files.case_id, names_in_reference(header.labels, reading)))
+    differing = differing_numbers(by_case)
+    if differing and first is not None:
+        raise InputError(
+            f"{first.parent}: expected references in which a number means one structure, found "
+            f"names of labels with other numbers from file to file: {listed(differing, 4)}\n"
+            '  A dataset.json beside the logits, with {"labels": {"background": 0, "liver": 1}}, '
+            "tells the structure of each channel; labels are then matched by their names."
+        )
 
 
 def notes_on_names(headers: Sequence[CaseHeaders], reading: ReadingOptions) -> list[Note]:

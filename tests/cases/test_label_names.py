@@ -199,3 +199,14 @@ def test_training_reads_references_with_the_numbers_of_their_names(tmp_path):
     cases = cases_in(folder)
     assert any(note.kind is NoteKind.MATCHED_BY_NAME_IN for note in cases.notes)
     np.testing.assert_array_equal(read_labeled(cases.files[1], cases, threads=1).labels, plain)
+
+
+def test_training_refuses_references_whose_numbers_differ_without_names_of_channels(tmp_path):
+    folder = write_cases(tmp_path, 2)
+    name_labels(folder / "labels" / "case0.nii.gz", {1: "shell", 2: "core", 3: "cyst"})
+    path = folder / "labels" / "case1.nii.gz"
+    name_labels(path, {1: "core", 2: "Shell", 3: "cyst"}, SWAPPED)
+    with pytest.raises(InputError, match=r"'Shell' is 1 in case0, 2 in case1"):
+        cases_in(folder)
+    describe(folder / "logits", "shell", "core", "cyst")
+    assert cases_in(folder)
