@@ -62,11 +62,13 @@ def tune(
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
     preset = shared.check_inputs(ctx, options, config)
+    from crfrefine.cases.role_table import tell_roles
+    from crfrefine.cli.reporting import RunReporter
     from crfrefine.engines import get_backend
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.tune.finding import find_cases
+    from crfrefine.tune.finding import find_cases, number_of_first
     from crfrefine.tune.server import serve
     from crfrefine.tune.worklist import Worklist
 
@@ -82,8 +84,10 @@ def tune(
     tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     inputs_of_run = find_cases(tune_options)
-    if inputs_of_run.cases.found:
-        print(for_terminal(inputs_of_run.cases.found), file=sys.stderr)
+    reporter = RunReporter()
+    reporter.cases_found(inputs_of_run.cases.found)
+    first = number_of_first(inputs_of_run, tune_options)
+    tell_roles(inputs_of_run.cases[first:], inputs_of_run.reading, reporter)
     print("crfrefine: reading the case", file=sys.stderr)
     worklist = Worklist(tune_options, inputs_of_run)
     try:

@@ -550,7 +550,9 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         assert page.process.wait(30) == 130
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
-        assert all(line.startswith("crfrefine: ") for line in told)
+        assert told[0].startswith("images: one modality; network's output: ")
+        assert told[0].endswith("; reference: label map")
+        assert all(line.startswith("crfrefine: ") for line in told[1:])
 
 
 @needs_server
