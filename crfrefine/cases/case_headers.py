@@ -302,7 +302,7 @@ def _require_image_grid(
             f"nearest neighbors ({page})."
         )
         if what == "modality":
-            hint = f"Bring {other.path.name} onto the grid of {image.path.name} ({page})."
+            hint = f"Bring the second file onto the grid of the first ({page})."
         hint = WorkGrid(image).advice(other, what, hint)
     raise GridMismatchError(
         f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"

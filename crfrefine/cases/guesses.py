@@ -233,10 +233,11 @@ NAMES = (
         "cases",
         "files with one name, apart from known endings, belong together",
         "[the table of names](../guide/patterns.md#names-that-need-no-pattern)",
-        "two files for one place, none, or images and label maps that no word tells apart: errors",
+        "two files for one place, none, images and label maps that no word tells apart, and, in "
+        "`info`, label maps by their voxels among the images: errors",
         "a pattern with `{case}`, or a manifest",
         (NoteKind.WITHOUT_IMAGES, NoteKind.NOT_REFERENCES, NoteKind.NOT_MEASURED),
-        ("images and label maps cannot be told apart by name",),
+        ("images and label maps cannot be told apart by name", "not each file is an image"),
     ),
     Guess(
         "modalities",

@@ -21,9 +21,10 @@ from crfrefine.cases.conventions import OTHER_WORDS
 Names: TypeAlias = tuple[str | frozenset[str], ...]
 
 _CASE = "{case}"
-_SEPARATOR = re.compile(r"[_-]+")
-# A word and a number, such as volume-12 or img0012.
+_SEPARATOR = re.compile(r"[_.-]+")
+# A word and a number, such as volume-12 or img0012, and a word and a name, such as vol_P012.
 _NUMBERED = re.compile(r"([A-Za-z]+[_-]?)(\d.*)")
+_WORD_FIRST = re.compile(r"([A-Za-z]+[_-])([A-Za-z].*\d.*)")
 _SERIAL = re.compile(r"\.\d+$")  # a number that is another one in each file
 _MAX_DEPTH = 5
 _MAX_LOOKED_AT = 8  # most folders that are looked into before they are taken for groups of cases
@@ -71,7 +72,8 @@ def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[Layout]:
     stems = {file.stem for file in files}
     for rule, starts in _starts_of(stems).items():
         yield Layout(rule, _roles(_by_start(files, starts), kind_of))
-    yield Layout("number", _roles(_by_number(files), kind_of))
+    yield Layout("number", _roles(_by_number(files, _NUMBERED), kind_of))
+    yield Layout("word first", _roles(_by_number(files, _WORD_FIRST), kind_of))
     for depth in range(deepest - 1):
         yield Layout("folders", _roles(_by_two_folders(files, depth), kind_of))
 
@@ -111,10 +113,10 @@ def _by_start(files: Iterable[File], starts: Collection[str]) -> Iterator[_Named
                 break
 
 
-def _by_number(files: Iterable[File]) -> Iterator[_Named]:
-    """Yield files whose case is the number after a word."""
+def _by_number(files: Iterable[File], expression: re.Pattern[str]) -> Iterator[_Named]:
+    """Yield files whose case is the number, or the name, after a word."""
     for file in files:
-        found = _NUMBERED.fullmatch(file.stem)
+        found = expression.fullmatch(file.stem)
         if found:
             yield found[2], (*file.folders, found[1] + _CASE), file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ _MAX_FILES = 30_000
 _MAX_DEPTH = 6
 _MAX_READ = 200  # most files whose voxels are looked at
 _MAX_ENDINGS = 16  # most of a role, one for each word at the end of a name
+_MAX_SHAPES = 16  # most names without their digits of which a file is looked at
 # What the files of a role hold.
 IMAGE = "image"
 SERIES = "series"  # several values per voxel
@@ -103,6 +104,20 @@ class Tree:
             chosen.setdefault(file.path, file)
         kinds = {self.kind_of(file) for file in chosen.values()}
         return kinds.pop() if len(kinds) == 1 else UNKNOWN
+
+    def first_of_each_kind(self, paths: Collection[Path]) -> dict[str, Path]:
+        """Return a file of each kind among some of the folder's files, by what they hold.
+
+        One file is looked at of those whose names differ in digits alone.
+        """
+        shapes: dict[str, File] = {}
+        for file in self.files:
+            if self.folder / file.path in paths:
+                shapes.setdefault(re.sub(r"\d+", "#", file.stem), file)
+        found: dict[str, Path] = {}
+        for file in list(shapes.values())[:_MAX_SHAPES]:
+            found.setdefault(self.kind_of(file), self.folder / file.path)
+        return found
 
     def are_on_one_grid(self, files: Sequence[File]) -> bool:
         """Return whether files have the same grid, by their headers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,7 @@ from crfrefine.cases.role_table import (
     roles_of,
 )
 from crfrefine.cases.structure_folders import are_structures, note_on_names
-from crfrefine.cases.tree import Tree
+from crfrefine.cases.tree import IMAGE, LABEL_MAP, Tree
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import is_pattern, suffix_of
 from crfrefine.io.stored import describe_scaling
@@ -262,11 +262,22 @@ class FolderReport:
         if all(case.missing for case in cases):
             self._add_problem(f"{folder}: no case has all files{propose(folder)}")
         elif all(len(case.images) == 1 and case.labels is None for case in cases):
-            fewer = propose_fewer_cases(images, {case.images[0] for case in cases})
-            if "label map" in fewer:
-                self._add_problem(f"{images}: not each file is an image{fewer}")
-            elif fewer:
-                self.notes.append(Note.of(NoteKind.FEWER_CASES, str(images), proposal=fewer))
+            self._compare_files(images, {case.images[0] for case in cases})
+
+    def _compare_files(self, folder: Path, images: Collection[Path]) -> None:
+        """Say if files that were taken for the image of a case each are not, by names or voxels."""
+        fewer = propose_fewer_cases(folder, images)
+        if "label map" in fewer:
+            self._add_problem(f"{folder}: not each file is an image{fewer}")
+            return
+        if fewer:
+            self.notes.append(Note.of(NoteKind.FEWER_CASES, str(folder), proposal=fewer))
+        found = Tree(folder).first_of_each_kind(images)
+        if IMAGE in found and LABEL_MAP in found:
+            self._add_problem(
+                f"{folder}: not each file is an image: {found[LABEL_MAP].name} is a label map by "
+                f"its voxels, {found[IMAGE].name} an image{propose(folder)}"
+            )
 
     def _add_problem(self, message: str) -> None:
         self.problems.append(Failure(message, InputError.__name__))

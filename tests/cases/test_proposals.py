@@ -44,6 +44,16 @@ TREES = {
         "i img/img{0}.nii.gz\nl label/label{0}.nii.gz",
         ("img/img{case}.nii.gz", "label/label{case}.nii.gz"),
     ),
+    "names after words, in groups": (
+        "P001 P002",
+        "i volumes/train/vol_{0}.nii.gz\nl delineations/train/del_{0}.nii.gz",
+        ("volumes/train/vol_{case}.nii.gz", "delineations/train/del_{case}.nii.gz"),
+    ),
+    "dots within names": (
+        "sub_01 sub_02",
+        "i {0}.ct.nii.gz\nl {0}.liver-mask.nii.gz",
+        ("{case}.ct.nii.gz", "{case}.liver-mask.nii.gz"),
+    ),
     "groups of cases": (
         "ct/1001 ct/1002 mr/1001",
         "i {0}_train/{0}_{1}_image.nii.gz\nl {0}_train/{0}_{1}_label.nii.gz",
@@ -128,6 +138,7 @@ def test_what_is_an_image_in_one_case_and_a_label_map_in_another_is_not_proposed
     [
         ("i {0}_t1.nii.gz\nl {0}_msk.nii.gz", True),
         ("i {0}.nii.gz\nl {0}_msk.nii.gz", True),
+        ("i {0}.nii.gz\nl {0}_R1.nii.gz\nl {0}_R2.nii.gz", True),
         ("i {0}__CT.nii.gz\nj {0}__PT.nii.gz", False),
         ("i {0}.nii.gz\nl {0}_seg.nii.gz", None),
         ("i {0}.nii.gz", None),
@@ -146,6 +157,14 @@ def test_info_says_that_files_side_by_side_are_of_fewer_cases(files, is_problem,
         assert [case.case_id for case in cases] == data.parts.split()
         taken = [path.name for case in cases for path in case.images]
         assert not any("msk" in name for name in taken)
+
+
+def test_info_says_which_files_are_label_maps_where_no_pattern_takes_all(tmp_path):
+    files = "i {0}_t1-reg.nii.gz\ni {0}-flair_reg.nii.gz\nl {0}_lesions.nii.gz"
+    DataSet("case-1 case-2", files).write(tmp_path)
+    (problem,) = inspect_folder(tmp_path).problems
+    assert "case-1_lesions.nii.gz is a label map by its voxels" in problem.message
+    assert f"'{tmp_path}/{{case}}_t1-reg.nii.gz', with label maps" in problem.message
 
 
 def test_the_output_for_images_that_are_modalities_is_not_found_as_cases(tmp_path, monkeypatch):
