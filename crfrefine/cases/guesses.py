@@ -237,7 +237,7 @@ NAMES = (
         "`info`, label maps by their voxels among the images: errors",
         "a pattern with `{case}`, or a manifest",
         (NoteKind.WITHOUT_IMAGES, NoteKind.NOT_REFERENCES, NoteKind.NOT_MEASURED),
-        ("images and label maps cannot be told apart by name", "not each file is an image"),
+        ("images and label maps cannot be told apart by name", "not each file is an image: "),
     ),
     Guess(
         "modalities",

@@ -7,7 +7,7 @@ import sys
 import webbrowser
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.tune.options import TuneOptions
+
+if TYPE_CHECKING:
+    from crfrefine.runs.inputs import RunInputs
 
 _INPUTS = (
     "images logits nnunet manifest masks input_type add_background scale "
@@ -62,8 +65,6 @@ def tune(
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
     preset = shared.check_inputs(ctx, options, config)
-    from crfrefine.cases.role_table import tell_roles
-    from crfrefine.cli.reporting import RunReporter
     from crfrefine.engines import get_backend
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
@@ -84,11 +85,7 @@ def tune(
     tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     inputs_of_run = find_cases(tune_options)
-    reporter = RunReporter()
-    reporter.cases_found(inputs_of_run.cases.found)
-    first = number_of_first(inputs_of_run, tune_options)
-    tell_roles(inputs_of_run.cases[first:], inputs_of_run.reading, reporter)
-    print("crfrefine: reading the case", file=sys.stderr)
+    _tell_inputs(inputs_of_run, number_of_first(inputs_of_run, tune_options))
     worklist = Worklist(tune_options, inputs_of_run)
     try:
         serve(worklist, port, partial(_tell_address, opens_browser=browser))
@@ -104,6 +101,17 @@ def tune(
         worklist.end()
     if worklist.is_busy:
         _leave_at_once(0)
+
+
+def _tell_inputs(inputs: RunInputs, number: int) -> None:
+    """Print what the inputs are taken for, by the case of a number, which is read then."""
+    from crfrefine.cases.role_table import tell_roles
+    from crfrefine.cli.reporting import RunReporter
+
+    reporter = RunReporter()
+    reporter.cases_found(inputs.cases.found)
+    tell_roles(inputs.cases[number:], inputs.reading, reporter)
+    print("crfrefine: reading the case", file=sys.stderr)
 
 
 def _leave_at_once(status: int) -> None:
