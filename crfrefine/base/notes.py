@@ -134,6 +134,11 @@ class NoteKind(Enum):
     )
 
     # ---- The files of cases (`cases`)
+    ORDER_OF_MODALITIES = (
+        "the parameters have a value for each modality and do not name these: they are taken in "
+        "the order of the alphabet, {names}; a list in the pattern, {{modality:…}}, says another "
+        "order, and `modalities` in the parameter file says what its values are for"
+    )
     NAMED_IMAGE = "looks like a label map ({reason}), and is taken as an image, since it is named"
     FOLDER_PER_CASE = (
         "a folder for each case, as in TotalSegmentator's data sets, with its image, such as "

@@ -252,9 +252,9 @@ NAMES = (
         "values per modality",
         "those of a parameter file are in the order of the images",
         "`modalities` in the file, where `train-crf` knew the names",
-        "a run that has one of the names at another place: an error",
+        "a run that has one of the names at another place, or files that are called so: an error",
         "`{modality:t1,t2}`",
-        (),
+        (NoteKind.ORDER_OF_MODALITIES,),
         ("in the order of the parameters",),
     ),
     Guess(

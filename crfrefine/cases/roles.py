@@ -236,6 +236,41 @@ def is_in_range(values: NDArray[Any]) -> bool:
     return bool(values.min() >= 0 and values.max() <= MAX_LABEL)
 
 
+def require_modalities_of(
+    cases: Iterable[CaseFiles], names: Sequence[str], expected: Sequence[str]
+) -> None:
+    """Raise InputError as `require_modalities`, by the `names` of a run, or by those of its files.
+
+    Files that are named one by one have no names of modalities, but may be called by them.
+    """
+    require_modalities(names, expected)
+    if names or len(expected) < 2:
+        return
+    for files in cases:
+        require_modalities(_expected_in_names(files.images, expected), expected)
+
+
+def _expected_in_names(paths: Sequence[Path], expected: Sequence[str]) -> list[str]:
+    """Return the modality by which each file is called, [] unless each one is by another one."""
+    found: list[str] = []
+    for path in paths:
+        words = {name for name in expected if _has_word(stem_of(path), name)}
+        if not words:
+            words = {name for name in expected if _has_word(path.parent.name, name)}
+        found += words
+        if len(words) != 1:
+            return []
+    if len({*found}) < len(found):
+        return []
+    return found
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Return whether a text has a word, in any case of letters, not as a part of another one."""
+    expression = rf"(?<![^\W_]){re.escape(word.casefold())}(?![^\W_])"
+    return re.search(expression, text.casefold()) is not None
+
+
 def require_modalities(found: Sequence[str], expected: Sequence[str]) -> None:
     """Raise InputError if images have a modality at another place than the parameters have it.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.label_options import mapping_of
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import add_strokes, discover_cases
 from crfrefine.cases.label_input import EXCHANGED
@@ -21,11 +21,12 @@ from crfrefine.cases.reading_options import (
     find_modality_names,
     find_regions,
 )
-from crfrefine.cases.roles import require_modalities
+from crfrefine.cases.roles import require_modalities_of
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.io import read_header
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
+from crfrefine.parameters.model import CrfParameters
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
 
         cases = find_cases_to_refine(options.nnunet, options.images, mask)
     else:
-        try:
-            cases = discover_cases(
-                options.images,
-                options.logits,
-                mask,
-                input_type=options.input_type,
-                add_background=options.add_background,
-            )
-            if all(files.missing and not files.logits for files in cases):
-                place = options.logits[0]
-                number = ""
-                if len(cases) > 1:
-                    number = f"none of the {len(cases)} cases has its file: "
-                hint = advise(place, holds_images=False)
-                if is_folder(options.images[0]):
-                    images = {path for files in cases for path in files.images}
-                    fewer = propose_fewer_cases(options.images[0], images)
-                    if fewer:
-                        hint += f"\n  As to {options.images[0]}:{fewer}"
-                raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
-        except CrfRefineError as error:
-            if _seem_exchanged(options.images, options.logits):
-                raise InputError(f"{error}\n  {EXCHANGED}") from None
-            raise
+        cases = _discover(options, mask)
     if options.strokes:
         add_strokes(cases, options.strokes)
     for files in cases:
@@ -88,8 +66,54 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         folder = options.output.with_name(stem_of(options.output))
         cases.notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
     reading = _describe(options, cases)
+    if _has_doubtful_order(options.parameters, cases):
+        names = ", ".join(reading.modality_names)
+        cases.notes.append(Note.of(NoteKind.ORDER_OF_MODALITIES, names=names))
     cases.sort(key=lambda files: files.case_id)
     return RunInputs(cases, reading)
+
+
+def _discover(options: InferenceOptions, mask: Path | None) -> CaseList:
+    """Find the cases of images and a network's output."""
+    try:
+        cases = discover_cases(
+            options.images,
+            options.logits,
+            mask,
+            input_type=options.input_type,
+            add_background=options.add_background,
+        )
+        if all(files.missing and not files.logits for files in cases):
+            first = cases[0]
+            if not first.problem.startswith(first.missing):  # It lacks more than this.
+                raise InputError(f"{options.images[0]}: {first.named_problem}")
+            place = options.logits[0]
+            number = ""
+            if len(cases) > 1:
+                number = f"none of the {len(cases)} cases has its file: "
+            hint = advise(place, holds_images=False)
+            if is_folder(options.images[0]):
+                images = {path for files in cases for path in files.images}
+                fewer = propose_fewer_cases(options.images[0], images)
+                if fewer:
+                    hint += f"\n  As to {options.images[0]}:{fewer}"
+            raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
+    except CrfRefineError as error:
+        if _seem_exchanged(options.images, options.logits):
+            raise InputError(f"{error}\n  {EXCHANGED}") from None
+        raise
+    return cases
+
+
+def _has_doubtful_order(parameters: CrfParameters, cases: Iterable[CaseFiles]) -> bool:
+    """Return whether values per modality have no names, and only the alphabet orders the images."""
+    if parameters.modalities or not parameters.has_values_per_modality:
+        return False
+    for files in cases:
+        if files.modalities and not files.problem:
+            is_numbered = all(name.isdigit() for name in files.modalities)
+            return not is_numbered and not set(files.unnamed).isdisjoint(files.images)
+    return False
 
 
 def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
@@ -115,7 +139,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
             label_names = description.label_names
             names = LabelNames.of(label_names, str(description.path))
     modality_names = find_modality_names(cases, descriptions)
-    require_modalities(modality_names, options.parameters.modalities)
+    require_modalities_of(cases, modality_names, options.parameters.modalities)
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)

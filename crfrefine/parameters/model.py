@@ -312,6 +312,11 @@ class CrfParameters:
                 sections[prefix] = selected
         return dataclasses.replace(self, bilateral=tuple(kernels), **sections)
 
+    @property
+    def has_values_per_modality(self) -> bool:
+        """Whether an entry has several values, one per modality."""
+        return any(section.has_values_per_modality for section in self.tables.values())
+
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
         """Return the model for a case.
 

@@ -93,6 +93,16 @@ class Section:
         return values
 
     @property
+    def has_values_per_modality(self) -> bool:
+        """Whether a key has a list with several values, one per modality."""
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            rule: Rule = entry.metadata["rule"]
+            if rule.per == "modality" and rule.is_list(value) and len(value) > 1:
+                return True
+        return False
+
+    @property
     def label_lists(self) -> dict[str, tuple[Any, ...]]:
         """The lists with a value per label, by key."""
         lists = {}

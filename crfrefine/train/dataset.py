@@ -35,7 +35,7 @@ from crfrefine.cases.reading_options import (
     find_modality_names,
     find_regions,
 )
-from crfrefine.cases.roles import require_modalities
+from crfrefine.cases.roles import require_modalities_of
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
@@ -112,7 +112,7 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     )
 
     modality_names = find_modality_names(files, descriptions)
-    require_modalities(modality_names, base.modalities)
+    require_modalities_of(files, modality_names, base.modalities)
     headers, (num_channels, num_modalities, num_axes) = _read_headers(
         files, reading, options.images
     )

@@ -187,6 +187,33 @@ def test_modalities_in_another_order_than_the_parameters_have_are_refused(tmp_pa
         require_modalities(("msk", "t1"), ("t1",))
 
 
+def test_files_that_are_called_by_modalities_in_another_order_are_refused(tmp_path):
+    text = 'modalities = ["dwi", "adc"]\n[bilateral]\ntheta_beta = [0.1, 1.0]\n'
+    (tmp_path / "p.toml").write_text(text)
+    data, network = write_tree(tmp_path, IMAGE[::-1] + 3, "x")
+    files = []
+    for name, source in (("c1_ADC", "t1"), ("DWI/c1", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        files.append(tmp_path / f"{name}.nii.gz")
+        files[-1].symlink_to(data / "p1" / f"{source}.nii.gz")
+    given = ("-p", network / "p1.nii.gz", "-o", tmp_path / "o.nii.gz", "-c", tmp_path / "p.toml")
+    failed = run_here("infer", "-i", files[0], "-i", files[1], *given, status=1)
+    assert "expected the modalities dwi, adc, in the order of the parameters" in failed.stderr
+    run_here("infer", "-i", files[1], "-i", files[0], *given, status=0)
+
+
+def test_values_per_modality_in_the_order_of_the_alphabet_are_told(tmp_path):
+    (tmp_path / "p.toml").write_text("[bilateral]\ntheta_beta = [0.1, 1.0]\n")
+    data, network = write_tree(tmp_path, IMAGE[::-1] + 3, "adc")
+    told = {}
+    for words in ("", ":t1,adc"):
+        pattern = data / f"{{case}}/{{modality{words}}}.nii.gz"
+        result = refine(pattern, network, tmp_path / "out", "-c", tmp_path / "p.toml")
+        assert result.status == 0
+        told[words] = "in the order of the alphabet, adc, t1" in result.stderr
+    assert told == {"": True, ":t1,adc": False}
+
+
 def test_images_and_label_maps_with_names_of_one_kind_are_told_apart_by_a_pattern_alone(tmp_path):
     for number in (0, 1):
         save_nifti(tmp_path / "data" / f"volume-{number}.nii.gz", IMAGE)
