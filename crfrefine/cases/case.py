@@ -53,6 +53,7 @@ from crfrefine.cases.roles import (
     modalities_of,
     require_images,
     require_mask,
+    require_no_scores,
     require_other_channels,
     require_other_labels,
 )
@@ -310,6 +311,8 @@ class _FileArrays:
         for place, header in enumerate(headers.images):
             values = self.image[len(modalities) : len(modalities) + header.num_channels]
             modalities += modalities_of(headers.files, place, values)
+            labels = None if self.label_map is None else self.label_map.labels.T
+            require_no_scores(header.path, values, labels)
         for number, evidence in self.evidence.items():
             modalities[number].evidence = evidence
         path = headers.network.path

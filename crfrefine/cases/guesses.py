@@ -39,10 +39,11 @@ IMAGES_AND_LABELS = (
         "image that is named",
         "a file that looks like a label map is an image all the same",
         "`-i FILE`, a row of a manifest, or a modality that a pattern lists",
-        "all voxels equal those of the reference or of the network's output: an error",
+        "all voxels equal those of the reference or of the network's output, or the volumes of a "
+        "file are probabilities or logits, as their sums or the label map show: errors",
         "nothing: such a CRF would refine with the answer",
         (NoteKind.NAMED_IMAGE,),
-        ("all of its voxels are equal to those of",),
+        ("all of its voxels are equal to those of", "found a network's output by its voxels"),
     ),
     Guess(
         "label map, reference, strokes",

@@ -22,6 +22,7 @@ from crfrefine.cases.roles import (
     Modality,
     modalities_of,
     require_images,
+    require_no_scores,
     require_other_labels,
 )
 from crfrefine.errors import CrfRefineError
@@ -151,7 +152,9 @@ def check_roles(headers: CaseHeaders, roles: list[Role], notes: list[Note]) -> N
     files = headers.files
     modalities: list[Modality] = []
     for place, header in enumerate(headers.images):
-        in_file = modalities_of(files, place, read_modalities([header], []))
+        values = read_modalities([header], [])
+        require_no_scores(header.path, values, None)
+        in_file = modalities_of(files, place, values)
         told = [modality.evidence for modality in in_file if modality.evidence]
         shown = "voxels of an image"
         if told:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import map_labels
+from crfrefine.arrays.scales import ROUNDED, TOPS
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -44,6 +45,10 @@ _NONZERO = (
     "A mask is not 0 where the model applies. For the voxels in which the image is not 0, give "
     "--set intensity.mask=nonzero in its place."
 )
+
+# The volumes of a file are a network's channels if the largest one tells the label of a label map
+# at so many of the voxels with one. A coarse prediction and its reference agree so.
+_MOST_ALIKE = 0.6
 
 
 class Modality:
@@ -86,6 +91,58 @@ def require_images(files: CaseFiles, modalities: Sequence[Modality], notes: list
         f"{first.evidence}\n  {advice_on_images(files, [modality.path for modality in wrong])}",
         cause=f"an image{first.name} is a label map",
     )
+
+
+def require_no_scores(path: Path, values: NDArray[Any], labels: NDArray[Any] | None) -> None:
+    """Raise InputError if the volumes of one file, (M, [z,] y, x), are a network's channels.
+
+    They are if they sum to 1, 100 or 255 at each voxel, as probabilities do, or if the largest one
+    tells the label of nearly each voxel of the network's label map, ([z,] y, x), None for none.
+    """
+    if len(values) < 2:
+        return
+    evidence = ""
+    top = _total_of(values)
+    if top:
+        evidence = f"its {len(values)} volumes sum to {top:g} at each voxel, as probabilities do"
+    elif labels is not None and _largest_is_label(values, labels):
+        evidence = f"the largest of its {len(values)} volumes tells the label of nearly each voxel"
+    if evidence:
+        raise InputError(
+            f"{path}: expected an image, found a network's output by its voxels: {evidence}\n"
+            "  -i takes the images, -p the network's output. For images nevertheless, write each "
+            "volume to a file, `crfrefine convert IN FOLDER --split`, and name these.",
+            cause="the image is a network's output",
+        )
+
+
+def _total_of(values: NDArray[Any]) -> float:
+    """Return what volumes, (M, [z,] y, x), sum to at each voxel where they differ; 0 for no top."""
+    middle = slice(values.shape[1] // 2, values.shape[1] // 2 + 1)
+    found = 0.0
+    for planes in (values[:, middle], values):  # Images are known by a plane.
+        differs = planes.min(axis=0) != planes.max(axis=0)
+        sums = planes.sum(axis=0, dtype=np.float64)[differs]
+        found = 0.0
+        for top in TOPS:
+            if sums.size and np.abs(sums - top).max() <= ROUNDED * top:
+                found = top
+        if not found or planes.min() < -ROUNDED * found:
+            return 0.0
+    return found
+
+
+def _largest_is_label(values: NDArray[Any], labels: NDArray[Any]) -> bool:
+    """Return whether the number of the largest volume is the label, at nearly all labeled voxels.
+
+    The voxels are those where either of them is not 0.
+    """
+    if values.shape[1:] != labels.shape or not 0 < labels.max() < len(values):
+        return False
+    largest = values.argmax(axis=0)
+    is_labeled = (largest > 0) | (labels > 0)
+    num_alike = np.count_nonzero(largest[is_labeled] == labels[is_labeled])
+    return bool(num_alike >= _MOST_ALIKE * np.count_nonzero(is_labeled))
 
 
 def advice_on_images(files: CaseFiles, wrong: Sequence[Path]) -> str:

@@ -187,6 +187,23 @@ def test_modalities_in_another_order_than_the_parameters_have_are_refused(tmp_pa
         require_modalities(("msk", "t1"), ("t1",))
 
 
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "percent"])
+def test_a_networks_channels_are_no_image(tmp_path, kind):
+    """They were taken as modalities beside a label map, as of the same network."""
+    scores = np.eye(3, dtype=np.float32)[NETWORK] * 6 + RANDOM.normal(0, 1, (*GRID_SHAPE, 3))
+    if kind != "logits":
+        scores = np.exp(scores)
+        scores *= (1.0 if kind == "probabilities" else 100.0) / scores.sum(-1, keepdims=True)
+    save_nifti(tmp_path / "scores" / "p1.nii.gz", scores.astype(np.float32))
+    save_nifti(tmp_path / "labels" / "p1.nii.gz", REFERENCE)
+    failed = refine(tmp_path / "scores", tmp_path / "labels", tmp_path / "out")
+    assert failed.status == 1
+    assert "expected an image, found a network's output by its voxels" in failed.stderr
+    images = np.stack([IMAGE, IMAGE[::-1] + 3, IMAGE + 1000], -1)
+    save_nifti(tmp_path / "scores" / "p1.nii.gz", images)
+    assert refine(tmp_path / "scores", tmp_path / "labels", tmp_path / "out").status == 0
+
+
 def test_files_that_are_called_by_modalities_in_another_order_are_refused(tmp_path):
     text = 'modalities = ["dwi", "adc"]\n[bilateral]\ntheta_beta = [0.1, 1.0]\n'
     (tmp_path / "p.toml").write_text(text)
