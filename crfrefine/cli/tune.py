@@ -20,7 +20,7 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.tune.options import TuneOptions
 
 if TYPE_CHECKING:
-    from crfrefine.runs.inputs import RunInputs
+    from crfrefine.infer.inputs import RunInputs
 
 _INPUTS = (
     "images logits nnunet manifest masks input_type add_background scale "
@@ -108,7 +108,7 @@ def _tell_inputs(inputs: RunInputs, number: int) -> None:
     from crfrefine.cases.role_table import tell_roles
     from crfrefine.cli.reporting import RunReporter
 
-    reporter = RunReporter()
+    reporter: RunReporter[object, object] = RunReporter()
     reporter.cases_found(inputs.cases.found)
     tell_roles(inputs.cases[number:], inputs.reading, reporter)
     print("crfrefine: reading the case", file=sys.stderr)
