@@ -101,9 +101,11 @@ class CaseHeaders:
                     stored=TIMES.join(f"{size:g}" for size in first.spacing),
                 )
             )
-        for image in self.images[1:]:
+        for place, image in enumerate(self.images):
             if not first.on_same_grid(image):
                 what = f"modality {image.path.name}"
+                if self.files.modalities:
+                    what = f"modality {self.files.modalities[place]}"
                 outside = "take no part, as if outside the mask"
                 notes += WorkGrid(first).describe_image(image, what, outside)
         headers = (*self.images, *self.companions)

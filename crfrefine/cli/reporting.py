@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -84,7 +85,10 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
         One about a case is printed for the first of many cases, or for each if VERBOSE.
         """
         before = self.before_note_on_case.format(case_id) if case_id else self.before_note
-        gist = (note.kind, note.part, str(note.values.get("what", "")))  # alike for many cases
+        what = str(note.values.get("what", ""))
+        if case_id:
+            what = re.sub(rf"(?<![^\W_]){re.escape(case_id)}(?![^\W_])", "", what)
+        gist = (note.kind, note.part, what)  # alike for many cases
         if self.verbosity >= VERBOSE or not case_id or gist not in self._known:
             self._say(f"{before}{note}")
         elif note.kind in LOSSES:

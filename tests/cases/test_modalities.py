@@ -190,3 +190,27 @@ def test_the_memory_of_a_modality_on_its_own_grid_counts(tmp_path):
     save_nifti(tmp_path / "a_0001.nii.gz", CT, CT_AFFINE)
     on_one_grid, *_ = bytes_of_case(read_case_headers(files, RESAMPLE))
     assert needed - on_one_grid == 4 * 60 * 45 * 31
+
+
+def test_that_a_modality_is_interpolated_is_told_of_one_of_many_cases(pet, tmp_path):
+    files, _, _ = pet
+    for case in ("a", "b"):
+        for number, name in enumerate(("CT", "PET")):
+            place = tmp_path / name / f"{case}.nii.gz"
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(files.images[number])
+        (tmp_path / "net").mkdir(exist_ok=True)
+        (tmp_path / "net" / f"{case}.nii.gz").symlink_to(files.logits[0])
+    inputs = ("-i", tmp_path / "{modality:CT,PET}/{case}.nii.gz", "-p", tmp_path / "net")
+    told = run_here("infer", *inputs, "-o", tmp_path / "o", *FAST, "--resample", status=0).stderr
+    assert told.count("interpolated linearly from") == 1
+    assert "a: modality PET interpolated linearly from" in told
+    places = [tmp_path / name / "{case}.nii.gz" for name in ("CT", "PET")]
+    (tmp_path / "plain").mkdir()
+    for number in (0, 1):
+        for case in ("a", "b"):
+            path = tmp_path / "plain" / f"{case}_000{number}.nii.gz"
+            path.symlink_to(places[number].with_name(f"{case}.nii.gz"))
+    inputs = ("-i", tmp_path / "plain", "-p", tmp_path / "net")
+    told = run_here("infer", *inputs, "-o", tmp_path / "o2", *FAST, "--resample", status=0).stderr
+    assert told.count("interpolated linearly from") == 1
