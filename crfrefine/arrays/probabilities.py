@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.scales import (
+    MIN_SUM,
     TOPS,
     Scale,
     are_zero_outside_a_body,
@@ -42,6 +43,8 @@ MAX_OVERSHOOT = 1.0
 MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
+# Largest share of its size by which a sum of rounded numbers may differ from others.
+_MOST_ROUNDED = 0.2
 # The advice where values in [0, 1] do not sum to 1, and where their sums are never above 1.
 _ADVICE_ON_SUMS = (
     f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
@@ -229,7 +232,10 @@ class Look:
             return None
         low = float(sums.min())
         high = float(sums.max())
-        if high <= 0 or high - low > TOLD_SUM_TOLERANCE * high:
+        spread = TOLD_SUM_TOLERANCE * high
+        if self.is_whole and high >= MIN_SUM:  # Each label is rounded by up to a half.
+            spread = max(spread, min(float(len(self._levels)), _MOST_ROUNDED * high))
+        if high <= 0 or high - low > spread:
             return None
         total = (low + high) / 2
         # Values of few levels sum to the same on any scale, as in logits made of a label map.

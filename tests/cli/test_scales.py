@@ -174,3 +174,19 @@ def test_a_description_with_gaps_numbers_channels_and_references(image, tmp_path
     for (_, label, *rest), value in gaps.items():
         assert value == dense[number_of.get(label, label), *rest]
     assert {"1035", "all"} <= {label for _, label, *_ in gaps}
+
+
+def test_rounded_percent_of_many_labels_does_not_lack_the_background(image, tmp_path, is_streamed):
+    """The sums differ by more than those of a few labels, since each number is rounded."""
+    shares = np.random.default_rng(5).gamma(0.7, size=(10, *SOFTMAX.shape[1:]))
+    shares[0] *= 5
+    percent = np.rint(shares / shares.sum(axis=0) * 100)
+    sums = percent.sum(axis=0)
+    assert sums.max() - sums.min() > 5
+    logits = save(tmp_path / "percent.nii.gz", percent, np.uint8)
+    said = outputs(image, logits, status=1)
+    assert "at each voxel, as probabilities in percent" in said
+    assert "give --scale 100, by" in said
+    assert "--add-background" not in said
+    labels, _, _ = outputs(image, logits, "--scale", "100")
+    assert np.count_nonzero(labels == 0) > 0.3 * labels.size
