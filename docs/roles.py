@@ -7,8 +7,8 @@ from crfrefine.cases.guesses import GUESSES, Guess
 PAGE = Path(__file__).parent / "reference" / "roles.md"
 HEAD = """# Roles: what every input is taken for
 
-Which file is an image, which one a label map, and what its numbers mean is partly said by options
-and names, and partly guessed. **A role is checked by content**: the voxels that are read anyway,
+Options and names say a part of what a file is: an image or a label map, and what its numbers mean.
+The rest is guessed. **A role is checked by content**: the voxels that are read anyway,
 the headers and the files beside them either agree with it or contradict it. A contradiction is an
 error of that case, which names the file, what was expected and found, the evidence, and what says
 otherwise. What is guessed is told: by a note of the run, and by [`info`](cli.md#info), which shows
