@@ -317,7 +317,8 @@ def find_fill(values: Array, percentiles: tuple[float, float], offset: float = 0
     (first, _, _), (last, _, _) = percentile_ranks(others.size, FILL_SPREAD)
     ordered = np.partition(others, (0, first, last))
     next_value = float(ordered[0])
-    if next_value - lowest <= MIN_GAP * (float(ordered[last]) - float(ordered[first])):
+    spread = float(ordered[last]) - float(ordered[first])
+    if spread == 0.0 or next_value - lowest <= MIN_GAP * spread:
         return None
     return Fill(lowest + offset, next_value + offset, num_lowest / values.size)
 

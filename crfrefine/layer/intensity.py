@@ -178,7 +178,7 @@ def _count_fill(ordered: Tensor, percentiles: tuple[float, float]) -> Tensor:
     (first, _, _), (last, _, _) = _ranks_on_device(num_others, FILL_SPREAD)
     last_place = (first_other + last).clamp(max=num_values - 1)
     spread = ordered[last_place] - ordered[first_other + first]
-    is_fill &= ordered[first_other] - ordered[0] > MIN_GAP * spread
+    is_fill &= (spread > 0) & (ordered[first_other] - ordered[0] > MIN_GAP * spread)
     return torch.where(is_fill, num_lowest, 0)
 
 

@@ -56,7 +56,7 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
         assert all((package / name).read_bytes() == (ROOT / name).read_bytes() for name in wanted)
     for room, some in {
         "evaluate/report": {"page.html", "report.css"},
-        "runs/tune": {"index.html", "tune.css", "tune.js"},
+        "tune": {"index.html", "tune.css", "tune.js"},
     }.items():
         wanted = {path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir()}
         assert some <= wanted == {path.name for path in (package / room / "assets").iterdir()}
