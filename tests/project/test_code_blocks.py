@@ -188,6 +188,7 @@ def write_world(root):
     }
     for name, values in {**files, "logits": case.logits, "probabilities": probabilities}.items():
         save(root, f". {name}", values)
+    save(root, ". pet", case.image[1][::2, ::2, ::2], coarse)
     save(root, f"corrections/strokes {CASES[0]}", drawn)
     save_structures(root, "segmentations", network)
     save_structures(root, "reference_segmentations", case.labels)
@@ -228,7 +229,11 @@ def write_foreground(root):
     case = five_labels(3)
     probabilities = softmax(case.logits).astype(np.float32)
     log_odds = (case.logits[1] - case.logits[0]).astype(np.float32)
-    save(root, ". ct", case.image[0])
+    for name in ("ct", "t1"):
+        save(root, f". {name}", case.image[0])
+    # Percent of tissues that leave more than a tenth of each voxel to the background.
+    save_nifti(root / "atlas.nii.gz", np.rint(90 * np.moveaxis(probabilities[1:], 0, -1)), AFFINE)
+    save(root, ". logits", case.logits[:3])
     for name, values in {
         "probability": probabilities[1],
         "before_sigmoid": log_odds,
