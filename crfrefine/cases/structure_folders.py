@@ -14,7 +14,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import present_labels
-from crfrefine.base.array_types import Bool
+from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.conventions import IMAGE_WORDS
 from crfrefine.cases.label_names import normalized
@@ -215,17 +215,24 @@ def _is_part(first: VolumeHeader, header: VolumeHeader) -> bool:
     return WorkGrid(first).map_to(header).in_whole_voxels is not None
 
 
+def _read_binary(header: VolumeHeader) -> Labels | None:
+    """Return the values of a file, ([z,] y, x); None unless it has one besides 0 at most."""
+    with suppress(CrfRefineError):
+        values = read_whole_numbers(header)
+        if len({*present_labels(values)} - {0}) <= 1:
+            return values
+    return None
+
+
 def _values_of(headers: Sequence[VolumeHeader]) -> set[int] | None:
     """Return the values of the files that are looked at; None unless each has one besides 0."""
     found: set[int] = set()
     step = max(1, len(headers) // _MOST_READ)
     for header in headers[::step]:
-        with suppress(CrfRefineError):
-            values = {*present_labels(read_whole_numbers(header))}
-            if len(values - {0}) <= 1:
-                found |= values
-                continue
-        return None
+        values = _read_binary(header)
+        if values is None:
+            return None
+        found |= {*present_labels(values)}
     return found
 
 
@@ -234,9 +241,10 @@ def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
     covered: Bool = np.zeros(headers[0].grid_shape[::-1], bool)
     num_apart = 0
     for header in headers:
-        if header.num_channels != 1 or _values_of([header]) is None:
+        values = None if header.num_channels != 1 else _read_binary(header)
+        if values is None:
             return False
-        mask = read_whole_numbers(header).reshape(covered.shape) != 0
+        mask = values.reshape(covered.shape) != 0
         size = int(np.count_nonzero(mask))
         if np.count_nonzero(mask & covered) > _OVERLAP * size:
             return False
