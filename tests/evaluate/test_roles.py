@@ -1,4 +1,4 @@
-"""What the inputs of an evaluation are taken for is said once, before the first case."""
+"""An evaluation says once, before the first case, what its inputs are taken for."""
 
 import numpy as np
 from cli_helpers import load_nifti, run_here, save_nifti
