@@ -33,7 +33,7 @@ _DECLARED = "its array has this name"
 
 
 @dataclass(frozen=True)
-class Role:
+class FileRole:
     """What a file of a case is taken for."""
 
     name: str  # "image", "network's output", "mask", "reference" or "strokes"
@@ -53,7 +53,7 @@ class Role:
         return f"{self.path}, {self.frame}; {self.evidence}"
 
 
-def roles_of(headers: CaseHeaders) -> list[Role]:
+def roles_of(headers: CaseHeaders) -> list[FileRole]:
     """Return the roles of a case's files by their headers, the images first."""
     files = headers.files
     first = headers.images[0]
@@ -69,22 +69,24 @@ def roles_of(headers: CaseHeaders) -> list[Role]:
             evidence = "by its place and name"
         grid = describe_grid(header.grid_shape, header.affine)
         frame = f"{grid}, {header.orientation}"
-        roles.append(Role("image", kind, frame, header.path, evidence))
+        roles.append(FileRole("image", kind, frame, header.path, evidence))
     network = headers.network
     if network.files:
         kind, evidence = _kind_of_network(headers)
         frame = _frame(first, network.files[0], "label map")
-        roles.append(Role("network's output", kind, frame, network.path, evidence))
+        roles.append(FileRole("network's output", kind, frame, network.path, evidence))
     if headers.mask is not None:
         frame = _frame(first, headers.mask, "mask")
-        roles.append(Role("mask", "where it is not 0", frame, headers.mask.path, "given as such"))
+        roles.append(
+            FileRole("mask", "where it is not 0", frame, headers.mask.path, "given as such")
+        )
     if headers.labels is not None:
         frame = _frame(first, headers.labels, "labels")
         path = headers.labels.path
-        roles.append(Role(REFERENCE, "label map", frame, path, "given as such"))
+        roles.append(FileRole(REFERENCE, "label map", frame, path, "given as such"))
     for header in headers.strokes:
         frame = _frame(first, header, "strokes")
-        roles.append(Role("strokes", "label map", frame, header.path, "given as such"))
+        roles.append(FileRole("strokes", "label map", frame, header.path, "given as such"))
     return roles
 
 
@@ -118,7 +120,7 @@ def _frame(image: VolumeHeader, other: VolumeHeader, what: str) -> str:
     return f"another grid, {describe_grid(other.grid_shape, other.affine)}"
 
 
-def summarize(roles: Sequence[Role]) -> str:
+def summarize(roles: Sequence[FileRole]) -> str:
     """Return the roles of a case in a line, the images together.
 
     Modalities with names are left out: the line on their pattern has them.
@@ -144,7 +146,7 @@ def tell_roles(cases: Sequence[CaseFiles], reading: ReadingOptions, observer: An
         observer.roles_found(summarize(roles), [(role.words, role.reasons) for role in roles])
 
 
-def check_roles(headers: CaseHeaders, roles: list[Role], notes: list[Note]) -> None:
+def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) -> None:
     """Read the images and the reference of a case, and raise InputError if one is another thing.
 
     `roles` get the evidence of the voxels, `notes` those on images that are named.
@@ -170,7 +172,7 @@ def check_roles(headers: CaseHeaders, roles: list[Role], notes: list[Note]) -> N
     require_images(files, modalities, notes)
 
 
-def check_single(headers: CaseHeaders, roles: list[Role]) -> None:
+def check_single(headers: CaseHeaders, roles: list[FileRole]) -> None:
     """Read the only file of a case, of which nothing but its voxels tells image from label map.
 
     The only one of the `roles`, if there is one, becomes what they show.

@@ -19,7 +19,7 @@ from crfrefine.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
-    from crfrefine.cases.role_table import Role
+    from crfrefine.cases.role_table import FileRole
 
 _EXAMPLES = """\
 crfrefine info
@@ -122,7 +122,7 @@ def _inspect_folder(
     return {"cases": report.cases, "roles": roles, "notes": notes, "problems": messages}
 
 
-def _print_roles(roles: Sequence[Role]) -> None:
+def _print_roles(roles: Sequence[FileRole]) -> None:
     """Print what each file of the first case is taken for, in columns, and why."""
     if not roles:
         return

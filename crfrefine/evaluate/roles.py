@@ -13,7 +13,7 @@ from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.cases.role_table import Role
+from crfrefine.cases.role_table import FileRole
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult
@@ -42,7 +42,7 @@ def tell_roles(evaluation: Evaluation, observer: Observer[Evaluation, CaseResult
         observer.roles_found("; ".join(words for words, _ in reasons), reasons)
 
 
-def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[Role]:
+def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[FileRole]:
     """Return the roles of the files of a case: the reference, the methods, and the images."""
     options = evaluation.options
     measured = evaluation.measured
@@ -50,7 +50,7 @@ def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[Role]:
     reference = io.read_header(pair.reference.labels)
     grid = _grid_of(reference)
     evidence = "given as LABELS"
-    roles = [Role(REFERENCE, _LABEL_MAP, grid, reference.path, evidence)]
+    roles = [FileRole(REFERENCE, _LABEL_MAP, grid, reference.path, evidence)]
     for method, files in pair.methods.items():
         name = method
         if method != options.name:
@@ -60,7 +60,7 @@ def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[Role]:
         if files.labels is not None and named.logits:
             kind += ", with logits or probabilities"
         frame = _frame(reference, io.read_header(path))
-        roles.append(Role(name, kind, frame, path, evidence))
+        roles.append(FileRole(name, kind, frame, path, evidence))
     images = pair.reference.images
     if images:
         header = io.read_header(images[0])
@@ -69,7 +69,7 @@ def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[Role]:
         if number > 1:
             kind = f"{number} modalities"
         frame = _frame(reference, header)
-        roles.append(Role("images", kind, frame, images[0], "given by --images"))
+        roles.append(FileRole("images", kind, frame, images[0], "given by --images"))
     return roles
 
 

@@ -40,7 +40,7 @@ from crfrefine.cases.reading_options import (
     find_regions,
 )
 from crfrefine.cases.role_table import (
-    Role,
+    FileRole,
     check_roles,
     check_single,
     names_of_modalities,
@@ -193,7 +193,7 @@ class FolderReport:
         self.notes: list[Note] = []  # on ignored files
         self.problems: list[Failure] = []  # only the first one of each cause is in full
         self.found = ""  # how many cases a pattern of images has
-        self.roles: list[Role] = []  # of the first case
+        self.roles: list[FileRole] = []  # of the first case
         self.may_be_labels = False  # whether nothing says that single files are images
         self.input_type = "auto"
         self._doubtful: set[str] = set()  # modalities of cases with a file that is no image
@@ -381,7 +381,7 @@ class FolderReport:
         names = names_of_modalities(headers.files)
         if self.roles and not names & self._doubtful:
             return
-        roles: list[Role] = []
+        roles: list[FileRole] = []
         if not self.roles:
             roles = roles_of(headers)
             self.roles = roles
