@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Array, Labels
-from crfrefine.base.geometry import Reorientation
+from crfrefine.base.axes import Axes, all_axes
 
 _MOST_VOXELS = 200_000  # of the label map that are looked at, before they are sorted by label
 _PICKS = 4000  # voxels that are compared, shared by the labels
@@ -36,24 +35,17 @@ class AxesCheck:
         """Pick the voxels of a label map, ([z,] y, x)."""
         picks = _pick(labels)
         self.labels = labels.reshape(-1)[picks]
-        self.turns: list[Reorientation] = []  # the first one leaves the axes as they are
+        self.turns: list[Axes] = []  # the first one leaves the axes as they are
         shape = (1, 1, *labels.shape)[-3:]
         positions = np.array(np.unravel_index(picks, shape))[::-1]
         sizes = shape[::-1]
         places = []
-        for axes in permutations(range(3)):
-            if any(sizes[source] != size for source, size in zip(axes, sizes, strict=True)):
+        for axes in all_axes():
+            if axes.along(sizes) != sizes or any(sizes[axis] == 1 for axis in axes.mirrored):
                 continue
-            for mirrored in product((False, True), repeat=3):
-                if any(flip and size == 1 for flip, size in zip(mirrored, sizes, strict=True)):
-                    continue
-                stored = positions.copy()
-                for axis, source in enumerate(axes):
-                    stored[source] = positions[axis]
-                    if mirrored[axis]:
-                        stored[source] = sizes[axis] - 1 - positions[axis]
-                self.turns.append(Reorientation(axes, mirrored))
-                places.append(np.ravel_multi_index(tuple(stored[::-1]), shape))
+            self.turns.append(axes)
+            stored = axes.find([*positions], sizes)
+            places.append(np.ravel_multi_index(stored[::-1], shape))
         self._plane = int(np.prod(labels.shape[1:]))
         self._places: NDArray[np.intp] = np.array(places)  # (turns, picks) in the grid's order
         self._largest = np.full(self._places.shape, -np.inf, np.float32)

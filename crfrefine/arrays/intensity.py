@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.parameters.sections import IntensityParameters
@@ -128,14 +128,14 @@ def normalize_intensity(
         return part.astype(np.float32, order="K", copy=False)
 
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
-    order = StorageOrder.of_memory(image[0])
-    stored_mask = None if mask is None else order.to_storage(mask)
+    order = Axes.of_memory(image[0])
+    stored_mask = None if mask is None else order.apply(mask)
 
     def run(modality: int) -> None:
-        values = order.to_storage(image[modality])
+        values = order.apply(image[modality])
         fitted = _fit_modality(values, *rules[modality], stored_mask)
-        source = order.to_storage(part[modality])
-        target = order.to_storage(result[modality])
+        source = order.apply(part[modality])
+        target = order.apply(result[modality])
         fitted.apply(source, target)
 
     jobs = [partial(run, modality) for modality in range(len(image))]

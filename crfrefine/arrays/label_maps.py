@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import SAME_LENGTH, StorageOrder
+from crfrefine.base.axes import Axes
+from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import CapacityError, InputError
 
@@ -264,9 +265,9 @@ def _look_up(table: Array, indices: Array) -> Array:
     if np.array_equal(table, np.arange(len(table))):
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
-    order = StorageOrder.of_memory(indices)
-    index_planes = np.atleast_2d(order.to_storage(indices))
-    entry_planes = np.atleast_2d(order.to_storage(entries))
+    order = Axes.of_memory(indices)
+    index_planes = np.atleast_2d(order.apply(indices))
+    entry_planes = np.atleast_2d(order.apply(entries))
     for plane, target in zip(index_planes, entry_planes, strict=True):
         target[...] = table[plane]  # Numpy widens indices to 64 bits, so a plane at a time.
     return entries
@@ -279,10 +280,10 @@ def expand_channels(
 
     The grid's axes have the same order in memory as those of the values.
     """
-    order = StorageOrder.of_memory(values[0])
-    stored_shape = order.to_storage(values[0]).shape
+    order = Axes.of_memory(values[0])
+    stored_shape = order.apply(values[0]).shape
     expanded = np.full((num_labels, *stored_shape), absent, np.float32)
-    expanded = order.to_user(expanded)
+    expanded = order.undo(expanded)
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded

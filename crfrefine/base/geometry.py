@@ -1,4 +1,4 @@
-"""The geometry of grids, as pure functions of a shape and an affine, and the order of their axes.
+"""The geometry of grids, as pure functions of a shape and an affine.
 
 The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
 Users index (x, y, z); memory and files store axes slowest first.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.axes import WORLD_AXES, Axes, all_axes
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
@@ -29,8 +29,6 @@ GRID_TOLERANCE = 0.01
 # Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a
 # hundred times below it.
 SHEAR_TOLERANCE = 1e-4
-
-_WORLD_AXES = ("LR", "PA", "IS")  # letters of the negative and the positive direction of x, y, z
 
 
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
@@ -86,7 +84,7 @@ def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
     codes = ""
     for axis, world in enumerate(nearest[:num_axes]):
         is_positive = rotation[world, axis] > 0
-        codes += _WORLD_AXES[world][int(is_positive)]
+        codes += WORLD_AXES[world][int(is_positive)]
     return codes
 
 
@@ -98,36 +96,6 @@ def has_clear_orientation(affine: NDArray[np.float64]) -> bool:
     """
     nearest = np.abs(_directions(affine)).argmax(axis=0)
     return len(set(nearest.tolist())) == 3
-
-
-def axes_toward(letters: str, codes: str) -> list[tuple[int, bool]]:
-    """Return the axis along which each letter's world axis runs, and whether it runs back.
-
-    `codes` are those of the axes, as of `orientation_codes`. Letters of no axis have no entry.
-    """
-    found = []
-    for letter in letters:
-        pair = next((pair for pair in _WORLD_AXES if letter in pair), "")
-        for axis, code in enumerate(codes):
-            if code in pair:
-                found.append((axis, code != letter))
-    return found
-
-
-def turned_toward(
-    letters: str, shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return shape and affine of the same voxels with axes that run as three letters say."""
-    turned = np.array(affine, np.float64)
-    sizes = []
-    for number, (axis, is_mirrored) in enumerate(axes_toward(letters, orientation_codes(affine))):
-        step = affine[:3, axis]
-        if is_mirrored:
-            turned[:3, 3] += step * (shape[axis] - 1)
-            step = -step
-        turned[:3, number] = step
-        sizes.append(shape[axis])
-    return tuple(sizes), turned
 
 
 def is_sheared(affine: NDArray[np.float64]) -> bool:
@@ -173,24 +141,19 @@ def reorientation(
     affine: NDArray[np.float64],
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64],
-) -> Reorientation | None:
+) -> Axes | None:
     """Return how the axes of the other grid become those of the first.
 
     The result is None if voxel centers differ. The arguments are those of `same_grid`.
     """
-    sizes = np.array((*shape, 1)[:3])
-    other_sizes = np.array((*other_shape, 1)[:3])
-    # The first permutation is the identity, so that equal grids are not turned.
-    for permutation in permutations(range(3)):
-        axes = list(permutation)
-        if not np.array_equal(other_sizes[axes], sizes):
-            continue
-        for mirrored in product((False, True), repeat=3):
-            turned = np.array(other_affine, np.float64)
-            turned[:, :3] = turned[:, axes] * np.where(mirrored, -1.0, 1.0)
-            turned[:, 3] -= turned[:, :3] @ np.where(mirrored, sizes - 1, 0)
+    sizes = (*shape, 1)[:3]
+    other_sizes = (*other_shape, 1)[:3]
+    # The first ones leave the axes as they are, so that equal grids are not turned.
+    for axes in all_axes():
+        if axes.along(other_sizes) == sizes:
+            turned = axes.affine(other_affine, other_sizes)
             if same_grid(shape, affine, shape, turned):
-                return Reorientation(permutation, mirrored)
+                return axes
     return None
 
 
@@ -248,51 +211,6 @@ def describe_affine(affine: NDArray[np.float64]) -> str:
     for row in affine[:3]:
         rows.append(" ".join(f"{value:g}" for value in row))
     return "; ".join(rows)
-
-
-@dataclass(frozen=True)
-class StorageOrder:
-    """The order in which the user's axes are stored; arrays are transposed as views, not copied."""
-
-    axes: tuple[int, ...]  # the user's number of each stored axis, slowest first
-
-    @classmethod
-    def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
-        """Return the memory order of the axes of an array (*grid); axes of one voxel come first."""
-        # Sorted by the last key first; of equal axes the first one stays first.
-        slowest_first = np.lexsort((-np.abs(grid.strides), np.greater(grid.shape, 1)))
-        return cls(tuple(slowest_first.tolist()))
-
-    def along(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Return the values of a user's axes, one each, in storage order."""
-        return tuple(values[axis] for axis in self.axes)
-
-    def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
-        num_leading = array.ndim - len(self.axes)
-        return array.transpose(*range(num_leading), *(axis + num_leading for axis in self.axes))
-
-    def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array (*grid) or (channels, *grid) in storage order in the user's order."""
-        places = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        return StorageOrder(tuple(places)).to_storage(array)
-
-
-@dataclass(frozen=True)
-class Reorientation:
-    """How the axes of a stored grid become those of another one: exchanged, mirrored, or both."""
-
-    # The number of the stored axis that becomes each axis (x, y, z) of the other grid.
-    axes: tuple[int, ...]
-    mirrored: tuple[bool, ...]  # whether each of these stored axes runs the other way
-
-    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
-        num_leading = values.ndim - 3
-        stored = [num_leading + 2 - axis for axis in reversed(self.axes)]
-        turned = values.transpose(*range(num_leading), *stored)
-        is_mirrored = [False] * num_leading + list(reversed(self.mirrored))
-        return np.flip(turned, tuple(np.flatnonzero(is_mirrored).tolist()))
 
 
 def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:

@@ -18,12 +18,8 @@ from pathlib import Path
 from crfrefine import io
 from crfrefine.arrays.axes_check import AxesCheck, contradicts, is_doubtful
 from crfrefine.base.array_types import Float32
-from crfrefine.base.geometry import (
-    Reorientation,
-    has_clear_orientation,
-    spacing_of,
-    turned_toward,
-)
+from crfrefine.base.axes import Axes
+from crfrefine.base.geometry import has_clear_orientation, orientation_codes, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS, without_word
@@ -40,7 +36,6 @@ _ON_AXES_OF_IMAGE = ("SimpleITKIO", "NibabelIO")
 _TOWARD_RAS = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 RAS = "RAS"
 OF_FRAME = (NoteKind.FRAME_OF_PLANS, NoteKind.UNKNOWN_FRAME, NoteKind.DOUBTFUL_FRAME)
-_OPPOSITES = dict(zip("LRPAIS", "RLAPSI", strict=True))
 
 
 class Evidence(StrEnum):
@@ -141,10 +136,11 @@ def find_frame(
 def toward_ras(grid: VolumeHeader) -> VolumeHeader:
     """Return the header of the same voxels with axes that run nearest to RAS."""
     affine, _ = grid.geometry()
-    shape, affine = turned_toward(RAS, grid.grid_shape, affine)
+    axes = Axes.toward(RAS, orientation_codes(affine))
+    affine = axes.affine(affine, grid.grid_shape)
     return replace(
         grid,
-        grid_shape=shape,
+        grid_shape=axes.along(grid.grid_shape),
         affine=affine,
         spacing=spacing_of(affine),
         qform=None,
@@ -325,16 +321,10 @@ class FrameCheck:
             f"  {advice}\n    {convert}"
         )
 
-    def _letters(self, turn: Reorientation) -> str:
+    def _letters(self, turn: Axes) -> str:
         """Return where the array's axes run if the values, on the image's grid, are turned so."""
-        codes = self._image.orientation or ""
-        placing = Reorientation((0, 1, 2), (False, False, False))
+        letters = turn.inverse.letters(self._image.orientation or "")
         if self._header.turned is not None and self._header.affine is not None:
             _, placing = self._header.turned
-        letters = {}
-        for axis, code in enumerate(codes):
-            source = turn.axes[axis]
-            if turn.mirrored[axis] != placing.mirrored[source]:
-                code = _OPPOSITES[code]
-            letters[placing.axes[source]] = code
-        return "".join(letters[axis] for axis in sorted(letters))
+            letters = placing.inverse.letters(letters)
+        return letters

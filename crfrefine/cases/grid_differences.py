@@ -9,7 +9,13 @@ from itertools import permutations
 
 import numpy as np
 
-from crfrefine.base.geometry import farthest_distance, reorientation, same_grid, turned_toward
+from crfrefine.base.axes import Axes
+from crfrefine.base.geometry import (
+    farthest_distance,
+    orientation_codes,
+    reorientation,
+    same_grid,
+)
 from crfrefine.base.text import TIMES
 from crfrefine.io.nifti import set_sform_from_qform
 from crfrefine.io.paths import stem_of
@@ -142,7 +148,8 @@ def _fits_toward_ras(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether an array without geometry has the sizes of a volume turned to RAS."""
     if other.affine is not None or reference.affine is None or len(reference.grid_shape) != 3:
         return False
-    shape, _ = turned_toward("RAS", reference.grid_shape, reference.affine)
+    axes = Axes.toward("RAS", orientation_codes(reference.affine))
+    shape = axes.along(reference.grid_shape)
     return other.grid_shape == shape != reference.grid_shape
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.geometry import axes_toward, describe_grid, orientation_codes, spacing_of
+from crfrefine.base.axes import Axes
+from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.grid_differences import explain_difference
@@ -65,10 +66,11 @@ def with_axes(
     affine, _ = like.geometry()
     placed = affine.copy()
     sizes = []
-    for axis, (source, is_mirrored) in enumerate(_find_axes(axes, shape, like)):
+    found = _find_axes(axes, shape, like)
+    for axis, source in enumerate(found.sources):
         step = affine[:3, source]
         size = like.grid_shape[source]
-        if is_mirrored:
+        if axis in found.mirrored:
             placed[:3, 3] += step * (size - 1)
             step = -step
         factor = size / shape[axis]
@@ -103,12 +105,12 @@ def _require_image(header: VolumeHeader, like: VolumeHeader | None, option: str)
     return like
 
 
-def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> list[tuple[int, bool]]:
-    """Return the axis of an image that each letter means, and whether it runs the other way."""
+def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> Axes:
+    """Return the axes of an image that run as the letters say."""
     affine, _ = like.geometry()
     codes = orientation_codes(affine, len(like.grid_shape))
-    found = axes_toward(axes, codes)
-    if not len(found) == len({source for source, _ in found}) == len(axes) == len(shape):
+    found = Axes.toward(axes, codes)
+    if not len(found.sources) == len({*found.sources}) == len(axes) == len(shape):
         raise InputError(
             f"{like.path}: --axes {shorten(axes)}: expected a letter for each of the "
             f"{len(shape)} axes of the array, one each of L or R, P or A, and I or S; those of the "

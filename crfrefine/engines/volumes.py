@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.components import largest_component
 from crfrefine.arrays.softmax import least_difference, log_sum_exp, logit_of
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.parameters.specs import MeanFieldSpec
 
 # ---- The term
@@ -158,12 +158,12 @@ def volume_part(
     first_scores = _first_scores(np.concatenate(columns, axis=1), spec)
 
     lowest = logit_of(BODY_PROBABILITY, log_sum_exp(first_scores))
-    order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
+    order = Axes(tuple(range(inside.ndim) if axes is None else axes))
     bodies = np.zeros(inside.shape, dtype=np.bool_)
     for of_label in first_scores[1:]:
         candidates = np.zeros(inside.shape, dtype=np.bool_)
         candidates.flat[voxels[of_label > lowest]] = True
-        bodies |= order.to_storage(largest_component(order.to_user(candidates)))
+        bodies |= order.apply(largest_component(order.undo(candidates)))
     return bodies[inside]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.geometry import Reorientation
+from crfrefine.base.axes import Axes
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import streams
@@ -106,7 +106,7 @@ def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     num_axes = len(header.grid_shape)
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))
     stored = replace(header, grid_shape=header.grid_shape[::-1], family=NAME)
-    return replace(header, turned=(stored, Reorientation(axes, (False, False, False))))
+    return replace(header, turned=(stored, Axes(axes)))
 
 
 def _read_array_header(

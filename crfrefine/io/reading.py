@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from crfrefine.base.axes import Axes
 from crfrefine.base.failures import reading
-from crfrefine.base.geometry import Reorientation, reverse_grid
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABEL, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import formats, streams
@@ -87,7 +88,7 @@ def open_voxels(
     _require_unchanged(header)
 
 
-def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
+def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Axes) -> Iterator[bytes]:
     """Yield the turned channels of a file, one in memory, or all if the file interleaves them."""
     at_once = 1 if decoder.is_by_channel else stored.num_channels
     for first in range(0, stored.num_channels, at_once):
@@ -95,7 +96,7 @@ def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) 
         values = allocate_array(shape, stored.path, decoder.kept_type)
         decoder.fill(values, first)
         for channel in values:
-            yield np.ascontiguousarray(turn.apply(channel)).tobytes()
+            yield np.ascontiguousarray(turn.reversed.apply(channel)).tobytes()
     decoder.finish()
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import (
-    Reorientation,
     describe_difference,
     is_sheared,
     orientation_codes,
@@ -67,7 +67,7 @@ class VolumeHeader:
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
-    turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
+    turned: tuple[VolumeHeader, Axes] | None = field(default=None, repr=False)
     # A note on that, unless it is only the order of an array, which has no directions.
     turning: Note | None = field(default=None, repr=False)
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have

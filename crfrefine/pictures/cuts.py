@@ -15,13 +15,14 @@ from crfrefine.pictures import drawing
 from crfrefine.pictures.planes import (
     CHANGE_WINDOW_MM,
     PLANES,
-    Upright,
     best_view,
     choose_modality,
     choose_point,
     choose_window,
+    describe_plane,
     largest_change,
     planes_of,
+    upright_axes,
 )
 
 # Half of the width and height of the part around the largest change that is enlarged, if it is at
@@ -169,13 +170,15 @@ class _Volume:
         It is chosen in the upright volume: of two equal planes, the same one must be shown whatever
         the stored orientation.
         """
-        self._pose = Upright.of(affine, maps["before"].ndim)
-        self.maps = {kind: self._pose.turn(labels) for kind, labels in maps.items()}
-        self.steps = [float(spacing[axis]) for axis in self._pose.axis_order]
+        num_dims = maps["before"].ndim
+        upright = upright_axes(affine, num_dims)
+        self._is_upright = affine is not None and num_dims == 3
+        self.maps = {kind: upright.apply(labels) for kind, labels in maps.items()}
+        self.steps = [float(step) for step in upright.along(spacing)]
         before = self.maps["before"]
         modalities = [np.zeros(before.shape, np.float32)]
         if image is not None:
-            modalities = [self._pose.turn(channel) for channel in image]
+            modalities = [upright.apply(channel) for channel in image]
         structure = np.logical_or.reduce([labels > 0 for labels in self.maps.values()])
         windows = [choose_window(modality, structure) for modality in modalities]
         contours = self.maps["refined"] if self.maps["refined"].any() else before
@@ -202,7 +205,7 @@ class _Volume:
         maps = {}
         for kind, labels in self.maps.items():
             maps[kind] = _upwards(labels[tuple(index)])
-        name, edges = self._pose.describe(plane)
+        name, edges = describe_plane(plane, is_upright=self._is_upright)
         return Plane(name, edges, size_mm, shown, maps)
 
     def zoom(self, plane: int, peak: Sequence[int]) -> Plane | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Bool
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import BackendUnavailableError
 
@@ -87,7 +87,7 @@ def labels_nearby(label_map: Array) -> dict[int, set[int]]:
     The labels are (*grid), unsigned; background is left out.
     """
     neighbors: dict[int, set[int]] = {label: set() for label in foreground_labels(label_map)}
-    stored = StorageOrder.of_memory(label_map).to_storage(label_map)
+    stored = Axes.of_memory(label_map).apply(label_map)
     for axis in range(stored.ndim):
         for step in range(1, _NEAR + 1):
             lines = (slice(None),) * axis

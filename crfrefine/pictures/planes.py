@@ -14,6 +14,7 @@ from scipy.ndimage import label, maximum_filter, minimum_filter, uniform_filter
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
+from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import orientation_codes
 
 SIDES = ("RL", "PA", "IS")  # letters at the low and the high end of each axis of an upright volume
@@ -46,53 +47,27 @@ def planes_of(grid: Sequence[int]) -> list[int]:
     return planes or [0]
 
 
-@dataclass(frozen=True)
-class Upright:
-    """How to turn an array upright, as nearly as its axes allow.
+def upright_axes(affine: Float64 | None, num_dims: int) -> Axes:
+    """Return how to turn an array on a grid upright, as nearly as its axes allow.
 
     Its axes then go from right to left, posterior to anterior, inferior to superior. The patient's
-    right is shown at the left, as in radiology.
+    right is shown at the left, as in radiology. Grids without an affine and grids that are not 3-D
+    are not turned.
     """
+    if affine is None or num_dims != 3:
+        return Axes(tuple(range(num_dims)))
+    return Axes.toward("LAS", orientation_codes(affine))
 
-    axis_order: tuple[int, ...]  # the axis of the array that becomes each axis of the upright one
-    flips: tuple[bool, ...]  # whether each of these axes is reversed
-    # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is
-    # unknown.
-    sides: tuple[str, ...]
 
-    @classmethod
-    def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
-        """Return how to turn an array on a grid.
+def describe_plane(plane: int, *, is_upright: bool) -> tuple[str, str]:
+    """Return the name of a plane of `PLANES`, and the letters of its sides.
 
-        Grids without an affine and grids that are not 3-D are not turned.
-        """
-        if affine is None or num_dims != 3:
-            return cls(tuple(range(num_dims)), (False,) * num_dims, ())
-        codes = orientation_codes(affine)
-        axis_order = []
-        flips = []
-        for letters in SIDES:
-            axis = next(axis for axis in range(3) if codes[axis] in letters)
-            axis_order.append(axis)
-            flips.append(codes[axis] == letters[0])
-        return cls(tuple(axis_order), tuple(flips), SIDES)
-
-    def describe(self, plane: int) -> tuple[str, str]:
-        """Return the name of a plane of `PLANES`, and the letters of its sides.
-
-        These are at its left, right, bottom and top; none if the orientation is unknown.
-        """
-        name, across, up, _ = PLANES[plane]
-        if self.sides:
-            return (name, self.sides[across] + self.sides[up])
-        return (f"axes {across + 1}, {up + 1}", "")
-
-    def turn(self, array: Array) -> Array:
-        """Return the array upright, a view; further axes stay in place."""
-        further = range(len(self.axis_order), array.ndim)
-        turned = array.transpose(*self.axis_order, *further)
-        reverse = {True: slice(None, None, -1), False: slice(None)}
-        return turned[tuple(reverse[flip] for flip in self.flips)]
+    These are at its left, right, bottom and top; none unless it is of an upright volume.
+    """
+    name, across, up, _ = PLANES[plane]
+    if is_upright:
+        return (name, SIDES[across] + SIDES[up])
+    return (f"axes {across + 1}, {up + 1}", "")
 
 
 Voxel = tuple[int, ...]  # an index per axis

@@ -18,7 +18,7 @@ from crfrefine.arrays.arguments import check_logits, given_label_map
 from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
 from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS
@@ -94,10 +94,10 @@ class ArrayNetwork:
                 # "auto" expects log-odds, and refuses values that look like probabilities.
                 kind, _ = identify_regions(values, input_type, kind="logits")
                 if kind == "probabilities":
-                    order = StorageOrder.of_memory(values[0])
-                    log_odds = np.array(order.to_storage(values), np.float32, order="C")
+                    order = Axes.of_memory(values[0])
+                    log_odds = np.array(order.apply(values), np.float32, order="C")
                     take_log_odds(log_odds)
-                    network = replace(network, values=order.to_user(log_odds))
+                    network = replace(network, values=order.undo(log_odds))
             return network, ()
         check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
         if len(values) > 1:
@@ -107,13 +107,13 @@ class ArrayNetwork:
         _require_finite(values)
         kind, note = decide_channel(values[0], input_type, None, Path("logits"))
         # The axes keep their order in memory.
-        order = StorageOrder.of_memory(values[0])
-        stored = order.to_storage(values[0])
+        order = Axes.of_memory(values[0])
+        stored = order.apply(values[0])
         channels: Float32 = np.empty((2, *stored.shape), np.float32)
         with np.errstate(over="ignore"):
             channels[1] = stored
         fill_background_of_channel(channels, kind)
-        return cls(order.to_user(channels), kind), (note,)
+        return cls(order.undo(channels), kind), (note,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -261,7 +261,7 @@ class CaseToRefine:
     backend: Backend
     context: RunContext
     strokes: Strokes | None
-    order: StorageOrder  # that the axes of the network's output are stored in
+    order: Axes  # that the axes of the network's output are stored in
     # The regions of the channels; None means that they are labels.
     regions: RegionScheme | None = None
     # mm between voxels of the network in the user's order; None means that they are the image's

@@ -58,7 +58,7 @@ def prepare(network: Network, case: CaseToRefine) -> Prepared:
         return _prepare_label_map(network, case)
 
     with np.errstate(over="ignore"):
-        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
+        values: Float32 = case.order.apply(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(values, "logits", case.context.threads)
     are_regions = case.regions is not None
     if are_regions and largest > MAX_LOG_ODDS:
@@ -79,7 +79,7 @@ def prepare(network: Network, case: CaseToRefine) -> Prepared:
         kind = probabilities.identify_array(prepared.logits, input_type)
         prepared.is_probability = kind == "probabilities"
     if unseen is not None:
-        prepared.unseen = case.order.to_storage(unseen)
+        prepared.unseen = case.order.apply(unseen)
     elif ties is not None:
         prepared.unseen = padding_of(
             prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
@@ -99,7 +99,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
     """
     model = case.model
-    labels = np.ascontiguousarray(case.order.to_storage(network.labels))
+    labels = np.ascontiguousarray(case.order.apply(network.labels))
     numbers = label_maps.channel_numbers(labels, network.channels)
     num_channels = len(network.channels)
     sigma = None

@@ -17,7 +17,7 @@ from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.volumes import matching_bias
 from crfrefine.errors import InputError
@@ -298,19 +298,19 @@ class RefinedChannels:
             channel[...] = self.channel(label, slice(0, self._shape[0]))
         return logits
 
-    def at(self, where: Bool, order: StorageOrder) -> Float32:
+    def at(self, where: Bool, order: Axes) -> Float32:
         """Return (channels, N) refined logits at the voxels of a mask, one label after the other.
 
         The mask is (*grid) in the user's order of axes.
         """
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
-        planes, *others = (box[axis] for axis in order.axes)
+        planes, *others = order.along(box)
         inside = where[box]
         num_voxels = int(np.count_nonzero(inside))
         values = np.empty((self.num_channels, num_voxels), np.float32)
         for label, row in enumerate(values):
             logits = self.channel(label, planes)[(slice(None), *others)]
-            row[:] = order.to_user(logits)[inside]
+            row[:] = order.undo(logits)[inside]
             del logits  # The next channel takes its memory.
         return values
 

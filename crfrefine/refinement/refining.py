@@ -23,7 +23,7 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.array_types import Array
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
@@ -81,13 +81,13 @@ def refine_network(
         mask = given_voxels(mask, grid_shape)
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
-    order = StorageOrder(tuple(reversed(range(num_dims))))  # as in files
+    order = Axes(tuple(reversed(range(num_dims))))  # as in files
     regions = None
     if isinstance(network, ArrayNetwork):
-        order = StorageOrder.of_memory(network.values[0])
+        order = Axes.of_memory(network.values[0])
         regions = network.regions
     elif isinstance(network, LabelMapNetwork):
-        order = StorageOrder.of_memory(network.labels)
+        order = Axes.of_memory(network.labels)
     grid_image = GridImage(image, mask, spacing)
     case = CaseToRefine(grid_image, parameters, backend, context, strokes, order, regions)
     if isinstance(network, LabelMapNetwork):
@@ -246,7 +246,7 @@ def _refine(network: Network, case: CaseToRefine) -> RefinementResult:
     started = time.perf_counter()
     network_labels, labels = refined.label_maps(prepared, stored)
     refined.settle(prepared, stored)
-    cleaned = Cleaned(stored.order.to_user(labels))
+    cleaned = Cleaned(stored.order.undo(labels))
     rules = case.parameters.postprocess
     if rules != PostprocessParameters():
         cleaned = clean(cleaned.label_map, rules, case.image.spacing)
@@ -262,7 +262,7 @@ def _refine(network: Network, case: CaseToRefine) -> RefinementResult:
         channel_labels = ()
     return RefinementResult(
         label_map=label_map,
-        network_label_map=stored.order.to_user(network_labels),
+        network_label_map=stored.order.undo(network_labels),
         channels=refined,
         order=stored.order,
         report=refined.report,
@@ -290,8 +290,8 @@ def _in_storage_order(network: Network, case: CaseToRefine) -> CaseToRefine:
     """
     order = case.order
     threads = case.context.threads
-    values = order.to_storage(case.image.values)
-    sizes = (network.shape[0], len(values), len(order.axes))
+    values = order.apply(case.image.values)
+    sizes = (network.shape[0], len(values), len(order.sources))
     if case.regions is not None:
         case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
         model = resolve_regions(case.parameters, *sizes)
@@ -304,9 +304,9 @@ def _in_storage_order(network: Network, case: CaseToRefine) -> CaseToRefine:
     if case.network_spacing is not None:
         kernel_set = replace(kernel_set, network_spacing=order.along(case.network_spacing))
 
-    image = GridImage(values, None, order.along(case.image.spacing), order.axes)
+    image = GridImage(values, None, order.along(case.image.spacing), order.sources)
     if case.image.mask is not None:
-        image = replace(image, mask=order.to_storage(case.image.mask))
+        image = replace(image, mask=order.apply(case.image.mask))
     notes = case.notes
     # Readers check the images of other networks.
     may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
@@ -315,7 +315,7 @@ def _in_storage_order(network: Network, case: CaseToRefine) -> CaseToRefine:
         notes += of_nan
     strokes = case.strokes
     if strokes is not None:
-        strokes = replace(strokes, positions=strokes.positions[list(order.axes)])
+        strokes = replace(strokes, positions=strokes.positions[list(order.sources)])
     model = replace(model, kernels=kernel_set)
     return replace(case, image=image, strokes=strokes, model=model, notes=notes)
 

@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.softmax import sigmoid
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
 from crfrefine.engines.base import MeanFieldReport, Reported
@@ -62,7 +62,7 @@ class RefinementResult(Reported):
     label_map: NDArray[np.unsignedinteger[Any]]
     network_label_map: NDArray[np.unsignedinteger[Any]]
     channels: RefinedChannels
-    order: StorageOrder = field(compare=False)
+    order: Axes = field(compare=False)
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict, compare=False)
     device: str = field(default="cpu", compare=False)
@@ -94,8 +94,8 @@ class RefinementResult(Reported):
                     return False
         for channels in (self.channels, other.channels):
             channels.require_unchanged()
-        mine = self.order.to_user(self.channels.dense())
-        theirs = other.order.to_user(other.channels.dense())
+        mine = self.order.undo(self.channels.dense())
+        theirs = other.order.undo(other.channels.dense())
         return np.array_equal(mine, theirs)
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class RefinementResult(Reported):
         InputError if the caller has changed that since.
         """
         self.channels.require_unchanged()
-        return self.order.to_user(self.channels.dense())
+        return self.order.undo(self.channels.dense())
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
@@ -140,10 +140,10 @@ class RefinementResult(Reported):
         computed = channels.marginals
         order = self.order
         if computed is not None and self.output_temperature == 1.0:
-            return order.to_user(computed)
+            return order.undo(computed)
         # If the logits were not asked for, their array is reused for the marginals.
-        values = order.to_storage(self.logits) if is_kept else channels.dense()
-        return order.to_user(self._probabilities(values, in_place=not is_kept))
+        values = order.apply(self.logits) if is_kept else channels.dense()
+        return order.undo(self._probabilities(values, in_place=not is_kept))
 
     def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N).

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
@@ -60,12 +60,12 @@ class Strokes:
                     f"{name}: expected whole numbers: 0 where nothing is drawn, the label elsewhere"
                 )
             values = values.astype(np.int64)
-        order = StorageOrder.of_memory(values)
-        drawn = order.to_storage(values != 0)
+        order = Axes.of_memory(values)
+        drawn = order.apply(values != 0)
         # np.nonzero is slow.
         voxels = np.flatnonzero(drawn)
         stored = np.stack(np.unravel_index(voxels, drawn.shape))
-        positions = stored[np.argsort(order.axes)]
+        positions = stored[np.argsort(order.sources)]
         labels = values[tuple(positions)].astype(np.int64)
         is_label = (labels >= 1) & (labels < num_labels)
         is_label |= labels == BACKGROUND

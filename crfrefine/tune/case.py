@@ -16,6 +16,7 @@ from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
 from crfrefine.arrays.label_maps import Box, channels_of, count_labels, grown
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABEL, REFINING_PROCESS, memory_limit
@@ -38,11 +39,11 @@ from crfrefine.pictures.planes import (
     LUNG,
     PLANES,
     SOFT_TISSUE,
-    Upright,
     Window,
     choose_point,
     choose_window,
     planes_of,
+    upright_axes,
 )
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
@@ -86,9 +87,9 @@ class TuneCase(Case):
         return self.network_labels.size >= LARGE
 
     @cached_property
-    def pose(self) -> Upright:
-        """How to show the arrays upright."""
-        return Upright.of(self.like.geometry()[0], self.network_labels.ndim)
+    def upright(self) -> Axes:
+        """How the axes of the arrays become those of the upright grid."""
+        return upright_axes(self.like.geometry()[0], self.network_labels.ndim)
 
     def mask_with(self, intensity: IntensityParameters) -> Bool | None:
         """Return where the model applies: the mask of a file, or as the parameters say."""
@@ -109,12 +110,12 @@ class TuneCase(Case):
     @property
     def upright_grid(self) -> tuple[int, ...]:
         """Voxels along each axis of the upright arrays."""
-        return self.pose.turn(self.network_labels).shape
+        return self.upright.along(self.network_labels.shape)
 
     @property
     def upright_spacing(self) -> tuple[float, ...]:
         """Mm, one per axis of the upright arrays."""
-        return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
+        return tuple(float(step) for step in self.upright.along(self.spacing))
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -151,18 +152,12 @@ class TuneCase(Case):
         index: list[int | slice] = list(place)
         index[across] = slice(None)
         index[up] = slice(None)
-        return self.pose.turn(array)[tuple(index)]
+        return self.upright.apply(array)[tuple(index)]
 
     def stored_places(self, upright: Sequence[Integers]) -> Integers:
         """Return the sorted places in the flattened arrays of voxels of the upright grid."""
-        stored = list(upright)
-        for places, axis, is_flipped, size in zip(
-            upright, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
-        ):
-            stored[axis] = places
-            if is_flipped:
-                stored[axis] = size - 1 - places
-        return np.sort(np.ravel_multi_index(tuple(stored), self.network_labels.shape))
+        stored = self.upright.find(upright, self.upright_grid)
+        return np.sort(np.ravel_multi_index(stored, self.network_labels.shape))
 
     def within(self, places: Integers, intensities: Mapping[str, Any]) -> Integers:
         """Return those places in the flattened arrays whose intensity is in a range.
@@ -184,36 +179,22 @@ class TuneCase(Case):
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""
-        stored = list(box)
-        for part, axis, is_flipped, size in zip(
-            box, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
-        ):
-            stored[axis] = part
-            if is_flipped:
-                stored[axis] = slice(size - part.stop, size - part.start)
-        return tuple(stored)
+        return self.upright.find_box(box, self.upright_grid)
 
     def first_place(self) -> tuple[int, ...]:
         """Return the voxel of the upright grid to show first: in the structure."""
-        network = self.pose.turn(self.network_labels)
+        network = self.upright.apply(self.network_labels)
         maps = [network]
         if self.labels is not None:
-            maps.append(self.pose.turn(self.labels))
+            maps.append(self.upright.apply(self.labels))
         return choose_point(maps, network != maps[-1])
 
     def upright_box(self, voxels: Integers) -> Box:
         """Return the box of the upright grid around places in the flattened arrays."""
-        stored = np.unravel_index(voxels, self.network_labels.shape)
-        box = []
-        for axis, is_flipped, size in zip(
-            self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
-        ):
-            first = int(stored[axis].min())
-            last = int(stored[axis].max())
-            if is_flipped:
-                first, last = size - 1 - last, size - 1 - first
-            box.append(slice(first, last + 1))
-        return tuple(box)
+        shape = self.network_labels.shape
+        stored = np.unravel_index(voxels, shape)
+        box = [slice(int(along.min()), int(along.max()) + 1) for along in stored]
+        return self.upright.inverse.find_box(box, shape)
 
     def labels_in(self, box: Box, drawn: Array) -> tuple[int, ...]:
         """Return the background, and the labels that the network or a stroke has in a box."""

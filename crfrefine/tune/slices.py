@@ -11,7 +11,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
-from crfrefine.pictures.planes import PLANES, planes_of
+from crfrefine.pictures.planes import PLANES, describe_plane, planes_of
 from crfrefine.tune.case import TuneCase
 
 # The arrays of an answer begin at multiples of so many bytes, as typed arrays of a browser must.
@@ -25,7 +25,7 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     planes = []
     for number in planes_of(grid):
         _, across, up, through = PLANES[number]
-        name, sides = case.pose.describe(number)
+        name, sides = describe_plane(number, is_upright=len(grid) == 3)
         planes.append(
             {
                 "number": number,

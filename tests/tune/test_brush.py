@@ -33,7 +33,7 @@ def drawn(case, path, shape="disk", radius=0.0, within=None, plane=0):
         places = case.within(places, within)
     is_drawn = np.zeros(case.network_labels.size, bool)
     is_drawn[places] = True
-    upright = case.pose.turn(is_drawn.reshape(case.network_labels.shape))
+    upright = case.upright.apply(is_drawn.reshape(case.network_labels.shape))
     return set(map(tuple, np.argwhere(upright).tolist()))
 
 
@@ -69,7 +69,7 @@ def test_a_closed_outline_is_filled_a_concave_one_too(case):
 
 
 def test_only_intensities_in_a_range_are_drawn_on(case):
-    image = case.pose.turn(case.image[0])
+    image = case.upright.apply(case.image[0])
     low = float(image[3, 9, 5])
     within = {"modality": 0, "low": low, "high": 1e9}
     assert drawn(case, [0, 9, 6, 9], within=within) == {(x, 9, 5) for x in range(3, 7)}

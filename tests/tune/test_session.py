@@ -136,7 +136,7 @@ def unpack(content):
 def test_planes_are_upright_with_the_frame_of_a_box(large):
     with open_session(options_for(*large)) as session:
         case = session.case
-    assert case.pose.flips != (False, False, False)
+    assert case.upright.mirrored
     box = (slice(5, 30), slice(10, 40), slice(20, 50))
     place = (25, 11, 33)  # Each plane meets the box.
     refined = case.network_labels.copy()
@@ -147,7 +147,7 @@ def test_planes_are_upright_with_the_frame_of_a_box(large):
         header, layers = unpack(content)
 
         def shown(array, through=through):
-            return case.pose.turn(array).take(place[through], axis=through).T[::-1]
+            return case.upright.apply(array).take(place[through], axis=through).T[::-1]
 
         assert header["layers"] == [["image", "f4"], ["refined", "u2"], ["reference", "u1"]]
         np.testing.assert_array_equal(layers["image"], shown(case.image[0]))
@@ -162,7 +162,7 @@ def test_planes_are_upright_with_the_frame_of_a_box(large):
     assert header["frame"] is None
     marked = np.zeros(case.network_labels.shape, bool)
     marked[case.stored_box([slice(at, at + 1) for at in place])] = True
-    assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
+    assert np.argwhere(case.upright.apply(marked)).tolist() == [list(place)]
 
 
 def test_windows_begin_with_the_chosen_one_and_ct_has_its_usual_ones(session):
@@ -360,7 +360,7 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
             answer = session.refine(counter, "", {}, place, is_whole=False)
             assert not answer["result"]["is_whole"]
             boxes.append(session.case.stored_box(session.shown.box))
-            drawn.append(session.case.pose.turn(session.shown.labels)[tuple(place)])
+            drawn.append(session.case.upright.apply(session.shown.labels)[tuple(place)])
         assert drawn == [1, 1], "an answer stays when the next one comes"
         outside = session.shown.labels != network
         assert outside.any()

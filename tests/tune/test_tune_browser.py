@@ -218,7 +218,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     cases = labeled_folders[0]
     values = read_volume(folder / "strokes" / "first.nii.gz").data
     with open_session(options_for(cases)) as session:
-        np.testing.assert_array_equal(session.case.pose.turn(values), expected)
+        np.testing.assert_array_equal(session.case.upright.apply(values), expected)
     inputs = ("-i", cases.images, "-p", cases.logits, "-c", saved, "--strokes", folder / "strokes")
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     refined = read_volume(folder / "refined" / "first.nii.gz").data
@@ -302,7 +302,7 @@ def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folder
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     strokes = read_volume(folder / "strokes" / "first.nii.gz").data
     with open_session(options_for(cases)) as session:
-        upright = session.case.pose.turn(strokes)
+        upright = session.case.upright.apply(strokes)
         through = session.case.first_place()[2]
     assert upright[(*voxel, through)] == 2
     for name in ("first", "second"):
