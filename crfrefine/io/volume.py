@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.axes import Axes
+from crfrefine.base.colors import LABEL_COLORS, shares_of
 from crfrefine.base.geometry import (
     describe_difference,
     is_sheared,
@@ -233,22 +234,7 @@ class Segment:
         """The color, or the palette's."""
         if self.color is not None:
             return self.color
-        return _PALETTE[(self.label - 1) % len(_PALETTE)]
-
-
-# Red, green and blue of colors that differ in hue and lightness, in the order of labels.
-_PALETTE = [
-    (0.50, 0.68, 0.50),
-    (0.95, 0.84, 0.57),
-    (0.69, 0.48, 0.40),
-    (0.44, 0.72, 0.82),
-    (0.85, 0.40, 0.31),
-    (0.87, 0.51, 0.40),
-    (0.56, 0.93, 0.56),
-    (0.75, 0.40, 0.34),
-    (0.86, 0.96, 0.08),
-    (0.31, 0.25, 0.75),
-]
+        return shares_of(LABEL_COLORS[(self.label - 1) % len(LABEL_COLORS)])
 
 
 def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:

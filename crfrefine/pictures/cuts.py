@@ -57,7 +57,7 @@ class Plane(NamedTuple):
         panel: str,
         corner: tuple[int, int],
         size: tuple[int, int],
-        colors: drawing.Colors,
+        colors: Mapping[int, str],
     ) -> None:
         """Draw the plane in the middle of a panel, in true proportions.
 

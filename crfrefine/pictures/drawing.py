@@ -8,29 +8,23 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Array, Bool
-from crfrefine.base.axes import Axes
-from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.colors import LABEL_COLORS
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-# Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
-# Colors of the labels 1 to 7; the next seven reuse them.
-LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-# Numbers of colors that are hard to tell on thin lines: orange and vermilion, two blues.
-_SIMILAR = ({0, 4}, {1, 6})
-_NEAR = 2  # voxels within which labels are neighbors
+# Labels with a solid line; as many follow with each of two kinds of dashes, until it begins again.
+_NUM_SOLID = 8
 # Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side.
 LINE_WIDTH = 2
 # Brightest gray level; the levels above it are the colors of labels.
@@ -52,61 +46,11 @@ _SAMPLE = 26  # width of the line or bar that shows a label's color
 _SPELLED = {"→": "to", "\u2212": "-"}  # for signs in our texts that a font lacks
 
 
-Colors: TypeAlias = Mapping[int, int]  # of each label, as of `choose_colors`
-
-
-def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
-    """Return the number of the color of each label above 0, so that neighbors look different.
-
-    It is the next one for the next label, unless a lower label nearby has it or a similar one. Of
-    the other colors, those come first that no label with the same dashes has.
-
-    Args:
-        maps: the planes that are shown, (rows, columns).
-    """
-    neighbors: dict[int, set[int]] = {}
-    for labels in maps:
-        for label, near in labels_nearby(labels).items():
-            neighbors.setdefault(label, set()).update(near)
-    colors: dict[int, int] = {}
-    for label in sorted(neighbors):
-        near = {colors[other] for other in neighbors[label] if other in colors}
-        similar = near.union(*(pair for pair in _SIMILAR if near & pair))
-        alike = {colors[other] for other in colors if _period(other) == _period(label)}
-        number = len(LABEL_COLORS)
-        order = [(label - 1 + step) % number for step in range(number)]
-        colors[label] = min(
-            order, key=lambda color: (color in near, color in similar, color in alike)
-        )
-    return colors
-
-
-def labels_nearby(label_map: Array) -> dict[int, set[int]]:
-    """Return the labels at most _NEAR voxels from each label that occurs, along an axis.
-
-    The labels are (*grid), unsigned; background is left out.
-    """
-    neighbors: dict[int, set[int]] = {label: set() for label in foreground_labels(label_map)}
-    stored = Axes.of_memory(label_map).apply(label_map)
-    for axis in range(stored.ndim):
-        for step in range(1, _NEAR + 1):
-            lines = (slice(None),) * axis
-            before = stored[(*lines, slice(None, -step))]
-            after = stored[(*lines, slice(step, None))]
-            differs = (before != after) & (before > 0) & (after > 0)
-            codes = before[differs].astype(np.int64) * (MAX_LABEL + 1) + after[differs]
-            for code in np.unique(codes).tolist():
-                label, other = divmod(code, MAX_LABEL + 1)
-                neighbors[label].add(other)
-                neighbors[other].add(label)
-    return neighbors
-
-
-def label_levels(labels: Array, colors: Colors) -> NDArray[np.uint8]:
-    """Return the level of the color of each label; background is white."""
+def label_levels(labels: Array, colors: Mapping[int, str]) -> NDArray[np.uint8]:
+    """Return the level of the color of each label, one of `LABEL_COLORS`; background is white."""
     levels = np.full(max(colors, default=0) + 1, WHITE, np.uint8)
     for label, color in colors.items():
-        levels[label] = WHITE + 1 + color
+        levels[label] = WHITE + 1 + LABEL_COLORS.index(color)
     return levels[labels]
 
 
@@ -158,18 +102,13 @@ def outline(labels: Array) -> Bool:
 
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
-    """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    return (rows + columns) // 4 % _period(labels.astype(np.int64)) == 0
+    """Return whether the dashes of each pixel's label are drawn at its row and column.
 
-
-def _period(label: Any) -> Any:
-    """Return how many dashes of a label's line, or of each one's, are one drawn and gaps.
-
-    Lines of the labels 1 to 7 have no gaps; one half of those of 8 to 14 is drawn, and one third of
-    those of 15 to 21.
+    Lines of the labels 1 to 8 have no gaps; one half of those of 9 to 16 is drawn, and one third of
+    those of 17 to 24.
     """
-    round_of_colors = np.maximum(label - 1, 0) // len(LABEL_COLORS)
-    return 1 + round_of_colors % 3
+    period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // _NUM_SOLID % 3
+    return (rows + columns) // 4 % period == 0
 
 
 class Canvas:
@@ -243,7 +182,12 @@ class Canvas:
         self._draw.rectangle(box, outline=_FRAME)
 
     def entry(
-        self, label: int | None, text: str, place: tuple[int, int], width: int, colors: Colors
+        self,
+        label: int | None,
+        text: str,
+        place: tuple[int, int],
+        width: int,
+        colors: Mapping[int, str],
     ) -> None:
         """Draw an entry of a legend, whose left end in the middle is at the place.
 
@@ -266,7 +210,7 @@ class Canvas:
             gray = round(level * 255 / WHITE)
             palette += (gray, gray, gray)
         for color in LABEL_COLORS:
-            palette += bytes.fromhex(color.removeprefix("#"))
+            palette += bytes.fromhex(color[1:])
         self._picture.putpalette(palette)
         buffer = io.BytesIO()
         # Higher levels of compression take twice the time for a tenth less.

@@ -15,6 +15,7 @@ from crfrefine.base.array_types import Array, Float32, Float64
 from crfrefine.base.text import printable
 from crfrefine.cases.label_volumes import volumes_of_labels
 from crfrefine.pictures import drawing
+from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.pictures.cuts import Plane, cut_planes
 from crfrefine.pictures.drawing import FAINT_INK, GAP, MIN_HEIGHT, TEXT, TITLE
 
@@ -70,7 +71,8 @@ def draw_preview(
     width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
     room = len(headings) * (width + GAP) - GAP
     lines = drawing.wrap(subtitle, TEXT, room) + drawing.wrap(shown, TEXT, room)
-    colors = drawing.choose_colors([labels for plane in planes for labels in plane.maps.values()])
+    shown_maps = [labels for plane in planes for labels in plane.maps.values()]
+    colors = choose_colors(labels_nearby(shown_maps))
     lost_text = "missed" if shows_errors else "changed to background"
     legend = _legend_entries(planes, list(colors), label_names or {}, lost_text)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
+from crfrefine.base.colors import color_of
 from crfrefine.base.notes import Note
 from crfrefine.base.text import printable
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
@@ -28,12 +29,12 @@ from crfrefine.io.volume import named_segments
 from crfrefine.io.writing import check_replaceable, write_small_file
 from crfrefine.parameters.files import list_presets
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.brush import voxels_of_stroke
 from crfrefine.tune.case import CaseRefiner, enclose, open_case
-from crfrefine.tune.colors import choose_label_colors
 from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import Corrections, open_drawing, stamp_of_inputs
 from crfrefine.tune.drawing import Drawing, Edit, Places
@@ -136,9 +137,12 @@ class Session:
         for number in range(len(modalities), len(case.image)):
             modalities.append(f"image {number + 1}")
         output = self._options.output
-        colors = choose_label_colors(case.network_labels, self._num_labels, case.segments)
+        neighbors = labels_nearby([case.network_labels])
+        for label in range(1, self._num_labels):
+            neighbors.setdefault(label, set())
+        named = {part.label: color_of(part.color) for part in case.segments if part.color}
         labels = []
-        for label, color in colors.items():
+        for label, color in choose_colors(neighbors, named).items():
             labels.append({"label": label, "name": self._labels[label], "color": color})
         windows = []
         for number in range(len(case.image)):

@@ -4,6 +4,8 @@
 
 import io
 import sys
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from cli_helpers import infer, write_folders
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+import crfrefine
+from crfrefine.base.colors import LABEL_COLORS, OUTCOME_COLORS, difference
+from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.pictures.cuts import cut_planes
-from crfrefine.pictures.drawing import choose_colors, outline
+from crfrefine.pictures.drawing import outline
 from crfrefine.pictures.planes import BONE, LUNG, SOFT_TISSUE, Window, choose_window
 from crfrefine.pictures.preview import draw_preview
 
@@ -92,16 +97,40 @@ def test_a_change_of_much_of_the_plane_is_not_enlarged(case):
     assert names == ["axial", "coronal", "sagittal"]
 
 
+def test_color_blind_people_tell_the_colors_of_labels_apart():
+    assert len(set(LABEL_COLORS)) == 24
+    solid = [difference(*pair) for pair in combinations(LABEL_COLORS[:8], 2)]
+    # Two grays of 0 and 25 % of white differ by 25.
+    assert min(solid) >= 25
+    assert min(difference(*pair) for pair in combinations(LABEL_COLORS, 2)) >= 13
+    orange, yellow = "#e69f00", "#f0e442"
+    assert difference(orange, yellow) < 18 < difference(LABEL_COLORS[0], LABEL_COLORS[3])
+
+
 def test_neighbors_have_colors_that_differ():
     labels = np.zeros((20, 24), np.uint8)
-    labels[2:18, 2:22] = 5  # vermilion
-    labels[8:12, 8:12] = 64  # orange, but for its neighbor
-    labels[8:12, 14:18] = 12  # vermilion, too
+    labels[2:18, 2:22] = 5
+    labels[8:12, 8:12] = 29  # The color of label 5, but for its neighbor.
+    labels[8:12, 14:18] = 53
     labels[0, 0] = 1
-    colors = choose_colors([labels, labels.T])
-    assert (colors[1], colors[5]) == (0, 4), "one after the other"
-    assert len({0, 4} | {colors[64], colors[12]}) == 4
-    assert choose_colors([np.array([[1, 2], [0, 3]])]) == {1: 0, 2: 1, 3: 2}
+    colors = choose_colors(labels_nearby([labels, labels.T]))
+    assert (colors[1], colors[5]) == (LABEL_COLORS[0], LABEL_COLORS[4]), "one after the other"
+    assert len(set(colors.values())) == 4
+    assert difference(colors[5], colors[29]) >= 25
+    assert difference(colors[5], colors[53]) >= 25
+    # Labels of one color far from each other have other colors as long as there are any.
+    assert choose_colors({1: set(), 25: set()}) == {1: LABEL_COLORS[0], 25: LABEL_COLORS[1]}
+
+
+def test_pages_have_the_colors_of_outcomes():
+    package = Path(crfrefine.__file__).parent
+    report = (package / "evaluate/report/assets/report.css").read_text()
+    page = (package / "tune/assets/tune.css").read_text()
+    assert f".better {{ color: {OUTCOME_COLORS[1]}; }}" in report
+    assert f".failed {{ color: {OUTCOME_COLORS[-1]}; }}" in report
+    assert f".equal {{ color: {OUTCOME_COLORS[0]}; }}" in report
+    assert f"--better: light-dark({OUTCOME_COLORS[1]}" in page
+    assert f"--worse: light-dark({OUTCOME_COLORS[-1]}" in page
 
 
 def test_the_largest_label_of_a_type_is_drawn(case):

@@ -1,19 +1,16 @@
 """Cases with many labels on the page of `tune`: their colors, and the box around a stroke."""
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
 from cli_helpers import AFFINE, save_nifti
 from tune_helpers import open_session, options_for, whole_result
 
-from crfrefine.io.volume import Segment
-from crfrefine.pictures.drawing import labels_nearby
-from crfrefine.tune.colors import COLORS, choose_label_colors
+from crfrefine.base.colors import difference
+from crfrefine.pictures.colors import choose_colors, labels_nearby
 
 GRID = (76, 52, 60)
-BLUE = (0.0, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +33,7 @@ def options(tmp_path_factory):
     return replace(options, inputs=replace(options.inputs, input_type="labels"))
 
 
-def test_24_colors_differ_and_neighbors_are_not_alike(options):
-    levels = np.array([list(bytes.fromhex(color[1:])) for color in COLORS])
-    assert len(COLORS) == len(set(COLORS)) == 24
-    nearest = min(np.linalg.norm(one - other) for one, other in combinations(levels, 2))
-    assert nearest > 50, "levels of red, green and blue"
+def test_neighbors_have_colors_that_are_not_alike(options):
     with open_session(options) as session:
         labels = session.case.network_labels
         described = session.describe()["labels"]
@@ -50,13 +43,12 @@ def test_24_colors_differ_and_neighbors_are_not_alike(options):
         pairs = {*zip(lines[:-1].ravel().tolist(), lines[1:].ravel().tolist(), strict=True)}
         for label, other in pairs:
             if label and other and label != other:
-                assert colors[label] != colors[other]
-    named = [Segment(label, str(label), BLUE) for label in range(7, 43)]
-    colors = choose_label_colors(labels, 43, named)
+                assert difference(colors[label], colors[other]) >= 20
+    neighbors = labels_nearby([labels])
+    assert neighbors[7]
+    colors = choose_colors(neighbors, dict.fromkeys(range(7, 43), "#0000ff"))
     assert colors[7] == "#0000ff"
-    near = labels_nearby(labels)[7]
-    assert near
-    assert all(colors[other] != "#0000ff" for other in near), "neighbors of one color in the file"
+    assert all(colors[other] != "#0000ff" for other in neighbors[7]), "one color in the file"
 
 
 def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.colors import OUTCOME_COLORS
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.evaluate.report.numbers import region_title
 from crfrefine.evaluate.results import Evaluation
@@ -29,7 +30,6 @@ _HEIGHT = 3.4  # Height of a chart in inches.
 
 
 # How better, equal and worse cases are drawn, by the sign of their gain.
-_COLORS = {1: "#00649c", 0: "#5c656e", -1: "#a84300"}
 _MARKERS = {1: "^", 0: "o", -1: "v"}
 _LINES = {1: "-", 0: ":", -1: "--"}
 _ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
@@ -157,12 +157,12 @@ def _add_cases(
 ) -> None:
     """Draw each case as a mark, or as a line between two marks: better, equal or worse."""
     signs = np.sign(np.round(gains, 12))  # Smaller differences are rounding errors.
-    for sign in _COLORS:
+    for sign in OUTCOME_COLORS:
         chosen = signs == sign
         axes.plot(
             x[..., chosen],
             y[..., chosen],
-            color=_COLORS[sign],
+            color=OUTCOME_COLORS[sign],
             marker=_MARKERS[sign],
             linestyle=_LINES[sign] if has_lines else "",
             linewidth=0.8,
