@@ -78,7 +78,7 @@ def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, 
     path = str(tmp_path / "corrections-2")
     assert folder == {"path": path, "is_used": False, "num_lost": 2, "problem": ""}
     assert worklist.keep_lost() == path
-    worklist.session(1).save_case("", {})
+    worklist.save_case(1, "", {})
     assert states(worklist) == [CORRECTED, SAVED, UNTOUCHED]
     assert sorted(file.name for file in (tmp_path / "corrections-2" / "drawing").iterdir()) == [
         "a.json",
@@ -193,7 +193,7 @@ def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
     refined = Corrections.of_case("a", options.corrections).refined
     refined.mkdir(parents=True)
     worklist.save_all("", {})
-    worklist._saving.result(60)
+    worklist.batch._saving.result(60)
     assert worklist.describe()["refused"].startswith("a: ")
     refined.rmdir()
     worklist.session(0).save_case("", {})
@@ -229,7 +229,7 @@ def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypat
     """Of a case that is opened while *Save all* writes it."""
     worklist.draw(0, **STROKE)
     open_session = worklist.session(0)
-    other = worklist._read(0)
+    other = worklist.kept.read(0)
     is_writing = threading.Event()
     writes_on = threading.Event()
     write = session.write_label_map
@@ -294,7 +294,7 @@ def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, 
             again.open(1)
         assert again.describe()["open"] == 0
         again.save_all("", {})
-        again._saving.result(60)
+        again.batch._saving.result(60)
         told = again.describe()["refused"]
         assert ("move it away" in told) == (states(again)[1] == CORRECTED)
     finally:
@@ -317,7 +317,7 @@ def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
     try:
         assert states(again) == [CORRECTED, UNTOUCHED]
         again.save_all("", {})
-        again._saving.result(60)
+        again.batch._saving.result(60)
         assert states(again) == [SAVED, UNTOUCHED]
         (folders.images / "a_0000.nii.gz").write_bytes(other + bytes(1))
         again.open(1)

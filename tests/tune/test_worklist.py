@@ -23,6 +23,7 @@ from tune_helpers import (
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.tune import session as session_module
+from crfrefine.tune.batch import Batch
 from crfrefine.tune.case import CaseRefiner
 from crfrefine.tune.corrections import (
     CORRECTED,
@@ -36,7 +37,7 @@ from crfrefine.tune.worklist import Worklist
 
 
 def wait_for_count(worklist):
-    worklist._counting.result(60)
+    worklist.batch._counting.result(60)
     return [entry["changed"] for entry in worklist.describe()["cases"]]
 
 
@@ -87,7 +88,7 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
     described = worklist.describe("", changes)
     assert [case["state"] for case in described["cases"]] == [OUTDATED, OUTDATED, UNTOUCHED]
     worklist.save_all("", changes)
-    worklist._saving.result(60)
+    worklist.batch._saving.result(60)
     described = worklist.describe("", changes)
     assert [case["state"] for case in described["cases"]] == [SAVED, SAVED, UNTOUCHED]
     assert worklist.keep()["cases"] == described["cases"], "by the parameters that the page has"
@@ -120,12 +121,12 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
 
 def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
     worklist.read_ahead(1)
-    number, future, preparing = worklist._ahead._next
+    number, future, preparing = worklist.opened._ahead._next
     session = future.result(60)
     preparing.result(60)
     assert number == 1
     worklist.read_ahead(1)
-    assert worklist._ahead._next[:2] == (1, future)
+    assert worklist.opened._ahead._next[:2] == (1, future)
     expected = session.shown[0]
     assert session.shown.parameters is not None
     monkeypatch.setattr(CaseRefiner, "refine", None)
@@ -138,10 +139,10 @@ def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, mo
 def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
     worklist = Worklist(options, find_cases(options))
     limited = replace(options.inputs, max_memory=1)
-    worklist._options = replace(options, inputs=limited)
+    worklist.kept.options = replace(options, inputs=limited)
     try:
         worklist.read_ahead(1)
-        assert worklist._ahead._next.reading.result(60) is None
+        assert worklist.opened._ahead._next.reading.result(60) is None
     finally:
         worklist.end()
 
@@ -253,19 +254,19 @@ def test_changes_are_counted_as_infer_counts_them(worklist, study, options, tmp_
 
 def test_counting_gives_way_to_a_stroke_and_ends_with_the_page(worklist, monkeypatch):
     begun = threading.Event()
-    count = Worklist._count_changed
+    count = Batch._count_changed
 
-    def counted(self, number, parameters):
+    def counted(self, *case):
         begun.set()
-        return count(self, number, parameters)
+        return count(self, *case)
 
-    monkeypatch.setattr(Worklist, "_count_changed", counted)
+    monkeypatch.setattr(Batch, "_count_changed", counted)
     worklist.session(0)._num_computing = 1  # as while a request waits for its result
     worklist.count_changes("", {})
     assert begun.wait(60)
     assert not worklist.describe()["cases"][0]["is_counted"]
     worklist.end()
-    worklist._counting.result(60)
+    worklist.batch._counting.result(60)
     assert not worklist.describe()["cases"][0]["is_counted"]
 
 

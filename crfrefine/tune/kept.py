@@ -1,0 +1,144 @@
+"""What is kept of each case, with its state: strokes, notes, and the files of what was saved."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crfrefine.infer.inputs import RunInputs
+from crfrefine.tune.corrections import (
+    CORRECTED,
+    UNTOUCHED,
+    Corrections,
+    FolderLock,
+    stamp_of_inputs,
+)
+from crfrefine.tune.drawing import Drawing
+from crfrefine.tune.options import TuneOptions
+from crfrefine.tune.review import Review, Reviews
+from crfrefine.tune.session import Session
+
+
+class KeptCases:
+    """The cases of the page, and what is kept of them, in a folder or without one in memory.
+
+    Its methods may be called from any thread.
+    """
+
+    def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
+        self.options = options
+        self.inputs = inputs
+        self.parameters = options.inputs.parameters  # those that the page has
+        self._lock = threading.Lock()  # While it is held, nothing is read or computed.
+        # Two readers of one case would keep its strokes twice.
+        self._reading_locks = [threading.Lock() for _ in inputs.cases]
+        self._folder_lock: FolderLock | None = None
+        if options.corrections is not None:
+            self._folder_lock = FolderLock(options.corrections)
+        self._reviews = Reviews([files.case_id for files in inputs.cases])
+        if options.corrections is not None:
+            self._reviews.keep_in(options.corrections)
+        # The strokes of each case that was open. They outlive its arrays, and are never read twice.
+        self._drawings: dict[int, Drawing] = {}
+        self._stamps: dict[int, str] = {}  # of the inputs of each case, when they were seen last
+
+    def read(self, number: int) -> Session:
+        """Read a case; its strokes are those of an earlier time that it was open, if any."""
+        with self._reading_locks[number]:
+            options = self.options
+            session = Session(options, self.inputs, number, self._drawings.get(number))
+            with self._lock:
+                self._drawings[number] = session.drawing
+                self._stamps[number] = session.stamp
+                if self.options is not options:  # `keep` was called meanwhile.
+                    self._keep_drawing(number, session.drawing)
+        return session
+
+    def corrections_of(self, number: int) -> Corrections:
+        """Return the files of a case in the folder of corrections."""
+        assert self.options.corrections is not None
+        return Corrections.of_case(self.inputs.cases[number].case_id, self.options.corrections)
+
+    def _keep_drawing(self, number: int, drawing: Drawing) -> None:
+        """Keep the strokes of a case in the folder of corrections."""
+        files = self.corrections_of(number)
+        files.check()
+        drawing.keep_in(files.drawing)
+
+    def state(self, number: int) -> str:
+        """Return the state of a case, as of `Corrections.state`."""
+        drawing = self._drawings.get(number)
+        if drawing is not None and drawing.is_unsaved:
+            return CORRECTED
+        if self.options.corrections is None:
+            return UNTOUCHED
+        if number not in self._stamps:
+            self._stamps[number] = stamp_of_inputs(self.inputs.cases[number])
+        return self.corrections_of(number).state(self.parameters, self._stamps[number])
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """Return name, state and notes of a case."""
+        case_id = self.inputs.cases[number].case_id
+        review = self._reviews.of_case(case_id)
+        return {
+            "name": case_id,
+            "review": review.state,
+            "note": review.note,
+            "state": self.state(number),
+        }
+
+    def describe_folder(self) -> dict[str, Any]:
+        """Return where strokes are kept, or where they could be."""
+        folder = self.options.corrections
+        drawings = dict(self._drawings)
+        lost = {number for number, drawing in drawings.items() if drawing.is_lost}
+        if folder is None or self._reviews.problem:
+            for number, files in enumerate(self.inputs.cases):
+                if self._reviews.of_case(files.case_id) != Review():
+                    lost.add(number)
+        return {
+            "path": str(folder or _offered_folder().resolve()),
+            "is_used": folder is not None,
+            # cases whose strokes or notes are gone when the program ends
+            "num_lost": len(lost),
+            # why strokes or notes cannot be written; "" if all can
+            "problem": max([self._reviews.problem, *(one.problem for one in drawings.values())]),
+        }
+
+    def keep(self) -> Path:
+        """Keep all strokes in files from now on: those of `--corrections`, or the offered folder.
+
+        Strokes and notes that a disk did not take are written again. Return the folder.
+        """
+        # A case that is being read keeps its strokes from the end of that on.
+        with self._lock:
+            folder = self.options.corrections or _offered_folder().resolve()
+            if self._folder_lock is None:
+                self._folder_lock = FolderLock(folder)
+                self.options = replace(self.options, corrections=folder)
+            for number, drawing in self._drawings.items():
+                self._keep_drawing(number, drawing)
+            self._reviews.keep_in(folder)
+        return folder
+
+    def review(self, number: int, state: str, note: str) -> None:
+        """Note a state and a text of a case."""
+        with self._lock:
+            self._reviews.note(self.inputs.cases[number].case_id, state, note)
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+
+
+def _offered_folder() -> Path:
+    """Return the first folder for corrections that does not exist yet."""
+    for number in itertools.count(1):
+        folder = Path("corrections" if number == 1 else f"corrections-{number}")
+        if not folder.exists():
+            return folder
+    raise AssertionError
