@@ -180,6 +180,27 @@ def test_the_picture_and_the_tools_are_in_sight_without_scrolling(arguments, fol
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
+def box_of(driver, selector):
+    return driver.execute_script(
+        f"const box = document.querySelector('{selector}').getBoundingClientRect();"
+        "return [box.width, box.height]"
+    )
+
+
+def test_the_picture_and_the_list_of_labels_take_the_room_that_there_is(page):
+    size_of_window(page, 1024, 768)
+    assert box_of(page, ".plane.main .view")[0] > 500
+    assert box_of(page, ".plane:not(.main) input")[0] > 120
+    assert min(box_of(page, ".eye")) >= 16
+    size_of_window(page, 1400, 900)
+    bottom = page.execute_script(
+        "return document.querySelector('#side > :last-child').getBoundingClientRect().bottom"
+        " - document.querySelector('#side').getBoundingClientRect().bottom"
+    )
+    assert abs(bottom) < 2, "nothing is blank below"
+    assert box_of(page, "#brushes")[1] > 240
+
+
 def test_images_are_smooth_or_sharp_and_change_by_a_key(page):
     seen = [picture(page)]
     for key in ("g", "c"):

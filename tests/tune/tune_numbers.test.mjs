@@ -29,51 +29,58 @@ test("what is under the pointer stays there while it zooms", () => {
   assert.ok(Math.hypot(after.x - place.x, after.y - place.y) < 1e-6);
 });
 
-// All edges between unlike voxels, by brute force.
-function edgesOf(rows, columns, values) {
-  const at = (row, column) => {
-    if (row < 0 || column < 0 || row >= rows || column >= columns) return 0;
-    return values[row * columns + column];
-  };
+// All edges of voxels of a label that the next voxel has not, by brute force.
+function edgesOf(rows, columns, values, label) {
+  const has = (row, column) =>
+    row >= 0 && column >= 0 && row < rows && column < columns
+    && values[row * columns + column] === label;
   let edges = 0;
   for (let row = 0; row <= rows; row += 1) {
     for (let column = 0; column <= columns; column += 1) {
-      if (column < columns && at(row, column) !== at(row - 1, column)) edges += 1;
-      if (row < rows && at(row, column) !== at(row, column - 1)) edges += 1;
+      if (has(row, column) !== has(row - 1, column)) edges += 1;
+      if (has(row, column) !== has(row, column - 1)) edges += 1;
     }
   }
   return edges;
 }
 
-test("contours have each edge once, in connected lines", () => {
+test("each label has closed lines of its own along all of its edges, at its side", () => {
   const [rows, columns] = [13, 17];
   let seed = 7;
   const values = Uint16Array.from({ length: rows * columns }, () => {
     seed = (seed * 48271) % 2147483647;
     return seed % 4;
   });
-  const lines = contoursOf({ rows, columns }, values, new Uint8Array(65536).fill(1));
-  let edges = 0;
-  for (const line of [...lines.values()].flat()) {
-    for (let at = 2; at < line.length; at += 2) {
-      const step = Math.abs(line[at] - line[at - 2]) + Math.abs(line[at + 1] - line[at - 1]);
-      assert.equal(step, 1);
-      edges += 1;
+  const all = contoursOf({ rows, columns }, values, new Uint8Array(65536).fill(1));
+  assert.deepEqual([...all.keys()].sort(), [1, 2, 3]);
+  for (const [label, lines] of all) {
+    let edges = 0;
+    for (const line of lines) {
+      for (let at = 0; at < line.length; at += 4) {
+        const [x, y, inX, inY] = line.slice(at, at + 4);
+        const [nextX, nextY] = [...line, ...line].slice(at + 4, at + 6);
+        assert.ok((x === nextX) !== (y === nextY), "a straight line to the next corner");
+        edges += Math.abs(x - nextX) + Math.abs(y - nextY);
+        // The voxels at the line: inside is the one that both corners point to.
+        const along = [Math.sign(nextX - x), Math.sign(nextY - y)];
+        const [column, row] = [x + along[0] / 2 - along[1] / 2, y + along[1] / 2 + along[0] / 2];
+        assert.equal(values[Math.floor(row) * columns + Math.floor(column)], label);
+        assert.deepEqual([Math.abs(inX), Math.abs(inY)], [1, 1]);
+        assert.equal(inX * -along[1] + inY * along[0], 1, "inwards is to the label");
+      }
     }
+    assert.equal(edges, edgesOf(rows, columns, values, label));
   }
-  assert.equal(edges, edgesOf(rows, columns, values));
 });
 
-test("the contour of a square is one closed line, and hidden labels have none", () => {
+test("the contour of a square is one line of four corners, and hidden labels have none", () => {
   const values = new Uint16Array(36);
   for (const at of [14, 15, 20, 21]) values[at] = 5;
   const isShown = new Uint8Array(65536);
   assert.equal(contoursOf({ rows: 6, columns: 6 }, values, isShown).size, 0);
   isShown[5] = 1;
-  const [line, ...others] = contoursOf({ rows: 6, columns: 6 }, values, isShown).get(5);
-  assert.equal(others.length, 0);
-  assert.equal(line.length, 18);
-  assert.deepEqual(line.slice(0, 2), line.slice(-2));
+  const lines = contoursOf({ rows: 6, columns: 6 }, values, isShown).get(5);
+  assert.deepEqual(lines, [[4, 2, -1, 1, 4, 4, -1, -1, 2, 4, 1, -1, 2, 2, 1, 1]]);
 });
 
 test("what is sent arrives if the page is closed at once, unless it is too long", async () => {

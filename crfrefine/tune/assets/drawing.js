@@ -3,6 +3,7 @@ import { contoursOf } from "./contours.js";
 
 export const BACKGROUND = 255; // value of a stroke that draws background
 const WHITE = 0xffffff;
+const INSET = 0.9; // pixels from a border to the middle of its line
 const HATCH = 3; // voxels between the dark ones of strokes of background, which bright tissue needs
 
 // Fill a canvas. color(place) has blue, green and red in its lowest bytes, undefined for nothing.
@@ -75,15 +76,29 @@ export function drawInk(canvas, { size: [width, height], steps: [stepX, stepY] }
   }
 }
 
-// Put the borders of labels into a group of an SVG, in voxels from the upper left corner.
-export function drawContours(group, plane, values, labels) {
+// The borders of the labels that are shown, as of `contoursOf`.
+export function findContours(plane, values, labels) {
   const isShown = new Uint8Array(65536);
   for (const { label } of labels) isShown[label] = 1;
-  const contours = values ? contoursOf(plane, values, isShown) : new Map();
+  return values ? contoursOf(plane, values, isShown) : new Map();
+}
+
+// Put borders into a group of an SVG, in voxels of so many pixels, from the upper left corner. Each
+// label's line lies inside of it, so that neighbors have theirs side by side.
+export function drawContours(group, contours, labels, steps) {
   const colors = new Map(labels.map(({ label, color }) => [label, color]));
+  const [byX, byY] = steps.map((step) => Math.min(INSET / step, 0.45));
+  const text = (line) => {
+    let words = "";
+    for (let at = 0; at < line.length; at += 4) {
+      const [x, y] = [line[at] + byX * line[at + 2], line[at + 1] + byY * line[at + 3]];
+      words += `${at ? "L" : "M"}${x} ${y}`;
+    }
+    return `${words}Z`;
+  };
   group.replaceChildren(...[...contours].map(([label, lines]) => {
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", lines.map((line) => `M${line.join(" ")}`).join(""));
+    path.setAttribute("d", lines.map(text).join(""));
     path.style.color = colors.get(label);
     return path;
   }));

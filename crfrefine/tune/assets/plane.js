@@ -23,6 +23,8 @@ export class Plane {
     /** @type {any} */ this.stroke = null; // that is being drawn
     /** @type {any[]} */ this.sent = []; // strokes that no plane has yet
     /** @type {any} */ this.loading = null; // promises that what is asked for is drawn
+    /** @type {any} */ this.contours = {}; // of each label map
+    this.drawnStep = 0; // pixels of a voxel for which they are drawn
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
@@ -72,6 +74,7 @@ export class Plane {
     stack.style.transform = `matrix(${stepX}, 0, 0, ${stepY}, ${left}, ${top})`;
     contours.style.transform = stack.style.transform; // in the SVG, whose lines keep their width
     stack.classList.toggle("reduced", stepX < 1);
+    if (stepX !== this.drawnStep) this.drawContours();
     const { x, y } = geometry.middleOf(this.spec, view, this.crosshair());
     overlay.style.setProperty("--x", `${x}px`);
     overlay.style.setProperty("--y", `${y}px`);
@@ -309,6 +312,16 @@ export class Plane {
     if (this.data) drawing.drawGray(this.parts.gray, this.data, state);
   }
 
+  // Their lines keep their place beside the borders at any zoom.
+  drawContours() {
+    const { stepX, stepY } = this.layout();
+    for (const group of findAll("g", this.parts.contours)) {
+      const contours = this.contours[group.classList.value] ?? new Map();
+      drawing.drawContours(group, contours, state.labels, [stepX, stepY]);
+    }
+    this.drawnStep = stepX;
+  }
+
   drawInk() {
     const { parts, place, spec } = this;
     const strokes = [...this.sent, this.stroke].filter(
@@ -326,8 +339,10 @@ export class Plane {
     drawing.drawLabels(parts.changes, data, table, data[since]);
     drawing.drawStrokes(parts.drawn, data, drawing.colorTable(labels));
     for (const group of findAll(onlyRefined ? ".refined" : "g", parts.contours)) {
-      drawing.drawContours(group, data, data[group.classList.value], seen);
+      this.contours[group.classList.value] =
+        drawing.findContours(data, data[group.classList.value], seen);
     }
+    this.drawContours();
     // What is in the box that was refined by itself is provisional.
     const [top, bottom, left, right] = data.frame ?? [0, 0, 0, 0];
     parts.frame.setAttribute("d", `M${left} ${top}H${right}V${bottom}H${left}Z`);
