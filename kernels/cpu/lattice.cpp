@@ -61,13 +61,27 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
     auto* const own = reinterpret_cast<uint32_t*>(scratch + 2 * longest);
     auto* const next = reinterpret_cast<uint32_t*>(scratch + 3 * longest);
     const auto first_of = [&](uint32_t entry) { return &lattice.first_of_list[entry >> 1]; };
+    constexpr int64_t kFloats = sizeof(Row) / sizeof(float);
+    const auto has_values = [&](uint32_t entry) {
+        const int64_t begin = first_of(entry)[0], count = first_of(entry)[1] - begin;
+        return !is_zero(reinterpret_cast<const float*>(rows + begin), count * kFloats);
+    };
+    // Whether the list holds anything but zeros, and receives anything from the one before. Where
+    // few voxels send, most lists do neither.
+    bool holds = false, receives = false;
     bool is_first = true;
     for (int64_t i = chains.pieces[piece]; i < chains.pieces[piece + 1]; ++i) {
         const uint32_t entry = chains.entries[i];
         const int64_t begin = first_of(entry)[0], count = first_of(entry)[1] - begin;
         Row* const at = rows + begin;
-        if (is_first) std::fill_n(received, count, Row{});
+        if (is_first) {
+            holds = has_values(entry);
+            receives = false;
+        }
         is_first = entry & 1;
+        const bool next_holds = !is_first && has_values(chains.entries[i + 1]);
+        if (!receives && !holds && !next_holds) continue;
+        if (!receives) std::fill_n(received, count, Row{});
         if (!is_first) {
             const int64_t next_begin = first_of(chains.entries[i + 1])[0];
             const int64_t next_end = first_of(chains.entries[i + 1])[1];
@@ -80,8 +94,9 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
                 next_received[next[k]] = at[own[k]];
             }
         }
+        receives = holds;
+        holds = next_holds;
         // As floats, which are more at a time than those of a row.
-        constexpr int64_t kFloats = sizeof(Row) / sizeof(float);
         float* const to = reinterpret_cast<float*>(at);
         const float* const from = reinterpret_cast<const float*>(received);
         for (int64_t f = 0; f < count * kFloats; ++f) to[f] += from[f] * 0.5f;

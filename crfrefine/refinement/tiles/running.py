@@ -158,57 +158,43 @@ def share_channels(
     Return the number of channels, the channel of each entry, and that of the label of each settled
     tile, (*tiles), or -1.
 
-    Labels share a channel where no message of one can reach the other's domain. Parts of a domain
-    that messages can cross between, over so many rings of tiles, stay together. The parts of all
-    domains, the largest first, each take the first channel in which no other label is within reach.
+    Labels share a channel where no message of one, over so many rings of tiles, can reach the
+    other's domain. The labels, the largest first, each take the first channel without such a label.
     """
-    from scipy import ndimage
-
-    neighbors = np.ones((3, 3, 3), np.bool_)
-    # The label of each part, its box of tiles, and (*box): the tiles that its messages reach, and
-    # the part itself.
-    parts = []
-    for label, domain in enumerate(sets.domains):
-        reached = dilated(domain, rings)
-        numbered, count = ndimage.label(reached, structure=neighbors)
-        for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
-            around = numbered[box] == number
-            inside = around & domain[box]
-            parts.append((label, box, around, inside))
-
-    channels: list[NDArray[np.int32]] = []
-    counts = sets.grid.counts
-    parts.sort(key=lambda part: -np.count_nonzero(part[-1]))
-    for label, box, around, inside in parts:
-        for channel in channels:
-            labels = channel[box][around]
-            if ((labels < 0) | (labels == label)).all():
+    num_labels = len(sets.domains)
+    domains = sets.domains.reshape(num_labels, -1).astype(np.float32)
+    reached = [dilated(domain, rings).ravel() for domain in sets.domains]
+    conflicts = np.stack(reached).astype(np.float32) @ domains.T > 0  # (label, label)
+    sizes = domains.sum(axis=1)
+    channels: list[list[int]] = []  # labels of each
+    for label in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[label] == 0:
+            break
+        for members in channels:
+            if not conflicts[label, members].any():
+                members.append(label)
                 break
         else:
-            channel = np.full(counts, -1, np.int32)
-            channels.append(channel)
-        channel[box][inside] = label
+            channels.append([label])
 
     # Channels of a group are filtered together, wherever one of their labels is: the labels of a
     # group should be in the same tiles. The last channel, which takes part in all groups, stays:
     # few tiles have it.
-    tiles_of = [np.flatnonzero(sets.active & (channel >= 0)) for channel in channels[:-1]]
+    active = domains[:, sets.tiles] > 0
+    tiles_of = [active[members].any(axis=0) for members in channels[:-1]]
     left = list(range(len(tiles_of)))
-    grouped: list[NDArray[np.int32]] = []
+    grouped: list[list[int]] = []
     while left:
         if len(grouped) % GROUP == 0:  # A group begins.
-            in_group = np.zeros(sets.active.size, np.bool_)
-        shared = [np.count_nonzero(in_group[tiles_of[number]]) for number in left]
+            in_group = np.zeros(len(sets.tiles), np.bool_)
+        shared = [np.count_nonzero(in_group & tiles_of[number]) for number in left]
         number = left.pop(int(np.argmax(shared)))
-        in_group[tiles_of[number]] = True
+        in_group |= tiles_of[number]
         grouped.append(channels[number])
-    by_channel = np.stack(grouped + channels[-1:])
 
-    # Each label of a tile is in one channel there.
-    of_entry = np.empty(sets.num_entries, np.int32)
-    by_tile = by_channel.reshape(len(channels), -1)
-    for label, (tiles, entries) in enumerate(sets.entries):
-        of_entry[entries] = (by_tile[:, tiles] == label).argmax(axis=0)
-    of_settled = (by_channel == sets.settled).argmax(axis=0).astype(np.int32)
+    of_label = np.zeros(num_labels, np.int32)
+    for channel, members in enumerate(grouped + channels[-1:]):
+        of_label[members] = channel
+    of_settled = of_label[sets.settled]
     of_settled[sets.settled < 0] = -1
-    return len(channels), of_entry, of_settled
+    return len(channels), of_label[sets.labels], of_settled
