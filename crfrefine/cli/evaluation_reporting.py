@@ -15,8 +15,8 @@ from crfrefine.cli.tables import print_table
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
+    from crfrefine.evaluate.evaluation import Evaluation
     from crfrefine.evaluate.measuring import CaseResult
-    from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
 
 _MAX_REGIONS = 20
@@ -71,18 +71,26 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     Before it come the comparison, the separate counts, the judgment of probabilities, and the
     declines.
     """
+    from crfrefine.evaluate.sentences import (
+        empty_notes,
+        no_verdict,
+        power_note,
+        recovered_text,
+    )
     from crfrefine.statistics.comparison import describe_families
 
     verdict = evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
         texts = _lines_on_empty_masks(evaluation, verbosity)
-        notes = evaluation.empty_notes if verdict is None else verdict.notes
+        notes = empty_notes(evaluation) if verdict is None else verdict.notes
         texts += [f"note: {note}" for note in notes]
-        if evaluation.recovered_text:
-            texts.append(evaluation.recovered_text)
-        if evaluation.power_note:
-            texts.append(f"power: {evaluation.power_note}")
+        recovered = recovered_text(evaluation)
+        if recovered:
+            texts.append(recovered)
+        power = power_note(evaluation)
+        if power:
+            texts.append(f"power: {power}")
         families = describe_families(evaluation.summary)
         if families:
             texts.append(f"p (Holm): {families}")
@@ -99,7 +107,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         if failed:
             count = f"{len(failed)} of {len(evaluation.pairs)} cases"
             print(f"failed: {listed(failed, most=MAX_LISTED)} ({count})", file=sys.stderr)
-    last = evaluation.no_verdict
+    last = no_verdict(evaluation)
     if verdict is not None:
         last = f"verdict: {verdict.sentence}"
     if last:

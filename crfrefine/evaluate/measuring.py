@@ -13,16 +13,12 @@ from typing import Any
 
 from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
-from crfrefine.evaluate.reading import (
-    Prediction,
-    Reference,
-    read_masks,
-    read_reference,
-    read_scores,
-)
+from crfrefine.evaluate.predictions import Prediction, read_masks, read_scores
+from crfrefine.evaluate.reference import Reference, read_reference
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
@@ -38,12 +34,10 @@ class CaseResult(Record):
     values: dict[str, RegionValues] = field(default_factory=dict)
     # Notes on missing optional results and on structures that others cover.
     warnings: list[Note] = field(default_factory=list)
-    # By method, the values of its label map that `--map` gave new labels; and in the reference.
+    # Values of the reference, and of the label map of each method, that `--map` gave new labels.
     mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    mapped_in_reference: tuple[int, ...] = ()
-    # By method, the names of labels in its label map; and in the reference.
+    # The names of labels in the file of the reference, and of each method.
     names: dict[str, dict[int, str]] = field(default_factory=dict)
-    names_in_reference: dict[int, str] = field(default_factory=dict)
     # By method, the voxels of each pair of one of its labels and one of the reference.
     pairs: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
     # The methods whose labels are the channels of logits or probabilities.
@@ -80,9 +74,9 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         if pair.reference.problem:
             raise InputError(pair.reference.problem)
         reference = read_reference(pair, measured)
-        result.add_notes("reference", reference)
-        result.mapped_in_reference = reference.mapped
-        result.names_in_reference = dict(reference.names)
+        result.add_notes(REFERENCE, reference)
+        result.mapped[REFERENCE] = reference.mapped
+        result.names[REFERENCE] = dict(reference.names)
         for method, files in pair.methods.items():
             fail = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])

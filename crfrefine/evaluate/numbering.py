@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from crfrefine import io
-from crfrefine.base.label_options import REFERENCE
+from crfrefine.base.label_options import REFERENCE, note_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.label_names import NO_NAMES, LabelNames, differing_numbers, names_of
 from crfrefine.errors import CrfRefineError
@@ -56,6 +56,21 @@ def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -
             notes.append(Note.of(kind, what=method, labels=covered, options=options))
         elif covered:
             notes.append(Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered))
+    return notes
+
+
+def notes_on_mapping(results: Sequence[CaseResult], measured: MeasuredRegions) -> list[Note]:
+    """Return notes on values of --map that no label map of a method, or no reference, has."""
+    mappings = {REFERENCE: measured.options.reference_mapping, **measured.options.mappings}
+    notes = []
+    for method, mapping in mappings.items():
+        where = f"no label map of {method}"
+        if method == REFERENCE:
+            where = "no reference"
+        in_files = [result.mapped[method] for result in results if method in result.mapped]
+        note = note_on_values(mapping, chain(*in_files), where)
+        if in_files and note is not None:
+            notes.append(note)
     return notes
 
 
@@ -133,7 +148,7 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
     Names count where the other side has some as well: the notes are about those that do not.
     """
     notes = []
-    in_references = [(result.case_id, result.names_in_reference) for result in results]
+    in_references = [(result.case_id, result.names.get(REFERENCE, {})) for result in results]
     differing = differing_numbers(in_references)
     if differing and not measured.names:
         notes.append(Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing))

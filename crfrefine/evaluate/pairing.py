@@ -26,10 +26,10 @@ from crfrefine.cases.patterns import names_part
 from crfrefine.cases.plans import hint_at_networks, is_part_of_training, is_trained
 from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.numbering import names_of_run
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io import paths as io_paths
 from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES

@@ -15,9 +15,9 @@ from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.role_table import FileRole
 from crfrefine.errors import CrfRefineError
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult
-from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.headers import with_channel_axis
 from crfrefine.io.volume import VolumeHeader
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
-from crfrefine.base.text import for_spreadsheet, printable
-from crfrefine.cases.case_files import left_out_entries
+from crfrefine.base.text import printable
 from crfrefine.errors import InputError
+from crfrefine.evaluate.contents import make_summary, metrics_csv
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
-from crfrefine.evaluate.numbering import notes_on_copies, notes_on_names, notes_on_numbers
+from crfrefine.evaluate.numbering import (
+    notes_on_copies,
+    notes_on_mapping,
+    notes_on_names,
+    notes_on_numbers,
+)
 from crfrefine.evaluate.options import (
     METRICS_NAME,
     REPORT_NAME,
@@ -35,81 +37,15 @@ from crfrefine.evaluate.options import (
 )
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.roles import tell_roles
+from crfrefine.evaluate.sentences import judge, learned_text
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.io.writing import check_replaceable, check_writable, write_small_file
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.records.states import read_records
-from crfrefine.statistics.comparison import ResultTable, summary_dicts
-from crfrefine.version import __version__
 
-SCHEMA = 1
 EvaluationObserver = Observer[Evaluation, CaseResult]
-COLUMNS = ("case", "label", "metric", "value", "method")
-
-
-def metrics_csv(table: ResultTable) -> str:
-    """Return the tidy table: one line per value, in full precision; an undefined value is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for line in table:
-        value = "" if math.isnan(line.value) else repr(float(line.value))
-        writer.writerow(
-            (
-                for_spreadsheet(line.case),
-                for_spreadsheet(line.region),
-                line.metric,
-                value,
-                for_spreadsheet(line.method),
-            )
-        )
-    return text.getvalue()
-
-
-def make_summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the content of `summary.json`."""
-    verdict = evaluation.verdict
-    settings = evaluation.options.to_dict()
-    settings["ignore_label"] = evaluation.measured.ignore_label
-    settings["processes"] = evaluation.num_processes
-    failures = []
-    for failure in evaluation.failures:
-        entry = {
-            "case": failure.case_id,
-            "method": failure.part,
-            "error": failure.message,
-            "error_kind": failure.kind,
-            "error_traceback": failure.traceback,
-        }
-        failures.append(entry)
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": evaluation.seconds,
-        "settings": settings,
-        "regions": evaluation.regions,
-        "titles": evaluation.titles,
-        "judged_regions": evaluation.judged_regions,
-        "verdict": None if verdict is None else verdict.to_dict(),
-        "recovered": evaluation.recovered,
-        "power_note": evaluation.power_note,
-        "empty_masks": evaluation.empty_masks,
-        "empty_predictions": evaluation.empty_predictions,
-        "cases_learned_on": evaluation.learned,
-        "num_cases": len(evaluation.pairs),
-        "num_failed": evaluation.num_failed,
-        "num_left_out": len(evaluation.left_out),
-        "left_out": left_out_entries(evaluation.left_out),
-        "cases": [result.to_dict() for result in evaluation.results],
-        "failures": failures,
-        "found": evaluation.found,
-        "notes": [note.to_dict() for note in evaluation.notes],
-        "summary": summary_dicts(evaluation.summary),
-    }
 
 
 @keeping_inputs()
@@ -136,9 +72,7 @@ def run_evaluation(
     _measure(evaluation, observer)
 
     observer.stage_changed("", "comparing")
-    if evaluation.table.cases:
-        _ = evaluation.summary  # It is computed now, so that the seconds include it.
-        _ = evaluation.verdict
+    evaluation.verdict = judge(evaluation)
     evaluation.seconds = time.perf_counter() - started
 
     table = metrics_csv(evaluation.full_table)
@@ -172,7 +106,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     evaluation.refined, evaluation.learned = find_refined(evaluation.pairs, evaluation.notes)
     if evaluation.learned:
         kind = NoteKind.MEASURED_ON_LEARNED
-        evaluation.notes.append(Note.of(kind, learned=evaluation.learned_text))
+        evaluation.notes.append(Note.of(kind, learned=learned_text(evaluation)))
     check_writable(evaluation.options.output)
     for text in evaluation.found:
         observer.cases_found(text)
@@ -202,13 +136,10 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
                     f"{result.failures[0].message}"
                 )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
-    late_notes = evaluation.notes_on_mapping
-    late_notes += notes_on_names(evaluation.results, evaluation.measured)
-    late_notes += notes_on_numbers(evaluation.results, evaluation.measured)
-    late_notes += notes_on_copies(evaluation.results, evaluation.measured)
-    for note in late_notes:
-        observer.note(note)
-    evaluation.notes += late_notes
+    for notes_on in (notes_on_mapping, notes_on_names, notes_on_numbers, notes_on_copies):
+        for note in notes_on(evaluation.results, evaluation.measured):
+            observer.note(note)
+            evaluation.notes.append(note)
 
 
 def find_refined(

@@ -12,7 +12,8 @@ from oracles import softmax
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.reading import read_images, read_reference
+from crfrefine.evaluate.reference import read_reference
+from crfrefine.evaluate.report.images import read_images
 
 
 def probabilities_of_case(path):

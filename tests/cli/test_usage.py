@@ -29,7 +29,7 @@ from evaluation_helpers import label_map, read_metrics, save_map, write_study
 from crfrefine.base.option import PANELS
 from crfrefine.cli.failures import GONE, GONE_FROM
 from crfrefine.cli.main import COMMANDS, app
-from crfrefine.evaluate.run import metrics_csv
+from crfrefine.evaluate.contents import metrics_csv
 from crfrefine.statistics.comparison import Measurement, ResultTable
 
 

@@ -19,11 +19,11 @@ from PIL import Image
 from crfrefine.base.failures import Failure
 from crfrefine.errors import InputError
 from crfrefine.evaluate import report as page
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measuring import CaseResult, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import draw_charts, write_report
 from crfrefine.evaluate.report.numbers import dice_by_region
-from crfrefine.evaluate.results import Evaluation
 from crfrefine.statistics.comparison import (
     Measurement,
     ResultTable,

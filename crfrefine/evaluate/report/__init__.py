@@ -18,8 +18,11 @@ from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.reading import read_images, read_masks, read_reference
+from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.predictions import read_masks
+from crfrefine.evaluate.reference import read_reference
 from crfrefine.evaluate.report.charts import draw_charts
+from crfrefine.evaluate.report.images import read_images
 from crfrefine.evaluate.report.numbers import (
     ShownCase,
     dice_by_region,
@@ -29,7 +32,7 @@ from crfrefine.evaluate.report.numbers import (
     rows_of,
     shown_cases,
 )
-from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.sentences import power_note, recovered_text
 from crfrefine.io.writing import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.pictures.preview import draw_preview
@@ -181,4 +184,6 @@ _PAGE.globals.update(
     region_title=region_title,
     rows_of=rows_of,
     means_of=means_of,
+    recovered_text=recovered_text,
+    power_note=power_note,
 )

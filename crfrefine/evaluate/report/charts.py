@@ -11,8 +11,8 @@ import numpy as np
 
 from crfrefine.base.colors import OUTCOME_COLORS
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.report.numbers import region_title
-from crfrefine.evaluate.results import Evaluation
 from crfrefine.metrics.registry import DICE
 from crfrefine.pictures.drawing import drawable
 from crfrefine.statistics.paired import bootstrap_interval

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.statistics.comparison import MEAN, SummaryRow
 from crfrefine.statistics.verdict import ENDPOINT
 

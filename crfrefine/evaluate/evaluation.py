@@ -1,4 +1,4 @@
-"""All cases together: the table of measurements, its summary, the verdict, and notes on them."""
+"""All cases together: the tables of their measurements, and the summary."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
 from crfrefine.base.array_types import Bool
 from crfrefine.base.failures import Failure
-from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note
-from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import Incomplete, note_on_left_out
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
-from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
+from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import (
     CALIBRATION_METRICS,
     DICE,
     MASK_METRICS,
-    metric_named,
 )
 from crfrefine.statistics.comparison import (
+    MEAN,
     ResultTable,
     SummaryRow,
     correct,
     measurements_of,
     summarize,
 )
-from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
+from crfrefine.statistics.verdict import Verdict
 
 # `--ceiling` reports the recovered share of these metrics.
 OF_RESOLUTION = (DICE.name, "surface_dice")
@@ -58,19 +55,7 @@ class Evaluation:
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # The methods whose label maps `infer` has written, by its records.
     refined: Collection[str] = ()
-
-    @property
-    def notes_on_mapping(self) -> list[Note]:
-        """Notes on values of --map that no label map of a method, or no reference, has."""
-        measured = [result for result in self.results if not result.failures]
-        if not measured:
-            return []
-        found = chain.from_iterable(result.mapped_in_reference for result in measured)
-        notes = [note_on_values(self.options.reference_mapping, found, "no reference")]
-        for method, mapping in self.options.mappings.items():
-            found = chain.from_iterable(result.mapped[method] for result in measured)
-            notes.append(note_on_values(mapping, found, f"no label map of {method}"))
-        return [note for note in notes if note is not None]
+    verdict: Verdict | None = None  # once all cases are measured; None without a baseline
 
     @property
     def note_on_left_out(self) -> Note | None:
@@ -109,6 +94,13 @@ class Evaluation:
         labels = [name for name in self.regions if name not in self.measured.named]
         return self.measured.judged or tuple(labels)
 
+    @property
+    def leading_region(self) -> str:
+        """The mean over the judged regions, or the only one of them."""
+        if len(self.judged_regions) == 1:
+            return self.judged_regions[0]
+        return MEAN
+
     @cached_property
     def titles(self) -> dict[str, str]:
         """The displayed name of each region.
@@ -120,16 +112,15 @@ class Evaluation:
         for reading in reversed([*self.measured.readings.values()]):
             names.update(reading.label_names)
         for result in reversed(self.results):
-            for names_of_file in (*reversed(result.names.values()), result.names_in_reference):
+            for names_of_file in reversed(result.names.values()):
                 names.update(names_of_file)
         names.update(self.measured.names.names)
         titles = {region: region for region in self.regions}
         for label, name in names.items():
             if str(label) in titles:
                 titles[str(label)] = f"{label} {name}"
-        titles.update(
-            (name, title) for name, title in self.measured.titles.items() if name in titles
-        )
+        for name in titles.keys() & self.measured.titles.keys():
+            titles[name] = self.measured.titles[name]
         titles[ALL_LABELS] = "all labels"
         return titles
 
@@ -162,15 +153,14 @@ class Evaluation:
 
         These are all but those that parameters were learned on, or all if there are no others.
         """
-        table = ResultTable(
-            line for line in self.full_table if line.case not in self._learned_cases
-        )
+        table = ResultTable(line for line in self.full_table if line.case not in self.learned_cases)
         if not table.cases:
             return self.full_table
         return table
 
     @cached_property
-    def _learned_cases(self) -> set[str]:
+    def learned_cases(self) -> set[str]:
+        """The cases that the parameters of a method were learned on."""
         return set().union(*self.learned.values())
 
     @cached_property
@@ -182,9 +172,9 @@ class Evaluation:
         table = self.table
         if not table.cases:
             return []
-        baseline = self.options.name
-        if self.options.baseline is not None and self.options.baseline in table.methods:
-            baseline = self.options.baseline
+        baseline = self.options.baseline
+        if baseline not in table.methods:
+            baseline = self.options.name
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
         rows = summarize(
             table,
@@ -195,42 +185,10 @@ class Evaluation:
         )
         if calibrated:  # All labels together, which no mean over regions includes.
             rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,))
-        kept = []
-        for row in rows:
-            if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated:
-                kept.append(row)
-        return correct(kept, self.judged_regions)
-
-    @cached_property
-    def verdict(self) -> Verdict | None:
-        """The verdict on the judged method; None if it or the baseline has no case.
-
-        It leaves out the cases that the parameters of a method were learned on.
-        """
-        options = self.options
-        table = self.table
-        if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
-            return None
-        if self._learned_cases.issuperset(table.cases):
-            reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
-            judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
-        else:
-            rivals = [name for name, _ in options.baselines[1:] if name != options.ceiling]
-            judged = verdict(
-                table,
-                options.name,
-                options.baseline,
-                rivals=rivals,
-                regions=self.judged_regions,
-                subject=self._subject(options.name),
-                is_refinement=options.name in self.refined,
-                summary=self.summary,
-                titles=self.titles,
-            )
-            if self.learned:
-                sentence = f"{self.learned_text}. Without these: {judged.sentence}"
-                judged = replace(judged, sentence=sentence)
-        return replace(judged, notes=(*judged.notes, *self.empty_notes))
+        for row in [*rows]:
+            if row.metric in CALIBRATION_METRICS and row.method not in self._calibrated:
+                rows.remove(row)
+        return correct(rows, self.judged_regions)
 
     @property
     def compared(self) -> list[str]:
@@ -260,62 +218,6 @@ class Evaluation:
             if row.method == method and row.metric in OF_RESOLUTION and row.comparison is not None:
                 differences[row.metric, row.region] = row.comparison.mean_difference
         return differences
-
-    @property
-    def recovered_text(self) -> str:
-        """One line on the shares that are recovered; empty without a ceiling.
-
-        With several regions, the shares are those of the mean over regions.
-        """
-        options = self.options
-        if options.ceiling is None:
-            return ""
-        shares = []
-        for metric, share_by_region in self.recovered.items():
-            # The mean over regions is the last one.
-            *_, (_, region) = self._mean_differences(options.name)
-            share = share_by_region.get(region)
-            if share is not None:
-                shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
-        lost = f"of what {options.baseline} loses against {options.ceiling}"
-        recovered = listed(shares) or "nothing, as there is no lead"
-        return f"{self._subject(options.name)} recovers, {lost}: {recovered}"
-
-    @property
-    def learned_text(self) -> str:
-        """One line: the methods with learned parameters, and the number of cases; or empty."""
-        if not self.learned:
-            return ""
-        number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
-        methods = listed([self._subject(method) for method in self.learned])
-        return f"{number} used to learn the parameters of {methods}: no evidence for new cases"
-
-    def _subject(self, method: str) -> str:
-        """Return the name of a method in sentences."""
-        if method != DEFAULT_NAME:
-            return method
-        if method in self.refined:
-            return "the refinement"
-        return f"the {DEFAULT_NAME}"
-
-    @property
-    def no_verdict(self) -> str | None:
-        """One sentence why there is no verdict; None if there is one, or no baseline."""
-        if self.options.baseline is None or self.verdict is not None:
-            return None
-        names = (self.options.name, self.options.baseline)
-        missing = " and ".join(name for name in names if name not in self.table.methods)
-        return f"no verdict: no case has a region that could be measured for {missing}"
-
-    @property
-    def power_note(self) -> str | None:
-        """The smallest difference that this many cases can detect; None if it is unknown."""
-        if self.verdict is None:
-            return None
-        power = power_text(self.verdict.comparison)
-        if not power:
-            return None
-        return f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -356,26 +258,12 @@ class Evaluation:
                 empty_cases[method] = tuple(cases)
         return empty_cases
 
-    @property
-    def empty_notes(self) -> tuple[str, ...]:
-        """A sentence for each method with empty predictions."""
-        total = counted(len(self.full_table.cases), "case")
-        notes = []
-        for method, cases in self.empty_predictions.items():
-            notes.append(
-                f"{method} has no foreground in {len(cases)} of {total} "
-                f"though the reference has some: {listed(cases)}."
-            )
-        return tuple(notes)
-
     @cached_property
     def _calibrated(self) -> set[str]:
         """The methods that have probabilities in any case."""
         methods = set()
         for result in self.results:
-            for method, values in result.values.items():
-                if ALL_LABELS in values:
-                    methods.add(method)
+            methods |= {method for method, row in result.values.items() if ALL_LABELS in row}
         return methods
 
 

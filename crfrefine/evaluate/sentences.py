@@ -1,0 +1,116 @@
+"""The verdict of an evaluation, and its sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crfrefine.base.text import counted, listed
+from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.options import DEFAULT_NAME
+from crfrefine.metrics.registry import metric_named
+from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
+
+
+def judge(evaluation: Evaluation) -> Verdict | None:
+    """Return the verdict on the judged method; None if it or the baseline has no case.
+
+    It leaves out the cases that the parameters of a method were learned on.
+    """
+    options = evaluation.options
+    table = evaluation.table
+    if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
+        return None
+    learned = learned_text(evaluation)
+    if evaluation.learned_cases.issuperset(table.cases):
+        reason = f"{learned}; the verdict of train-crf is on cases held out"
+        judged = not_tested(options.name, options.baseline, evaluation.judged_regions, reason)
+    else:
+        rivals = [name for name, _ in options.baselines[1:] if name != options.ceiling]
+        judged = verdict(
+            table,
+            options.name,
+            options.baseline,
+            rivals=rivals,
+            regions=evaluation.judged_regions,
+            subject=_subject(evaluation, options.name),
+            is_refinement=options.name in evaluation.refined,
+            summary=evaluation.summary,
+            titles=evaluation.titles,
+        )
+        if learned:
+            judged = replace(judged, sentence=f"{learned}. Without these: {judged.sentence}")
+    return replace(judged, notes=(*judged.notes, *empty_notes(evaluation)))
+
+
+def learned_text(evaluation: Evaluation) -> str:
+    """Return the methods with learned parameters, and the number of cases; empty without any."""
+    if not evaluation.learned:
+        return ""
+    num_cases = counted(len(evaluation.pairs), "case")
+    methods = listed([_subject(evaluation, method) for method in evaluation.learned])
+    return (
+        f"{len(evaluation.learned_cases)} of {num_cases} used to learn the parameters of "
+        f"{methods}: no evidence for new cases"
+    )
+
+
+def recovered_text(evaluation: Evaluation) -> str:
+    """Return one line on the shares that are recovered; empty without a ceiling.
+
+    With several regions, the shares are those of the mean over regions.
+    """
+    options = evaluation.options
+    if options.ceiling is None:
+        return ""
+    shares = []
+    for metric, share_by_region in evaluation.recovered.items():
+        share = share_by_region.get(evaluation.leading_region)
+        if share is not None:
+            shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
+    recovered = listed(shares) or "nothing, as there is no lead"
+    return (
+        f"{_subject(evaluation, options.name)} recovers, of what {options.baseline} loses "
+        f"against {options.ceiling}: {recovered}"
+    )
+
+
+def no_verdict(evaluation: Evaluation) -> str | None:
+    """Return one sentence why there is no verdict; None if there is one, or no baseline."""
+    options = evaluation.options
+    if options.baseline is None or evaluation.verdict is not None:
+        return None
+    names = (options.name, options.baseline)
+    missing = " and ".join(name for name in names if name not in evaluation.table.methods)
+    return f"no verdict: no case has a region that could be measured for {missing}"
+
+
+def power_note(evaluation: Evaluation) -> str | None:
+    """Return the smallest difference that so many cases can detect; None if it is unknown."""
+    if evaluation.verdict is None:
+        return None
+    comparison = evaluation.verdict.comparison
+    power = power_text(comparison)
+    if not power:
+        return None
+    return f"with {counted(comparison.num_pairs, 'case')}, {power}"
+
+
+def empty_notes(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return a sentence for each method with empty predictions."""
+    total = counted(len(evaluation.full_table.cases), "case")
+    notes = []
+    for method, cases in evaluation.empty_predictions.items():
+        notes.append(
+            f"{method} has no foreground in {len(cases)} of {total} "
+            f"though the reference has some: {listed(cases)}."
+        )
+    return tuple(notes)
+
+
+def _subject(evaluation: Evaluation, method: str) -> str:
+    """Return the name of a method in sentences."""
+    if method != DEFAULT_NAME:
+        return method
+    if method in evaluation.refined:
+        return "the refinement"
+    return f"the {DEFAULT_NAME}"
