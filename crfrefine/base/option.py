@@ -11,7 +11,6 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 
 MAX_OF_A_PATH = 4096  # characters; the limit of Linux
-MAX_PARTS = 1_000_000
 
 # The panels of the help of a command, in its order.
 ARGUMENTS, INPUT, OUTPUT, MODEL, RESOURCES, CLUSTER, RARE, MESSAGES = PANELS = (
@@ -43,7 +42,6 @@ class Option:
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
-    bare: str | None = None  # the value of the option without one; None means that it needs one
     unless: str = ""  # the options without which this one is required
     # returns the values that begin with a text, each with a few words, for the shell
     complete: Callable[[str], list[tuple[str, str]]] | None = None
@@ -52,27 +50,16 @@ class Option:
 LABELS = Option("-l --labels", "Reference: folder, file or pattern.", "PATH", panel=INPUT)
 
 
-def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:
-    """Return the file of a part of a job array, `NAME-K-of-N.json`, so that no two parts share one.
-
-    A run that is no part of several has the file itself.
-    """
-    if num_parts == 1:
-        return path
-    return path.with_name(f"{path.stem}-{part_id or 0}-of-{num_parts}{path.suffix}")
-
-
-def parse_path(text: str | Path) -> Path:
+def parse_path(text: str) -> Path:
     """Return the path of a text; raises like `path_text`."""
     return Path(path_text(text))
 
 
-def path_text(text: str | Path) -> str:
+def path_text(text: str) -> str:
     """Return the text of a path.
 
     Raises InputError if it cannot name a file. Empty text cannot: Python takes it for ".".
     """
-    text = str(text)
     if not text:
         raise InputError("the value is empty; an unset variable?")
     if "\0" in text or len(text) > MAX_OF_A_PATH:

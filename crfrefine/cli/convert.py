@@ -25,7 +25,6 @@ crfrefine convert 'images/{case}_0000.nii.gz' 'mha/{case}.mha'"""
 
 @command(_EXAMPLES, options_of(ConversionOptions))
 def convert(
-    options: dict[str, Any],
     source: Annotated[
         Path,
         Option(
@@ -56,6 +55,7 @@ def convert(
         bool, replace(shared.VERBOSE, help="More: where an unexpected error was raised.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET] = False,
+    **options: Any,
 ) -> None:
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone

@@ -29,7 +29,6 @@ crfrefine infer -i demo/images -p demo/logits -o again --preview"""
 
 @command(_EXAMPLES, options_of(InferenceOptions, "threads"))
 def demo(
-    options: dict[str, Any],
     output: Annotated[
         Path,
         Option("-o --output", "Folder to write to.", "FOLDER", panel=OUTPUT, show_default=True),
@@ -45,6 +44,7 @@ def demo(
         ),
     ] = 0,
     verbose: Annotated[bool, shared.VERBOSE] = False,
+    **options: Any,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.cli.reporting import Reporter

@@ -23,14 +23,13 @@ crfrefine evaluate refined labels -b network=logits -r both=1+2 -o report"""
 @command(_EXAMPLES, options_of(EvaluationOptions))
 def evaluate(
     ctx: typer.Context,
-    options: dict[str, Any],
     predictions: Annotated[
         Path | None,
         Option(
             "",
             "Folder, file or pattern: label maps, or logits or probabilities of all labels. "
             "This is the judged method. With --nnunet, its default is the network.",
-            "[PREDICTIONS]",
+            "PREDICTIONS",
         ),
     ] = None,
     labels: Annotated[
@@ -39,7 +38,7 @@ def evaluate(
             "",
             "Folder, file or pattern: the reference. With --nnunet, its default is where nnU-Net "
             "has it.",
-            "[LABELS]",
+            "LABELS",
         ),
     ] = None,
     nnunet: Annotated[
@@ -56,6 +55,7 @@ def evaluate(
         bool, replace(shared.VERBOSE, help="More: what was assumed about each case.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
+    **options: Any,
 ) -> None:
     """Measure label maps against a reference, and compare methods.
 

@@ -23,7 +23,6 @@ crfrefine infer -i 'data/{case}/{case}_{modality}.nii.gz' -p logits -o out"""
 @command(_EXAMPLES, options_of(InferenceOptions))
 def infer(
     ctx: typer.Context,
-    options: dict[str, Any],
     config: Annotated[
         str,
         replace(
@@ -35,6 +34,7 @@ def infer(
     regions: Annotated[tuple[str, ...], shared.REGIONS] = (),
     verbose: Annotated[bool, shared.VERBOSE] = False,
     quiet: Annotated[bool, shared.QUIET] = False,
+    **options: Any,
 ) -> None:
     """Refine one case or a folder of cases."""
     num_parts = options["num_parts"]

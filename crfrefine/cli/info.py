@@ -32,9 +32,8 @@ crfrefine info -i images -p logits -l labels"""
     options_of(InferenceOptions, "images logits masks input_type resample", needs_inputs=False),
 )
 def info(
-    options: dict[str, Any],
     paths: Annotated[
-        tuple[Path, ...], Option("", "Files, folders or patterns to describe.", "[FILE]...")
+        tuple[Path, ...], Option("", "Files, folders or patterns to describe.", "FILE...")
     ] = (),
     labels: Annotated[Path | None, LABELS] = None,
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
@@ -45,6 +44,7 @@ def info(
             help="Also read the voxels: image or label map, ranges, or counts of labels.",
         ),
     ] = False,
+    **options: Any,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
     if options["images"] and not paths:

@@ -14,14 +14,10 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.completion import (  # type: ignore[attr-defined]
-    completion_init,
-    install_callback,
-    show_callback,
-)
+from typer.completion import Shells, install_callback, show_callback  # type: ignore[attr-defined]
 from typer.core import TyperGroup
 
 from crfrefine.base.failures import describe_failure
@@ -40,11 +36,7 @@ from crfrefine.version import __version__
 # In the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command
 # `train-crf`.
 COMMANDS = ("infer", "train-crf", "evaluate", "convert", "info", "status", "tune", "demo")
-# What the shell reports of a program that the closed pipe ended.
-CLOSED_STATUS = 128 + signal.SIGPIPE
-_COMPLETE = "_CRFREFINE_COMPLETE"  # the environment variable by which a shell asks what follows
-# The shells whose completion can be installed; "auto" is the one that runs the command.
-_Shell = Literal["auto", "bash", "zsh", "fish", "powershell", "pwsh"]
+_ABOUT_COMPLETION = {"--install-completion": install_callback, "--show-completion": show_callback}
 
 
 class Group(TyperGroup):
@@ -56,9 +48,15 @@ class Group(TyperGroup):
         self.commands = names  # A misspelled name is compared with these.
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments before the name of the command."""
-        if args[-1:] in (["--install-completion"], ["--show-completion"]):
-            args = [*args, "auto"]
+        """Parse the arguments before the name of the command.
+
+        Typer's options about completion are for the shell that runs the command; one may be named.
+        """
+        option, _, shell = " ".join(args).replace("=", " ").partition(" ")
+        if option in _ABOUT_COMPLETION and shell:
+            if shell not in [*Shells]:
+                ctx.fail(f"{option}: expected one of {', '.join(Shells)}; got {shell!r}")
+            _ABOUT_COMPLETION[option](ctx, self.params[0], shell)
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -78,32 +76,30 @@ class Group(TyperGroup):
         An interrupt, and the error of a pipe whose reader has gone, come through.
         """
         typed = list(sys.argv[1:] if args is None else args)  # Records have them.
-        if _COMPLETE in os.environ:  # A shell asks what may follow.
-            completion_init()
-            super().main(typed, "crfrefine", _COMPLETE)
+        if "_CRFREFINE_COMPLETE" in os.environ:  # A shell asks what may follow.
+            super().main(typed, "crfrefine")
         context = None
-        status = 0
         try:
             with keeping_inputs(), self.make_context("crfrefine", [*typed], obj=typed) as context:
                 self.invoke(context)
         except typer.Exit as leave:
-            status = leave.exit_code
+            sys.exit(leave.exit_code)
         except typer.TyperException as error:
             print_usage_error(error)
-            status = error.exit_code
+            sys.exit(error.exit_code)
         except CrfRefineError as error:
             is_verbose = context is not None and context.meta.get(VERBOSE, False)
             print_failure(describe_failure(error), verbose=is_verbose)
-            status = 1
+            sys.exit(1)
         except BrokenPipeError:
             raise
         except OSError as error:
             command = None
-            if context is not None and context.invoked_subcommand is not None:
-                command = self.get_command(context, context.invoked_subcommand)
+            if context is not None:
+                command = self.get_command(context, context.invoked_subcommand or "")
             tell(f"error: {describe_system_error(error, command)}")
-            status = 1
-        sys.exit(status)
+            sys.exit(1)
+        sys.exit()
 
 
 class _Output(io.FileIO):
@@ -120,18 +116,10 @@ class _Output(io.FileIO):
 
 app = typer.Typer(
     cls=Group,
-    help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _complete(ctx: typer.Context, param: typer.CallbackParam, shell: _Shell | None) -> None:
-    """Install or print the script of a shell, and exit; do nothing without a shell."""
-    act = show_callback if param.name == "show_completion" else install_callback
-    act(ctx, param, True if shell == "auto" else shell)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -140,26 +128,12 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-def _completion_option(text: str) -> Any:
-    return typer.Option(callback=_complete, is_eager=True, metavar="[SHELL]", help=text)
+_VERSION = typer.Option("--version", callback=_show_version, help="Show the version and exit.")
 
 
 @app.callback()
-def _crfrefine(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-    install_completion: Annotated[
-        _Shell | None, _completion_option("Let the shell complete commands; or name it: bash.")
-    ] = None,
-    show_completion: Annotated[
-        _Shell | None, _completion_option("Print the script for that instead.")
-    ] = None,
-) -> None:
-    pass
+def _crfrefine(version: Annotated[bool, _VERSION] = False) -> None:
+    """Refine 3-D medical segmentations with a dense CRF."""
 
 
 def main() -> None:
@@ -203,11 +177,11 @@ def main() -> None:
             app()
         except SystemExit as leave:
             if isinstance(leave.__context__, BrokenPipeError):  # rich has met it, in a help.
-                os._exit(CLOSED_STATUS)
+                raise leave.__context__ from None
             sys.stdout.flush()  # The interpreter would ignore an error of writing what was printed.
             raise
     except BrokenPipeError:  # The reader has gone, as `head` does, which is no error.
-        os._exit(CLOSED_STATUS)
+        os._exit(128 + signal.SIGPIPE)
     except OSError as error:
         tell(f"error: standard output: {error.strerror}")
         os._exit(1)

@@ -66,9 +66,8 @@ crfrefine train-crf study -o params.toml -c brats --learn weights,temperature"""
 )
 def train_crf(
     ctx: typer.Context,
-    options: dict[str, Any],
     folder: Annotated[
-        Path | None, Option("", "Folder with images/ labels/ logits/ [masks/].", "[DATA_DIR]")
+        Path | None, Option("", "Folder with images/ labels/ logits/ [masks/].", "DATA_DIR")
     ] = None,
     output: Annotated[
         Path | None,
@@ -133,6 +132,7 @@ def train_crf(
         bool, replace(shared.VERBOSE, help="More: every step of the optimizer.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
+    **options: Any,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     needless = shared.flags_given(ctx, *_WITH_LABELS)

@@ -37,7 +37,6 @@ crfrefine tune -i images -p logits --corrections strokes --no-browser"""
 @command(_EXAMPLES, options_of(InferenceOptions, _INPUTS) + options_of(TuneOptions))
 def tune(
     ctx: typer.Context,
-    options: dict[str, Any],
     config: Annotated[str, shared.CONFIG] = "default",
     overrides: Annotated[tuple[str, ...], shared.OVERRIDES] = (),
     regions: Annotated[tuple[str, ...], shared.REGIONS] = (),
@@ -59,6 +58,7 @@ def tune(
             show_default=True,
         ),
     ] = True,
+    **options: Any,
 ) -> None:
     """Choose parameters by eye, on a page with sliders, and correct a case with strokes.
 

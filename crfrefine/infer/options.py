@@ -12,7 +12,6 @@ from crfrefine.base.label_options import (
     ADD_BACKGROUND,
     CHANNEL_LABELS,
     INTERPOLATIONS,
-    LINEAR,
     MAP,
     SCALE,
     Mapped,
@@ -20,11 +19,10 @@ from crfrefine.base.label_options import (
     parse_own_mapped,
     parse_scale,
 )
-from crfrefine.base.limits import MAX_THREADS, parse_size
+from crfrefine.base.limits import MAX_PARTS, MAX_THREADS, parse_size
 from crfrefine.base.option import (
     CLUSTER,
     INPUT,
-    MAX_PARTS,
     OUTPUT,
     RESOURCES,
     Option,
@@ -163,7 +161,6 @@ class InferenceOptions:
             "error otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
             choices=INTERPOLATIONS,
             panel=INPUT,
-            bare=LINEAR,
         ),
     ] = None
     device: Annotated[

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.option import path_of_part
 from crfrefine.base.text import printable
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
@@ -29,7 +28,14 @@ from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.io.writing import check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.pictures.drawing import require_pillow
-from crfrefine.records.records import READING, RECORD_FOLDER, CaseRecord, FileBefore, RunSummary
+from crfrefine.records.records import (
+    READING,
+    RECORD_FOLDER,
+    CaseRecord,
+    FileBefore,
+    RunSummary,
+    path_of_part,
+)
 from crfrefine.records.states import files_before, read_records
 
 # Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05

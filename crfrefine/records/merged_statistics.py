@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from crfrefine.base.option import path_of_part
 from crfrefine.base.text import for_spreadsheet, listed
 from crfrefine.errors import InputError
 from crfrefine.io.paths import require_file
 from crfrefine.io.writing import write_small_file
+from crfrefine.records.records import path_of_part
 from crfrefine.records.states import CaseState
 
 STATISTICS_NAME = "statistics.csv"

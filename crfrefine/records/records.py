@@ -260,6 +260,16 @@ class RunSummary:
 RunObserver = Observer[RunSummary, CaseRecord]
 
 
+def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:
+    """Return the file of a part of a job array, `NAME-K-of-N.json`, so that no two parts share one.
+
+    A run that is no part of several has the file itself.
+    """
+    if num_parts == 1:
+        return path
+    return path.with_name(f"{path.stem}-{part_id or 0}-of-{num_parts}{path.suffix}")
+
+
 def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return parameters with the defaults of keys that an older version lacked."""
     with suppress(ConfigError):  # A newer version may have more keys.

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.label_options import MAP, MAP_OF_REFERENCE, Mapped, parse_mapped
-from crfrefine.base.option import INPUT, MAX_PARTS, MODEL, OUTPUT, Option
+from crfrefine.base.limits import MAX_PARTS
+from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.errors import InputError
 from crfrefine.version import __version__
 
