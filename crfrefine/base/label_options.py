@@ -1,32 +1,21 @@
-"""Options about labels and channels that several commands have, and what their values mean."""
+"""Options on how a network's output is read, which several commands have, and what values mean."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Self
 
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.option import INPUT, Option
+from crfrefine.base.plain import fields_from_plain, from_plain
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
-# The help of --add-background, for the commands that read a network's output.
-ADD_BACKGROUND = (
-    "The network's output has no channel for the background: take its probabilities for labels "
-    "1, 2 ..., and 1 minus their sum for label 0. One channel needs no option."
-)
-# The help of --scale, for the same commands.
-SCALE = (
-    "What the probability 1 is in the network's output, such as 100 or 255: probabilities are "
-    "divided by it; 1 says that they are probabilities already."
-)
-# The help of --channel-labels, for the same commands.
-CHANNEL_LABELS = (
-    "The label of each channel of the network's output, such as 0,17,53; background first. "
-    "Default: as in dataset.json, else 0, 1, 2 ..."
-)
 # The help of --map, for the commands that read label maps.
 MAP = (
     "Take the value OLD of the label maps for the label NEW, as 255=1 or -1=0; repeatable. All "
@@ -94,6 +83,22 @@ def parse_channel_labels(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
+    """Return "auto", or one distance in mm or one per axis."""
+    if text == "auto":
+        return text
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    are_positive = all(0 < size < math.inf for size in sizes)
+    if not 1 <= len(sizes) <= 3 or not are_positive:
+        raise InputError(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
+    if len(sizes) == 1:
+        return sizes[0]
+    return sizes
+
+
 def mapping_of(all_mapped: Iterable[Mapped], source: str = "") -> dict[int, int]:
     """Return the new label of each value in the label maps of a source, by the options --map.
 
@@ -115,3 +120,114 @@ def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> 
     if not missing:
         return None
     return Note.of(NoteKind.VALUES_NOT_FOUND, what=where, numbers=missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """How a network's output is read: options that change results.
+
+    Commands describe them to users; `--continue` refines a case again where one of them differs.
+    """
+
+    # "auto" inspects the values and reports its choice in the notes.
+    input_type: Annotated[
+        str,
+        Option(
+            "--input-type",
+            "The network's output; labels: label maps.",
+            choices=("auto", "logits", "probabilities", "labels"),
+            show_default=True,
+            panel=INPUT,
+        ),
+    ] = "auto"
+    # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
+    add_background: Annotated[
+        bool,
+        Option(
+            "--add-background",
+            "The network's output has no channel for the background: take its probabilities for "
+            "labels 1, 2 ..., and 1 minus their sum for label 0. One channel needs no option.",
+            panel=INPUT,
+        ),
+    ] = False
+    # What the probability 1 is in files: probabilities are divided by it. None means that the
+    # values tell what they are.
+    scale: Annotated[
+        float | None,
+        Option(
+            "--scale",
+            "What the probability 1 is in the network's output, such as 100 or 255: probabilities "
+            "are divided by it; 1 says that they are probabilities already.",
+            "N",
+            parse_scale,
+            panel=INPUT,
+        ),
+    ] = None
+    channel_labels: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "--channel-labels",
+            "The label of each channel of the network's output, such as 0,17,53; background first. "
+            "Default: as in dataset.json, else 0, 1, 2 ...",
+            "0,N,...",
+            parse_channel_labels,
+            panel=INPUT,
+        ),
+    ] = None
+    mapped: Annotated[
+        tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
+    ] = ()
+    # Of the network that made the label maps: mm, one number or one per axis; "auto" means that
+    # blocks in the map show it.
+    network_spacing: Annotated[
+        float | tuple[float, ...] | str | None,
+        Option(
+            "--network-spacing",
+            "Voxel size of the network that made the label maps, if larger than the image's; auto: "
+            "found from blocks in the map. It implies --input-type labels.",
+            "MM|X,Y,Z|auto",
+            parse_network_spacing,
+            panel=INPUT,
+        ),
+    ] = None
+    # "linear" or "cubic": how logits on another grid are interpolated onto the image's. Masks and
+    # labels get the nearest value. None means that another grid is an error.
+    resample: Annotated[
+        str | None,
+        Option(
+            "--resample",
+            "Interpolate logits, modalities, masks and label maps on another grid, which is an "
+            "error otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
+            choices=INTERPOLATIONS,
+            panel=INPUT,
+        ),
+    ] = None
+
+    @property
+    def mapping(self) -> dict[int, int]:
+        """The new label of values in label maps; ConfigError if one has two."""
+        return mapping_of(self.mapped)
+
+    def with_inputs_as(self, options: InputOptions) -> Self:
+        """Return these options with the input options of others."""
+        values = {each.name: getattr(options, each.name) for each in fields(InputOptions)}
+        return replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what records have of the input options, in the order of records."""
+        values: dict[str, Any] = {"network_spacing": None, "mapping": self.mapping}
+        for each in fields(InputOptions):
+            if each.name != "mapped":
+                values[each.name] = getattr(self, each.name)
+        values["channel_labels"] = self.channel_labels or ()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore options from the entries of a record; those that it lacks have their defaults.
+
+        Raise TypeError or ValueError if an entry has a value of another kind.
+        """
+        options = cls(**fields_from_plain(cls, values))
+        mapping = from_plain(dict[int, int], values.get("mapping", {}))
+        return replace(options, mapped=tuple(("", old, new) for old, new in mapping.items()))

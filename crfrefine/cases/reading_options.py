@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.label_options import REFERENCE, InputOptions, mapping_of
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
@@ -287,32 +288,15 @@ def find_modality_names(
     return descriptions[-1].channel_names
 
 
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How the files of a case are read."""
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions(InputOptions):
+    """How the files of a case are read: as the user says, and as files beside them do."""
 
-    # "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its
-    # choice in the notes.
-    input_type: str = "auto"
     mask_mode: str = "none"  # "none" or "nonzero" (any modality is not 0), if there is no mask file
-    # "linear" or "cubic": how logits on another grid are interpolated onto the image's. Masks and
-    # labels get the nearest value. None means that another grid is an error.
-    resample: str | None = None
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
-    # Of the network that made the label maps: mm, one number or one per axis; "auto" means that
-    # blocks in the map show it.
-    network_spacing: Any = None
-    # the new label of values in label maps, and of values in the reference: `--map`
-    mapping: Mapping[int, int] = field(default_factory=dict)
-    reference_mapping: Mapping[int, int] = field(default_factory=dict)
     # bytes that the arrays of a case may take; at most, and by default, the system's limit
     max_memory: int | None = None
-    # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
-    add_background: bool = False
-    # What the probability 1 is in files: probabilities are divided by it. None means that the
-    # values tell what they are.
-    scale: float | None = None
     # names of labels, by number, and of modalities, in order, for notes, pictures and files
     label_names: Mapping[int, str] = field(default_factory=dict)
     modality_names: tuple[str, ...] = ()
@@ -322,7 +306,8 @@ class ReadingOptions:
     reference_names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise InputError for options of which one has to be left out."""
+        """Raise InputError or ConfigError for options of which one has to be left out."""
+        mapping_of(self.mapped)  # It raises for a value with two labels.
         if self.add_background and self.input_type in ("labels", "logits"):
             raise InputError(
                 "--add-background: the background is computed from probabilities; "
@@ -347,9 +332,9 @@ class ReadingOptions:
         return "probabilities"
 
     @property
-    def channel_labels(self) -> tuple[int, ...]:
-        """The labels of channels, background first, if they are not 0, 1, 2, …; else empty."""
-        return self.regions.labels_of_channels(len(self.regions.numbers)) or ()
+    def reference_mapping(self) -> dict[int, int]:
+        """The new label of values in the reference; ConfigError if one has two."""
+        return mapping_of(self.mapped, REFERENCE)
 
     @property
     def titles(self) -> dict[int, str]:

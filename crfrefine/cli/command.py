@@ -88,11 +88,14 @@ def options_of(
     """
     wanted = names.split()
     parameters = []
+    named: dict[str, Any] = {}  # what the annotations of the class and its bases name
+    for base in reversed(kind.__mro__):
+        named |= vars(sys.modules[base.__module__])
     for parameter in inspect.signature(kind).parameters.values():
         # Annotations are texts; types of fields that are no options may not be imported.
         text = parameter.annotation
         if text.startswith("Annotated[") and (not wanted or parameter.name in wanted):
-            value_type, option = get_args(eval(text, vars(sys.modules[kind.__module__])))
+            value_type, option = get_args(eval(text, named))
             if not needs_inputs:
                 option = replace(option, unless="")
             parameters.append(parameter.replace(annotation=Annotated[value_type, option]))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crfrefine.base.label_options import InputOptions
 from crfrefine.base.option import OUTPUT, Option
 from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli import options as shared
@@ -23,7 +24,10 @@ crfrefine convert logits/a.nii.gz mask.nii.gz --to labels
 crfrefine convert 'images/{case}_0000.nii.gz' 'mha/{case}.mha'"""
 
 
-@command(_EXAMPLES, options_of(ConversionOptions))
+@command(
+    _EXAMPLES,
+    options_of(ConversionOptions) + options_of(InputOptions, "scale channel_labels mapped"),
+)
 def convert(
     source: Annotated[
         Path,

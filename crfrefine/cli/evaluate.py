@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crfrefine.base.label_options import InputOptions
 from crfrefine.base.option import INPUT, Option
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
@@ -20,7 +21,10 @@ crfrefine evaluate refined labels -b network=logits -i images -o report
 crfrefine evaluate refined labels -b network=logits -r both=1+2 -o report"""
 
 
-@command(_EXAMPLES, options_of(EvaluationOptions))
+@command(
+    _EXAMPLES,
+    options_of(EvaluationOptions) + options_of(InputOptions, "add_background scale channel_labels"),
+)
 def evaluate(
     ctx: typer.Context,
     predictions: Annotated[

@@ -57,12 +57,7 @@ crfrefine train-crf study -o params.toml -c brats --learn weights,temperature"""
 
 @command(
     _EXAMPLES,
-    options_of(
-        InferenceOptions,
-        "nnunet input_type add_background scale channel_labels network_spacing resample device "
-        "threads",
-    )
-    + options_of(TrainingOptions),
+    options_of(TrainingOptions) + options_of(InferenceOptions, "nnunet device threads"),
 )
 def train_crf(
     ctx: typer.Context,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crfrefine.base.label_options import InputOptions
 from crfrefine.base.limits import run_beside
 from crfrefine.base.option import Option
 from crfrefine.base.text import for_terminal
@@ -22,10 +23,7 @@ from crfrefine.tune.options import TuneOptions
 if TYPE_CHECKING:
     from crfrefine.infer.inputs import RunInputs
 
-_INPUTS = (
-    "images logits nnunet manifest masks input_type add_background scale "
-    "channel_labels mapped network_spacing resample strokes device max_memory threads"
-)
+_OF_INFER = "images logits nnunet manifest masks strokes device max_memory threads"
 
 _LARGEST_KEPT = 4 << 20  # bytes: those of a box are used again
 _EXAMPLES = """\
@@ -34,7 +32,10 @@ crfrefine tune -i images -p logits -l labels
 crfrefine tune -i images -p logits --corrections strokes --no-browser"""
 
 
-@command(_EXAMPLES, options_of(InferenceOptions, _INPUTS) + options_of(TuneOptions))
+@command(
+    _EXAMPLES,
+    options_of(InputOptions) + options_of(InferenceOptions, _OF_INFER) + options_of(TuneOptions),
+)
 def tune(
     ctx: typer.Context,
     config: Annotated[str, shared.CONFIG] = "default",

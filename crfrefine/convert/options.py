@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from crfrefine.base.label_options import (
-    CHANNEL_LABELS,
-    MAP,
-    SCALE,
     Mapped,
     mapping_of,
-    parse_channel_labels,
-    parse_own_mapped,
-    parse_scale,
 )
 from crfrefine.base.option import INPUT, OUTPUT, Option
 from crfrefine.errors import InputError
@@ -96,14 +90,10 @@ class ConversionOptions:
             panel=OUTPUT,
         ),
     ] = None
-    mapped: Annotated[
-        tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
-    ] = ()
-    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
-    channel_labels: Annotated[
-        tuple[int, ...] | None,
-        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
-    ] = None
+    # as in `InputOptions`
+    mapped: tuple[Mapped, ...] = ()
+    scale: float | None = None
+    channel_labels: tuple[int, ...] | None = None
     suffix: Annotated[
         str | None,
         Option(

@@ -208,7 +208,7 @@ def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
         names = without_mapped(names, mapping)
         readings[method] = ReadingOptions(
             regions=find_regions(None, read_descriptions(places), options.channel_labels),
-            mapping=mapping,
+            mapped=tuple(("", old, new) for old, new in mapping.items()),
             add_background=options.add_background,
             scale=options.scale,
             label_names=names,

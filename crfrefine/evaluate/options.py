@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from crfrefine.base.label_options import (
-    ADD_BACKGROUND,
-    CHANNEL_LABELS,
     MAP,
     MAP_OF_REFERENCE,
     REFERENCE,
-    SCALE,
     Mapped,
     mapping_of,
-    parse_channel_labels,
     parse_mapped,
-    parse_scale,
 )
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
 from crfrefine.base.option import INPUT, OUTPUT, RESOURCES, Option, parse_path
@@ -116,12 +111,10 @@ class EvaluationOptions:
             panel=INPUT,
         ),
     ] = ()
-    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
-    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
-    channel_labels: Annotated[
-        tuple[int, ...] | None,
-        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
-    ] = None
+    # as in `InputOptions`
+    add_background: bool = False
+    scale: float | None = None
+    channel_labels: tuple[int, ...] | None = None
     mapped: Annotated[
         tuple[Mapped, ...],
         Option(

@@ -47,9 +47,6 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 
-# Fields of a record that are copied from the result.
-_OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
-
 
 def refine_case(in_flight: CaseInFlight) -> CaseRecord:
     """Read, refine and write a case, unless its outputs are complete; return its record.
@@ -177,11 +174,18 @@ class CaseWork:
         for stage, seconds in result.timings.items():
             record.times[f"refine.{stage}"] = seconds
         changes = result.changes
-        # A record has fields of these names: steps, energy and filters, and counts of voxels.
-        vars(record).update(vars(result.report) | vars(changes))
-        for name in _OF_RESULT:
-            setattr(record, name, getattr(result, name))
+        record.device = result.device
+        record.num_iterations = result.num_iterations
+        record.converged = result.converged
+        record.energy = result.energy
+        record.filters = result.filters
+        record.voxels_changed = changes.voxels_changed
+        record.voxels_before = changes.voxels_before
+        record.voxels_after = changes.voxels_after
         record.num_voxels_in_mask = count_inside(case.mask, result.label_map.shape)
+        record.num_padding_voxels = result.num_padding_voxels
+        record.voxels_removed = result.voxels_removed
+        record.voxels_filled = result.voxels_filled
         names = self._reading.label_names
         counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
         for label, (before, after) in enumerate(counts):

@@ -20,7 +20,7 @@ from crfrefine.records.records import RECORD_FOLDER
 
 
 def plan_ensemble_files(
-    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[Note]
+    cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles], output: Path, notes: list[Note]
 ) -> list[tuple[Path, bytes]]:
     """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
 
@@ -29,10 +29,10 @@ def plan_ensemble_files(
     """
     sources = []
     lacking = []
-    for files, plan in zip(cases, plans, strict=True):
-        if plan.archive is not None:
+    for files, outputs in zip(cases, all_outputs, strict=True):
+        if outputs.archive is not None:
             sources.append(files.logits[0])
-            if plan.properties is None:
+            if outputs.properties is None:
                 lacking.append(f"{files.case_id}.pkl")
     if not sources:
         return []
@@ -78,7 +78,7 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[P
     )
 
 
-def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> list[Note]:
+def check_summary_path(path: Path, all_outputs: Sequence[OutputFiles]) -> list[Note]:
     """Return a note if the folder of a summary has to be made.
 
     Raise InputError if it would replace something else. It must not be among the records of runs,
@@ -90,11 +90,11 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> list[Note]:
             "choose another folder"
         )
     check_replaceable(path)
-    outputs: set[str] = set()
-    for plan in plans:
-        for written in plan.all():
-            outputs.update(map(os.path.realpath, files_written(written)))
-    if suffix_of(path) or os.path.realpath(path) in outputs:
+    places: set[str] = set()
+    for outputs in all_outputs:
+        for written in outputs.all():
+            places.update(map(os.path.realpath, files_written(written)))
+    if suffix_of(path) or os.path.realpath(path) in places:
         raise InputError(
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
             "choose another name in .json"

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.label_options import mapping_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
@@ -148,21 +147,16 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     regions = find_regions(options.regions, descriptions, options.channel_labels)
     if regions.scheme is not None:
         label_names = {**regions.scheme.label_names, **label_names}
-    return ReadingOptions(
-        options.input_type,
-        mask_mode,
-        options.resample,
-        regions,
-        declared,
-        network_spacing=options.network_spacing,
-        mapping=mapping_of(options.mapped),
+    reading = ReadingOptions(
+        mask_mode=mask_mode,
+        regions=regions,
+        declared=declared,
         max_memory=options.max_memory,
-        add_background=options.add_background,
-        scale=options.scale,
         label_names=label_names,
         names=names,
         modality_names=modality_names,
     )
+    return reading.with_inputs_as(options)
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:

@@ -27,7 +27,7 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     num_labels = len(result.changes.voxels_after)
     sums = np.zeros((len(case.image), num_labels))
     counts = np.zeros(num_labels, np.int64)
-    for index in range(result.label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
+    for index in range(result.label_map.shape[-1]):  # Counting takes 64 bits per voxel.
         labels = result.label_map[..., index]
         inside: Any = slice(None)
         if case.not_nan is not None:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.label_options import (
-    ADD_BACKGROUND,
-    CHANNEL_LABELS,
-    INTERPOLATIONS,
-    MAP,
-    SCALE,
-    Mapped,
-    parse_channel_labels,
-    parse_own_mapped,
-    parse_scale,
-)
+from crfrefine.base.label_options import InputOptions
 from crfrefine.base.limits import MAX_PARTS, MAX_THREADS, parse_size
 from crfrefine.base.option import (
     CLUSTER,
@@ -34,24 +23,6 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
-
-INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
-
-
-def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
-    """Return "auto", or one distance in mm or one per axis."""
-    if text == "auto":
-        return text
-    try:
-        sizes = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    are_positive = all(0 < size < math.inf for size in sizes)
-    if not 1 <= len(sizes) <= 3 or not are_positive:
-        raise InputError(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
-    if len(sizes) == 1:
-        return sizes[0]
-    return sizes
 
 
 def _path_or_nonzero(text: str) -> Path | str:
@@ -76,7 +47,7 @@ def _default_parameters() -> CrfParameters:
 
 
 @dataclass(frozen=True)
-class InferenceOptions:
+class InferenceOptions(InputOptions):
     """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
     images: Annotated[
@@ -121,48 +92,8 @@ class InferenceOptions:
         ),
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)
-    input_type: Annotated[
-        str,
-        Option(
-            "--input-type",
-            "The network's output; labels: label maps.",
-            choices=INPUT_TYPES,
-            show_default=True,
-            panel=INPUT,
-        ),
-    ] = "auto"
-    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND, panel=INPUT)] = False
-    scale: Annotated[float | None, Option("--scale", SCALE, "N", parse_scale, panel=INPUT)] = None
-    channel_labels: Annotated[
-        tuple[int, ...] | None,
-        Option("--channel-labels", CHANNEL_LABELS, "0,N,...", parse_channel_labels, panel=INPUT),
-    ] = None
-    mapped: Annotated[
-        tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped, panel=INPUT)
-    ] = ()
-    network_spacing: Annotated[
-        float | tuple[float, ...] | str | None,
-        Option(
-            "--network-spacing",
-            "Voxel size of the network that made the label maps, if larger than the image's; auto: "
-            "found from blocks in the map. It implies --input-type labels.",
-            "MM|X,Y,Z|auto",
-            parse_network_spacing,
-            panel=INPUT,
-        ),
-    ] = None
     # of sigmoid channels; None means those of a `dataset.json` beside logits or images
     regions: RegionScheme | None = None
-    resample: Annotated[
-        str | None,
-        Option(
-            "--resample",
-            "Interpolate logits, modalities, masks and label maps on another grid, which is an "
-            "error otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
-            choices=INTERPOLATIONS,
-            panel=INPUT,
-        ),
-    ] = None
     device: Annotated[
         str,
         Option(

@@ -5,6 +5,7 @@ Their names, what they must not replace, which earlier ones they do, and whether
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -183,7 +184,7 @@ class OutputFiles:
 def plan_outputs(
     cases: CaseList, options: InferenceOptions, label_names: Mapping[int, str]
 ) -> list[OutputFiles]:
-    """Choose the output files of each case.
+    """Return the output files of each case.
 
     `label_names` are of labels whose input does not name them. Raise InputError for an output with
     a wrong format, or which would replace an input or another output.
@@ -211,33 +212,31 @@ def plan_outputs(
             f"{output}: a label map cannot be written as {ending}; "
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
-    plans = [OutputFiles.of_case(files, options, label_names) for files in cases]
+    all_outputs = [OutputFiles.of_case(files, options, label_names) for files in cases]
     if options.save_probabilities and not options.writes_file:
-        _add_archives(cases, plans)
-    _check_paths(cases, plans)
+        _add_archives(cases, all_outputs)
+    _check_paths(cases, all_outputs)
     if not is_single and os.path.realpath(output) in _input_folders(cases):
         raise InputError(
             f"{output}: holds the images or logits of this run; "
             "choose another folder for the results"
         )
-    return plans
+    return all_outputs
 
 
-def _add_archives(cases: Sequence[CaseFiles], plans: list[OutputFiles]) -> None:
-    """Add the files for `nnUNetv2_ensemble` to the plans of cases whose input is one of nnU-Net."""
-    is_nnunet: dict[Path, bool] = {}
+def _add_archives(cases: Sequence[CaseFiles], all_outputs: list[OutputFiles]) -> None:
+    """Add the files for `nnUNetv2_ensemble` to the outputs of cases whose input is of nnU-Net."""
+    is_nnunet = functools.cache(is_of_nnunet)
     for number, files in enumerate(cases):
         if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
             continue
         source = files.logits[0]
-        if source.parent not in is_nnunet:
-            is_nnunet[source.parent] = is_of_nnunet(source.parent)
-        if is_nnunet[source.parent]:
-            label_map = plans[number].label_map
+        if is_nnunet(source.parent):
+            label_map = all_outputs[number].label_map
             archive = label_map.with_name(f"{stem_of(label_map)}.npz")
             properties = source.with_suffix(".pkl")
-            plans[number] = replace(
-                plans[number],
+            all_outputs[number] = replace(
+                all_outputs[number],
                 archive=archive,
                 properties=properties if properties.is_file() else None,
             )
@@ -257,11 +256,11 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
     return set(map(os.path.realpath, folders))  # without links; circular ones are no exception
 
 
-def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
+def _check_paths(cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles]) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
-    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in plans}))
+    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in all_outputs}))
     written_by: dict[str, str] = {}
-    for files, outputs in zip(cases, plans, strict=True):
+    for files, outputs in zip(cases, all_outputs, strict=True):
         if files.problem:
             continue
         for path in (*outputs.structures, outputs.label_map):
@@ -300,10 +299,10 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
         grid = grid_of_archive(image, files.logits[0].parent, outputs.archive.parent)
         if not grid.on_same_grid(read_header(outputs.archive)):
             return False
-    if outputs.archive is not None and outputs.properties is not None:
-        copy = outputs.archive.with_suffix(".pkl")
-        if not copy.is_file() or copy.stat().st_size != outputs.properties.stat().st_size:
-            return False
+        if outputs.properties is not None:
+            copy = outputs.archive.with_suffix(".pkl")
+            if not copy.is_file() or copy.stat().st_size != outputs.properties.stat().st_size:
+                return False
     if outputs.preview is not None:
         content = outputs.preview.read_bytes()
         if not content.startswith(_PNG_START) or not content.endswith(_PNG_END):

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
@@ -29,7 +30,6 @@ from crfrefine.io.writing import check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.pictures.drawing import require_pillow
 from crfrefine.records.records import (
-    READING,
     RECORD_FOLDER,
     CaseRecord,
     FileBefore,
@@ -123,7 +123,7 @@ class RunPlan:
             self.notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
 
     def add_files(self, all_outputs: Sequence[OutputFiles]) -> None:
-        """Choose the files about the run and those beside the outputs, with their contents.
+        """Add the files about the run and those beside the outputs, with their contents.
 
         Raise InputError unless these and all outputs can be written.
         """
@@ -238,8 +238,8 @@ def _summary_of(
         all_cases[files.case_id] = str(label_map)
     folds = dict(options.held_out.values())  # Cases of a fold share its parameters.
     reading = inputs.reading
-    how_to_read = {name: getattr(reading, name) for name in READING}
-    regions = reading.regions.scheme
+    scheme = reading.regions.scheme
+    channel_labels = reading.regions.labels_of_channels(len(reading.regions.numbers))
     sources = (options.nnunet, options.manifest, *options.images, *options.logits)
     return RunSummary(
         device=device,
@@ -247,6 +247,7 @@ def _summary_of(
         max_memory=limit.bytes,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
+        input_options=replace(reading, channel_labels=channel_labels),
         requested_device=options.device,
         choice=options.choice,
         num_parts=options.num_parts,
@@ -261,8 +262,8 @@ def _summary_of(
         working_folder=str(Path("/proc/self/cwd").readlink()),
         command=options.command,
         resumed=options.resume,
+        started=datetime.now(UTC),
         mask_mode=reading.mask_mode,
-        regions=None if regions is None else regions.to_dict(),
+        regions=None if scheme is None else scheme.to_dict(),
         declared_labels=() if reading.declared is None else reading.declared.numbers,
-        **how_to_read,
     )

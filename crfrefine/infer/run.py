@@ -124,5 +124,5 @@ def _run_cases(
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
         observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
-    for note in (*notes_on_cases(summary.cases, summary.mapping), *plan.notes_at_end):
+    for note in (*notes_on_cases(summary.cases, plan.inputs.reading.mapping), *plan.notes_at_end):
         observer.note(note)

@@ -396,7 +396,9 @@ class FolderReport:
 
     def _add_case(self, files: CaseFiles) -> None:
         """Describe a case in a line, and keep the notes on its images."""
-        reading = ReadingOptions(self.input_type, regions=self._regions, resample=self._resample)
+        reading = ReadingOptions(
+            input_type=self.input_type, regions=self._regions, resample=self._resample
+        )
         headers = read_case_headers(files, reading)
         self._check_roles(headers)
         image = headers.images[0]

@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from crfrefine.base.failures import Failure
-from crfrefine.base.label_options import note_on_values
+from crfrefine.base.label_options import InputOptions, note_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.plain import fields_from_plain
@@ -35,25 +35,9 @@ RECORD_FOLDER = ".crfrefine"
 # of, or none if the run had other settings.
 FileBefore: TypeAlias = tuple[str, Mapping[str, str | None]]
 
-# Options of reading that change results, beside the parameters.
-READING = (
-    "network_spacing",
-    "mapping",
-    "input_type",
-    "add_background",
-    "scale",
-    "channel_labels",
-    "resample",
-)
-# Settings that results depend on, beside the parameters: of reading, what the options and each
-# `dataset.json` say of the mask and of labels, and the parameters of folds.
-SETTINGS = (
-    *(*READING, "mask_mode", "regions", "declared_labels", "label_names", "held_out"),
-    "parameters_of_folds",
-)
-
-# Fields that the line of a run must have to be read again.
-_NEEDED = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
+# The mark of fields of a run that results depend on, beside the parameters and the input options:
+# what other options and each `dataset.json` say of the mask and of labels, and folds.
+SETTING = {"is_setting": True}
 
 
 @dataclass
@@ -123,7 +107,7 @@ class CaseRecord(Record):
     voxels_changed: int | None = None
     voxels_before: tuple[int, ...] = ()  # per label, background first
     voxels_after: tuple[int, ...] = ()
-    # in the network's result, but not in the refined label map
+    # in the label map of the network, but not in the refined one
     vanished_labels: tuple[int, ...] = ()
     # of each label that occurs, as `label_statistics.measure` returns them; None: not requested
     statistics: list[dict[str, Any]] | None = None
@@ -158,47 +142,47 @@ class CaseRecord(Record):
         return cls(**fields)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunSummary:
-    """A run: what it is made with, and the outcome of its cases as they end."""
+    """A run: what it is made with, and the outcome of its cases as they end.
+
+    Fields without a default must be in the line of a run, or it is none.
+    """
 
     device: str
     threads: int
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
-    network_spacing: float | tuple[float, ...] | str | None = None
-    mapping: dict[int, int] = field(default_factory=dict)  # the label of each value by --map
-    input_type: str = "auto"
-    add_background: bool = False
-    scale: float | None = None
-    channel_labels: tuple[int, ...] = ()  # if they are not 0, 1, 2, …
-    resample: str | None = None
-    mask_mode: str = "none"  # "nonzero" by an option or the parameters
+    # with the labels of channels by a `dataset.json` if they are not 0, 1, 2, …
+    input_options: InputOptions = field(default_factory=InputOptions)
+    # "nonzero" by an option or the parameters
+    mask_mode: str = field(default="none", metadata=SETTING)
     # of sigmoid channels, by the options or a `dataset.json`; None means that channels are labels
-    regions: dict[str, Any] | None = None
-    declared_labels: tuple[int, ...] = ()  # that label maps may hold; empty: any
+    regions: dict[str, Any] | None = field(default=None, metadata=SETTING)
+    # that label maps may hold; empty: any
+    declared_labels: tuple[int, ...] = field(default=(), metadata=SETTING)
     # how `-c auto` chose the parameters; None means that they were given
     choice: Mapping[str, Any] | None = None
     version: str = __version__  # of crfrefine
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
     max_memory_source: str = ""  # what sets this limit, a phrase
-    num_parts: int = 1
-    part_id: int = 0  # from 0
+    num_parts: int
+    part_id: int  # from 0
     # by number, as headers, tables and names of files have them
-    label_names: dict[int, str] = field(default_factory=dict)
+    label_names: dict[int, str] = field(default_factory=dict, metadata=SETTING)
     # the fold of `train-crf` whose parameters a case gets, if not those of all cases
-    held_out: dict[str, str] = field(default_factory=dict)
+    held_out: dict[str, str] = field(default_factory=dict, metadata=SETTING)
     # of each such fold by its name, as `parameters`
-    parameters_of_folds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters_of_folds: dict[str, dict[str, Any]] = field(default_factory=dict, metadata=SETTING)
     num_cases: int = 0  # of this part
     # label map of each case of all parts, in the output folder
-    all_cases: dict[str, str] = field(default_factory=dict)
+    all_cases: dict[str, str]
     output_folder: str = ""  # or for one case a file
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...]
     working_folder: str = ""  # where relative paths of this run begin
     command: tuple[str, ...] = ()  # the arguments of the command line, if it was started from there
-    resumed: bool = False  # whether label maps that were there were kept
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    resumed: bool  # whether label maps that were there were kept
+    started: datetime
     seconds: float = 0.0  # wall time
     interrupted: bool = False  # whether it was stopped before the end
     cases: list[CaseRecord] = field(default_factory=list)  # one per processed case, in order
@@ -213,16 +197,21 @@ class RunSummary:
 
         Parameters that an older version lacked have their defaults.
         """
-        others = {name: getattr(self, name) for name in SETTINGS}
+        settings = {**_completed(self.parameters), **self.input_options.to_dict()}
+        for each in dataclasses.fields(self):
+            if each.metadata == SETTING:
+                settings[each.name] = getattr(self, each.name)
         folds = {name: _completed(values) for name, values in self.parameters_of_folds.items()}
-        others["parameters_of_folds"] = folds
-        return dict(json.loads(to_json({**_completed(self.parameters), **others})))
+        settings["parameters_of_folds"] = folds
+        return dict(json.loads(to_json(settings)))
 
     def head(self) -> dict[str, Any]:
         """Return the line of the run in the record, plain values without the cases."""
         head: dict[str, Any] = {"schema": SCHEMA, "version": self.version}
         for each in dataclasses.fields(self):
-            if each.name != "cases":
+            if each.name == "input_options":
+                head |= self.input_options.to_dict()
+            elif each.name != "cases":
                 head[each.name] = getattr(self, each.name)
         head["started"] = self.started.isoformat()
         return head
@@ -235,12 +224,8 @@ class RunSummary:
         """
         if values["schema"] != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
-        optional = (*SETTINGS, "choice", "version", "device", "requested_device")
-        fields = {name: values[name] for name in (*_NEEDED, *optional) if name in values}
-        for name in _NEEDED:
-            if fields.get(name) is None:
-                raise KeyError(name)
-        arguments = fields_from_plain(cls, {"device": "", "threads": 0, **fields})
+        arguments = fields_from_plain(cls, values)
+        arguments["input_options"] = InputOptions.from_dict(values)
         part_id = values["part_id"]
         if not 0 <= part_id < values["num_parts"]:
             raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
@@ -22,9 +22,6 @@ from crfrefine.records.records import (
     RunSummary,
     notes_on_cases,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 class CaseState(NamedTuple):

@@ -99,17 +99,10 @@ def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     beside_references = next(read_descriptions(labels_folder, []), DatasetDescription(Path()))
     reference_mapping = mapping_of(options.mapped, REFERENCE)
     reading = ReadingOptions(
-        options.input_type,
-        base.intensity.mask if options.masks is None else "none",
-        options.resample,
-        find_regions(None, descriptions, options.channel_labels),
-        network_spacing=options.network_spacing,
-        add_background=options.add_background,
-        scale=options.scale,
-        mapping=mapping_of(options.mapped),
-        reference_mapping=reference_mapping,
+        mask_mode=base.intensity.mask if options.masks is None else "none",
+        regions=find_regions(None, descriptions, options.channel_labels),
         reference_names=without_mapped(beside_references.label_names, reference_mapping),
-    )
+    ).with_inputs_as(options)
 
     modality_names = find_modality_names(files, descriptions)
     require_modalities_of(files, modality_names, base.modalities)

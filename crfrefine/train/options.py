@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.label_options import MAP, MAP_OF_REFERENCE, Mapped, parse_mapped
+from crfrefine.base.label_options import MAP, MAP_OF_REFERENCE, InputOptions, Mapped, parse_mapped
 from crfrefine.base.limits import MAX_PARTS
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.errors import InputError
@@ -32,7 +32,7 @@ WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(InputOptions):
     """The options of `train-crf`.
 
     Choosing parameters without labels, `--unlabeled`, takes those up to `threads` alone.
@@ -47,11 +47,6 @@ class TrainingOptions:
     # The parameter file; the report goes beside it, and so do finished folds until the run has
     # ended.
     output: Path
-    input_type: str = "auto"  # or "logits", "probabilities" or "labels"
-    add_background: bool = False  # as in `infer`
-    scale: float | None = None  # as in `infer`
-    channel_labels: tuple[int, ...] | None = None  # as in `infer`
-    resample: str | None = None  # as in `infer`: "linear", "cubic" or None
     strict: Annotated[
         bool,
         Option(
@@ -81,8 +76,6 @@ class TrainingOptions:
     ] = ()
     # The groups that are learned; the others stay as they start.
     learn: tuple[str, ...] = DEFAULT_LEARN
-    # The spacing of the network that made the label maps, as `infer` takes it.
-    network_spacing: float | tuple[float, ...] | str | None = None
     num_folds: Annotated[
         int | None,
         Option(

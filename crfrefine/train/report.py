@@ -10,36 +10,25 @@ from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.comparison import Training, TrainingResult
 
-# The settings that the report has, in this order.
-SETTINGS = (
-    "images",
-    "labels",
-    "logits",
-    "masks",
-    "nnunet",
-    "input_type",
-    "num_folds",
-    "num_iterations",
-    "learn",
-    "loss",
-    "seed",
-    "resample",
-    "mapping",
-    "reference_mapping",
-    "config",
-)
-
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
     cases = result.plan.cases
     options = result.plan.options
     settings = {
-        **vars(options),
+        "images": options.images,
+        "labels": options.labels,
+        "logits": options.logits,
+        "masks": options.masks,
+        "nnunet": options.nnunet,
+        **options.to_dict(),
         "num_folds": len(result.folds),
         "num_iterations": options.num_optimizer_steps,
-        "mapping": cases.reading.mapping,
+        "learn": options.learn,
+        "loss": options.loss,
+        "seed": options.seed,
         "reference_mapping": cases.reading.reference_mapping,
+        "config": options.config,
     }
     if cases.reading.declared is not None:
         settings["input_type"] = "labels"
@@ -53,7 +42,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "device": result.device,
         "threads": result.threads,
-        "options": {name: settings[name] for name in SETTINGS},
+        "options": settings,
         "cases": cases.case_ids,
         "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
+from crfrefine.base.label_options import InputOptions
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
@@ -47,17 +48,6 @@ FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves wh
 NUM_SEEDS = 2  # noise seeds of each case; few cases get as many as MIN_DRAWS needs
 MIN_DRAWS = 8
 SCHEMA = 2  # of the report
-REPORTED_OPTIONS = (
-    "images",
-    "logits",
-    "masks",
-    "input_type",
-    "add_background",
-    "scale",
-    "channel_labels",
-    "resample",
-    "seed",
-)
 
 
 @keeping_inputs()
@@ -67,19 +57,10 @@ def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choic
     Raise InputError if an output would replace an input, or if no case can be used.
     """
     options.check_files()
-    inputs = find_inputs(
-        InferenceOptions(
-            (options.images,),
-            (options.logits,),
-            options.output.parent,
-            masks=options.masks,
-            input_type=options.input_type,
-            add_background=options.add_background,
-            scale=options.scale,
-            channel_labels=options.channel_labels,
-            resample=options.resample,
-        )
+    to_find = InferenceOptions(
+        (options.images,), (options.logits,), options.output.parent, masks=options.masks
     )
+    inputs = find_inputs(to_find.with_inputs_as(options))
     add_volumes(options.labels)
     for path in options.files:
         check_no_input(path)
@@ -103,7 +84,8 @@ def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choic
         f": chosen without labels on synthetic cases made from "
         f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
     )
-    report = {"options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS}}
+    used = ("images", "logits", "masks", *(each.name for each in fields(InputOptions)), "seed")
+    report = {"options": {name: str(getattr(options, name)) for name in used}}
     parameters = replace(choice.chosen.parameters, modalities=inputs.reading.modality_names)
     options.write(SCHEMA, {**report, **choice.report()}, parameters, origin)
     return choice

@@ -62,7 +62,7 @@ def test_a_plane_elsewhere_is_told_what_to_do(tmp_path):
 
 def test_a_plane_of_labels_stays_a_label_map(tmp_path):
     labels = LOGITS.argmax(axis=0).astype(np.uint8)
-    case = read(tmp_path, (*PLANE, 1), labels, options=ReadingOptions("labels"))
+    case = read(tmp_path, (*PLANE, 1), labels, options=ReadingOptions(input_type="labels"))
     assert_array_equal(case.logits.argmax(axis=0)[..., 0], labels)
 
 

@@ -62,7 +62,7 @@ def test_the_pattern_of_the_guide_finds_the_files_of_each_case(name, trees):
         for case in cases:
             found = case.logits or (case.labels,)
             assert {str(path.relative_to(root)) for path in found} == {*expected[case.case_id][1]}
-            reading = ReadingOptions("labels", resample="linear")
+            reading = ReadingOptions(input_type="labels", resample="linear")
             assert len(read_case_headers(case, reading).images) == len(case.images)
     evaluation = pair_cases(EvaluationOptions(labels, labels, root / "report", images=images))
     assert [pair.case_id for pair in evaluation.pairs] == sorted(expected)

@@ -136,7 +136,7 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
 def structures(folder, **options):
     cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
     declared = declared_labels(cases, (), None)
-    return load_case(cases[0], ReadingOptions("labels", declared=declared, **options))
+    return load_case(cases[0], ReadingOptions(input_type="labels", declared=declared, **options))
 
 
 def merged(case):

@@ -39,7 +39,7 @@ def load(folder, channels, description=None, *, given=None, input_type="auto"):
     )
     regions = find_regions(given, read_descriptions([folder / "images"]))
     return load_case(
-        CaseFiles("a", (image,), (logits,)), ReadingOptions(input_type, regions=regions)
+        CaseFiles("a", (image,), (logits,)), ReadingOptions(input_type=input_type, regions=regions)
     )
 
 

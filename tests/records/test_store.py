@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,11 @@ from cli_helpers import (
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
+from crfrefine.base.label_options import InputOptions
 from crfrefine.infer.options import InferenceOptions
+from crfrefine.io.json import to_json
 from crfrefine.metrics.regions import parse_region
-from crfrefine.records.records import READING, RECORD_FOLDER, SETTINGS, CaseRecord, RunSummary
+from crfrefine.records.records import RECORD_FOLDER, CaseRecord, RunSummary
 from crfrefine.records.states import _other_values, read_records
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
@@ -245,10 +248,37 @@ def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
         *("device", "threads", "num_jobs", "max_memory", "dask", "allow_vanishing"),
         *("parameters", "choice"),  # compared key by key
     }
-    options = {each.name for each in dataclasses.fields(InferenceOptions)}
-    options = options - {"mapped"} | {"mapping"}  # as the command line has it, and as it counts
-    assert options - no_voxel == {*READING, "regions", "held_out"}
-    assert {each.name for each in dataclasses.fields(RunSummary)} >= {*SETTINGS}
+    settings = {each.name for each in dataclasses.fields(InputOptions)} | {"regions", "held_out"}
+    assert {each.name for each in dataclasses.fields(InferenceOptions)} - no_voxel == settings
+
+
+def summary_of(**values):
+    """Return the summary of a run on nothing."""
+    needed = {"device": "cpu", "threads": 1, "parameters": {}, "all_cases": {}, "inputs": ()}
+    at = {"num_parts": 1, "part_id": 0, "resumed": False, "started": datetime.now(UTC)}
+    return RunSummary(**needed | at | values)
+
+
+def test_an_input_option_is_in_the_line_of_a_run_and_is_compared():
+    """Each of them, in records of which the second one is read."""
+    values = {
+        "input_type": "labels",
+        "add_background": True,
+        "scale": 255.0,
+        "channel_labels": (0, 17, 53),
+        "mapped": (("", 255, 1), ("", -1, 0)),
+        "network_spacing": (1.5, 1.5, 3.0),
+        "resample": "cubic",
+    }
+    assert [*values] == [each.name for each in dataclasses.fields(InputOptions)]
+    options = InputOptions(**values)
+    line = to_json(summary_of(input_options=options).head())
+    assert RunSummary.from_dict(json.loads(line)).input_options == options
+    for name, value in values.items():
+        other = summary_of(input_options=InputOptions(**{name: value}))
+        read = RunSummary.from_dict(json.loads(to_json(summary_of().head())))
+        (key, *_) = _other_values(CaseRecord("a", device="cpu"), read, other)
+        assert key.partition(".")[0] == {"mapped": "mapping"}.get(name, name)
 
 
 def test_options_that_change_how_files_are_read_are_settings(tmp_path):
@@ -293,7 +323,7 @@ def test_results_of_another_device_are_refined_again(folders):
 def test_a_gpu_that_was_lost_or_is_missing_now_repeats_nothing_unless_it_is_asked_for():
     def keys(device, asked, device_now, asked_now):
         run, now = (
-            RunSummary(one, 1, {}, requested_device=by)
+            summary_of(device=one, requested_device=by)
             for one, by in ((device, asked), (device_now, asked_now))
         )
         return _other_values(CaseRecord("a", device=device), run, now)
