@@ -169,7 +169,7 @@ class TuneCase(Case):
             modality = self.image[intensities["modality"]]
             low = float(intensities["low"])
             high = float(intensities["high"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise InputError("only intensities: expected a lowest and a highest one") from error
         values = modality[np.unravel_index(places, modality.shape)]
         is_within = (values >= low) & (values <= high)

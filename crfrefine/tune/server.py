@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -124,11 +125,11 @@ def make_app(
     """
 
     def describe(request: Request) -> Response:
-        return _as_json(worklist.session(request.path_params["number"]).describe())
+        return _as_json(worklist.session(_case_number(request)).describe())
 
     def plane(request: Request) -> Response:
         view = _checked(unquote(request.url.query), _VIEW)
-        content = worklist.session(request.path_params["number"]).plane(**view)
+        content = worklist.session(_case_number(request)).plane(**view)
         return Response(content, media_type="application/octet-stream")
 
     def close() -> dict[str, Any]:
@@ -140,15 +141,15 @@ def make_app(
     routes = [
         Route("/cases", lambda request: _as_json(worklist.describe())),
         _post("cases", worklist.describe, _PARAMETERS),
-        Route("/case/{number:int}/describe", describe),
-        Route("/case/{number:int}/plane/{version}", plane),
-        _post("case/{number:int}/refine", worklist.refine, _STATE),
-        _post("case/{number:int}/draw", worklist.draw, _STROKE),
-        _post("case/{number:int}/undo", worklist.undo, _MARK),
-        _post("case/{number:int}/redo", worklist.redo, _MARK),
-        _post("case/{number:int}/look", worklist.look, _MARK),
-        _post("case/{number:int}/save", worklist.save, _PARAMETERS),
-        _post("case/{number:int}/save-case", worklist.save_case, _PARAMETERS),
+        Route("/case/{number}/describe", describe),
+        Route("/case/{number}/plane/{version}", plane),
+        _post("case/{number}/refine", worklist.refine, _STATE),
+        _post("case/{number}/draw", worklist.draw, _STROKE),
+        _post("case/{number}/undo", worklist.undo, _MARK),
+        _post("case/{number}/redo", worklist.redo, _MARK),
+        _post("case/{number}/look", worklist.look, _MARK),
+        _post("case/{number}/save", worklist.save, _PARAMETERS),
+        _post("case/{number}/save-case", worklist.save_case, _PARAMETERS),
         _post("open", worklist.open, {"number": int}),
         _post("read-ahead", worklist.read_ahead, {"number": int}),
         _post("count-changes", worklist.count_changes, _PARAMETERS),
@@ -168,12 +169,22 @@ def make_app(
     )
 
 
+def _case_number(request: Request) -> int:
+    """Return the number of the case in an address."""
+    sent = request.path_params["number"]
+    if re.fullmatch("[0-9]{1,9}", sent) is None:
+        raise InputError("no such case")
+    return int(sent)
+
+
 def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
-    """Return the route of an action; its numbers in the address are arguments, too."""
+    """Return the route of an action; a number of a case in the address is an argument, too."""
 
     async def answer(request: Request) -> Response:
         values = _checked(await _body(request), kinds)
-        return _as_json(await run_in_threadpool(action, **request.path_params, **values))
+        if request.path_params:
+            values["number"] = _case_number(request)
+        return _as_json(await run_in_threadpool(action, **values))
 
     return Route(f"/{name}", answer, methods=["POST"])
 

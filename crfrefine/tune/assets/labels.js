@@ -33,6 +33,20 @@ export function filterLabels() {
   }
 }
 
+// Keys in the filter: Enter takes the first label that is found, Tab reaches it, and Escape shows
+// all of them again.
+export function pressInFilter(event) {
+  const found = tools().find((tool) => tool.closest(".label")?.checkVisibility());
+  if (!["Enter", "Escape", "Tab"].includes(event.key) || event.shiftKey) return;
+  if (event.key === "Tab" && !found) return;
+  event.preventDefault();
+  if (event.key === "Tab") return void found.focus();
+  if (event.key === "Enter") found?.click();
+  find("filter").value = "";
+  set({ filter: "" });
+  find("filter").blur();
+}
+
 export function takeEyes() {
   const closed = eyes().filter(({ checked }) => !checked);
   set({ hidden: new Set(closed.map(({ value }) => Number(value))) });

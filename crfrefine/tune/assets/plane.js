@@ -1,6 +1,6 @@
 // A plane of the case: canvases and contours in voxels, which CSS puts in their place on the
 // screen, and over them the crosshair and the ring of the brush.
-import { askPlane, clone, findAll, hasEnded, write } from "./page.js";
+import { askPlane, clone, find, findAll, hasEnded, write } from "./page.js";
 import { changeWindow } from "./look.js";
 import { set, state } from "./store.js";
 import * as drawing from "./drawing.js";
@@ -8,8 +8,16 @@ import * as geometry from "./geometry.js";
 
 const OUTLINE = 4; // pixels of the ring around the pointer that draws an outline
 
+const ERASER = 5; // the button of a pen that is turned over
+
 // The value that the tool draws; NaN for tools that draw nothing.
 const drawnValue = () => parseInt(state.tool, 10);
+
+// Make the brush larger, by "stepUp", or smaller, by "stepDown".
+export function resize(step) {
+  find("size")[step]();
+  set({ size: find("size").valueAsNumber });
+}
 
 export class Plane {
   // `spec` describes the plane; send(stroke) draws, and promises whether it was done.
@@ -37,10 +45,13 @@ export class Plane {
     slider.hidden = spec.through === null;
     slider.max = state.about.grid[spec.through] - 1;
     write(overlay, ...spec.sides);
-    title.addEventListener("click", () => set({ large: spec.number }));
+    title.addEventListener("click", () => this.stroke || set({ large: spec.number }));
     slider.addEventListener("input", () => this.go(spec.through, slider.valueAsNumber));
     overlay.addEventListener("wheel", (event) => this.turnWheel(event), { passive: false });
     overlay.addEventListener("contextmenu", (event) => event.preventDefault());
+    for (const type of ["mousedown", "mouseup"]) { // The browser would go back to another page.
+      overlay.addEventListener(type, (event) => event.button > 2 && event.preventDefault());
+    }
     overlay.addEventListener("pointerdown", (event) => this.press(event));
     overlay.addEventListener("pointermove", (event) => this.moveTo(event));
     overlay.addEventListener("lostpointercapture", (event) => this.release(event));
@@ -59,6 +70,13 @@ export class Plane {
 
   voxelAt(place) {
     return geometry.voxelAt(this.spec, this.layout(), place);
+  }
+
+  // Where an event is in the view. A stroke keeps the place of its view on the screen, whatever
+  // moves it meanwhile: a message above it, another plane that becomes large.
+  placeOf(event) {
+    const { left, top } = this.stroke?.frame ?? this.parts.overlay.getBoundingClientRect();
+    return { x: event.clientX - left, y: event.clientY - top, kind: event.pointerType };
   }
 
   take(pose) {
@@ -142,7 +160,7 @@ export class Plane {
   }
 
   aim(place) {
-    const voxel = this.voxelAt(place);
+    const voxel = geometry.voxelAt(this.spec, this.stroke?.layout ?? this.layout(), place);
     if (this.stroke) this.draw(voxel);
     else set({ place: this.placeAt(geometry.nearest(this.spec, voxel)) });
   }
@@ -153,7 +171,10 @@ export class Plane {
     const { through } = this.spec;
     if (!turned) return;
     event.preventDefault();
-    if (event.ctrlKey || event.metaKey || event.shiftKey) {
+    if (this.stroke) return;
+    if (event.altKey) {
+      resize(turned < 0 ? "stepUp" : "stepDown");
+    } else if (event.ctrlKey || event.metaKey || event.shiftKey) {
       this.zoom(Math.exp(-geometry.clamp(turned, -150, 150) / 300), { x, y });
     } else if (through !== null) {
       this.go(through, state.place[through] + (turned < 0 ? 1 : -1));
@@ -161,7 +182,8 @@ export class Plane {
   }
 
   press(event) {
-    const place = { x: event.offsetX, y: event.offsetY, kind: event.pointerType };
+    if (event.button > 2 && event.button !== ERASER) return;
+    const place = this.placeOf(event);
     const [other] = this.touches.values();
     if (other && other.kind !== place.kind) { // Only fingers pinch.
       if (place.kind === "touch") return; // a hand beside the pen
@@ -176,6 +198,10 @@ export class Plane {
       this.drawInk();
     } else if (event.button === 2) {
       this.drag = "window";
+    } else if (event.button === ERASER) {
+      this.drag = "aim";
+      this.begin(0);
+      this.aim(place);
     } else if (event.button === 1 || event.shiftKey || state.tool === "hand") {
       this.drag = "pan";
     } else {
@@ -183,13 +209,18 @@ export class Plane {
       this.begin();
       this.aim(place);
     }
+    this.buttons = event.buttons;
   }
 
   moveTo(event) {
-    const place = { x: event.offsetX, y: event.offsetY };
+    const place = this.placeOf(event);
     const before = this.touches.get(event.pointerId);
     this.point(place);
     if (!before) return;
+    if (event.buttons && this.buttons && !(event.buttons & this.buttons)) { // Others are held.
+      this.release(event);
+      return;
+    }
     this.touches.set(event.pointerId, { ...before, ...place });
     const moved = [place.x - before.x, place.y - before.y];
     if (this.drag === "aim") this.aim(place);
@@ -231,14 +262,21 @@ export class Plane {
 
   // ---- Strokes
 
-  begin() {
+  begin(value = drawnValue()) {
     const { highest: high, labels, limit, lowest: low, shape } = state;
-    const value = drawnValue();
     if (Number.isNaN(value) || this.stroke || !this.data) return;
     const within = limit ? { low, high, modality: Number(state.modality) } : {};
     const sent = { plane: this.spec.number, place: this.place, path: [], value, shape,
       radius: this.radius(), within };
-    this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity };
+    this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity,
+      frame: this.parts.overlay.getBoundingClientRect(), layout: this.layout() };
+  }
+
+  // Draw nothing until the pointer is pressed again.
+  cancel() {
+    this.drag = "";
+    this.stroke = null;
+    this.drawInk();
   }
 
   // Draw a line from the last voxel to this one.

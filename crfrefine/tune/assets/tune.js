@@ -3,10 +3,10 @@ import { allSent, ask, attempt, clone, fill, find, findAll, hasEnded, isSending,
   write } from "./page.js";
 import { changeCases, keep, mayEnd, neighbor, readAhead, refreshCases, review, showState }
   from "./cases.js";
-import { buildLabels, filterLabels, pick, showAllLabels, takeEyes, toggleChosen }
+import { buildLabels, filterLabels, pick, pressInFilter, showAllLabels, takeEyes, toggleChosen }
   from "./labels.js";
 import { chooseWindows, takeWindow } from "./look.js";
-import { Plane } from "./plane.js";
+import { Plane, resize } from "./plane.js";
 import { buildControl } from "./sliders.js";
 import { bindControls, parameters, set, state, watch } from "./store.js";
 
@@ -304,15 +304,15 @@ function press(node) {
   else node.click();
 }
 
-function resize(step) {
-  find("size")[step]();
-  set({ size: find("size").valueAsNumber });
-}
 const keys = { "[": () => resize("stepDown"), "]": () => resize("stepUp"),
   h: toggleChosen, p: pick };
 
+find("filter").addEventListener("keydown", pressInFilter);
 document.addEventListener("keydown", (event) => {
   if (document.body.inert || (event.repeat && !"zy[]+-".includes(event.key))) return;
+  const drawn = planes.filter(({ stroke }) => stroke);
+  if (event.key === "Escape") drawn.forEach((plane) => plane.cancel());
+  if (drawn.length && !".,".includes(event.key)) return; // A stroke would jump, or be lost.
   const isCommand = (event.ctrlKey || event.metaKey) && !event.getModifierState("AltGraph");
   const target = /** @type {Element} */ (event.target);
   const isWritten = target.closest("input[type=number], input[type=text], pre, dialog");
