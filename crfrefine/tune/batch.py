@@ -40,6 +40,7 @@ class Batch:
         self.refused: dict[int, str] = {}  # why cases could not be saved
         # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
         self._num_changed: dict[int, int | None] = {}
+        self._counted: CrfParameters | None = None  # the parameters of these counts
 
     @property
     def is_counting(self) -> bool:
@@ -51,12 +52,14 @@ class Batch:
         """Whether cases are being saved."""
         return self._saving is not None and not self._saving.done()
 
-    def describe(self, number: int) -> dict[str, Any]:
-        """Return whether the changes of a case are counted, and their number."""
-        return {
-            "is_counted": number in self._num_changed,
-            "changed": self._num_changed.get(number),
-        }
+    def describe(self, number: int, parameters: CrfParameters) -> dict[str, Any]:
+        """Return whether the changes of a case are counted, and their number.
+
+        It is that with these parameters; that with others is none.
+        """
+        is_counted = number in self._num_changed and parameters == self._counted
+        changed = self._num_changed[number] if is_counted else None
+        return {"is_counted": is_counted, "changed": changed}
 
     def save_all(self, is_open: Callable[[int], bool], save: Callable[[int], object]) -> None:
         """Begin to save each case that is open to be saved when its turn comes, unless one does."""
@@ -86,6 +89,7 @@ class Batch:
 
         if not self.is_counting:
             self._num_changed = {}
+            self._counted = parameters
             self._counting = self._counter.submit(count)
 
     def _count_changed(self, files: CaseFiles, parameters: CrfParameters) -> int | None:

@@ -77,8 +77,15 @@ class Corrections:
             return CORRECTED
         if not self.parameters.exists():
             return OUTDATED
-        made_with = _load(self.parameters, self.parameters.stat().st_mtime_ns)
-        return SAVED if made_with == parameters else OUTDATED
+        if self.refined.stat().st_mtime_ns < self.parameters.stat().st_mtime_ns:
+            return CORRECTED
+        return SAVED if self.read_parameters() == parameters else OUTDATED
+
+    def read_parameters(self) -> CrfParameters | None:
+        """Return the parameters that made the result; None means that there are none."""
+        if not self.parameters.exists():
+            return None
+        return _load(self.parameters, self.parameters.stat().st_mtime_ns)
 
 
 def open_drawing(
@@ -125,7 +132,7 @@ def stamp_of_inputs(files: CaseFiles) -> str:
     return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=20_000)
 def _load(path: Path, _mtime_ns: int) -> CrfParameters | None:
     """Return the parameters of a file; None if it has none any more."""
     with suppress(CrfRefineError, OSError, ValueError):

@@ -286,7 +286,7 @@ class Drawing:
             }
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=20_000)
 def has_unsaved(path: Path, _mtime_ns: int, inputs: str) -> bool:
     """Return whether a file of a drawing, of a time, has strokes not saved with their result.
 

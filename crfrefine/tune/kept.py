@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.infer.inputs import RunInputs
+from crfrefine.tune.chosen import ChosenParameters
 from crfrefine.tune.corrections import (
     CORRECTED,
     UNTOUCHED,
@@ -31,7 +32,7 @@ class KeptCases:
     def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
         self.options = options
         self.inputs = inputs
-        self.parameters = options.inputs.parameters  # those that the page has
+        self.chosen = ChosenParameters(options.inputs.parameters, options.output)
         self._lock = threading.Lock()  # While it is held, nothing is read or computed.
         # Two readers of one case would keep its strokes twice.
         self._reading_locks = [threading.Lock() for _ in inputs.cases]
@@ -41,6 +42,7 @@ class KeptCases:
         self._reviews = Reviews([files.case_id for files in inputs.cases])
         if options.corrections is not None:
             self._reviews.keep_in(options.corrections)
+            self.chosen.keep_in(options.corrections)
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
         self._stamps: dict[int, str] = {}  # of the inputs of each case, when they were seen last
@@ -49,7 +51,8 @@ class KeptCases:
         """Read a case; its strokes are those of an earlier time that it was open, if any."""
         with self._reading_locks[number]:
             options = self.options
-            session = Session(options, self.inputs, number, self._drawings.get(number))
+            drawing = self._drawings.get(number)
+            session = Session(options, self.inputs, number, drawing, self.chosen)
             with self._lock:
                 self._drawings[number] = session.drawing
                 self._stamps[number] = session.stamp
@@ -77,7 +80,7 @@ class KeptCases:
             return UNTOUCHED
         if number not in self._stamps:
             self._stamps[number] = stamp_of_inputs(self.inputs.cases[number])
-        return self.corrections_of(number).state(self.parameters, self._stamps[number])
+        return self.corrections_of(number).state(self.chosen.of_page, self._stamps[number])
 
     def describe(self, number: int) -> dict[str, Any]:
         """Return name, state and notes of a case."""
@@ -99,13 +102,15 @@ class KeptCases:
             for number, files in enumerate(self.inputs.cases):
                 if self._reviews.of_case(files.case_id) != Review():
                     lost.add(number)
+        problems = [self._reviews.problem, self.chosen.problem]
+        problems += [drawing.problem for drawing in drawings.values()]
         return {
             "path": str(folder or _offered_folder().resolve()),
             "is_used": folder is not None,
             # cases whose strokes or notes are gone when the program ends
             "num_lost": len(lost),
             # why strokes or notes cannot be written; "" if all can
-            "problem": max([self._reviews.problem, *(one.problem for one in drawings.values())]),
+            "problem": max(problems),
         }
 
     def keep(self) -> Path:
@@ -122,6 +127,7 @@ class KeptCases:
             for number, drawing in self._drawings.items():
                 self._keep_drawing(number, drawing)
             self._reviews.keep_in(folder)
+            self.chosen.keep_in(folder)
         return folder
 
     def review(self, number: int, state: str, note: str) -> None:

@@ -26,7 +26,7 @@ class TuneOptions:
         Path | None,
         Option(
             "-o --output",
-            "Where the page's button saves the parameters.",
+            "Where the page writes its parameters whenever they change.",
             "FILE.toml",
             panel=OUTPUT,
         ),

@@ -140,10 +140,10 @@ def make_app(
     assets = StaticFiles(packages=[("crfrefine.tune", "assets")], html=True)
     routes = [
         Route("/cases", lambda request: _as_json(worklist.describe())),
-        _post("cases", worklist.describe, _PARAMETERS),
         Route("/case/{number}/describe", describe),
         Route("/case/{number}/plane/{version}", plane),
         _post("case/{number}/refine", worklist.refine, _STATE),
+        _post("case/{number}/choose", worklist.choose, _PARAMETERS),
         _post("case/{number}/draw", worklist.draw, _STROKE),
         _post("case/{number}/undo", worklist.undo, _MARK),
         _post("case/{number}/redo", worklist.redo, _MARK),
@@ -156,6 +156,7 @@ def make_app(
         _post("keep", worklist.keep, {}),
         _post("review", worklist.review, _REVIEW),
         _post("save-all", worklist.save_all, _PARAMETERS),
+        _post("save-anew", worklist.save_anew, _PARAMETERS),
         _post("end", close, {}),
         Mount("/", assets),
     ]

@@ -5,7 +5,6 @@ Nothing here knows of HTTP.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +19,12 @@ from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
 from crfrefine.base.colors import color_of
 from crfrefine.base.notes import Note
-from crfrefine.base.text import printable
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.infer.case_work import read_strokes
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.io import write_label_map
 from crfrefine.io.volume import named_segments
-from crfrefine.io.writing import check_replaceable, write_small_file
+from crfrefine.io.writing import write_small_file
 from crfrefine.parameters.files import list_presets
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.pictures.colors import choose_colors, labels_nearby
@@ -35,14 +33,13 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.brush import voxels_of_stroke
 from crfrefine.tune.case import CaseRefiner, enclose, open_case
+from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import Corrections, open_drawing, stamp_of_inputs
 from crfrefine.tune.drawing import Drawing, Edit, Places
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
 from crfrefine.tune.slices import describe_planes, pack_plane
-
-AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
 
 
 class Result(NamedTuple):
@@ -67,7 +64,12 @@ class Session:
     """
 
     def __init__(
-        self, options: TuneOptions, inputs: RunInputs, number: int, drawing: Drawing | None
+        self,
+        options: TuneOptions,
+        inputs: RunInputs,
+        number: int,
+        drawing: Drawing | None,
+        chosen: ChosenParameters,
     ) -> None:
         """Read the case of a number.
 
@@ -75,11 +77,10 @@ class Session:
         """
         self._options = options
         self._inputs = inputs
+        self._chosen = chosen
         self.number = number
         files = inputs.cases[number]
         self.stamp = stamp_of_inputs(files)  # before they are read
-        if options.output is not None:
-            check_replaceable(options.output)
         self._corrections: Corrections | None = None
         if options.corrections is not None:
             self._corrections = Corrections.of_case(files.case_id, options.corrections)
@@ -110,8 +111,10 @@ class Session:
         self._whole = self.shown  # the newest result of the whole case
         self._former: Array | None = None  # the labels before the last stroke
         self._edited: Box | None = None  # around the strokes that no result has yet
-        self._newest: float = 0  # the highest counter; infinity once the case is left
-        self._last_counter = 0
+        # Each state that a box is asked for has a number, which rises: those of several tabs cannot
+        # be ordered by their clocks.
+        self._newest = 0
+        self._is_left = False
         self._asked: CrfParameters | None = None  # those that the page asked for last
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
@@ -124,11 +127,11 @@ class Session:
 
     def end(self) -> None:
         """Stop computing at the next step; no result is computed any more."""
-        self._newest = math.inf
+        self._is_left = True
 
     def resume(self) -> None:
         """Compute results again: the case is not left after all."""
-        self._newest = self._last_counter
+        self._is_left = False
 
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
@@ -160,24 +163,24 @@ class Session:
             "has_reference": case.labels is not None,
             "is_large": case.is_large,
             "notes": [*map(str, (*self._inputs.cases.notes, *case.notes, *self._notes))],
-            "presets": [AS_GIVEN, *list_presets()],
+            "presets": [AS_GIVEN, OF_PAGE, *list_presets()],
             "strokes": self.drawing.describe(),
             "output": None if output is None else str(output),
-            **self._describe_parameters(self._options.inputs.parameters),
+            **self._describe_parameters(self._chosen.of_case(case.case_id)),
         }
 
     def prepare(self, progress: Callable[..., None]) -> None:
-        """Compute what the page shows first, the result with the parameters that it begins with.
+        """Compute what the page shows first, the result with the parameters of the case.
 
         `progress` is called at each step, and may raise to stop. It stops by itself once the case
         is left, or the page asks for other parameters. A large case has none.
         """
-        parameters = self._options.inputs.parameters
+        parameters = self._chosen.of_case(self.case.case_id)
         if self.case.is_large:
             return
 
         def check(*steps: object) -> None:
-            if self._newest == math.inf or self._asked not in (None, parameters):
+            if self._is_left or self._asked not in (None, parameters):
                 raise _StaleError
             progress(*steps)
 
@@ -196,15 +199,19 @@ class Session:
         """Refine the whole case, or a box around a voxel of the upright grid.
 
         The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes
-        them. Return result, controls and text of the file. The result is None if the box has
-        nothing to refine. A state that is not the newest is not computed: the answer is
-        `{"is_stale": True}`.
+        them; the case has them from now on. Return result, controls, text of the file, and the
+        number of the state. Each box begins a new state, which ends those before; the whole case is
+        that of the state of a number, `counter`. The result is None if the box has nothing to
+        refine. A state that is not the newest is not computed: the answer is `{"is_stale": True}`.
         """
         parameters = self.parameters(preset, changes)
         if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
-        self._last_counter = max(self._last_counter, counter)
-        self._newest = max(self._newest, counter)
+        self._chosen.choose(self.case.case_id, parameters)
+        with self._shown_lock:
+            if not is_whole:
+                self._newest += 1
+            number = self._newest
         self._asked = parameters
         box = None
         if not is_whole:
@@ -212,9 +219,11 @@ class Session:
             box = self.case.box_around(inside, self.drawing.values)
 
         def check(*progress: object) -> None:
-            if counter < self._newest:
+            if self._is_left or number < self._newest:
                 raise _StaleError
 
+        if is_whole and counter < number:
+            return {"is_stale": True}
         self._num_computing += 1
         try:
             check()
@@ -226,7 +235,7 @@ class Session:
             return {"is_stale": True}
         finally:
             self._num_computing -= 1
-        return {**self._describe_parameters(parameters), "result": result}
+        return {**self._describe_parameters(parameters), "result": result, "counter": number}
 
     def save(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write parameters to the output; return its path."""
@@ -292,6 +301,7 @@ class Session:
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
+        self._chosen.choose(self.case.case_id, parameters)
         described = self._describe_parameters(parameters)
         segments = named_segments(self._inputs.reading.label_names)
         if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
@@ -306,6 +316,7 @@ class Session:
             write_small_file(corrections.parameters, described["toml"].encode())
             write_label_map(corrections.refined, result.labels, like, segments=segments)
             self.drawing.mark_saved(self.stamp)
+        self._chosen.note_saved(self.case.case_id)
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
             "result": result.facts if self.shown is result else None,
@@ -406,15 +417,9 @@ class Session:
 
     def parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
         """Return the parameters of a preset with changed entries; raise ConfigError for others."""
-        if preset == AS_GIVEN:
-            return self._options.inputs.parameters.replace(**changes)
-        if preset not in list_presets():
-            raise ConfigError(f"{preset}: no such preset")
-        return CrfParameters.load(preset).replace(**changes)
+        return self._chosen.resolve(self.case.case_id, preset, changes)
 
     def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
-        case_id = printable(self.case.case_id)
-        comment = f"Chosen by eye with crfrefine tune on case {case_id}; not validated."
         modalities = self._inputs.reading.modality_names
         controls = describe_controls(parameters, modalities, self._labels)
-        return {"controls": controls, "toml": parameters.to_toml(comment)}
+        return {"controls": controls, "toml": to_text(parameters, self.case.case_id)}

@@ -9,7 +9,7 @@ computes, the lock of saving a case before the one of its whole result; a drawin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
 from crfrefine.errors import InputError
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.batch import Batch
+from crfrefine.tune.chosen import OF_CASE, OF_PAGE
 from crfrefine.tune.corrections import CORRECTED, OUTDATED, SAVED
 from crfrefine.tune.finding import number_of_first
 from crfrefine.tune.kept import KeptCases
@@ -81,20 +82,24 @@ class Worklist:
 
         return self.opened.in_case(number, save)
 
-    def describe(
-        self, preset: str | None = None, changes: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def choose(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Take parameters for a case, as of `ChosenParameters.resolve`."""
+        self._require_case(number)
+        case_id = self._inputs.cases[number].case_id
+        self.kept.chosen.choose(case_id, self.kept.chosen.resolve(case_id, preset, changes))
+        return {}
+
+    def describe(self) -> dict[str, Any]:
         """Return the cases with their states, the open one, and what is being done.
 
-        A case is saved if its result is that with these parameters; None means the last ones.
+        A case is saved if its result is that with the parameters of the page.
         """
-        if preset is not None:
-            self.kept.parameters = self.opened.present.parameters(preset, changes or {})
         is_counting = self.batch.is_counting  # before the counts are looked at
         is_saving = self.batch.is_saving
         cases = []
         for number in range(len(self._inputs.cases)):
-            cases.append({**self.kept.describe(number), **self.batch.describe(number)})
+            counted = self.batch.describe(number, self.kept.chosen.of_page)
+            cases.append({**self.kept.describe(number), **counted})
         refused = []
         for number, why in dict(self.batch.refused).items():
             if cases[number]["state"] != SAVED:  # It may have been saved by itself.
@@ -126,16 +131,30 @@ class Worklist:
         return str(self.keep()["folder"]["path"])
 
     def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin to save each case whose strokes, or whose parameters, are not those of its result.
+        """Begin to save each case whose strokes are not those of its result; return the cases.
 
-        Return the cases.
+        One that was saved before keeps its parameters; the others get these, as of
+        `ChosenParameters.resolve`.
         """
-        self.kept.parameters = self.opened.present.parameters(preset, changes)
+
+        def save(number: int) -> None:
+            if self.kept.chosen.has_own(self._inputs.cases[number].case_id):
+                self.save_case(number, OF_CASE, {})
+            else:
+                self.save_case(number, preset, changes)
+
+        return self._save_each((CORRECTED,), save)
+
+    def save_anew(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin to save all cases with strokes with the same parameters; return the cases."""
+        self.choose(self.opened.present.number, preset, changes)
+        states = (CORRECTED, OUTDATED)
+        return self._save_each(states, lambda number: self.save_case(number, OF_PAGE, {}))
+
+    def _save_each(self, states: Sequence[str], save: Callable[[int], object]) -> dict[str, Any]:
+        """Begin to save the cases in these states; return the cases."""
         with self._beginning:
-            self.batch.save_all(
-                lambda number: self.kept.state(number) in (CORRECTED, OUTDATED),
-                lambda number: self.save_case(number, preset, changes),
-            )
+            self.batch.save_all(lambda number: self.kept.state(number) in states, save)
         return self.describe()
 
     def count_changes(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,4 +198,5 @@ class Worklist:
         """Stop all work at its next step."""
         self.opened.end()
         self.batch.end()
+        self.kept.chosen.write_again()
         self.kept.release()

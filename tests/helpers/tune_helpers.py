@@ -17,6 +17,7 @@ from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nift
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.tune.chosen import ChosenParameters
 from crfrefine.tune.finding import find_cases, number_of_first
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.session import Session
@@ -109,7 +110,10 @@ def open_page(*arguments, env=None):
 def new_session(options):
     """The case to show first, without a server."""
     inputs = find_cases(options)
-    return Session(options, inputs, number_of_first(inputs, options), None)
+    chosen = ChosenParameters(options.inputs.parameters, options.output)
+    if options.corrections is not None:
+        chosen.keep_in(options.corrections)
+    return Session(options, inputs, number_of_first(inputs, options), None, chosen)
 
 
 @contextmanager

@@ -57,10 +57,11 @@ def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(
         "mean_field.num_iterations": 7,
     }
     shown = session.refine(1, "", changes, PLACE, is_whole=True)
-    assert not (tmp_path / "saved.toml").exists(), "only on request"
-    assert (
-        session.save("", changes)["toml"] == shown["toml"] == (tmp_path / "saved.toml").read_text()
-    )
+    assert shown["toml"] == (tmp_path / "saved.toml").read_text(), "kept when they change"
+    (tmp_path / "saved.toml").unlink()
+    session.refine(2, "case", {}, PLACE, is_whole=True)
+    assert not (tmp_path / "saved.toml").exists(), "they have not changed"
+    assert session.save("case", {})["toml"] == (tmp_path / "saved.toml").read_text()
     parameters = CrfParameters.load(tmp_path / "saved.toml")
     assert (
         parameters.bilateral[0].theta_alpha,
@@ -422,19 +423,19 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
     monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*large, **STEPS)) as session:
         older = threading.Thread(
-            target=lambda: answers.append(session.refine(5, "", {}, CENTER, is_whole=True))
+            target=lambda: answers.append(session.refine(0, "", {}, CENTER, is_whole=True))
         )
         older.start()
         assert begun.wait(60)
-        newer = session.refine(6, "", {"bilateral.weight": 3.0}, CENTER, is_whole=False)
+        newer = session.refine(0, "", {"bilateral.weight": 3.0}, CENTER, is_whole=False)
         assert newer["result"] is not None, "a box does not wait for the whole case"
         shown = session.shown
         may_go.set()
         older.join(60)
         assert answers == [{"is_stale": True}]
-        assert session.refine(4, "", {}, CENTER, is_whole=True) == {"is_stale": True}
+        assert session.refine(0, "", {}, CENTER, is_whole=True) == {"is_stale": True}
         assert session.shown is shown
-    assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, (
+    assert session.refine(newer["counter"], "", {}, CENTER, is_whole=True) == {"is_stale": True}, (
         "the page has ended"
     )
 

@@ -106,7 +106,7 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     assert picture(page) != before[0]
     assert dice(page) != before[1]
     shown = page.execute_script("return document.querySelector('#toml').textContent")
-    assert not saved.exists()
+    assert saved.read_text() == shown
     page.execute_script("document.querySelector('#controls').open = true")
     page.find_element("id", "save").click()
     wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")

@@ -85,15 +85,55 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
         worklist.session(number).draw(**STROKE)
         worklist.session(number).save_case("", {})
     changes = {"bilateral.weight": 3.0}
-    described = worklist.describe("", changes)
-    assert [case["state"] for case in described["cases"]] == [OUTDATED, OUTDATED, UNTOUCHED]
-    worklist.save_all("", changes)
+    worklist.choose(2, "", changes)
+    worklist.draw(0, **STROKE | {"path": [2, 2]})
+    worklist.draw(2, **STROKE)
+    assert states(worklist) == [CORRECTED, OUTDATED, CORRECTED]
+    worklist.save_all("case", {})
     worklist.batch._saving.result(60)
-    described = worklist.describe("", changes)
-    assert [case["state"] for case in described["cases"]] == [SAVED, SAVED, UNTOUCHED]
-    assert worklist.keep()["cases"] == described["cases"], "by the parameters that the page has"
+    assert states(worklist) == [OUTDATED, OUTDATED, SAVED], "each with its own parameters"
+    worklist.end()
+    again = Worklist(options, find_cases(options))
+    try:
+        assert states(again) == [OUTDATED, OUTDATED, SAVED], "the folder has those of the page"
+        again.save_anew("page", {})
+        again.batch._saving.result(60)
+        assert states(again) == [SAVED, SAVED, SAVED]
+    finally:
+        again.end()
     files = Corrections.of_case("a", options.corrections)
     assert "weight = 3.0" in files.parameters.read_text()
+
+
+def test_parameters_are_those_of_the_folder_until_the_page_is_opened_with_others(worklist, options):
+    """A saved case has its own; a damaged file is told, and stays as it is."""
+    worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {"bilateral.weight": 2.0})
+    worklist.choose(1, "case", {"bilateral.weight": 3.0})
+    chosen = [worklist.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
+    assert chosen == [2.0, 3.0, 3.0]
+    worklist.choose(0, "case", {"bilateral.weight": 4.0})
+    worklist.end()
+    again = Worklist(options, find_cases(options))
+    chosen = [again.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
+    assert chosen == [4.0] * 3
+    again.end()
+    given = options.inputs.parameters.replace(**{"bilateral.weight": 5.0})
+    others = replace(options, inputs=replace(options.inputs, parameters=given))
+    again = Worklist(others, find_cases(others))
+    chosen = [again.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
+    assert chosen == [4.0, 5.0, 5.0]
+    again.end()
+    file = options.corrections / "page.json"
+    file.write_text("{")
+    again = Worklist(options, find_cases(options))
+    assert "move it away" in again.describe()["folder"]["problem"]
+    again.choose(1, "case", {"bilateral.weight": 6.0})
+    assert file.read_text() == "{"
+    file.unlink()
+    assert again.keep()["folder"]["problem"] == ""
+    again.end()
+    assert "weight = 6.0" in json.loads(file.read_text())["page"]
 
 
 def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_undo(
@@ -241,7 +281,8 @@ def test_a_case_that_was_read_while_a_folder_was_chosen_is_saved_in_it(
 
 def test_changes_are_counted_as_infer_counts_them(worklist, study, options, tmp_path):
     changes = {"bilateral.weight": 6.0}
-    worklist.count_changes("", changes)
+    worklist.choose(0, "", changes)
+    worklist.count_changes("page", {})
     counted = wait_for_count(worklist)
     (tmp_path / "p.toml").write_text(options.inputs.parameters.replace(**changes).to_toml())
     inputs = ("-i", study[0].images, "-p", study[0].logits, "-c", tmp_path / "p.toml")

@@ -1,12 +1,11 @@
 // The list of cases: their states, the next and the previous one, and where strokes are kept.
 import { allSent, ask, attempt, clone, find, findAll, isSending, send, tell, write }
   from "./page.js";
-import { parameters, set, state, watch } from "./store.js";
+import { set, state, watch } from "./store.js";
 
 const STATES = { outdated: "older than the parameters" };
 const WAIT = 700; // milliseconds between looks while changes are counted
 let nextLook = 0; // the timer of the next look
-let counted = ""; // the parameters for which changes were counted
 
 // The numbers of the cases in the order that was chosen; those without a count come last.
 function ordered() {
@@ -40,14 +39,20 @@ function showCases() {
   document.body.dataset.kept = folder.is_used;
   for (const node of findAll(".path")) node.textContent = folder.path;
   find("problem-text").textContent = folder.problem;
-  const numOpen = withState("corrected", "outdated");
+  const numOpen = withState("corrected");
+  const numOld = withState("outdated");
   find("save-all").hidden = !numOpen || cases.length < 2;
   find("save-all").textContent =
     isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
-  find("save-all").disabled = Boolean(isSaving);
+  find("save-anew").hidden = !numOld || cases.length < 2;
+  find("save-anew").textContent = `Save ${numOld} anew with the last parameters`;
+  for (const id of ["save-all", "save-anew"]) find(id).disabled = isSaving;
   if (refused) tell(refused);
   clearTimeout(nextLook);
   if (isCounting || isSaving) nextLook = setTimeout(refreshCases, WAIT);
+  else if (state.order !== "name" && !cases.every((one) => one.is_counted)) {
+    attempt(ask("count-changes", { preset: "page", changes: {} }).then(refreshCases));
+  }
   // Another case is being opened, or has a state and a note that the program does not know yet.
   if (open !== state.number || isSending()) return;
   const { review, note } = cases[open];
@@ -69,7 +74,7 @@ function showEntry(button, number) {
 
 // Ask for the list, or for something that changes it.
 const takeList = (answer) => attempt(answer.then((list) => set({ list })));
-export const refreshCases = () => takeList(ask("cases", parameters()));
+export const refreshCases = () => takeList(ask("cases"));
 export function changeCases(name, sent) {
   tell(""); // What is still wrong then, the answer says.
   return takeList(send(name, sent));
@@ -103,18 +108,8 @@ export function readAhead() {
   if (number !== undefined) ask("read-ahead", { number }).catch(() => {}); // Opening reports it.
 }
 
-function orderCases() {
-  const present = JSON.stringify(parameters());
-  const isKnown = counted === present && state.list.cases.every((one) => one.is_counted);
-  showCases();
-  if (state.order === "name" || isKnown) return;
-  counted = present;
-  attempt(ask("count-changes", parameters()).then(refreshCases));
-}
-
 // Send the state and the note of the case.
 export const review = () => changeCases("review", { number: state.number,
   review: find("review-state").value, note: find("note").value });
 
-watch("list at", showCases);
-watch("order preset changes", orderCases);
+watch("list at order", showCases);

@@ -9,6 +9,12 @@ const valueAt = (control, place) => Number(
 const placeOf = (control, value) => Math.max(
   0, (value - control.low) / (control.high - control.low)) ** (1 / power(control));
 
+const takers = new WeakMap(); // what shows another value in a control
+
+// Show the value that the program has in a control, unless another one was chosen meanwhile.
+export const takeValue = (node, { key, value }) =>
+  key in state.changes || takers.get(node)(value);
+
 // Build a control. change(key, value) sends a value, a list whole, and promises "", or why it was
 // refused.
 export function buildControl(control, change) {
@@ -29,7 +35,7 @@ export function buildControl(control, change) {
     { value: isWhole ? value : placeOf(control, value), ariaValueText: String(value) });
   const send = (value) => {
     if (place === null) return change(key, value);
-    return change(key, (state.changes[key] ?? control.value).with(place, value));
+    return change(key, (state.changes[key] ?? state.values[key]).with(place, value));
   };
   // A number that does not apply stays in its field, marked, with the one that does.
   const mark = (why) => {
@@ -51,5 +57,11 @@ export function buildControl(control, change) {
   });
   field.addEventListener("change", () => put(field.valueAsNumber));
   show(applied);
+  takers.set(node, (values) => {
+    applied = place === null ? values : values[place];
+    if (node.contains(document.activeElement) || field.ariaInvalid === "true") return;
+    field.value = applied;
+    show(applied);
+  });
   return node;
 }

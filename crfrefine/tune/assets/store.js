@@ -17,7 +17,8 @@ export const state = {
   version: 0, // of the labels: it rises with each edit and with each result
   result: null, // the facts of the newest one
   strokes: { drawn: 0, can_undo: false, can_redo: false },
-  preset: "", changes: {}, // the parameters
+  values: {}, // of the parameters of the case, by their keys, which the program keeps
+  preset: "case", changes: {}, // what was chosen, and the program has not confirmed yet
   large: 0, // number of the plane that is shown large
   level: 0, width: 1, // of the intensities between black and white
   hidden: new Set(), // labels
@@ -34,6 +35,14 @@ export function set(changes) {
 }
 
 export const parameters = () => ({ preset: state.preset, changes: state.changes });
+export const isChosen = () => state.preset !== "case" || Object.keys(state.changes).length > 0;
+
+// Keep no longer what the program has confirmed, or refused.
+export function forgetChosen({ preset, changes }) {
+  const rest = Object.entries(state.changes).filter(([key, value]) => changes[key] !== value);
+  set({ preset: state.preset === preset ? "case" : state.preset,
+    changes: Object.fromEntries(rest) });
+}
 
 function valueOf({ type, checked, value, valueAsNumber }) {
   if (type === "checkbox") return checked;

@@ -7,14 +7,16 @@ import { buildLabels, filterLabels, pick, pressInFilter, showAllLabels, takeEyes
   from "./labels.js";
 import { chooseWindows, takeWindow } from "./look.js";
 import { Plane, resize } from "./plane.js";
-import { buildControl } from "./sliders.js";
-import { bindControls, parameters, set, state, watch } from "./store.js";
+import { buildControl, takeValue } from "./sliders.js";
+import { bindControls, forgetChosen, isChosen, parameters, set, state, watch } from "./store.js";
 
+const PRESETS = { "": "as opened", page: "chosen last" };
 const count = (value) => value.toLocaleString("en");
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 
 let planes = [];
-let counter = 0; // of the states that were sent; the newest one wins
+let counter = 0; // of the states that were sent; the newest one counts
+let newest = 0; // the number that the program has given to the last one
 let running = null;
 let saving = null;
 
@@ -40,6 +42,7 @@ async function go(number) {
   const { at, list, number: leaving } = state;
   if (number === undefined || (number === list.open && number === at)) return;
   finishStrokes();
+  keepChosen();
   find("planes").inert = true;
   find("opening").textContent = `Opening ${list.cases[number].name} …`;
   set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
@@ -67,7 +70,7 @@ async function openCase(number) {
   find("case").textContent = about.case;
   const steps = spacing.map((step) => Number(step.toPrecision(3)));
   find("grid").textContent = `${grid.join("×")} voxels of ${steps.join("×")} mm`;
-  const presets = about.presets.map((name) => [name, name || "as opened"]);
+  const presets = about.presets.map((name) => [name, PRESETS[name] ?? name]);
   if (find("preset").length < 2) fill(find("preset"), presets, "");
   const modality = Math.min(state.modality || 0, modalities.length - 1);
   fill(find("modality"), modalities.map((name, order) => [order, name]), modality);
@@ -75,7 +78,9 @@ async function openCase(number) {
   find("whole").hidden = !about.is_large;
   find("notes-text").textContent = about.notes.join("\n");
   const version = state.version + 1;
-  Object.assign(state, { number, about, labels, modality, place, result: null, version });
+  Object.assign(state, { number, about, labels, modality, place, result: null, version,
+    preset: "case", changes: {} });
+  delete find("sliders").dataset.keys;
   buildLabels();
   showStrokes(strokes);
   planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke, number)));
@@ -103,7 +108,7 @@ watch("under", () => {
 
 // Refine the newest state, first in a box; promise "", or why it was refused.
 function refine() {
-  counter = Math.max(counter + 1, Date.now()); // Later than those of a tab opened before.
+  counter += 1;
   running ??= refineNewest();
   return running;
 }
@@ -126,10 +131,14 @@ async function compute(isWhole) {
   const isLeft = () => number !== state.number || number === state.leaving;
   if (hasEnded() || isLeft()) return "";
   const sent = counter;
+  const chosen = parameters();
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
     const answer = await askCase("refine",
-      { ...parameters(), counter: sent, place, is_whole: isWhole });
+      { ...chosen, counter: newest, place, is_whole: isWhole });
+    if (number !== state.number) return "";
+    newest = answer.counter ?? newest;
+    forgetChosen(chosen);
     if (isLeft() || (isWhole && sent !== counter)) return "";
     if (answer.is_stale) showStatus("Another tab has the page now; a change here takes it back.");
     else showAnswer(answer);
@@ -149,29 +158,38 @@ function showAnswer(answer) {
   tell("");
   find("toml").textContent = toml;
   find("saved").textContent = "";
-  const sliders = find("sliders");
-  if (sliders.dataset.preset !== state.preset) {
-    sliders.dataset.preset = state.preset;
-    sliders.replaceChildren(...controls.map((control) => buildControl(control, change)));
-  }
+  showControls(controls);
   set({ result, version: state.version + 1 });
   if (result) showResult();
   if (result?.is_whole) refreshCases(); // Saved cases may be older than the parameters now.
   showStatus("", result?.is_whole || state.about.is_large);
 }
 
+// Show the parameters that the program has. The controls stay: one of them may have the focus.
+function showControls(controls) {
+  const sliders = find("sliders");
+  const keys = controls.map(({ key, place }) => `${key} ${place}`).join();
+  state.values = Object.fromEntries(controls.map(({ key, value }) => [key, value]));
+  if (sliders.dataset.keys !== keys) {
+    sliders.dataset.keys = keys;
+    sliders.replaceChildren(...controls.map((control) => buildControl(control, change)));
+  } else controls.forEach((control, order) => takeValue(sliders.children[order], control));
+}
+
 // Take a value; promise "", or why it was refused: then the former value applies again.
 async function change(key, value) {
-  const former = state.changes[key];
   set({ changes: { ...state.changes, [key]: value } });
   find("preset").selectedIndex = 0; // Then each preset can be chosen again.
   const why = await refine();
   if (!why.startsWith(`${key}:`) || state.changes[key] !== value) return "";
-  const changes = { ...state.changes, [key]: former };
-  if (former === undefined) delete changes[key];
-  set({ changes });
+  forgetChosen({ preset: "", changes: { [key]: value } });
   refine();
   return why;
+}
+
+// Give the program what was chosen and is not refined with yet, before the case is left.
+function keepChosen() {
+  if (isChosen()) attempt(send(`case/${state.number}/choose`, parameters()));
 }
 
 function showStatus(text, isDone = false) {
@@ -266,7 +284,7 @@ const save = () => attempt(askCase("save", parameters()).then(({ toml, saved }) 
 }));
 
 function choosePreset({ target }) {
-  delete find("sliders").dataset.preset;
+  delete find("sliders").dataset.keys;
   set({ preset: target.value, changes: {} });
   refine();
 }
@@ -281,6 +299,7 @@ const actions = {
   "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
   "case-list": ({ target }) => go(Number(target.closest("button").value)),
   keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
+  "save-anew": () => changeCases("save-anew", parameters()),
   whole: () => compute(true), "keep-again": keep,
   undo: () => edit("undo", {}), redo: () => edit("redo", {}),
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
@@ -329,11 +348,12 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("focus", () => document.body.inert || edit("look", {}));
 window.addEventListener("beforeunload", (event) => {
   finishStrokes();
+  keepChosen();
   if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
 
 bindControls();
-attempt(ask("cases", parameters()).then(async (list) => {
+attempt(ask("cases").then(async (list) => {
   const isCorrecting = list.folder.is_used;
   document.body.dataset.mode = isCorrecting ? "correct" : "choose";
   find("results").open = !isCorrecting;
