@@ -117,11 +117,15 @@ def _remove_components(
     return removed
 
 
-def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
-    """Return each voxel's component number, 0 outside, and the number of components."""
+def label_components(mask: Bool, axes_of_step: int | None = None) -> tuple[NDArray[np.int32], int]:
+    """Return each voxel's component number, 0 outside, and the number of components.
+
+    Neighbors are one voxel apart along at most so many axes: 1 are those over faces. None means
+    all axes.
+    """
     from scipy import ndimage
 
-    neighbors = np.ones((3,) * mask.ndim, dtype=bool)
+    neighbors = ndimage.generate_binary_structure(mask.ndim, axes_of_step or mask.ndim)
     components, count = ndimage.label(mask, structure=neighbors)
     return components, int(count)
 

@@ -131,6 +131,16 @@ def bounding_box(mask: Bool) -> Box | None:
     return tuple(box)
 
 
+def box_around(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that contains all of these, which are at least one."""
+    sides = []
+    for slices in zip(*boxes, strict=True):
+        start = min(side.start for side in slices)
+        stop = max(side.stop for side in slices)
+        sides.append(slice(start, stop))
+    return tuple(sides)
+
+
 def relative(box: Box, around: Box) -> Box:
     """Return a box in the indices of a larger box around it."""
     inner = []

@@ -21,7 +21,7 @@ from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 _ONE_VOXEL = (slice(0, 1), ...)  # the box to measure if both masks are empty
 
 
-def _ratio(part: int, total: int) -> float:
+def ratio(part: float, total: int) -> float:
     """Return the share that a part has of a total; NaN if the total is 0."""
     if total == 0:
         return math.nan
@@ -72,19 +72,19 @@ class MaskPair:
 
     def dice(self) -> float:
         """Return 2 |A ∩ B| / (|A| + |B|): 1 is perfect, 0 no overlap."""
-        return _ratio(2 * self.num_both, self.num_predicted + self.num_reference)
+        return ratio(2 * self.num_both, self.num_predicted + self.num_reference)
 
     def iou(self) -> float:
         """Return intersection over union."""
-        return _ratio(self.num_both, self.num_predicted + self.num_reference - self.num_both)
+        return ratio(self.num_both, self.num_predicted + self.num_reference - self.num_both)
 
     def sensitivity(self) -> float:
         """Return the share of the reference that is found."""
-        return _ratio(self.num_both, self.num_reference)
+        return ratio(self.num_both, self.num_reference)
 
     def precision(self) -> float:
         """Return the share of the prediction that is right."""
-        return _ratio(self.num_both, self.num_predicted)
+        return ratio(self.num_both, self.num_predicted)
 
     def volume_ml(self) -> float:
         """Return the volume of the prediction in ml."""
@@ -97,7 +97,7 @@ class MaskPair:
     def surface_dice(self) -> float:
         """Return the share of all boundary voxels within the tolerance of the other boundary."""
         if self._distances is None:  # No voxel is near an empty boundary.
-            return _ratio(0, self.num_predicted + self.num_reference)
+            return ratio(0, self.num_predicted + self.num_reference)
         distances = np.concatenate(self._distances)
         is_near = distances <= self._tolerance_mm * (1 + _ROUNDING)
         return float(np.count_nonzero(is_near) / distances.size)
@@ -141,7 +141,7 @@ def dice_of(
         reference_rows = confusion[members]
         num_both = int(reference_rows[:, members].sum())
         num_in_maps = int(reference_rows.sum()) + int(confusion[:, members].sum())
-        values.append(_ratio(2 * num_both, num_in_maps))
+        values.append(ratio(2 * num_both, num_in_maps))
     return np.array(values)
 
 
@@ -236,49 +236,79 @@ def measure_case(
         InputError: a map does not hold integers, or the spacing is not a positive number per axis.
         ConfigError: an unknown metric, a negative tolerance, or a region without proper labels.
     """
-    predicted = given_array(prediction, "the prediction")
-    wanted = given_array(reference, "the reference")
-    require_label_map("the prediction", predicted)
-    require_label_map("the reference", wanted)
-    if predicted.shape != wanted.shape:
-        predicted_shape = TIMES.join(map(str, predicted.shape))
-        wanted_shape = TIMES.join(map(str, wanted.shape))
-        raise GridMismatchError(
-            f"the prediction has {predicted_shape} voxels, the reference {wanted_shape}; "
-            "both must be on one grid"
-        )
-    if predicted.size == 0:
-        raise InputError(f"label maps of shape {predicted.shape} have no voxels")
-    sides = given_spacing(spacing, predicted.ndim)
-    voxel_volume = math.prod(sides)
-    members = {name: _members_of(name, labels) for name, labels in regions.items()}
+    maps = LabelMapPair(prediction, reference, spacing, ignore_label)
+    members = {name: members_of(name, labels) for name, labels in regions.items()}
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
     unknown = set(metrics) - MASK_METRICS.keys()
     if unknown:
         raise ConfigError(f"unknown metric {min(unknown)!r}; known are {', '.join(MASK_METRICS)}")
 
-    # Axes of a single voxel are dropped: along them, every voxel would be boundary. Axes stay that
-    # have a single voxel only in the crop.
-    box = bounding_box((predicted != 0) | (wanted != 0)) or _ONE_VOXEL
-    axes = [axis for axis, size in enumerate(predicted.shape) if size > 1]
-    predicted = _keep_axes(predicted[box], axes)
-    wanted = _keep_axes(wanted[box], axes)
-    sides = tuple(sides[axis] for axis in axes) or (1.0,)
-    is_measured: Bool = np.ones(wanted.shape, bool)
-    if ignore_label is not None:
-        is_measured = wanted != ignore_label
-
+    box = bounding_box((maps.prediction != 0) | (maps.reference != 0)) or _ONE_VOXEL
     values = {}
     for name, labels in members.items():
-        predicted_mask = np.isin(predicted, labels) & is_measured
-        wanted_mask = np.isin(wanted, labels) & is_measured
+        predicted_mask, wanted_mask = maps.masks_in(box, labels)
         around = bounding_box(predicted_mask | wanted_mask) or _ONE_VOXEL
         pair = MaskPair(
-            predicted_mask[around], wanted_mask[around], sides, voxel_volume, tolerance_mm
+            predicted_mask[around],
+            wanted_mask[around],
+            maps.spacing,
+            maps.voxel_volume,
+            tolerance_mm,
         )
         values[name] = {metric: getattr(pair, metric)() for metric in metrics}
     return values
+
+
+class LabelMapPair:
+    """A label map and its reference on one grid, without axes of a single voxel.
+
+    Along such axes, every voxel would be boundary.
+    """
+
+    def __init__(
+        self,
+        prediction: ArrayLike,
+        reference: ArrayLike,
+        spacing: ArrayLike,
+        ignore_label: int | None,
+    ) -> None:
+        """Check the arguments of `measure_case`; raise as it does."""
+        predicted = given_array(prediction, "the prediction")
+        wanted = given_array(reference, "the reference")
+        require_label_map("the prediction", predicted)
+        require_label_map("the reference", wanted)
+        if predicted.shape != wanted.shape:
+            predicted_shape = TIMES.join(map(str, predicted.shape))
+            wanted_shape = TIMES.join(map(str, wanted.shape))
+            raise GridMismatchError(
+                f"the prediction has {predicted_shape} voxels, the reference {wanted_shape}; "
+                "both must be on one grid"
+            )
+        if predicted.size == 0:
+            raise InputError(f"label maps of shape {predicted.shape} have no voxels")
+        sides = given_spacing(spacing, predicted.ndim)
+        self.voxel_volume = math.prod(sides)  # mm³
+        self.num_axes = predicted.ndim  # of the maps as they were given
+        self.axes = [axis for axis, size in enumerate(predicted.shape) if size > 1]  # those left
+        self.spacing = tuple(sides[axis] for axis in self.axes) or (1.0,)  # mm
+        self.prediction = _keep_axes(predicted, self.axes)
+        self.reference = _keep_axes(wanted, self.axes)
+        self._ignore_label = ignore_label
+
+    def masks_in(self, box: tuple[Any, ...], labels: NDArray[np.integer[Any]]) -> tuple[Bool, Bool]:
+        """Return where the map and its reference have one of the labels, in a box.
+
+        Neither has where voxels are ignored.
+        """
+        wanted = self.reference[box]
+        predicted_mask = np.isin(self.prediction[box], labels)
+        wanted_mask = np.isin(wanted, labels)
+        if self._ignore_label is not None:
+            is_measured = wanted != self._ignore_label
+            predicted_mask &= is_measured
+            wanted_mask &= is_measured
+        return predicted_mask, wanted_mask
 
 
 def require_label_map(what: str, labels: Array) -> None:
@@ -289,7 +319,7 @@ def require_label_map(what: str, labels: Array) -> None:
         )
 
 
-def _members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
+def members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
     """Return the labels of a region; raises ConfigError unless they are whole numbers from 1 up."""
     labels = np.asarray(list(region) if isinstance(region, Iterable) else 0)
     if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1):

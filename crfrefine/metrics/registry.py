@@ -1,7 +1,7 @@
 """All metrics of the package: names, number formats, and which values are better.
 
 A metric is computed by the method of its name: of masks in `MaskPair`, of probabilities in
-`ReliabilitySums`. Nothing else lists metrics.
+`ReliabilitySums`; those of lesions are put together in `lesion_scores`. Nothing else lists metrics.
 """
 
 from __future__ import annotations
@@ -112,10 +112,30 @@ _MASK_METRICS = (
 )
 _ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
 _BRIER = _score("brier", "Brier score")
+_count = partial(Metric, digits=1)
+_LESION_METRICS = (
+    _count("lesions", "Lesions", noun="lesions"),
+    _count("lesions_found", "Lesions found", "higher", noun="lesions found"),
+    _count("lesions_missed", "Lesions missed", "lower", noun="lesions missed"),
+    _count("lesions_false", "False lesions", "lower", noun="false lesions"),
+    _ratio("lesion_sensitivity", "Lesion sensitivity", noun="lesion sensitivity"),
+    _ratio("lesion_precision", "Lesion precision", noun="lesion precision"),
+    _ratio("lesion_f1", "Lesion F1", noun="lesion F1"),
+    _ratio("lesion_dice", "Lesion-wise Dice", noun="lesion-wise Dice"),
+    _distance("lesion_hd95_mm", "Lesion-wise HD95", noun="lesion-wise HD95"),
+    _ratio("rq", "Recognition quality", noun="recognition quality"),
+    _ratio("sq", "Segmentation quality", noun="segmentation quality"),
+    _ratio("pq", "Panoptic quality", noun="panoptic quality"),
+    Metric("false_positive_ml", "False-positive volume", "lower", "ml"),
+    Metric("false_negative_ml", "False-negative volume", "lower", "ml"),
+    Metric("absolute_volume_difference_ml", "Absolute volume difference", "lower", "ml"),
+    _count("lesion_count_difference", "Lesion count difference", "lower"),
+)
 # The metrics of masks and of probabilities, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
 CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _BRIER, NLL)}
-METRICS = MASK_METRICS | CALIBRATION_METRICS
+LESION_METRICS = {metric.name: metric for metric in _LESION_METRICS}
+METRICS = MASK_METRICS | CALIBRATION_METRICS | LESION_METRICS
 
 
 def metric_named(name: str) -> Metric:

@@ -1,0 +1,193 @@
+"""Lesions of a mask and of its reference, and which of them match.
+
+The definitions, and their sources, are in `docs/reference/metrics.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from crfrefine.arrays.components import Integers, label_components
+from crfrefine.arrays.label_maps import Box, relative
+from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.errors import ConfigError
+
+# How many axes a step between neighbors takes at most, by the number of neighbors in 3-D.
+AXES_OF_STEP = {6: 1, 18: 2, 26: 3}
+MATCHES = ("overlap", "iou")
+MAX_DILATION = 20
+
+
+@dataclass(frozen=True)
+class LesionRules:
+    """Which voxels make a lesion, and when a lesion is found.
+
+    Raises ConfigError for values outside their range.
+    """
+
+    # Neighbors of a voxel in 3-D: 6 over faces, 18 over edges too, 26 over corners too. In 2-D,
+    # these are 4, 8 and 8.
+    connectivity: int = 26
+    # Reference lesions of at most this volume are neither found nor missed; 0 means that all count.
+    min_volume_mm3: float = 0.0
+    # "overlap": one common voxel is enough. "iou": the intersection is more than half of the union.
+    match: str = "overlap"
+    # Voxels by which the reference is dilated: components that meet then are one lesion, and a
+    # prediction that touches it overlaps it.
+    dilation: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.connectivity not in AXES_OF_STEP:
+            raise ConfigError(
+                f"connectivity of lesions: expected 6, 18 or 26, got {self.connectivity}"
+            )
+        if self.match not in MATCHES:
+            raise ConfigError(
+                f"match of lesions: expected {' or '.join(MATCHES)}, got {self.match!r}"
+            )
+        if not 0.0 <= self.min_volume_mm3 < math.inf:
+            raise ConfigError(
+                f"smallest volume of lesions: expected mm³, at least 0, got {self.min_volume_mm3}"
+            )
+        if not 0 <= self.dilation <= MAX_DILATION:
+            raise ConfigError(
+                f"dilation of lesions: expected 0 to {MAX_DILATION} voxels, got {self.dilation}"
+            )
+
+
+# The rules of challenges, by the name of the set.
+LESION_RULES = {
+    "brats": LesionRules(min_volume_mm3=50.0, dilation=3),
+    "brats-met": LesionRules(min_volume_mm3=2.0, dilation=1),
+    "isles": LesionRules(),
+    "autopet": LesionRules(connectivity=18),
+}
+
+
+_BLOCK = 32  # voxels along each side of the blocks in which maps are searched for labels
+
+
+def boxes_by_label(label_map: Array, labels: Iterable[int]) -> dict[int, list[Integers]]:
+    """Return boxes that together contain all voxels of each label, from 1 up, in a (*grid) map.
+
+    Each is (2, axes): its first voxel, and the end behind its last one.
+    """
+    from scipy import ndimage
+
+    boxes: dict[int, list[Integers]] = {label: [] for label in labels}
+    last = min(max(boxes, default=0), int(label_map.max()))
+    for corner in product(*(range(0, size, _BLOCK) for size in label_map.shape)):
+        block = tuple(slice(start, start + _BLOCK) for start in corner)
+        found = dict(enumerate(ndimage.find_objects(label_map[block], max(last, 1)), start=1))
+        for label, boxes_of_label in boxes.items():
+            box = found.get(label)
+            if box is not None:
+                ends = np.array([[side.start, side.stop] for side in box], np.int64)
+                boxes_of_label.append(ends.T + np.array(corner))
+    return boxes
+
+
+def merge_near(boxes: Sequence[Integers], gap: int) -> list[Box]:
+    """Join boxes, (2, axes), with at most so many voxels between them, until none are left."""
+    starts, stops = np.stack(boxes, axis=1)
+    while True:
+        is_near = (starts[:, None] <= stops + gap).all(axis=2)
+        first_near = (is_near & is_near.T).argmax(axis=1)
+        joined, group = np.unique(first_near, return_inverse=True)
+        if len(joined) == len(starts):
+            break
+        first_starts = starts[joined]
+        last_stops = stops[joined]
+        np.minimum.at(first_starts, group, starts)
+        np.maximum.at(last_stops, group, stops)
+        starts = first_starts
+        stops = last_stops
+    merged = []
+    for ends in zip(starts.tolist(), stops.tolist(), strict=True):
+        merged.append(tuple(slice(start, stop) for start, stop in zip(*ends, strict=True)))
+    return merged
+
+
+class Components(NamedTuple):
+    """The connected components of a mask, numbered from 1."""
+
+    numbers: Labels  # (*grid), 0 outside
+    sizes: Integers  # (components + 1,) voxels of each number, 0 for number 0
+    boxes: list[Box]  # of each number from 1
+
+    def mask_of(self, members: Iterable[int], box: Box) -> Bool:
+        """Return the mask of some of the components, in a box around them."""
+        mask = np.zeros([side.stop - side.start for side in box], bool)
+        for member in members:
+            around = self.boxes[member - 1]
+            mask[relative(around, box)] |= self.numbers[around] == member
+        return mask
+
+
+def find_components(mask: Bool, connectivity: int) -> Components:
+    """Return the components of a mask, (*grid)."""
+    components, count = label_components(mask, AXES_OF_STEP[connectivity])
+    return components_of(components.astype(np.min_scalar_type(count), copy=False))
+
+
+def components_of(numbers: Labels) -> Components:
+    """Return components from the number of each voxel, (*grid), 0 outside."""
+    from scipy import ndimage
+
+    boxes = ndimage.find_objects(numbers)
+    sizes = np.bincount(numbers[numbers > 0], minlength=len(boxes) + 1)
+    return Components(numbers, sizes, boxes)
+
+
+class Pairs(NamedTuple):
+    """Pairs of a reference lesion and a predicted one with common voxels, in ascending order."""
+
+    reference: Integers  # (pairs,) numbers
+    predicted: Integers  # (pairs,) numbers
+    voxels: Integers  # (pairs,) common voxels
+
+    def predicted_with(self, number: int) -> Integers:
+        """Return the predicted lesions that are in pairs with a reference lesion."""
+        first, last = np.searchsorted(self.reference, (number, number + 1))
+        return self.predicted[first:last]
+
+
+def find_pairs(reference: Labels, predicted: Labels) -> Pairs:
+    """Return the pairs of numbers, from 1, that two (*grid) arrays have at the same voxels."""
+    both = (reference > 0) & (predicted > 0)
+    base = int(predicted.max(initial=0)) + 1
+    keys = reference[both].astype(np.int64)
+    keys *= base
+    keys += predicted[both]
+    found, counts = np.unique(keys, return_counts=True)
+    return Pairs(*np.divmod(found, base), counts)
+
+
+def more_than_half(pairs: Pairs, reference_sizes: Integers, predicted_sizes: Integers) -> Pairs:
+    """Return the pairs whose common voxels are more than half of their union.
+
+    Each lesion is in at most one of them.
+    """
+    union = reference_sizes[pairs.reference] + predicted_sizes[pairs.predicted] - pairs.voxels
+    chosen = 2 * pairs.voxels > union
+    return Pairs(*(column[chosen] for column in pairs))
+
+
+def group_by_dilation(reference: Bool, rules: LesionRules) -> Labels:
+    """Return the number of the lesion of each voxel of a dilated reference, (*grid), 0 outside.
+
+    Components that meet are one lesion. A step of the dilation goes along at most two axes.
+    """
+    from scipy import ndimage
+
+    step = ndimage.generate_binary_structure(reference.ndim, 2)
+    wide = ndimage.binary_dilation(reference, step, rules.dilation)
+    numbers, count = label_components(wide, AXES_OF_STEP[rules.connectivity])
+    return numbers.astype(np.min_scalar_type(count), copy=False)

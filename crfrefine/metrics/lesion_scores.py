@@ -1,0 +1,272 @@
+"""Scores of lesions: a row for each lesion, and the metrics of a case.
+
+The definitions, and their sources, are in `docs/reference/metrics.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from crfrefine.arrays.arguments import given_array
+from crfrefine.arrays.label_maps import Box, box_around
+from crfrefine.base.array_types import Array
+from crfrefine.errors import ConfigError
+from crfrefine.metrics.lesion_matching import (
+    LESION_RULES,
+    Components,
+    LesionRules,
+    boxes_by_label,
+    components_of,
+    find_components,
+    find_pairs,
+    group_by_dilation,
+    merge_near,
+    more_than_half,
+)
+from crfrefine.metrics.overlap import LabelMapPair, MaskPair, members_of, ratio
+
+PENALTY_MM = 374.0  # HD95 of a missed or a false lesion: the diagonal of the grids of BraTS
+_ROUNDING = 1e-6  # The volume of a voxel is a product of rounded numbers.
+
+
+class Lesion(NamedTuple):
+    """A lesion of the reference, or a false one of the label map."""
+
+    region: str
+    outcome: str  # "found", "missed", "small" (too small to count), or "false"
+    # In the reference, from 1 for the largest; that of a false one is in the label map.
+    number: int
+    volume_ml: float
+    center_mm: tuple[float, ...]  # along each axis, from the center of the grid's first voxel
+    matched_to: tuple[int, ...] = ()  # numbers of the lesions of the label map that match it
+    dice: float = 0.0  # with all of these
+    hd95_mm: float = PENALTY_MM  # with all of these
+
+
+class LesionResults(NamedTuple):
+    """The lesions of a region."""
+
+    values: dict[str, float]  # of each of LESION_METRICS
+    lesions: list[Lesion]  # those of the reference, then the false ones
+
+
+def lesions(
+    label_map: ArrayLike,
+    reference: ArrayLike,
+    spacing: ArrayLike,
+    *,
+    rules: LesionRules | str = "isles",
+    regions: Mapping[str, Iterable[int]] | None = None,
+    ignore_label: int | None = None,
+) -> list[Lesion]:
+    """Return a row for each lesion of the reference, and for each false one of the label map.
+
+    `pandas.DataFrame(rows)` is a table of them.
+
+    Args:
+        label_map: (*grid) integers.
+        reference: (*grid) integers.
+        spacing: mm, one per grid axis or one for all.
+        rules: those of matching, or the name of a challenge's, which are in LESION_RULES.
+        regions: the labels of each named region; None means each label from 1 up by itself.
+        ignore_label: voxels where the reference has this value count as background in both maps.
+
+    Raises:
+        GridMismatchError: the maps differ in shape.
+        InputError: a map does not hold integers, or the spacing is not a positive number per axis.
+        ConfigError: an unknown name of rules, or a region without proper labels.
+    """
+    if regions is None:
+        found = set[int]()
+        for labels in (label_map, reference):
+            found.update(np.unique(given_array(labels, "a label map")).tolist())
+        found -= {ignore_label}
+        regions = {str(label): (label,) for label in sorted(found) if label > 0}
+    results = measure_lesions(label_map, reference, regions, spacing, rules, ignore_label)
+    rows = []
+    for result in results.values():
+        rows += result.lesions
+    return rows
+
+
+def measure_lesions(
+    label_map: ArrayLike,
+    reference: ArrayLike,
+    regions: Mapping[str, Iterable[int]],
+    spacing: ArrayLike,
+    rules: LesionRules | str,
+    ignore_label: int | None = None,
+) -> dict[str, LesionResults]:
+    """Return the metrics and the lesions of each region; arguments and errors are as in `lesions`.
+
+    The metrics are those of LESION_METRICS; NaN where undefined.
+    """
+    if isinstance(rules, str):
+        if rules not in LESION_RULES:
+            raise ConfigError(f"lesions: expected {', '.join(LESION_RULES)}, got {rules!r}")
+        rules = LESION_RULES[rules]
+    maps = LabelMapPair(label_map, reference, spacing, ignore_label)
+    members = {name: members_of(name, labels) for name, labels in regions.items()}
+    all_labels = set(chain(*(labels.tolist() for labels in members.values())))
+    boxes = [boxes_by_label(labels, all_labels) for labels in (maps.prediction, maps.reference)]
+
+    results = {}
+    for name, labels in members.items():
+        boxes_of_region = []
+        for boxes_of_map, label in product(boxes, labels.tolist()):
+            boxes_of_region += boxes_of_map[label]
+        parts = []
+        if boxes_of_region:
+            # Lesions in different boxes do not meet, even when both are dilated.
+            for box in merge_near(boxes_of_region, 2 * rules.dilation):
+                parts.append(_match_part(maps, box, labels, rules))
+        results[name] = _results_of(name, parts, maps.voxel_volume / 1000.0)
+    return results
+
+
+class _Part(NamedTuple):
+    """The lesions in a box, which those outside do not meet."""
+
+    lesions: list[Lesion]  # without a region; numbers are those in the box
+    # All components, of any size:
+    num_predicted: int
+    num_reference: int
+    ious: list[float]  # of the pairs whose intersection is more than half of their union
+    volume_difference: int  # voxels of the prediction, less those of the reference
+    false_positive: int  # voxels of predicted components that touch no reference
+    false_negative: int  # voxels of reference components that no prediction touches
+
+
+def _match_part(maps: LabelMapPair, box: Box, labels: Array, rules: LesionRules) -> _Part:
+    """Match the lesions of some labels in a box."""
+    prediction, reference = maps.masks_in(box, labels)
+    predicted = find_components(prediction, rules.connectivity)
+    wanted = find_components(reference, rules.connectivity)
+    del prediction, reference  # Their numbers say the same, and take the memory.
+    overlaps = find_pairs(wanted.numbers, predicted.numbers)
+    halves = more_than_half(overlaps, wanted.sizes, predicted.sizes)
+    unions = wanted.sizes[halves.reference] + predicted.sizes[halves.predicted] - halves.voxels
+    part = _Part(
+        lesions=[],
+        num_predicted=len(predicted.boxes),
+        num_reference=len(wanted.boxes),
+        ious=(halves.voxels / unions).tolist(),
+        volume_difference=int(predicted.sizes.sum() - wanted.sizes.sum()),
+        false_positive=int(np.delete(predicted.sizes, overlaps.predicted).sum()),
+        false_negative=int(np.delete(wanted.sizes, overlaps.reference).sum()),
+    )
+
+    matches = overlaps
+    if rules.dilation:
+        wide = group_by_dilation(wanted.numbers > 0, rules)
+        matches = find_pairs(wide, predicted.numbers)
+        wanted = components_of(wide * (wanted.numbers > 0))
+        overlaps = find_pairs(wanted.numbers, predicted.numbers)
+    if rules.match == "iou":
+        matches = more_than_half(overlaps, wanted.sizes, predicted.sizes)
+
+    corner = [side.start for side in box]
+    for number, wanted_box in enumerate(wanted.boxes, start=1):
+        lesion = _unmatched(maps, "missed", number, wanted, corner)
+        matching = matches.predicted_with(number)
+        if matching.size:
+            around = box_around([wanted_box, *(predicted.boxes[match - 1] for match in matching)])
+            pair = MaskPair(
+                predicted.mask_of(matching, around),
+                wanted.mask_of((number,), around),
+                maps.spacing,
+            )
+            lesion = lesion._replace(
+                outcome="found",
+                matched_to=tuple(matching.tolist()),
+                dice=pair.dice(),
+                hd95_mm=pair.hd95_mm(),
+            )
+        if 1000.0 * lesion.volume_ml <= rules.min_volume_mm3 * (1.0 + _ROUNDING):
+            lesion = lesion._replace(outcome="small")
+        part.lesions.append(lesion)
+    for number in np.setdiff1d(np.arange(1, len(predicted.sizes)), matches.predicted).tolist():
+        part.lesions.append(_unmatched(maps, "false", number, predicted, corner))
+    return part
+
+
+def _unmatched(
+    maps: LabelMapPair, outcome: str, number: int, components: Components, corner: Sequence[int]
+) -> Lesion:
+    """Return the lesion of a component in a box, whose corner is given, as one without a match."""
+    box = components.boxes[number - 1]
+    mask = components.mask_of((number,), box)
+    size = int(components.sizes[number])
+    center = [0.0] * maps.num_axes
+    for index, axis in enumerate(maps.axes):
+        planes = np.moveaxis(mask, index, 0).reshape(mask.shape[index], -1)
+        first = corner[index] + box[index].start
+        total = planes.sum(axis=1) @ np.arange(first, first + len(planes))
+        center[axis] = float(total) / size * maps.spacing[index]
+    return Lesion("", outcome, number, size * maps.voxel_volume / 1000.0, tuple(center))
+
+
+def _results_of(region: str, parts: Sequence[_Part], voxel_ml: float) -> LesionResults:
+    """Return the lesions and the metrics of a region."""
+    wanted = []
+    false_lesions = []
+    num_predicted = 0
+    for part in parts:
+        for lesion in part.lesions:
+            if lesion.outcome == "false":
+                number = num_predicted + lesion.number
+                false_lesions.append(lesion._replace(region=region, number=number))
+            else:
+                matched_to = tuple(num_predicted + number for number in lesion.matched_to)
+                wanted.append(lesion._replace(region=region, matched_to=matched_to))
+        num_predicted += part.num_predicted
+    # These numbers do not depend on the label map, so that several can be compared.
+    wanted.sort(key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
+    wanted = [lesion._replace(number=number) for number, lesion in enumerate(wanted, start=1)]
+
+    outcomes = Counter(lesion.outcome for lesion in wanted)
+    found = outcomes["found"]
+    missed = outcomes["missed"]
+    false = len(false_lesions)
+    f1 = 1.0
+    dice = 1.0
+    hd95_mm = 0.0
+    measured = [lesion for lesion in (*wanted, *false_lesions) if lesion.outcome != "small"]
+    if measured:
+        f1 = 2 * found / (2 * found + missed + false)
+        dice = math.fsum(lesion.dice for lesion in measured) / len(measured)
+        hd95_mm = math.fsum(lesion.hd95_mm for lesion in measured) / len(measured)
+
+    num_reference = sum(part.num_reference for part in parts)
+    ious = list(chain(*(part.ious for part in parts)))
+    panoptic_quality = ratio(2 * math.fsum(ious), num_predicted + num_reference)
+    segmentation_quality = panoptic_quality  # 0 without a match, NaN without components
+    if ious:
+        segmentation_quality = math.fsum(ious) / len(ious)
+    volume_difference = sum(part.volume_difference for part in parts)
+    values = {
+        "lesions": float(found + missed),
+        "lesions_found": float(found),
+        "lesions_missed": float(missed),
+        "lesions_false": float(false),
+        "lesion_sensitivity": ratio(found, found + missed),
+        "lesion_precision": ratio(found, found + false),
+        "lesion_f1": f1,
+        "lesion_dice": dice,
+        "lesion_hd95_mm": hd95_mm,
+        "rq": ratio(2 * len(ious), num_predicted + num_reference),
+        "sq": segmentation_quality,
+        "pq": panoptic_quality,
+        "false_positive_ml": sum(part.false_positive for part in parts) * voxel_ml,
+        "false_negative_ml": sum(part.false_negative for part in parts) * voxel_ml,
+        "absolute_volume_difference_ml": abs(volume_difference) * voxel_ml,
+        "lesion_count_difference": float(abs(num_predicted - num_reference)),
+    }
+    return LesionResults(values, [*wanted, *false_lesions])
