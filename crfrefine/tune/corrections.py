@@ -6,9 +6,10 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from crfrefine.base.array_types import Array
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_volume
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.strokes import Strokes
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.case import TuneCase
 from crfrefine.tune.drawing import Drawing, has_unsaved
 
@@ -81,6 +85,20 @@ class Corrections:
             return CORRECTED
         return SAVED if self.read_parameters() == parameters else OUTDATED
 
+    def put_aside(self, result: str) -> Path | None:
+        """Give the result another name if another program has changed it; return that name.
+
+        `result` is the digest of the file as it was written; "" means that it is not known.
+        """
+        if not result or not self.refined.exists() or digest_of_file(self.refined) == result:
+            return None
+        folder = self.refined.parents[1] / "replaced"
+        check_writable(folder)
+        number = 1
+        while (folder / f"{number}-{self.refined.name}").exists():
+            number += 1
+        return self.refined.rename(folder / f"{number}-{self.refined.name}")
+
     def read_parameters(self) -> CrfParameters | None:
         """Return the parameters that made the result; None means that there are none."""
         if not self.parameters.exists():
@@ -103,7 +121,10 @@ def open_drawing(
         return Drawing(grid, strokes_of(case)), []
     notes = []
     if not corrections.drawing.exists():
-        drawing = Drawing(grid, strokes_of(case))
+        files = list(case.strokes)
+        if corrections.strokes.exists():
+            files.append((corrections.strokes, read_drawn(corrections.strokes, grid)))
+        drawing = Drawing(grid, strokes_of(replace(case, strokes=tuple(files))))
     else:
         drawing = Drawing.read(corrections.drawing, grid)
         others = tuple(pair for pair in case.strokes if pair[0] != corrections.strokes)
@@ -111,14 +132,29 @@ def open_drawing(
         if given is not None and drawing.take(given):
             names = ", ".join(str(path) for path, _ in others)
             notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
-        saved = dict(case.strokes).get(corrections.strokes)
-        if saved is not None:
-            saved = saved.astype(np.uint16)
-            if not drawing.has_had(saved):
-                drawing.follow(saved)
-                notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(corrections.strokes)))
     drawing.keep_in(corrections.drawing)
     return drawing, notes
+
+
+def read_drawn(path: Path, grid: Sequence[int]) -> Array:
+    """Return (*grid) the values of a file of strokes; raise InputError for another grid."""
+    values = read_volume(path).data
+    if values.size != math.prod(grid):
+        raise InputError(
+            f"{path}: was changed elsewhere, and has the grid {values.shape}, where {tuple(grid)} "
+            "was expected; move it away"
+        )
+    strokes = Strokes.of_array(values, values.shape, MAX_LABEL + 1, name=str(path))
+    drawn = np.zeros(values.shape, np.uint16)
+    if strokes is not None:
+        drawn[tuple(strokes.positions)] = np.where(strokes.labels == 0, BACKGROUND, strokes.labels)
+    return drawn.reshape(grid)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a text that only a file with these bytes has."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp_of_inputs(files: CaseFiles) -> str:

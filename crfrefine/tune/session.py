@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array
 from crfrefine.base.colors import color_of
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.infer.case_work import read_strokes
 from crfrefine.infer.inputs import RunInputs
@@ -35,8 +34,14 @@ from crfrefine.tune.brush import voxels_of_stroke
 from crfrefine.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
-from crfrefine.tune.corrections import Corrections, open_drawing, stamp_of_inputs
-from crfrefine.tune.drawing import Drawing, Edit, Places
+from crfrefine.tune.corrections import (
+    Corrections,
+    digest_of_file,
+    open_drawing,
+    read_drawn,
+    stamp_of_inputs,
+)
+from crfrefine.tune.drawing import Drawing, Edit, Places, stamp_of_file
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
 from crfrefine.tune.slices import describe_planes, pack_plane
@@ -85,8 +90,6 @@ class Session:
         if options.corrections is not None:
             self._corrections = Corrections.of_case(files.case_id, options.corrections)
             self._corrections.check()
-            if drawing is None and self._corrections.strokes.exists():
-                files = replace(files, strokes=(*files.strokes, self._corrections.strokes))
 
         self.case = open_case(files, inputs.reading, options.inputs.threads)
         self._refiner = CaseRefiner(self.case, options.inputs)
@@ -95,6 +98,11 @@ class Session:
             strokes_of = partial(read_strokes, options.inputs, declared=inputs.reading.declared)
             drawing, self._notes = open_drawing(self._corrections, self.case, strokes_of)
         self.drawing = drawing
+        # that of the file of strokes when it was seen last, as of `stamp_of_file`
+        self._stamp_of_strokes: object = None
+        self.shown = Result(self.case.network_labels)
+        self.take_outside()
+        self._former: Array | None = None  # the labels before the last stroke
         self._num_labels = max(self.case.network.num_labels, self.drawing.largest + 1)
         self._labels = ["background"]
         titles = dict(inputs.reading.titles)
@@ -107,9 +115,7 @@ class Session:
         scheme = self.case.network.regions
         if scheme is not None and not options.regions:
             self._regions = tuple(zip(scheme.names, scheme.labels, strict=True))
-        self.shown = Result(self.case.network_labels)
         self._whole = self.shown  # the newest result of the whole case
-        self._former: Array | None = None  # the labels before the last stroke
         self._edited: Box | None = None  # around the strokes that no result has yet
         # Each state that a box is asked for has a number, which rises: those of several tabs cannot
         # be ordered by their clocks.
@@ -288,6 +294,26 @@ class Session:
             self._edited = box if self._edited is None else enclose(self._edited, box)
         return self.drawing.describe()
 
+    def take_outside(self) -> bool:
+        """Take strokes that other programs have written to the files of the case, if any.
+
+        Return whether there are some in the file of saved strokes. Raise InputError if that cannot
+        be read.
+        """
+        self.drawing.take_file()
+        if self._corrections is None:
+            return False
+        path = self._corrections.strokes
+        stamp = stamp_of_file(path)
+        if stamp in (None, self._stamp_of_strokes):
+            return False
+        has_taken = self.drawing.take_outside(read_drawn(path, self.case.network_labels.shape))
+        self._stamp_of_strokes = stamp
+        if has_taken:
+            self._former = self.shown.labels
+            self._notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(path)))
+        return has_taken
+
     def keep_in(self, corrections: Corrections) -> None:
         """Save the case in these files from now on; its drawing is kept in one of them already."""
         self._corrections = corrections
@@ -308,17 +334,26 @@ class Session:
             segments = self.case.segments
         like = self.case.like
         with self.drawing.saving_lock:
+            self.take_outside()
             result = self._refine_whole(parameters, lambda *progress: None)
+            while self.take_outside():  # since then
+                result = self._refine_whole(parameters, lambda *progress: None)
             strokes = result.strokes
             assert strokes is not None
+            replaced = corrections.put_aside(self.drawing.result)
             self.drawing.mark_saving(strokes)
             write_label_map(corrections.strokes, strokes, like)
             write_small_file(corrections.parameters, described["toml"].encode())
+            self._stamp_of_strokes = stamp_of_file(corrections.strokes)
             write_label_map(corrections.refined, result.labels, like, segments=segments)
-            self.drawing.mark_saved(self.stamp)
+            self.drawing.mark_saved(self.stamp, digest_of_file(corrections.refined))
         self._chosen.note_saved(self.case.case_id)
+        saved = f"{corrections.strokes} and {corrections.refined}"
+        if replaced is not None:
+            saved += f"; the result that another program had changed is {replaced} now"
         return {
-            "saved": f"{corrections.strokes} and {corrections.refined}",
+            "saved": saved,
+            "strokes": self.drawing.describe(),
             "result": result.facts if self.shown is result else None,
             **described,
         }

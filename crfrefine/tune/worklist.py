@@ -63,8 +63,10 @@ class Worklist:
         return self._edit(number, lambda session: session.redo(mark))
 
     def look(self, number: int, mark: str) -> dict[str, Any]:
-        """Return the strokes of the open case, which another tab may have edited."""
-        return {**self.session(number).drawing.describe(), "state": self.kept.state(number)}
+        """Return the strokes of the open case, which another tab or program may have edited."""
+        session = self.session(number)
+        session.take_outside()
+        return {**session.drawing.describe(), "state": self.kept.state(number)}
 
     def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
         """Edit the strokes of a case."""

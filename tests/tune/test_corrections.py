@@ -24,6 +24,7 @@ from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.tune import case, drawing, review, session
 from crfrefine.tune.corrections import CORRECTED, SAVED, UNTOUCHED, Corrections
+from crfrefine.tune.drawing import Drawing, Edit
 from crfrefine.tune.finding import find_cases
 from crfrefine.tune.worklist import Worklist
 
@@ -374,3 +375,118 @@ def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
         with pytest.raises(StorageError, match="the disk is full"):
             Worklist(options, find_cases(options))
     Worklist(options, find_cases(options)).end()
+
+
+# ---- Files that another program writes while the page runs
+
+
+def change_strokes(path, voxels, value):
+    """Draw in a file of strokes as another program does."""
+    strokes = read_volume(path)
+    values = strokes.data.astype(np.uint8)
+    values[voxels] = value
+    write_label_map(path, values, strokes.header)
+
+
+@pytest.mark.parametrize("taken_by", ["look", "save", "open"])
+def test_strokes_changed_elsewhere_and_those_drawn_since_are_both_kept(worklist, options, taken_by):
+    files = Corrections.of_case("a", options.corrections)
+    worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {})
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    expected = worklist.session(0).drawing.values.copy()
+    elsewhere = np.s_[8:11, 2:4, 5:7]
+    assert not expected[elsewhere].any()
+    change_strokes(files.strokes, elsewhere, 2)
+    expected[elsewhere] = 2
+    if taken_by == "look":
+        assert worklist.look(0, "")["drawn"] == np.count_nonzero(expected)
+    elif taken_by == "open":
+        worklist.open(1)
+        worklist.open(0)
+        assert "changed elsewhere" in worklist.session(0).describe()["notes"][-1]
+    assert worklist.save_case(0, "", {})["strokes"]["drawn"] == np.count_nonzero(expected)
+    np.testing.assert_array_equal(read_volume(files.strokes).data, expected)
+    assert states(worklist)[0] == SAVED
+    assert worklist.undo(0, "")["drawn"] < np.count_nonzero(expected)
+
+
+def test_strokes_that_another_program_left_unreadable_are_not_overwritten(worklist, options):
+    files = Corrections.of_case("a", options.corrections)
+    worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {})
+    files.strokes.write_bytes(b"no image")
+    for act in (lambda: worklist.look(0, ""), lambda: worklist.save_case(0, "", {})):
+        with pytest.raises(CrfRefineError, match=r"strokes.a\.nii\.gz"):
+            act()
+    assert files.strokes.read_bytes() == b"no image"
+    files.drawing.write_bytes(b"{")
+    assert "changed elsewhere" in worklist.draw(0, **STROKE | {"path": [2, 2]})["problem"]
+    assert files.drawing.read_bytes() == b"{"
+    files.drawing.unlink()
+    files.strokes.unlink()
+    assert worklist.keep()["folder"]["problem"] == ""
+    assert worklist.look(0, "")["drawn"] == new_session(options).drawing.describe()["drawn"] == 3
+
+
+def test_a_drawing_that_another_program_has_written_is_taken(worklist, options):
+    """From another machine, onto which the folder was copied."""
+    file = Corrections.of_case("a", options.corrections).drawing
+    worklist.draw(0, **STROKE)
+    earlier = file.read_bytes()
+    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    other = file.read_bytes()
+    worklist.undo(0, "")
+    file.write_bytes(other)
+    assert worklist.draw(0, **STROKE | {"path": [9, 9], "value": 2})["drawn"] == 2 + 8 + 1
+    file.write_bytes(earlier)
+    assert worklist.look(0, "")["drawn"] == 2
+    assert worklist.undo(0, "")["drawn"] > 2, "nothing is gone"
+
+
+def test_a_result_that_another_program_has_changed_gets_another_name(worklist, options):
+    refined = Corrections.of_case("a", options.corrections).refined
+    worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {})
+    worklist.save_case(0, "", {})
+    assert not (options.corrections / "replaced").exists()
+    change_strokes(refined, np.s_[1:3, 2:4, 5:7], 3)
+    changed = refined.read_bytes()
+    assert "1-a.nii.gz now" in worklist.save_case(0, "", {})["saved"]
+    assert (options.corrections / "replaced" / "1-a.nii.gz").read_bytes() == changed
+
+
+def test_an_edit_that_is_sent_again_after_a_restart_is_done_once(worklist, options):
+    worklist.draw(0, **STROKE | {"mark": "one"})
+    worklist.draw(0, **STROKE | {"path": [2, 2], "mark": "two"})
+    worklist.undo(0, "three")
+    worklist.end()
+    again = Worklist(options, find_cases(options))
+    again.undo(0, "three")
+    assert again.draw(0, **STROKE | {"path": [3, 3], "mark": "two"})["drawn"] == 2
+    again.end()
+
+
+def test_undo_and_redo_give_the_strokes_back_voxel_by_voxel(worklist, options):
+    """Over each other, with labels beyond a byte, in a case that was left and read again."""
+    drawing = worklist.session(0).drawing
+    rng = np.random.default_rng(0)
+    seen = [drawing.values]
+    for number in range(12):
+        voxels = np.unique(rng.integers(0, 900, 200))
+        drawing.draw(Edit(voxels, int(rng.choice([0, 1, 2, 255, 300]))), str(number))
+        seen.append(drawing.values)
+        if number == 6:
+            drawing.forget()
+    for expected in seen[-2::-1]:
+        drawing.undo()
+        np.testing.assert_array_equal(drawing.values, expected)
+        assert drawing.describe()["drawn"] == np.count_nonzero(expected)
+    for expected in seen[1:]:
+        drawing.redo()
+        np.testing.assert_array_equal(drawing.values, expected)
+    assert drawing.describe()["drawn"] == np.count_nonzero(seen[-1])
+    file = Corrections.of_case("a", options.corrections).drawing
+    read = Drawing.read(file, drawing.values.shape)
+    np.testing.assert_array_equal(read.values, seen[-1])
+    assert read.is_unsaved

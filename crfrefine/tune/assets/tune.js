@@ -232,11 +232,16 @@ function edit(name, sent, number = state.number) {
     if (name === "look" && strokes.step === state.strokes.step) return;
     tell("");
     showState(number, strokes);
-    if (number !== state.number) return;
-    showStrokes(strokes);
-    state.version += 1;
-    refine();
+    if (number === state.number) takeStrokes(strokes);
   }));
+}
+
+// Show strokes that are not those of before, and refine with them.
+function takeStrokes(strokes) {
+  if (strokes.step === state.strokes.step) return;
+  showStrokes(strokes);
+  state.version += 1;
+  refine();
 }
 
 function showStrokes(strokes) {
@@ -258,6 +263,7 @@ async function saveCase() {
     tell("");
     if (number === state.number) {
       if (about.is_large && answer.result && sent === counter) showAnswer(answer);
+      takeStrokes(answer.strokes); // Another program may have drawn some.
       find("saved-case").textContent = `saved to ${answer.saved}`;
     }
     return refreshCases();
