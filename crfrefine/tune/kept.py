@@ -12,6 +12,7 @@ from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.chosen import ChosenParameters
 from crfrefine.tune.corrections import (
     CORRECTED,
+    SAVED,
     UNTOUCHED,
     Corrections,
     FolderLock,
@@ -19,7 +20,7 @@ from crfrefine.tune.corrections import (
 )
 from crfrefine.tune.drawing import Drawing
 from crfrefine.tune.options import TuneOptions
-from crfrefine.tune.review import Review, Reviews
+from crfrefine.tune.review import TO_DO, Review, Reviews
 from crfrefine.tune.session import Session
 
 
@@ -81,6 +82,14 @@ class KeptCases:
         if number not in self._stamps:
             self._stamps[number] = stamp_of_inputs(self.inputs.cases[number])
         return self.corrections_of(number).state(self.chosen.of_page, self._stamps[number])
+
+    def first_to_do(self) -> int:
+        """Return the number of the first case that is neither saved nor noted as done; else 0."""
+        for number, files in enumerate(self.inputs.cases):
+            is_to_do = self._reviews.of_case(files.case_id).state == TO_DO
+            if is_to_do and self.state(number) != SAVED:
+                return number
+        return 0
 
     def describe(self, number: int) -> dict[str, Any]:
         """Return name, state and notes of a case."""

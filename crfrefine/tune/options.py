@@ -42,7 +42,12 @@ class TuneOptions:
     ] = None  # nowhere
     first: Annotated[
         str | None,
-        Option("--case", "The case of a folder to show. Default: the first.", "NAME", panel=INPUT),
+        Option(
+            "--case",
+            "The case of a folder to show. Default: the first that is not done.",
+            "NAME",
+            panel=INPUT,
+        ),
     ] = None
     # sigmoid channels of the network, if it has one for each; else labels that count together
     regions: tuple[Region, ...] = ()

@@ -15,7 +15,7 @@ from typing import Any
 
 from crfrefine.base.limits import memory_limit
 from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.batch import Batch
 from crfrefine.tune.chosen import OF_CASE, OF_PAGE
@@ -33,10 +33,26 @@ class Worklist:
     def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
         self._inputs = inputs
         self.kept = KeptCases(options, inputs)
-        first = self.kept.read(number_of_first(inputs, options))
-        self.opened = OpenCase(first, self.kept.read, self._read_next)
+        self.opened = OpenCase(self._read_first(), self.kept.read, self._read_next)
         self.batch = Batch(inputs, options.inputs, self.opened.give_way)
         self._beginning = threading.Lock()  # Only one begins what is done with all cases.
+
+    def _read_first(self) -> Session:
+        """Read the case that the options name, else the first one that is to be done.
+
+        If that cannot be read, it is the first case of all.
+        """
+        options = self.kept.options
+        first = number_of_first(self._inputs, options)
+        number = first
+        if options.first is None:
+            number = self.kept.first_to_do()
+        try:
+            return self.kept.read(number)
+        except CrfRefineError:
+            if number == first:
+                raise
+        return self.kept.read(first)
 
     def session(self, number: int) -> Session:
         """Return the open case; raise InputError if another one is open."""

@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 from cli_helpers import save_nifti
 from tune_browser import (
+    correcting,
     drag,
     drawn,
     expect_complaints,
     needs_browser,
     number,
+    open_case,
     open_tab,
     picture,
     places_of,
     press,
     wait,
+    wait_for_case,
     wait_until_done,
 )
-from tune_helpers import open_page, write_large
+from tune_helpers import open_page, write_labeled, write_large
 
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.io.volume import Segment
@@ -272,6 +275,46 @@ def test_a_note_and_a_state_of_each_case_are_in_the_list_and_in_a_table(page, fo
         ["first", "to discuss", "'=odd border"],
         ["second", "to do", ""],
     ]
+
+
+def test_one_key_opens_the_next_case_that_nobody_has_touched(tmp_path, folder, browser):
+    """Behind cases that are corrected, done, or to be discussed, from any of them."""
+    names = [f"case{number}" for number in range(6)]
+    cases, _ = write_labeled(tmp_path, *names)
+    arguments = ("-i", cases.images, "-p", cases.logits, "-c", "default")
+    with correcting(arguments, folder, browser) as (running, page):
+        point = {"plane": 0, "place": [4, 5, 6], "path": [4, 5], "value": 1}
+        for number in (0, 1, 2):
+            edit = {**point, "shape": "disk", "radius": 0, "within": {}, "mark": ""}
+            running.json(f"case/{number}/draw", edit)
+        running.json("review", {"number": 3, "review": "done", "note": ""})
+        running.json("review", {"number": 4, "review": "to discuss", "note": "Odd border"})
+        page.refresh()
+        wait_until_done(page)
+        assert open_case(page) == "case0"
+        press(page, "t")
+        wait_for_case(page, "case5")
+        press(page, "t")
+        wait_for_case(page, "case0")
+
+        # The list is filtered by words and states, and Next follows it.
+        def listed():
+            return page.execute_script(
+                "return [...document.querySelectorAll('#case-list li:not([hidden])')]"
+                ".map((entry) => entry.querySelector('span').textContent)"
+            )
+
+        for kind, words, expected in (
+            ("corrected", "", names[:3]),
+            ("not done", "", [*names[:3], *names[4:]]),
+            ("", "odd", ["case4"]),
+            ("to discuss", "5", []),
+            ("untouched", "case", names[3:]),
+        ):
+            set_fields(page, [["case-kind", kind], ["case-words", words]])
+            assert listed() == expected
+        press(page, ".")
+        wait_for_case(page, "case3")
 
 
 def test_states_follow_strokes_and_the_list_closes_and_keeps_the_focus(page):

@@ -65,6 +65,24 @@ def test_cases_have_a_state_and_reopened_ones_their_strokes(worklist, options):
         worklist.session(2)
 
 
+def test_a_restart_begins_with_the_first_case_that_is_not_done(worklist, options):
+    worklist.session(0).draw(**STROKE)
+    worklist.session(0).save_case("", {})
+    worklist.review(1, "done", "")
+    worklist.end()
+    for changes, number in (({}, 2), ({"first": "b"}, 1)):
+        again = Worklist(replace(options, **changes), find_cases(options))
+        assert again.describe()["open"] == number
+        again.end()
+    image = next(path for path in options.inputs.images[0].iterdir() if path.name.startswith("c_"))
+    content = image.read_bytes()
+    image.write_bytes(content[:100])  # It is passed by, so that the page starts.
+    again = Worklist(options, find_cases(options))
+    assert again.describe()["open"] == 0
+    again.end()
+    image.write_bytes(content)
+
+
 def test_a_result_older_than_the_strokes_is_not_saved(options, worklist):
     """As after a kill between the two files."""
     session = worklist.session(0)

@@ -17,8 +17,43 @@ function ordered() {
   return numbers.sort((one, other) => value(one) - value(other) || one - other);
 }
 
-// The case that follows in the order by so many, undefined at an end.
-export const neighbor = (by) => ordered()[ordered().indexOf(state.at) + by];
+// What is to be done with a case, the lowest first; NaN means that it is done.
+function rankOf({ review: word, state: kind }) {
+  if (word === "to discuss") return 2;
+  if (word === "done" || kind === "saved") return NaN;
+  return kind === "untouched" ? 0 : 1;
+}
+
+// Whether the list shows a case: by its name or note, and by its state.
+function isListed(number) {
+  const one = state.list.cases[number];
+  const text = `${one.name} ${one.note}`.toLowerCase();
+  const kinds = ["", one.state, one.review, Number.isNaN(rankOf(one)) ? "" : "not done"];
+  const words = state.caseWords.toLowerCase().split(" ");
+  return kinds.includes(state.caseKind) && words.every((word) => text.includes(word));
+}
+
+// The cases behind the open one in the order, then those before it.
+function following() {
+  const order = ordered();
+  const place = order.indexOf(state.at);
+  return { before: order.slice(0, place), behind: order.slice(place + 1) };
+}
+
+// The next case that the list shows, or with -1 the previous one; undefined at an end.
+export function neighbor(by) {
+  const { before, behind } = following();
+  return by > 0 ? behind.find(isListed) : before.findLast(isListed);
+}
+
+// The next case to do, from the open one on and then from the first one: those that nobody has
+// touched come before corrected ones that are not saved; undefined if all others are done.
+export function nextToDo() {
+  const { before, behind } = following();
+  const rank = (number) => rankOf(state.list.cases[number]);
+  const toDo = [...behind, ...before].filter((number) => rank(number) >= 0);
+  return toDo.toSorted((one, other) => rank(one) - rank(other))[0];
+}
 
 const withState = (...states) =>
   state.list.cases.filter((one) => states.includes(one.state)).length;
@@ -29,12 +64,16 @@ function showCases() {
   find("cases").hidden = cases.length < 2;
   find("next-case").disabled = neighbor(1) === undefined;
   find("previous-case").disabled = neighbor(-1) === undefined;
+  find("to-do-case").disabled = nextToDo() === undefined;
   find("case-count").textContent =
     `${order.indexOf(open) + 1} of ${cases.length}, ${withState("saved")} saved`;
+  const listed = order.filter(isListed);
+  find("listed").textContent =
+    listed.length < order.length ? `${listed.length} of ${order.length} listed` : "";
   // The entries are changed in place: the one that has the focus keeps it.
   const entries = find("case-list");
   while (entries.children.length < order.length) entries.append(clone("case-entry").node);
-  order.forEach((number, place) => showEntry(entries.children[place].firstChild, number));
+  order.forEach((number, place) => showEntry(entries.children[place], number));
   find("order").ariaBusy = String(isCounting);
   document.body.dataset.kept = folder.is_used;
   for (const node of findAll(".path")) node.textContent = folder.path;
@@ -60,9 +99,14 @@ function showCases() {
   if (document.activeElement !== find("note")) find("note").value = note;
 }
 
-function showEntry(button, number) {
+function showEntry(entry, number) {
   const { name, state: word, review, note, changed, is_counted: isCounted } =
     state.list.cases[number];
+  entry.hidden = !isListed(number);
+  const shown = JSON.stringify([number, number === state.list.open, state.list.cases[number]]);
+  if (entry.dataset.shown === shown) return; // Hundreds of entries take long.
+  entry.dataset.shown = shown;
+  const button = entry.firstChild;
   let counts = isCounted ? "cannot be refined" : "";
   if (Number.isInteger(changed)) counts = `${changed.toLocaleString("en")} changed`;
   write(button, name, review === "to do" ? "" : review, STATES[word] ?? word, counts);
@@ -104,7 +148,7 @@ export async function mayEnd() {
 }
 
 export function readAhead() {
-  const number = neighbor(1);
+  const number = nextToDo() ?? neighbor(1);
   if (number !== undefined) ask("read-ahead", { number }).catch(() => {}); // Opening reports it.
 }
 
@@ -112,4 +156,4 @@ export function readAhead() {
 export const review = () => changeCases("review", { number: state.number,
   review: find("review-state").value, note: find("note").value });
 
-watch("list at order", showCases);
+watch("list at order caseWords caseKind", showCases);

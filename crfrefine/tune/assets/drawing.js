@@ -36,7 +36,7 @@ export function colorTable(labels) {
 // The color of what a value draws.
 export function inkOf(value, labels) {
   if (value === BACKGROUND) return "#fff";
-  return value === 0 ? "#888" : labels[value - 1].color;
+  return value === 0 ? "#888" : labels.find(({ label }) => label === value).color;
 }
 
 // Refined labels. With `base`, those that differ from it, and white for background.

@@ -1,7 +1,7 @@
 // The page: opens a case, sends its parameters and strokes when they change, and shows the answers.
 import { allSent, ask, attempt, clone, fill, find, findAll, hasEnded, isSending, send, tell,
   write } from "./page.js";
-import { changeCases, keep, mayEnd, neighbor, readAhead, refreshCases, review, showState }
+import { changeCases, keep, mayEnd, neighbor, nextToDo, readAhead, refreshCases, review, showState }
   from "./cases.js";
 import { buildLabels, filterLabels, pick, pressInFilter, showAllLabels, takeEyes, toggleChosen }
   from "./labels.js";
@@ -95,7 +95,7 @@ async function openCase(number) {
 // What is under the pointer: place, intensity, and labels.
 watch("under", () => {
   const { about, labels, modality, under } = state;
-  const name = (label) => labels[label - 1]?.name ?? "background";
+  const name = (label) => labels.find((one) => one.label === label)?.name ?? "background";
   find("under").textContent = "";
   if (!under) return;
   const value = `${Number(under.value.toPrecision(5))} ${about.units[modality]}`.trim();
@@ -219,7 +219,7 @@ function scoreRow({ label, region, before, after, dice_before: was, dice_after: 
   const dice = ["▼ ", "", "▲ "][gain + 1] + percent(is);
   row.classList.toggle("region", region !== undefined);
   row.children[2].classList.add(["worse", "same", "better"][gain + 1]);
-  const name = region ?? state.labels[label - 1].name;
+  const name = region ?? state.labels.find((one) => one.label === label).name;
   return write(row, name, percent(was), dice, count(before), count(after));
 }
 
@@ -303,6 +303,7 @@ function showNextPlane() {
 // What follows from the controls of the page without `data-state`, by their ids.
 const actions = {
   "previous-case": () => go(neighbor(-1)), "next-case": () => go(neighbor(1)),
+  "to-do-case": () => go(nextToDo()),
   "case-list": ({ target }) => go(Number(target.closest("button").value)),
   keep, "save-all": () => changeCases("save-all", parameters()), "save-case": saveCase,
   "save-anew": () => changeCases("save-anew", parameters()),
