@@ -1,13 +1,18 @@
-"""The voxels that a stroke draws: in a plane, in balls around its path, or inside an outline."""
+"""The voxels that a stroke draws: in a plane, in balls around its path, or inside an outline.
+
+Limits leave out some of them: other intensities, and labels that are protected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES
 from crfrefine.tune.case import TuneCase
@@ -18,6 +23,57 @@ _MAX_LENGTH = 1_000_000  # voxels of a path
 _ROUNDING = 1e-6  # mm
 
 Integers = NDArray[np.int64]
+
+
+class Limits:
+    """Where a stroke may draw: on a range of intensities, over some labels, or everywhere."""
+
+    def __init__(
+        self, case: TuneCase, within: Mapping[str, Any], labels_at: Callable[[Any], Array]
+    ) -> None:
+        """Take what the page sends, and a function that returns the labels of now at an index.
+
+        `within` has `modality`, a number, with `low` and `high`, or `over`, labels, or both, or is
+        empty. Raises InputError for others.
+        """
+        self._labels_at = labels_at
+        self._image: Array | None = None  # None means that any intensity is drawn on
+        self._over: Array | None = None  # None means that any label is drawn over
+        if "over" in within:
+            self._over = np.array(within["over"])
+            if self._over.ndim != 1 or self._over.dtype.kind not in "iu":
+                raise InputError("draw over: expected labels")
+        if within.keys() - {"over"}:
+            try:
+                self._image = case.image[within["modality"]]
+                self._low = float(within["low"])
+                self._high = float(within["high"])
+            except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+                raise InputError("only intensities: expected a lowest and a highest one") from error
+
+    def allow(self, index: Any) -> Bool:
+        """Return where an index of the arrays may be drawn."""
+        labels = self._labels_at(index)
+        allowed: Bool = np.ones(labels.shape, np.bool_)
+        if self._over is not None:
+            allowed &= np.isin(labels, self._over)
+        if self._image is not None:
+            values = self._image[index]
+            allowed &= (values >= self._low) & (values <= self._high)
+        return allowed
+
+    def cut(self, places: Integers, shape: Sequence[int]) -> Integers:
+        """Return those places in the flattened arrays that may be drawn.
+
+        Raises InputError if there is none of them.
+        """
+        allowed = places[self.allow(np.unravel_index(places, tuple(shape)))]
+        if len(places) and not len(allowed):
+            raise InputError(
+                "nothing is drawn: no intensity there is in the range, or all labels there are "
+                "protected"
+            )
+        return allowed
 
 
 def voxels_of_stroke(

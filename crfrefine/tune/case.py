@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
-from crfrefine.arrays.label_maps import Box, channels_of, count_labels, grown
+from crfrefine.arrays.label_maps import Box, channels_of, count_labels, foreground_labels, grown
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_case
@@ -107,6 +106,20 @@ class TuneCase(Case):
         """(labels), the voxels that the network has of each label that there can be."""
         return np.array(count_labels(self.network_labels, MAX_LABEL + 1))
 
+    @cached_property
+    def existing_labels(self) -> set[int]:
+        """The labels of channels and regions, or of a label map, and those of the reference."""
+        network = self.network
+        if isinstance(network, LabelMapNetwork):
+            labels = set(network.channels)
+        elif network.channel_labels is not None:
+            labels = set(network.channel_labels)
+        else:
+            labels = set(range(network.num_labels))
+        if self.labels is not None:
+            labels.update(foreground_labels(self.labels))
+        return labels
+
     @property
     def upright_grid(self) -> tuple[int, ...]:
         """Voxels along each axis of the upright arrays."""
@@ -158,24 +171,6 @@ class TuneCase(Case):
         """Return the sorted places in the flattened arrays of voxels of the upright grid."""
         stored = self.upright.find(upright, self.upright_grid)
         return np.sort(np.ravel_multi_index(stored, self.network_labels.shape))
-
-    def within(self, places: Integers, intensities: Mapping[str, Any]) -> Integers:
-        """Return those places in the flattened arrays whose intensity is in a range.
-
-        It has `modality`, a number, and `low` and `high`. Raise InputError for others, and if there
-        is no such place.
-        """
-        try:
-            modality = self.image[intensities["modality"]]
-            low = float(intensities["low"])
-            high = float(intensities["high"])
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-            raise InputError("only intensities: expected a lowest and a highest one") from error
-        values = modality[np.unravel_index(places, modality.shape)]
-        is_within = (values >= low) & (values <= high)
-        if not is_within.any():
-            raise InputError("nothing is drawn: no intensity there is in the range")
-        return places[is_within]
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""

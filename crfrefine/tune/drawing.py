@@ -195,10 +195,9 @@ class Drawing:
         self._values = self.values.copy(order="K")
 
     @property
-    def largest(self) -> int:
-        """The largest label that is drawn."""
-        labels = [edit.value for edit in self._edits if edit.value != BACKGROUND]
-        return max(labels, default=0)
+    def labels(self) -> set[int]:
+        """The labels that are drawn or were taken back."""
+        return {edit.value for edit in self._edits} - {0, BACKGROUND}
 
     @property
     def is_unsaved(self) -> bool:
@@ -299,6 +298,10 @@ class Drawing:
             self._append(edits)
             self._step(edits)
         return True
+
+    def has_done(self, mark: str) -> bool:
+        """Return whether an edit with this mark is done already."""
+        return mark != "" and mark in self._marks
 
     def _is_new(self, mark: str) -> bool:
         is_new = not mark or mark not in self._marks

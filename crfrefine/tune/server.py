@@ -53,6 +53,8 @@ _STROKE: dict[str, type] = {
     "within": dict,
     **_MARK,
 }
+_PROJECTION: dict[str, type] = {"plane": int, "label": int}
+_FIND: dict[str, type] = {"what": str, "label": int, "plane": int, "place": list}
 _REVIEW: dict[str, type] = {"number": int, "review": str, "note": str}
 _VIEW: dict[str, type] = {
     "plane": int,
@@ -132,6 +134,11 @@ def make_app(
         content = worklist.session(_case_number(request)).plane(**view)
         return Response(content, media_type="application/octet-stream")
 
+    def projection(request: Request) -> Response:
+        view = _checked(unquote(request.url.query), _PROJECTION)
+        content = worklist.session(_case_number(request)).tools.projection(**view)
+        return Response(content, media_type="image/png")
+
     def close() -> dict[str, Any]:
         worklist.end()
         end()
@@ -142,6 +149,8 @@ def make_app(
         Route("/cases", lambda request: _as_json(worklist.describe())),
         Route("/case/{number}/describe", describe),
         Route("/case/{number}/plane/{version}", plane),
+        Route("/case/{number}/projection/{version}", projection),
+        _post("case/{number}/find", worklist.find, _FIND),
         _post("case/{number}/refine", worklist.refine, _STATE),
         _post("case/{number}/choose", worklist.choose, _PARAMETERS),
         _post("case/{number}/draw", worklist.draw, _STROKE),

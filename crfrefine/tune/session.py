@@ -30,7 +30,7 @@ from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
-from crfrefine.tune.brush import voxels_of_stroke
+from crfrefine.tune.brush import Limits, voxels_of_stroke
 from crfrefine.tune.case import CaseRefiner, enclose, open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
@@ -45,6 +45,7 @@ from crfrefine.tune.drawing import Drawing, Edit, Places, stamp_of_file
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
 from crfrefine.tune.slices import describe_planes, pack_plane
+from crfrefine.tune.tools import FOUND, Tools
 
 
 class Result(NamedTuple):
@@ -103,13 +104,13 @@ class Session:
         self.shown = Result(self.case.network_labels)
         self.take_outside()
         self._former: Array | None = None  # the labels before the last stroke
-        self._num_labels = max(self.case.network.num_labels, self.drawing.largest + 1)
+        self._num_labels = 1 + max({self.case.network.num_labels - 1, *self.drawing.labels})
         self._labels = ["background"]
-        titles = dict(inputs.reading.titles)
+        self._titles = dict(inputs.reading.titles)
         for part in self.case.segments:  # The network's file has names itself.
-            titles[part.label] = f"{part.label} {part.name}"
+            self._titles[part.label] = f"{part.label} {part.name}"
         for label in range(1, self._num_labels):
-            self._labels.append(titles.get(label, f"label {label}"))
+            self._labels.append(self._titles.get(label, f"label {label}"))
         # The regions that have a row in the table: those of the options, or channels.
         self._regions = options.regions
         scheme = self.case.network.regions
@@ -147,8 +148,9 @@ class Session:
             modalities.append(f"image {number + 1}")
         output = self._options.output
         neighbors = labels_nearby([case.network_labels])
-        for label in range(1, self._num_labels):
-            neighbors.setdefault(label, set())
+        for label in case.existing_labels | self._titles.keys() | self.drawing.labels:
+            if 0 < label < self._num_labels:
+                neighbors.setdefault(label, set())
         named = {part.label: color_of(part.color) for part in case.segments if part.color}
         labels = []
         for label, color in choose_colors(neighbors, named).items():
@@ -263,20 +265,30 @@ class Session:
         within: Mapping[str, Any],
         mark: str,
     ) -> dict[str, Any]:
-        """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke`.
+        """Draw a label, 255 for background or 0 for nothing, as of `voxels_of_stroke` or `Tools`.
 
-        It is drawn on the intensities of `within` alone, as of `TuneCase.within`, if that is not
-        empty. A stroke with the mark of an earlier one is the same one, sent again. One outside the
-        image draws nothing.
+        It is drawn where the limits of `within` allow it, as of `Limits`. A stroke with the mark of
+        an earlier one is the same one, sent again. One outside the image draws nothing.
         """
+        if self.drawing.has_done(mark):
+            return self.drawing.describe()
         if value != BACKGROUND and not 0 <= value < self._num_labels:
             raise InputError(f"{value}: no such label")
-        drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius)
-        if within:
-            drawn = self.case.within(drawn, within)
+        tools = self.tools
+        limits = Limits(self.case, within, tools.labels_at)
+        if shape in FOUND:
+            drawn = tools.voxels(shape, plane, place, value, limits)
+        else:
+            drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius)
+        drawn = limits.cut(drawn, self.drawing.values.shape)
         if len(drawn):
             self.drawing.draw(Edit(drawn, value), mark)
         return self._drawn(drawn)
+
+    @property
+    def tools(self) -> Tools:
+        """What finds voxels among the newest labels and strokes."""
+        return Tools(self.case, self.shown.labels, self.drawing.values)
 
     def undo(self, mark: str) -> dict[str, Any]:
         """Take the last stroke back, if any."""

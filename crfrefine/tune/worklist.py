@@ -62,6 +62,10 @@ class Worklist:
         """Refine the open case, as of `Session.refine`."""
         return self.session(number).refine(**state)
 
+    def find(self, number: int, **asked: Any) -> dict[str, Any]:
+        """Return a place of the open case, as of `Tools.find`."""
+        return self.session(number).tools.find(**asked)
+
     def save(self, number: int, **parameters: Any) -> dict[str, Any]:
         """Write parameters, as of `Session.save`."""
         return self.session(number).save(**parameters)

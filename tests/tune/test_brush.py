@@ -6,7 +6,7 @@ from cli_helpers import Folders, save_nifti
 from tune_helpers import open_session, options_for
 
 from crfrefine.errors import InputError
-from crfrefine.tune.brush import voxels_of_stroke
+from crfrefine.tune.brush import Limits, voxels_of_stroke
 
 GRID = (15, 18, 11)
 SPACING = (1.0, 2.5, 2.0)
@@ -30,7 +30,8 @@ def drawn(case, path, shape="disk", radius=0.0, within=None, plane=0):
     """The voxels, as a set of upright indices."""
     places = voxels_of_stroke(case, plane, PLACE, path, shape, radius)
     if within is not None:
-        places = case.within(places, within)
+        limits = Limits(case, within, lambda index: case.network_labels[index])
+        places = limits.cut(places, case.network_labels.shape)
     is_drawn = np.zeros(case.network_labels.size, bool)
     is_drawn[places] = True
     upright = case.upright.apply(is_drawn.reshape(case.network_labels.shape))

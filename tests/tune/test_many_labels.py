@@ -51,6 +51,31 @@ def test_neighbors_have_colors_that_are_not_alike(options):
     assert all(colors[other] != "#0000ff" for other in neighbors[7]), "one color in the file"
 
 
+def test_labels_are_listed_that_exist_have_a_name_or_are_drawn(tmp_path):
+    labels = np.zeros((9, 11, 7), np.uint16)
+    for step, label in enumerate((17, 255, 1035, 2035)):
+        labels[2 * step : 2 * step + 2, 2:8, 1:5] = label
+
+    class Folders:
+        images = tmp_path / "images"
+        logits = tmp_path / "network"
+
+    image = np.random.default_rng(3).normal(0, 30, labels.shape).astype(np.float32)
+    save_nifti(Folders.images / "sparse_0000.nii.gz", image, AFFINE)
+    save_nifti(Folders.logits / "sparse.nii.gz", labels, AFFINE)
+    strokes = np.zeros(labels.shape, np.uint16)
+    strokes[0, 0, 0] = 4
+    drawn = save_nifti(tmp_path / "strokes.nii.gz", strokes, AFFINE)
+    options = options_for(Folders)
+    inputs = replace(options.inputs, input_type="labels", strokes=(drawn,))
+    with open_session(replace(options, inputs=inputs)) as session:
+        rows = session.describe()["labels"]
+        assert [row["label"] for row in rows] == [4, 17, 255, 1035, 2035]
+        assert rows[-1]["name"] == "label 2035"
+        session.draw(0, [1, 1, 1], [1, 1], 2035, shape="disk", radius=0, within={}, mark="")
+        assert session.drawing.values.max() == 2035
+
+
 def test_the_box_covers_a_long_stroke_and_is_as_the_whole_case(options):
     with open_session(options) as session:
         place = session.case.first_place()
