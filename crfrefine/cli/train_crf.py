@@ -30,6 +30,7 @@ _WITH_LABELS = (
     "learn",
     "num_folds",
     "loss",
+    "lesions",
     "num_optimizer_steps",
     "regions",
     "config",

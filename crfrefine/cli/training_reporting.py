@@ -53,6 +53,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
+    from crfrefine.train.choice import LESION_F1
     from crfrefine.train.comparison import METHODS, METRICS
 
     verdict = result.verdict
@@ -60,6 +61,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         print(for_terminal(f"verdict: {verdict.sentence}"))
         return
     metrics = [metric for metric in map(metric_named, METRICS) if metric.in_overview]
+    if result.plan.options.lesions is not None:
+        metrics.append(metric_named(LESION_F1))
     first = metrics[0]  # that of the verdict, compared with the network
     row_of = {(row.metric, row.region, row.method): row for row in result.summary}
     regions = dict.fromkeys(row.region for row in result.summary)

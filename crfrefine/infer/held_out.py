@@ -34,6 +34,8 @@ def read_held_out(
             own = CrfParameters.from_dict(fold["fit"]["parameters"])
             if parameters.postprocess.keep_largest != "none":
                 own = own.replace(**{"postprocess.keep_largest": fold["keep_largest"]})
+            elif parameters.postprocess.removing and "min_component_ml" in fold:
+                own = own.replace(**{"postprocess.min_component_ml": fold["min_component_ml"]})
             if entries:
                 own = own.replace(**entries)
             for case_id in fold["held_out"]:

@@ -1,4 +1,4 @@
-"""The baselines that a trained CRF must beat: vector scaling, largest component, guided filter.
+"""The baselines that a trained CRF must beat: vector scaling, a rule for components, guided filter.
 
 Vector scaling is also a start and a candidate of its own. The temperature of the output
 probabilities is fitted here, too.
@@ -21,10 +21,18 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.arrays.softmax import log_sum_exp
 from crfrefine.layer.forms import TEMPERATURE_RANGE
+from crfrefine.metrics.lesion_scores import measure_lesions
 from crfrefine.metrics.overlap import mean_dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
-from crfrefine.train.choice import Candidate, Choice, Scores, rounded, without_crf
+from crfrefine.train.choice import (
+    LESION_F1,
+    Candidate,
+    Choice,
+    Scores,
+    rounded,
+    without_crf,
+)
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import spread_out
 from crfrefine.train.guided import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, as_channels
@@ -32,8 +40,11 @@ from crfrefine.train.material import Material
 from crfrefine.train.model import mean_tensor, refiner_of
 from crfrefine.train.starts import BATCH_SIZE, voxel_length
 
-# The rules for keeping the largest component: that of all labels together, or that of each label.
-LARGEST_KINDS = ("foreground", "each")
+# The rules that keep the largest component: that of all labels together, or that of each label.
+LARGEST_RULES = tuple(PostprocessParameters(keep_largest=kind) for kind in ("foreground", "each"))
+# The rules for lesions, the network as it is first: the smallest volume of a component, in ml.
+SMALLEST_VOLUMES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+SMALLEST_RULES = tuple(PostprocessParameters(min_component_ml=ml) for ml in SMALLEST_VOLUMES)
 SCALED = ("temperature", "bias")  # the groups that vector scaling fits
 SCALING_STEPS = 60
 # About so many voxels of a case supply its gradient in a step of vector scaling. They are evenly
@@ -152,15 +163,27 @@ def score_choices(
     choices: Sequence[Choice],
     material: Material,
     label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
+    lesions: str | None = None,
 ) -> Scores[Choice]:
-    """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
-    regions = material.plan.regions.values()
+    """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each.
+
+    It is mean Dice, or with the name of a challenge's rules for lesions the mean of lesion F1.
+    """
+    regions = material.plan.regions
+
+    def score(crop: Crop, labels: NDArray[Any]) -> float:
+        if lesions is None:
+            return mean_dice(crop.confusion(labels), regions.values())
+        results = measure_lesions(
+            labels, crop.labels, regions, crop.spacing, lesions, crop.num_labels
+        )
+        return float(np.mean([result.values[LESION_F1] for result in results.values()]))
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [mean_dice(crop.confusion(labels), regions) for labels in label_maps(crop)]
+        return [score(crop, labels) for labels in label_maps(crop)]
 
-    dice = np.array(material.workers.run(scores, material.crops))
-    return dict(zip(choices, dice.T, strict=True))
+    values = np.array(material.workers.run(scores, material.crops))
+    return dict(zip(choices, values.T, strict=True))
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
@@ -171,15 +194,20 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     return np.where(crop.mask, crop.network, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
-def largest_scores(material: Material) -> Scores[str]:
-    """Return how good it is to keep the largest component of each kind."""
+def score_rules(material: Material) -> Scores[PostprocessParameters]:
+    """Return how good each rule for components is, after the network: those for lesions, if asked.
+
+    Without them, one of the rules that keep the largest component is taken in any case.
+    """
+    lesions = material.plan.options.lesions
+    rules = LARGEST_RULES if lesions is None else SMALLEST_RULES
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         labels = network_labels(crop)
-        for kind in LARGEST_KINDS:
-            yield clean(labels, PostprocessParameters(keep_largest=kind), crop.spacing).label_map
+        for rule in rules:
+            yield clean(labels, rule, crop.spacing).label_map
 
-    return score_choices(LARGEST_KINDS, material, label_maps)
+    return score_choices(rules, material, label_maps, lesions)
 
 
 def score_guided(material: Material, spacing: Sequence[float]) -> Scores[Guidance]:

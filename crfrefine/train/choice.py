@@ -25,6 +25,7 @@ from crfrefine.parameters.sections import (
     VolumeParameters,
 )
 
+LESION_F1 = "lesion_f1"  # the metric by which rules for lesions are chosen
 # Kinds of results and candidates. The first three are also the names of their starts.
 NO_CRF = "no CRF"  # the network's labels as they are
 CALIBRATION = "recalibration alone"  # a temperature and biases, but no weights

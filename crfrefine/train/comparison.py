@@ -15,6 +15,7 @@ from crfrefine.base.text import printable
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.comparison import (
     Measurement,
     ResultTable,
@@ -25,14 +26,14 @@ from crfrefine.statistics.comparison import (
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.choice import Candidate, rounded
+from crfrefine.train.choice import LESION_F1, Candidate, rounded
 from crfrefine.train.guided import UNGUIDED, Guidance
 from crfrefine.train.plan import Split, TrainingPlan
 
 
-def with_largest(method: str) -> str:
-    """Return the name of a method after which the largest component is kept."""
-    return f"{method} + largest component"
+def with_rule(method: str, rule: str) -> str:
+    """Return the name of a method after which a rule for components is applied."""
+    return f"{method} + {rule}"
 
 
 NETWORK = "network"
@@ -48,15 +49,19 @@ SHARP = "sharp preset"
 # The rivals for a coarser network: its shares or interpolated logits without a CRF, a filter, and
 # the preset; all keep volumes.
 COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
-LARGEST = "largest component"
+# The rules for components, of which a run has the first, or with --lesions the second.
+RULES = LARGEST, SMALLEST = "largest component", "smallest volume"
 TRAINED = "trained CRF"
-TRAINED_LARGEST = with_largest(TRAINED)
 # The methods that are shown, in this order.
-METHODS = (NETWORK, *RIVALS, *COARSE_RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
-# The methods that are measured: those that are shown, and the rivals of the CRF with the largest
-# component.
-RIVALS_LARGEST = tuple(with_largest(rival) for rival in (*RIVALS, *COARSE_RIVALS))
-MEASURED = (*METHODS, *RIVALS_LARGEST)
+METHODS = (
+    *(NETWORK, *RIVALS, *COARSE_RIVALS, *RULES, TRAINED),
+    *(with_rule(TRAINED, rule) for rule in RULES),
+)
+# The methods that are measured: those that are shown, and the rivals of the CRF with a rule.
+MEASURED = (
+    *METHODS,
+    *(with_rule(rival, rule) for rule in RULES for rival in (*RIVALS, *COARSE_RIVALS)),
+)
 # The names under which the probabilities of two methods are measured.
 PROBABILITIES = {
     NETWORK: "probabilities of the network",
@@ -64,6 +69,8 @@ PROBABILITIES = {
 }
 # The metrics of masks that training reports; the surface Dice is that within one voxel.
 METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
+# The metrics of lesions that it reports with --lesions.
+METRICS_OF_LESIONS = (LESION_F1, "lesions_missed", "lesions_false")
 
 # The standard error of the mean by folds is clearly more than that by cases if it is so many times
 # as large: of five folds that differ as their cases do, one in 17 is.
@@ -88,7 +95,7 @@ class Training:
     histories: dict[str, list[dict[str, Any]]]
     candidates: tuple[Candidate, ...]  # simpler models first
     scaling: VectorScaling
-    keep_largest: str  # "foreground" or "each"
+    rule: PostprocessParameters  # for components
     guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
     # The values of each case that a fold held out; empty until they are measured.
     measured: Mapping[str, MethodValues] = field(default_factory=dict)
@@ -109,8 +116,12 @@ class Training:
         volume = ""
         if self.chosen.parameters.volume.weight > 0.0:
             volume = f", volume.weight {self.chosen.parameters.volume.weight:g}"
-        dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases held out"
-        return f"{self.chosen.name}{volume}: {dice}, at iteration {self.chosen.optimizer_step}"
+        scores = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
+        found = lesion_f1_of(self)
+        if found:
+            scores += f", lesion F1 {found[NETWORK]:.4f} -> {found[TRAINED]:.4f}"
+        step = self.chosen.optimizer_step
+        return f"{self.chosen.name}{volume}: {scores} on the cases held out, at iteration {step}"
 
 
 class TrainingResult(NamedTuple):
@@ -121,8 +132,9 @@ class TrainingResult(NamedTuple):
     final: Training  # on all cases
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network
-    # The trained CRF with the largest component kept, against that component.
-    summary_of_largest: list[SummaryRow]
+    rule: str  # the name of the rule for components
+    # The trained CRF with the rule, against the rule alone.
+    summary_with_rule: list[SummaryRow]
     # Probabilities of the trained CRF against the network's, over all labels or as a mean over
     # regions.
     summary_of_probabilities: list[SummaryRow]
@@ -136,8 +148,8 @@ class TrainingResult(NamedTuple):
     def parameters(self) -> CrfParameters:
         """The parameters to write: trained on all cases, and rounded.
 
-        They keep the largest component if the verdict is on that. They name the cases of training,
-        and the modalities if these are known.
+        They have the rule for components if the verdict is on that. They name the cases of
+        training, and the modalities if these are known.
         """
         names = [*self.plan.base.trained_on]
         for case_id in self.plan.cases.case_ids:
@@ -146,9 +158,9 @@ class TrainingResult(NamedTuple):
         modalities = self.plan.cases.modality_names or self.plan.base.modalities
         parameters = rounded(self.final.chosen.parameters)
         parameters = replace(parameters, trained_on=unique, modalities=modalities)
-        if self.verdict.method != TRAINED_LARGEST or self.final.chosen.is_network:
+        if self.verdict.method == TRAINED or self.final.chosen.is_network:
             return parameters
-        return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest})
+        return parameters.replace(**self.final.rule.removing)
 
 
 def compare(
@@ -170,8 +182,9 @@ def compare(
     seed = plan.options.seed
     table = _table_of(measured, {method: method for method in MEASURED})
     summary = summarize(table, NETWORK, seed=seed)
-    with_component = [line for line in table if line.method in (LARGEST, TRAINED_LARGEST)]
-    summary_of_largest = summarize(ResultTable(with_component), LARGEST, seed=seed)
+    rule = LARGEST if plan.options.lesions is None else SMALLEST
+    with_rule_alone = [line for line in table if line.method in (rule, with_rule(TRAINED, rule))]
+    summary_with_rule = summarize(ResultTable(with_rule_alone), rule, seed=seed)
 
     probabilities = _table_of(measured, PROBABILITIES)
     calibration = []
@@ -182,8 +195,10 @@ def compare(
         titles = {ALL_LABELS: "the regions, on average"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
 
-    main, alone = judge(table, summary, summary_of_largest)
+    main, alone = judge(table, rule, summary, summary_with_rule)
     sentence = describe_kinds([fold.chosen.kind for fold in folds], final.chosen.kind)
+    if rule == SMALLEST:
+        sentence = f"{describe_lesions(table, final.rule, main.method)} {sentence}"
     spread = describe_spread([gains_of(fold) for fold in folds])
     if spread:
         sentence = f"{sentence} {spread}"
@@ -193,7 +208,8 @@ def compare(
         final,
         table,
         summary,
-        summary_of_largest,
+        rule,
+        summary_with_rule,
         calibration,
         replace(main, probabilities=change, sentence=f"{main.sentence} {sentence}"),
         replace(alone, probabilities=change, sentence=f"{alone.sentence} {sentence}"),
@@ -215,6 +231,17 @@ def describe_kinds(of_folds: Sequence[str], of_file: str) -> str:
         f"This verdict is {extent} about the file: the folds have {', '.join(texts)}; "
         f"the file has {of_file}."
     )
+
+
+def lesion_f1_of(fold: Training) -> dict[str, float]:
+    """Return the mean lesion F1 of each method on the cases of a fold; empty without --lesions."""
+    values: dict[str, list[float]] = {}
+    for of_methods in fold.measured.values():
+        for method, of_regions in of_methods.items():
+            for metrics in of_regions.values():
+                if LESION_F1 in metrics:
+                    values.setdefault(method, []).append(metrics[LESION_F1])
+    return {method: float(np.mean(of_method)) for method, of_method in values.items()}
 
 
 def gains_of(fold: Training) -> list[float]:
@@ -267,14 +294,16 @@ def _table_of(measured: Mapping[str, MethodValues], names: Mapping[str, str]) ->
 
 def judge(
     table: ResultTable,
+    rule: str = LARGEST,
     summary: Sequence[SummaryRow] | None = None,
-    summary_of_largest: Sequence[SummaryRow] | None = None,
+    summary_with_rule: Sequence[SummaryRow] | None = None,
 ) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and that on the trained CRF without postprocessing.
 
-    The two differ if the largest component is the only rival that the CRF does not beat: the main
-    verdict is then on the gain of both together over this component, and the rivals keep it too.
-    Harm is looked up in the summaries.
+    The two differ if the rule for components is taken: the main verdict is then on the gain of both
+    together over this rule, and the rivals have it too. The largest component is taken if it is the
+    only rival that the CRF does not beat; the smallest volume, if it adds to the lesion F1 of the
+    CRF as a candidate adds to that of the network. Harm is looked up in the summaries.
     """
     measured = {line.method for line in table}
     rivals = [rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured]
@@ -282,21 +311,41 @@ def judge(
         table,
         TRAINED,
         NETWORK,
-        rivals=(*rivals, LARGEST),
+        rivals=(*rivals, rule),
         subject="the trained CRF",
         summary=summary,
     )
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
-    if not helps or unbeaten != [LARGEST]:
+    takes_rule = helps and unbeaten == [rule]
+    if rule == SMALLEST:
+        alone_f1, with_rule_f1 = table.means(LESION_F1, (TRAINED, with_rule(TRAINED, rule)))
+        gains = (with_rule_f1 - alone_f1).tolist()
+        takes_rule = Candidate(rule, rule, CrfParameters(), gains=tuple(gains)).is_useful
+    if not takes_rule:
         return alone, alone
 
     main = verdict(
         table,
-        TRAINED_LARGEST,
-        LARGEST,
-        rivals=tuple(with_largest(rival) for rival in rivals),
-        subject="the trained CRF with the largest component",
-        summary=summary_of_largest,
+        with_rule(TRAINED, rule),
+        rule,
+        rivals=tuple(with_rule(rival, rule) for rival in rivals),
+        subject=f"the trained CRF with the {rule}",
+        summary=summary_with_rule,
     )
     return main, alone
+
+
+def describe_lesions(table: ResultTable, rule: PostprocessParameters, judged: str) -> str:
+    """Say what the trained CRF and the smallest volume do to lesion F1, and whether it is taken."""
+    methods = (NETWORK, SMALLEST, TRAINED, with_rule(TRAINED, SMALLEST))
+    means = np.nanmean(table.means(LESION_F1, methods), axis=1)
+    network, smallest, trained, both = (f"{mean:.3f}" for mean in means)
+    taken = "The file does not have it"
+    if judged != TRAINED:
+        taken = "The file has it"
+    return (
+        f"Mean lesion F1 is {network} for the network, {smallest} with the smallest volume, "
+        f"{trained} with the trained CRF and {both} with both. {taken}; on all cases it is "
+        f"{rule.min_component_ml:g} ml."
+    )

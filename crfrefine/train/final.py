@@ -62,7 +62,7 @@ def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Trainin
         {},
         tuple(pooled(candidates)),
         scaling,
-        ranked(material.largest, everything)[0],
+        ranked(material.rules, everything)[0],
         ranked(material.guided, everything)[0],
     )
     chosen = choose_kind(candidates)

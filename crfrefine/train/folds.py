@@ -98,7 +98,7 @@ def train_fold(
         histories_of(trajectories),
         candidates,
         scaling,
-        ranked(material.largest, split.seen)[0],
+        ranked(material.rules, split.seen)[0],
         ranked(material.guided, split.seen)[0],
     )
     return _kept(number, replace(fold, chosen=fold.candidate(CRF) or fold.chosen), material)
@@ -150,7 +150,9 @@ def measure_fold(number: int, folds: Sequence[Training], material: Material) -> 
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
         case = plan.read(files, threads)
-        values = measure_methods(case, plan.regions, fold, material.device.name, threads)
+        values = measure_methods(
+            case, plan.regions, fold, material.device.name, threads, plan.options.lesions
+        )
         material.progress.case_measured()
         return values
 
@@ -159,8 +161,9 @@ def measure_fold(number: int, folds: Sequence[Training], material: Material) -> 
     measured = {}
     for files, values_of_case in zip(held_out, values, strict=True):
         measured[files.case_id] = values_of_case
+    fold = replace(fold, measured=measured)
     material.progress.training_ended(fold.name, f"{fold.name}: {fold.describe()}")
-    return _kept(number, replace(fold, measured=measured), material)
+    return _kept(number, fold, material)
 
 
 def _kept(number: int, fold: Training, material: Material) -> Training:

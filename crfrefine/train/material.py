@@ -22,6 +22,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.layer.known_item import KnownItem
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.choice import Candidate, Scores
 from crfrefine.train.crops import Crop
 from crfrefine.train.guided import Guidance
@@ -222,7 +223,7 @@ class Material:
     digest: str = ""  # of all that the result depends on, as it was when the run began
     starts: Sequence[Candidate] = ()
     # How good the rivals without training are.
-    largest: Scores[str] = field(default_factory=dict)
+    rules: Scores[PostprocessParameters] = field(default_factory=dict)
     guided: Scores[Guidance] = field(default_factory=dict)
 
     @cached_property

@@ -19,6 +19,7 @@ from crfrefine.cases.case import Case
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.metrics.calibration import measure_calibration
+from crfrefine.metrics.lesion_scores import measure_lesions
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
@@ -33,26 +34,34 @@ from crfrefine.train.comparison import (
     GUIDED_VOLUMES,
     LARGEST,
     METRICS,
+    METRICS_OF_LESIONS,
     NETWORK,
     PROBABILITIES,
     SCALING,
     SHARP,
+    SMALLEST,
     SOFTENED,
     TRAINED,
     MethodValues,
     Training,
-    with_largest,
+    with_rule,
 )
 from crfrefine.train.crops import find_inside
 from crfrefine.train.guided import Guidance, Guide
 
 
 def measure_methods(
-    case: Case, regions: Mapping[str, Sequence[int]], training: Training, device: str, threads: int
+    case: Case,
+    regions: Mapping[str, Sequence[int]],
+    training: Training,
+    device: str,
+    threads: int,
+    lesions: str | None = None,
 ) -> MethodValues:
     """Return the values of every method on a case with a reference (L: voxels without one).
 
-    These are METRICS by region, and CALIBRATION_METRICS of PROBABILITIES.
+    These are METRICS by region, with the name of rules for lesions METRICS_OF_LESIONS too, and
+    CALIBRATION_METRICS of PROBABILITIES.
     """
     parameters = training.chosen.parameters
     maps = simple_maps(case, parameters, training.scaling, training.guidance)
@@ -98,7 +107,7 @@ def measure_methods(
     else:
         maps[DEFAULT] = refine(parameters=CrfParameters()).label_map
 
-    values = _measure_maps(case, regions, maps, training.keep_largest)
+    values = _measure_maps(case, regions, maps, training.rule, lesions)
     values[PROBABILITIES[NETWORK]] = network_calibration
     values[PROBABILITIES[TRAINED]] = trained_calibration
     return values
@@ -141,14 +150,16 @@ def _measure_maps(
     case: Case,
     regions: Mapping[str, Sequence[int]],
     maps: Mapping[str, NDArray[Any]],
-    keep_largest: str,
+    rule: PostprocessParameters,
+    lesions: str | None,
 ) -> MethodValues:
-    """Return METRICS of label maps, and of their largest components alone, by method and region."""
+    """Return the metrics of label maps, and of these after a rule, by method and region."""
     assert case.labels is not None
-    rule = PostprocessParameters(keep_largest=keep_largest)
+    ignored = case.network.num_labels
+    rule_name = LARGEST if lesions is None else SMALLEST
     measured = dict(maps)
     for name, labels in maps.items():
-        method = LARGEST if name == NETWORK else with_largest(name)
+        method = rule_name if name == NETWORK else with_rule(name, rule_name)
         measured[method] = clean(labels, rule, case.spacing).label_map
 
     # Methods often agree, and distances take most of the time.
@@ -157,15 +168,23 @@ def _measure_maps(
     for name, labels in measured.items():
         key = labels.tobytes()
         if key not in values_of_map:
-            values_of_map[key] = measure_case(
+            found = measure_case(
                 labels,
                 case.labels,
                 regions,
                 case.spacing,
                 tolerance_mm=one_voxel(case.spacing),
                 metrics=METRICS,
-                ignore_label=case.network.num_labels,
+                ignore_label=ignored,
             )
+            if lesions is not None:
+                results = measure_lesions(
+                    labels, case.labels, regions, case.spacing, lesions, ignored
+                )
+                for region, result in results.items():
+                    for metric in METRICS_OF_LESIONS:
+                        found[region][metric] = result.values[metric]
+            values_of_map[key] = found
         values[name] = values_of_map[key]
     return values
 

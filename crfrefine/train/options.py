@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.label_options import MAP, MAP_OF_REFERENCE, InputOptions, Mapped, parse_mapped
+from crfrefine.base.label_options import (
+    LESION_SETS,
+    MAP,
+    MAP_OF_REFERENCE,
+    InputOptions,
+    Mapped,
+    parse_mapped,
+)
 from crfrefine.base.limits import MAX_PARTS
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.errors import InputError
@@ -115,6 +122,16 @@ class TrainingOptions(InputOptions):
             panel=INPUT,
         ),
     ] = ()
+    lesions: Annotated[
+        str | None,
+        Option(
+            "--lesions",
+            "Score each lesion, too, by the rules of a challenge, and try the smallest volume of a "
+            "component in place of the largest component.",
+            choices=LESION_SETS,
+            panel=MODEL,
+        ),
+    ] = None
     device: str = "auto"  # or "cpu", "cuda" or "cuda:N"
     resume: Annotated[
         bool,

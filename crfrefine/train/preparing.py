@@ -13,7 +13,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.train import crops as cropping
-from crfrefine.train.baselines import largest_scores, score_guided
+from crfrefine.train.baselines import score_guided, score_rules
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.label_values import require_all
 from crfrefine.train.losses import make_loss, make_region_loss
@@ -79,6 +79,4 @@ def read_material(
     else:
         loss = make_region_loss(options.loss, cases.regions)
     material = Material(plan, crops, loss, workers, progress, device, digest, starts)
-    return replace(
-        material, largest=largest_scores(material), guided=score_guided(material, spacing)
-    )
+    return replace(material, rules=score_rules(material), guided=score_guided(material, spacing))

@@ -30,6 +30,8 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "reference_mapping": cases.reading.reference_mapping,
         "config": options.config,
     }
+    if options.lesions is not None:
+        settings["lesions"] = options.lesions
     if cases.reading.declared is not None:
         settings["input_type"] = "labels"
     folds = []
@@ -55,7 +57,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         **_rivals_entries(result.final),
         "folds": folds,
         "comparison": summary_dicts(result.summary),
-        "comparison_with_largest_component": summary_dicts(result.summary_of_largest),
+        f"comparison_with_{result.rule.replace(' ', '_')}": summary_dicts(result.summary_with_rule),
         "comparison_of_probabilities": summary_dicts(result.summary_of_probabilities),
         "measurements": [to_plain(line) for line in result.table],
     }
@@ -81,8 +83,11 @@ def _fit_entry(training: Training) -> dict[str, Any]:
 
 def _rivals_entries(training: Training) -> dict[str, Any]:
     """Return what the report says of the rivals of a CRF, tuned on the same cases."""
-    return {
+    entries = {
         "vector_scaling": to_plain(training.scaling),
         "guided_filter": to_plain(training.guidance),
-        "keep_largest": training.keep_largest,
+        "keep_largest": training.rule.keep_largest,
     }
+    if training.rule.keep_largest == "none":  # It is a rule for lesions.
+        entries["min_component_ml"] = training.rule.min_component_ml
+    return entries

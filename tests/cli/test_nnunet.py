@@ -17,6 +17,7 @@ from oracles import softmax
 from scipy.ndimage import zoom
 from training_helpers import shorten
 
+from crfrefine.infer.held_out import read_held_out
 from crfrefine.parameters.model import CrfParameters
 
 STRONG = (
@@ -337,6 +338,20 @@ def test_each_validated_case_has_the_parameters_of_the_fold_that_held_it_out(tmp
     command = ("infer", "--nnunet", tree.network, "-c", config, "-o", tmp_path / "learned")
     shown = run_here(*command, "--continue", status=0).stderr
     assert "4 cases (case0, case1, case2, case3): refined with other values of held_out" in shown
+
+
+def test_the_smallest_volume_of_a_case_is_that_of_the_fold_that_held_it_out(tmp_path):
+    tree = write_tree(tmp_path)
+    config = tmp_path / "learned.toml"
+    fit = {"parameters": CrfParameters().to_dict()}
+    fold = {"name": "fold 1", "held_out": ["case0"], "fit": fit, "keep_largest": "none"}
+    report = {"folds": [{**fold, "min_component_ml": 0.5}]}
+    config.with_suffix(".report.json").write_text(json.dumps(report))
+    learned = replace(CrfParameters(), trained_on=("case0",))
+    for ml, expected in ((2.0, 0.5), (0.0, 0.0)):  # The file may have been written without it.
+        parameters = learned.replace(**{"postprocess.min_component_ml": ml})
+        held_out = read_held_out(tree.network, str(config), parameters, {})
+        assert held_out["case0"][1].postprocess.min_component_ml == expected
 
 
 def test_what_evaluate_lacks_without_a_network(tmp_path):

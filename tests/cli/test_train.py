@@ -18,7 +18,15 @@ from crfrefine.engines import unexpected_device
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import stages
-from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS
+from crfrefine.train.comparison import (
+    COARSE_RIVALS,
+    MEASURED,
+    METHODS,
+    METRICS,
+    SMALLEST,
+    TRAINED,
+    with_rule,
+)
 from crfrefine.train.material import choose_device
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
@@ -91,7 +99,8 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
         "family: endpoint "
     )
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
-    methods = [method for method in METHODS if method not in COARSE_RIVALS]
+    others = (*COARSE_RIVALS, SMALLEST, with_rule(TRAINED, SMALLEST))
+    methods = [method for method in METHODS if method not in others]
     assert list(rows) == list(itertools.product(("whole", "cyst", "mean"), methods))
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert ": too few cases, at least 6 are needed for p < 0.05. The folds and " in lines[-1]
@@ -125,7 +134,10 @@ def test_the_report_holds_what_was_found(trained, data):
         (line["case"], line["method"], line["region"], line["metric"]): line["value"]
         for line in report["measurements"]
     }
-    assert len(measured) == 4 * (len(MEASURED) - 2 * len(COARSE_RIVALS)) * 2 * len(METRICS)
+    others = (*COARSE_RIVALS, SMALLEST)
+    methods = {name for name in MEASURED if not any(other in name for other in others)}
+    assert {method for _, method, *_ in measured} == methods
+    assert len(measured) == 4 * len(methods) * 2 * len(METRICS)
     truth = load_nifti(data / "labels" / "case2.nii.gz") == 3
     network = load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
@@ -174,6 +186,49 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     assert report_of(tmp_path / "p.toml")["measurements"] == report_of(trained[0])["measurements"]
     assert result.stdout.count("\n") == 1
     assert files_in(tmp_path) == ["p.report.json", "p.toml"]
+
+
+def with_specks(case):
+    """Return logits as files have them, with three false lesions of a voxel in the background."""
+    logits = case.logits.copy()
+    far = np.argwhere(case.labels == 0)[[0, 40, -1]]
+    logits[:, *far.T] = np.array([0.0, 4.0, 0.0, 0.0], np.float32)[:, None]
+    return np.moveaxis(logits, 0, -1)
+
+
+@pytest.mark.usefixtures("short_trainings")
+def test_lesions_are_scored_and_the_smallest_volume_is_a_rival_and_part_of_the_file(tmp_path):
+    """False lesions hardly count in Dice: by their F1, the rule that removes them is taken."""
+    data = write_cases(tmp_path / "data", 4, network=with_specks)
+    config = ("-c", "default", "--set", "bilateral.weight=0.5", "--learn", "temperature,bias")
+    output = tmp_path / "p.toml"
+    told = run_here(
+        "train-crf", data, "-o", output, *SHORT, *config, "--lesions", "isles", status=0
+    )
+    report = report_of(output)
+    assert report["options"]["lesions"] == "isles"
+    largest = {fold["keep_largest"] for fold in report["folds"]}
+    smallest = {fold["min_component_ml"] for fold in report["folds"]}
+    assert largest == {"none"}
+    assert all(ml > 0.2257 for ml in smallest), "a voxel has so many ml"
+    f1 = {}
+    for line in report["measurements"]:
+        assert "largest component" not in line["method"]
+        if line["metric"] == "lesion_f1":
+            f1.setdefault(line["method"], []).append(line["value"])
+    assert np.mean(f1["smallest volume"]) > np.mean(f1["network"]) + 0.05
+    assert {"trained CRF", "trained CRF + smallest volume"} < f1.keys()
+    assert report["comparison_with_smallest_volume"]
+    judged = report["verdict"]
+    assert "smallest volume" in {rival["name"] for rival in judged["rivals"]} | {judged["baseline"]}
+    means = [f"{np.mean(f1[name]):.3f}" for name in ("network", "smallest volume", "trained CRF")]
+    assert f"Mean lesion F1 is {means[0]} for the network, {means[1]} with the " in told.stdout
+    assert "\tLesion F1" in told.stdout
+    assert "lesion F1 0." in told.stderr, "a line of each fold"
+    is_taken = judged["method"] == "trained CRF + smallest volume"
+    assert f"{'has' if is_taken else 'does not have'} it; on all cases it is " in told.stdout
+    found = CrfParameters.load(output).postprocess.min_component_ml
+    assert found == (report["min_component_ml"] if is_taken else 0.0)
 
 
 @pytest.mark.usefixtures("short_trainings")

@@ -11,7 +11,7 @@ from crfrefine.cases.case import Case
 from crfrefine.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.io.volume import header_of_grid
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
 from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
@@ -149,7 +149,7 @@ def material(cases, learn=LEARNABLE, workers=WORKERS):
         learn=learn,
         regions={str(labels): labels for labels in REGIONS},
         cases=SimpleNamespace(sizes=SIZES),
-        options=SimpleNamespace(seed=3),
+        options=SimpleNamespace(seed=3, lesions=None),
     )
     progress = Progress(Observer(), num_folds=2, num_steps=4)
     return Material(plan, cases, make_loss("ce+dice", REGIONS), workers, progress)
@@ -186,16 +186,16 @@ def finished_fold():
         {"a": [{"iteration": 0, "score": 0.1}]},
         (),
         VectorScaling(0.9, (0.1, -0.1)),
-        "each",
+        PostprocessParameters(keep_largest="each"),
         measured=measured,
     )
 
 
-def tuned(parameters, scaling, keep_largest):
+def tuned(parameters, scaling, rule):
     """A training that chose a CRF with these parameters, and its rivals' settings."""
     chosen = Candidate(CRF, "start", parameters, 0, ())
     nobody = Split((), (), ())
-    return Training("fold 1", nobody, chosen, 0.0, {}, (), VectorScaling(*scaling), keep_largest)
+    return Training("fold 1", nobody, chosen, 0.0, {}, (), VectorScaling(*scaling), rule)
 
 
 class Shares(Observer):

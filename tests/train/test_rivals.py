@@ -33,8 +33,9 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.demo.phantom import write_phantom
 from crfrefine.metrics.overlap import mean_dice, measure_case
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import VolumeParameters
+from crfrefine.parameters.sections import PostprocessParameters, VolumeParameters
 from crfrefine.refinement.case import refine
+from crfrefine.statistics.comparison import ResultTable
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import baselines, guided, measuring
 from crfrefine.train import comparison as methods
@@ -662,7 +663,8 @@ def test_candidates_are_compared_over_the_same_regions_and_cases(monkeypatch):
     assert network_score == pytest.approx(0.6)
 
 
-WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
+TRAINED_LARGEST = methods.with_rule(methods.TRAINED, methods.LARGEST)
+WITH_LARGEST = {methods.with_rule(name, methods.LARGEST) for name in methods.RIVALS}
 
 
 def check(measured, gains, method, baseline, rivals, unbeaten):
@@ -684,20 +686,71 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
     gains = {
         methods.TRAINED: 0.02,
         methods.LARGEST: 0.02,
-        methods.TRAINED_LARGEST: 0.05,
-        methods.with_largest(methods.SCALING): 0.06,
+        TRAINED_LARGEST: 0.05,
+        methods.with_rule(methods.SCALING, methods.LARGEST): 0.06,
     }
     told = check(
         methods.MEASURED,
         gains,
-        methods.TRAINED_LARGEST,
+        TRAINED_LARGEST,
         methods.LARGEST,
         WITH_LARGEST,
-        {methods.with_largest(methods.SCALING)},
+        {methods.with_rule(methods.SCALING, methods.LARGEST)},
     )
     assert ": the trained CRF with the largest component helps. " in told
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}
-    check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
+    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, TRAINED_LARGEST: 0.06}
+    check(methods.MEASURED, gains, TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
+
+
+def test_the_smallest_volume_is_chosen_by_lesion_f1():
+    """Specks of two voxels go, and the lesion of 120 stays: in Dice, the specks hardly count."""
+    reference = np.zeros((17, 11, 9), np.uint8)
+    reference[3:9, 4:9, 2:6] = 1
+    network = reference.copy()
+    for place in (1, 12, 15):
+        network[place, 1, 7:9] = 1
+    spacing = (1.0, 1.2, 2.5)  # A voxel has 3 mm³, so that a speck has 0.006 ml.
+    (plain,) = crops(1)
+    crop = replace(
+        plain,
+        logits=np.zeros((4, *reference.shape), np.float16),
+        labels=reference,
+        mask=np.ones(reference.shape, bool),
+        spacing=spacing,
+        label_map=network,
+    )
+    shared = material([crop])
+    shared.plan.regions = {"lesion": (1,)}
+    shared.plan.options.lesions = "isles"
+    scores = baselines.score_rules(shared)
+    by_volume = {rule.min_component_ml: float(value) for rule, (value,) in scores.items()}
+    assert by_volume[0.0] == pytest.approx(2 / (2 + 3))
+    assert by_volume[0.01] == by_volume[0.2] == 1.0
+    assert by_volume[0.5] == 0.0
+    assert ranked(scores, [0])[0] == PostprocessParameters(min_component_ml=0.01)
+
+
+def test_the_smallest_volume_is_taken_where_it_adds_to_lesion_f1():
+    """Losses count twice, and Dice does not decide."""
+    both = methods.with_rule(methods.TRAINED, methods.SMALLEST)
+    measured = [name for name in methods.MEASURED if methods.LARGEST not in name]
+    lines = list(training_helpers.table_of_gains(dict.fromkeys(measured, 0.0)))
+    for gain, method in ((0.1, both), (0.0, methods.TRAINED), (-0.1, methods.TRAINED)):
+        f1 = []
+        for line in lines:
+            added = gain if line.method == both else 0.0
+            f1.append(replace(line, metric="lesion_f1", value=0.5 + added))
+        table = ResultTable([*lines, *f1])
+        main, alone = methods.judge(table, methods.SMALLEST)
+        assert (main.method, alone.method) == (method, methods.TRAINED)
+        assert methods.SMALLEST in {rival.name for rival in alone.rivals}
+        rule = PostprocessParameters(min_component_ml=0.05)
+        told = methods.describe_lesions(table, rule, main.method)
+        assert told == (
+            "Mean lesion F1 is 0.500 for the network, 0.500 with the smallest volume, 0.500 with "
+            f"the trained CRF and {0.5 + gain:.3f} with both. The file "
+            f"{'has' if gain > 0 else 'does not have'} it; on all cases it is 0.05 ml."
+        )
 
 
 def test_the_untrained_preset_is_a_rival():
@@ -718,10 +771,13 @@ def test_the_preset_is_measured_as_infer_runs_it():
         **{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5}
     )
     scaling = (1.0, (0.0,) * len(case.logits))
-    training = training_helpers.tuned(parameters, scaling, "each")
+    training = training_helpers.tuned(
+        parameters, scaling, PostprocessParameters(keep_largest="each")
+    )
     found = measuring.measure_methods(case, regions, training, "cpu", 1)
     options = {"spacing": case.spacing, "input_type": "logits"}
-    for name, keep in ((methods.DEFAULT, "none"), (methods.with_largest(methods.DEFAULT), "each")):
+    with_largest = methods.with_rule(methods.DEFAULT, methods.LARGEST)
+    for name, keep in ((methods.DEFAULT, "none"), (with_largest, "each")):
         preset = CrfParameters().replace(**{"postprocess.keep_largest": keep})
         labels = refine(
             case.logits, case.image, parameters=preset, allow_vanishing=True, **options
