@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, sentences_of
-from crfrefine.cli.tables import print_table
+from crfrefine.cli.tables import print_table, print_written
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         names = [METRICS_NAME, SUMMARY_NAME]
         if evaluation.has_report:
             names.append(REPORT_NAME)
-        for name in names:
-            print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
+        print_written(*(evaluation.options.output / name for name in names))
         failed = list(dict.fromkeys(failure.case_id for failure in evaluation.failures))
         if failed:
             count = f"{len(failed)} of {len(evaluation.pairs)} cases"

@@ -20,7 +20,7 @@ from crfrefine.engines import unexpected_device
 from crfrefine.records.records import CaseRecord, RunSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.progress import Progress
 
@@ -232,6 +232,18 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
                 self._say(f"crfrefine: error: {line}", at_least=QUIET)
         self._causes = None
 
+    def _counts_of(self, counts: Mapping[str, int]) -> str:
+        """Return how many cases of the run ended in which way, and how many were not started."""
+        texts = [f"{number} {way}" for way, number in counts.items() if number]
+        if sum(counts.values()) < self._total:
+            texts.append(f"{self._total - sum(counts.values())} not started")
+        return ", ".join(texts)
+
+    def _say_names(self, title: str, names: Sequence[str], at_least: int = NORMAL) -> None:
+        """Print the names of cases or files, if there are any."""
+        if names:
+            self._say(f"{title}: {listed(names, most=MAX_LISTED)}", at_least)
+
 
 class Reporter(RunReporter["RunSummary", "CaseRecord"]):
     """Shows a run of `infer`.
@@ -300,25 +312,15 @@ class Reporter(RunReporter["RunSummary", "CaseRecord"]):
                 "run again with --continue for the rest"
             )
         else:
-            counts = []
-            for status in ("done", "skipped", "failed"):
-                if summary.count(status):
-                    counts.append(f"{summary.count(status)} {status}")
-            if len(summary.cases) < summary.num_cases:
-                counts.append(f"{summary.num_cases - len(summary.cases)} not started")
-            what = ", ".join(counts) or "no case in this part"
+            counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
+            what = self._counts_of(counts) or "no case in this part"
             self._say(f"{what} in {summary.seconds:.1f} s", is_timed=True)
         if summary.num_cases == 1:
             return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
-        self._say_cases(f"labels that vanished in {counted(len(vanished), 'case')}", vanished)
+        self._say_names(f"labels that vanished in {counted(len(vanished), 'case')}", vanished)
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
-        self._say_cases("failed", failed)
-
-    def _say_cases(self, title: str, case_ids: list[str]) -> None:
-        """Print the names of cases, if there are any."""
-        if case_ids:
-            self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
+        self._say_names("failed", failed)
 
 
 class FolderReporter(RunReporter["Sequence[Conversion]", "Conversion"]):
@@ -345,14 +347,9 @@ class FolderReporter(RunReporter["Sequence[Conversion]", "Conversion"]):
         """Remove the bar, and list all failures again."""
         self._stop()
         failed = [self._name_of(file) for file in conversions if file.failure is not None]
-        counts = [f"{len(conversions) - len(failed)} done"]
-        if failed:
-            counts.append(f"{len(failed)} failed")
-        if len(conversions) < self._total:
-            counts.append(f"{self._total - len(conversions)} not started")
-        self._say(", ".join(counts))
-        if failed:
-            self._say(f"failed: {listed(failed, most=MAX_LISTED)}", at_least=QUIET)
+        counts = {"done": len(conversions) - len(failed), "failed": len(failed)}
+        self._say(self._counts_of(counts))
+        self._say_names("failed", failed, at_least=QUIET)
 
 
 def sentences_of(verdict: Verdict) -> list[str]:

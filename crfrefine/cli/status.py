@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -58,10 +57,10 @@ def status(
         states, notes, are_done = case_states(folder)
         is_complete = is_complete and are_done
         if merge:
+            from crfrefine.cli.tables import print_written
             from crfrefine.records.merged_statistics import merge_statistics
 
-            path = merge_statistics(folder, states)
-            print(for_terminal(f"written: {path}"), file=sys.stderr)
+            print_written(merge_statistics(folder, states))
         if not as_json:
             _show(folder, states, notes, max_listed=len(states) if verbose else _MAX_LISTED)
             continue

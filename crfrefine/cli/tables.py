@@ -1,11 +1,12 @@
-"""Tables on standard output: aligned on a terminal, else for programs."""
+"""Tables on standard output, aligned on a terminal, else for programs; names of written files."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from crfrefine.base.text import printable
+from crfrefine.base.text import for_terminal, printable
 from crfrefine.records.records import RunSummary
 
 
@@ -23,6 +24,12 @@ def print_results(summary: RunSummary) -> None:
         rows.append((record.case_id, record.status, *texts))
     if rows:
         print_table(names, rows, numbers=("steps", "changed", "seconds"))
+
+
+def print_written(*files: Path) -> None:
+    """Name files on standard error, in this order."""
+    for path in files:
+        print(for_terminal(f"written: {path}"), file=sys.stderr)
 
 
 def print_table(

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from crfrefine.base.text import for_terminal
 from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, sentences_of
-from crfrefine.cli.tables import print_table
+from crfrefine.cli.tables import print_table, print_written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from crfrefine.train.comparison import TrainingResult
     from crfrefine.train.options import TrainingOptions
     from crfrefine.train.unlabeled_choice import Choice
@@ -82,17 +79,11 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         names = ("region", "method", titles[0], *compared, *titles[1:])
         print_table(names, cells, numbers=(change, *titles))
         print(f"p (Holm): {describe_families(result.summary)}")
-    _print_written(result.plan.options.files)
+    print_written(*reversed(result.plan.options.files))
     for note in verdict.notes:
         print(for_terminal(f"note: {note}"), file=sys.stderr)
     for sentence in (*sentences_of(verdict), f"verdict: {verdict.sentence}"):
         print(for_terminal(sentence))
-
-
-def _print_written(files: Sequence[Path]) -> None:
-    """Name the files on standard error, the main one first."""
-    for path in reversed(files):
-        print(for_terminal(f"written: {path}"), file=sys.stderr)
 
 
 def print_choice(choice: Choice, options: TrainingOptions, verbosity: int = NORMAL) -> None:
@@ -108,5 +99,5 @@ def print_choice(choice: Choice, options: TrainingOptions, verbosity: int = NORM
         rows = [(candidate.name, f"{100 * gain:+.2f}") for candidate, gain in best]
         if rows:
             print_table(("parameters", column), rows, numbers=(column,))
-        _print_written(options.files)
+        print_written(*reversed(options.files))
     print(for_terminal(f"verdict: {choice.describe()}"))
