@@ -394,7 +394,7 @@ def _evaluate(
     crfrefine("evaluate", *words, "--strict", "-o", folder, log=folder / "standard_output.txt")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="train-crf with folds, infer on the cases held out, evaluate against rivals."
     )
@@ -411,7 +411,7 @@ def main() -> None:
         metavar="FOLDER",
         help="default: .bench/study, or .bench/study_quick",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if "CRFREFINE_DATA" not in os.environ:
         raise SystemExit(
             "study: set CRFREFINE_DATA to the folder above "

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from cuda_shim import shim_backend
 from oracles import torch64
+from strict_device import serve
 
-import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 
@@ -31,12 +31,8 @@ def pytest_collection():
 
 
 def _load(name, monkeypatch):
-    table = (
-        ("cuda-shim", lambda _: shim_backend()),
-        ("torch", lambda _: torch64()),
-        *crfrefine.engines._TABLE,
-    )
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
+    serve(monkeypatch, "cuda-shim", lambda _: shim_backend())
+    serve(monkeypatch, "torch", lambda _: torch64())
     try:
         return get_backend(name)
     except BackendUnavailableError as error:
@@ -72,6 +68,17 @@ def folders(tmp_path, request):
 def _no_folders_of_nnunet(monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def control_group(tmp_path, monkeypatch):
+    """The folder of this process's control group, job in pod, as containers have it: empty."""
+    (tmp_path / "cgroup").write_text("0::/pod/job\n", encoding="ascii")
+    job = tmp_path / "sys/pod/job"
+    job.mkdir(parents=True)
+    for name, place in (("ROOT", "sys"), ("OWN_GROUP", "cgroup")):
+        monkeypatch.setattr(f"crfrefine.base.limits.{name}", tmp_path / place)
+    return job
 
 
 @pytest.fixture

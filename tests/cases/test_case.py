@@ -101,12 +101,12 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
 
 
 def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_system_limits(
-    tmp_path, monkeypatch
+    tmp_path, control_group
 ):
     files, _, needed = make_case(tmp_path, "reference")
     needed -= 4 * math.prod(SHAPE)
     load_case(files, ReadingOptions(max_memory=needed))
-    monkeypatch.setattr("crfrefine.base.limits.group_numbers", lambda name: [[needed - 1]])
+    (control_group / "memory.max").write_text(f"{needed - 1}\n", encoding="ascii")
     with pytest.raises(CapacityError, match=r"of the control group \(cgroup\)"):
         load_case(files)
 

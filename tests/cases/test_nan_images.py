@@ -13,6 +13,7 @@ from cli_helpers import (
     load_nifti,
     run_here,
     save_nifti,
+    set_streaming,
     summary_of,
     write_folders,
 )
@@ -144,7 +145,6 @@ def unchanged(folders):
 
 
 OF_COARSER = ("--input-type", "labels", "--network-spacing", "3")
-LIMITS = ("MAX_IN_MEMORY", "MIN_STREAMED")
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,7 @@ LIMITS = ("MAX_IN_MEMORY", "MIN_STREAMED")
     ],
 )
 def test_infer_gives_the_files_of_a_mask(prepare, options, streams, tmp_path, monkeypatch):
-    for limit in LIMITS:
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
+    set_streaming(monkeypatch, streams)
     folders = write_folders(tmp_path, "a")
     prepare(folders)
     options = (*options, "--save-logits")

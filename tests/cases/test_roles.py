@@ -4,7 +4,15 @@ import re
 
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, GRID_SHAPE, infer, run_here, save_nifti, write_folders
+from cli_helpers import (
+    AFFINE,
+    GRID_SHAPE,
+    infer,
+    run_here,
+    save_nifti,
+    set_streaming,
+    write_folders,
+)
 
 from crfrefine.cases.content import evidence_of_image, evidence_of_labels
 from crfrefine.cases.roles import require_modalities
@@ -98,8 +106,7 @@ def test_an_image_that_is_the_networks_output_is_refused_though_it_is_named(
     folders = write_folders(tmp_path, "a")
     scores = folders.scores("a")
     image = folders.images / "a_0000.nii.gz"
-    if streams:
-        monkeypatch.setattr("crfrefine.infer.case_work.stays_in_files", lambda *_: True)
+    set_streaming(monkeypatch, streams)
     save_nifti(image, scores[2])
     (folders.images / "a_0001.nii.gz").unlink()
     result = run_here("infer", "-i", image, *folders.arguments[2:])

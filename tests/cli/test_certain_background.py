@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from cli_helpers import HERE, load_nifti, run_here
+from cli_helpers import HERE, load_nifti, run_here, set_streaming
 from evaluation_helpers import read_metrics
 from io_helpers import save_nifti as save_on
 from oracles import softmax
@@ -44,9 +44,8 @@ def test_voxels_outside_the_networks_grid_are_certain_background(kind, tmp_path,
             options += ("--regions", f"r{number}={number}")
     background = np.zeros(12) if kind == "regions" else np.arange(12) == 0
     found = []
-    for name, limit in (("memory", 1 << 40), ("streamed", 0)):
-        for constant in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case_headers.{constant}", limit)
+    for name in ("memory", "streamed"):
+        set_streaming(monkeypatch, name == "streamed")
         output = tmp_path / f"{name}.nii.gz"
         run_here("infer", *inputs, *options, "-o", output, status=0)
         labels = load_nifti(output)

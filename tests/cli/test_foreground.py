@@ -14,6 +14,7 @@ from cli_helpers import (
     load_nifti,
     run_here,
     save_nifti,
+    set_streaming,
 )
 from evaluation_helpers import read_metrics
 from training_helpers import cases_in
@@ -267,8 +268,7 @@ def test_streamed_channels_without_a_background_are_as_with_one(
 
     monkeypatch.setattr("crfrefine.refinement.tiles.planning.survey_stream", count)
     monkeypatch.setattr("crfrefine.refinement.tiles.interpolated.survey_stream", count)
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
+    set_streaming(monkeypatch)
     found = outputs(image, without, *model, *options)
     assert_same(found, outputs(image, whole, *model))
     np.testing.assert_array_equal(found[0], dense[0])
@@ -276,8 +276,7 @@ def test_streamed_channels_without_a_background_are_as_with_one(
 
 
 def test_streamed_channels_are_checked_as_in_memory(image, tmp_path, monkeypatch):
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
+    set_streaming(monkeypatch)
     model = ("--set", "mean_field.filter=truncated", "--device", "cpu")
     above = FOREGROUND.copy()
     above[:, 5, 6, 7] = (0.9, 0.1, 0.02)
@@ -315,8 +314,7 @@ def test_probabilities_with_overshoot_stream_as_in_memory(image, tmp_path, monke
     np.testing.assert_array_equal(dense[0], expected[0])
     # The logarithm of a sum is added to all labels: rounding of logits up to 16.
     np.testing.assert_allclose(dense[1], expected[1], atol=1e-5)
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
+    set_streaming(monkeypatch)
     streamed = outputs(image, path, *model)
     assert "is taken as probabilities: they sum to 1 at each voxel" in streamed[2]
     np.testing.assert_array_equal(streamed[0], dense[0])

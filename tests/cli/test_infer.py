@@ -32,7 +32,6 @@ from cli_helpers import (
 )
 from oracles import softmax
 
-from crfrefine import engines
 from crfrefine.metrics.overlap import MaskPair
 from crfrefine.records.records import RECORD_FOLDER
 
@@ -65,7 +64,7 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
 
 
 def test_the_device_is_told_only_where_it_does_not_go_without_saying(one, monkeypatch):
-    monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for options, expected in (
         ((), "1 case; 1 thread"),
         (("-v",), "1 case; device cpu (auto), 1 thread"),

@@ -43,10 +43,10 @@ def test_each_kind_of_warning_about_a_method_is_printed_once(capsys):
 
 
 @pytest.mark.parametrize("reporter_of", [RunReporter, EvaluationReporter, TrainingReporter])
-def test_what_takes_long_has_a_line_in_a_log(reporter_of, capsys, monkeypatch):
+def test_what_takes_long_has_a_line_in_a_log(reporter_of, capsys):
     """Of every command: what is in work, and for how long, or how long the run takes yet."""
     reporter = reporter_of()
-    monkeypatch.setattr(reporter, "silent_seconds", 0.0)
+    reporter.silent_seconds = 0.0
     reporter.stage_changed("a", "drawing", 2, 5)
     reporter.progressed(0.5)
     reporter.stage_changed("fold 1", "12/400")
@@ -54,7 +54,7 @@ def test_what_takes_long_has_a_line_in_a_log(reporter_of, capsys, monkeypatch):
     assert re.fullmatch(r"[0-9:]{8} a: drawing 2/5, [0-9]+ s so far", first)
     assert re.fullmatch(r"[0-9:]{8} fold 1: 12/400, about [0-9]+.* left", second)
     quiet = reporter_of(QUIET)
-    monkeypatch.setattr(quiet, "silent_seconds", 0.0)
+    quiet.silent_seconds = 0.0
     quiet.stage_changed("a", "drawing")
     assert capsys.readouterr().err == ""
 

@@ -11,11 +11,10 @@ import pytest
 import SimpleITK
 from cli_helpers import FAST, HERE, load_nifti, run_here, save_nifti
 from data_sets import DATA_SETS, patterns
-from training_helpers import shorten
+from training_helpers import shorten, shorten_choice
 
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.io.paths import stem_of
-from crfrefine.train import unlabeled, unlabeled_choice
 from crfrefine.tune import server
 from crfrefine.tune.finding import find_cases, number_of_first
 from crfrefine.tune.options import TuneOptions
@@ -29,9 +28,7 @@ LABELS = (np.indices(SHAPE)[0] > 4).astype(np.uint8)
 def _short_trainings(monkeypatch):
     """Nothing here looks at what is learned or chosen."""
     shorten(monkeypatch)
-    monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
-    monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
-    monkeypatch.setattr(unlabeled_choice, "THETA_ALPHA_VOXELS", (1.0,))
+    shorten_choice(monkeypatch, 1.0)
 
 
 def save(path, values):

@@ -15,6 +15,7 @@ from cli_helpers import (
     load_nifti,
     run_here,
     save_nifti,
+    set_streaming,
     write_folders,
 )
 from evaluation_helpers import SHAPE, affine, expected_overlap, logits_of, read_metrics, write_study
@@ -108,9 +109,8 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
     results = {}
     manner = {"linear": "linearly", "cubic": "cubically"}[how]
     monkeypatch.setattr(preparing, "plan_coarse", spy)
-    for name, limit in (("memory", 1 << 40), ("streamed", 0)):
-        for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case_headers.{what}", limit)
+    for name in ("memory", "streamed"):
+        set_streaming(monkeypatch, name == "streamed")
         for preset, options in PRESETS.items():
             output = tmp_path / name / preset
             words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))

@@ -4,10 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, GRID_SHAPE, SPACING, errors, load_nifti, run_here, save_nifti
+from cli_helpers import (
+    FAST,
+    GRID_SHAPE,
+    SPACING,
+    errors,
+    load_nifti,
+    run_here,
+    save_nifti,
+    set_streaming,
+)
 from evaluation_helpers import read_metrics
 
-from crfrefine.cases import case_headers
 from crfrefine.demo.phantom import make_phantom
 
 PHANTOM = make_phantom(4, GRID_SHAPE, SPACING)
@@ -20,11 +28,7 @@ LABELS = np.array(TABLE, np.uint16)
 @pytest.fixture(params=["in memory", "streamed"])
 def is_streamed(request, monkeypatch):
     """Whether channels stay in their files."""
-    if request.param == "streamed":
-        monkeypatch.setattr(case_headers, "stays_in_files", lambda headers, options: True)
-        monkeypatch.setattr(
-            "crfrefine.infer.case_work.stays_in_files", lambda headers, options: True
-        )
+    set_streaming(monkeypatch, request.param == "streamed")
     return request.param == "streamed"
 
 

@@ -18,10 +18,9 @@ from cli_helpers import (
     refined,
     run_here,
     save_nifti,
+    set_streaming,
     statuses,
 )
-
-from crfrefine.cases import case_headers
 
 STROKE = (slice(6, 10), 7, 5)
 
@@ -138,8 +137,7 @@ def test_streamed_logits_give_what_logits_in_memory_give(
         save_nifti(folders.logits / "a.nii.gz", scores, AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0]))
     refine_a(folders, drawn, options=options)
     in_memory = load_nifti(tmp_path / "a.nii.gz")
-    for name in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(case_headers, name, 1)
+    set_streaming(monkeypatch)
     streamed = refine_a(folders, drawn, options=[*options, "-v"])
     assert re.search("(are|is) taken as logits", streamed.stderr)
     np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), in_memory)

@@ -123,10 +123,9 @@ def test_results_beyond_memory_are_a_capacity_error():
             call(np.broadcast_to(np.float32(0.0), (1 << 52, 50)))
 
 
-def test_auto_is_exact_for_few_points(monkeypatch):
-    values, features = make(4)
-    assert "exact" in Lattice(features).description
-    monkeypatch.setattr(points, "MAX_EXACT", len(features) - 1)
+def test_auto_is_exact_for_few_points():
+    values, features = make(4, points.MAX_EXACT + 1)
+    assert "exact" in Lattice(features[1:]).description
     assert "lattice" in Lattice(features).description
     assert not np.array_equal(
         gaussian_filter(values, features), gaussian_filter(values, features, method="exact")

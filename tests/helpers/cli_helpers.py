@@ -79,6 +79,12 @@ def run_here(*arguments, status=None):
     return Result(found, out.getvalue(), err.getvalue())
 
 
+def set_streaming(monkeypatch, streams=True):
+    """Have channels stay in their files, or be read as a whole, whatever their size."""
+    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
+        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
+
+
 def save_nifti(path, values, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     return io_helpers.save_nifti(path, values, affine)

@@ -231,11 +231,15 @@ PARAMETERS = CrfParameters().replace(
 """A model that is soon computed."""
 
 
+def serve(monkeypatch, devices, load):
+    """Have the devices whose names match a pattern mean what a function makes of the name."""
+    table = ((devices, load), *crfrefine.engines._TABLE)
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
+
+
 def use(engine, monkeypatch):
     """Have `device="cuda"` mean this engine."""
-    monkeypatch.setattr(
-        crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE)
-    )
+    serve(monkeypatch, "cuda.*", lambda _: engine)
 
 
 def _refuse_host(operand, where):

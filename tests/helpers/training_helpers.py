@@ -85,6 +85,16 @@ def shorten(patch):
         patch.setattr(f"crfrefine.train.starts.{name}", values)
 
 
+def shorten_choice(patch, *theta_alphas):
+    """Have parameters chosen without labels from few sets and draws of synthetic cases."""
+    for name, value in (
+        ("unlabeled.NUM_SEEDS", 1),
+        ("unlabeled.MIN_DRAWS", 4),
+        ("unlabeled_choice.THETA_ALPHA_VOXELS", theta_alphas),
+    ):
+        patch.setattr(f"crfrefine.train.{name}", value)
+
+
 def write_cases(root, count, kind="useful", *, network=None, **grid):
     """Cases in folders; `network` makes of each what its file holds instead of the logits."""
     for seed in range(count):

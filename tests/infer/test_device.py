@@ -3,6 +3,7 @@
 import pytest
 from cli_helpers import write_folders
 from cuda_shim import ShimDevice, compiler
+from strict_device import serve
 
 import crfrefine.engines
 from crfrefine.cases.discovery import discover_cases
@@ -27,7 +28,7 @@ def gpu(monkeypatch):
     if compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     monkeypatch.setattr(plans, "is_available", lambda: True)
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load), *crfrefine.engines._TABLE))
+    serve(monkeypatch, "auto", load)
     return loaded
 
 
@@ -79,7 +80,7 @@ def test_models_that_take_long_go_to_the_gpu(gpu, folders, monkeypatch, changes)
 
 
 def test_without_a_gpu_nothing_is_read_and_nothing_said(monkeypatch, folders):
-    monkeypatch.setattr(plans, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(plans, "read_case_headers", None)
     plan = plan_run(InferenceOptions((folders.images,), (folders.logits,), folders.output))
     assert plan.summary.device == "cpu"

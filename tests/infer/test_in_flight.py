@@ -20,9 +20,8 @@ from cli_helpers import (
     wait_for,
     write_folders,
 )
-from strict_device import use
+from strict_device import serve, use
 
-import crfrefine.engines
 from crfrefine.base.observer import Observer
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
@@ -452,8 +451,7 @@ def test_after_the_loss_of_a_gpu_the_other_cases_run_on_the_cpu(tmp_path, monkey
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     engine = CudaBackend(LostGpu())
-    table = (("auto|cuda.*", lambda _: engine), *crfrefine.engines._TABLE)
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
+    serve(monkeypatch, "auto|cuda.*", lambda _: engine)
     monkeypatch.setattr(plans, "is_available", lambda: True)
     monkeypatch.setattr(plans, "GPU_START", 0.0)
     engine.name = "cuda"

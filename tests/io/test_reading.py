@@ -16,7 +16,7 @@ from io_helpers import affine_of, affines, numbers, peak_memory, save_itk, save_
 
 from crfrefine import io
 from crfrefine.base.geometry import is_sheared, orientation_codes, same_grid, spacing_of
-from crfrefine.base.limits import SMALL, MemoryLimit
+from crfrefine.base.limits import SMALL
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.reading import read_mask, read_pieces, read_whole_numbers
@@ -54,12 +54,12 @@ def test_an_npz_of_zeros_is_read(tmp_path):
     assert io.read_header(path).num_channels == 3
 
 
-def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(streams, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+def test_an_array_that_cannot_fit_is_refused_by_name_and_size(control_group, tmp_path):
+    (control_group / "memory.max").write_text(f"{SMALL}\n", encoding="ascii")
     streams.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
     expected = (
         "large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, "
-        "more than the 16.0 MiB of the batch system (X)"
+        "more than the 16.0 MiB of the control group (cgroup) of this process"
     )
     with pytest.raises(CapacityError, match=re.escape(expected)):
         streams.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")

@@ -41,6 +41,11 @@ def make(num_channels=3, num_features=4, shape=(5, 6, 7), dtype=torch.float64):
     return values, features + 30
 
 
+def count_as_gpu(monkeypatch):
+    """Have a Lattice take every tensor for one of a GPU."""
+    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+
+
 def filtered(values, features, device, dtype=torch.float32, **options):
     """The result, and the gradients of its sum of squares with respect to values and features."""
     leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in (values, features)]
@@ -122,7 +127,7 @@ def test_a_lattice_of_a_gpus_tensor_takes_tensors_and_arrays(
     expected = crfrefine.Lattice(features.numpy(), method="lattice", mask=mask)(
         values.numpy(), normalization=normalization
     )
-    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+    count_as_gpu(monkeypatch)
     lattice = crfrefine.Lattice(features.to(gpu), method="lattice", mask=mask)
     assert lattice.num_points == (values[0].numel() if mask is None else mask.sum())
     for sent in (values.numpy(), values.numpy().astype(np.float64), values.to(gpu)):
@@ -165,7 +170,7 @@ def test_a_lattice_has_gradients_of_its_features_in_each_call(
     of_all = {"normalization": normalization, **options}
     gaussian_filter(values[None].to(gpu), of_batch, **of_all).square().sum().backward()
 
-    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+    count_as_gpu(monkeypatch)
     learned = features.clone().to(gpu).requires_grad_()
     lattice = crfrefine.Lattice(learned, **options)
     for _ in range(2):
@@ -184,7 +189,7 @@ def test_a_lattice_is_of_the_features_as_they_were(method, monkeypatch):
     values, features = (tensor[0] for tensor in make())
     learned = features.clone().requires_grad_()
     expected = filtered(values[None], features[None], "cpu", torch.float64, method=method)
-    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+    count_as_gpu(monkeypatch)
     lattice = crfrefine.Lattice(learned, method=method)
     with torch.no_grad():
         learned[:, 1:] *= 3

@@ -66,20 +66,15 @@ def test_a_size_is_written():
 
 
 @pytest.fixture
-def groups(tmp_path, monkeypatch):
-    """Control groups of this process, job in pod, as in a container on a machine of 16 GiB."""
-    (tmp_path / "cgroup").write_text("0::/pod/job\n", encoding="ascii")
-    job = tmp_path / "sys/pod/job"
-    job.mkdir(parents=True)
-    monkeypatch.setattr(limits, "ROOT", tmp_path / "sys")
-    monkeypatch.setattr(limits, "OWN_GROUP", tmp_path / "cgroup")
+def groups(control_group, monkeypatch):
+    """Control groups of this process, as in a container on a machine of 16 GiB."""
     monkeypatch.setattr(
         "psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB)
     )
     monkeypatch.setattr(
         "psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0)
     )
-    return job
+    return control_group
 
 
 def test_the_smallest_limit_counts(groups):

@@ -4,7 +4,6 @@ the tables are those of the files.
 
 import csv
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,9 +48,6 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
         keep_every_other_plane(file)
     shorten(monkeypatch)
     monkeypatch.setenv("CRFREFINE_DATA", str(tmp_path))
-    monkeypatch.setattr(
-        sys, "argv", ["study.py", "--quick", "--threads", "1", "-o", str(tmp_path / "out")]
-    )
     with importing_from(BENCHMARKS) as load:
         study = load("study")
         monkeypatch.setattr(
@@ -59,7 +55,7 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
         )
         monkeypatch.setattr(study, "QUICK_TRAINING", ("--folds", "2", "--num-iterations", "8"))
         monkeypatch.setattr(study, "crfrefine", run_command)
-        study.main()
+        study.main(["--quick", "--threads", "1", "-o", str(tmp_path / "out")])
     home = tmp_path / "out" / "data" / "logits"
     folds = json.loads((home / "training" / "params.report.json").read_text())["folds"]
     assert sorted(case for fold in folds for case in fold["held_out"]) == [

@@ -7,11 +7,10 @@ import pytest
 
 import crfrefine
 from crfrefine.arrays.label_maps import ABSENT_LOGIT
-from crfrefine.base.limits import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement import given, preparing
+from crfrefine.refinement import given
 from crfrefine.refinement.refining import refine_network
 
 SHAPE = (21, 18, 37)
@@ -137,16 +136,15 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
 
-def test_logits_beyond_the_memory_are_refused(monkeypatch):
+def test_logits_beyond_the_memory_are_refused(control_group):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
-    monkeypatch.setattr(
-        preparing, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test")
-    )
+    limit = 4 * num_labels * labels.size - 1
+    (control_group / "memory.max").write_text(f"{limit}\n", encoding="ascii")
     with pytest.raises(
         CapacityError,
-        match=rf"logits of {num_labels} labels take .* MiB of memory, more than .* of a test\n"
-        r"  The CPU does without them where mean_field.label_threshold is above 0 ",
+        match=rf"logits of {num_labels} labels take .* MiB of memory, more than .* of the control "
+        r"group .*\n  The CPU does without them where mean_field.label_threshold is above 0 ",
     ):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))

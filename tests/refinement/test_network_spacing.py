@@ -87,11 +87,11 @@ def test_logits_are_the_logarithms_of_shares():
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
-    """With few labels all logits are in memory, with many they are made tile by tile: the same
-    labels and marginals.
+def test_tiles_and_the_whole_agree(order, with_mask):
+    """With all labels everywhere all logits are in memory, else they are made tile by tile: the
+    same labels and marginals.
     """
-    truth, image = balls(12)
+    truth, image = balls(20)
     labels = np.array(coarse(truth), order=order)
     mask = None
     if with_mask:
@@ -101,7 +101,6 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
     whole = refined(
         labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), mask=mask
     )
-    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, mask=mask)
     assert "tiles" in tiles.filters[0]
     assert "tiles" not in whole.filters[0]
@@ -122,8 +121,8 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
 
 @pytest.mark.parametrize("network_spacing", [None, NETWORK])
 @pytest.mark.parametrize("with_strokes", [False, True])
-def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing, monkeypatch):
-    truth, image = balls(12)
+def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing):
+    truth, image = balls(20)
     labels = coarse(truth)
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[20:24, 19, 8:13] = 11
@@ -133,20 +132,18 @@ def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing
     whole = refined(
         labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), **options
     )
-    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, **options)
     assert (whole.label_map != labels).any() == (with_strokes or network_spacing is not None)
     np.testing.assert_array_equal(tiles.label_map, whole.label_map)
     if (
         network_spacing is not None
     ):  # Without shares, labels that are not near have no marginals on tiles.
-        np.testing.assert_allclose(tiles.marginals, whole.marginals, atol=2e-5)
+        # Each of the labels that are left out has a share of a millionth or two.
+        np.testing.assert_allclose(tiles.marginals, whole.marginals, atol=4e-5)
 
 
 def test_small_slabs_change_no_label(monkeypatch):
-    truth, image = balls(5, (120, 34, 29))
-    # Enough labels for tiles.
-    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
+    truth, image = balls(20, (120, 34, 29))  # Enough labels for tiles.
     parameters = SHARP.replace(**{"mean_field.tolerance": 0.0, "mean_field.filter": "lattice"})
     options = {"parameters": parameters, "spacing": (0.7, 0.8, 1.6)}
     whole = refined(coarse(truth), image, **options)

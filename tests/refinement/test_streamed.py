@@ -17,6 +17,7 @@ from cli_helpers import (
     load_nifti,
     run_here,
     save_nifti,
+    set_streaming,
     write_folders,
 )
 from oracles import softmax
@@ -93,8 +94,7 @@ def run(folders, monkeypatch, *options, streams):
         return plan_stream(*arguments)
 
     monkeypatch.setattr("crfrefine.refinement.preparing.plan_stream", count)
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
+    set_streaming(monkeypatch, streams)
     masks = folders.output.parent / "masks"
     options = (*options, "-m", masks) if masks.is_dir() else options
     result = run_here("infer", *folders.arguments, *MODEL, *options)
@@ -196,8 +196,7 @@ def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")
     labels = logits_of(folders).argmax(axis=0).astype(np.uint8)
     labels[labels == 2] = 3
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
+    set_streaming(monkeypatch, streams)
     written = []
     for name, values in (("map", labels), ("one_hot", np.eye(NUM_LABELS, dtype=dtype)[labels])):
         save_nifti(folders.logits / "a.nii.gz", values)
@@ -222,8 +221,7 @@ def test_logits_of_an_image_of_two_axes_are_not_streamed(tmp_path, monkeypatch):
     save_nifti(folders.logits / "a.nii.gz", np.moveaxis(logits_of(folders)[..., 4:5], 0, -1))
     run(folders, monkeypatch, streams=False)
     in_memory = load_nifti(folders.output / "a.nii.gz")
-    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0)
+    set_streaming(monkeypatch)
     run_here("infer", *folders.arguments, *MODEL, status=0)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), in_memory)
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cli_helpers import Folders, load_nifti, run_here, save_nifti
+from cli_helpers import Folders, load_nifti, run_here, save_nifti, set_streaming
 from scipy import ndimage
 
 from crfrefine import CrfParameters, CrfRnn, RegionScheme, refine
@@ -149,9 +149,8 @@ def test_streamed_votes_are_as_in_memory(kind, tmp_path, monkeypatch):
     save_nifti(folders.images / "a_0000.nii.gz", votes.image[0])
     save_nifti(folders.logits / "a.nii.gz", np.moveaxis(values, 0, -1).astype(np.float32))
     found = []
-    for name, limit in (("memory", 1 << 40), ("streamed", 0)):
-        for constant in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case_headers.{constant}", limit)
+    for name in ("memory", "streamed"):
+        set_streaming(monkeypatch, name == "streamed")
         own = Folders(folders.images, folders.logits, tmp_path / name)
         result = run_here("infer", *own.arguments, "--device", "cpu", status=0)
         for num_unseen in (2 * 23 * 17, 9 * 9 * 8):  # around the field of view, and in the hole

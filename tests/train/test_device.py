@@ -20,11 +20,10 @@ pytest.importorskip(
 )  # which a machine for the GPU's tests may lack
 
 from cli_helpers import run_here  # noqa: E402
-from strict_device import StrictDevice, use  # noqa: E402
+from strict_device import StrictDevice, serve, use  # noqa: E402
 from torch_gpu import gpu_tensors, shim_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, shorten, start, write_cases  # noqa: E402
 
-import crfrefine.engines  # noqa: E402
 from crfrefine.engines import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
@@ -108,9 +107,7 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
         shim.name = "cuda:1"
         return CudaBackend(shim)
 
-    monkeypatch.setattr(
-        crfrefine.engines, "_TABLE", (("auto", load), ("cuda:1", load), *crfrefine.engines._TABLE)
-    )
+    serve(monkeypatch, "auto|cuda:1", load)
     with pytest.raises(
         BackendUnavailableError,
         match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu",
@@ -125,7 +122,7 @@ def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeyp
     def load(_):
         raise AssertionError("the GPU is opened")
 
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load),))
+    serve(monkeypatch, "auto", load)
     monkeypatch.setattr(trained_on, "is_available", lambda: True)
     monkeypatch.setattr(trained_on, "available_threads", lambda: 16)
     chosen = choose_device("auto")

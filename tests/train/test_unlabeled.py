@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, save_nifti
 from scipy.ndimage import gaussian_filter, zoom
+from training_helpers import shorten_choice
 
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme, decode
@@ -78,10 +79,7 @@ def as_regions(labels, kind, seed):
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Fewer sets of parameters and seeds."""
-    monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
-    monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
-    monkeypatch.setattr(unlabeled_choice, "THETA_ALPHA_VOXELS", (1.0, 3.0))
+    shorten_choice(monkeypatch, 1.0, 3.0)
 
 
 def choose(root, *options, status=0):
