@@ -14,8 +14,8 @@ status=0
 crfrefine infer -i "$images" -p "$logits" -o "$refined" --continue --quiet \
   --statistics --summary "$refined/summary.json" "$@" || status=$?
 # 1: some cases failed, and the others are done. Anything else ended the run: wrong usage (2), or a
-# signal (130 for Ctrl-C).
-if ((status > 1)); then
+# signal (130 for Ctrl-C). Without the folder, no case was found.
+if ((status > 1)) || [[ ! -d "$refined" ]]; then
   exit "$status"
 fi
 crfrefine status "$refined" | tee "$refined/status.txt"

@@ -99,6 +99,17 @@ def test_a_loop_over_volumes_goes_on_after_one_that_fails(run, folders, tmp_path
     assert not (folders.output / "failed.txt").exists()
 
 
+def test_what_no_volume_can_pass_ends_the_loop(run, folders):
+    """A folder without volumes, and wrong usage, as Ctrl-C does."""
+    inputs = (folders.images, folders.logits)
+    done = run("each_volume.sh", folders.images.with_name("imgs"), folders.logits, folders.output)
+    assert (done.returncode, folders.output.exists()) == (2, False)
+    assert done.stderr.endswith("imgs: no .nii.gz there\n")
+    done = run("each_volume.sh", *inputs, folders.output, "--bogus")
+    assert (done.returncode, done.stderr.count("No such option")) == (2, 1)
+    assert (folders.output / "failed.txt").read_text() == ""
+
+
 def test_a_folder_is_resumed_and_reported(run, folders):
     missing = folders.logits / "p 2.nii.gz"
     kept = missing.rename(folders.logits.with_name("kept"))
@@ -112,6 +123,10 @@ def test_a_folder_is_resumed_and_reported(run, folders):
     assert "3 done, 0 failed" in (folders.output / "status.txt").read_text()
     assert json.loads((folders.output / "summary.json").read_text())["num_cases"] == 3
     assert run("folder.sh", folders.images, folders.logits, "", "").returncode == 1
+    elsewhere = folders.output.with_name("elsewhere")
+    done = run("folder.sh", folders.images.with_name("imgs"), folders.logits, elsewhere)
+    assert done.returncode == 1
+    assert done.stderr.endswith("imgs: no such file or folder\n"), "and nothing follows"
 
 
 def test_parts_that_have_cases_left_are_submitted_again(run, folders, tmp_path):
