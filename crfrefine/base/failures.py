@@ -164,8 +164,8 @@ def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Gen
 
 
 @contextmanager
-def reading(path: Path) -> Generator[None]:
-    """Turn a reader's exceptions, which damaged files cause, into errors that name the file."""
+def naming_file(path: Path) -> Generator[None]:
+    """Let errors name the file that is read: a reader's exceptions, which damaged files cause."""
     try:
         yield
     except CrfRefineError:

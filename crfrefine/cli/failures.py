@@ -79,7 +79,7 @@ def print_failure(failure: Failure, *, verbose: bool) -> None:
 
     If it was unexpected, and the traceback is wanted, the traceback follows.
     """
-    print(for_terminal(f"crfrefine: error: {failure}"), file=sys.stderr)
+    tell(f"error: {failure}")
     if verbose and failure.traceback is not None:
         print(for_terminal(indented(failure.traceback)), file=sys.stderr)
 

@@ -39,8 +39,8 @@ def infer(
     """Refine one case or a folder of cases."""
     num_parts = options["num_parts"]
     part_id = options["part_id"]
-    is_whole = part_id is None and num_parts == 1
-    if not is_whole and part_id not in range(num_parts):
+    has_parts = part_id is not None or num_parts > 1
+    if has_parts and part_id not in range(num_parts):
         raise typer.BadParameter(
             f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
             "the part for this process",
@@ -49,7 +49,9 @@ def infer(
     summary = options["summary"]
     if summary is not None and summary.name.lower().endswith(".jsonl"):
         raise typer.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
-    preset = shared.check_inputs(ctx, options, config)
+    shared.check_inputs(options)
+    shared.take_label_maps(options)
+    preset = shared.preset_of(ctx, config)
     is_auto = config == shared.AUTO
     if is_auto and options["network_spacing"] is not None:
         raise typer.BadParameter(

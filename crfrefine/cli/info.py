@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
 from crfrefine.cli.failures import indented, print_failure
+from crfrefine.cli.tables import print_json
 from crfrefine.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def info(
 
         shown = installation()
         if as_json:
-            _print_json(shown)
+            print_json(1, shown)
             return
         for name, text in shown.items():
             print(for_terminal(f"{name:<12}  {text}"))
@@ -79,7 +80,7 @@ def info(
 
     is_well = not any(report["problems"] for report in reports)
     if as_json:
-        _print_json({"is_well": is_well, "paths": reports, "notes": []})
+        print_json(1, {"is_well": is_well, "paths": reports, "notes": []})
     if not is_well:
         raise typer.Exit(1)
 
@@ -167,9 +168,3 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
     properties = {name: value for name, value in lines if name != "note"}
     notes = [value for name, value in lines if name == "note"]
     return {"properties": properties, "notes": notes, "problems": []}
-
-
-def _print_json(content: Mapping[str, object]) -> None:
-    import json
-
-    print(json.dumps({"schema": 1, **content}, indent=2))

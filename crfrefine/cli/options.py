@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,10 @@ QUIET = Option("-q --quiet", "Less: only errors.", panel=MESSAGES)
 QUIET_BUT_VERDICT = Option("-q --quiet", "Less: only errors and the verdict.", panel=MESSAGES)
 
 
-def check_inputs(context: typer.Context, options: dict[str, Any], config: str) -> str:
-    """Return `config`, or `sharp` if label maps of a coarser network come without -c.
+def check_inputs(options: Mapping[str, Any]) -> None:
+    """Raise BadParameter unless the cases to refine are named in exactly one way.
 
-    `options` gets the type of input that --network-spacing implies. Raise BadParameter unless the
-    cases to refine are named in exactly one way: files, a folder of nnU-Net, or a manifest.
+    The ways are files, a folder of nnU-Net, and a manifest.
     """
     if options["nnunet"] is not None:
         if options["logits"]:
@@ -100,13 +99,14 @@ def check_inputs(context: typer.Context, options: dict[str, Any], config: str) -
                 "or a --manifest",
                 param_hint=missing[0],
             )
-    if options["network_spacing"] is None:
-        return config
 
-    take_label_maps(options)
-    if flags_given(context, "config"):
-        return config
-    return "sharp"
+
+def preset_of(context: typer.Context, config: str) -> str:
+    """Return `config`, or `sharp` if --network-spacing comes without -c."""
+    has_spacing = flags_given(context, "network_spacing")
+    if has_spacing and not flags_given(context, "config"):
+        return "sharp"
+    return config
 
 
 def take_label_maps(options: dict[str, Any]) -> None:
@@ -114,6 +114,8 @@ def take_label_maps(options: dict[str, Any]) -> None:
 
     Only label maps have it.
     """
+    if options["network_spacing"] is None:
+        return
     if options["nnunet"] is not None or options["input_type"] in ("logits", "probabilities"):
         found = "--nnunet finds"
         if options["nnunet"] is None:

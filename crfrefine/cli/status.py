@@ -14,6 +14,7 @@ from crfrefine.base.option import Option
 from crfrefine.base.text import counted, first_line, for_terminal, listed, printable, shorten
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command
+from crfrefine.cli.tables import print_json, print_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,6 @@ def status(
         states, notes, are_done = case_states(folder)
         is_complete = is_complete and are_done
         if merge:
-            from crfrefine.cli.tables import print_written
             from crfrefine.records.merged_statistics import merge_statistics
 
             print_written(merge_statistics(folder, states))
@@ -68,9 +68,7 @@ def status(
         texts = [str(note) for note in notes]
         content.append({"output_folder": str(folder.resolve()), "cases": cases, "notes": texts})
     if as_json:
-        import json
-
-        print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
+        print_json(2, {"is_complete": is_complete, "folders": content})
     if not is_complete:
         raise typer.Exit(1)
 

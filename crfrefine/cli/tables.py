@@ -1,13 +1,17 @@
-"""Tables on standard output, aligned on a terminal, else for programs; names of written files."""
+"""Tables, values and names of files that commands print, for people or for programs."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crfrefine.base.text import for_terminal, printable
-from crfrefine.records.records import RunSummary
+
+if TYPE_CHECKING:
+    from crfrefine.records.records import RunSummary
 
 
 def print_results(summary: RunSummary) -> None:
@@ -30,6 +34,11 @@ def print_written(*files: Path) -> None:
     """Name files on standard error, in this order."""
     for path in files:
         print(for_terminal(f"written: {path}"), file=sys.stderr)
+
+
+def print_json(schema: int, content: Mapping[str, object]) -> None:
+    """Print values for programs, with the number of their schema."""
+    print(json.dumps({"schema": schema, **content}, indent=2))
 
 
 def print_table(

@@ -138,8 +138,7 @@ def train_crf(
             f"leave out {', '.join(needless)}",
             param_hint="--unlabeled",
         )
-    if options["network_spacing"] is not None:
-        shared.take_label_maps(options)
+    shared.take_label_maps(options)
     nnunet = options.pop("nnunet")
     named = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     if not any((nnunet, folder, images, labels, logits)):

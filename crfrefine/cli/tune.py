@@ -14,9 +14,9 @@ import typer
 from crfrefine.base.label_options import InputOptions
 from crfrefine.base.limits import run_beside
 from crfrefine.base.option import Option
-from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.command import command, options_of
+from crfrefine.cli.failures import tell
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.tune.options import TuneOptions
 
@@ -65,7 +65,9 @@ def tune(
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
-    preset = shared.check_inputs(ctx, options, config)
+    shared.check_inputs(options)
+    shared.take_label_maps(options)
+    preset = shared.preset_of(ctx, config)
     from crfrefine.engines import get_backend
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
@@ -93,9 +95,9 @@ def tune(
     except KeyboardInterrupt:
         folder = worklist.keep_lost()
         if folder:
-            print(for_terminal(f"crfrefine: strokes are kept in {folder}"), file=sys.stderr)
+            tell(f"strokes are kept in {folder}")
         if worklist.is_busy:
-            print("crfrefine: interrupted", file=sys.stderr)
+            tell("interrupted")
             _leave_at_once(130)
         raise
     finally:
@@ -112,7 +114,7 @@ def _tell_inputs(inputs: RunInputs, number: int) -> None:
     reporter: RunReporter[object, object] = RunReporter()
     reporter.cases_found(inputs.cases.found)
     tell_roles(inputs.cases[number:], inputs.reading, reporter)
-    print("crfrefine: reading the case", file=sys.stderr)
+    tell("reading the case")
 
 
 def _leave_at_once(status: int) -> None:
@@ -124,8 +126,7 @@ def _leave_at_once(status: int) -> None:
 
 def _tell_address(address: str, ticket: str, *, opens_browser: bool) -> None:
     """Print the address of the page, and open it in a browser if wanted, by a ticket."""
-    ending = "the page's button or Ctrl-C ends it"
-    print(f"crfrefine: open this address in a browser of this machine; {ending}", file=sys.stderr)
+    tell("open this address in a browser of this machine; the page's button or Ctrl-C ends it")
     print(address, flush=True)
     # A server without a screen has no window, and a browser in the terminal would be in the way.
     has_screen = "SSH_CONNECTION" not in os.environ

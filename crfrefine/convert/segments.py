@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crfrefine import io
-from crfrefine.base.failures import reading
+from crfrefine.base.failures import naming_file
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.cases.patterns import list_files
@@ -60,7 +60,7 @@ def split_segments(source: Path, folder: Path, options: ConversionOptions) -> st
         )
     require_file(source)
     add_volumes(source)
-    with reading(source):
+    with naming_file(source):
         try:
             header, segments = read_segments(source)
         except RareHeaderError as error:

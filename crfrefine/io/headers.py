@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.failures import reading
+from crfrefine.base.failures import naming_file
 from crfrefine.base.geometry import reorientation
 from crfrefine.base.limits import require_few_labels
 from crfrefine.base.notes import Note, NoteKind
@@ -28,7 +28,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     """
     path, expected = paths.file_to_read(Path(path), suffixes)
     # A damaged header may hold numbers out of range; the checks find them, without warnings.
-    with reading(path), np.errstate(all="ignore"):
+    with naming_file(path), np.errstate(all="ignore"):
         states = {path: path.stat()}
         if states[path].st_size == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty; copy or download it again")

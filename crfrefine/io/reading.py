@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from crfrefine.base.axes import Axes
-from crfrefine.base.failures import reading
+from crfrefine.base.failures import naming_file
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABEL, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, InputError
@@ -134,7 +134,7 @@ def read_array(
     """
     allows_nan = nan_files is not None
     with (
-        reading(header.path),
+        naming_file(header.path),
         open_voxels(header, allows_nan=allows_nan, as_stored=as_stored) as decoder,
     ):
         if values is None:
@@ -206,7 +206,7 @@ def decoded_pieces(
     """
     first = 0
     for header in headers:
-        with reading(header.path), open_voxels(header, as_stored=as_stored) as decoder:
+        with naming_file(header.path), open_voxels(header, as_stored=as_stored) as decoder:
             kept_type = decoder.kept_type
             pieces = iter_pieces(
                 header.stored_shape,
