@@ -12,9 +12,9 @@ WHEEL_TOOLS := build/wheel-tools
 ASIDE := nice -n 10
 
 .PHONY: test-long check-long test-sanitizers sanitize-address sanitize-thread sanitized-engines
-.PHONY: test-gpu-emulated test-faults fuzz test-nnunet wheel-for wheels
+.PHONY: test-gpu-emulated test-faults test-typer fuzz test-nnunet wheel-for wheels
 
-test-long: docs test-sanitizers check-long test-gpu-emulated  ## slower tests, which find less
+test-long: docs test-sanitizers check-long test-gpu-emulated test-typer  ## slower tests, which find less
 
 # After those of `make test`, where both are asked for at once: four processes at a time would wait
 # for each other.
@@ -40,6 +40,12 @@ test-gpu-emulated: $(VENV)/train.stamp | $(AFTER_LONG)  ## the GPU's kernels, ev
 
 test-faults: $(VENV)/train.stamp  ## kill every command that writes (KILLS=500), and resume it
 	CRFREFINE_TEST_KILLS=$(KILLS) $(RUN_TESTS) tests/faults
+
+# Users get the newest Typer, whose help and errors differ from those of the pinned one: it lies
+# before that on the path.
+test-typer: $(VENV)/train.stamp | $(AFTER_LONG)  ## the command line with the newest Typer
+	@$(PIP) install --quiet --upgrade --target build/typer typer
+	PYTHONPATH=$(CURDIR)/build/typer $(RUN_TESTS) -m 'not long' tests/cli/test_usage.py
 
 # The tests of the engine come last: its threads outlive it, and the readers' processes are forked.
 FUZZ_TESTS := $(addprefix tests/fuzz/test_,volumes.py texts.py engine.py)

@@ -1,5 +1,5 @@
 """Small cases for the tests of `evaluate`, written without the code under test, and what must come
-out, by brute force.
+out, by brute force; made-up values for statistics.
 """
 
 import csv
@@ -11,6 +11,8 @@ import psutil
 import pytest
 from io_helpers import LPS_RAS, OBLIQUE, affine_of, save_itk, save_nifti
 from scipy import ndimage
+
+from crfrefine.statistics.comparison import Measurement, ResultTable
 
 SHAPE = (13, 11, 7)  # no two axes alike
 SPACING = (0.8, 1.25, 3.0)  # mm, nor two spacings
@@ -242,3 +244,20 @@ def is_running(process):
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+# ---- Made-up values and changes of cases, for the tests of statistics
+
+
+def spread(num_cases, center, width):
+    """Changes around a center without ties among the magnitudes."""
+    return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
+
+
+def table_of(values, metric="dice"):
+    """Values of numbered cases, by method, region and, if it is not the same for all, metric."""
+    return ResultTable(
+        Measurement(f"case_{number}", region, *(own or [metric]), value, method)
+        for (method, region, *own), row in values.items()
+        for number, value in enumerate(row)
+    )

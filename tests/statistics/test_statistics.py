@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_helpers import table_of
+from evaluation_helpers import table_of
 from scipy import stats
 
 from crfrefine.errors import InputError

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from report_helpers import spread, table_of
+from evaluation_helpers import spread, table_of
 
 from crfrefine.errors import InputError
 from crfrefine.metrics.regions import ALL_LABELS
