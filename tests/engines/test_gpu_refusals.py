@@ -34,11 +34,29 @@ class CompileError(Exception):
     """CuPy's."""
 
 
+def show_gpu(monkeypatch, visible="0"):
+    """Have the system show a GPU, which the environment may hide."""
+    monkeypatch.setattr(crfrefine.engines, "_GPU_FILES", ("null",))  # Every machine has it.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def lack(missing, monkeypatch, tmp_path):
+    """Have a machine with a GPU and a CuPy to import, but for what is missing."""
+    show_gpu(monkeypatch, "" if missing == "GPU" else "0")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    if missing != "CuPy":
+        (tmp_path / "cupy.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "cupy")
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A machine that shows one GPU."""
     crfrefine.engines._cuda_backend.cache_clear()
-    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: True)
+    show_gpu(monkeypatch)
     monkeypatch.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     yield monkeypatch
     crfrefine.engines._cuda_backend.cache_clear()
@@ -164,15 +182,14 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
         (None, r"no driver.*install NVIDIA's driver", False),
     ],
 )
-def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch):
+def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch, tmp_path):
     """One that does not start is no machine without a GPU: `auto` warns."""
     driver = SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
-    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: True)
+    lack(None, monkeypatch, tmp_path)
     monkeypatch.setattr(
         ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     check_refused(
         rf"not among the 0 NVIDIA GPUs that were found \({message}", "cuda:1", warns=warns
     )
@@ -191,13 +208,10 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
 
 
 @pytest.mark.parametrize("missing", ["GPU", "CuPy"])
-def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch):
+def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch, tmp_path):
     """The driver once asked, no process that is forked later can use a GPU."""
     monkeypatch.setattr(cupy_device, "ask_driver", raising(AssertionError("the driver was asked")))
-    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: missing != "GPU")
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
-    )
+    lack(missing, monkeypatch, tmp_path)
     assert not crfrefine.engines.is_available()
 
 
@@ -212,12 +226,9 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkey
     ],
 )
 def test_a_device_is_told_only_where_another_one_may_be_expected(
-    requested, device, missing, words, monkeypatch
+    requested, device, missing, words, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(crfrefine.engines, "may_have_gpu", lambda: missing != "GPU")
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
-    )
+    lack(missing, monkeypatch, tmp_path)
     assert crfrefine.engines.unexpected_device(requested, device) == words
 
 
@@ -226,12 +237,7 @@ def test_a_device_is_told_only_where_another_one_may_be_expected(
 )
 def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
     """As CUDA does: an empty list, or one that begins with a number below 0."""
-    monkeypatch.setattr(
-        crfrefine.engines, "_GPU_FILES", ("null",)
-    )  # there is such a file on every machine
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    show_gpu(monkeypatch, visible)
     assert crfrefine.engines.may_have_gpu() is expected
 
 
