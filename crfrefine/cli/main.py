@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -68,9 +67,7 @@ class Group(TyperGroup):
         name = cmd_name.replace("-", "_")
         return typer.main.get_command(getattr(import_module(f"crfrefine.cli.{name}"), name))
 
-    def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, **_: Any
-    ) -> NoReturn:
+    def main(self, args: Any = None, **_: Any) -> NoReturn:  # type: ignore[override]
         """Run the command that the arguments name, and exit with its status.
 
         An interrupt, and the error of a pipe whose reader has gone, come through.
@@ -164,8 +161,7 @@ def main() -> None:
     # A warning is a line, without its place in the code.
     warnings.showwarning = lambda warning, *_: tell(f"warning: {warning}")
     if sys.argv[1:2] != ["convert"]:
-        # nibabel would import it for an extension of NIfTI headers that no command reads, and take
-        # 0.2 s.
+        # nibabel would take 0.2 s to import it, for an extension that no command reads.
         sys.modules["pydicom"] = None  # type: ignore[assignment]
     from crfrefine.engines.cuda import current_gpu
 
