@@ -315,6 +315,8 @@ class Reporter(RunReporter["RunSummary", "CaseRecord"]):
             counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}
             what = self._counts_of(counts) or "no case in this part"
             self._say(f"{what} in {summary.seconds:.1f} s", is_timed=True)
+        if summary.component_changes:
+            self._say(summary.component_changes)
         if summary.num_cases == 1:
             return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]

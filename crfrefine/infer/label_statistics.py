@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
 from crfrefine.cases.label_volumes import volumes_of_labels
 from crfrefine.infer.plan import RunPlan
+from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES
+from crfrefine.records.records import LARGEST_VANISHED
 from crfrefine.refinement.result import RefinementResult
 
 COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
+# Behind the means; a case that an older version has recorded has none of them.
+_COMPONENT_COLUMNS = (*COMPONENT_CHANGES, LARGEST_VANISHED)
 
 
 def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -47,6 +52,9 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
             "ml_after": ml_after,
             "means": [total / count if count else None for total in sums[:, label].tolist()],
         }
+        changes = result.component_changes[label]
+        row.update(zip(COMPONENT_CHANGES, changes.counts, strict=True))
+        row[LARGEST_VANISHED] = changes.largest_vanished * voxel_ml(case.spacing)
         rows.append(row)
     return rows
 
@@ -82,11 +90,12 @@ def statistics_csv(plan: RunPlan) -> str:
         titles = distinct_titles(modality_names)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"mean_{title}" for title in titles)])
+    writer.writerow([*COLUMNS, *(f"mean_{title}" for title in titles), *_COMPONENT_COLUMNS])
     for record, row in rows:
         case = for_spreadsheet(record.case_id)
         name = for_spreadsheet(row["name"])
-        writer.writerow(
-            [case, row["label"], name, row["ml_before"], row["ml_after"], *row["means"]]
-        )
+        volumes = (row["ml_before"], row["ml_after"])
+        means = [*row["means"], *[None] * (num_modalities - len(row["means"]))]
+        changes = [row.get(column) for column in _COMPONENT_COLUMNS]
+        writer.writerow([case, row["label"], name, *volumes, *means, *changes])
     return text.getvalue()

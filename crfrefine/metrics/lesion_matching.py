@@ -170,6 +170,55 @@ def find_pairs(reference: Labels, predicted: Labels) -> Pairs:
     return Pairs(*np.divmod(found, base), counts)
 
 
+# What may become of components, as a run's record has it.
+COMPONENT_CHANGES = ("vanished", "made", "merged", "split")
+
+
+class ComponentChanges(NamedTuple):
+    """The components of a label that differ between two label maps."""
+
+    # Of COMPONENT_CHANGES: components of the first map without a voxel of the label in the second;
+    # those of the second without one in the first; those of the second with voxels of several of
+    # the first; those of the first with voxels of several of the second.
+    counts: tuple[int, ...]
+    largest_vanished: int  # voxels; 0 if none vanished
+
+
+def component_changes(
+    before: Labels, after: Labels, labels: Iterable[int]
+) -> dict[int, ComponentChanges]:
+    """Return what became of the components of labels that occur, from 1 up, in (*grid) label maps.
+
+    Neighbors over faces, edges and corners are connected.
+    """
+    boxes_before = boxes_by_label(before, labels)
+    boxes_after = boxes_by_label(after, labels)
+    changes = {}
+    for label, boxes in boxes_before.items():
+        counts = np.zeros(len(COMPONENT_CHANGES), np.int64)
+        largest = 0
+        for box in merge_near([*boxes, *boxes_after[label]], 0):
+            old = find_components(before[box] == label, 26)
+            new = find_components(after[box] == label, 26)
+            pairs = find_pairs(old.numbers, new.numbers)
+            new_of_old = np.bincount(pairs.reference, minlength=len(old.sizes))[1:]
+            old_of_new = np.bincount(pairs.predicted, minlength=len(new.sizes))[1:]
+            has_vanished = new_of_old == 0
+            largest = max(largest, int(old.sizes[1:][has_vanished].max(initial=0)))
+            kinds = (has_vanished, old_of_new == 0, old_of_new > 1, new_of_old > 1)
+            counts += [np.count_nonzero(kind) for kind in kinds]
+        changes[label] = ComponentChanges(tuple(counts.tolist()), largest)
+    return changes
+
+
+def changes_text(counts: Iterable[Sequence[int]]) -> str:
+    """Return the sums of numbers of components, each of COMPONENT_CHANGES, as text."""
+    parts = []
+    for change, numbers in zip(COMPONENT_CHANGES, zip(*counts, strict=True), strict=True):
+        parts.append(f"{sum(numbers)} {change}")
+    return f"components: {', '.join(parts)}"
+
+
 def more_than_half(pairs: Pairs, reference_sizes: Integers, predicted_sizes: Integers) -> Pairs:
     """Return the pairs whose common voxels are more than half of their union.
 

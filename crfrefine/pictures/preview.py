@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import printable
 from crfrefine.cases.label_volumes import volumes_of_labels
+from crfrefine.metrics.lesion_matching import changes_text
 from crfrefine.pictures import drawing
 from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.pictures.cuts import Plane, cut_planes
@@ -140,6 +142,13 @@ def preview_of_case(case: Case, result: RefinementResult, reading: ReadingOption
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
         parts.append("ml of " + ", ".join(unbroken))
+    changes = result.component_changes.values()
+    if changes:
+        text = changes_text(change.counts for change in changes)
+        largest = max(change.largest_vanished for change in changes) * voxel_ml(case.spacing)
+        if largest:
+            text += f" (largest that vanished: {largest:.3g} ml)"
+        parts.append(text)
     affine, spacing = case.like.geometry()
     return draw_preview(
         case.image,

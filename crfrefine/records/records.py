@@ -24,6 +24,7 @@ from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
+from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES, changes_text
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.version import __version__
 
@@ -34,6 +35,9 @@ RECORD_FOLDER = ".crfrefine"
 # The checksum of a file that an earlier run has written, and those of the inputs that it was made
 # of, or none if the run had other settings.
 FileBefore: TypeAlias = tuple[str, Mapping[str, str | None]]
+
+# In the statistics of a label, the volume of the largest component that vanished.
+LARGEST_VANISHED = "largest_vanished_ml"
 
 # The mark of fields of a run that results depend on, beside the parameters and the input options:
 # what other options and each `dataset.json` say of the mask and of labels, and folds.
@@ -113,6 +117,12 @@ class CaseRecord(Record):
     statistics: list[dict[str, Any]] | None = None
     label_names: dict[str, str] = field(default_factory=dict)  # by number, of labels that occur
 
+    @property
+    def largest_vanished_ml(self) -> float:
+        """The largest component of any label that vanished; 0 without one, or if unknown."""
+        rows = self.statistics or ()
+        return max((row.get(LARGEST_VANISHED, 0.0) for row in rows), default=0.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
         fields = dict(vars(self))
@@ -190,6 +200,21 @@ class RunSummary:
     def count(self, status: str) -> int:
         """Return the number of cases that are "done", "skipped" or "failed"."""
         return sum(record.status == status for record in self.cases)
+
+    @property
+    def component_changes(self) -> str:
+        """What became of components in all cases, as text; empty without statistics."""
+        counts = []
+        for row in chain.from_iterable(record.statistics or () for record in self.cases):
+            counts.append([row.get(change, 0) for change in COMPONENT_CHANGES])
+        if not counts:
+            return ""
+        text = changes_text(counts)
+        worst = max(self.cases, key=lambda record: record.largest_vanished_ml)
+        if worst.largest_vanished_ml:
+            volume = f"{worst.largest_vanished_ml:.3g} ml"
+            text += f"; the largest that vanished has {volume} ({worst.case_id})"
+        return text
 
     @cached_property
     def settings(self) -> dict[str, Any]:

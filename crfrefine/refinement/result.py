@@ -20,6 +20,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
 from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.engines.results import softmax
+from crfrefine.metrics.lesion_matching import ComponentChanges, component_changes
 from crfrefine.refinement.refined import RefinedChannels
 
 
@@ -190,3 +191,13 @@ class RefinementResult(Reported):
         counts_before = count_labels(before, self.num_labels)
         counts_after = count_labels(after, self.num_labels)
         return LabelChanges(num_changed, counts_before, counts_after)
+
+    @cached_property
+    def component_changes(self) -> dict[int, ComponentChanges]:
+        """Of each label above 0 before or after: components that vanished or were made, and so on.
+
+        Counted when first asked for.
+        """
+        counts = zip(self.changes.voxels_before, self.changes.voxels_after, strict=True)
+        labels = [label for label, either in enumerate(counts) if label and any(either)]
+        return component_changes(self.network_label_map, self.label_map, labels)

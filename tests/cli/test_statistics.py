@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from cli_helpers import (
     summary_of,
     write_folders,
 )
+from scipy import ndimage
 
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.label_statistics import distinct_titles
+from crfrefine.metrics.lesion_matching import component_changes
 
 ML = math.prod(SPACING) / 1000
 NAMES = {"background": 0, "shell": 1, "=core": 2, "cyst": 3}
@@ -44,7 +47,8 @@ def test_each_row_has_volumes_and_means_of_its_label(folders):
     infer(folders, "--statistics", "--jobs", "3", status=0)
     rows = table(folders.output / "statistics.csv")
     assert list(rows[0]) == [
-        *("case", "label", "name", "ml_before", "ml_after", "mean_T1", "mean_FLAIR")
+        *("case", "label", "name", "ml_before", "ml_after", "mean_T1", "mean_FLAIR"),
+        *("vanished", "made", "merged", "split", "largest_vanished_ml"),
     ]
     assert cases_in(folders.output / "statistics.csv") == ["a", "b", "c"]
     for row in rows:
@@ -69,7 +73,7 @@ def test_the_summary_has_the_same_rows(folders):
             rows.append([case["case_id"], row["ml_before"], row["ml_after"], *row["means"]])
     found = []
     for row in table(folders.output / "statistics.csv"):
-        numbers = [float(value) for key, value in row.items() if "m" in key and key != "name"]
+        numbers = [float(row[key]) for key in row if key.startswith(("ml", "mean"))]
         found.append([row["case"], *numbers])
     assert found == rows
     assert summary_of(folders)["cases"][0]["statistics"] is None
@@ -79,6 +83,50 @@ def test_a_label_that_vanishes_has_no_mean(folders):
     infer(folders, "--statistics", "--set", "postprocess.min_component_ml=500", "--allow-vanishing")
     rows = table(folders.output / "statistics.csv")
     assert {(row["ml_after"], row["mean_T1"]) for row in rows} == {("0.0", "")}
+
+
+def test_components_that_vanish_are_named(folders):
+    arguments = ("--statistics", "--preview", "--set", "postprocess.min_component_ml=0.05")
+    told = infer(folders, *arguments, "--allow-vanishing", status=0).stderr
+    largest = {}
+    total = 0
+    for case in ("a", "b", "c"):
+        before = folders.scores(case).argmax(axis=0)
+        after = load_nifti(folders.output / f"{case}.nii.gz")
+        for row in table(folders.output / "statistics.csv"):
+            if row["case"] == case:
+                label = int(row["label"])
+                parts, count = ndimage.label(before == label, np.ones((3, 3, 3)))
+                sizes = np.bincount(parts.ravel(), minlength=count + 1)
+                sizes[np.unique(parts[after == label])] = 0
+                sizes[0] = 0
+                assert int(row["vanished"]) == np.count_nonzero(sizes)
+                largest_ml = float(row["largest_vanished_ml"])
+                assert largest_ml == pytest.approx(sizes.max() * ML, rel=1e-6)
+                largest[case] = max(largest.get(case, 0.0), largest_ml)
+                total += np.count_nonzero(sizes)
+    assert total
+    order = sorted(largest, key=largest.get, reverse=True)
+    worst = f"the largest that vanished has {largest[order[0]]:.3g} ml ({order[0]})"
+    assert re.search(rf"components: {total} vanished, \d+ made, .*; {re.escape(worst)}", told)
+    result = run_here("status", folders.output)
+    names = ", ".join(f"{case} ({largest[case]:.3g} ml)" for case in order)
+    assert f"largest component that vanished: {names}" in result.stdout
+
+
+def test_components_merge_and_split():
+    """Two components become one, one becomes two, one vanishes and one is made."""
+    before = np.zeros((40, 9, 2), np.uint8)
+    after = np.zeros_like(before)
+    before[[1, 3]] = 4
+    after[1:4] = 4
+    before[34:37] = 4
+    after[[34, 36]] = 4
+    before[10, 2:5] = 4
+    after[12] = 4
+    after[20, 2:4] = 7
+    changes = component_changes(before, after, (4, 7))
+    assert changes == {4: ((1, 1, 1, 1), 6), 7: ((0, 1, 0, 0), 0)}
 
 
 def test_rows_of_cases_that_were_done_earlier_stay(folders):
