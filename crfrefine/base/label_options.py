@@ -219,8 +219,8 @@ class InputOptions:
         """Return what records have of the input options, in the order of records."""
         values: dict[str, Any] = {"network_spacing": None, "mapping": self.mapping}
         for each in fields(InputOptions):
-            if each.name != "mapped":
-                values[each.name] = getattr(self, each.name)
+            values[each.name] = getattr(self, each.name)
+        del values["mapped"]
         values["channel_labels"] = self.channel_labels or ()
         return values
 
@@ -231,5 +231,5 @@ class InputOptions:
         Raise TypeError or ValueError if an entry has a value of another kind.
         """
         options = cls(**fields_from_plain(cls, values))
-        mapping = from_plain(dict[int, int], values.get("mapping", {}))
+        mapping = from_plain(dict[int, int], values.get("mapping") or {})
         return replace(options, mapped=tuple(("", old, new) for old, new in mapping.items()))

@@ -308,16 +308,17 @@ class ReadingOptions(InputOptions):
     def __post_init__(self) -> None:
         """Raise InputError or ConfigError for options of which one has to be left out."""
         mapping_of(self.mapped)  # It raises for a value with two labels.
-        if self.add_background and self.input_type in ("labels", "logits"):
-            raise InputError(
-                "--add-background: the background is computed from probabilities; "
-                f"leave --input-type {self.input_type} out"
-            )
-        if self.scale is not None and self.input_type in ("labels", "logits"):
-            raise InputError(
-                f"--scale: probabilities are divided by it; leave --input-type {self.input_type} "
-                "or --scale out"
-            )
+        if self.input_type in ("labels", "logits"):
+            given = f"--input-type {self.input_type}"
+            if self.add_background:
+                raise InputError(
+                    "--add-background: the background is computed from probabilities; "
+                    f"leave {given} out"
+                )
+            if self.scale is not None:
+                raise InputError(
+                    f"--scale: probabilities are divided by it; leave {given} or --scale out"
+                )
         if self.add_background and self.regions.source == GIVEN:
             raise InputError(
                 f"--add-background: regions have no background; leave {GIVEN} or "

@@ -164,7 +164,7 @@ def find_refined(
         recorded = read_records(folder)
         notes += [Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)) for note in recorded.notes]
         for run in recorded.runs:
-            trained_on = run.settings.get(TRAINED_ON) or ()
+            trained_on = run.parameters.get(TRAINED_ON) or ()
             for record in run.cases:
                 if record.output is None:
                     continue
