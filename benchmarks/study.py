@@ -46,7 +46,8 @@ from crfrefine.arrays.components import clean
 from crfrefine.base.plain import from_plain
 from crfrefine.cases.case import Case, load_case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.finding import find_cases
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
@@ -125,11 +126,9 @@ class Study:
 
 def labeled_cases(data: Path, network: Path | None) -> list[CaseFiles]:
     masks = data / "masks" if (data / "masks").is_dir() else None
-    return [
-        case
-        for case in discover_cases(data / "images", network, masks, data / "labels")
-        if case.labels is not None
-    ]
+    networks = [] if network is None else [network]
+    sources = Sources([data / "images"], networks, masks, data / "labels")
+    return [case for case in find_cases(sources) if case.labels is not None]
 
 
 def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: str) -> None:

@@ -26,7 +26,8 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.finding import find_cases
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.volume import Volume
 from crfrefine.metrics.overlap import measure_case
@@ -246,11 +247,8 @@ def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
     torch.set_num_threads(
         1
     )  # The sums of several threads are in another order, and so are the roundings.
-    cases = [
-        case
-        for case in discover_cases(data / "images", None, None, data / "labels")
-        if case.labels is not None
-    ]
+    sources = Sources([data / "images"], labels=data / "labels")
+    cases = [case for case in find_cases(sources) if case.labels is not None]
     num_labels = 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases)
     stages = Stages(folder, f"{data.name}, network")
     inputs = [asdict(schedule), SEED, *listing(data / "images"), *listing(data / "labels")]

@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 from study_network import Stack, read_stack
 
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.finding import find_cases
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 
@@ -124,7 +125,7 @@ def read_data(folder: Path) -> ScribbleData:
 
 
 def _cases(folder: Path, labels: str) -> dict[str, CaseFiles]:
-    found = discover_cases(folder / "images", None, None, folder / labels)
+    found = find_cases(Sources([folder / "images"], labels=folder / labels))
     return {case.case_id: case for case in found if case.labels is not None}
 
 

@@ -27,16 +27,15 @@ from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import CaseHeaders, read_case_headers, require_memory_for
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.content import Look
 from crfrefine.cases.label_input import (
     read_label_map,
     read_reference,
     read_strokes,
-    read_structures,
     segments_of_label_map,
-    segments_of_structures,
 )
+from crfrefine.cases.memory import require_memory_for
 from crfrefine.cases.modalities import (
     are_on_one_grid,
     find_uncovered,
@@ -57,6 +56,7 @@ from crfrefine.cases.roles import (
     require_other_channels,
     require_other_labels,
 )
+from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
 from crfrefine.io.reading import read_mask, reading_jobs
 from crfrefine.io.volume import Segment, VolumeHeader
@@ -159,7 +159,7 @@ def load_case(
     """
     headers = read_case_headers(files, options)
     with naming_case(files.case_id):
-        if not files.logits:
+        if not files.network:
             raise InputError("no logits")
         require_memory_for(headers, options, as_logits=True, with_labels=with_labels)
         return read_case(headers, options, threads=threads, with_labels=with_labels)

@@ -1,25 +1,20 @@
-"""The headers of a case's files: how they fit each other, and the memory.
+"""The headers of a case's files, and how they fit each other.
 
-Of the memory, they tell what the case takes, and whether its logits stay in their files. They are
-read before the voxels, apart from a network's file of floats with one per voxel: only its voxels
-tell a label map from the scores of label 1. They are decoded once for it, piece by piece.
+They are read before the voxels, apart from a network's file of floats with one per voxel: only its
+voxels tell a label map from the scores of label 1. They are decoded once for it, piece by piece.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from crfrefine import io
 from crfrefine.base.failures import naming_case
-from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES, listed, see, shorten
+from crfrefine.base.text import TIMES, listed, see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import holds_labels
@@ -29,7 +24,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.headers import require_scalar
-from crfrefine.io.volume import PIECE_BYTES, VolumeHeader
+from crfrefine.io.volume import VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.
 _FILLED = ("label map", "structure", "mask", "labels", "strokes")
@@ -40,21 +35,6 @@ _NOT_MAPPED = {
 }
 # What to do with strokes on another grid, which --resample leaves out.
 _STROKES_ELSEWHERE = "Draw them on the image; strokes are not resampled."
-MAX_IN_MEMORY = 1 << 29  # bytes of logits, as float32, from which on these are streamed
-# Logits that take more than this part of the allowed memory are streamed, too.
-SHARE_IN_MEMORY = 8
-# Bytes of logits up to which they are always read as a whole.
-MIN_STREAMED = 1 << 26
-# Most axes of a grid that can be streamed.
-MAX_DIMS = 3
-_FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
-# Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all
-# are equal, and the label maps.
-_SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
-# pieces on their way from the file, and the process itself
-_STREAM_BYTES = 3 * PIECE_BYTES + 2 * PROCESS
-_FLOAT = 4
-_MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 
 @dataclass(frozen=True)
@@ -142,7 +122,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         images = _read_images(files, options)
         network = io.NetworkHeader((), 0, None)
         frame = None
-        if files.logits:
+        if files.network:
             network, frame = _read_network_header(files, images[0], options)
         mask = None
         if files.mask is not None:
@@ -216,7 +196,7 @@ def _read_network_header(
     """
     headers = []
     frame = None
-    for path in files.logits:
+    for path in files.network:
         if options.input_type == "labels":
             headers.append(io.read_header(path))
             continue
@@ -309,115 +289,3 @@ def _require_image_grid(
     raise GridMismatchError(
         f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )
-
-
-def require_memory_for(
-    headers: CaseHeaders,
-    options: ReadingOptions,
-    *,
-    as_logits: bool = False,
-    is_streamed: bool = False,
-    with_labels: bool = False,
-) -> tuple[int, int]:
-    """Return about how many bytes a case takes to be refined, and how many of these are its input.
-
-    Arguments as of `cases.case.read_case`. Raise CapacityError if the case certainly does not fit:
-    results are not counted.
-    """
-    needed, to_refine, of_input = bytes_of_case(
-        headers, as_logits=as_logits, is_streamed=is_streamed
-    )
-    if not is_streamed and with_labels and headers.labels is not None:
-        needed += _FLOAT * math.prod(headers.labels.grid_shape)
-    limit = memory_limit(options.max_memory)
-    if needed > limit.bytes:
-        network = headers.network
-        how = "read as float32"
-        if is_streamed:
-            how = "without the logits, which are streamed"
-        labels = f"{network.num_labels} labels"
-        if network.is_label_map:
-            labels = "a label map"
-        lines = []
-        contents = (f"{headers.num_modalities} modalities", labels)
-        for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
-            size = TIMES.join(map(str, header.grid_shape))
-            lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
-        require_memory(needed, f"the program and its files, {how}, take", limit, lines)
-    return to_refine, of_input
-
-
-def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
-    """Return whether logits stay in their files, where the model allows that.
-
-    They stay there if they are channels of labels that can be read piece by piece, and take more
-    than their share of the memory, or if the case would not fit with them.
-    """
-    network = headers.network
-    first = headers.images[0]
-    file = network.files[0]
-    # Only the number of channels decides about regions; a softmax of as many channels is rare, and
-    # read as a whole.
-    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    num_axes = len(first.grid_shape)
-    has_axes = num_axes <= MAX_DIMS and len(file.grid_shape) == num_axes
-    if network.is_label_map or has_regions or not has_axes:
-        return False
-    # Channels on an oblique grid are interpolated as a whole.
-    is_interpolated = not network.is_on_grid
-    if is_interpolated and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
-        return False
-    limit = memory_limit(options.max_memory)
-    largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-    num_voxels = max(math.prod(first.grid_shape), math.prod(file.grid_shape))
-    of_logits = _FLOAT * network.num_labels * num_voxels
-    _, to_refine, _ = bytes_of_case(headers)
-    return of_logits >= largest or PROCESS + to_refine > limit.bytes
-
-
-def bytes_of_case(
-    headers: CaseHeaders, *, as_logits: bool = False, is_streamed: bool = False
-) -> tuple[int, int, int]:
-    """Return about how many bytes a case takes: to be read, to be refined, and of these its input.
-
-    The first number includes the program itself, the others do not. Of channels that stream, and of
-    a label map, only their voxels tell what refining takes; the run says so when it knows.
-    """
-    network = headers.network
-    first = headers.images[0]
-    num_voxels = math.prod(first.grid_shape)
-    num_network_voxels = math.prod(network.files[0].grid_shape)
-    per_voxel = int(headers.mask is not None)
-    num_elsewhere = 0  # voxels of modalities on other grids, which are interpolated one by one
-    for header in headers.images:
-        per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
-        if not first.on_same_grid(header):
-            num_elsewhere += math.prod(header.grid_shape)
-    of_input = num_voxels * per_voxel
-    if is_streamed:
-        of_input += num_voxels * _SURVEY_BYTES
-        needed = _STREAM_BYTES + of_input + _FLOAT * num_elsewhere
-        if network.files[0].turned is not None:  # A channel is in memory twice then.
-            needed += 2 * _FLOAT * num_voxels
-        if network.lacks_background:  # the sums of the channels, and the background
-            needed += 2 * _FLOAT * num_network_voxels
-        return needed, 2 * (needed - PROCESS), of_input
-
-    # Beside logits, images are read as float32, and normalized into a copy.
-    num_copies = 1 if network.is_label_map and not as_logits else 2
-    needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels
-    needed += _FLOAT * num_elsewhere
-    if headers.mask is not None:
-        needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
-    if not network.is_label_map:
-        needed += _FLOAT * network.num_labels * num_network_voxels
-        if not network.is_on_grid:
-            needed += _FLOAT * network.num_labels * num_voxels
-        of_input = needed - PROCESS
-    elif as_logits:  # Structures are read one after the other into one array.
-        needed += _FLOAT * (num_network_voxels + _MIN_CHANNELS * num_voxels)
-    else:
-        needed += num_network_voxels
-        of_input += num_network_voxels
-    of_run = RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities
-    return needed, needed - PROCESS + of_run * num_voxels, of_input

@@ -49,7 +49,7 @@ class Kind:
     one_file: str = ""  # what a case has, for messages; "" means "one file of" and `what`
     parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
-    field: str = "logits"  # of `CaseFiles`
+    field: str = "network"  # of `CaseFiles`
     is_optional: bool = False  # whether a case may have none
     strays: str = ""  # what a note calls files of no case; "" means no note
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from os.path import realpath
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
-from crfrefine.cases.case_files import CaseFiles, CaseList, Files
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
     IMAGE,
     IMAGES,
@@ -20,10 +21,11 @@ from crfrefine.cases.conventions import (
     LOGITS,
     MASK,
     NUMBERED,
-    STROKES,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.files_by_case import Files
 from crfrefine.cases.layouts import names_both_kinds
+from crfrefine.cases.listing import find_matches
 from crfrefine.cases.pattern_advice import (
     MAX_MODALITIES,
     advise_on_folders,
@@ -34,7 +36,6 @@ from crfrefine.cases.patterns import (
     Match,
     check_pattern,
     choices_of,
-    find_matches,
     in_listed_order,
     names_listed,
     patterns_of,
@@ -47,68 +48,83 @@ from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of
 _FOUR_DIGITS = re.compile(r"[0-9]{4}")
 
 
-def discover_cases(
-    images: Path | Sequence[Path],
-    logits: Path | Sequence[Path] | None,
-    masks: Path | None = None,
-    labels: Path | None = None,
-    *,
-    input_type: str = "auto",
-    add_background: bool = False,
-    include_imageless: bool = False,
-) -> CaseList:
-    """Find the cases, sorted by name; incomplete ones have a `problem`.
+@dataclass(frozen=True)
+class Sources:
+    """Where the files of the cases of a command are, and whether a case needs all of them.
 
-    The images are a folder, a pattern, or the files of one case, one per modality; logits a folder,
-    a pattern, one file with all labels, or one per label in order. With the input type "labels"
-    they are label maps, or one file per structure, in a folder per case. With `include_imageless`,
-    labels or logits without an image count as incomplete cases. With `add_background`, files per
-    label begin with label 1. Raises InputError: a path that does not exist, no case, or several
-    where one is expected.
+    Each role has a folder or a pattern, or the files of the only case.
     """
-    if isinstance(images, Path):
-        images = [images]
-    if isinstance(logits, Path):
-        logits = [logits]
-    logits = logits or ()
-    for path in (*images, *logits):
+
+    images: Sequence[Path] = ()  # of one case: one file per modality
+    # The network's output; of one case: one file with all labels, or one per label in order.
+    network: Sequence[Path] = ()
+    masks: Path | None = None
+    labels: Path | None = None  # the references, by whose names the cases are called without images
+    strokes: Sequence[Path] = ()
+    # The folder of nnU-Net's predictions, or of a trained network, in place of the network's
+    # output. The images, and the references if they are needed, may be those that it has noted.
+    nnunet: Path | None = None
+    manifest: Path | None = None  # a table with the images and the network's output of each case
+    # With "labels", the network's output are label maps, or one file per structure, in a folder per
+    # case.
+    input_type: str = "auto"
+    add_background: bool = False  # whether files per label begin with label 1
+    # Whether a case without an image or a reference is incomplete. Else a reference is optional,
+    # and other files without an image are left out.
+    needs_all: bool = False
+
+
+def discover_cases(sources: Sources) -> CaseList:
+    """Find the cases of folders, patterns and files, by name; incomplete ones have a `problem`.
+
+    Optional references and strokes are not looked for. Raises InputError: a path that does not
+    exist, no case, or several where one is expected.
+    """
+    for path in (*sources.images, *sources.network):
         is_many = holds_many(path)
         if not is_many and not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        if is_many and len(images) > 1 and path in images:
+        if is_many and len(sources.images) > 1 and path in sources.images:
             raise InputError(
                 f"{path}: give one folder of images, one pattern, or the files of one case"
             )
 
-    place = images[0]
+    place = sources.images[0]
+    labels = sources.labels if sources.needs_all else None
     if holds_many(place):
-        cases = Images(place, next(iter(logits), None), masks, labels).cases()
+        output = next(iter(sources.network), None)
+        cases = Images(place, output, sources.masks, labels).cases()
     else:
-        cases = CaseList([_case_of_files(images)])
+        cases = CaseList([_case_of_files(sources.images)])
         cases.is_single = True
     others = []
-    if logits:
-        kind = LABEL_MAP if input_type == "labels" else LOGITS
-        others.append(Files(kind, *logits, cases=[case.case_id for case in cases]))
-    if masks is not None:
-        others.append(Files(MASK, masks))
+    if sources.network:
+        kind = LABEL_MAP if sources.input_type == "labels" else LOGITS
+        others.append(Files(kind, *sources.network, cases=[case.case_id for case in cases]))
+    if sources.masks is not None:
+        others.append(Files(MASK, sources.masks))
     if labels is not None:
         others.append(Files(LABELS, labels))
-    if include_imageless and not cases.is_single:
-        case_ids = {case.case_id for case in cases}
-        names = set[str]()
-        for files in others:
-            if files.kind is not MASK and files.place != place:
-                names.update(files.by_case(case_ids))
-        expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
-        missing = f"no image in {place}"
-        problem = f"{missing}; expected {expected}"
-        for name in names:
-            cases.append(CaseFiles(name, ()).with_problem(problem, missing))
-        cases.sort(key=lambda case: case.case_id)
+    if sources.needs_all and not cases.is_single:
+        _add_imageless(cases, others, place)
     for files in others:
-        files.add_to(cases, first_label=int(add_background))
+        files.add_to(cases, first_label=int(sources.add_background))
     return cases
+
+
+def _add_imageless(cases: CaseList, others: Sequence[Files], place: Path) -> None:
+    """Add the cases that other files name, apart from masks, and that have no image in a place."""
+    case_ids = {case.case_id for case in cases}
+    names = set[str]()
+    for files in others:
+        if files.kind is not MASK and files.place != place:
+            names.update(files.by_case(case_ids))
+    expected = "a file by this pattern" if is_pattern(place) else IMAGES.expected
+    missing = f"no image in {place}"
+    problem = f"{missing}; expected {expected}"
+    for name in names:
+        cases.append(CaseFiles(name, ()).with_problem(problem, missing))
+    cases.sort(key=lambda case: case.case_id)
 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
@@ -268,28 +284,3 @@ class Images:
             files = len(self.beside)
             cases.notes.append(Note.of(kind, str(place), files=files, first=self.beside[0]))
         return cases
-
-
-def add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
-    """Add the strokes of each case that has some: a folder's, a pattern's, or single files.
-
-    Raises InputError: no strokes, strokes of no case, or single files for several cases.
-    """
-    place = sources[0]
-    if len(sources) > 1 and holds_many(place):
-        raise InputError(f"{place}: give one folder of strokes, or the files of one case")
-    files = Files(STROKES, *sources)
-    files.add_to(cases)
-    names = [case.case_id for case in cases]
-    strays = [path for paths in files.by_case(names).values() for path in paths]
-    number = sum(bool(case.strokes) for case in cases)
-    if strays or not number:
-        found = listed(sorted(map(stem_of, strays))) or "no file"
-        raise InputError(
-            f"{place}: {found}: strokes of no case; "
-            f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
-        )
-    if number < len(cases):
-        cases.notes.append(
-            Note.of(NoteKind.STROKES_OF_SOME, str(place), drawn=number, cases=len(cases))
-        )

@@ -1,10 +1,10 @@
-"""Read a label map, or one binary file per structure, instead of a network's logits."""
+"""Read a label map in place of a network's logits, a reference, and strokes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import (
     channels_of,
-    count_labels,
     foreground_labels,
     labels_of_one_hot,
     map_labels,
@@ -21,15 +20,15 @@ from crfrefine.arrays.label_maps import (
 )
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import listed, shorten
+from crfrefine.base.text import listed
 from crfrefine.cases.label_names import MAP_OPTION, LabelNames, names_of, without_mapped
-from crfrefine.cases.other_grid import WorkGrid, union_of
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.roles import NO_IMAGE, require_no_image
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import InputError
 from crfrefine.io.reading import (
     LABEL_ADVICE,
     LABEL_TOLERANCE,
@@ -37,7 +36,6 @@ from crfrefine.io.reading import (
     read_integers,
     read_whole_numbers,
 )
-from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.strokes import BACKGROUND
@@ -142,7 +140,7 @@ def read_label_map(
     notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
     notes += [remark.about(name) for remark in remarks]
     label_map = LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
-    return _on_grid(label_map, file, headers, options, notes)
+    return on_image_grid(label_map, file, headers, options, notes)
 
 
 def require_labels(values: Labels, path: Path, advice: str) -> None:
@@ -159,52 +157,6 @@ def require_labels(values: Labels, path: Path, advice: str) -> None:
         "that change from voxel to voxel, as those of an image do, or of the probability of one "
         f"structure in percent or from 0 to 255\n  {advice.format(top=usual_scale(highest))}."
     )
-
-
-def read_structures(
-    headers: CaseHeaders, options: ReadingOptions, notes: list[Note]
-) -> LabelMapNetwork:
-    """Read one binary file per structure into a label map on the grid of the image.
-
-    `notes` gets those for the user.
-    """
-    assert options.declared is not None
-    numbers = options.declared.structures
-    header = headers.network
-    grid = grid_of_structures(header.files)
-    structures = headers.files.structures
-    labels, kept, num_shared = merge_structures(header.files, structures, grid, numbers)
-    note = Note.of(
-        NoteKind.STRUCTURES,
-        name=header.path.parent.name,
-        files=len(header.files),
-        not_empty=sum(size > 0 for _, size in kept.values()),
-    )
-    notes.append(note)
-    if num_shared:
-        notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
-    losers = list_losers(kept)
-    if losers:
-        notes.append(Note.of(NoteKind.LOSING_STRUCTURES, structures=losers))
-    lost = {}
-    for name, (num_left, size) in kept.items():
-        if size and not num_left:
-            lost[numbers[name]] = size
-    num_labels = options.declared.num_labels
-    label_map = LabelMapNetwork(labels, present_labels(labels), num_labels, lost=lost)
-    return _on_grid(label_map, grid, headers, options, notes)
-
-
-def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> tuple[Segment, ...]:
-    """Return the segment of each structure: that of its file, if the file has a single one."""
-    assert options.declared is not None
-    segments = {}
-    for name, number in options.declared.structures.items():
-        segments[name] = Segment(number, name)
-    for name, file in zip(headers.files.structures, headers.network.files, strict=True):
-        if len(file.segments) == 1:
-            segments[name] = replace(file.segments[0], label=segments[name].label)
-    return tuple(segments.values())
 
 
 def segments_of_label_map(file: VolumeHeader, options: ReadingOptions) -> tuple[Segment, ...]:
@@ -291,10 +243,10 @@ def label_map_of_one_hot(
         labels = renumber(labels, channel_labels)
         num_labels = max(channel_labels) + 1
     label_map = LabelMapNetwork(labels, present_labels(labels), num_labels)
-    return _on_grid(label_map, header.files[0], headers, options, notes)
+    return on_image_grid(label_map, header.files[0], headers, options, notes)
 
 
-def _on_grid(
+def on_image_grid(
     label_map: LabelMapNetwork,
     file: VolumeHeader,
     headers: CaseHeaders,
@@ -334,85 +286,3 @@ def _on_grid(
         network_spacing=network_spacing,
         lost=lost,
     )
-
-
-# The voxels that each structure keeps where structures overlap, and those of its file.
-Kept: TypeAlias = Mapping[str, tuple[int, int]]
-
-
-def list_losers(kept: Kept) -> list[str]:
-    """Return in words which structures keep less than half of their voxels."""
-    losers = []
-    for name, (num_left, size) in kept.items():
-        if 2 * num_left < size:
-            losers.append(f"{shorten(name)} keeps {num_left} of {size} voxels")
-    return losers
-
-
-def grid_of_structures(files: Sequence[VolumeHeader]) -> VolumeHeader:
-    """Return the header of the grid that holds all structures, which may be stored in boxes.
-
-    Raises GridMismatchError if voxels of a file are not at those of the first one.
-    """
-    first = files[0]
-    others = [file for file in files if not first.on_same_grid(file)]
-    for file in others:
-        if WorkGrid(first).map_to(file).in_whole_voxels is None:
-            raise GridMismatchError(
-                f"{file.path}: not on the grid of the other structures\n"
-                f"{first.difference_from(file)}"
-            )
-    return union_of(first, others)
-
-
-def merge_structures(
-    files: Sequence[VolumeHeader],
-    names: Sequence[str],
-    grid: VolumeHeader,
-    numbers: Mapping[str, int],
-) -> tuple[Labels, Kept, int]:
-    """Read one binary file per structure, one after the other, into one label map on a grid.
-
-    The smallest structure keeps a voxel; of equally large ones, the first by number. `names` are
-    those of the structures of the files, `numbers` those of all structures. Return ([z,] y, x)
-    labels, what the structures keep, and how many voxels several of them have. Raises InputError
-    for other values than 0 and 1.
-    """
-    largest = max(numbers.values())
-    dtype = np.min_scalar_type(largest)
-    labels: Labels = allocate_array(grid.grid_shape[::-1], files[0].path, dtype)
-    labels[:] = 0
-    is_shared = np.zeros(labels.shape, np.bool_)
-    sizes = np.zeros(largest + 1, np.int64)
-    for name, file in zip(names, files, strict=True):
-        number = numbers[name]
-        stored = read_structure(file)
-        inside = WorkGrid(grid).nearest(file, stored, "structure", [], outside="are background")
-        sizes[number] = np.count_nonzero(inside)
-        others = labels[inside]
-        is_taken = others != 0
-        is_shared[inside] |= is_taken
-        is_smaller = sizes[number] < sizes[others]
-        is_as_large = sizes[number] == sizes[others]
-        wins = ~is_taken | is_smaller | (is_as_large & (number < others))
-        labels[inside] = np.where(wins, labels.dtype.type(number), others)
-
-    num_left = count_labels(labels, largest + 1)
-    kept = {}
-    for name, number in numbers.items():
-        kept[name] = (num_left[number], int(sizes[number]))
-    return labels, kept, int(np.count_nonzero(is_shared))
-
-
-def read_structure(file: VolumeHeader) -> Bool:
-    """Return where a binary file is 1; InputError for other values than 0 and 1."""
-    expected = (
-        "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or "
-        "-p FOLDER with the name of the case"
-    )
-    values = read_whole_numbers(file, 0.0, expected)
-    if values.max() > 1:
-        raise InputError(
-            f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}"
-        )
-    return values == 1

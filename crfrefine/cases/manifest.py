@@ -17,7 +17,7 @@ from crfrefine.base.geometry import SPACING_RANGE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.discovery import Sources, discover_cases
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.formats import WRITTEN_SUFFIXES
 from crfrefine.io.paths import is_folder, require_file, suffix_of
@@ -165,7 +165,8 @@ def _read_row(cells: Mapping[str, str], folder: Path, input_type: str) -> CaseFi
         except InputError as error:
             raise InputError(f"{column}: {error}") from None
     mask = next(iter(values.get("mask", ())), None)
-    (case,) = discover_cases(values["images"], values["logits"], mask, input_type=input_type)
+    sources = Sources(values["images"], values["logits"], mask, input_type=input_type)
+    (case,) = discover_cases(sources)
     if case.problem:
         raise InputError(case.named_problem)
     return replace(

@@ -16,13 +16,7 @@ from pathlib import Path
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
-from crfrefine.cases.case_files import (
-    CaseFiles,
-    CaseList,
-    Files,
-    note_on_left_out,
-    require_complete,
-)
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
     ARCHIVES,
     DATASET_FOLDERS,
@@ -31,8 +25,10 @@ from crfrefine.cases.conventions import (
     find_folders,
     labels_beside,
 )
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import find_matches, list_files
+from crfrefine.cases.discovery import Sources, discover_cases
+from crfrefine.cases.files_by_case import Files
+from crfrefine.cases.incomplete import note_on_left_out, require_complete
+from crfrefine.cases.listing import find_matches, list_files
 from crfrefine.cases.plans import (
     PLANS,
     file_of_network,
@@ -122,23 +118,26 @@ def require_trained(path: Path) -> TrainedNetwork:
     return TrainedNetwork(folder, dataset, *names)
 
 
-def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
-    """Return the predicted cases of a folder, or the validated cases of a trained network.
+def find_cases_of_nnunet(sources: Sources) -> CaseList:
+    """Return the predicted cases of a folder, or those that a trained network was validated on.
 
-    A case that was not predicted is a failure of the run, as with any folder of logits. A case that
-    no fold has validated is left out, with a note: networks are often trained on a few folds only.
+    A case that was not predicted is a failure of the run, as with any folder of a network's output.
+    A case that no fold has validated is left out, with a note, unless cases need all files:
+    networks are often trained on a few folds only.
     """
-    if len(images) > 1:
-        raise InputError(f"{images[1]}: with --nnunet, give one folder of images")
-    image_folder = images[0] if images else None
-    if not is_trained(folder):
-        return _predicted_cases(folder, image_folder, masks)
+    assert sources.nnunet is not None
+    if len(sources.images) > 1:
+        raise InputError(f"{sources.images[1]}: with --nnunet, give one folder of images")
+    if not is_trained(sources.nnunet):
+        return _predicted_cases(sources.nnunet, sources)
 
-    network = require_trained(folder)
-    cases = find_trained_cases(network, images=image_folder, masks=masks, with_labels=False)
+    network = require_trained(sources.nnunet)
+    cases = _trained_cases(network, sources)
+    if sources.needs_all:
+        return cases
     num_found = len(cases)
-    left_out = {case.case_id: case.missing for case in cases if not case.logits}
-    cases[:] = [case for case in cases if case.logits]
+    left_out = {case.case_id: case.missing for case in cases if not case.network}
+    cases[:] = [case for case in cases if case.network]
     advice = cases.advice or ("Name the folder of the images of this network with --images.",)
     require_complete(left_out, num_found, "cases with probabilities", advice)
     if left_out:
@@ -146,33 +145,26 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     return cases
 
 
-def find_trained_cases(
-    network: TrainedNetwork,
-    *,
-    images: Path | None = None,
-    labels: Path | None = None,
-    masks: Path | None = None,
-    with_labels: bool = True,
-) -> CaseList:
-    """Find the cases that a network was trained and validated on.
+def _trained_cases(network: TrainedNetwork, sources: Sources) -> CaseList:
+    """Return the cases that a network was trained and validated on.
 
-    Those without probabilities have them in `missing`. Folders of `images` and `labels` are where
-    nnU-Net has them unless they are named; labels are needed only `with_labels`. Raises InputError
-    if images or labels are not found, or the only fold was trained on all cases.
+    Those without probabilities have them in `missing`. Folders of images and references are where
+    nnU-Net has them unless they are named. Raises InputError if they are not found, or the only
+    fold was trained on all cases.
     """
     folds = _require_held_out(network)
-    image_folder = network.locate("images", images)
-    label_folder = None
-    if with_labels:
-        label_folder = network.locate("labels", labels, beside=image_folder)
-    cases = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
+    images = network.locate("images", next(iter(sources.images), None))
+    labels = None
+    if sources.needs_all:
+        labels = network.locate("labels", sources.labels, beside=images)
+    cases = discover_cases(replace(sources, images=(images,), network=(), labels=labels))
     trained_on, fold_of = _splits(network)
     archives = _held_out_files(network, trained_on, fold_of, ARCHIVES.suffixes)
     advice: dict[str, str] = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
         if path is not None:
-            cases[number] = replace(case, logits=(path,))
+            cases[number] = replace(case, network=(path,))
             continue
         reason = "no fold that held it out has validated it"
         fold = fold_of.get(case.case_id)
@@ -192,7 +184,7 @@ def find_trained_cases(
             Note.of(
                 NoteKind.VALIDATED_WITHOUT_IMAGE,
                 str(network.folder),
-                images=str(image_folder),
+                images=str(images),
                 cases=len(archives),
                 first=min(archives),
             )
@@ -233,7 +225,16 @@ def _held_out_files(
     return files
 
 
-def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
+def find_references(folder: Path, images: Sequence[Path]) -> Path | None:
+    """Return the folder of the references of a trained network; None if there is none."""
+    with suppress(InputError):
+        network = require_trained(folder)
+        found = network.locate("images", next(iter(images), None))
+        return network.locate("labels", None, beside=found)
+    return None
+
+
+def validated_predictions(network: TrainedNetwork) -> CaseList:
     """Return label map and probabilities of each validated case, by the fold that held it out.
 
     Raises InputError without such a fold.
@@ -242,10 +243,10 @@ def validated_predictions(network: TrainedNetwork) -> dict[str, CaseFiles]:
     splits = _splits(network)
     label_maps = _held_out_files(network, *splits, VOLUME_SUFFIXES)
     archives = _held_out_files(network, *splits, ARCHIVES.suffixes)
-    predictions = {}
+    predictions = CaseList()
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
-        predictions[case_id] = CaseFiles(case_id, (), scores, labels=label_maps.get(case_id))
+        predictions.append(CaseFiles(case_id, (), scores, labels=label_maps.get(case_id)))
     if not predictions:
         raise InputError(
             f"{network.folder}: no fold has validated a case that it held out; run "
@@ -294,8 +295,8 @@ def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[st
     return trained_on, fold_of
 
 
-def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
-    """Return the cases of predictions; without `images`, of those that nnU-Net has read."""
+def _predicted_cases(folder: Path, sources: Sources) -> CaseList:
+    """Return the cases of predictions; without images, of those that nnU-Net has read."""
     if not is_folder(folder):
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
@@ -309,13 +310,14 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
             "--input-type labels -o OUTPUT"
         )
-    if images is None:
+    if not sources.images:
         images, notes = _images_of_predictions(folder, files)
-    cases = discover_cases(images, None, masks)
+        sources = replace(sources, images=(images,))
+    cases = discover_cases(sources)
     cases.notes[:0] = notes
     files.add_to(cases)
     if notes:  # The raw data have other cases, too.
-        cases[:] = [case for case in cases if case.logits]
+        cases[:] = [case for case in cases if case.network]
     return cases
 
 
@@ -338,7 +340,7 @@ def _images_of_predictions(folder: Path, files: Files) -> tuple[Path, list[Note]
     places = _raw_images(folder)
     for place in places:
         with suppress(InputError):
-            if {case.case_id for case in discover_cases(place, None)} >= {*files.by_case()}:
+            if {case.case_id for case in discover_cases(Sources([place]))} >= {*files.by_case()}:
                 found.append(place)
     if len(found) == 1:
         note = Note.of(NoteKind.IMAGES_OF_RAW_DATA, str(folder), images=str(found[0]))

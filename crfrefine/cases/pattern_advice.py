@@ -8,13 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.patterns import (
-    Match,
-    find_matches,
-    folders_inside,
-    split_pattern,
-    visible_inside,
-)
+from crfrefine.cases.listing import find_matches, folders_inside, visible_inside
+from crfrefine.cases.patterns import Match, split_pattern
 from crfrefine.io.formats import LOGITS_SUFFIXES
 from crfrefine.io.paths import is_folder, stem_of
 

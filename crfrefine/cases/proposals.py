@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from crfrefine.base.text import counted, listed, see
@@ -330,7 +331,7 @@ def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None
     has_other_grids = not tree.are_on_one_grid(files)
     is_on_grid_of_labels = not has_other_grids
     if len(images) > 1:
-        in_order = sorted(zip(words_between(images), images, strict=False), key=_word_of)
+        in_order = sorted(zip(words_between(images), images, strict=False), key=itemgetter(0))
         images = [role for _, role in in_order] or images
     is_ordered = False
     if label_pattern and labels is not None and case in labels.files:
@@ -351,10 +352,6 @@ def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None
     return Proposal(
         pattern, label_pattern, tuple(matches), tuple(label_matches), has_other_grids, share, rank
     )
-
-
-def _word_of(pair: tuple[str, Role]) -> str:
-    return pair[0]
 
 
 def _fitting(

@@ -240,12 +240,12 @@ def number_structures(
     """
     by_name: dict[str, Path] = {}  # a file of each structure
     for case in cases:
-        if case.logits and not case.structures:
+        if case.network and not case.structures:
             raise InputError(
-                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
+                f"{case.network[0]}: a label map, but other cases have one file per structure; "
                 "refine the two in separate runs"
             )
-        by_name.update(zip(case.structures, case.logits, strict=True))
+        by_name.update(zip(case.structures, case.network, strict=True))
     if len(by_name) > MAX_LABEL:
         folder = next(iter(by_name.values())).parent
         raise InputError(

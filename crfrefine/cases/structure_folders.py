@@ -18,8 +18,9 @@ from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.conventions import IMAGE_WORDS
 from crfrefine.cases.label_names import normalized
+from crfrefine.cases.listing import find_matches, list_files
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match, find_matches, list_files
+from crfrefine.cases.patterns import Match
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.paths import stem_of, suffix_of

@@ -11,7 +11,8 @@ from pathlib import Path
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS
 from crfrefine.cases.layouts import File, Role
-from crfrefine.cases.patterns import Match, find_matches
+from crfrefine.cases.listing import find_matches
+from crfrefine.cases.patterns import Match
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.formats import VOLUME_SUFFIXES

@@ -92,7 +92,7 @@ def _inspect_folder(
 
     A line is about a case, a note or a problem; if verbose, tracebacks follow.
     """
-    from crfrefine.info.describe import inspect_folder
+    from crfrefine.info.folders import inspect_folder
 
     if options["masks"] == "nonzero":
         options = {**options, "masks": None}
@@ -141,7 +141,7 @@ def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str
     A file that cannot be read has an error on standard error instead.
     """
     from crfrefine.base.failures import failing_alone
-    from crfrefine.info.describe import describe_header, describe_values
+    from crfrefine.info.files import describe_header, describe_values
     from crfrefine.io import read_header
     from crfrefine.io.formats import STRUCTURES
     from crfrefine.io.paths import is_dicom, recognize

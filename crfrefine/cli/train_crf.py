@@ -16,8 +16,6 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
     TrainingOptions,
-    locate,
-    locate_folders,
 )
 
 _ELSE = "DATA_DIR or --nnunet"
@@ -165,6 +163,8 @@ def train_crf(
         _choose(folder, named, output, options, verbosity)
         return
     options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
+    from crfrefine.cases.finding import locate_folders
+
     options |= locate_folders(folder, nnunet, **named)
     _train(output, config, overrides, options, verbosity)
 
@@ -177,6 +177,7 @@ def _choose(
     verbosity: int,
 ) -> None:
     """Choose parameters without labels, and print the choice."""
+    from crfrefine.cases.finding import locate
     from crfrefine.cli.training_reporting import TrainingReporter, print_choice
     from crfrefine.train.unlabeled import run_unlabeled
 

@@ -72,7 +72,7 @@ def tune(
     from crfrefine.engines.cpu import load_engine
     from crfrefine.io.writing import check_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.tune.finding import find_cases, number_of_first
+    from crfrefine.tune.finding import find_cases_to_show, number_of_first
     from crfrefine.tune.server import serve
     from crfrefine.tune.worklist import Worklist
 
@@ -87,7 +87,7 @@ def tune(
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
     tune_options = TuneOptions(inputs, regions=tuple(map(parse_region, regions)), **own)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
-    inputs_of_run = find_cases(tune_options)
+    inputs_of_run = find_cases_to_show(tune_options)
     _tell_inputs(inputs_of_run, number_of_first(inputs_of_run, tune_options))
     worklist = Worklist(tune_options, inputs_of_run)
     try:

@@ -35,7 +35,7 @@ from crfrefine.convert.options import ConversionOptions
 from crfrefine.convert.placing import require_grid
 from crfrefine.convert.segments import files_of_segments, sentence_on_segments
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
-from crfrefine.info.describe import describe_header
+from crfrefine.info.files import describe_header
 from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
 from crfrefine.io.writing import check_output
 

@@ -12,8 +12,9 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
+from crfrefine.cases.listing import find_matches
 from crfrefine.cases.pattern_advice import describe_found
-from crfrefine.cases.patterns import PARTS, check_pattern, fill, find_matches, names_part
+from crfrefine.cases.patterns import PARTS, check_pattern, fill, names_part
 from crfrefine.cases.proposals import advise
 from crfrefine.convert.file import convert_file
 from crfrefine.convert.options import ConversionOptions

@@ -10,7 +10,7 @@ from crfrefine import io
 from crfrefine.base.failures import naming_file
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import counted
-from crfrefine.cases.patterns import list_files
+from crfrefine.cases.listing import list_files
 from crfrefine.convert.options import ConversionOptions
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.paths import add_volumes, require_file, require_suffix

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crfrefine.base.text import for_spreadsheet
-from crfrefine.cases.case_files import left_out_entries
+from crfrefine.cases.incomplete import left_out_entries
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.sentences import power_note
 from crfrefine.statistics.comparison import ResultTable, summary_dicts

@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.base.array_types import Bool
 from crfrefine.base.failures import Failure
 from crfrefine.base.notes import Note
-from crfrefine.cases.case_files import Incomplete, note_on_left_out
+from crfrefine.cases.incomplete import Incomplete, note_on_left_out
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import EvaluationOptions

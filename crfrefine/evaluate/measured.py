@@ -44,10 +44,10 @@ class CasePair(NamedTuple):
     def files_of(self, method: str) -> tuple[Path, ...]:
         """Return the files that are read of a method."""
         files = self.methods[method]
-        masks = files.logits[:1]
+        masks = files.network[:1]
         if files.labels is not None:
             masks = (files.labels,)
-        return tuple(dict.fromkeys((*masks, *self.named.get(method, files).logits)))
+        return tuple(dict.fromkeys((*masks, *self.named.get(method, files).network)))
 
     def label_map_of(self, method: str) -> Path | None:
         """Return the label map of a method, without suffix, or its folder of structures.
@@ -57,7 +57,7 @@ class CasePair(NamedTuple):
         files = self.methods[method]
         path = files.labels
         if files.structures:
-            path = files.logits[0].parent
+            path = files.network[0].parent
         if path is None:
             return None
         path = path.resolve()

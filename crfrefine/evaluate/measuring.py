@@ -70,7 +70,7 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
-    with failing_alone(result.fail, pair.reference.labels, *pair.reference.logits):
+    with failing_alone(result.fail, pair.reference.labels, *pair.reference.network):
         if pair.reference.problem:
             raise InputError(pair.reference.problem)
         reference = read_reference(pair, measured)
@@ -140,7 +140,9 @@ def _measure_method(
         scores = None
         files = named or pair.methods[method]
         warnings = reference.warnings if named is None else None
-        with failing_alone(partial(_fail_method, result, method, warnings=warnings), *files.logits):
+        with failing_alone(
+            partial(_fail_method, result, method, warnings=warnings), *files.network
+        ):
             label_map = pair.methods[method].labels
             scores = read_scores(method, files, reference, label_map)
 

@@ -10,21 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import CaseFiles, CaseList, Files, require_complete
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
-    ARCHIVES,
-    CALIBRATION,
-    LABELS,
     LOGITS,
-    OPTIONAL_LABELS,
-    PREDICTION,
 )
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.nnunet import require_trained, validated_predictions
+from crfrefine.cases.discovery import Images, Sources
+from crfrefine.cases.files_by_case import Files
+from crfrefine.cases.finding import find_cases, find_predictions
+from crfrefine.cases.incomplete import require_complete
+from crfrefine.cases.nnunet import require_trained
 from crfrefine.cases.patterns import names_part
-from crfrefine.cases.plans import hint_at_networks, is_part_of_training, is_trained
-from crfrefine.cases.proposals import advise
+from crfrefine.cases.plans import hint_at_networks, is_part_of_training
 from crfrefine.errors import InputError
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair, find_measured
@@ -130,30 +127,19 @@ class _Search:
 
         Raise InputError if there is none.
         """
-        source = self.options.labels
-        files = Files(LABELS, source)
-        references = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
-        if not references:
-            raise InputError(
-                f"{source}: no label map found, with one of {', '.join(VOLUME_SUFFIXES)}"
-                f"{advise(source, holds_images=False)}"
-            )
-        files.add_to(references)
-        taken = {match.path for case in references for match in files.of(case.case_id)}
-        beside = [path for path in files.cases_of if path not in taken]
-        if beside:
-            kind = NoteKind.NOT_REFERENCES
-            note = Note.of(kind, str(source), files=len(beside), first=beside[0].name)
-            self.notes.append(note)
-        self.found += files.described([case.case_id for case in references])
+        references = find_cases(Sources(labels=self.options.labels))
+        self._tell(references)
         return {case.case_id: case for case in references}
+
+    def _tell(self, cases: CaseList) -> None:
+        self.notes += cases.notes
+        if cases.found:
+            self.found.append(cases.found)
 
     def predictions(
         self, source: Path, references: Mapping[str, CaseFiles]
     ) -> dict[str, CaseFiles]:
         """Return the files of a method for each case, also for cases without a reference."""
-        if is_trained(source):
-            return validated_predictions(require_trained(source))
         if not holds_many(source):
             path = _file_of_only_case(source, references, LOGITS_SUFFIXES)
             (case_id,) = references
@@ -161,23 +147,11 @@ class _Search:
                 return {case_id: CaseFiles(case_id, (), (source,))}
             return {case_id: CaseFiles(case_id, (), labels=source)}
 
-        files = Files(PREDICTION, source)
-        extra = list(files.by_case(references))
-        names = [name for name in references if files.of(name)]
         # If the reference is a single file, other cases are not expected.
-        if holds_many(self.options.labels):
-            names += extra
-        elif extra:
-            note = Note.of(NoteKind.NOT_MEASURED, str(source), cases=len(extra), first=extra[0])
-            self.notes.append(note)
-        self.found += files.described(names)
-        cases = CaseList(CaseFiles(name, ()) for name in sorted(names))
-        probabilities = CALIBRATION
-        if is_pattern(source):  # Headers tell what its other files hold.
-            probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
-        for kind in (OPTIONAL_LABELS, probabilities):
-            Files(kind, source).add_to(cases)
-        return {case.case_id: case for case in cases if case.paths or case.problem}
+        is_only_case = not holds_many(self.options.labels)
+        cases = find_predictions(source, references, is_only_case=is_only_case)
+        self._tell(cases)
+        return {case.case_id: case for case in cases}
 
     def add_probabilities(self, pairs: Sequence[CasePair]) -> None:
         """Add the logits or probabilities that the user named.
@@ -208,7 +182,7 @@ class _Search:
         if holds_many(source):
             # Label maps of another pattern are no modalities.
             others = labels if is_pattern(labels) and not names_part(labels, "label") else None
-            cases = discover_cases(source, None, labels=others)
+            cases = Images(source, None, others).cases()
             if cases.found:
                 self.found.append(cases.found)
             images = {case.case_id: case for case in cases}

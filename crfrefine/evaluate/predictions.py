@@ -67,7 +67,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
         return Prediction(_labels_on_grid(reference, volume, "structures"))
     reading = measured.readings[method]
     mapping = reading.mapping
-    paths = files.logits if path is None else (path,)
+    paths = files.network if path is None else (path,)
     stored = io.read_header(paths[0])
     header = with_channel_axis(stored, grid)
     # Logits and probabilities have several values per voxel or declare such values, or they are the
@@ -108,15 +108,15 @@ def read_scores(
     """Read the logits or probabilities that a method has beside its label map; None without any."""
     if files.problem and not files.missing:
         raise InputError(files.problem)
-    if not files.logits or files.structures:
+    if not files.network or files.structures:
         return None
     reading = reference.measured.readings[method]
     if reading.mapping:
         raise InputError(
-            f"{files.logits[0]}: --map gives the label map new labels, not the channels of "
+            f"{files.network[0]}: --map gives the label map new labels, not the channels of "
             "probabilities"
         )
-    return _read_channels(files.logits, reference, method, label_map)
+    return _read_channels(files.network, reference, method, label_map)
 
 
 def _read_channels(

@@ -14,16 +14,10 @@ from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_input import (
-    CUT_REFERENCE,
-    grid_of_structures,
-    list_losers,
-    merge_structures,
-    read_mapped,
-    require_labels,
-)
+from crfrefine.cases.label_input import CUT_REFERENCE, read_mapped, require_labels
 from crfrefine.cases.label_names import names_of
 from crfrefine.cases.other_grid import WorkGrid, union_of
+from crfrefine.cases.structures import grid_of_structures, list_losers, merge_structures
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.structures import with_numbers_of_run
@@ -154,7 +148,7 @@ def _other_grids(
     Those that cannot be are left out: reading them says why.
     """
     for method, files in pair.methods.items():
-        groups = [files.logits]
+        groups = [files.network]
         if not files.structures:
             groups = [(path,) for path in pair.files_of(method)]
         for group in groups:
@@ -181,7 +175,7 @@ def read_structures(
     """
     if files.labels is not None:
         return with_numbers_of_run(io.read_labels(files.labels, grid=grid), files.labels, numbers)
-    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files.logits]
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files.network]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")

@@ -57,7 +57,7 @@ def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[FileRole]:
             name = f"baseline {method}"
         kind, path, evidence = _kind_of(files, reference, measured.readings[method])
         named = pair.named.get(method, files)
-        if files.labels is not None and named.logits:
+        if files.labels is not None and named.network:
             kind += ", with logits or probabilities"
         frame = _frame(reference, io.read_header(path))
         roles.append(FileRole(name, kind, frame, path, evidence))
@@ -77,7 +77,7 @@ def _kind_of(
     files: CaseFiles, reference: VolumeHeader, reading: ReadingOptions
 ) -> tuple[str, Path, str]:
     """Return what the file of a method holds, its path, and the evidence."""
-    paths = files.logits
+    paths = files.network
     if files.labels is not None:
         paths = (files.labels,)
     header = with_channel_axis(io.read_header(paths[0]), reference)

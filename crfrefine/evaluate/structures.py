@@ -12,18 +12,14 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case_files import (
-    CaseFiles,
-    Files,
-    structures_by_case,
-    structures_inside,
-    with_structures,
-)
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.files_by_case import Files, structures_by_case, structures_inside
 from crfrefine.cases.label_names import names_of, normalized
+from crfrefine.cases.listing import list_files
 from crfrefine.cases.pattern_advice import advise_on_splits
-from crfrefine.cases.patterns import Match, folder_of, list_files, names_part
+from crfrefine.cases.patterns import Match, folder_of, names_part
 from crfrefine.cases.plans import is_trained
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
@@ -185,7 +181,7 @@ def _require_distinct(case: CaseFiles) -> None:
     """Raise InputError for two files of a case whose names are those of one structure."""
     for names in _group_alike(case.structures):
         if len(names) > 1:
-            first = case.logits[case.structures.index(names[0])]
+            first = case.network[case.structures.index(names[0])]
             raise InputError(
                 f"{first.parent}: {names[0]} and {names[1]} are names of one structure, as case, "
                 "spaces, _ and - do not count; rename a file, or leave it out"
@@ -200,7 +196,7 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
         return {_UNNAMED: replace(only_case, labels=path)}
     inside = [] if is_pattern(path) else structures_inside(path)
     if inside and not _are_label_maps(path, inside):
-        return {_UNNAMED: with_structures(only_case, inside)}
+        return {_UNNAMED: only_case.with_structures(inside)}
     files = Files(LABEL_MAP, path, cases=known)
     found = {name: files.of(name) for name in files.by_case()}
     hint = advise_on_splits(path, [*chain(*found.values())], "label")
@@ -211,7 +207,7 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
     for name, matches in found.items():
         case = CaseFiles(name, ())
         if matches[0].label:
-            cases[name] = with_structures(case, matches)
+            cases[name] = case.with_structures(matches)
         else:
             label_maps[name] = replace(case, labels=matches[0].path)
     if inside or not cases:  # Label maps with names, whatever lies in folders beside them.

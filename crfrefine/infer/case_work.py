@@ -20,8 +20,9 @@ from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, ru
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
-from crfrefine.cases.case_headers import read_case_headers, require_memory_for, stays_in_files
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.frame import grid_of_archive
+from crfrefine.cases.memory import require_memory_for, stays_in_files
 from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -335,7 +336,7 @@ class CaseWork:
 
     def _turned_for_archive(self, path: Path, piece: Planes) -> tuple[VolumeHeader, Planes]:
         """Return the grid of an archive, and what gives its planes; nnU-Net may turn axes."""
-        grid = grid_of_archive(self._like, self._files.logits[0].parent, path.parent)
+        grid = grid_of_archive(self._like, self._files.network[0].parent, path.parent)
         turned = placed_on(self._like, grid).turned
         if turned is None:
             return self._like, piece

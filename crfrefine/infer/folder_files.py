@@ -31,7 +31,7 @@ def plan_ensemble_files(
     lacking = []
     for files, outputs in zip(cases, all_outputs, strict=True):
         if outputs.archive is not None:
-            sources.append(files.logits[0])
+            sources.append(files.network[0])
             if outputs.properties is None:
                 lacking.append(f"{files.case_id}.pkl")
     if not sources:

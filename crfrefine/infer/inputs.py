@@ -9,10 +9,10 @@ from pathlib import Path
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import add_strokes, discover_cases
+from crfrefine.cases.discovery import Sources, discover_cases
+from crfrefine.cases.finding import find_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
-from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.proposals import advise, propose_fewer_cases
 from crfrefine.cases.reading_options import (
     ReadingOptions,
@@ -36,25 +36,34 @@ class RunInputs:
     reading: ReadingOptions
 
 
-def find_inputs(options: InferenceOptions) -> RunInputs:
-    """Find the cases of a run and what describes them. No voxels are read.
+def find_inputs(options: InferenceOptions, references: Path | None = None) -> RunInputs:
+    """Find the cases of a run and what describes them, with their references, if they have some.
 
-    They are those of a manifest, of nnU-Net's folder, or of images and logits. Raise InputError if
-    no case has logits or a label map.
+    They are those of a manifest, of nnU-Net's folder, or of images and logits. No voxels are read.
+    Raise InputError if no case has logits or a label map.
     """
     mask = options.masks if isinstance(options.masks, Path) else None
     named = (options.nnunet, options.manifest, mask)
     add_volumes(*options.images, *options.logits, *options.strokes, *named)
-    if options.manifest is not None:
-        cases = read_manifest(options.manifest, input_type=options.input_type)
-    elif options.nnunet is not None:
-        from crfrefine.cases.nnunet import find_cases_to_refine
-
-        cases = find_cases_to_refine(options.nnunet, options.images, mask)
-    else:
-        cases = _discover(options, mask)
-    if options.strokes:
-        add_strokes(cases, options.strokes)
+    sources = Sources(
+        options.images,
+        options.logits,
+        mask,
+        references,
+        options.strokes,
+        options.nnunet,
+        options.manifest,
+        options.input_type,
+        options.add_background,
+    )
+    try:
+        cases = find_cases(sources)
+        if options.images and options.logits:
+            _require_network(cases, options)
+    except CrfRefineError as error:
+        if _seem_exchanged(options.images, options.logits):
+            raise InputError(f"{error}\n  {EXCHANGED}") from None
+        raise
     for files in cases:
         add_volumes(*files.paths)
 
@@ -72,36 +81,24 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     return RunInputs(cases, reading)
 
 
-def _discover(options: InferenceOptions, mask: Path | None) -> CaseList:
-    """Find the cases of images and a network's output."""
-    try:
-        cases = discover_cases(
-            options.images,
-            options.logits,
-            mask,
-            input_type=options.input_type,
-            add_background=options.add_background,
-        )
-        if all(files.missing and not files.logits for files in cases):
-            first = cases[0]
-            if not first.problem.startswith(first.missing):  # It lacks more than this.
-                raise InputError(f"{options.images[0]}: {first.named_problem}")
-            place = options.logits[0]
-            number = ""
-            if len(cases) > 1:
-                number = f"none of the {len(cases)} cases has its file: "
-            hint = advise(place, holds_images=False)
-            if is_folder(options.images[0]):
-                images = {path for files in cases for path in files.images}
-                fewer = propose_fewer_cases(options.images[0], images)
-                if fewer:
-                    hint += f"\n  As to {options.images[0]}:{fewer}"
-            raise InputError(f"{place}: {number}{cases[0].named_problem}{hint}")
-    except CrfRefineError as error:
-        if _seem_exchanged(options.images, options.logits):
-            raise InputError(f"{error}\n  {EXCHANGED}") from None
-        raise
-    return cases
+def _require_network(cases: CaseList, options: InferenceOptions) -> None:
+    """Raise InputError if no case has a network's output; the first one may lack something else."""
+    if not all(files.missing and not files.network for files in cases):
+        return
+    first = cases[0]
+    if not first.problem.startswith(first.missing):  # It lacks more than this.
+        raise InputError(f"{options.images[0]}: {first.named_problem}")
+    place = options.logits[0]
+    number = ""
+    if len(cases) > 1:
+        number = f"none of the {len(cases)} cases has its file: "
+    hint = advise(place, holds_images=False)
+    if is_folder(options.images[0]):
+        images = {path for files in cases for path in files.images}
+        fewer = propose_fewer_cases(options.images[0], images)
+        if fewer:
+            hint += f"\n  As to {options.images[0]}:{fewer}"
+    raise InputError(f"{place}: {number}{first.named_problem}{hint}")
 
 
 def _has_doubtful_order(parameters: CrfParameters, cases: Iterable[CaseFiles]) -> bool:
@@ -165,8 +162,8 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
         return False
     if is_folder(images[0]) and is_folder(logits[0]):
         try:
-            cases = discover_cases(logits, images)
-            swapped = next((case for case in cases if case.logits and case.images), None)
+            cases = discover_cases(Sources(logits, images))
+            swapped = next((case for case in cases if case.network and case.images), None)
             # A file of several channels among the logits is a network's output, in its place.
             return swapped is not None and read_header(swapped.images[0]).num_channels == 1
         except CrfRefineError:

@@ -101,7 +101,7 @@ class OutputFiles:
             return replace(outputs, folder=folder, label_names=label_names)
         numbers = {name: number for number, name in label_names.items()}
         structures = {}
-        for name, path in zip(files.structures, files.logits, strict=True):
+        for name, path in zip(files.structures, files.network, strict=True):
             structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
         return replace(outputs, structures=structures)
 
@@ -228,9 +228,9 @@ def _add_archives(cases: Sequence[CaseFiles], all_outputs: list[OutputFiles]) ->
     """Add the files for `nnUNetv2_ensemble` to the outputs of cases whose input is of nnU-Net."""
     is_nnunet = functools.cache(is_of_nnunet)
     for number, files in enumerate(cases):
-        if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
+        if len(files.network) != 1 or suffix_of(files.network[0]) != ".npz":
             continue
-        source = files.logits[0]
+        source = files.network[0]
         if is_nnunet(source.parent):
             label_map = all_outputs[number].label_map
             archive = label_map.with_name(f"{stem_of(label_map)}.npz")
@@ -249,8 +249,8 @@ def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
     """
     folders: set[Path] = set()
     for files in cases:
-        folders.update(path.parent for path in (*files.images, *files.logits))
-        for path in files.logits:
+        folders.update(path.parent for path in (*files.images, *files.network))
+        for path in files.network:
             if files.structures and path.parent.name == files.case_id:
                 folders.add(path.parent.parent)
     return set(map(os.path.realpath, folders))  # without links; circular ones are no exception
@@ -296,7 +296,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
     image = read_header(files.images[0])
     if outputs.archive is not None:
         volumes.remove(outputs.archive)
-        grid = grid_of_archive(image, files.logits[0].parent, outputs.archive.parent)
+        grid = grid_of_archive(image, files.network[0].parent, outputs.archive.parent)
         if not grid.on_same_grid(read_header(outputs.archive)):
             return False
         if outputs.properties is not None:
@@ -309,8 +309,8 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
             return False
     if outputs.folder is not None:
         segments: Sequence[Segment] = ()
-        if len(files.logits) == 1:  # Only a label map has any.
-            segments = segments_of_label_map(read_header(files.logits[0]), reading)
+        if len(files.network) == 1:  # Only a label map has any.
+            segments = segments_of_label_map(read_header(files.network[0]), reading)
         labels = read_labels(outputs.label_map).data
         label_files = outputs.files_of_labels(labels, segments)
         if not all(map(is_whole, label_files)):

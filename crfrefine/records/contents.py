@@ -73,7 +73,7 @@ def contents_of_inputs(
     By these words a message says which input has changed. A spacing that is given counts as one.
     """
     known = known or {}
-    paths = {"images": files.images, "logits": files.logits, "strokes": files.strokes}
+    paths = {"images": files.images, "logits": files.network, "strokes": files.strokes}
     if files.mask is not None:
         paths["mask"] = (files.mask,)
     contents = {}

@@ -16,18 +16,13 @@ from crfrefine.base.label_options import REFERENCE, mapping_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, see
 from crfrefine.cases.case import Case, load_case
-from crfrefine.cases.case_files import (
-    CaseFiles,
-    CaseList,
-    Incomplete,
-    note_on_left_out,
-    require_complete,
-)
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.finding import find_cases
+from crfrefine.cases.incomplete import Incomplete, note_on_left_out, require_complete
 from crfrefine.cases.label_names import without_mapped
-from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
     ReadingOptions,
@@ -84,7 +79,7 @@ class LabeledCases(NamedTuple):
         return len(self.label_names)
 
 
-def find_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
+def find_labeled_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
     """Find the complete cases of a run that starts from a model.
 
     Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
@@ -160,23 +155,17 @@ def _discover(options: TrainingOptions) -> tuple[CaseList, Incomplete]:
 
     Raise InputError for fewer than two complete ones.
     """
-    if options.nnunet is not None:
-        cases = find_trained_cases(
-            require_trained(options.nnunet),
-            images=options.images,
-            labels=options.labels,
-            masks=options.masks,
-        )
-    else:
-        cases = discover_cases(
-            options.images,
-            options.logits,
-            options.masks,
-            options.labels,
-            input_type=options.input_type,
-            add_background=options.add_background,
-            include_imageless=True,
-        )
+    sources = Sources(
+        [options.images],
+        [options.logits],
+        options.masks,
+        options.labels,
+        nnunet=options.nnunet,
+        input_type=options.input_type,
+        add_background=options.add_background,
+        needs_all=True,
+    )
+    cases = find_cases(sources)
     paths = [options.images, options.labels, options.logits, options.masks]
     for case in cases:
         paths += case.paths
@@ -206,7 +195,7 @@ def _read_headers(
     def read_headers(case: CaseFiles, _: int) -> CaseHeaders:
         if case.structures:
             advice = "merge them into a label map with the numbers of the reference"
-            raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
+            raise InputError(f"{case.network[0].parent} has one file per structure; {advice}")
         return read_case_headers(case, reading)
 
     headers = require_all(read_headers, files, folder)
@@ -278,7 +267,7 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
     if case.network.regions != cases.regions:
         kind = "labels" if case.network.regions is None else "regions"
         raise InputError(
-            f"its channels are {kind}, unlike those of other cases\n  {files.logits[0]}"
+            f"its channels are {kind}, unlike those of other cases\n  {files.network[0]}"
         )
     if case.network.channel_labels is not None:
         return _with_numbers_of_channels(case, case.network.channel_labels, files, cases)
@@ -313,7 +302,7 @@ def _with_numbers_of_channels(
         raise InputError(
             f"the reference has the labels {listed(unknown)}, expected those of the channels, "
             f"{listed(channel_labels)} by {cases.reading.regions.source}\n"
-            f"  {files.labels}\n  {files.logits[0]}\n  Give them one of these labels with "
+            f"  {files.labels}\n  {files.network[0]}\n  Give them one of these labels with "
             f"--map {REFERENCE}:{unknown[0]}=LABEL."
         )
     if case.labels.size == np.count_nonzero(case.labels == cases.ignore_label):
@@ -338,6 +327,6 @@ def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCas
     raise InputError(
         f"the reference has a label {largest}, but there are "
         f"{num_labels} labels (0 to {num_labels - 1}) according to {source}\n"
-        f"  {files.labels}\n  {files.logits[0]}\n  Give it one of these labels with "
+        f"  {files.labels}\n  {files.network[0]}\n  Give it one of these labels with "
         f"--map {REFERENCE}:{largest}=LABEL."
     )

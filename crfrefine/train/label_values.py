@@ -181,7 +181,7 @@ def find_labels(
 
     def look(case: CaseFiles, _: int) -> None:
         places = []
-        for path in case.logits:
+        for path in case.network:
             places.append((path, reading.mapping, in_maps, mapped, False))
         if case.labels is not None:
             mapping = reading.reference_mapping

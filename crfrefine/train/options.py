@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,60 +180,3 @@ class TrainingOptions(InputOptions):
         write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
         comment = f"{WRITTEN_BY} {__version__}{origin}"
         write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
-
-
-def locate_folders(
-    folder: Path | None, nnunet: Path | None = None, **named: Path | None
-) -> dict[str, Any]:
-    """Return the folders of a run, as options: those in `folder`, unless named.
-
-    With the folder of a trained nnU-Net, they are where it has them, unless named. Raise InputError
-    if one is missing.
-    """
-    if nnunet is None:
-        return locate(folder, ("images", "labels", "logits"), named)
-    from crfrefine.cases.nnunet import require_trained
-
-    network = require_trained(nnunet)
-    masks = named.get("masks")
-    locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
-    images = network.locate("images", named.get("images"))
-    return {
-        "images": images,
-        "labels": network.locate("labels", named.get("labels"), beside=images),
-        "logits": network.folder,
-        "masks": masks,
-        "nnunet": network.folder,
-    }
-
-
-def locate(
-    folder: Path | None,
-    needed: Sequence[str],
-    named: Mapping[str, Path | None],
-    *,
-    takes_files: bool = False,
-) -> dict[str, Path]:
-    """Return where images, labels, logits and masks are: in `folder`, unless they are named.
-
-    Raise InputError if one is missing.
-    """
-    # They import numpy, as `--help` does not.
-    from crfrefine.cases.conventions import find_folders
-    from crfrefine.cases.proposals import propose
-    from crfrefine.io.paths import holds_many
-
-    places = {} if folder is None else find_folders(folder)
-    places |= {kind: path for kind, path in named.items() if path is not None}
-    for kind, path in places.items():
-        if not holds_many(path) and not (takes_files and path.exists()):
-            raise InputError(f"{path}: no such folder; --{kind} names the folder of {kind}")
-
-    missing = [kind for kind in needed if kind not in places]
-    if missing:
-        options = " and ".join(f"--{kind}" for kind in missing)
-        raise InputError(
-            f"{folder or 'the data'}: no folder of {' and '.join(missing)}; "
-            f"name the folder that holds all, or {options}{propose(folder) if folder else ''}"
-        )
-    return places

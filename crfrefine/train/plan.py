@@ -24,7 +24,7 @@ from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import VOLUMES
-from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
+from crfrefine.train.dataset import LabeledCases, find_labeled_cases, read_labeled
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 
 DEFAULT_NUM_FOLDS = 5
@@ -190,7 +190,7 @@ def make_plan(options: TrainingOptions) -> TrainingPlan:
             "--network-spacing: expected parameters with mean_field.positions = 'network', such as "
             "-c sharp"
         )
-    cases = find_cases(options, base)
+    cases = find_labeled_cases(options, base)
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:

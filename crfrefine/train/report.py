@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crfrefine.base.plain import to_plain
-from crfrefine.cases.case_files import left_out_entries
+from crfrefine.cases.incomplete import left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train.choice import CALIBRATION
 from crfrefine.train.comparison import Training, TrainingResult

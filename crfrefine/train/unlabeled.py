@@ -23,7 +23,8 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
-from crfrefine.cases.case_headers import read_case_headers, require_memory_for
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.memory import require_memory_for
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.infer.inputs import RunInputs, find_inputs

@@ -21,7 +21,8 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABEL, REFINING_PROCESS, memory_limit
 from crfrefine.cases.case import Case, nonzero_mask, read_case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import read_case_headers, require_memory_for
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.memory import require_memory_for
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext

@@ -160,7 +160,7 @@ def digest_of_file(path: Path) -> str:
 def stamp_of_inputs(files: CaseFiles) -> str:
     """Return a text that differs once a file that makes the result of a case was exchanged."""
     states = []
-    for path in (*files.images, *files.logits, files.mask):
+    for path in (*files.images, *files.network, files.mask):
         if path is not None:
             with suppress(OSError):
                 status = path.stat()

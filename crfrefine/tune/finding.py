@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.case_files import CaseList, Files
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.conventions import OPTIONAL_LABELS
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.foreground import holds_labels
+from crfrefine.cases.nnunet import find_references
 from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.infer.inputs import RunInputs, find_inputs
-from crfrefine.io.paths import add_volumes
 from crfrefine.tune.options import TuneOptions
 
 
-def find_cases(options: TuneOptions) -> RunInputs:
+def find_cases_to_show(options: TuneOptions) -> RunInputs:
     """Find the cases, in the order of their names, with the references that there are."""
-    inputs = find_inputs(options.inputs)
+    labels = options.labels
+    if labels is None and options.inputs.nnunet is not None:
+        labels = find_references(options.inputs.nnunet, options.inputs.images)
+    inputs = find_inputs(options.inputs, labels)
     first = inputs.cases[number_of_first(inputs, options)]
     if options.regions:
         # The labels that a `dataset.json` declares are no regions of the page.
@@ -35,28 +35,15 @@ def find_cases(options: TuneOptions) -> RunInputs:
             are_channels = is_one and not holds_labels(header.files[0], of_region=True)
         if are_channels:
             scheme = RegionScheme.of(options.regions)
-            inputs = find_inputs(replace(options.inputs, regions=scheme))
-    cases = CaseList(inputs.cases)
+            inputs = find_inputs(replace(options.inputs, regions=scheme), labels)
     if options.labels is not None:
-        Files(OPTIONAL_LABELS, options.labels).add_to(cases)
-        if not any(case.labels for case in cases):
-            number = counted(len(cases), "case")
+        if not any(case.labels for case in inputs.cases):
+            number = counted(len(inputs.cases), "case")
             hint = advise(options.labels, holds_images=False)
             raise InputError(f"{options.labels}: no labels of any of the {number}{hint}")
         for description in read_descriptions([options.labels], []):
             names = description.label_names
             inputs = replace(inputs, reading=replace(inputs.reading, reference_names=names))
-    elif options.inputs.nnunet is not None:
-        from crfrefine.cases.nnunet import require_trained
-
-        # The page is of use without the labels that the network was trained on.
-        with suppress(InputError):
-            network = require_trained(options.inputs.nnunet)
-            images = network.locate("images", next(iter(options.inputs.images), None))
-            Files(OPTIONAL_LABELS, network.locate("labels", None, beside=images)).add_to(cases)
-    for case in cases:
-        add_volumes(*case.paths)
-    inputs.cases[:] = cases
     return inputs
 
 

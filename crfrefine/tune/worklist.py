@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from crfrefine.base.limits import memory_limit
-from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.memory import bytes_of_case
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.batch import Batch

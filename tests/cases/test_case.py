@@ -44,7 +44,7 @@ def make_case(folder, kind):
             save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE)
             for k in range(4)
         )
-        files = replace(files, logits=logits)
+        files = replace(files, network=logits)
         bytes_per_voxel = 8 + 16
     elif kind == "mask":  # as float32, and as booleans
         files = replace(
@@ -59,11 +59,11 @@ def make_case(folder, kind):
         kind == "another grid"
     ):  # Logits are there twice: as they are in the file, and interpolated.
         coarse = save_logits(folder / "a_coarse.nii.gz", (3, 4, 4), affine_of((2.0, 2.5, 4.5)))
-        files = replace(files, logits=(coarse,))
+        files = replace(files, network=(coarse,))
         how = {"resample": "linear"}
         more = 3 * 4 * 4 * 12
     else:  # its values, and two channels or more
-        files = replace(files, logits=(labels,))
+        files = replace(files, network=(labels,))
         how = {"input_type": "labels"}
         bytes_per_voxel = 8 + 4 * (1 + 2)
     return files, how, PROCESS + math.prod(SHAPE) * bytes_per_voxel + more
@@ -95,7 +95,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("case 'a': the program and its files, read as float32, take ")
     assert first.endswith("of --max-memory")
-    for path in (files.images[0], files.logits[0]):
+    for path in (files.images[0], files.network[0]):
         assert any(str(path) in line for line in lines)
     assert "raise it" in lines[-1]
 
@@ -134,5 +134,5 @@ def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
     with pytest.raises(InputError, match="something is missing"):
         load_case(replace(files, problem="something is missing"))
     with pytest.raises(InputError, match="case 'a': no logits"):
-        load_case(replace(files, logits=()))
-    assert read_case_headers(replace(files, logits=())).network.files == ()
+        load_case(replace(files, network=()))
+    assert read_case_headers(replace(files, network=())).network.files == ()

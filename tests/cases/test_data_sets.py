@@ -4,16 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from data_sets import DATA_SETS, patterns
+from data_sets import DATA_SETS, found_cases, patterns
 
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.infer.inputs import find_inputs
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.info.describe import inspect_folder
+from crfrefine.info.folders import inspect_folder
 
 PATTERNS = patterns()
 # Their folder has no pattern that is certain by names and voxels alone.
@@ -49,18 +48,18 @@ def test_the_pattern_of_the_guide_finds_the_files_of_each_case(name, trees):
     images, labels = (root / pattern.replace("NAME", "net") for pattern in PATTERNS[name])
     expected = DATA_SETS[name].cases()
     if not PATTERNS[name][1]:
-        found = images_of(root, discover_cases(images, None))
+        found = images_of(root, found_cases(images, None))
         assert found == {case: {*files} for case, (files, _) in expected.items()}
         return
 
     # as train-crf finds them, and as infer does with the label maps for the network's output
     output = InferenceOptions((images,), (labels,), root / "out", input_type="labels")
-    trained = [] if "{label}" in labels.name else discover_cases(images, None, labels=labels)
+    trained = [] if "{label}" in labels.name else found_cases(images, None, labels=labels)
     refined = find_inputs(output).cases
     for cases in filter(None, (trained, refined)):
         assert images_of(root, cases) == {case: {*files} for case, (files, _) in expected.items()}
         for case in cases:
-            found = case.logits or (case.labels,)
+            found = case.network or (case.labels,)
             assert {str(path.relative_to(root)) for path in found} == {*expected[case.case_id][1]}
             reading = ReadingOptions(input_type="labels", resample="linear")
             assert len(read_case_headers(case, reading).images) == len(case.images)
@@ -92,7 +91,7 @@ def test_info_is_right_about_the_folder_or_proposes_what_is(name, trees):
         assert not report.problems
         assert len(report.cases) == len(expected)
     for number, (images, labels) in enumerate(proposals):
-        cases = discover_cases(images, None, labels=labels)
+        cases = found_cases(images, None, labels=labels)
         for case in cases:
             assert case.problem == ""
             taken = {str(path.relative_to(root)) for path in case.images}

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from data_sets import found_cases
 
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import InputError
 
@@ -52,10 +52,10 @@ A = "a_0000.nii.gz"
 def test_the_files_of_a_case_by_their_names(image, case_id, taken, beside, tmp_path):
     """Four digits at the end are a modality where files are numbered, unless logits have them."""
     logits = folder(tmp_path, "logits", *taken, *beside)
-    cases = discover_cases(folder(tmp_path, "images", image), logits)
+    cases = found_cases(folder(tmp_path, "images", image), logits)
     assert case_ids(cases) == [case_id]
     assert names(cases[0].images) == [image]
-    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, "", [])
+    assert (names(cases[0].network), cases[0].problem, cases.notes) == (taken, "", [])
 
 
 def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
@@ -73,7 +73,7 @@ def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
     )
     folder(images, "c.nii.gz")
     logits = folder(tmp_path, "logits", "a.nii.gz", "a.pkl", "dataset.json", ".a.nii.gz.tmp-3")
-    cases = discover_cases(images, logits)
+    cases = found_cases(images, logits)
     assert case_ids(cases) == ["a"]
     assert [*map(str, cases.notes)] == []
 
@@ -83,13 +83,13 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
         tmp_path, "images", *(f"{case}_000{m}.nii.gz" for case in "abc" for m in range(2))
     )
     (images / "b_0000.nii.gz").unlink()
-    cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
+    cases = found_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
     assert have_problem(cases) == [False, True, False]
     assert cases[1].named_problem == (
         "case 'b': expected the modalities 0000, 0001, as in the other cases; "
         f"found 0001 in {images}"
     )
-    cases = discover_cases(
+    cases = found_cases(
         folder(tmp_path, "more", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii"), None
     )
     assert have_problem(cases) == [False, False, True], (
@@ -98,7 +98,7 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": {"background": 0}})
     )
-    (case,) = discover_cases(folder(tmp_path, "one", "a_0000.nii"), None)
+    (case,) = found_cases(folder(tmp_path, "one", "a_0000.nii"), None)
     assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(
         case.problem
     )
@@ -115,7 +115,7 @@ def test_two_files_for_one_thing_or_none_are_not_guessed_at(tmp_path):
         "e_ProbMapClass2.nii",
     )
     logits = folder(tmp_path, "logits", *files, "x.npz", "y.nii.gz")
-    cases = discover_cases(images, logits)
+    cases = found_cases(images, logits)
     problems = {case.case_id: case.named_problem for case in cases}
     for case_id, found in (
         ("a", "a.mhd, a.nii.gz"),
@@ -144,11 +144,12 @@ def test_masks_and_labels_by_name(tmp_path):
     images = folder(tmp_path, "images", "Case00.mhd", "Case01.mhd")
     masks = folder(tmp_path, "masks", "Case00.nii", "Case01_mask.nii", "Case01.nii")
     labels = folder(tmp_path, "labels", "Case00_segmentation.mhd", "Case01.mhd", "Case02.mhd")
-    cases = discover_cases(images, None, masks, labels)
+    *cases, without_image = found_cases(images, None, masks, labels)
+    assert (without_image.case_id, without_image.images) == ("Case02", ())
     assert names(case.mask for case in cases) == ["Case00.nii", "Case01_mask.nii"]
     assert names(case.labels for case in cases) == ["Case00_segmentation.mhd", "Case01.mhd"]
     (masks / "Case00.nii").unlink()
-    problem = discover_cases(images, None, masks)[0].named_problem
+    problem = found_cases(images, None, masks)[0].named_problem
     assert problem == f"case 'Case00': no mask in {masks}; expected Case00.nii.gz or the like"
 
 
@@ -162,7 +163,7 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         "Case01.mhd",
         "Case01_segmentation.mhd",
     )
-    cases = discover_cases(images, None, labels=images)
+    cases = found_cases(images, None, labels=images)
     assert case_ids(cases) == ["Case00", "Case01"]
     assert names(case.labels for case in cases) == [
         "Case00_segmentation.mhd",
@@ -181,14 +182,14 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         "c_0001.nii.gz",
         "c_logits.nii.gz",
     )
-    cases = discover_cases(data, data)
+    cases = found_cases(data, data)
     assert case_ids(cases) == ["a", "c"]
     for case, logits in zip(cases, ("a.npz", "c_logits.nii.gz"), strict=True):
         images = [f"{case.case_id}_0000.nii.gz", f"{case.case_id}_0001.nii.gz"]
-        assert (names(case.images), names(case.logits)) == (images, [logits])
+        assert (names(case.images), names(case.network)) == (images, [logits])
     assert any("c_logits.nii.gz" in note for note in map(str, cases.notes))
     images = folder(tmp_path, "same", "a.nii", "b.nii")
-    problems = [case.problem for case in discover_cases(images, images)]
+    problems = [case.problem for case in found_cases(images, images)]
     assert f"no logits in {images}, where a.nii is its image; expected a.nii.gz" in problems[0]
 
 
@@ -196,7 +197,7 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
 def test_masks_beside_the_images_are_no_images(tmp_path, image, mask):
     images = folder(tmp_path, "images", f"{image}.nii.gz", f"{mask}.nii.gz", "b_mask.nii.gz")
     logits = folder(tmp_path, "logits", "a.nii.gz", "b_mask.nii.gz")
-    cases = discover_cases(images, logits, images)
+    cases = found_cases(images, logits, images)
     assert case_ids(cases) == ["a", "b_mask"]
     assert (names(cases[0].images), cases[0].mask.name) == ([f"{image}.nii.gz"], f"{mask}.nii.gz")
 
@@ -207,17 +208,17 @@ def test_a_pattern_of_logits_tells_that_digits_belong_to_the_case(tmp_path):
     images = folder(tmp_path, "images", *files)
     logits = folder(tmp_path, "logits", *files)
     for place in (logits, logits / "{case}.nii.gz", logits / "{case}.*"):
-        cases = discover_cases(images, place)
+        cases = found_cases(images, place)
         assert case_ids(cases) == ["img_0000", "img_0001"]
         assert have_problem(cases) == [False, False]
     folder(tmp_path, "plain", "img.nii.gz")
-    (case,) = discover_cases(images, tmp_path / "plain" / "{case}.nii.gz")
+    (case,) = found_cases(images, tmp_path / "plain" / "{case}.nii.gz")
     assert names(case.images) == [*files]
 
 
 def test_a_segmentation_with_the_name_of_a_label_map_counts_once(tmp_path):
     images = folder(tmp_path, "images", "a.nii.gz", "a_seg.seg.nrrd")
-    cases = discover_cases(images, None)
+    cases = found_cases(images, None)
     assert case_ids(cases) == ["a"]
     assert [*map(str, cases.notes)] == [
         f"{images}: not taken for images: 1 file beside them, such as a_seg.seg.nrrd"
@@ -228,20 +229,20 @@ def test_single_files(tmp_path):
     images = folder(tmp_path, "images", "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
     logits = folder(tmp_path, "logits", "other.npz", "a.npz", "l0.nii", "l1.nii", "mask.nii")
     both = [images / "a_0000.nii.gz", images / "a_0001.nii.gz"]
-    (case,) = discover_cases(both, [logits / "l0.nii", logits / "l1.nii"], logits / "mask.nii")
-    assert (case.case_id, names(case.images), names(case.logits), case.mask.name) == (
+    (case,) = found_cases(both, [logits / "l0.nii", logits / "l1.nii"], logits / "mask.nii")
+    assert (case.case_id, names(case.images), names(case.network), case.mask.name) == (
         "a",
         names(both),
         ["l0.nii", "l1.nii"],
         "mask.nii",
     )
-    assert names(discover_cases(both, logits)[0].logits) == ["a.npz"], (
+    assert names(found_cases(both, logits)[0].network) == ["a.npz"], (
         "a folder of logits serves as well"
     )
-    assert discover_cases(images / "a_0001.nii.gz", logits / "other.npz")[0].case_id == "a_0001"
+    assert found_cases(images / "a_0001.nii.gz", logits / "other.npz")[0].case_id == "a_0001"
     for arguments in ((images, logits / "other.npz"), (images, None, logits / "mask.nii")):
         with pytest.raises(InputError, match="for 2 cases; give a folder"):
-            discover_cases(*arguments)
+            found_cases(*arguments)
 
 
 def write_description(tmp_path, content):
@@ -255,11 +256,11 @@ def test_a_single_file_of_any_name_is_that_of_the_only_case_of_a_folder(tmp_path
     images = folder(tmp_path, "images", "a.nii.gz")
     (tmp_path / "scores.npz").touch()
     (tmp_path / "drawn.nii.gz").touch()
-    cases = discover_cases(
+    cases = found_cases(
         images, tmp_path / "scores.npz", None, tmp_path / "drawn.nii.gz", include_imageless=True
     )
     (case,) = cases
-    assert names(case.logits) == ["scores.npz"]
+    assert names(case.network) == ["scores.npz"]
     assert case.labels is not None
     assert case.labels.name == "drawn.nii.gz"
     assert case.problem == ""
@@ -275,7 +276,7 @@ def test_a_description_of_nnunet(tmp_path):
     assert (found.channel_names, found.regions_class_order) == (("FLAIR", "T1c"), None)
     assert dict(found.labels) == {"background": (0,), "whole": (1, 2), "core": (2,), "ignore": (3,)}
     assert (found.ignore_label, found.has_regions, found.all_numbers) == (3, True, {0, 1, 2})
-    assert discover_cases(images, None).notes == []
+    assert found_cases(images, None).notes == []
     # The Medical Segmentation Decathlon has `modality`, and labels the other way round.
     found = read_dataset_description(
         write_description(
@@ -301,7 +302,7 @@ def test_a_damaged_description_of_images_is_not_passed_over(tmp_path):
     """It says how many modalities a case has: without it, a case that lacks one could pass."""
     images = write_description(tmp_path, '{"channel_names": {"0": "T1", "0": "T2"}}')
     with pytest.raises(InputError, match=r"dataset\.json: .* the key '0' appears twice"):
-        discover_cases(images, None)
+        found_cases(images, None)
 
 
 def test_descriptions_are_those_beside_or_above_the_places_and_bad_ones_are_told(tmp_path):

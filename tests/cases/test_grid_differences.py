@@ -41,7 +41,7 @@ def files_of(folder, image, what, path):
     scores = save_nifti(folder / "scores.nii.gz", SCORES, nib.load(image).affine)
     files = CaseFiles("a", (image,), (scores,))
     if what in ("label map", "logits"):
-        return replace(files, logits=(path,))
+        return replace(files, network=(path,))
     return replace(files, **{what: path})
 
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
+from data_sets import found_cases
 from io_helpers import OBLIQUE, affine_of, numbers
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases import foreground
 from crfrefine.cases.case import load_case
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions, declared_labels
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 def read(folder, logits, images="images", **options):
     reading = ReadingOptions(**{"input_type": "labels", **options})
-    cases = discover_cases(folder / images, folder / logits, input_type=reading.input_type)
+    cases = found_cases(folder / images, folder / logits, input_type=reading.input_type)
     return load_case(cases[0], reading)
 
 
@@ -109,12 +109,12 @@ def test_beside_logits_the_input_type_decides(folder):
         "labels",
     ]
     with pytest.raises(UnsupportedFormatError, match="npz"):
-        discover_cases(
+        found_cases(
             folder / "images" / "a_0000.nii.gz", folder / "maps" / "a.npz", input_type="labels"
         )
     save_nifti(folder / "maps" / "a_seg.nii.gz", (LABELS > 0).astype(np.uint8), AFFINE)
-    cases = discover_cases(folder / "images", folder / "maps", input_type="labels")
-    assert ([case.logits[0].name for case in cases], cases.notes) == (
+    cases = found_cases(folder / "images", folder / "maps", input_type="labels")
+    assert ([case.network[0].name for case in cases], cases.notes) == (
         ["a_seg.nii.gz", "b.nii.gz"],
         [],
     )
@@ -134,7 +134,7 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
 
 
 def structures(folder, **options):
-    cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
+    cases = found_cases(folder / "images", folder / "structures", input_type="labels")
     declared = declared_labels(cases, (), None)
     return load_case(cases[0], ReadingOptions(input_type="labels", declared=declared, **options))
 
@@ -210,7 +210,7 @@ def test_a_file_0_among_numbers_is_the_background(folder):
         save_nifti(path, mask.astype(np.uint8), AFFINE)
     pattern = folder / "numbered" / "{case}_{label}.nii.gz"
     image = folder / "images" / "a_0000.nii.gz"
-    (case,) = discover_cases(image, pattern, input_type="labels")
+    (case,) = found_cases(image, pattern, input_type="labels")
     assert case.structures == ("10", "5")
     declared = declared_labels([case], (), None)
     assert declared.structures == {"5": 5, "10": 10}
@@ -219,7 +219,7 @@ def test_a_file_0_among_numbers_is_the_background(folder):
     assert numbers == {"5": 5, "10": 10}
     assert references["a"].structures == ("10", "5")
     save_nifti(folder / "numbered" / "a_liver.nii.gz", MASKS["liver"], AFFINE)
-    (case,) = discover_cases(image, pattern, input_type="labels")
+    (case,) = found_cases(image, pattern, input_type="labels")
     with pytest.raises(InputError, match=r"a_0\.nii\.gz: cannot name a structure"):
         declared_labels([case], (), None)
 
@@ -227,7 +227,7 @@ def test_a_file_0_among_numbers_is_the_background(folder):
 def test_structures_are_not_taken_for_labels_in_order(folder):
     """The first one would become the background, and the background padding."""
     paths = [folder / "structures" / "a" / f"{name}.nii.gz" for name in ("liver", "empty")]
-    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", paths)
+    (case,) = found_cases(folder / "images" / "a_0000.nii.gz", paths)
     num_nowhere = int((MASKS["liver"] == 0).sum())
     with pytest.raises(
         InputError,
@@ -236,7 +236,7 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
     ):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
-    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
+    (case,) = found_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
     assert load_case(case).input_kind == "labels", "one-hot channels have a label everywhere"
 
 

@@ -175,4 +175,4 @@ def test_structures_are_files_or_a_folder(archive):
             write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), input_type="labels"
         )
         assert found.structures
-        assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]
+        assert [path.name for path in found.network] == ["liver.nii.gz", "spleen.nii.gz"]

@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from crfrefine import CrfParameters, refine
 from crfrefine.cases.case import load_case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import bytes_of_case, read_case_headers
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.memory import bytes_of_case
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import GridMismatchError
 from crfrefine.infer.options import InferenceOptions
@@ -131,7 +132,7 @@ def pet(tmp_path):
 def test_a_case_is_refined_as_its_interpolated_image(pet, tmp_path):
     """Voxels that a modality does not show keep the network's label."""
     files, logits, expected = pet
-    inputs = ("-i", files.images[0], "-i", files.images[1], "-p", files.logits[0])
+    inputs = ("-i", files.images[0], "-i", files.images[1], "-p", files.network[0])
     output = tmp_path / "out.nii.gz"
     options = ("-o", output, *FAST)
     refused = run_here("infer", *inputs, *options, status=1).stderr
@@ -200,7 +201,7 @@ def test_that_a_modality_is_interpolated_is_told_of_one_of_many_cases(pet, tmp_p
             place.parent.mkdir(exist_ok=True)
             place.symlink_to(files.images[number])
         (tmp_path / "net").mkdir(exist_ok=True)
-        (tmp_path / "net" / f"{case}.nii.gz").symlink_to(files.logits[0])
+        (tmp_path / "net" / f"{case}.nii.gz").symlink_to(files.network[0])
     inputs = ("-i", tmp_path / "{modality:CT,PET}/{case}.nii.gz", "-p", tmp_path / "net")
     told = run_here("infer", *inputs, "-o", tmp_path / "o", *FAST, "--resample", status=0).stderr
     assert told.count("interpolated linearly from") == 1

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from data_sets import found_cases
 from nnunet_helpers import (
     DATASET,
     write_fold,
@@ -12,7 +13,7 @@ from nnunet_helpers import (
     write_tree,
 )
 
-from crfrefine.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
+from crfrefine.cases.nnunet import require_trained
 from crfrefine.errors import InputError
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
@@ -25,7 +26,7 @@ def tree(tmp_path):
 
 
 def trained_cases(tree, **options):
-    return find_trained_cases(require_trained(tree.network), **options)
+    return found_cases(nnunet=tree.network, **{"include_imageless": True, **options})
 
 
 def case_ids(cases):
@@ -33,7 +34,7 @@ def case_ids(cases):
 
 
 def logits_of(cases):
-    return [case.logits for case in cases]
+    return [case.network for case in cases]
 
 
 def missing_of(cases):
@@ -148,8 +149,8 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
 
 def test_predictions_know_their_images(tree, monkeypatch):
     folder = write_predictions(tree)
-    found = find_cases_to_refine(folder, (), None)
-    assert [(case.case_id, case.images[1], case.logits, case.problem) for case in found] == [
+    found = found_cases(nnunet=folder)
+    assert [(case.case_id, case.images[1], case.network, case.problem) for case in found] == [
         (
             f"case{n}",
             tree.raw / "imagesTs" / f"case{n}_0001.nii.gz",
@@ -162,7 +163,7 @@ def test_predictions_know_their_images(tree, monkeypatch):
     shutil.copytree(
         folder, tree.network / "predictions"
     )  # Inside the folder of the network they are predictions, too.
-    assert find_cases_to_refine(tree.network / "predictions", (), None)[0].logits == (
+    assert found_cases(nnunet=tree.network / "predictions")[0].network == (
         tree.network / "predictions" / "case0.npz",
     )
     (
@@ -171,8 +172,8 @@ def test_predictions_know_their_images(tree, monkeypatch):
     with pytest.raises(
         InputError, match=r"found no folder\n  Name the folder of the images with -i"
     ):
-        find_cases_to_refine(folder, (), None)
-    assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
+        found_cases(nnunet=folder)
+    assert len(found_cases(tree.raw / "imagesTs", nnunet=folder)) == 3
     folder = write_predictions(
         tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs"
     )
@@ -181,9 +182,9 @@ def test_predictions_know_their_images(tree, monkeypatch):
         match=r"(?s)expected the folder of the images, found nnUNet_raw"
         r".*Name the folder of the images with -i",
     ):
-        find_cases_to_refine(folder, (), None)
+        found_cases(nnunet=folder)
     monkeypatch.chdir(tree.root)  # A relative path begins where nnU-Net was started.
-    assert len(find_cases_to_refine(folder, (), None)) == 3
+    assert len(found_cases(nnunet=folder)) == 3
 
 
 def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tree):
@@ -191,7 +192,7 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
     (folder / "case1.npz").unlink()
     (folder / "case2.npz").rename(folder / "stray.npz")
     (folder / "case2.nii.gz").unlink()
-    found = find_cases_to_refine(folder, (), None)
+    found = found_cases(nnunet=folder)
     assert have_problem(found) == [False, True, True]
     assert "--save_probabilities" in found[1].problem
     assert any(
@@ -203,7 +204,7 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
 def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tree):
     shutil.rmtree(tree.network / "fold_1")
     shutil.rmtree(tree.raw / "labelsTr")  # which refining does not need
-    found = find_cases_to_refine(tree.network, (), None)
+    found = found_cases(nnunet=tree.network)
     assert case_ids(found) == ["case0", "case2"]
     assert (
         str(found.notes[0]) == "2 of 4 cases are left out: fold 1 is not trained (2): case1, case3"
@@ -214,16 +215,16 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
     with pytest.raises(
         InputError, match=f"(?s){TRAIN} 0 --val --npz {NAMES}.*{TRAIN} 1 --npz {NAMES}"
     ):
-        find_cases_to_refine(tree.network, (), None)
+        found_cases(nnunet=tree.network)
     with pytest.raises(
         InputError, match=r"no CASE\.npz; predict with nnUNetv2_predict \.\.\. --save_probabilities"
     ):
-        find_cases_to_refine(write_predictions(tree, npz=False), (), None)
+        found_cases(nnunet=write_predictions(tree, npz=False))
 
 
 def test_images_of_predictions_without_a_note_of_them_are_those_of_the_raw_data(tree):
     validation = tree.validation(0)
-    found = find_cases_to_refine(validation, (), None)
+    found = found_cases(nnunet=validation)
     assert case_ids(found) == ["case0", "case2"]
     assert found[0].images[0] == tree.raw / "imagesTr" / "case0_0000.nii.gz"
     told = f"{validation}: the images are those of nnU-Net's raw data, {tree.raw / 'imagesTr'}"
@@ -232,28 +233,28 @@ def test_images_of_predictions_without_a_note_of_them_are_those_of_the_raw_data(
     ensemble = tree.network.parent / "ensembles" / "ensemble___a___b___0_1"
     for place in (tree.network / "crossval_results_folds_0_1", ensemble):
         shutil.copytree(validation, place)
-        assert find_cases_to_refine(place, (), None)[0].images == found[0].images
+        assert found_cases(nnunet=place)[0].images == found[0].images
     # Elsewhere the plans name the data set; of two folders with its cases, neither is taken.
     folder = write_predictions(tree)
     (folder / "predict_from_raw_data_args.json").unlink()
     with pytest.raises(InputError) as told:
-        find_cases_to_refine(folder, (), None)
+        found_cases(nnunet=folder)
     lines = str(told.value).splitlines()
     assert lines[1].endswith("with -i; these have images of its cases:")
     assert lines[2:] == [f"    {tree.raw / name}" for name in ("imagesTr", "imagesTs")]
     shutil.rmtree(tree.raw / "imagesTr")
-    images = find_cases_to_refine(folder, (), None)[0].images
+    images = found_cases(nnunet=folder)[0].images
     assert images[0] == tree.raw / "imagesTs" / "case0_0000.nii.gz"
     for path in (tree.raw / "imagesTs").glob("case1_*"):
         path.unlink()
     with pytest.raises(InputError, match="these lack images of its cases"):
-        find_cases_to_refine(folder, (), None)
+        found_cases(nnunet=folder)
 
 
 def test_the_folder_of_a_fold_or_of_a_data_set_names_its_networks(tree):
     other = tree.network.with_name("nnUNetTrainer__nnUNetPlans__2d")
     shutil.copytree(tree.network, other)
-    for find in (require_trained, lambda path: find_cases_to_refine(path, (), None)):
+    for find in (require_trained, lambda path: found_cases(nnunet=path)):
         with pytest.raises(InputError, match="It lies in the folder of a trained network") as told:
             find(tree.network / "fold_0")
         assert f"\n    {tree.network}" in str(told.value)

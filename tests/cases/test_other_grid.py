@@ -94,7 +94,7 @@ def test_files_that_cover_less_than_half_of_the_image_are_refused(what, tmp_path
     else:
         values = (numbers(COARSE) % 2).astype(np.uint8)
         path = save_nifti(tmp_path / "away.nii.gz", values, affine)
-        field = {"label map": "logits"}.get(what, what)
+        field = {"label map": "network"}.get(what, what)
         files = replace(files, **{field: (path,) if what == "label map" else path})
     covers = "cover" if what in ("logits", "labels") else "covers"
     expected = (
@@ -111,7 +111,7 @@ def test_a_spacing_given_for_a_case_counts_for_its_network_too(form, tmp_path):
     options = RESAMPLE
     if form == "label map":
         label_map = save_nifti(tmp_path / "a.nii", numbers(COARSE).astype(np.uint8) % 3, coarse)
-        files = replace(files, logits=(label_map,))
+        files = replace(files, network=(label_map,))
         options = replace(options, input_type="labels", network_spacing="auto")
     headers = read_case_headers(files, options)
     is_streamed = form == "streamed channels"

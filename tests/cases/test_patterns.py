@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
+from data_sets import found_cases
 
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.patterns import Match, fill, find_matches
+from crfrefine.cases.listing import find_matches
+from crfrefine.cases.patterns import Match, fill
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -33,12 +34,12 @@ def make_brats(root, mark, label=""):
 
 def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_path):
     make_brats(tmp_path, "-", "seg")
-    cases = discover_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
+    cases = found_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
     assert [len(case.images) for case in cases] == [3, 3]
     assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in str(
         cases.notes[0]
     )
-    (first, _) = discover_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
+    (first, _) = found_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
     assert [path.name for path in first.images] == ["B_1-t1.nii.gz", "B_1-seg.nii.gz"]
 
 
@@ -46,12 +47,12 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
     make_brats(tmp_path, "_")
     pattern = tmp_path / "{case}/{case}_{modality}.nii.gz"
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": ["T1", "T1CE", "FLAIR"]}))
-    names = [path.name for path in discover_cases(pattern, None)[0].images]
+    names = [path.name for path in found_cases(pattern, None)[0].images]
     assert names == ["B_1_t1.nii.gz", "B_1_t1ce.nii.gz", "B_1_flair.nii.gz"]
     (tmp_path / "B_1/B_1_lesion.nii.gz").touch()
     (tmp_path / "B_2/B_2_t1.nii.gz").unlink()
-    assert "found t1, t1ce, flair, lesion in " in discover_cases(pattern, None)[0].problem
-    problem = discover_cases(pattern, None)[1].named_problem
+    assert "found t1, t1ce, flair, lesion in " in found_cases(pattern, None)[0].problem
+    problem = found_cases(pattern, None)[1].named_problem
     assert problem.startswith(
         "case 'B_2': expected the modalities t1, t1ce, flair, as dataset.json names; "
         "found t1ce, flair in "
@@ -71,7 +72,7 @@ def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_pa
 def test_the_list_of_modalities_is_their_order(tmp_path, order, names):
     make_brats(tmp_path, "_", "seg")
     pattern = f"{{case}}/{{case}}_{{modality{order}}}.nii.gz"
-    for case in discover_cases(tmp_path / pattern, None):
+    for case in found_cases(tmp_path / pattern, None):
         assert case.problem == ""
         assert case.modalities == tuple(names)
         assert [path.name for path in case.images] == [
@@ -82,7 +83,7 @@ def test_the_list_of_modalities_is_their_order(tmp_path, order, names):
 def test_the_list_is_the_order_of_numbers_and_before_that_of_dataset_json(tmp_path):
     make(tmp_path, *(f"i/{case}_{number:04d}.nii" for case in "ab" for number in range(3)))
     (tmp_path / "i/dataset.json").write_text(json.dumps({"channel_names": {"0": "x", "1": "y"}}))
-    cases = discover_cases(tmp_path / "i/{case}_{modality:0002,0000}.nii", None)
+    cases = found_cases(tmp_path / "i/{case}_{modality:0002,0000}.nii", None)
     assert [[path.name for path in case.images] for case in cases] == [
         [f"{case}_0002.nii", f"{case}_0000.nii"] for case in "ab"
     ]
@@ -110,7 +111,7 @@ WEEKS = ("P1/w1", "P1/w2", "P2/w1")
 def test_a_case_may_be_named_by_several_parts_of_its_path(files, pattern, names, tmp_path):
     for week in WEEKS:
         make(tmp_path, *(file.format(*week.split("/")) for file in files))
-    cases = discover_cases(tmp_path / pattern, None)
+    cases = found_cases(tmp_path / pattern, None)
     assert [case.case_id for case in cases] == names.split()
     assert [case.problem for case in cases] == [""] * len(cases)
 
@@ -118,19 +119,19 @@ def test_a_case_may_be_named_by_several_parts_of_its_path(files, pattern, names,
 def test_names_of_a_folder_are_not_joined(tmp_path):
     """`{case}/{case}*` is one of the names that need no pattern."""
     make(tmp_path, "i/a_b.nii", "p/a/b.nii")
-    (case,) = discover_cases(tmp_path / "i", tmp_path / "p")
+    (case,) = found_cases(tmp_path / "i", tmp_path / "p")
     assert "no logits in" in case.problem
 
 
 def test_folders_of_the_same_name_are_the_case_unless_globs_say_otherwise(tmp_path):
     """Patients and weeks may both be called 1; the first line says what was left out."""
     make(tmp_path, *(f"{patient}/{week}/t1.nii" for patient in (1, 2) for week in (1, 2)))
-    cases = discover_cases(tmp_path / "{case}/{case}/t1.nii", None)
+    cases = found_cases(tmp_path / "{case}/{case}/t1.nii", None)
     assert [case.case_id for case in cases] == ["1", "2"]
     joined = tmp_path / "{case}/{case:*}/t1.nii"
     told = f"; 2 more files such as {tmp_path}/1/2/t1.nii would fit if both name the case: "
     assert cases.found.endswith(f"{told}'{joined}'")
-    cases = discover_cases(joined, None)
+    cases = found_cases(joined, None)
     assert [case.case_id for case in cases] == ["1_1", "1_2", "2_1", "2_2"]
     assert cases.found.endswith(f"such as {tmp_path}/1/1/t1.nii, of the case 1_1")
 
@@ -150,15 +151,15 @@ def test_two_folders_of_one_name_are_told_apart_by_the_pattern_of_the_error(
 ):
     weeks = [week.split("/") for week in WEEKS]
     make(tmp_path, *(file.format(*week) for week in weeks))
-    problems = [case.problem for case in discover_cases(tmp_path / pattern, None)]
+    problems = [case.problem for case in found_cases(tmp_path / pattern, None)]
     (problem,) = filter(None, problems)
     assert f"Two folders have one name: '{tmp_path / proposed}' names a case by both" in problem
-    cases = discover_cases(tmp_path / proposed, None)
+    cases = found_cases(tmp_path / proposed, None)
     assert len({case.case_id for case in cases}) == 3
     assert not any(case.problem for case in cases)
     # as a network's output, too
     make(tmp_path, *(f"i/{week[number]}.nii" for number in range(2) for week in weeks))
-    outputs = discover_cases(tmp_path / "i", tmp_path / pattern.replace("{modality}", "t1"))
+    outputs = found_cases(tmp_path / "i", tmp_path / pattern.replace("{modality}", "t1"))
     assert any("Two folders have one name: '" in case.problem for case in outputs)
 
 
@@ -167,16 +168,15 @@ def test_names_with_the_number_of_the_first_modality_meet_by_the_pattern_of_the_
     pattern = tmp_path / "p/{case}/{case}_trans.nii"
     right = tmp_path / "p/{case}_0000/{case}_0000_trans.nii"
     images = tmp_path / "i/{case}_0000.nii"
-    first, second = discover_cases(images, pattern, input_type="labels")
+    first, second = found_cases(images, pattern, input_type="labels")
     assert f"'{right}' names the cases without _0000" in first.problem
     assert "names the cases without" not in second.problem
-    first, _ = discover_cases(images, right, labels=tmp_path / "r", input_type="labels")
+    first, _ = found_cases(images, right, labels=tmp_path / "r", input_type="labels")
     assert first.problem == ""
     # By this pattern of the output, the images keep their number, too.
     for labels in ("r", "r/{case}.nii"):
-        first, _ = discover_cases(
-            tmp_path / "i", pattern, labels=tmp_path / labels, input_type="labels"
-        )
+        found = found_cases(tmp_path / "i", pattern, labels=tmp_path / labels, input_type="labels")
+        first = next(case for case in found if case.images)
         assert "there is a, as the case is called by folders of the other files" in first.problem
 
 
@@ -184,11 +184,11 @@ def test_the_folder_of_save_image_is_found_by_names_with_and_without_a_number(tm
     make(tmp_path, "i/a_0000.nii", "i/b_0000.nii", "r/a.nii", "r/b.nii")
     make(tmp_path, *(f"p/{case}_0000/{case}_0000_trans.nii" for case in "ab"))
     for input_type in ("labels", "auto"):
-        cases = discover_cases(
+        cases = found_cases(
             tmp_path / "i", tmp_path / "p", labels=tmp_path / "r", input_type=input_type
         )
         assert [case.case_id for case in cases] == ["a", "b"]
-        assert [case.logits[0].name for case in cases] == ["a_0000_trans.nii", "b_0000_trans.nii"]
+        assert [case.network[0].name for case in cases] == ["a_0000_trans.nii", "b_0000_trans.nii"]
         assert (cases[0].labels, cases.notes) == (tmp_path / "r/a.nii", [])
 
 
@@ -216,7 +216,7 @@ def test_the_folder_of_save_image_is_found_by_names_with_and_without_a_number(tm
 def test_a_pattern_that_cannot_be_used_says_what_is_there(images, logits, message, tmp_path):
     make(tmp_path, "v-1.nii", "v-2.nii", "out-1.npz")
     with pytest.raises(InputError) as raised:
-        discover_cases(tmp_path / images, None if logits is None else tmp_path / logits)
+        found_cases(tmp_path / images, None if logits is None else tmp_path / logits)
     assert message.format(root=tmp_path) in str(raised.value)
 
 
@@ -224,13 +224,13 @@ def test_two_files_or_none_for_a_case_are_its_problem(tmp_path):
     root = make(
         tmp_path, "a/v.nii", "b/v.nii", "c/v.nii", "out/a_1.nii", "out/a_2.nii", "out/b_1.nii"
     )
-    a, b, c = discover_cases(root / "{case}/v.nii", root / "out/{case}_*.nii")
+    a, b, c = found_cases(root / "{case}/v.nii", root / "out/{case}_*.nii")
     expected = "case 'a': expected one file of logits, found a_1.nii, a_2.nii in "
     assert a.named_problem == f"{expected}{root}/out/{{case}}_*.nii"
-    assert [path.name for path in b.logits] == ["b_1.nii"]
+    assert [path.name for path in b.network] == ["b_1.nii"]
     assert "case 'c': no logits in " in c.named_problem
     assert f" in {root}/out." in c.problem
-    double = discover_cases(make(tmp_path, "x/a/1.nii", "x/a/2.nii") / "x/{case}/*.nii", None)
+    double = found_cases(make(tmp_path, "x/a/1.nii", "x/a/2.nii") / "x/{case}/*.nii", None)
     assert "found 1.nii, 2.nii" in double[0].problem
 
 
@@ -253,22 +253,22 @@ def test_parts_of_a_path_are_matched_as_they_are_written(tmp_path):
 def test_a_folder_may_have_a_name_like_a_pattern(tmp_path):
     root = make(tmp_path / "study {1} *" / "{case}", "i/a.nii", "l/a.nii", "m/a/a_trans.npz")
     for images in ("i", "i/{case}.nii"):
-        (case,) = discover_cases(root / images, root / "m", labels=root / "l")
+        (case,) = found_cases(root / images, root / "m", labels=root / "l")
         assert (case.problem, case.case_id) == ("", "a")
-        assert case.logits[0].name == "a_trans.npz"
+        assert case.network[0].name == "a_trans.npz"
 
 
 def test_files_per_label_are_ordered_by_number_or_by_dataset_json(tmp_path):
     root = make(
         tmp_path, "v/a.nii", *(f"n/a/p{n}.nii" for n in range(11)), "w/a-fat.nii", "w/a-air.nii"
     )
-    (case,) = discover_cases(root / "v/{case}.nii", root / "n/{case}/p{label}.nii")
-    assert [path.name for path in case.logits] == [f"p{n}.nii" for n in range(11)]
-    (case,) = discover_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
+    (case,) = found_cases(root / "v/{case}.nii", root / "n/{case}/p{label}.nii")
+    assert [path.name for path in case.network] == [f"p{n}.nii" for n in range(11)]
+    (case,) = found_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
     assert "{label} is a number, or a name in dataset.json" in case.problem
     (root / "w/dataset.json").write_text(json.dumps({"labels": {"fat": 0, "air": 1}}))
-    (case,) = discover_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
-    assert [path.name for path in case.logits] == ["a-fat.nii", "a-air.nii"]
+    (case,) = found_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
+    assert [path.name for path in case.network] == ["a-fat.nii", "a-air.nii"]
 
 
 def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
@@ -276,12 +276,12 @@ def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
     names = [f"{case}/{case}_{name}.nii" for case in ("p0", "p1") for name in ("liver", "lung")]
     root = make(tmp_path, "v/p0.nii", "v/p1.nii", *(f"s/{name}" for name in names))
     for place in ("s", "s/{case}/{case}_{label}.nii"):
-        for case in discover_cases(root / "v", root / place, input_type="labels"):
+        for case in found_cases(root / "v", root / place, input_type="labels"):
             assert case.structures == ("liver", "lung")
     make(tmp_path, "m/p0/p0_trans.nii", "m/p1/p1_trans.nii")
     for input_type in ("auto", "labels"):
-        for case in discover_cases(root / "v", root / "m", input_type=input_type):
-            assert (case.structures, case.logits[0].name) == ((), f"{case.case_id}_trans.nii")
+        for case in found_cases(root / "v", root / "m", input_type=input_type):
+            assert (case.structures, case.network[0].name) == ((), f"{case.case_id}_trans.nii")
 
 
 def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_path):
@@ -293,7 +293,7 @@ def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_p
     _, references, _ = find_structures(options)
     found_ = {name: case.structures for name, case in references.items()}
     assert found_ == {"b": ("liver", "lung"), "c": ("lung",)}
-    for case in discover_cases(root / "i", root / "r", input_type="labels"):
+    for case in found_cases(root / "i", root / "r", input_type="labels"):
         assert case.structures == found_[case.case_id]
     # Label maps with names count, whatever lies in folders beside them.
     for name in ("a/a_lung.nii", "d.nii"):
@@ -310,7 +310,7 @@ def test_names_of_structures_are_split_where_the_cases_are_known(tmp_path):
         make(tmp_path, f"u/{case}_left_lung.nii", f"u/{case}_heart.nii")
         make(tmp_path, f"v/{case}/left_lung.nii", f"v/{case}/heart.nii")
     pattern = tmp_path / "u" / "{case}_{label}.nii"
-    cases = discover_cases(tmp_path / "i", pattern, input_type="labels")
+    cases = found_cases(tmp_path / "i", pattern, input_type="labels")
     expected = [(case, ("heart", "left_lung")) for case in ("c1", "c2", "c2_b")]
     assert [(case.case_id, case.structures) for case in cases] == expected
     assert not cases.notes
@@ -337,11 +337,11 @@ def test_names_of_structures_with_the_separator_are_clear_in_the_folder_of_a_cas
 
 def test_modalities_with_the_separator_in_their_names_are_to_be_named(tmp_path):
     make(tmp_path, *(f"{case}_{name}.nii" for case in "ab" for name in ("t1", "t1_ce", "flair")))
-    cases = discover_cases(tmp_path / "{case}_{modality}.nii", None)
+    cases = found_cases(tmp_path / "{case}_{modality}.nii", None)
     problems = [case.problem for case in cases if case.problem]
     assert problems
     assert all("as with {modality:flair,t1,t1_ce}." in problem for problem in problems)
-    cases = discover_cases(tmp_path / "{case}_{modality:flair,t1,t1_ce}.nii", None)
+    cases = found_cases(tmp_path / "{case}_{modality:flair,t1,t1_ce}.nii", None)
     assert [case.problem for case in cases] == ["", ""]
 
 
@@ -359,7 +359,7 @@ def test_an_ending_says_more_of_the_case_than_a_plain_name(tmp_path):
     """Also of cases that have no image; and names in which a label map's word is not the last."""
     names = ("l/b_ProbMapClass0.npy", "l/b_ProbMapClass1.npy", "l/c_logits.npz", "l/d.nii")
     root = make(tmp_path, "i/p_0001.nii", "i/p_0001_seg_v2.nii", "i/p_0002_seg_v2.nii", *names)
-    cases = discover_cases(root / "i", root / "l", include_imageless=True)
+    cases = found_cases(root / "i", root / "l", include_imageless=True)
     assert [case.case_id for case in cases if not case.images] == ["b", "c", "d"]
 
 
@@ -368,7 +368,7 @@ def test_the_image_beside_a_single_structure_is_none(tmp_path):
     root = make(
         tmp_path, *(f"s{n}/{name}.nii" for n in (1, 2) for name in ("ct", "segmentations/a"))
     )
-    for case in discover_cases(root, root, input_type="labels"):
+    for case in found_cases(root, root, input_type="labels"):
         assert (case.problem, case.structures) == ("", ("a",))
 
 
@@ -378,21 +378,21 @@ def test_structures_of_one_case_are_found_in_its_folder(tmp_path):
         tmp_path, "a/ct.nii", "a/segmentations/lung.nii", "b/ct.nii", "b/lung.nii", "c/ct.nii"
     )
     for place in ("a", "b"):
-        cases = discover_cases(root / place / "ct.nii", root / place, input_type="labels")
+        cases = found_cases(root / place / "ct.nii", root / place, input_type="labels")
         assert (cases[0].problem, cases[0].structures, cases.notes) == ("", ("lung",), [])
-    (case,) = discover_cases(root / "c/ct.nii", root / "c", input_type="labels")
+    (case,) = found_cases(root / "c/ct.nii", root / "c", input_type="labels")
     problem = f"case 'ct': no label map in {root / 'c'}, where ct.nii is its image; expected ct.nii"
     assert case.named_problem.startswith(problem)
 
 
 def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
     root = make(tmp_path, "v/a.nii", "s/a/lung.nii", "s/a/liver.nii", "n/a-2.nii", "n/a-10.nii")
-    cases = discover_cases(root / "v", root / "s", input_type="labels")
+    cases = found_cases(root / "v", root / "s", input_type="labels")
     assert declared_labels(cases, (), None).structures == {"liver": 1, "lung": 2}
     content = {"labels": {"background": 0, "lung": 3, "liver": 7, "spleen": 1}}
     (root / "s/dataset.json").write_text(json.dumps(content))
     descriptions = list(read_descriptions([root / "s/{case}/{label}.nii"]))
     declared = declared_labels(cases, descriptions, None)
     assert (declared.structures, declared.numbers) == ({"lung": 3, "liver": 7}, (0, 3, 7))
-    cases = discover_cases(root / "v", root / "n/{case}-{label}.nii", input_type="labels")
+    cases = found_cases(root / "v", root / "n/{case}-{label}.nii", input_type="labels")
     assert declared_labels(cases, (), None).structures == {"2": 2, "10": 10}

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import run_here
-from data_sets import DataSet
+from data_sets import DataSet, found_cases
 
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.proposals import find_proposals, propose
 from crfrefine.cases.tree import Tree
-from crfrefine.info.describe import inspect_folder
+from crfrefine.info.folders import inspect_folder
 
 # The parts of the names of cases, the files, and the patterns of images and of label maps.
 TREES = {
@@ -153,7 +152,7 @@ def test_info_says_that_files_side_by_side_are_of_fewer_cases(files, is_problem,
     assert len(found) == (is_problem is not None)
     assert bool(report.problems) == bool(is_problem)
     for pattern in found:
-        cases = discover_cases(Path(pattern), None)
+        cases = found_cases(Path(pattern), None)
         assert [case.case_id for case in cases] == data.parts.split()
         taken = [path.name for case in cases for path in case.images]
         assert not any("msk" in name for name in taken)

@@ -23,7 +23,7 @@ from tune_helpers import new_session
 import crfrefine
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.info.describe import inspect_folder
+from crfrefine.info.folders import inspect_folder
 from crfrefine.refinement.tiles import planning
 from crfrefine.train.dataset import read_labeled
 from crfrefine.tune.options import TuneOptions

@@ -16,7 +16,7 @@ from training_helpers import shorten, shorten_choice
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.io.paths import stem_of
 from crfrefine.tune import server
-from crfrefine.tune.finding import find_cases, number_of_first
+from crfrefine.tune.finding import find_cases_to_show, number_of_first
 from crfrefine.tune.options import TuneOptions
 
 SHAPE = (9, 7, 5)
@@ -147,7 +147,7 @@ def test_a_pattern_may_be_longer_than_a_name(brats, monkeypatch):
     run_here("info", "-i", images, *words, "-l", reference)
     run_here("convert", reference, "nrrd/{case}.nrrd")
     inputs = InferenceOptions((Path(images),), (Path(files["-p"]),), Path())
-    found = find_cases(TuneOptions(inputs, labels=Path(reference)))
+    found = find_cases_to_show(TuneOptions(inputs, labels=Path(reference)))
     assert [case.case_id for case in found.cases] == ["B-1"]
 
 
@@ -425,7 +425,7 @@ def test_the_page_of_tune_finds_cases_strokes_and_references_by_patterns(brats):
         strokes=(Path("drawn/{case}/strokes.nii.gz"),),
     )
     options = TuneOptions(inputs, labels=Path(SEG), first="B-2")
-    found = find_cases(options)
+    found = find_cases_to_show(options)
     assert number_of_first(found, options) == 2
     for number, case in enumerate(found.cases):
         assert case.labels == Path(f"brats/B-{number}/B-{number}-seg.nii.gz")

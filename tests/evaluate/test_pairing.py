@@ -44,7 +44,7 @@ def taken(pairing, method="prediction"):
         files = case.methods[method]
         found[case.case_id] = (
             files.labels and files.labels.name,
-            " ".join(path.name for path in case.named.get(method, files).logits),
+            " ".join(path.name for path in case.named.get(method, files).network),
         )
     return found
 
@@ -147,7 +147,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         in str(pairing.notes[0])
     )
     last = pairing.pairs[2]
-    assert (last.named["prediction"].logits, last.methods["prediction"].problem) == ((), "")
+    assert (last.named["prediction"].network, last.methods["prediction"].problem) == ((), "")
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
     with pytest.raises(

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 from cli_helpers import record_path
+from data_sets import found_cases
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzzing import MAX_CHARACTERS, Target
 
@@ -16,7 +17,6 @@ from crfrefine.base import limits
 from crfrefine.base.text import for_terminal
 from crfrefine.cases import nnunet
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
@@ -122,7 +122,7 @@ def _make(names, rng):
 
 
 def _read_description(path, rng):
-    _require_cases(discover_cases(path.parent, None))
+    _require_cases(found_cases(path.parent, None))
     found = read_dataset_description(path.parent)
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
@@ -139,7 +139,7 @@ def _read_nnunet(path, rng):
             finally:
                 (path.parent / "fold_0").rmdir()
         case "predict_from_raw_data_args.json":
-            _require_cases(nnunet.find_cases_to_refine(path.parent, (), None))
+            _require_cases(found_cases(nnunet=path.parent))
         case "splits_final.json":
             with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
                 nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c"))
@@ -268,7 +268,7 @@ def _read_manifest(path, rng):
         raise InputError("\n".join(str(error).splitlines()[:2])) from error
     assert len({case.case_id for case in found}) == len(found) > 0
     assert all(
-        case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents
+        case.case_id == Path(case.case_id).name and path.parent in case.network[0].parents
         for case in found
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from data_sets import found_cases
 from fuzz_mutations import damaged
 from fuzzing import Target
 from hypothesis import given, settings
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import recognize, suffix_to_write
 from crfrefine.io.reading import read_mask, reading_jobs
@@ -339,4 +339,4 @@ def test_any_name_of_a_file(files):
             with contextlib.suppress(CrfRefineError):
                 io.read_header(path)
         with contextlib.suppress(CrfRefineError):
-            discover_cases(folder, folder, folder, folder)
+            found_cases(folder, folder, folder, folder)

@@ -82,7 +82,7 @@ def run_here(*arguments, status=None):
 def set_streaming(monkeypatch, streams=True):
     """Have channels stay in their files, or be read as a whole, whatever their size."""
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.case_headers.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.memory.{limit}", 0 if streams else 1 << 40)
 
 
 def save_nifti(path, values, affine=AFFINE):

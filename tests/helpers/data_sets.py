@@ -12,6 +12,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.finding import find_cases
 from crfrefine.io import read_header
 from crfrefine.io.writing import write_image, write_label_map
 
@@ -446,3 +448,11 @@ def patterns():
 def _first_pattern(cell):
     code = re.search(r"`([^`]*\{case[^`]*)`", cell)
     return code[1] if code else ""
+
+
+def found_cases(images=(), network=(), masks=None, labels=None, **options):
+    """The cases of sources, each a path or a list of paths; with labels, each case needs them."""
+    sources = [images, network or ()]
+    lists = [[source] if isinstance(source, Path) else source for source in sources]
+    needs_all = options.pop("include_imageless", labels is not None)
+    return find_cases(Sources(*lists, masks, labels, needs_all=needs_all, **options))

@@ -8,6 +8,7 @@ from cli_helpers import save_nifti
 
 from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
+from crfrefine.cases.finding import locate_folders
 from crfrefine.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.io.volume import header_of_grid
 from crfrefine.parameters.model import CrfParameters
@@ -18,11 +19,11 @@ from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import CRF, Candidate, no_crf
 from crfrefine.train.comparison import Training
 from crfrefine.train.crops import make_crop
-from crfrefine.train.dataset import find_cases
+from crfrefine.train.dataset import find_labeled_cases
 from crfrefine.train.fit import fit_starts
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
-from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
+from crfrefine.train.options import LEARNABLE, TrainingOptions
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.progress import Progress
 from crfrefine.train.starts import with_values_to_learn
@@ -112,7 +113,7 @@ def options_of(folder, **options):
 
 def cases_in(folder, **options):
     """The cases that a training finds in a folder."""
-    return find_cases(options_of(folder, **options), CrfParameters())
+    return find_labeled_cases(options_of(folder, **options), CrfParameters())
 
 
 def table_of_gains(gains):

@@ -18,7 +18,7 @@ from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.chosen import ChosenParameters
-from crfrefine.tune.finding import find_cases, number_of_first
+from crfrefine.tune.finding import find_cases_to_show, number_of_first
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.session import Session
 
@@ -109,7 +109,7 @@ def open_page(*arguments, env=None):
 
 def new_session(options):
     """The case to show first, without a server."""
-    inputs = find_cases(options)
+    inputs = find_cases_to_show(options)
     chosen = ChosenParameters(options.inputs.parameters, options.output)
     if options.corrections is not None:
         chosen.keep_in(options.corrections)

@@ -3,10 +3,10 @@
 import pytest
 from cli_helpers import write_folders
 from cuda_shim import ShimDevice, compiler
+from data_sets import found_cases
 from strict_device import serve
 
 import crfrefine.engines
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.infer import plan as plans
@@ -38,7 +38,7 @@ def folders(tmp_path):
 
 
 def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
-    cases = discover_cases([folders.images], [folders.logits], None)
+    cases = found_cases(folders.images, folders.logits)
     note = faster_on_cpu(cases, ReadingOptions(), PLAIN, 2)
     assert gpu == []
     assert "less than the start of the GPU; --device cuda takes the GPU" in str(note)
@@ -47,7 +47,7 @@ def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
 def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_one_case(
     gpu, folders, monkeypatch
 ):
-    cases = discover_cases([folders.images], [folders.logits], None)
+    cases = found_cases(folders.images, folders.logits)
     monkeypatch.setattr(plans, "SECONDS_PER_VALUE", 1.0)
     monkeypatch.setattr(plans, "GPU_START", 1e9)
     note = faster_on_cpu(cases[:1], ReadingOptions(), PLAIN, 1)
@@ -72,7 +72,7 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
     ],
 )
 def test_models_that_take_long_go_to_the_gpu(gpu, folders, monkeypatch, changes):
-    cases = discover_cases([folders.images], [folders.logits], None)
+    cases = found_cases(folders.images, folders.logits)
     monkeypatch.setattr(plans, "SECONDS_PER_VALUE", 1e-4)
     model = PLAIN.replace(**changes)
     assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 2) is not None

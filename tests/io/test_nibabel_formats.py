@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import files_in, run_here
+from data_sets import found_cases
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_nifti
 
 from crfrefine import io
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.paths import files_read
 
@@ -119,7 +119,7 @@ def test_pairs_are_cases_and_outputs(tmp_path):
         tmp_path / "a.npz",
         logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32),
     )
-    assert [case.case_id for case in discover_cases(tmp_path / "images", None)] == ["a"]
+    assert [case.case_id for case in found_cases(tmp_path / "images", None)] == ["a"]
     for given in ("a.hdr", "a.img"):
         run_here(
             "infer",

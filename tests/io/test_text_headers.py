@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import infer, run_here, write_folders
+from data_sets import found_cases
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk
 
 from crfrefine import io
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import read_header, write_label_map
 from crfrefine.io.paths import files_read
@@ -401,7 +401,7 @@ def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case
     np.testing.assert_allclose(
         itk_affine(sitk.ReadImage(str(path))), itk_affine(sitk.ReadImage(str(like))), atol=1e-12
     )
-    assert [case.images for case in discover_cases(tmp_path, None)] == [(tmp_path / "case.nrrd",)]
+    assert [case.images for case in found_cases(tmp_path, None)] == [(tmp_path / "case.nrrd",)]
 
 
 MICRONS = ["microns", "um", "µm", "μm", "Micrometers"]

@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 from cli_helpers import load_nifti, run_here
+from data_sets import found_cases
 from script_imports import importing_from
 from training_helpers import shorten, write_cases
 
 from crfrefine.cases.case import load_case
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
@@ -62,7 +62,7 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
         f"case{number}" for number in range(4)
     ]
     differ = []
-    for files in discover_cases(data / "images", data / "logits", labels=data / "labels"):
+    for files in found_cases(data / "images", data / "logits", labels=data / "labels"):
         case = load_case(files, ReadingOptions(resample="linear"), with_labels=True)
         maps = []
         for fold in sorted(folds, key=lambda fold: files.case_id not in fold["held_out"]):

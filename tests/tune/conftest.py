@@ -43,10 +43,10 @@ def options(study, tmp_path):
 @pytest.fixture
 def worklist(options):
     """The three cases as the page opens them."""
-    from crfrefine.tune.finding import find_cases
+    from crfrefine.tune.finding import find_cases_to_show
     from crfrefine.tune.worklist import Worklist
 
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     yield worklist
     worklist.end()
 

@@ -14,13 +14,13 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.case import CaseRefiner, open_case
-from crfrefine.tune.finding import find_cases
+from crfrefine.tune.finding import find_cases_to_show
 
 INPUTS = InferenceOptions((), (), Path(), threads=1)
 
 
 def opened(options):
-    inputs = find_cases(options)
+    inputs = find_cases_to_show(options)
     return open_case(inputs.cases[0], inputs.reading, 1)
 
 

@@ -25,7 +25,7 @@ from crfrefine.io import read_volume, write_label_map
 from crfrefine.tune import case, drawing, review, session
 from crfrefine.tune.corrections import CORRECTED, SAVED, UNTOUCHED, Corrections
 from crfrefine.tune.drawing import Drawing, Edit
-from crfrefine.tune.finding import find_cases
+from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.worklist import Worklist
 
 
@@ -71,7 +71,7 @@ def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corrections").mkdir()
     options = options_for(*study)
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     for number in (0, 1):
         worklist.open(number)
         worklist.draw(number, **STROKE)
@@ -90,15 +90,15 @@ def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, 
 
 def test_a_second_program_is_refused_until_the_first_has_ended(worklist, options):
     with pytest.raises(InputError, match=f"another crfrefine tune .*{os.getpid()}"):
-        Worklist(options, find_cases(options))
+        Worklist(options, find_cases_to_show(options))
     worklist.end()
     lock = options.corrections / ".crfrefine-tune.lock"
     assert not lock.exists()
     lock.write_text(json.dumps({"process": 1, "host": "another.machine"}))
     with pytest.raises(InputError, match=r"another\.machine.*\n.*remove"):
-        Worklist(options, find_cases(options))
+        Worklist(options, find_cases_to_show(options))
     lock.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
-    Worklist(options, find_cases(options)).end()
+    Worklist(options, find_cases_to_show(options)).end()
 
 
 # ---- In corners
@@ -109,7 +109,7 @@ def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept
 ):
     monkeypatch.chdir(tmp_path)
     options = options_for(*study)
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     worklist.draw(0, **STROKE)
     is_reading = threading.Event()
     reads_on = threading.Event()
@@ -138,7 +138,7 @@ def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept
 def test_notes_of_cases_that_a_run_does_not_have_stay(study, options, worklist):
     worklist.review(2, "to discuss", "third")
     worklist.end()
-    inputs = find_cases(options)
+    inputs = find_cases_to_show(options)
     few = Worklist(options, replace(inputs, cases=inputs.cases[:1]))
     few.review(0, "done", "first")
     few.end()
@@ -162,7 +162,7 @@ def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
 ):
     monkeypatch.chdir(tmp_path)
     options = options_for(*study)
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     assert worklist.describe()["folder"]["num_lost"] == 0
     worklist.review(1, "done", "before")
     assert worklist.describe()["folder"]["num_lost"] == 1
@@ -289,7 +289,7 @@ def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, 
     if isinstance(content, dict):
         content = json.dumps(json.loads(path.read_bytes()) | content).encode()
     path.write_bytes(content)
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     try:
         with pytest.raises(InputError, match=r"b\.json: .*move it away"):
             again.open(1)
@@ -307,14 +307,14 @@ def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
     """Between two runs, or while the case is open and before it is opened again."""
     folders, labels = write_labeled(tmp_path, "a", "b")
     options = replace(options_for(folders, labels), corrections=tmp_path / "corrections")
-    first = Worklist(options, find_cases(options))
+    first = Worklist(options, find_cases_to_show(options))
     first.draw(0, **STROKE)
     first.save_case(0, "", {})
     assert states(first) == [SAVED, UNTOUCHED]
     first.end()
     other = (folders.images / "b_0000.nii.gz").read_bytes()
     (folders.images / "a_0000.nii.gz").write_bytes(other)
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     try:
         assert states(again) == [CORRECTED, UNTOUCHED]
         again.save_all("", {})
@@ -340,7 +340,7 @@ def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
 ):
     monkeypatch.chdir(tmp_path)
     options = options_for(*study)
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     for number in (0, 1):
         worklist.draw(number, **STROKE)
 
@@ -373,8 +373,8 @@ def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", is_full)
         with pytest.raises(StorageError, match="the disk is full"):
-            Worklist(options, find_cases(options))
-    Worklist(options, find_cases(options)).end()
+            Worklist(options, find_cases_to_show(options))
+    Worklist(options, find_cases_to_show(options)).end()
 
 
 # ---- Files that another program writes while the page runs
@@ -461,7 +461,7 @@ def test_an_edit_that_is_sent_again_after_a_restart_is_done_once(worklist, optio
     worklist.draw(0, **STROKE | {"path": [2, 2], "mark": "two"})
     worklist.undo(0, "three")
     worklist.end()
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     again.undo(0, "three")
     assert again.draw(0, **STROKE | {"path": [3, 3], "mark": "two"})["drawn"] == 2
     again.end()

@@ -13,7 +13,7 @@ from tune_helpers import options_for
 from crfrefine.errors import InputError
 from crfrefine.io import read_volume
 from crfrefine.pictures.planes import PLANES
-from crfrefine.tune.finding import find_cases
+from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.tools import fill_alike
 from crfrefine.tune.worklist import Worklist
 
@@ -61,7 +61,7 @@ class Opened:
         self.folder = folder
         self.corrections = corrections
         options = replace(options, inputs=inputs, corrections=corrections)
-        self.worklist = Worklist(options, find_cases(options))
+        self.worklist = Worklist(options, find_cases_to_show(options))
         self.session = self.worklist.session(0)
         case = self.session.case
         self.upright = case.upright

@@ -32,7 +32,7 @@ from crfrefine.tune.corrections import (
     UNTOUCHED,
     Corrections,
 )
-from crfrefine.tune.finding import find_cases
+from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.worklist import Worklist
 
 
@@ -71,13 +71,13 @@ def test_a_restart_begins_with_the_first_case_that_is_not_done(worklist, options
     worklist.review(1, "done", "")
     worklist.end()
     for changes, number in (({}, 2), ({"first": "b"}, 1)):
-        again = Worklist(replace(options, **changes), find_cases(options))
+        again = Worklist(replace(options, **changes), find_cases_to_show(options))
         assert again.describe()["open"] == number
         again.end()
     image = next(path for path in options.inputs.images[0].iterdir() if path.name.startswith("c_"))
     content = image.read_bytes()
     image.write_bytes(content[:100])  # It is passed by, so that the page starts.
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     assert again.describe()["open"] == 0
     again.end()
     image.write_bytes(content)
@@ -111,7 +111,7 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
     worklist.batch._saving.result(60)
     assert states(worklist) == [OUTDATED, OUTDATED, SAVED], "each with its own parameters"
     worklist.end()
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     try:
         assert states(again) == [OUTDATED, OUTDATED, SAVED], "the folder has those of the page"
         again.save_anew("page", {})
@@ -132,19 +132,19 @@ def test_parameters_are_those_of_the_folder_until_the_page_is_opened_with_others
     assert chosen == [2.0, 3.0, 3.0]
     worklist.choose(0, "case", {"bilateral.weight": 4.0})
     worklist.end()
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     chosen = [again.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
     assert chosen == [4.0] * 3
     again.end()
     given = options.inputs.parameters.replace(**{"bilateral.weight": 5.0})
     others = replace(options, inputs=replace(options.inputs, parameters=given))
-    again = Worklist(others, find_cases(others))
+    again = Worklist(others, find_cases_to_show(others))
     chosen = [again.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
     assert chosen == [4.0, 5.0, 5.0]
     again.end()
     file = options.corrections / "page.json"
     file.write_text("{")
-    again = Worklist(options, find_cases(options))
+    again = Worklist(options, find_cases_to_show(options))
     assert "move it away" in again.describe()["folder"]["problem"]
     again.choose(1, "case", {"bilateral.weight": 6.0})
     assert file.read_text() == "{"
@@ -195,7 +195,7 @@ def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, mo
 
 
 def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     limited = replace(options.inputs, max_memory=1)
     worklist.kept.options = replace(options, inputs=limited)
     try:
@@ -210,7 +210,7 @@ def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
     damaged = folders.images / "b_0000.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:200])
     options = options_for(folders, labels)
-    worklist = Worklist(options, find_cases(options))
+    worklist = Worklist(options, find_cases_to_show(options))
     try:
         session = worklist.session(0)
         worklist.read_ahead(1)
@@ -281,7 +281,7 @@ def test_a_case_that_was_read_while_a_folder_was_chosen_is_saved_in_it(
     monkeypatch.chdir(tmp_path)
     begun, may_end = slow
     without_folder = replace(options, corrections=None)
-    worklist = Worklist(without_folder, find_cases(without_folder))
+    worklist = Worklist(without_folder, find_cases_to_show(without_folder))
     try:
         opener = threading.Thread(target=worklist.open, args=(1,))
         opener.start()

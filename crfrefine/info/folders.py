@@ -1,4 +1,4 @@
-"""Describe files, and folders with the problems of their cases."""
+"""Describe folders, with the problems of their cases."""
 
 from __future__ import annotations
 
@@ -10,28 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.probabilities import look_at
-from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.cases.case_files import (
-    CaseFiles,
-    CaseList,
-    structures_by_case,
-    structures_inside,
-)
+from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.frame import describe_frame
-from crfrefine.cases.label_input import read_structure
-from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
+from crfrefine.cases.discovery import Sources
+from crfrefine.cases.files_by_case import structures_by_case, structures_inside
+from crfrefine.cases.finding import find_cases
+from crfrefine.cases.listing import list_files
+from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match, list_files
+from crfrefine.cases.patterns import Match
 from crfrefine.cases.proposals import find_proposals, propose, propose_fewer_cases
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
@@ -47,97 +41,13 @@ from crfrefine.cases.role_table import (
     roles_of,
 )
 from crfrefine.cases.structure_folders import are_structures, note_on_names
+from crfrefine.cases.structures import read_structure
 from crfrefine.cases.tree import IMAGE, LABEL_MAP, Tree
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import is_pattern, suffix_of
-from crfrefine.io.stored import describe_scaling
-from crfrefine.io.volume import VolumeHeader
 
-_MAX_LISTED_VALUES = 32
 _VALUES_OF_MASK = 2
 _FOREGROUND = "one channel for label 1"
-
-
-def describe_header(header: VolumeHeader) -> list[tuple[str, str]]:
-    """Describe a volume without its voxels, as pairs of name and value for display."""
-    spacing = "none in this format"
-    if header.spacing is not None:
-        spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
-    lines = [
-        ("format", header.format),
-        ("shape", TIMES.join(map(str, header.grid_shape))),
-        ("channels", str(header.num_channels)),
-        ("type", header.dtype),
-        ("spacing", spacing),
-    ]
-    if header.affine is not None:
-        first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
-        lines.append(("orientation", f"{header.orientation}"))
-        lines.append(("first voxel", f"({first}) mm in RAS+"))
-    else:
-        lines.append(("axes", describe_frame(header.path)))
-    if header.time:
-        lines.append(("time", header.time))
-    scaling = describe_scaling(header.source)
-    if scaling:
-        lines.append(("scaling", f"values are {scaling}"))
-    lines += header.details
-
-    names = _names_of(header).values()
-    if names:
-        lines.append(("labels", listed(names, _MAX_LISTED_VALUES)))
-    return lines + [("note", str(note)) for note in header.notes]
-
-
-def _names_of(header: VolumeHeader) -> dict[int, str]:
-    return {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
-
-
-def describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
-    """Describe the voxels of a volume: what `convert` takes them for, ranges, and counts of values.
-
-    They are counted if they are a few whole numbers, or labels with names.
-    """
-    names = _names_of(header)
-    if header.num_channels > 1:  # Logits, which may not have NaN.
-        lines = []
-        channels = io.read_channels(header)
-        for number, channel in enumerate(channels):
-            lines.append((f"values, channel {number}", _describe_range(channel)))
-        look = look_at(channels)
-        scale = None if look.outside is None else look.find_scale()
-        if scale is not None:
-            where = "at each voxel"
-            if scale.lacks_background:
-                where = "at most, as without a background"
-            what = "as of probabilities in percent or from 0 to 255: not taken for logits"
-            advice = f"they need {scale.options}"
-            lines.append(("sum", f"{scale.sums:.4g} {where}, {what}; {advice}"))
-        return lines
-    content = "label map" if is_label_map(header) else "image"
-    lines = [("content", f"{content}, as convert takes it")]
-    nan_files: list[Path] = []
-    values = io.read_channels(header, nan_files=nan_files)
-    if nan_files:
-        numbers = values[~np.isnan(values)]
-        if numbers.size:
-            lines.append(("values", _describe_range(numbers)))
-        lines.append(("NaN", f"{values.size - numbers.size} of {values.size} voxels"))
-        return lines
-    lines.append(("values", _describe_range(values)))
-    numbers, counts = np.unique(values, return_counts=True)
-    are_few = len(numbers) <= _MAX_LISTED_VALUES or bool(names)
-    if are_few and (numbers == np.rint(numbers)).all():
-        parts = []
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            parts.append(f"{names.get(int(number), int(number))}: {count}")
-        lines.append(("voxels", ", ".join(parts)))
-    return lines
-
-
-def _describe_range(values: Float32) -> str:
-    mean = float(values.mean(dtype="f8"))
-    return f"{float(values.min()):.6g} to {float(values.max()):.6g}, mean {mean:.6g}"
 
 
 def inspect_folder(
@@ -163,10 +73,10 @@ def inspect_folder(
         report.may_be_labels = not images
         if is_pattern(folder) or folder in images[:1]:
             report.input_type = input_type
-            images = images or (folder,)
-            cases = discover_cases(
-                images, logits, masks, labels, input_type=input_type, include_imageless=True
+            sources = Sources(
+                images or (folder,), logits, masks, labels, input_type=input_type, needs_all=True
             )
+            cases = find_cases(sources)
             report.add_cases(cases, _places_of(cases))
         elif is_of_nnunet(folder):
             report.add_network(folder, images)
@@ -181,7 +91,7 @@ def inspect_folder(
 def _places_of(cases: CaseList) -> list[Path]:
     """Return the folders of the first case, of the network's output first."""
     first = next(iter(cases), CaseFiles("", ()))
-    return [path.parent for path in (*first.logits[:1], *first.images[:1])]
+    return [path.parent for path in (*first.network[:1], *first.images[:1])]
 
 
 class FolderReport:
@@ -206,7 +116,7 @@ class FolderReport:
     def add_network(self, folder: Path, images: Sequence[Path]) -> None:
         """Describe the cases of nnU-Net's predictions; without images, their probabilities."""
         try:
-            cases = find_cases_to_refine(folder, images, None)
+            cases = find_cases(Sources(images, nnunet=folder))
         except InputError as error:
             archives = list_files(folder, ARCHIVES.suffixes)
             if not archives:
@@ -236,14 +146,13 @@ class FolderReport:
         if "images" in inside:
             masks = inside.get("masks")
             if masks is not None and "labels" not in inside and _holds_labels(masks):
-                inside["labels"] = inside.pop("masks")
-            cases = discover_cases(
-                inside["images"],
-                inside.get("logits"),
-                inside.get("masks"),
-                inside.get("labels"),
-                include_imageless=True,
+                inside["labels"] = masks
+                masks = None
+            logits = [inside["logits"]] if "logits" in inside else []
+            sources = Sources(
+                [inside["images"]], logits, masks, inside.get("labels"), needs_all=True
             )
+            cases = find_cases(sources)
             if "logits" not in inside:
                 kind = NoteKind.NO_LOGITS
                 cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
@@ -251,7 +160,7 @@ class FolderReport:
             return
         else:
             try:
-                cases = discover_cases(folder, None)
+                cases = find_cases(Sources([folder]))
             except InputError as error:
                 raise InputError(
                     f"{error}\n  Looked for images in it, and in "
@@ -299,7 +208,7 @@ class FolderReport:
         is_told = any(one.channel_names for one in descriptions) or cases.is_single or cases.found
         if len(cases) == 1 and not is_told:
             images = cases[0].images
-            if len(images) > 1 and not cases[0].logits and not cases[0].labels:
+            if len(images) > 1 and not cases[0].network and not cases[0].labels:
                 # Nothing but numbers tells that these images are one case.
                 folder = images[0].parent
                 note = Note.of(
@@ -312,7 +221,7 @@ class FolderReport:
                 self.notes.append(note)
         for files in cases:
             failures: list[Failure] = []
-            with failing_alone(failures.append, *files.images, *files.logits):
+            with failing_alone(failures.append, *files.images, *files.network):
                 self._add_case(files)
             for failure in failures:
                 message = failure.message
@@ -459,7 +368,7 @@ def _require_structures(folder: Path, structures: Mapping[str, Sequence[Match]])
     if all(found[0].path.parent == folder / name for name, found in structures.items()):
         return
     try:
-        discover_cases(folder, None)
+        find_cases(Sources([folder]))
     except InputError:
         if find_proposals(Tree(folder)):
             raise
