@@ -94,8 +94,9 @@ class CaseWork:
         reading = self._reading
         self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
-        can_leave_out = self._options.parameters.can_leave_out_labels
-        may_stay = can_leave_out and self._backend.name == "cpu"
+        parameters = self._options.parameters
+        may_stay = parameters.can_leave_out_labels and self._backend.name == "cpu"
+        may_stay = may_stay and not parameters.postprocess.protects  # The rule needs all of them.
         is_streamed = may_stay and stays_in_files(headers, reading)
         needed, in_flight.input_bytes = require_memory_for(
             headers, reading, is_streamed=is_streamed

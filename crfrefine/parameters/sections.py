@@ -336,6 +336,21 @@ class PostprocessParameters(Section):
         _COMPONENTS,
         "none | foreground (any hole) | each (holes inside a single label); or one per label",
     )
+    protect_probability: float = _key(
+        0.0,
+        Rule(low=0.0, high=1.0),
+        "0 = off; else voxels that the network finds at least so probable keep its label",
+    )
+    protect_min_ml: float = _key(
+        0.0,
+        Rule(low=0.0),
+        "ml; only in components of the network's map that are at least so large",
+    )
+
+    @property
+    def protects(self) -> bool:
+        """Whether components of the network's map keep their core."""
+        return self.protect_probability > 0.0
 
     @property
     def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:

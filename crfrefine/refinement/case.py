@@ -151,7 +151,8 @@ def refine(
     values = given_array(arrays["logits"], "logits")
     image = given_array(arrays["image"], "image")
     if spacing is None:
-        has_rules = parameters.postprocess.min_component_ml != 0.0
+        rules = parameters.postprocess
+        has_rules = rules.min_component_ml != 0.0 or rules.protect_min_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
     network: ArrayNetwork | LabelMapNetwork

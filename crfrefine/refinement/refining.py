@@ -41,6 +41,7 @@ from crfrefine.refinement.given import (
     StreamedNetwork,
 )
 from crfrefine.refinement.preparing import prepare, without_nan
+from crfrefine.refinement.protecting import keep_cores, require_probabilities
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.grid import LabelSets
@@ -238,6 +239,7 @@ def _refine_other_labels(
 
 def _refine(network: Network, case: CaseToRefine) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
+    require_probabilities(network, case)
     stored = _in_storage_order(network, case)
     prepared = prepare(network, stored)
     refined, backend, notes = run_mean_field(prepared, stored)
@@ -250,6 +252,8 @@ def _refine(network: Network, case: CaseToRefine) -> RefinementResult:
     rules = case.parameters.postprocess
     if rules != PostprocessParameters():
         cleaned = clean(cleaned.label_map, rules, case.image.spacing)
+    if rules.protects:
+        cleaned = keep_cores(cleaned, labels, network_labels, prepared, stored)
     label_map = cleaned.label_map
     if case.strokes is not None:
         label_map = case.strokes.draw(label_map)

@@ -1,0 +1,94 @@
+"""Components of the network's map that `postprocess` protects: their core keeps its label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.arrays.components import Cleaned, label_components
+from crfrefine.arrays.softmax import sigmoid
+from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.geometry import voxel_ml
+from crfrefine.errors import ConfigError
+from crfrefine.refinement.given import (
+    ArrayNetwork,
+    CaseToRefine,
+    LabelMapNetwork,
+    Network,
+    Prepared,
+)
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import Box
+
+
+def require_probabilities(network: Network, case: CaseToRefine) -> None:
+    """Raise ConfigError if components are to be protected whose probability is unknown."""
+    if isinstance(network, ArrayNetwork) or not case.parameters.postprocess.protects:
+        return
+    key = "postprocess.protect_probability"
+    if isinstance(network, LabelMapNetwork):
+        problem = "needs the network's probabilities, and a label map has none"
+    else:
+        problem = "needs logits in memory, and these are read in pieces"
+    raise ConfigError(f"{key}: {problem}; set it to 0")
+
+
+def keep_cores(
+    cleaned: Cleaned, refined: Labels, network: Labels, prepared: Prepared, case: CaseToRefine
+) -> Cleaned:
+    """Give the cores of protected components of the network's map their label back.
+
+    A core is the voxels of a component that are at least as probable as `protect_probability`.
+    Both maps, (*grid), are in storage order, the refined one is that before rules.
+    """
+    from scipy import ndimage
+
+    rules = case.parameters.postprocess
+    label_map = case.order.apply(cleaned.label_map)
+    # A component of exactly the smallest size counts, however numbers were rounded.
+    least = rules.protect_min_ml / voxel_ml(case.image.spacing) * (1.0 - 1e-6)
+    lost = dict(cleaned.lost)
+    voxels_removed = cleaned.voxels_removed
+    for label, box in enumerate(ndimage.find_objects(network), start=1):
+        if box is None:
+            continue
+        group = network[box] == label
+        changed = group & (label_map[box] != label)
+        if not changed.any():
+            continue
+        components, _ = label_components(group)
+        is_large = np.bincount(components.ravel()) >= least
+        changed &= is_large[components]
+        probabilities = _probabilities_at(prepared, case, label, box, changed)
+        changed[changed] = probabilities >= rules.protect_probability
+        label_map[box][changed] = label
+        if label in lost:
+            total, left = lost[label]
+            regained = int(np.count_nonzero(refined[box][changed] == label))
+            lost[label] = (total, left + regained)
+            voxels_removed -= regained
+    return Cleaned(case.order.undo(label_map), voxels_removed, cleaned.voxels_filled, lost)
+
+
+def _probabilities_at(
+    prepared: Prepared, case: CaseToRefine, label: int, box: Box, where: Bool
+) -> Array:
+    """Return the network's probability of a label at voxels of a box, (N,).
+
+    That of a label of regions is the probability of the region that writes it.
+    """
+    own = np.full(np.count_nonzero(where), -np.inf)
+    if case.regions is not None:
+        for channel, written in zip(prepared.logits, case.regions.class_order, strict=True):
+            if written == label:
+                own = np.maximum(own, channel[box][where])
+        return sigmoid(own)
+    own = prepared.logits[label][box][where].astype(np.float64)
+    if prepared.is_probability:
+        return own
+    total = np.zeros_like(own)
+    for channel in prepared.logits:
+        total += np.exp(channel[box][where] - own)
+    return 1.0 / total
