@@ -45,7 +45,7 @@ class Limits:
                 raise InputError("draw over: expected labels")
         if within.keys() - {"over"}:
             try:
-                self._image = case.image[within["modality"]]
+                self._image = case.image[int(within["modality"])]
                 self._low = float(within["low"])
                 self._high = float(within["high"])
             except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:

@@ -60,6 +60,37 @@ def write_large(root):
     return folders, save_nifti(root / "labels" / "large.nii.gz", phantom.labels, AFFINE)
 
 
+def write_islands(root):
+    """Write a case in space and a flat one: a bright ball, half of which the network misses, an
+    island of the same label in gray, and one of another label. Return their folders by name.
+    """
+    grid = (21, 26, 17)
+    spacing = (1.0, 2.5, 2.0)
+
+    def ball(center, radius):
+        away = (np.indices(grid) - np.reshape(center, (3, 1, 1, 1))).T * spacing
+        distance = np.linalg.norm(away, axis=-1).T
+        return distance <= radius
+
+    bright = ball((9, 12, 8), 8.0)
+    labels = np.zeros(grid, np.uint8)
+    labels[bright & (np.indices(grid)[2] < 8)] = 1
+    labels[ball((17, 22, 6), 3.0)] = 1
+    labels[ball((3, 3, 6), 3.0)] = 2
+    image = 100.0 * bright + np.random.default_rng(1).normal(0, 2, grid)
+    image[14:, 18:] += 60
+    # x of the array is not x of the world, and z runs the other way.
+    affine = np.array([[0, 2.5, 0, 5], [1.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
+    flat = np.diag([*spacing[:2], 1.0, 1.0])
+    found = {}
+    for name, cut, shown in (("space", np.s_[:], affine), ("flat", np.s_[..., 6], flat)):
+        folder = Folders(root / name / "images", root / name / "labels", root / name / "out")
+        save_nifti(folder.images / "a_0000.nii.gz", image[cut].astype(np.float32), shown)
+        save_nifti(folder.logits / "a.nii.gz", labels[cut], shown)
+        found[name] = folder
+    return found
+
+
 class Page(NamedTuple):
     """A running page."""
 

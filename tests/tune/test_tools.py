@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cli_helpers import Folders, run_here, save_nifti
+from cli_helpers import run_here
 from PIL import Image
 from scipy import ndimage
-from tune_helpers import options_for
+from tune_helpers import options_for, write_islands
 
 from crfrefine.errors import InputError
 from crfrefine.io import read_volume
@@ -17,39 +17,10 @@ from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.tools import fill_alike
 from crfrefine.tune.worklist import Worklist
 
-GRID = (21, 26, 17)
-SPACING = (1.0, 2.5, 2.0)
-
-
-def ball(center, radius):
-    """The voxels within some mm of a voxel."""
-    places = np.indices(GRID) - np.reshape(center, (3, 1, 1, 1))
-    return np.square(places * np.reshape(SPACING, (3, 1, 1, 1))).sum(axis=0) <= radius**2
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A case in space and a flat one: a bright ball, half of which the network misses, an island of
-    the same label, and one of another label.
-    """
-    root = tmp_path_factory.mktemp("tools")
-    bright = ball((9, 12, 8), 8.0)
-    labels = np.zeros(GRID, np.uint8)
-    labels[bright & (np.indices(GRID)[2] < 8)] = 1
-    labels[ball((17, 22, 6), 3.0)] = 1
-    labels[ball((3, 3, 6), 3.0)] = 2
-    image = 100.0 * bright + np.random.default_rng(1).normal(0, 2, GRID)
-    image[14:, 18:] += 60
-    # x of the array is not x of the world, and runs the other way.
-    affine = np.array([[0, 2.5, 0, 5], [1.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
-    flat = np.diag([*SPACING[:2], 1.0, 1.0])
-    found = {}
-    for name, cut, shown in (("space", np.s_[:], affine), ("flat", np.s_[..., 6], flat)):
-        folder = Folders(root / name / "images", root / name / "labels", root / name / "out")
-        save_nifti(folder.images / "a_0000.nii.gz", image[cut].astype(np.float32), shown)
-        save_nifti(folder.logits / "a.nii.gz", labels[cut], shown)
-        found[name] = folder
-    return found
+    return write_islands(tmp_path_factory.mktemp("tools"))
 
 
 class Opened:

@@ -201,7 +201,7 @@ def test_the_picture_and_the_list_of_labels_take_the_room_that_there_is(page):
         " - document.querySelector('#side').getBoundingClientRect().bottom"
     )
     assert abs(bottom) < 2, "nothing is blank below"
-    assert box_of(page, "#brushes")[1] > 240
+    assert box_of(page, "#brushes")[1] > 200
 
 
 def test_images_are_smooth_or_sharp_and_change_by_a_key(page):

@@ -5,6 +5,7 @@ import { changeWindow } from "./look.js";
 import { set, state } from "./store.js";
 import * as drawing from "./drawing.js";
 import * as geometry from "./geometry.js";
+import { beginAt } from "./tools.js";
 
 const OUTLINE = 4; // pixels of the ring around the pointer that draws an outline
 
@@ -36,6 +37,8 @@ export class Plane {
     this.isOutdated = false;
     this.drag = "";
     this.touches = new Map();
+    /** @type {any} */ this.keyed = null; // the voxel and the slice that were drawn by a key
+    /** @type {any} */ this.ruler = null; // where it was set, in voxels from the upper left corner
     /** @type {any} */ this.pointed = null; // where the pointer is on the screen
     this.parts = clone("plane");
     const { overlay, slider, title, view } = this.parts;
@@ -146,7 +149,8 @@ export class Plane {
 
   // The radius of the brush in mm.
   radius() {
-    return state.shape === "outline" ? 0 : ((state.size || 1) / 2) * Math.min(...this.spec.steps);
+    if (!["disk", "ball"].includes(state.shape)) return 0;
+    return ((state.size || 1) / 2) * Math.min(...this.spec.steps);
   }
 
   // The voxel of the plane under the crosshair.
@@ -204,6 +208,9 @@ export class Plane {
       this.aim(place);
     } else if (event.button === 1 || event.shiftKey || state.tool === "hand") {
       this.drag = "pan";
+    } else if (state.tool === "ruler") {
+      this.drag = "measure";
+      this.measure(place, true);
     } else {
       this.drag = "aim";
       this.begin();
@@ -225,6 +232,7 @@ export class Plane {
     const moved = [place.x - before.x, place.y - before.y];
     if (this.drag === "aim") this.aim(place);
     if (this.drag === "pan") this.pan(...moved);
+    if (this.drag === "measure") this.measure(place);
     if (this.drag === "window") changeWindow(...moved);
     if (this.drag === "pinch") this.pinch(before, place, event.pointerId);
   }
@@ -254,20 +262,37 @@ export class Plane {
     if (axis === null || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     if (step) this.go(axis, state.place[axis] + step);
+    const voxel = this.crosshair();
+    if (state.tool === "ruler") {
+      this.measure(geometry.middleOf(this.spec, this.layout(), voxel), !step);
+    }
     if (step || event.repeat) return;
     this.begin();
-    this.draw(this.crosshair());
+    // A line begins where the key was pressed before, in the same slice.
+    const slice = state.place[through];
+    if (event.shiftKey && this.keyed?.slice === slice) this.draw(this.keyed.voxel);
+    this.keyed = { slice, voxel };
+    this.draw(voxel);
     this.finish();
+  }
+
+  // Measure from where the ruler was set to a place of the view.
+  measure({ x, y }, isStart = false) {
+    const { left, top, stepX, stepY, scale } = this.layout();
+    const end = [(x - left) / stepX, (y - top) / stepY];
+    if (isStart || !this.ruler) this.ruler = end;
+    this.parts.ruler.setAttribute("d", `M${this.ruler.join(" ")}L${end.join(" ")}`);
+    const [byX, byY] = [(end[0] - this.ruler[0]) * stepX, (end[1] - this.ruler[1]) * stepY];
+    set({ measured: Math.hypot(byX, byY) / scale });
   }
 
   // ---- Strokes
 
   begin(value = drawnValue()) {
-    const { highest: high, labels, limit, lowest: low, shape } = state;
+    const { labels, shape } = state;
     if (Number.isNaN(value) || this.stroke || !this.data) return;
-    const within = limit ? { low, high, modality: Number(state.modality) } : {};
     const sent = { plane: this.spec.number, place: this.place, path: [], value, shape,
-      radius: this.radius(), within };
+      radius: this.radius(), within: {} };
     this.stroke = { color: drawing.inkOf(value, labels), sent, version: Infinity,
       frame: this.parts.overlay.getBoundingClientRect(), layout: this.layout() };
   }
@@ -281,7 +306,11 @@ export class Plane {
 
   // Draw a line from the last voxel to this one.
   draw(voxel) {
-    this.stroke?.sent.path.push(...voxel);
+    const sent = this.stroke?.sent;
+    if (sent?.path.length === 0) {
+      Object.assign(sent, beginAt(this.placeAt(voxel), this.under(voxel)?.refined));
+    }
+    sent?.path.push(...voxel);
     this.drawInk();
   }
 

@@ -13,6 +13,7 @@ export const state = {
   about: null, // what the program says of the case once
   place: [], // the voxel under the crosshair, upright
   under: null, // what is under the pointer
+  measured: 0, // mm between the ends of the ruler
   labels: [], // of the case, each with its label, name and color
   version: 0, // of the labels: it rises with each edit and with each result
   result: null, // the facts of the newest one

@@ -6,8 +6,10 @@ import { changeCases, keep, mayEnd, neighbor, nextToDo, readAhead, refreshCases,
 import { buildLabels, filterLabels, pick, pressInFilter, showAllLabels, takeEyes, toggleChosen }
   from "./labels.js";
 import { chooseWindows, takeWindow } from "./look.js";
+import { BACKGROUND } from "./drawing.js";
 import { Plane, resize } from "./plane.js";
 import { buildControl, takeValue } from "./sliders.js";
+import { buildSides, jump, strokeAt, strokeBetween } from "./tools.js";
 import { bindControls, forgetChosen, isChosen, parameters, set, state, watch } from "./store.js";
 
 const PRESETS = { "": "as opened", page: "chosen last" };
@@ -76,6 +78,7 @@ async function openCase(number) {
   fill(find("modality"), modalities.map((name, order) => [order, name]), modality);
   Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
   find("whole").hidden = !about.is_large;
+  find("between").hidden = grid.length < 3;
   find("notes-text").textContent = about.notes.join("\n");
   const version = state.version + 1;
   Object.assign(state, { number, about, labels, modality, place, result: null, version,
@@ -85,6 +88,7 @@ async function openCase(number) {
   showStrokes(strokes);
   planes = about.planes.map((spec) => new Plane(spec, (stroke) => edit("draw", stroke, number)));
   find("planes").replaceChildren(...planes.map((plane) => plane.parts.node));
+  buildSides(planes);
   set({ large: (largePlane() ?? planes[0]).spec.number });
   document.body.inert = false;
   chooseWindows(windowName);
@@ -244,6 +248,8 @@ function takeStrokes(strokes) {
   refine();
 }
 
+const draw = (stroke) => stroke && edit("draw", stroke);
+
 function showStrokes(strokes) {
   state.strokes = strokes;
   const voxels = strokes.drawn === 1 ? "voxel" : "voxels";
@@ -309,6 +315,11 @@ const actions = {
   "save-anew": () => changeCases("save-anew", parameters()),
   whole: () => compute(true), "keep-again": keep,
   undo: () => edit("undo", {}), redo: () => edit("redo", {}),
+  between: () => draw(strokeBetween(largePlane())),
+  "remove-island": () => draw(strokeAt(largePlane(), "island", BACKGROUND)),
+  "keep-island": () => draw(strokeAt(largePlane(), "others", BACKGROUND)),
+  "next-island": () => jump(largePlane(), "island"),
+  "next-change": () => jump(largePlane(), "change"),
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
   farther: () => largePlane().zoom(0.8), fit: () => largePlane().fit(),
   "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
