@@ -55,8 +55,8 @@ Integers = NDArray[np.int64]
 # Logits of a box, voxels times labels: refined in about 0.04 s of processor time
 # (docs/guide/tuning.md).
 MAX_VALUES = 300_000
-# Voxels of a case from which on the whole is refined only when somebody asks for it, or saves it:
-# it takes more than ten seconds.
+# Voxels of a case from which on the whole is refined only when somebody asks for it, or saves it,
+# until it is known how long it takes.
 LARGE = 20_000_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 _MIN_MARGIN = 6.0  # mm around a stroke that a box has at least, however many labels there are
@@ -80,11 +80,6 @@ class TuneCase(Case):
     """
 
     input_bytes: int = 0  # of its arrays, as `infer` counts them
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the whole case is refined only when somebody asks for it, or saves it."""
-        return self.network_labels.size >= LARGE
 
     @cached_property
     def upright(self) -> Axes:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,6 +38,8 @@ SAVED = "saved"
 OUTDATED = "outdated"  # its result was saved with other parameters
 
 _LOCK = ".crfrefine-tune.lock"
+_SECRET = 0o600  # mode of a file that only its user may read
+_ADDRESS = ".crfrefine-tune.address"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of storage without locks
 
 
@@ -229,3 +233,28 @@ class FolderLock:
             self._path.unlink()
         os.close(self._file)
         self._file = -1
+
+
+def read_address(folder: Path) -> tuple[int, str] | None:
+    """Return port and token of the page that a folder had last; None if nobody may know them.
+
+    A file that others may read, or that somebody else has written, is none.
+    """
+    path = folder / _ADDRESS
+    with suppress(OSError, ValueError, TypeError):
+        status = path.lstat()
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == _SECRET:
+            port, token = json.loads(path.read_bytes())
+            if type(port) is int and 0 < port < 65536 and re.fullmatch(r"[\w-]{32}", token):
+                return port, token
+    return None
+
+
+def write_address(folder: Path, port: int, token: str) -> None:
+    """Write port and token of the page, which nobody else may read."""
+    path = folder / _ADDRESS
+    with suppress(OSError):  # Then the next start has another address.
+        path.unlink(missing_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _SECRET)
+        with os.fdopen(file, "w") as opened:
+            json.dump([port, token], opened)

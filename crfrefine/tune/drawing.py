@@ -91,7 +91,6 @@ class Drawing:
         self._append(edits)
         self._num_given = self._num_done
         self._given = _digest_of_edits(edits, self._grid)
-        self._num_steps = 0
         self._marks: dict[str, None] = {}
         self._lock = threading.RLock()
         # of the files of strokes and result, which belong together
@@ -317,7 +316,6 @@ class Drawing:
             self._own_values()
             for edit in edits:
                 self._do(edit)
-        self._num_steps += 1
         self._write()
 
     # ---- The file
@@ -405,7 +403,7 @@ class Drawing:
             self.values  # noqa: B018  It counts the drawn voxels.
             return {
                 "drawn": self._num_drawn,
-                "step": self._num_steps,  # It rises with each edit.
+                "step": self._state,  # It differs while other strokes are done.
                 "can_undo": self._num_done > self._num_given,
                 "can_redo": self._num_done < len(self._edits),
                 "problem": self.problem,

@@ -16,7 +16,9 @@ from crfrefine.tune.corrections import (
     UNTOUCHED,
     Corrections,
     FolderLock,
+    read_address,
     stamp_of_inputs,
+    write_address,
 )
 from crfrefine.tune.drawing import Drawing
 from crfrefine.tune.options import TuneOptions
@@ -40,9 +42,11 @@ class KeptCases:
         self._folder_lock: FolderLock | None = None
         if options.corrections is not None:
             self._folder_lock = FolderLock(options.corrections)
+        self.address: tuple[int, str] | None = None  # port and token of the page
         self._reviews = Reviews([files.case_id for files in inputs.cases])
         if options.corrections is not None:
             self._reviews.keep_in(options.corrections)
+            self.address = read_address(options.corrections)
             self.chosen.keep_in(options.corrections)
         # The strokes of each case that was open. They outlive its arrays, and are never read twice.
         self._drawings: dict[int, Drawing] = {}
@@ -105,6 +109,8 @@ class KeptCases:
     def describe_folder(self) -> dict[str, Any]:
         """Return where strokes are kept, or where they could be."""
         folder = self.options.corrections
+        with self._lock:
+            self._reviews.read_again()
         drawings = dict(self._drawings)
         lost = {number for number, drawing in drawings.items() if drawing.is_lost}
         if folder is None or self._reviews.problem:
@@ -137,12 +143,22 @@ class KeptCases:
                 self._keep_drawing(number, drawing)
             self._reviews.keep_in(folder)
             self.chosen.keep_in(folder)
+            if self.address is not None:
+                write_address(folder, *self.address)
         return folder
 
-    def review(self, number: int, state: str, note: str) -> None:
-        """Note a state and a text of a case."""
+    def review(self, number: int, state: str | None, note: str | None) -> None:
+        """Note a state and a text of a case; None leaves the present one."""
+        case_id = self.inputs.cases[number].case_id
         with self._lock:
-            self._reviews.note(self.inputs.cases[number].case_id, state, note)
+            self._reviews.note(case_id, state, note)
+
+    def use_address(self, port: int, token: str) -> None:
+        """Keep the address of the page, which the next start has again."""
+        with self._lock:
+            self.address = (port, token)
+            if self.options.corrections is not None:
+                write_address(self.options.corrections, port, token)
 
     def release(self) -> None:
         """Give the folder back."""

@@ -22,23 +22,32 @@ class EndedError(Exception):
 class OpenCase:
     """The case that the page shows. Its methods may be called from any thread."""
 
-    def __init__(self, session: Session, read: Callable[[int], Session], read_ahead: Read) -> None:
-        """Begin with a case; `read` reads another one, `read_ahead` does if there is memory."""
+    def __init__(
+        self, session: Session | None, read: Callable[[int], Session], read_ahead: Read
+    ) -> None:
+        """Begin with a case; `read` reads another one, `read_ahead` does if there is memory.
+
+        None means that it cannot be read: it is the first one, and is read once it can be.
+        """
         self._session = session
         self._read = read
         self._lock = threading.Lock()  # While it is held, nothing is read or computed.
-        self._opening = session.number  # the case that was asked for last
+        self._opening = 0 if session is None else session.number  # the case that was asked for last
         self._ahead = ReadAhead(read_ahead, self.give_way)
         self._has_ended = False
 
     @property
-    def present(self) -> Session:
-        """The open case."""
-        return self._session
+    def number(self) -> int:
+        """The number of the open case."""
+        session = self._session
+        return self._opening if session is None else session.number
 
     def session(self, number: int) -> Session:
         """Return the open case; raise InputError if another one is open."""
+        if self._session is None:
+            self.open(number)
         session = self._session
+        assert session is not None
         if session.number == number:
             return session
         name = session.case.case_id
@@ -50,13 +59,17 @@ class OpenCase:
         It need not be the open one: a tab may show a case while another tab has opened one.
         """
         session = self._session
-        if session.number != number:
+        if session is None or session.number != number:
             session = self._read(number)
         try:
             return act(session)
         finally:
-            if session is not self._session:
-                session.drawing.forget()
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        """Free the strokes of a case that is not open."""
+        if self._session is None or self._session.drawing is not session.drawing:
+            session.drawing.forget()
 
     def open(self, number: int) -> None:
         """Open a case in place of the one that is open, whose strokes are kept.
@@ -66,11 +79,12 @@ class OpenCase:
         """
         with self._lock:
             self._opening = number
-            is_open = number == self._session.number
+            is_open = self._session is not None and number == self._session.number
             if is_open:
                 self._stay_open()
             else:
-                self._session.end()
+                if self._session is not None:
+                    self._session.end()
                 reading = self._ahead.take(number)
         if not is_open:
             self._open(number, reading)
@@ -87,22 +101,23 @@ class OpenCase:
                     self._stay_open()
             raise
         with self._lock:
-            left = session
+            left: Session | None = session
             if number == self._opening:
                 left = self._session
                 self._session = session
-            left.end()
-            left.drawing.forget()
+            if left is not None:
+                left.end()
+                self._forget(left)
 
     def _stay_open(self) -> None:
         """Let the open case compute again, after another one was not opened."""
-        if not self._has_ended:
+        if self._session is not None and not self._has_ended:
             self._session.resume()
 
     def read_ahead(self, number: int) -> None:
         """Begin to read the case that is probably opened next, if there is memory for two."""
         with self._lock:
-            if number != self._session.number and not self._has_ended:
+            if number != self.number and not self._has_ended:
                 self._ahead.begin(number)
 
     def give_way(self, *progress: object, ahead: Session | None = None) -> None:
@@ -112,7 +127,7 @@ class OpenCase:
         """
         while not self._has_ended:
             shown = self._session
-            if shown is ahead or not shown.is_computing:
+            if shown is None or shown is ahead or not shown.is_computing:
                 return
             time.sleep(_PAUSE)
         raise EndedError
@@ -120,10 +135,12 @@ class OpenCase:
     @property
     def is_busy(self) -> bool:
         """Whether a step of some work has not stopped yet."""
-        return self._ahead.is_busy or self._session.is_computing
+        is_computing = self._session is not None and self._session.is_computing
+        return self._ahead.is_busy or is_computing
 
     def end(self) -> None:
         """Stop all work at its next step."""
         self._has_ended = True
-        self._session.end()
+        if self._session is not None:
+            self._session.end()
         self._ahead.end()

@@ -14,12 +14,13 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
-from crfrefine.tune.worklist import Worklist
+from crfrefine.tune.worklist import NoSuchCaseError, Worklist
 
 try:
     import uvicorn
@@ -40,10 +41,10 @@ except ImportError as error:
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
-_PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
-_STATE: dict[str, type] = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
-_MARK: dict[str, type] = {"mark": str}  # of an edit, which may be sent again
-_STROKE: dict[str, type] = {
+_PARAMETERS: dict[str, Any] = {"preset": str, "changes": dict}
+_STATE: dict[str, Any] = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
+_MARK: dict[str, Any] = {"mark": str}  # of an edit, which may be sent again
+_STROKE: dict[str, Any] = {
     "plane": int,
     "place": list,
     "path": list,
@@ -53,10 +54,10 @@ _STROKE: dict[str, type] = {
     "within": dict,
     **_MARK,
 }
-_PROJECTION: dict[str, type] = {"plane": int, "label": int}
-_FIND: dict[str, type] = {"what": str, "label": int, "plane": int, "place": list}
-_REVIEW: dict[str, type] = {"number": int, "review": str, "note": str}
-_VIEW: dict[str, type] = {
+_PROJECTION: dict[str, Any] = {"plane": int, "label": int}
+_FIND: dict[str, Any] = {"what": str, "label": int, "plane": int, "place": list}
+_REVIEW: dict[str, Any] = {"number": int, "review": str | None, "note": str | None}
+_VIEW: dict[str, Any] = {
     "plane": int,
     "place": list,
     "modality": int,
@@ -91,25 +92,34 @@ def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> No
         _be_silent()
         server.should_exit = True
 
-    token = secrets.token_urlsafe(24)
+    kept_port, token = worklist.kept.address or (0, secrets.token_urlsafe(24))
     ticket = secrets.token_urlsafe(24)
     app = make_app(worklist, token, end, [ticket])
     server = Server(
         uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2)
     )
+    with _listen(port, kept_port) as listener:
+        # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm
+        # its beginning.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        present_port = listener.getsockname()[1]
+        worklist.kept.use_address(present_port, token)
+        root = f"http://{HOST}:{present_port}"
+        tell(f"{root}/{token}/", f"{root}/{ticket}/")
+        server.run(sockets=[listener])
+
+
+def _listen(port: int, kept_port: int) -> socket.socket:
+    """Take a port; with 0 the one that the folder had before, if it is free, or any free one."""
+    if not port:
+        with suppress(OSError):
+            return socket.create_server((HOST, kept_port))
     try:
-        listener = socket.create_server((HOST, port))
+        return socket.create_server((HOST, port))
     except OSError as error:
         raise InputError(
             f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken"
         ) from error
-    with listener:
-        # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm
-        # its beginning.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        root = f"http://{HOST}:{listener.getsockname()[1]}"
-        tell(f"{root}/{token}/", f"{root}/{ticket}/")
-        server.run(sockets=[listener])
 
 
 def _be_silent() -> None:
@@ -130,12 +140,12 @@ def make_app(
         return _as_json(worklist.session(_case_number(request)).describe())
 
     def plane(request: Request) -> Response:
-        view = _checked(unquote(request.url.query), _VIEW)
+        view = _checked(_parsed(unquote(request.url.query)), _VIEW)
         content = worklist.session(_case_number(request)).plane(**view)
         return Response(content, media_type="application/octet-stream")
 
     def projection(request: Request) -> Response:
-        view = _checked(unquote(request.url.query), _PROJECTION)
+        view = _checked(_parsed(unquote(request.url.query)), _PROJECTION)
         content = worklist.session(_case_number(request)).tools.projection(**view)
         return Response(content, media_type="image/png")
 
@@ -147,6 +157,7 @@ def make_app(
     assets = StaticFiles(packages=[("crfrefine.tune", "assets")], html=True)
     routes = [
         Route("/cases", lambda request: _as_json(worklist.describe())),
+        Route("/alive", lambda request: _as_json({})),
         Route("/case/{number}/describe", describe),
         Route("/case/{number}/plane/{version}", plane),
         Route("/case/{number}/projection/{version}", projection),
@@ -173,10 +184,15 @@ def make_app(
         Middleware(Guard, token=token, tickets=tickets),
         Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
     ]
-    refusals = {CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400)}
-    return Starlette(
+    refusals = {
+        CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400),
+        NoSuchCaseError: lambda request, error: _as_json({"error": str(error)}, 404),
+    }
+    app = Starlette(
         routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals
     )
+    app.state.number_of = worklist.number_of
+    return app
 
 
 def _case_number(request: Request) -> int:
@@ -187,13 +203,17 @@ def _case_number(request: Request) -> int:
     return int(sent)
 
 
-def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
+def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, Any]) -> Route:
     """Return the route of an action; a number of a case in the address is an argument, too."""
 
     async def answer(request: Request) -> Response:
-        values = _checked(await _body(request), kinds)
+        sent = _parsed(await _body(request))
+        name = sent.pop("case", None)
+        values = _checked(sent, kinds)
         if request.path_params:
             values["number"] = _case_number(request)
+        if name is not None:  # The number may be that of an earlier start.
+            values["number"] = request.app.state.number_of(name)
         return _as_json(await run_in_threadpool(action, **values))
 
     return Route(f"/{name}", answer, methods=["POST"])
@@ -246,22 +266,27 @@ async def _body(request: Request) -> bytes:
     return bytes(content)
 
 
-def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
-    """Return the values that the page sent as JSON, each of its kind.
-
-    Lists have whole numbers.
-    """
+def _parsed(content: str | bytes) -> dict[str, Any]:
+    """Return the table that the page sent as JSON."""
     try:
-        sent: dict[str, Any] = json.loads(content)
+        sent = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    is_fit = isinstance(sent, dict) and sent.keys() == kinds.keys()
+    if not isinstance(sent, dict):
+        raise InputError("expected a table")
+    return sent
+
+
+def _checked(sent: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that the page sent if each is of its kind; lists have whole numbers."""
+    is_fit = sent.keys() == kinds.keys()
     for name, kind in kinds.items():
         # Numbers need no decimal point.
-        allowed = (float, int) if kind is float else (kind,)
+        allowed = (float, int) if kind is float else get_args(kind) or (kind,)
         is_fit = is_fit and type(sent[name]) in allowed
     if not is_fit:
-        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        names = {name: getattr(kind, "__name__", str(kind)) for name, kind in kinds.items()}
+        expected = ", ".join(f"{name} ({kind})" for name, kind in names.items())
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
         if isinstance(value, list) and not all(type(entry) is int for entry in value):

@@ -5,6 +5,7 @@ Nothing here knows of HTTP.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.brush import Limits, voxels_of_stroke
-from crfrefine.tune.case import CaseRefiner, enclose, open_case
+from crfrefine.tune.case import LARGE, CaseRefiner, enclose, open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import (
@@ -46,6 +47,9 @@ from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.scores import score_labels
 from crfrefine.tune.slices import describe_planes, pack_plane
 from crfrefine.tune.tools import FOUND, Tools
+
+# Seconds of the processor that the whole case takes at most to follow each change by itself.
+MAX_SECONDS = 10.0
 
 
 class Result(NamedTuple):
@@ -122,10 +126,18 @@ class Session:
         # be ordered by their clocks.
         self._newest = 0
         self._is_left = False
+        self._seconds: float | None = None  # of the processor, which the whole case takes
         self._asked: CrfParameters | None = None  # those that the page asked for last
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
         self._shown_lock = threading.Lock()
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the whole case is refined only when somebody asks for it, or saves it."""
+        if self._seconds is None:
+            return self.case.network_labels.size >= LARGE
+        return self._seconds > MAX_SECONDS
 
     @property
     def is_computing(self) -> bool:
@@ -169,7 +181,7 @@ class Session:
             "units": ["HU" if len(offered) > 2 else "" for offered in windows],
             "labels": labels,
             "has_reference": case.labels is not None,
-            "is_large": case.is_large,
+            "is_large": self.is_large,
             "notes": [*map(str, (*self._inputs.cases.notes, *case.notes, *self._notes))],
             "presets": [AS_GIVEN, OF_PAGE, *list_presets()],
             "strokes": self.drawing.describe(),
@@ -184,7 +196,7 @@ class Session:
         is left, or the page asks for other parameters. A large case has none.
         """
         parameters = self._chosen.of_case(self.case.case_id)
-        if self.case.is_large:
+        if self.is_large:
             return
 
         def check(*steps: object) -> None:
@@ -243,7 +255,12 @@ class Session:
             return {"is_stale": True}
         finally:
             self._num_computing -= 1
-        return {**self._describe_parameters(parameters), "result": result, "counter": number}
+        return {
+            **self._describe_parameters(parameters),
+            "result": result,
+            "counter": number,
+            "is_large": self.is_large,
+        }
 
     def save(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write parameters to the output; return its path."""
@@ -366,6 +383,7 @@ class Session:
         return {
             "saved": saved,
             "strokes": self.drawing.describe(),
+            "is_large": self.is_large,
             "result": result.facts if self.shown is result else None,
             **described,
         }
@@ -399,7 +417,7 @@ class Session:
             result = self._whole
             if result.strokes is not drawn or result.parameters != parameters:
                 strokes = Strokes.of_array(drawn, drawn.shape, self._num_labels)
-                refined = self._refiner.refine(parameters, check, strokes)
+                refined = self._refine_measured(parameters, check, strokes)
                 facts = self._facts(refined, (), started)
                 check()
                 result = Result(refined.label_map, None, parameters, drawn, facts)
@@ -408,6 +426,22 @@ class Session:
             self.shown = result
             self._edited = None
         return result
+
+    def _refine_measured(
+        self, parameters: CrfParameters, check: Callable[..., None], strokes: Strokes | None
+    ) -> RefinementResult:
+        """Refine the whole case, and note how long that takes, or took until it was stopped."""
+        began = time.process_time()
+        try:
+            refined = self._refiner.refine(parameters, check, strokes)
+        except _StaleError:
+            spent = time.process_time() - began
+            if spent > MAX_SECONDS:
+                self._seconds = spent
+            raise
+        # A later one has the kernels of the first one.
+        self._seconds = min(time.process_time() - began, self._seconds or math.inf)
+        return refined
 
     def _refine_box(
         self, parameters: CrfParameters, box: Box, check: Callable[..., None]

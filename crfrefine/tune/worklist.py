@@ -21,11 +21,16 @@ from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.batch import Batch
 from crfrefine.tune.chosen import OF_CASE, OF_PAGE
 from crfrefine.tune.corrections import CORRECTED, OUTDATED, SAVED
+from crfrefine.tune.drawing import UnreadableDrawingError
 from crfrefine.tune.finding import number_of_first
 from crfrefine.tune.kept import KeptCases
 from crfrefine.tune.opened import OpenCase
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.session import Session
+
+
+class NoSuchCaseError(InputError):
+    """The page names a case that this program does not have; an earlier one may have had it."""
 
 
 class Worklist:
@@ -34,26 +39,40 @@ class Worklist:
     def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
         self._inputs = inputs
         self.kept = KeptCases(options, inputs)
-        self.opened = OpenCase(self._read_first(), self.kept.read, self._read_next)
+        unreadable: dict[int, str] = {}
+        first = self._read_first(unreadable)
+        self.opened = OpenCase(first, self.kept.read, self._read_next)
         self.batch = Batch(inputs, options.inputs, self.opened.give_way)
+        self.batch.refused = unreadable
         self._beginning = threading.Lock()  # Only one begins what is done with all cases.
 
-    def _read_first(self) -> Session:
+    def _read_first(self, unreadable: dict[int, str]) -> Session | None:
         """Read the case that the options name, else the first one that is to be done.
 
-        If that cannot be read, it is the first case of all.
+        If that cannot be read, it is the first case of all; of cases whose strokes are damaged, the
+        next one. What is wrong with them goes into `unreadable`. None means that all are damaged.
         """
         options = self.kept.options
         first = number_of_first(self._inputs, options)
         number = first
         if options.first is None:
             number = self.kept.first_to_do()
-        try:
-            return self.kept.read(number)
-        except CrfRefineError:
-            if number == first:
-                raise
-        return self.kept.read(first)
+        for candidate in (number, first, *range(len(self._inputs.cases))):
+            try:
+                return self.kept.read(candidate)
+            except UnreadableDrawingError as error:
+                unreadable[candidate] = f"{self._inputs.cases[candidate].case_id}: {error}\n"
+            except CrfRefineError:
+                if candidate == first:
+                    raise
+        return None
+
+    def number_of(self, name: object) -> int:
+        """Return the number of a case by its name."""
+        for number, files in enumerate(self._inputs.cases):
+            if files.case_id == name:
+                return number
+        raise NoSuchCaseError(f"no case {name!r} in this run; what was drawn in it is kept")
 
     def session(self, number: int) -> Session:
         """Return the open case; raise InputError if another one is open."""
@@ -128,7 +147,7 @@ class Worklist:
             if cases[number]["state"] != SAVED:  # It may have been saved by itself.
                 refused.append(why)
         return {
-            "open": self.opened.present.number,
+            "open": self.opened.number,
             "is_counting": is_counting,
             "cases": cases,
             "is_saving": is_saving,
@@ -141,8 +160,8 @@ class Worklist:
         self.kept.keep()
         return self.describe()
 
-    def review(self, number: int, review: str, note: str) -> dict[str, Any]:
-        """Note a state and a text of a case; return the cases."""
+    def review(self, number: int, review: str | None, note: str | None) -> dict[str, Any]:
+        """Note a state and a text of a case; None leaves the present one. Return the cases."""
         self._require_case(number)
         self.kept.review(number, review, note)
         return self.describe()
@@ -170,7 +189,7 @@ class Worklist:
 
     def save_anew(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to save all cases with strokes with the same parameters; return the cases."""
-        self.choose(self.opened.present.number, preset, changes)
+        self.choose(self.opened.number, preset, changes)
         states = (CORRECTED, OUTDATED)
         return self._save_each(states, lambda number: self.save_case(number, OF_PAGE, {}))
 
@@ -182,7 +201,8 @@ class Worklist:
 
     def count_changes(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to count the voxels that the CRF changes in each case with these parameters."""
-        parameters = self.opened.present.parameters(preset, changes)
+        case_id = self._inputs.cases[self.opened.number].case_id
+        parameters = self.kept.chosen.resolve(case_id, preset, changes)
         with self._beginning:
             self.batch.count_changes(parameters)
         return {}

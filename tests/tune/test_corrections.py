@@ -303,6 +303,31 @@ def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, 
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("num_damaged", [1, 3])
+def test_damaged_drawings_of_the_first_cases_do_not_end_the_program(worklist, options, num_damaged):
+    files = [Corrections.of_case(name, options.corrections) for name in "abc"[:num_damaged]]
+    worklist.draw(0, **STROKE)
+    kept = files[0].drawing.read_bytes()
+    worklist.end()
+    for corrections in files:
+        corrections.drawing.write_bytes(b"{")
+    again = Worklist(options, find_cases_to_show(options))
+    try:
+        described = again.describe()
+        assert described["open"] == (1 if num_damaged == 1 else 0)
+        assert "a: " in described["refused"]
+        if num_damaged == 3:
+            with pytest.raises(InputError, match="move it away"):
+                again.session(0)
+            files[0].drawing.write_bytes(kept)
+        else:
+            files[0].drawing.unlink()
+            again.open(0)
+        assert again.session(0).drawing.describe()["drawn"] == (2 if num_damaged == 3 else 0)
+    finally:
+        again.end()
+
+
 def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
     """Between two runs, or while the case is open and before it is opened again."""
     folders, labels = write_labeled(tmp_path, "a", "b")

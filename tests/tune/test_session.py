@@ -346,7 +346,8 @@ STEPS = {
 def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
     large, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("crfrefine.tune.case.LARGE", 0)
+    monkeypatch.setattr("crfrefine.tune.session.LARGE", 0)
+    monkeypatch.setattr("crfrefine.tune.session.MAX_SECONDS", 0.0)
     options = replace(options_for(*large), corrections=tmp_path / "kept")
     with open_session(options) as session:
         network = session.case.network_labels
@@ -370,6 +371,9 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
         assert not outside.any()
         saved = session.save_case("", {})
         assert saved["result"]["is_whole"]
+        assert session.is_large
+        monkeypatch.setattr("crfrefine.tune.session.MAX_SECONDS", 1e9)
+        assert not session.is_large, "by its seconds, once they are measured"
         shown = session.shown.labels
     inputs = ("-i", large[0].images, "-p", large[0].logits, "--threads", 1)
     parameters = ("-c", tmp_path / "kept" / "parameters" / "large.toml")

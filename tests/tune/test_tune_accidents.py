@@ -207,7 +207,8 @@ def test_nothing_is_asked_of_a_program_that_has_ended(arguments, folder, browser
         running.process.wait(60)
         page.execute_script(
             "const node = document.querySelector('#note');"
-            "node.value = 'late'; node.dispatchEvent(new Event('change'))"
+            "node.value = 'late'; node.dispatchEvent(new Event('input'));"
+            "node.dispatchEvent(new Event('change'))"
         )
         wait(page, "!document.querySelector('#error').hidden")
         assert page.execute_script("return document.querySelector('#connection').hidden")

@@ -2,7 +2,9 @@
 
 import json
 import resource
+import shutil
 import signal
+import time
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -102,19 +104,64 @@ def test_what_is_drawn_without_a_connection_arrives_once_it_is_back(arguments, f
     assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 3
 
 
-def test_the_page_of_a_program_that_was_killed_and_started_again_names_the_remedy(
-    arguments, folder, browser
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_what_is_drawn_while_the_program_is_dead_arrives_in_its_case_once_it_runs_again(
+    arguments, folder, browser, tmp_path, is_reloaded
 ):
+    """Its case has another number then, and meanwhile another program has its port."""
     with correcting(arguments, folder, browser) as (running, page):
+        stroke(page, (2, 3), (6, 3))
+        start, end = places_of(page, 0, [(2, 5), (4, 5)])
         running.process.kill()
         running.process.wait()
+        press(page, "3")
+        pointer(page, start, "down", end, "up")
+        page.find_element("id", "note").send_keys("typed")
+        wait(page, "document.querySelector('#connection').textContent.includes('start it again')")
         port = urlsplit(running.address).port
-        with open_page(*arguments, "--corrections", folder, "--port", port):
-            press(page, "2")
-            page.find_element("css selector", ".overlay").send_keys(" ")
-            remedy = "take the one that crfrefine tune printed"
-            wait(page, f"document.querySelector('#error').textContent.includes('{remedy}')")
-            expect_complaints(page, "net::ERR_", "403")
+        with open_page(*arguments, "--port", port):
+            told = "take the one that crfrefine tune printed"
+            wait(page, f"document.querySelector('#connection').textContent.includes('{told}')")
+        more = tmp_path / "more"
+        for role in ("images", "logits"):
+            shutil.copytree(arguments[1].parent / role, more / role)
+        for first in [*more.glob("*/first*")]:
+            shutil.copy(first, first.with_name(first.name.replace("first", "earlier")))
+        inputs = ("-i", more / "images", "-p", more / "logits", "-c", "default")
+        if is_reloaded:
+            page.get("about:blank")
+        with open_page(*inputs, "--corrections", folder) as again:
+            assert again.address == running.address
+            if is_reloaded:
+                page.get(again.address)
+                wait(page, "!document.body.inert")
+            wait(page, f"!{is_shown('connection')}")
+            wait_for_file(folder / "reviews.csv", "first,to do,typed")
+            if not is_reloaded:
+                wait(page, "document.querySelector('#saved-case').textContent.startsWith('8 ')")
+                assert open_case(page) == "first"
+            expect_complaints(page, "net::ERR_", "403", "400")
+    assert json.loads((folder / "drawing" / "first.json").read_text())["done"] == 2
+    assert not (folder / "drawing" / "earlier.json").exists()
+
+
+def wait_for_file(path, content):
+    end = time.monotonic() + 60
+    while not path.exists() or content not in path.read_text():
+        assert time.monotonic() < end, content
+        time.sleep(0.05)
+
+
+def test_a_program_that_hangs_is_told(arguments, folder, browser):
+    with correcting(arguments, folder, browser) as (running, page):
+        press(page, "2[[")
+        start, end = places_of(page, 0, [(2, 5), (4, 5)])
+        running.process.send_signal(signal.SIGSTOP)
+        pointer(page, start, "down", end, "up")
+        wait(page, is_shown("connection"))
+        running.process.send_signal(signal.SIGCONT)
+        wait(page, f"!{is_shown('connection')}")
+        wait(page, "document.querySelector('#saved-case').textContent.startsWith('3 ')")
 
 
 def test_without_a_folder_the_page_says_so_and_offers_one(

@@ -84,7 +84,7 @@ test("the contour of a square is one line of four corners, and hidden labels hav
 });
 
 test("what is sent arrives if the page is closed at once, unless it is too long", async () => {
-  const { send } = await load("page.js");
+  const { send } = await load("sending.js");
   const options = [];
   globalThis.document = { body: { dataset: {} }, getElementById: () => ({}) };
   globalThis.fetch = async (_, sent) => {

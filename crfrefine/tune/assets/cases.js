@@ -1,10 +1,11 @@
 // The list of cases: their states, the next and the previous one, and where strokes are kept.
-import { allSent, ask, attempt, clone, find, findAll, isSending, send, tell, write }
-  from "./page.js";
+import { ask, attempt, clone, find, findAll, tell, write } from "./page.js";
+import { allSent, isSending, send, sendKept } from "./sending.js";
 import { set, state, watch } from "./store.js";
 
 const STATES = { outdated: "older than the parameters" };
 const WAIT = 700; // milliseconds between looks while changes are counted
+const TYPED = 500; // milliseconds after which a note is sent that is being typed
 let nextLook = 0; // the timer of the next look
 
 // The numbers of the cases in the order that was chosen; those without a count come last.
@@ -152,8 +153,25 @@ export function readAhead() {
   if (number !== undefined) ask("read-ahead", { number }).catch(() => {}); // Opening reports it.
 }
 
-// Send the state and the note of the case.
-export const review = () => changeCases("review", { number: state.number,
-  review: find("review-state").value, note: find("note").value });
+// Send the state or the note of the case; null leaves what another tab may have changed.
+function changeReview(changed) {
+  const { list, number } = state;
+  takeList(sendKept("review",
+    { number, case: list.cases[number].name, review: null, note: null, ...changed }));
+}
+export const review = () => changeReview({ review: find("review-state").value });
+
+let typing = 0; // the timer of a note that is being typed
+
+export function typeNote() {
+  clearTimeout(typing);
+  typing = setTimeout(keepNote, TYPED);
+}
+
+export function keepNote() {
+  clearTimeout(typing);
+  if (typing) changeReview({ note: find("note").value });
+  typing = 0;
+}
 
 watch("list at order caseWords caseKind", showCases);

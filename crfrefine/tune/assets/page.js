@@ -1,5 +1,9 @@
 // What all parts of the page share: nodes, messages, and requests.
 const RETRY = 700; // milliseconds until a request that did not arrive is sent again
+const LATE = 4000; // milliseconds after which somebody is told of an answer that does not come
+const KEPT = "What you draw is kept in this browser, and sent as soon as the program answers.";
+const REMEDY = "If it has ended, start it again as before: this page goes on by itself.";
+const FORBIDDEN = 403; // status of an answer: another program has this address now
 
 /** @returns {any} the node of the page with an id */
 export const find = (id) => document.getElementById(id);
@@ -34,25 +38,54 @@ export function fill(select, pairs, chosen) {
 
 const decode = (bytes) => new TextDecoder().decode(bytes);
 
+let lost = 0; // when the program did not answer first, in milliseconds of this page; 0: it does
+let numWaiting = 0; // requests without an answer
+
+function tellLost(why = "The program does not answer: trying again.") {
+  lost ||= performance.now();
+  const remedy = performance.now() - lost > LATE ? REMEDY : "";
+  const node = find("connection");
+  const text = `${why} ${KEPT} ${remedy}`;
+  if (node.textContent !== text) node.textContent = text;
+  node.hidden = false;
+}
+
+function tellFound() {
+  find("connection").hidden = true;
+  if (lost) window.dispatchEvent(new Event("reconnected"));
+  lost = 0;
+}
+
+// Tell somebody, from now on, if requests arrive but are not answered.
+export const watchAnswers = () => setInterval(() => {
+  if (!numWaiting || hasEnded()) return;
+  fetch("alive", { signal: AbortSignal.timeout(LATE) }).then(tellFound, () => tellLost());
+}, LATE);
+
 // Send a request until its whole answer is there, and promise that; what it asks for may be done
-// twice. An Error has what the program says is wrong.
+// twice. An Error has what the program says is wrong, and the status.
 async function request(address, options) {
   let answer, content;
-  while (!content) {
-    try {
+  numWaiting += 1;
+  try {
+    while (!content) {
       if (hasEnded()) throw new Error("The program has ended.");
-      answer = await fetch(address, options);
-      content = await answer.arrayBuffer();
-    } catch (error) {
-      if (hasEnded()) throw error;
-      find("connection").hidden = false;
+      let why;
+      try {
+        answer = await fetch(address, options);
+        content = await answer.arrayBuffer();
+        if (answer.status === FORBIDDEN) [why, content] = [decode(content), null];
+      } catch { /* It is sent again. */ }
+      if (content || hasEnded()) continue;
+      tellLost(why);
       await new Promise((done) => { setTimeout(done, RETRY); });
     }
-  }
-  find("connection").hidden = true;
+  } finally { numWaiting -= 1; }
+  tellFound();
   if (answer.ok) return content;
   const isJson = answer.headers.get("content-type") === "application/json";
-  throw new Error(isJson ? JSON.parse(decode(content)).error : decode(content));
+  const text = isJson ? JSON.parse(decode(content)).error : decode(content);
+  throw Object.assign(new Error(text), { status: answer.status });
 }
 
 // Ask the program; the answer is JSON.
@@ -62,20 +95,6 @@ export async function ask(address, sent) {
   const options = sent && { method: "POST", body, keepalive: body.length < 30_000 };
   return JSON.parse(decode(await request(address, options)));
 }
-
-let sent = Promise.resolve(); // the changes before
-let numSent = 0; // on their way
-
-// Change something, after all changes before; promise the answer.
-export function send(address, content) {
-  numSent += 1;
-  const answer = sent.then(() => ask(address, content));
-  sent = answer.catch(() => {}).finally(() => { numSent -= 1; });
-  return answer;
-}
-
-export const allSent = () => sent;
-export const isSending = () => numSent > 0;
 
 const KINDS = { f4: Float32Array, u2: Uint16Array, u1: Uint8Array };
 

@@ -403,7 +403,7 @@ export class Plane {
     const seen = labels.filter(({ label }) => !hidden.has(label));
     const table = drawing.colorTable(seen);
     drawing.drawLabels(parts.fill, data, table);
-    drawing.drawLabels(parts.changes, data, table, data[since]);
+    drawing.drawLabels(parts.changes, data, table, data[since] ?? data.refined);
     drawing.drawStrokes(parts.drawn, data, drawing.colorTable(labels));
     for (const group of findAll(onlyRefined ? ".refined" : "g", parts.contours)) {
       this.contours[group.classList.value] =

@@ -1,13 +1,14 @@
 // The page: opens a case, sends its parameters and strokes when they change, and shows the answers.
-import { allSent, ask, attempt, clone, fill, find, findAll, hasEnded, isSending, send, tell,
-  write } from "./page.js";
-import { changeCases, keep, mayEnd, neighbor, nextToDo, readAhead, refreshCases, review, showState }
-  from "./cases.js";
+import { ask, attempt, clone, fill, find, findAll, hasEnded, tell, watchAnswers, write }
+  from "./page.js";
+import { changeCases, keep, keepNote, mayEnd, neighbor, nextToDo, readAhead, refreshCases, review,
+  showState, typeNote } from "./cases.js";
 import { buildLabels, filterLabels, pick, pressInFilter, showAllLabels, takeEyes, toggleChosen }
   from "./labels.js";
 import { chooseWindows, takeWindow } from "./look.js";
 import { BACKGROUND } from "./drawing.js";
 import { Plane, resize } from "./plane.js";
+import { allSent, isSending, sendKept, sendRest } from "./sending.js";
 import { buildControl, takeValue } from "./sliders.js";
 import { buildSides, jump, strokeAt, strokeBetween } from "./tools.js";
 import { bindControls, forgetChosen, isChosen, parameters, set, state, watch } from "./store.js";
@@ -22,7 +23,9 @@ let newest = 0; // the number that the program has given to the last one
 let running = null;
 let saving = null;
 
-const askCase = (name, sent) => ask(`case/${state.number}/${name}`, sent);
+// The program that is started again may have the case under another number.
+const ofCase = (sent, number = state.number) => ({ ...sent, case: state.list.cases[number].name });
+const askCase = (name, sent) => ask(`case/${state.number}/${name}`, ofCase(sent));
 const largePlane = () => planes.find((plane) => plane.spec.number === state.large);
 const showPlanes = () => planes.forEach((plane) => plane.load());
 const finishStrokes = () => planes.forEach((plane) => plane.finish());
@@ -45,6 +48,7 @@ async function go(number) {
   if (number === undefined || (number === list.open && number === at)) return;
   finishStrokes();
   keepChosen();
+  keepNote();
   find("planes").inert = true;
   find("opening").textContent = `Opening ${list.cases[number].name} …`;
   set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
@@ -77,7 +81,6 @@ async function openCase(number) {
   const modality = Math.min(state.modality || 0, modalities.length - 1);
   fill(find("modality"), modalities.map((name, order) => [order, name]), modality);
   Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
-  find("whole").hidden = !about.is_large;
   find("between").hidden = grid.length < 3;
   find("notes-text").textContent = about.notes.join("\n");
   const version = state.version + 1;
@@ -90,6 +93,7 @@ async function openCase(number) {
   find("planes").replaceChildren(...planes.map((plane) => plane.parts.node));
   buildSides(planes);
   set({ large: (largePlane() ?? planes[0]).spec.number });
+  find("main").inert = false;
   document.body.inert = false;
   chooseWindows(windowName);
   showPlanes();
@@ -163,6 +167,8 @@ function showAnswer(answer) {
   find("toml").textContent = toml;
   find("saved").textContent = "";
   showControls(controls);
+  state.about.is_large = answer.is_large; // The program knows it once it has refined the whole.
+  find("whole").hidden = !answer.is_large;
   set({ result, version: state.version + 1 });
   if (result) showResult();
   if (result?.is_whole) refreshCases(); // Saved cases may be older than the parameters now.
@@ -193,7 +199,7 @@ async function change(key, value) {
 
 // Give the program what was chosen and is not refined with yet, before the case is left.
 function keepChosen() {
-  if (isChosen()) attempt(send(`case/${state.number}/choose`, parameters()));
+  if (isChosen()) attempt(sendKept(`case/${state.number}/choose`, ofCase(parameters())));
 }
 
 function showStatus(text, isDone = false) {
@@ -232,7 +238,8 @@ function scoreRow({ label, region, before, after, dice_before: was, dice_after: 
 // Draw, undo or redo, then refine; promise whether it is done. Or look what another tab has done.
 function edit(name, sent, number = state.number) {
   const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
-  return attempt(send(`case/${number}/${name}`, { ...sent, mark }).then((strokes) => {
+  return attempt(sendKept(`case/${number}/${name}`, ofCase({ ...sent, mark }, number)).then(
+    (strokes) => {
     if (name === "look" && strokes.step === state.strokes.step) return;
     tell("");
     showState(number, strokes);
@@ -240,9 +247,8 @@ function edit(name, sent, number = state.number) {
   }));
 }
 
-// Show strokes that are not those of before, and refine with them.
+// Show strokes, and refine with them.
 function takeStrokes(strokes) {
-  if (strokes.step === state.strokes.step) return;
   showStrokes(strokes);
   state.version += 1;
   refine();
@@ -261,6 +267,7 @@ function showStrokes(strokes) {
 
 // Save the case, then what was asked for meanwhile.
 async function saveCase() {
+  keepNote();
   await allSent();
   find("saved-case").textContent = "saving …";
   const { about, number } = state;
@@ -269,7 +276,7 @@ async function saveCase() {
     tell("");
     if (number === state.number) {
       if (about.is_large && answer.result && sent === counter) showAnswer(answer);
-      takeStrokes(answer.strokes); // Another program may have drawn some.
+      if (answer.strokes.step !== state.strokes.step) takeStrokes(answer.strokes); // of others
       find("saved-case").textContent = `saved to ${answer.saved}`;
     }
     return refreshCases();
@@ -279,6 +286,7 @@ async function saveCase() {
 
 // End the program. The page ends with this request, so that nothing more is asked of it.
 async function end() {
+  keepNote();
   await saving;
   if (!(await mayEnd())) return;
   ask("end", {}).catch(() => {});
@@ -323,7 +331,8 @@ const actions = {
   exchange: showNextPlane, closer: () => largePlane().zoom(1.25),
   farther: () => largePlane().zoom(0.8), fit: () => largePlane().fit(),
   "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
-  brushes: takeEyes, window: takeWindow, preset: choosePreset, "review-state": review, note: review,
+  brushes: takeEyes, window: takeWindow, preset: choosePreset,
+  "review-state": review, note: keepNote,
   save, end: () => attempt(end()),
 };
 for (const [id, act] of Object.entries(actions)) {
@@ -358,25 +367,51 @@ document.addEventListener("keydown", (event) => {
   if (isCommand ? !"zys".includes(key) : !find("keys").checked || key.length > 1) return;
   if ((isWritten && !(isCommand && key === "s")) || (event.altKey && !"[]".includes(key))) return;
   const [node] = findAll(`[data-key="${CSS.escape(key)}"]`);
-  const act = keys[key] ?? (node?.checkVisibility() && !node.disabled ? () => press(node) : null);
+  const isUsable = node?.checkVisibility() && !node.disabled && !node.closest("[inert]");
+  const act = keys[key] ?? (isUsable ? () => press(node) : null);
   if (!act || key === " ") return;
   event.preventDefault(); // A select would take the letter, and the browser Ctrl+S.
   act();
 });
 window.addEventListener("focus", () => document.body.inert || edit("look", {}));
+window.addEventListener("pagehide", keepNote);
 window.addEventListener("beforeunload", (event) => {
   finishStrokes();
   keepChosen();
+  keepNote();
   if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
 
+// The program may have been started again, with another case open.
+window.addEventListener("reconnected", async () => {
+  if (!state.about || state.leaving !== null) return;
+  await allSent();
+  await refreshCases();
+  const { about, list, number } = state;
+  const same = list.cases.findIndex(({ name }) => name === about.case);
+  if (same < 0) return;
+  if (same === number && list.open === same) edit("look", {});
+  else {
+    set({ at: NaN });
+    go(same);
+  }
+});
+
+watchAnswers();
 bindControls();
+find("note").addEventListener("input", typeNote);
 attempt(ask("cases").then(async (list) => {
   const isCorrecting = list.folder.is_used;
   document.body.dataset.mode = isCorrecting ? "correct" : "choose";
   find("results").open = !isCorrecting;
   find("controls").open = !isCorrecting;
   set({ list, at: list.open });
-  await openCase(list.open);
+  sendRest();
+  await allSent();
+  await openCase(list.open).catch((error) => {
+    find("main").inert = true; // Another case may be opened, or the program ended.
+    document.body.inert = false;
+    throw error;
+  });
   readAhead();
 }));
