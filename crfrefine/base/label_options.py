@@ -16,8 +16,10 @@ from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
-# The challenges whose rules of lesions are known, values of --lesions
+# The challenges whose rules of lesions are known; a bare --lesions has the first.
 LESION_SETS = ("isles", "brats", "brats-met", "autopet")
+# Options that may stand without a value, which is then the first of these.
+BARE_VALUES = {"--resample": INTERPOLATIONS, "--lesions": LESION_SETS}
 # The help of --map, for the commands that read label maps.
 MAP = (
     "Take the value OLD of the label maps for the label NEW, as 255=1 or -1=0; repeatable. All "

@@ -13,11 +13,12 @@ from crfrefine.errors import InputError
 MAX_OF_A_PATH = 4096  # characters; the limit of Linux
 
 # The panels of the help of a command, in its order.
-ARGUMENTS, INPUT, OUTPUT, MODEL, RESOURCES, CLUSTER, RARE, MESSAGES = PANELS = (
+ARGUMENTS, INPUT, OUTPUT, MODEL, LESIONS, RESOURCES, CLUSTER, RARE, MESSAGES = PANELS = (
     "Arguments",
     "Input",
     "Output",
     "Model",
+    "Lesions",
     "Resources",
     "Cluster",
     "Rarely needed",

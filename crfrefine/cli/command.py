@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from typer.core import TyperCommand
 
-from crfrefine.base.label_options import INTERPOLATIONS, LINEAR
+from crfrefine.base.label_options import BARE_VALUES
 from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, parse_path
 from crfrefine.cli.dicom import is_named_dicom, refuse_dicom
 from crfrefine.errors import InputError
@@ -37,8 +37,9 @@ class Command(TyperCommand):
         ctx.allow_extra_args = True  # They are refused below, with advice.
         parsed = [*args]
         parameters: Any = self.params
-        if any(entry.name == "resample" and not entry.is_flag for entry in parameters):
-            parsed = with_interpolation(args)
+        for entry in parameters:
+            if not getattr(entry, "is_flag", True):
+                parsed = with_bare_value(parsed, f"--{entry.name}")
         try:
             extra = super().parse_args(ctx, parsed)
         except typer.BadParameter as error:
@@ -69,12 +70,13 @@ class Command(TyperCommand):
         return option
 
 
-def with_interpolation(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the linear interpolation where --resample names none."""
+def with_bare_value(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments with a value where an option of `BARE_VALUES` stands without one."""
     result = []
+    values = BARE_VALUES.get(option, ())
     for argument, following in zip_longest(args, args[1:]):
-        if argument == "--resample" and following not in INTERPOLATIONS:
-            argument = f"--resample={LINEAR}"
+        if values and argument == option and following not in values:
+            argument = f"{option}={values[0]}"
         result.append(argument)
     return result
 

@@ -82,6 +82,8 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     verdict = evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
+        if evaluation.options.lesions is not None:
+            _print_lesions(evaluation, verbosity)
         texts = _lines_on_empty_masks(evaluation, verbosity)
         notes = empty_notes(evaluation) if verdict is None else verdict.notes
         texts += [f"note: {note}" for note in notes]
@@ -166,6 +168,30 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
         in_points = {row.metric for row in compared if metric_named(row.metric).is_ratio}
         if in_points:  # The names of the other metrics have their unit.
             print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
+
+
+def _print_lesions(evaluation: Evaluation, verbosity: int) -> None:
+    """Print the lesions of all cases by region and method; of many regions only if VERBOSE."""
+    from crfrefine.evaluate.lesion_totals import lesion_totals
+    from crfrefine.metrics.registry import metric_named
+
+    if len(evaluation.regions) > _MAX_REGIONS and verbosity < VERBOSE:
+        return
+    names: list[str] = []
+    rows = []
+    for method, by_region in lesion_totals(evaluation).items():
+        for region, totals in by_region.items():
+            names = names or [*totals]  # The judged method comes first, and has all.
+            cells = []
+            for name in names:
+                value = totals.get(name, "")
+                if isinstance(value, float):
+                    value = metric_named(name).value_text(value)
+                cells.append(str(value))
+            rows.append((evaluation.titles.get(region, region), method, *cells))
+    columns = [name.removeprefix("lesions_").removeprefix("lesion_") for name in names]
+    if rows:
+        print_table(("region", "method", *columns), rows, numbers=tuple(columns[:-1]))
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:

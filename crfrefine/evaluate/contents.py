@@ -11,12 +11,18 @@ from typing import Any
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.incomplete import left_out_entries
 from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.lesion_totals import lesion_totals
 from crfrefine.evaluate.sentences import power_note
+from crfrefine.io.json import without_nonfinite
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
+LESION_COLUMNS = (
+    *("case", "method", "label", "lesion", "outcome", "change", "volume_ml"),
+    *("x_mm", "y_mm", "z_mm", "matched_to", "dice", "hd95_mm"),
+)
 
 
 def metrics_csv(table: ResultTable) -> str:
@@ -38,6 +44,32 @@ def metrics_csv(table: ResultTable) -> str:
     return text.getvalue()
 
 
+def lesions_csv(evaluation: Evaluation) -> str:
+    """Return the table of lesions: one line for each of the reference, and for each false one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LESION_COLUMNS)
+    for result in evaluation.results:
+        for method, lesions in result.lesions.items():
+            changes = result.changes.get(method, {})
+            for lesion in lesions:
+                line = [
+                    for_spreadsheet(result.case_id),
+                    for_spreadsheet(method),
+                    for_spreadsheet(lesion.region),
+                    lesion.number,
+                    lesion.outcome,
+                    changes.get(lesion, ""),
+                    lesion.volume_ml,
+                    *lesion.center_mm,
+                    " ".join(map(str, lesion.matched_to)),
+                    lesion.dice,
+                    lesion.hd95_mm,
+                ]
+                writer.writerow(line)
+    return text.getvalue()
+
+
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
     verdict = evaluation.verdict
@@ -54,7 +86,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "error_traceback": failure.traceback,
         }
         failures.append(entry)
-    return {
+    summary = {
         "schema": SCHEMA,
         "version": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,3 +111,6 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "notes": [note.to_dict() for note in evaluation.notes],
         "summary": summary_dicts(evaluation.summary),
     }
+    if evaluation.options.lesions is not None:
+        summary["lesions"] = without_nonfinite(lesion_totals(evaluation))
+    return summary

@@ -16,11 +16,14 @@ from crfrefine.cases.incomplete import Incomplete, note_on_left_out
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.metrics.lesion_scores import measure_lesions
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import (
     CALIBRATION_METRICS,
     DICE,
+    LESION_CHANGES,
+    LESION_METRICS,
     MASK_METRICS,
 )
 from crfrefine.statistics.comparison import (
@@ -141,7 +144,8 @@ class Evaluation:
                     absent = dict.fromkeys(CALIBRATION_METRICS, default)
                 completed = {}
                 for region in self.regions:  # A label that neither map has is empty in both.
-                    completed[region] = {**_VALUES_OF_EMPTY, **absent, **values.get(region, {})}
+                    completed[region] = {**self._values_of_empty, **absent}
+                    completed[region].update(values.get(region, {}))
                 if absent:
                     completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
                 measurements += measurements_of(result.case_id, method, completed)
@@ -176,10 +180,15 @@ class Evaluation:
         if baseline not in table.methods:
             baseline = self.options.name
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
+        of_lesions = [*LESION_METRICS, *LESION_CHANGES]
+        if self.options.lesions is None:
+            of_lesions = []
+        elif not self.options.baselines:
+            of_lesions = [*LESION_METRICS]
         rows = summarize(
             table,
             baseline,
-            metrics=(*MASK_METRICS, *calibrated),
+            metrics=(*MASK_METRICS, *of_lesions, *calibrated),
             regions=tuple(self.regions),
             mean_regions=self.judged_regions,
         )
@@ -259,6 +268,16 @@ class Evaluation:
         return empty_cases
 
     @cached_property
+    def _values_of_empty(self) -> dict[str, float]:
+        """The values of two empty masks by convention."""
+        nothing = np.zeros(1, bool)
+        values = measure_case(nothing, nothing, {"": (1,)}, 1.0)[""]
+        rules = self.options.lesion_rules
+        if rules is not None:
+            values.update(measure_lesions(nothing, nothing, {"": (1,)}, 1.0, rules)[""].values)
+        return values
+
+    @cached_property
     def _calibrated(self) -> set[str]:
         """The methods that have probabilities in any case."""
         methods = set()
@@ -273,7 +292,3 @@ def _empty(table: ResultTable, method: str, region: str) -> Bool:
     sensitivity = table.values(method, region, "sensitivity")
     precision = table.values(method, region, "precision")
     return np.isnan([sensitivity, precision])
-
-
-# The values of two empty masks by convention.
-_VALUES_OF_EMPTY = measure_case(np.zeros(1, bool), np.zeros(1, bool), {"": (1,)}, (1.0,))[""]

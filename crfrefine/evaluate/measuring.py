@@ -6,20 +6,25 @@ They are measured in a separate process, so inputs and outputs can be pickled.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from crfrefine.arrays.label_maps import count_pairs, foreground_labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
+from crfrefine.evaluate.lesions import changes_of, measure_in_world
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.predictions import Prediction, read_masks, read_scores
 from crfrefine.evaluate.reference import Reference, read_reference
 from crfrefine.metrics.calibration import measure_calibration
+from crfrefine.metrics.lesion_matching import LesionRules
+from crfrefine.metrics.lesion_scores import Lesion
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.records.records import Record
@@ -40,6 +45,9 @@ class CaseResult(Record):
     names: dict[str, dict[int, str]] = field(default_factory=dict)
     # By method, the voxels of each pair of one of its labels and one of the reference.
     pairs: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
+    # By method, its lesions, and how they differ from the baseline's: "lost", "gained" or "made".
+    lesions: dict[str, list[Lesion]] = field(default_factory=dict)
+    changes: dict[str, dict[Lesion, str]] = field(default_factory=dict)
     # The methods whose labels are the channels of logits or probabilities.
     from_channels: set[str] = field(default_factory=set)
 
@@ -77,6 +85,7 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         result.add_notes(REFERENCE, reference)
         result.mapped[REFERENCE] = reference.mapped
         result.names[REFERENCE] = dict(reference.names)
+        label_maps: dict[str, Labels] = {}  # of methods whose lesions are measured
         for method, files in pair.methods.items():
             fail = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])
@@ -85,7 +94,10 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
                 result.mapped[method] = prediction.mapped
                 result.names[method] = dict(prediction.names)
                 _measure_method(method, pair, prediction, own, result)
+                if method in result.lesions:
+                    label_maps[method] = prediction.label_map
             result.add_notes(method, own)  # also of a method that failed
+        _compare_lesions(label_maps, reference, result)
     result.times["measure"] = time.perf_counter() - started
     return result
 
@@ -130,6 +142,16 @@ def _measure_method(
         tolerance_mm=measured.tolerance_mm(spacing),
         ignore_label=measured.ignore_label,
     )
+    rules = measured.options.lesion_rules
+    if rules is not None:
+        regions = measured.all_regions(present)
+        found = measure_in_world(
+            prediction.label_map, reference.volume, regions, rules, measured.ignore_label
+        )
+        lesions = result.lesions.setdefault(method, [])
+        for region, of_region in found.items():
+            values[region].update(of_region.values)
+            lesions += of_region.lesions
     result.values[method] = values  # They stay if its probabilities cannot be measured.
 
     scores: Prediction | None = prediction
@@ -158,3 +180,28 @@ def _measure_method(
         )
         for region, row in calibration.items():
             values.setdefault(region, {}).update(row)
+
+
+def _compare_lesions(
+    label_maps: Mapping[str, Labels], reference: Reference, result: CaseResult
+) -> None:
+    """Add what became of the lesions of the baseline in the label map of each other method."""
+    measured = reference.measured
+    rules = measured.options.lesion_rules
+    baseline = measured.options.baseline
+    if rules is None or baseline is None or baseline not in label_maps:
+        return
+    truth = reference.volume.data
+    is_measured = truth != measured.ignore_label
+    before = label_maps[baseline] * is_measured
+    lesions = result.lesions
+    for method in lesions.keys() - {baseline}:
+        after = label_maps[method] * is_measured
+        present = chain(*map(foreground_labels, (before, after, truth)))
+        regions = measured.all_regions(present)
+        baseline_volume = replace(reference.volume, data=before)
+        rules_of_components = LesionRules(rules.connectivity)
+        compared = measure_in_world(after, baseline_volume, regions, rules_of_components)
+        result.changes[method], values = changes_of(lesions[method], lesions[baseline], compared)
+        for region, row in values.items():
+            result.values[method].setdefault(region, {}).update(row)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.label_options import (
+    LESION_SETS,
     MAP,
     MAP_OF_REFERENCE,
     REFERENCE,
@@ -17,15 +18,19 @@ from crfrefine.base.label_options import (
     parse_mapped,
 )
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
-from crfrefine.base.option import INPUT, OUTPUT, RESOURCES, Option, parse_path
+from crfrefine.base.option import INPUT, LESIONS, OUTPUT, RESOURCES, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from crfrefine.metrics.lesion_matching import LesionRules
 
 # Names in the output folder.
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"
 DEFAULT_NAME = "prediction"
+LESIONS_NAME = "lesions.csv"
 VOXEL = "voxel"  # The tolerance that is one voxel of the reference.
 
 MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
@@ -61,6 +66,17 @@ def parse_tolerance(text: str) -> float | str:
         return float(text)
     except ValueError:
         raise InputError(f"{shorten_value(text)}: expected mm, or {VOXEL}") from None
+
+
+def parse_volume(text: str) -> float:
+    """Return a volume in mm³, at least 0; raise InputError for another text."""
+    try:
+        volume = float(text)
+    except ValueError:
+        volume = math.nan
+    if not 0.0 <= volume < math.inf:
+        raise InputError(f"{shorten_value(text)}: expected mm³, at least 0")
+    return volume
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,47 @@ class EvaluationOptions:
             show_default=True,
         ),
     ] = 1.0
+    lesions: Annotated[
+        str | None,
+        Option(
+            "--lesions",
+            "Score each lesion, a connected component of a label or region, by the rules of a "
+            "challenge. A bare --lesions has those of isles: one common voxel finds a lesion.",
+            choices=LESION_SETS,
+            panel=LESIONS,
+        ),
+    ] = None
+    lesion_min_volume: Annotated[
+        float | None,
+        Option(
+            "--lesion-min-volume",
+            "Lesions of the reference of at most this volume do not count. Default: as of "
+            "--lesions.",
+            "MM3",
+            parse_volume,
+            panel=LESIONS,
+        ),
+    ] = None
+    lesion_match: Annotated[
+        str | None,
+        Option(
+            "--lesion-match",
+            "A lesion is found by one common voxel (overlap), or by an intersection of more than "
+            "half of the union (iou). Default: as of --lesions.",
+            choices=("overlap", "iou"),
+            panel=LESIONS,
+        ),
+    ] = None
+    lesion_connectivity: Annotated[
+        str | None,
+        Option(
+            "--lesion-connectivity",
+            "Neighbors of a voxel: over faces (6), edges too (18), or corners too (26). Default: "
+            "as of --lesions.",
+            choices=("6", "18", "26"),
+            panel=LESIONS,
+        ),
+    ] = None
     ignore_label: Annotated[
         int | None,
         Option(
@@ -235,6 +292,22 @@ class EvaluationOptions:
         return mapping_of(self.mapped, REFERENCE)
 
     @property
+    def lesion_rules(self) -> LesionRules | None:
+        """The rules by which lesions match; None without --lesions."""
+        if self.lesions is None:
+            return None
+        from crfrefine.metrics.lesion_matching import LESION_RULES  # It imports numpy.
+
+        rules = LESION_RULES[self.lesions]
+        if self.lesion_min_volume is not None:
+            rules = replace(rules, min_volume_mm3=self.lesion_min_volume)
+        if self.lesion_match is not None:
+            rules = replace(rules, match=self.lesion_match)
+        if self.lesion_connectivity is not None:
+            rules = replace(rules, connectivity=int(self.lesion_connectivity))
+        return rules
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
         paths = [self.labels, *self.methods.values()]
@@ -253,7 +326,7 @@ class EvaluationOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings of the results, for `summary.json`."""
-        return {
+        settings = {
             "predictions": self.predictions,
             "labels": self.labels,
             "method": self.name,
@@ -275,6 +348,9 @@ class EvaluationOptions:
             # The link is readable even if the folder was removed.
             "working_folder": str(Path("/proc/self/cwd").readlink()),
         }
+        if self.lesions is not None:
+            settings["lesions"] = {"rules_of": self.lesions, **vars(self.lesion_rules)}
+        return settings
 
 
 def check_options(options: EvaluationOptions) -> None:
@@ -293,6 +369,7 @@ def check_options(options: EvaluationOptions) -> None:
             f"got {shorten_value(ignore_label)}"
         )
 
+    _check_lesions(options)
     output = options.output
     from crfrefine.io.paths import is_pattern  # It imports numpy, as `--help` does not.
 
@@ -308,6 +385,21 @@ def check_options(options: EvaluationOptions) -> None:
             )
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; name a folder for the results")
+
+
+def _check_lesions(options: EvaluationOptions) -> None:
+    """Raise ConfigError for rules of lesions that cannot be, or that nothing asks for."""
+    given = {
+        "--lesion-min-volume": options.lesion_min_volume,
+        "--lesion-match": options.lesion_match,
+        "--lesion-connectivity": options.lesion_connectivity,
+    }
+    for option, value in given.items():
+        if options.lesions is None and value is not None:
+            raise ConfigError(f"{option} {value}: is a rule of --lesions; add that option")
+    if options.lesions not in (None, *LESION_SETS):
+        raise ConfigError(f"--lesions: expected {listed(LESION_SETS)}, got {options.lesions!r}")
+    _ = options.lesion_rules  # It raises for values out of range.
 
 
 def _check_names(options: EvaluationOptions) -> None:

@@ -18,7 +18,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
-from crfrefine.evaluate.contents import make_summary, metrics_csv
+from crfrefine.evaluate.contents import lesions_csv, make_summary, metrics_csv
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
@@ -29,6 +29,7 @@ from crfrefine.evaluate.numbering import (
     notes_on_numbers,
 )
 from crfrefine.evaluate.options import (
+    LESIONS_NAME,
     METRICS_NAME,
     REPORT_NAME,
     SUMMARY_NAME,
@@ -66,6 +67,8 @@ def run_evaluation(
     report = options.output / REPORT_NAME
     check_replaceable(options.output / METRICS_NAME)
     check_replaceable(options.output / SUMMARY_NAME)
+    if options.lesions is not None:
+        check_replaceable(options.output / LESIONS_NAME)
     if options.report:
         check_replaceable(report)
     evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
@@ -77,6 +80,11 @@ def run_evaluation(
 
     table = metrics_csv(evaluation.full_table)
     write_small_file(options.output / METRICS_NAME, table.encode())
+    if options.lesions is not None:
+        write_small_file(options.output / LESIONS_NAME, lesions_csv(evaluation).encode())
+    elif (options.output / LESIONS_NAME).exists():
+        path = str(options.output / LESIONS_NAME)
+        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=path))
     summary = to_json(make_summary(evaluation), indent=2)
     write_small_file(options.output / SUMMARY_NAME, summary.encode())
 

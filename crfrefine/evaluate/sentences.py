@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from crfrefine.base.text import counted, listed
 from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.lesion_totals import total_lesions
 from crfrefine.evaluate.options import DEFAULT_NAME
 from crfrefine.metrics.registry import metric_named
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
@@ -39,7 +40,29 @@ def judge(evaluation: Evaluation) -> Verdict | None:
         )
         if learned:
             judged = replace(judged, sentence=f"{learned}. Without these: {judged.sentence}")
+        if options.lesions is not None:
+            sentence = f"{judged.sentence} {_lesion_sentence(evaluation, options.baseline)}"
+            judged = replace(judged, sentence=sentence)
     return replace(judged, notes=(*judged.notes, *empty_notes(evaluation)))
+
+
+def _lesion_sentence(evaluation: Evaluation, baseline: str) -> str:
+    """Return what became of the baseline's lesions, over all judged regions and cases."""
+    method = evaluation.options.name
+    regions = evaluation.judged_regions
+    before = total_lesions(evaluation, baseline, regions)
+    after = total_lesions(evaluation, method, regions)
+    lost = f"of {counted(before['lesions_found'], 'lesion')} that {baseline} finds, "
+    lost += f"{_subject(evaluation, method)} loses {after['lesions_lost'] or 'none'}"
+    if after["lesions_lost"]:
+        lost += f" (most in {after['worst_case']})"
+    made = f"of its {counted(before['lesions_false'], 'false one')}, "
+    made += f"{after['lesions_removed']} are removed, and {after['lesions_made']} are new"
+    f1 = metric_named("lesion_f1").value_text
+    return (
+        f"Lesions: {lost}, and gains {after['lesions_gained']}; {made}; "
+        f"F1 {f1(before['lesion_f1'])} → {f1(after['lesion_f1'])}."
+    )
 
 
 def learned_text(evaluation: Evaluation) -> str:

@@ -131,11 +131,19 @@ _LESION_METRICS = (
     Metric("absolute_volume_difference_ml", "Absolute volume difference", "lower", "ml"),
     _count("lesion_count_difference", "Lesion count difference", "lower"),
 )
+# What became of the lesions of the baseline, which has no such values itself.
+_LESION_CHANGES = (
+    _count("lesions_lost", "Lesions lost"),
+    _count("lesions_gained", "Lesions gained"),
+    _count("lesions_made", "False lesions made"),
+    _count("lesions_removed", "False lesions removed"),
+)
 # The metrics of masks and of probabilities, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
 CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _BRIER, NLL)}
 LESION_METRICS = {metric.name: metric for metric in _LESION_METRICS}
-METRICS = MASK_METRICS | CALIBRATION_METRICS | LESION_METRICS
+LESION_CHANGES = {metric.name: metric for metric in _LESION_CHANGES}
+METRICS = MASK_METRICS | CALIBRATION_METRICS | LESION_METRICS | LESION_CHANGES
 
 
 def metric_named(name: str) -> Metric:

@@ -27,6 +27,7 @@ from crfrefine.pictures.planes import (
 
 # Half of the width and height of the part around the largest change that is enlarged, if it is at
 # most so much of the plane.
+_REACH_MM = 40.0  # what is shown on each side of a voxel that is given
 _ZOOM_MM = (24.0, 16.0)
 _ZOOM_SHARE = 0.25
 _MARGIN_SHARE = 0.12  # of the largest extent, around the structure
@@ -111,12 +112,13 @@ def cut_planes(
     affine: Float64 | None,
     modality_names: Sequence[str] = (),
     reference: Array | None = None,
+    through: Sequence[int] | None = None,
 ) -> tuple[list[Plane], str]:
     """Return the planes to show, upright if the orientation is known, and cropped.
 
-    They go through the structure, and through the largest change if those do not show it. If the
-    change is small beside its plane, the last one is enlarged. With them comes a line about the
-    image. Arguments are those of `draw_preview`.
+    They go through a voxel that is given, or else through the structure, and through the largest
+    change if those do not show it. If the change is small beside its plane, the last one is
+    enlarged. With them comes a line about the image. Arguments are those of `draw_preview`.
     """
     maps = {"before": before, "refined": after}
     if reference is not None:
@@ -124,9 +126,12 @@ def cut_planes(
     volume = _Volume(image, maps, spacing, affine)
     changed = volume.maps["before"] != volume.maps["refined"]
     point = choose_point([*volume.maps.values()], changed)
+    peak = largest_change(changed, volume.steps)
+    if through is not None:
+        point = volume.crop_around(through, before.shape)
+        peak = None
     numbers = planes_of(changed.shape)
     planes = [volume.cut(number, point, volume.crop) for number in numbers]
-    peak = largest_change(changed, volume.steps)
     if peak is not None:
         number, is_near = best_view(changed, peak, point, volume.steps)
         zoomed = volume.zoom(number, peak)
@@ -171,7 +176,7 @@ class _Volume:
         the stored orientation.
         """
         num_dims = maps["before"].ndim
-        upright = upright_axes(affine, num_dims)
+        self.upright = upright = upright_axes(affine, num_dims)
         self._is_upright = affine is not None and num_dims == 3
         self.maps = {kind: upright.apply(labels) for kind, labels in maps.items()}
         self.steps = [float(step) for step in upright.along(spacing)]
@@ -192,6 +197,14 @@ class _Volume:
             margin_mm = _MARGIN_SHARE * float(np.multiply(structure.shape, self.steps).max())
             margins = [math.ceil(margin_mm / step) for step in self.steps]
             self.crop = grown(box, margins, structure.shape)
+
+    def crop_around(self, voxel: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+        """Show what is near a voxel of the stored grid; return the voxel of the upright one."""
+        box = [slice(index, index + 1) for index in voxel]
+        upright_box = self.upright.inverse.find_box(box, shape)
+        margins = [round(_REACH_MM / step) for step in self.steps]
+        self.crop = grown(upright_box, margins, self._image.shape)
+        return tuple(part.start for part in upright_box)
 
     def cut(self, plane: int, point: Sequence[int], crop: Sequence[slice]) -> Plane:
         """Return a part of a plane, by its number in `PLANES`, through a voxel."""

@@ -55,14 +55,18 @@ def draw_preview(
     after_name: str = "refined",
     reference: Array | None = None,
     shows_errors: bool = False,
+    through: Sequence[int] | None = None,
 ) -> bytes:
     """Draw the effect of the refinement on one case and return the picture as PNG.
 
     The image is (M, *grid), of which the modality with the highest contrast at the borders of
     labels is shown; None means black. Label maps are (*grid) integers; a reference has its own
     panel. With an affine the planes are upright. With `shows_errors`, `before` is the reference.
+    Planes go through the voxel `through`, or show the structure and the largest change.
     """
-    planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
+    planes, shown = cut_planes(
+        image, before, after, spacing, affine, modality_names, reference, through
+    )
     headings = {"image": "image"}
     if reference is not None:
         headings["reference"] = "reference"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.lesion_totals import lesion_totals
 from crfrefine.evaluate.predictions import read_masks
 from crfrefine.evaluate.reference import read_reference
-from crfrefine.evaluate.report.charts import draw_charts
+from crfrefine.evaluate.report.charts import draw_charts, draw_lesions
 from crfrefine.evaluate.report.images import read_images
 from crfrefine.evaluate.report.numbers import (
     ShownCase,
@@ -31,6 +33,7 @@ from crfrefine.evaluate.report.numbers import (
     regions_of,
     rows_of,
     shown_cases,
+    shown_lesions,
 )
 from crfrefine.evaluate.sentences import power_note, recovered_text
 from crfrefine.io.writing import write_small_file
@@ -40,8 +43,12 @@ from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, form
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array
+    from crfrefine.base.array_types import Array, Float32, Float64
+    from crfrefine.evaluate.reference import Reference
 
+    CaseArrays = tuple[Reference, list[Float32], list[str], list[Array]]
+
+MAX_LESIONS = 20  # Most lost lesions with a picture.
 Tell = Callable[[Note], None]
 Progress = Callable[[str, int, int], None]
 
@@ -62,18 +69,24 @@ def write_report(
     """
     dice = dice_by_region(evaluation)
     charts: dict[str, bytes] = {}
+    lesion_chart = b""
     problem = ""
     try:
         charts = draw_charts(evaluation, dice)
+        if evaluation.options.lesions is not None:
+            lesion_chart = draw_lesions(evaluation)
     except BackendUnavailableError as error:
         problem = str(error)
 
+    # A case with several pictures is read once.
+    read = lru_cache(maxsize=1)(partial(read_case, evaluation, tell))
     drawn_cases = []
-    chosen = shown_cases(evaluation, dice, num_shown)
+    lost = shown_lesions(evaluation)
+    chosen = shown_cases(evaluation, dice, num_shown) + lost[:MAX_LESIONS]
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
-            drawn = shown._replace(png=draw_case(evaluation, shown, tell))
+            drawn = shown._replace(png=draw_case(evaluation, shown, read))
         except CrfRefineError as error:
             drawn = shown._replace(problem=str(error))
         drawn_cases.append(drawn)
@@ -91,6 +104,9 @@ def write_report(
         charts=charts,
         problem=problem,
         drawn_cases=drawn_cases,
+        lost=lost,
+        max_lesions=MAX_LESIONS,
+        lesion_chart=lesion_chart,
     )
     page = page.translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
@@ -101,20 +117,25 @@ def write_report(
 # The pictures.
 
 
-def draw_case(evaluation: Evaluation, shown: ShownCase, tell: Tell) -> bytes:
-    """Read a case and draw the changes by the judged method, or its errors without a baseline.
+def read_case(evaluation: Evaluation, tell: Tell, case_id: str) -> CaseArrays:
+    """Return the reference of a case, its modalities with their names, and compared label maps.
 
     An image that cannot be read is noted, and left out.
     """
-    pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
+    pair = next(pair for pair in evaluation.pairs if pair.case_id == case_id)
     reference = read_reference(pair, evaluation.measured)
     channels, names = read_images(pair, reference, tell)
-    image = np.stack(channels) if channels else None
     maps = []
     for method in evaluation.compared:
         masks = read_masks(method, pair.methods[method], reference)
         maps.append(np.atleast_3d(masks.label_map))
+    return reference, channels, names, maps
 
+
+def draw_case(evaluation: Evaluation, shown: ShownCase, read: Callable[[str], CaseArrays]) -> bytes:
+    """Draw the changes by the judged method in a case, or its errors without a baseline."""
+    reference, channels, names, maps = read(shown.case)
+    image = np.stack(channels) if channels else None
     label_names = {}
     for region, labels in evaluation.regions.items():
         if len(labels) == 1:
@@ -123,30 +144,44 @@ def draw_case(evaluation: Evaluation, shown: ShownCase, tell: Tell) -> bytes:
     before = truth
     before_name = "reference"
     panel: Array | None = None
-    # Such as "0.8123", or "0.8123 to 0.8311 (+1.88 points)".
-    dice = " to ".join(map(DICE.value_text, shown.values.tolist()))
     if evaluation.verdict is not None:
         before = maps[0]
         before_name = evaluation.verdict.baseline
         panel = truth
-        difference = DICE.difference_text(shown.values[1] - shown.values[0])
-        dice += f" ({difference} {DICE.difference_unit})"
+    affine = reference.volume.affine
+    subtitle = f"lost: {shown.place}"
+    through: tuple[int, ...] | None = None
+    if shown.lesion is None:
+        subtitle = _describe_dice(shown.values)
+    else:
+        center = np.linalg.solve(affine, [*shown.lesion.center_mm, 1.0])
+        through = tuple(center[:3].round().astype(int).tolist())
 
     return draw_preview(
         image,
         before,
         maps[-1],
-        spacing_of(reference.volume.affine),
-        affine=reference.volume.affine,
+        spacing_of(affine),
+        affine=affine,
         title=printable(shown.case),
-        subtitle=f"{DICE.title} {_typeset(dice)}",
+        subtitle=subtitle,
         label_names=label_names,
         modality_names=tuple(names),
         before_name=before_name,
         after_name=evaluation.options.name,
         reference=panel,
         shows_errors=evaluation.verdict is None,
+        through=through,
     )
+
+
+def _describe_dice(values: Float64) -> str:
+    """Return such as "Dice 0.8123", or "Dice 0.8123 to 0.8311 (+1.88 points)"."""
+    dice = " to ".join(map(DICE.value_text, values.tolist()))
+    if len(values) > 1:
+        difference = DICE.difference_text(values[1] - values[0])
+        dice += f" ({difference} {DICE.difference_unit})"
+    return f"{DICE.title} {_typeset(dice)}"
 
 
 # The page.
@@ -185,5 +220,6 @@ _PAGE.globals.update(
     rows_of=rows_of,
     means_of=means_of,
     recovered_text=recovered_text,
+    lesion_totals=lesion_totals,
     power_note=power_note,
 )

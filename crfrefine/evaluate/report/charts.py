@@ -32,6 +32,7 @@ _HEIGHT = 3.4  # Height of a chart in inches.
 # How better, equal and worse cases are drawn, by the sign of their gain.
 _MARKERS = {1: "^", 0: "o", -1: "v"}
 _LINES = {1: "-", 0: ":", -1: "--"}
+_VOLUMES_ML = np.geomspace(1e-4, 1e4, 17)  # Edges of the classes of lesions by their volume.
 _ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 _MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
 
@@ -44,12 +45,7 @@ def draw_charts(
     `dice` is that of `dice_by_region`. Without a verdict, only the last is drawn. Raise
     BackendUnavailableError without matplotlib.
     """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"matplotlib is missing ({error}): pip install 'crfrefine[report]'"
-        ) from error
+    matplotlib = _matplotlib()
     regions = {region: values for region, (cases, values) in dice.items() if cases}
     if not regions:
         return {}
@@ -77,6 +73,45 @@ def draw_charts(
         _draw_regions(axes, evaluation, shown)
         charts[title] = _png_of(figure)
     return charts
+
+
+def _matplotlib() -> Any:
+    """Return matplotlib; raise BackendUnavailableError without it."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"matplotlib is missing ({error}): pip install 'crfrefine[report]'"
+        ) from error
+    return matplotlib
+
+
+def draw_lesions(evaluation: Evaluation) -> bytes:
+    """Return a chart of the lesions of the judged regions by their volume, as PNG.
+
+    It has the number of lesions that each compared method finds, and of its false ones. Raise
+    BackendUnavailableError without matplotlib.
+    """
+    with _matplotlib().rc_context({"text.parse_math": False, "font.size": 9}):
+        figure, axes = _new_chart()
+        for place, method in enumerate(reversed(evaluation.compared)):
+            for outcome, line in (("found", "-"), ("false", "--")):
+                volumes = []
+                for result in evaluation.results:
+                    for lesion in result.lesions.get(method, ()):
+                        is_judged = lesion.region in evaluation.judged_regions
+                        if is_judged and lesion.outcome == outcome:
+                            volumes.append(lesion.volume_ml)
+                counts, _ = np.histogram(volumes, _VOLUMES_ML)
+                label = _short(f"{outcome}, {method}")
+                color = OUTCOME_COLORS[1 - place]
+                axes.stairs(counts, _VOLUMES_ML, color=color, linestyle=line, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlabel("volume (ml)")
+        axes.set_ylabel("number of lesions")
+        axes.legend(frameon=False)
+        return _png_of(figure)
 
 
 def _new_chart(height: float = _HEIGHT) -> tuple[Figure, Axes]:

@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.lesion_totals import lost_lesions
 from crfrefine.statistics.comparison import MEAN, SummaryRow
 from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float64
+    from crfrefine.metrics.lesion_scores import Lesion
 
 
 class ShownCase(NamedTuple):
     """A case with a picture on the page."""
 
     case: str
-    # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline.
+    # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline; or
+    # what became of a lesion.
     place: str
-    values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
+    # Its Dice with the baseline, if there is one, and with the judged method; empty for a lesion.
+    values: Float64
     png: bytes = b""  # The picture, once it is drawn.
     problem: str = ""  # The reason why the picture is missing.
+    lesion: Lesion | None = None  # The lesion around which the case is shown.
 
 
 def region_title(evaluation: Evaluation, region: str) -> str:
@@ -98,6 +103,16 @@ def shown_cases(
     for place, indices in (("lowest", lowest), ("median", median), ("highest", highest)):
         for index in indices:
             shown.append(ShownCase(cases[index], place, values[:, index]))
+    return shown
+
+
+def shown_lesions(evaluation: Evaluation) -> list[ShownCase]:
+    """Return the lesions that the judged method lost, by case, the largest first."""
+    shown = []
+    for case, lesion in lost_lesions(evaluation):
+        region = region_title(evaluation, lesion.region)
+        place = f"lesion {lesion.number} of {region}, {lesion.volume_ml:.3g} ml"
+        shown.append(ShownCase(case, place, np.empty(0), lesion=lesion))
     return shown
 
 

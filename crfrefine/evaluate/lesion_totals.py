@@ -1,0 +1,68 @@
+"""The lesions of all cases together: by method and region, and against the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.metrics.lesion_scores import Lesion
+from crfrefine.metrics.overlap import ratio
+from crfrefine.metrics.registry import LESION_CHANGES
+
+_COUNTS = ("lesions", "lesions_found", "lesions_missed", "lesions_false")
+
+
+def total_lesions(evaluation: Evaluation, method: str, regions: Sequence[str]) -> dict[str, Any]:
+    """Return the numbers of lesions of a method over all cases of some regions.
+
+    These are `_COUNTS`, and sensitivity, precision and F1 of them; of a method that is compared
+    with the baseline also `LESION_CHANGES` and the `worst_case`, which lost most, or made most if
+    none is lost; empty without any.
+    """
+    table = evaluation.table
+    names = [*_COUNTS]
+    options = evaluation.options
+    if options.baseline not in (None, method):
+        names += LESION_CHANGES
+    of_cases = {}
+    for metric in names:
+        values = [table.values(method, region, metric) for region in regions]
+        of_cases[metric] = np.nansum(values, axis=0)
+    totals: dict[str, Any] = {metric: int(row.sum()) for metric, row in of_cases.items()}
+    _, found, missed, false = (totals[metric] for metric in _COUNTS)
+    totals["lesion_sensitivity"] = ratio(found, found + missed)
+    totals["lesion_precision"] = ratio(found, found + false)
+    totals["lesion_f1"] = ratio(2 * found, 2 * found + missed + false)
+    if "lesions_lost" in totals:
+        worst = np.lexsort((of_cases["lesions_made"], of_cases["lesions_lost"]))[-1]
+        totals["worst_case"] = ""
+        if totals["lesions_lost"] or totals["lesions_made"]:
+            totals["worst_case"] = table.cases[worst]
+    return totals
+
+
+def lesion_totals(evaluation: Evaluation) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return `total_lesions` by method and region."""
+    totals: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in evaluation.table.methods:
+        totals[method] = {}
+        for region in evaluation.regions:
+            totals[method][region] = total_lesions(evaluation, method, [region])
+    return totals
+
+
+def lost_lesions(evaluation: Evaluation) -> list[tuple[str, Lesion]]:
+    """Return the lesions that the judged method lost, by case, the largest first.
+
+    Cases that no number includes are left out.
+    """
+    lost = []
+    for result in evaluation.results:
+        if result.case_id in evaluation.table.cases:
+            for lesion, change in result.changes.get(evaluation.options.name, {}).items():
+                if change == "lost":
+                    lost.append((result.case_id, lesion))
+    return sorted(lost, key=lambda entry: (entry[0], -entry[1].volume_ml))

@@ -1,0 +1,196 @@
+"""`evaluate --lesions` from files to files: drawn lesions with known answers, what became of the
+baseline's, and what is refused.
+"""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from cli_helpers import files_in, run_here
+from evaluation_helpers import SHAPE, SPACING, Study, affine, read_metrics, save_map
+
+from crfrefine.base.label_options import LESION_SETS
+from crfrefine.metrics.lesion_matching import LESION_RULES
+
+VOXEL_MM3 = math.prod(SPACING)
+# Boxes by name: of two cases, label 1 unless said otherwise.
+AT_BORDER = (slice(0, 2), slice(0, 3), slice(0, 1))  # 6 voxels
+MIDDLE = (slice(5, 7), slice(5, 7), slice(3, 4))  # 4 voxels
+FAR = (slice(10, 12), slice(8, 10), slice(5, 6))  # 4 voxels
+SMALL = (slice(12, 13), slice(0, 1), slice(6, 7))  # 1 voxel
+FALSE = (slice(8, 9), slice(2, 4), slice(1, 2))
+OTHER_FALSE = (slice(3, 4), slice(8, 10), slice(5, 6))
+NEW_FALSE = (slice(6, 8), slice(0, 1), slice(0, 1))
+LEFT = (slice(1, 3), slice(4, 5), slice(2, 3))  # LEFT and RIGHT are apart, LONG is over both.
+RIGHT = (slice(6, 8), slice(4, 5), slice(2, 3))
+LONG = (slice(1, 8), slice(4, 5), slice(2, 3))
+
+
+def drawn(*boxes, label=1):
+    values = np.zeros(SHAPE, np.uint8)
+    for box in boxes:
+        values[box] = label
+    return values
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Case a: the method loses MIDDLE and gains FAR, removes FALSE, keeps part of OTHER_FALSE, and
+    makes NEW_FALSE. Case b: no label 2 in the reference, which the baseline has; LONG is over two
+    lesions, and under two of the baseline.
+    """
+    part = (*OTHER_FALSE[:1], slice(8, 9), *OTHER_FALSE[2:])
+    maps = {
+        "labels": {
+            "a": drawn(AT_BORDER, MIDDLE, FAR, SMALL),
+            "b": drawn(LEFT, RIGHT) + drawn(AT_BORDER, label=3),
+        },
+        "before": {
+            "a": drawn(AT_BORDER, MIDDLE, FALSE, OTHER_FALSE),
+            "b": drawn(LONG) + drawn(FAR, label=2) + drawn(AT_BORDER, label=3),
+        },
+        "after": {
+            "a": drawn(AT_BORDER, FAR, part, NEW_FALSE),
+            "b": drawn(LEFT, RIGHT) + drawn(AT_BORDER, label=3),
+        },
+    }
+    root = tmp_path_factory.mktemp("lesions")
+    for folder, cases in maps.items():
+        for case, values in cases.items():
+            save_map(root / folder / f"{case}.nii.gz", values)
+    return Study(root, maps)
+
+
+def evaluate(study, output, *options):
+    arguments = [*study.arguments[:-1], output]
+    return run_here(*arguments, *options, status=0)
+
+
+def read_lesions(output):
+    with (output / "lesions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_lesions_are_counted_and_compared_with_those_of_the_baseline(study, tmp_path):
+    result = evaluate(study, tmp_path, "--lesions", "--lesion-min-volume", 1.5 * VOXEL_MM3)
+    metrics = read_metrics(tmp_path)
+
+    def counts(case, method, label="1"):
+        names = ("lesions", "lesions_found", "lesions_missed", "lesions_false")
+        return [metrics[case, label, name, method] for name in names]
+
+    assert counts("a", "before") == [3, 2, 1, 2], "SMALL does not count"
+    assert counts("a", "prediction") == [3, 2, 1, 2]
+    assert counts("b", "before") == [2, 2, 0, 0], "one component over two lesions finds both"
+    assert counts("b", "before", "2") == [0, 0, 0, 1], "an empty reference"
+    assert counts("a", "before", "2") == [0, 0, 0, 0]
+    assert math.isnan(metrics["b", "2", "lesion_sensitivity", "before"])
+    changes = [
+        metrics["a", "1", f"lesions_{name}", "prediction"]
+        for name in ("lost", "gained", "made", "removed")
+    ]
+    assert changes == [1, 1, 1, 1]
+    assert metrics["b", "2", "lesions_removed", "prediction"] == 1
+    assert ("a", "1", "lesions_lost", "before") not in metrics
+
+    totals = json.loads((tmp_path / "summary.json").read_text())["lesions"]
+    assert totals["prediction"]["1"] == {
+        **{"lesions": 5, "lesions_found": 4, "lesions_missed": 1, "lesions_false": 2},
+        **{"lesion_sensitivity": 0.8, "lesion_precision": 4 / 6, "lesion_f1": 8 / 11},
+        **{"lesions_lost": 1, "lesions_gained": 1, "lesions_made": 1, "lesions_removed": 1},
+        "worst_case": "a",
+    }
+    assert totals["before"]["2"]["lesion_sensitivity"] is None
+    assert "worst_case" not in totals["before"]["1"]
+    last = result.stdout.splitlines()[-1]
+    assert last.endswith(
+        "Lesions: of 5 lesions that before finds, the prediction loses 1 (most in a), and gains 1; "
+        "of its 3 false ones, 2 are removed, and 1 are new; F1 0.7143 → 0.7692."
+    )
+    shown = [line.split("\t") for line in result.stdout.splitlines() if line.startswith("1\t")]
+    counted = ["1", "prediction", "5", "4", "1", "2", "1", "1", "1", "1"]
+    assert shown[0] == [*counted, "0.8000", "0.6667", "0.7273", "a"]
+
+
+def test_the_table_has_a_row_for_each_lesion_with_its_place(study, tmp_path):
+    evaluate(study, tmp_path, "--lesions", "isles")
+    rows = [
+        row for row in read_lesions(tmp_path) if (row["case"], row["method"]) == ("a", "before")
+    ]
+    assert [row["outcome"] for row in rows] == [
+        "found",
+        "found",
+        "missed",
+        "missed",
+        "false",
+        "false",
+    ]
+    middle = rows[1]
+    assert float(middle["volume_ml"]) == pytest.approx(4 * VOXEL_MM3 / 1000)
+    place = affine() @ [5.5, 5.5, 3.0, 1.0]
+    found = [float(middle[name]) for name in ("x_mm", "y_mm", "z_mm")]
+    # The file has float32 of its geometry.
+    np.testing.assert_allclose(found, place[:3], atol=1e-4)
+    assert (middle["matched_to"], middle["dice"], middle["hd95_mm"]) != ("", "0.0", "374.0")
+    assert (rows[2]["matched_to"], rows[2]["dice"], rows[2]["hd95_mm"]) == ("", "0.0", "374.0")
+    by_change = {row["change"]: row for row in read_lesions(tmp_path) if row["change"]}
+    assert set(by_change) == {"lost", "gained", "made"}
+    assert by_change["lost"]["lesion"] == middle["lesion"]
+    both = [row for row in read_lesions(tmp_path) if (row["case"], row["label"]) == ("b", "1")]
+    assert [row["matched_to"] for row in both if row["method"] == "before"] == ["1", "1"]
+
+
+def test_rules_of_matching_and_neighbors_count(study, tmp_path):
+    evaluate(study, tmp_path, "--lesions", "autopet", "--lesion-match", "iou")
+    metrics = read_metrics(tmp_path)
+    assert metrics["b", "1", "lesions_found", "before"] == 0, "4 of 7 voxels are two lesions"
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]["lesions"]
+    rules = {"rules_of": "autopet", **vars(LESION_RULES["autopet"]), "match": "iou"}
+    assert settings == rules
+    assert set(LESION_SETS) == set(LESION_RULES)
+
+
+def test_the_report_leads_from_each_lost_lesion_to_its_picture(study, tmp_path):
+    arguments = [word for word in study.arguments[:-1] if word != "--no-report"]
+    run_here(*arguments, tmp_path, "--lesions", status=0)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("Found and false lesions by volume") == 1
+    assert '<a href="#lesion-1"><bdi>a</bdi>: lesion 2 of 1, 0.012 ml</a>' in page
+    assert page.count('<h3 id="lesion-1"><bdi>a</bdi>: lost lesion 2 of 1, 0.012 ml</h3>') == 1
+    assert "#lesion-2" not in page
+
+
+def test_without_lesions_nothing_is_about_them(study, tmp_path):
+    arguments = [word for word in study.arguments[:-1] if word != "--no-report"]
+    run_here(*arguments, tmp_path, status=0)
+    assert files_in(tmp_path) == ["metrics.csv", "report.html", "summary.json"]
+    assert "lesion" not in (tmp_path / "metrics.csv").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "lesions" not in {**summary, **summary["settings"]}
+    assert 'id="lesions"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "lesions.csv").write_text("from an earlier run")
+    result = run_here(*arguments, tmp_path, status=0)
+    assert "lesions.csv is from an earlier run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ["--lesion-match", "iou"],
+            "--lesion-match iou: is a rule of --lesions; add that option",
+        ),
+        (["--lesion-min-volume", "3"], "--lesion-min-volume 3.0: is a rule of --lesions"),
+        (["--lesions", "--lesion-min-volume", "-1"], "'-1': expected mm³, at least 0"),
+        (["--lesions", "--lesion-min-volume", "inf"], "'inf': expected mm³, at least 0"),
+        (["--lesions=fives"], "isles"),
+        (["--lesions", "--lesion-connectivity", "8"], "26"),
+    ],
+)
+def test_bad_rules_are_refused(study, tmp_path, options, problem):
+    result = run_here(*study.arguments[:-1], tmp_path / "out", *options)
+    assert result.status != 0
+    assert problem in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
