@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.measuring import CaseResult
     from crfrefine.statistics.comparison import SummaryRow
 
-_MAX_REGIONS = 20
-"""Most regions that the tables have a row for."""
-
+_MAX_REGIONS = 20  # that the tables have a row for
+# Columns that are aligned at the right.
 _NUMBERS = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
-"""Columns that are aligned at the right."""
-
 _COLUMNS: tuple[str, ...] = ("cases", "mean", "median")
 _COLUMNS_OF_COMPARISON = (
     "pairs",

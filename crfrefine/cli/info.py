@@ -112,9 +112,8 @@ def _inspect_folder(
         _print_roles(report.roles)
         for note in notes:
             print(for_terminal(f"  note: {note}"))
-        for message in messages:
-            print(for_terminal(f"  wrong: {message}"))
         for problem in report.problems:
+            print(for_terminal(f"  wrong: {problem}"))
             if is_verbose and problem.traceback is not None:
                 print(for_terminal(indented(problem.traceback)), file=sys.stderr)
     if report.found:
@@ -129,10 +128,10 @@ def _print_roles(roles: Sequence[FileRole]) -> None:
         return
     print("  roles of the files of the first case:")
     rows = [(role.name, role.kind, role.frame, role.path.name, role.evidence) for role in roles]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [text.ljust(width) for text, width in zip(row, (*widths, 0), strict=True)]
-        print(for_terminal(f"    {'  '.join(cells)}"))
+        line = "  ".join(map(str.ljust, row, widths))
+        print(for_terminal(f"    {line.rstrip()}"))
 
 
 def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:

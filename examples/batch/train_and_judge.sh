@@ -27,6 +27,8 @@ sys.exit(verdict is None or verdict["outcome"] != "helps")' "$1"
 rm -rf "$result/masks"
 if helps "$result/report/summary.json"; then
   cp -r "$result/refined" "$result/masks"
+  echo "$result/masks: refined"
 else
-  crfrefine convert "$test/logits" "$result/masks" --to labels --output-format .nii.gz
+  crfrefine convert "$test/logits" "$result/masks" --to labels --output-format .nii.gz --quiet
+  echo "$result/masks: the network's own, as the CRF is not shown to help"
 fi

@@ -159,6 +159,8 @@ def test_masks_are_kept_by_the_verdict(run, tmp_path, kind):
     assert done.returncode == 0, done.stderr
     verdict = json.loads((result / "report" / "summary.json").read_text())["verdict"]
     assert (verdict["outcome"] == "helps") == (kind == "useful")
+    kept = "refined" if kind == "useful" else "the network's own, as the CRF is not shown to help"
+    assert done.stdout.endswith(f"\n{result / 'masks'}: {kept}\n")
     masks = sorted((result / "masks").glob("*.nii.gz"))
     assert len(masks) == 6
     for path in masks:
