@@ -37,19 +37,19 @@ class Limits:
         empty. Raises InputError for others.
         """
         self._labels_at = labels_at
+        self._over: list[int] | None = None  # None means that any label is drawn over
         self._image: Array | None = None  # None means that any intensity is drawn on
-        self._over: Array | None = None  # None means that any label is drawn over
-        if "over" in within:
-            self._over = np.array(within["over"])
-            if self._over.ndim != 1 or self._over.dtype.kind not in "iu":
-                raise InputError("draw over: expected labels")
-        if within.keys() - {"over"}:
-            try:
+        try:
+            if "over" in within:
+                self._over = [int(label) for label in within["over"]]
+            if within.keys() - {"over"}:
                 self._image = case.image[int(within["modality"])]
                 self._low = float(within["low"])
                 self._high = float(within["high"])
-            except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-                raise InputError("only intensities: expected a lowest and a highest one") from error
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                "limits: expected a lowest and a highest intensity, or labels"
+            ) from error
 
     def allow(self, index: Any) -> Bool:
         """Return where an index of the arrays may be drawn."""

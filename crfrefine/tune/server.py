@@ -55,7 +55,7 @@ _STROKE: dict[str, Any] = {
     **_MARK,
 }
 _PROJECTION: dict[str, Any] = {"plane": int, "label": int}
-_FIND: dict[str, Any] = {"what": str, "label": int, "plane": int, "place": list}
+_FIND: dict[str, Any] = {"label": int, "place": list}
 _REVIEW: dict[str, Any] = {"number": int, "review": str | None, "note": str | None}
 _VIEW: dict[str, Any] = {
     "plane": int,

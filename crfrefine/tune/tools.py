@@ -29,7 +29,7 @@ FOUND = ("fill", "flood", "between", "island", "others")
 
 # Voxels that are found at most: each one that the network has wrong takes 70 µs of a refinement.
 MAX_FOUND = 100_000
-_MARGIN = 8  # voxels around a fill that are looked at first
+REACH = 150  # voxels that a fill reaches to each side of its seed
 _SMALLEST = 1 / 50  # share of a projection's longer side that its smallest island has
 
 
@@ -40,45 +40,25 @@ def fill_alike(
 
     Args:
         seed: the voxel to begin at.
-        axes: those that the fill grows along.
+        axes: those that the fill grows along, at most `REACH` voxels to each side.
         grid: voxels along each axis.
         is_alike: returns which voxels of a box may be filled, (*box).
 
-    Raises InputError if the seed may not, or for more than `MAX_FOUND` voxels.
+    Raises InputError if the seed may not.
     """
-    box = tuple(slice(at, at + 1) for at in seed)
-    if not is_alike(box).all():
-        raise InputError("nothing is filled: the voxel itself is out of the range, or protected")
     margin = np.zeros(len(grid), np.int64)
-    margin[list(axes)] = _MARGIN
-    while True:
-        around = grown(box, margin.tolist(), grid)
-        inside = tuple(at - part.start for at, part in zip(seed, around, strict=True))
-        numbers, _ = ndimage.label(is_alike(around))
-        is_filled: Bool = numbers == numbers[inside]
-        require_few(int(np.count_nonzero(is_filled)))
-        if not _touches_end(is_filled, around, grid, axes):
-            return around, is_filled
-        margin *= 2
+    margin[list(axes)] = REACH
+    box = grown(tuple(slice(at, at + 1) for at in seed), margin.tolist(), grid)
+    numbers, _ = ndimage.label(is_alike(box))
+    number = numbers[_inside(seed, box)]
+    if number == 0:
+        raise InputError("nothing is filled: the voxel itself is out of the range, or protected")
+    return box, numbers == number
 
 
-def _touches_end(is_filled: Bool, around: Box, grid: Sequence[int], axes: Sequence[int]) -> bool:
-    """Return whether a fill may go on outside of the box that was looked at."""
-    for axis in axes:
-        if around[axis].start > 0 and is_filled.take(0, axis).any():
-            return True
-        if around[axis].stop < grid[axis] and is_filled.take(-1, axis).any():
-            return True
-    return False
-
-
-def require_few(number: int) -> None:
-    """Raise InputError for more voxels than a tool may draw."""
-    if number > MAX_FOUND:
-        raise InputError(
-            f"nothing is drawn: {number:,} voxels were found, and more than {MAX_FOUND:,} make "
-            "each answer slow; narrow the range, fill in one plane, or draw in the middle instead"
-        )
+def _inside(place: Sequence[int], box: Box) -> tuple[int, ...]:
+    """Return the index in a box of a voxel of the grid."""
+    return tuple(at - part.start for at, part in zip(place, box, strict=True))
 
 
 def fill_between(
@@ -132,12 +112,13 @@ def _depth(shape: Bool, steps: Sequence[float]) -> Float64:
 
 
 class Islands:
-    """The islands of a mask. Raises InputError for an empty one."""
+    """The islands of a mask, (*grid). Raises InputError for an empty one."""
 
     def __init__(self, mask: Bool) -> None:
         box = bounding_box(mask)
         if box is None:
             raise InputError("nothing is found: no voxel has the label, or has changed")
+        self._mask = mask
         self.box = box
         self.numbers, _ = label_components(mask[box])  # (*box), 0 outside of the mask
         self.sizes = np.bincount(self.numbers.ravel())  # in voxels, by number
@@ -146,12 +127,9 @@ class Islands:
 
     def number_at(self, place: Sequence[int]) -> int:
         """Return the number of the island at a voxel; 0 without any."""
-        inside = []
-        for at, part in zip(place, self.box, strict=True):
-            if not part.start <= at < part.stop:
-                return 0
-            inside.append(at - part.start)
-        return int(self.numbers[tuple(inside)])
+        if not self._mask[tuple(place)]:
+            return 0
+        return int(self.numbers[_inside(place, self.box)])
 
     def following(self, place: Sequence[int]) -> dict[str, Any]:
         """Return the island after the one at a voxel, by size, and a voxel in its middle.
@@ -170,7 +148,7 @@ class Islands:
             "place": found.tolist(),
             "rank": rank + 1,
             "islands": len(self.by_size),
-            "voxels": int(self.sizes[number]),
+            "voxels": len(voxels),
         }
 
 
@@ -217,8 +195,8 @@ class Tools:
         elif shape == "between":
             if len(place) < 3:
                 raise InputError("nothing to fill: an image of two axes has no slices")
-            drawn = case.upright.apply(self._drawn)
-            box, is_found = fill_between(drawn, value, through, case.upright_spacing)
+            strokes = case.upright.apply(self._drawn)
+            box, is_found = fill_between(strokes, value, through, case.upright_spacing)
         else:
             labels = self._upright_labels()
             islands = Islands(labels == labels[tuple(place)])
@@ -226,44 +204,33 @@ class Tools:
             is_found = islands.numbers == islands.number_at(place)
             if shape == "others":
                 is_found = (islands.numbers > 0) & ~is_found
-        corner = [[part.start] for part in box]
-        found = np.array(np.nonzero(is_found)) + corner
-        require_few(found.shape[1])
-        if 2 * (np.count_nonzero(self._drawn) + found.shape[1]) > self._drawn.size:
+        found = np.array(np.nonzero(is_found)) + [[part.start] for part in box]
+        number = found.shape[1]
+        if number > MAX_FOUND:
+            raise InputError(
+                f"nothing is drawn: {number:,} voxels were found, and more than {MAX_FOUND:,} make "
+                "each answer slow; narrow the range, fill in one plane, or draw in the middle"
+            )
+        if 2 * (np.count_nonzero(self._drawn) + number) > self._drawn.size:
             raise InputError("nothing is drawn: half of the image would be, and not a few strokes")
         return case.stored_places(list(found))
 
-    def find(self, what: str, label: int, plane: int, place: Sequence[int]) -> dict[str, Any]:
-        """Return a place, and what is there.
+    def find(self, label: int, place: Sequence[int]) -> dict[str, Any]:
+        """Return the next island of a label after the one at a voxel, as of `Islands.following`.
 
-        Args:
-            what: "island" is the next one of a label, or of that at the place if it is 0; "change"
-                the next part that differs from the network; "depth" the voxel of the label nearest
-                to the place across the plane.
-            label: a label, or 0.
-            plane: the plane that was pointed at.
-            place: the voxel that was pointed at.
+        With label 0 it is an island of the label at the voxel; with -1 it is a part of what differs
+        from the network.
         """
         case = self._case
-        if not case.has_plane(plane, place) or what not in ("island", "change", "depth"):
-            raise InputError("no such place")
+        if not case.has_voxel(place):
+            raise InputError("the place lies outside of the image")
         labels = self._upright_labels()
-        if what == "change":
+        if label < 0:
             return Islands(labels != case.upright.apply(case.network_labels)).following(place)
         label = label or int(labels[tuple(place)])
         if label == 0:
             raise InputError("choose a label, or move the crosshair to one")
-        if what == "island":
-            return Islands(labels == label).following(place)
-        index: list[Any] = list(place)
-        through = PLANES[plane][-1]
-        if through < len(place):
-            index[through] = slice(None)
-            depths = np.flatnonzero(labels[tuple(index)] == label)
-            index[through] = place[through]
-            if len(depths):
-                index[through] = int(depths[np.abs(depths - place[through]).argmin()])
-        return {"place": index}
+        return Islands(labels == label).following(place)
 
     def projection(self, plane: int, label: int) -> bytes:
         """Return the picture of a label seen across a plane, as of `draw_projection`.

@@ -121,6 +121,21 @@ def test_tools_draw_what_infer_takes_and_one_step_takes_it_back(kind, tmp_path, 
         wait(page, f"{shown}.every((one) => one.naturalWidth > 0)")
         assert page.execute_script(f"return {shown}.length") == len(case["planes"])
         assert page.execute_script(f"return {shown}[0].naturalWidth") == spec["size"][0]
+        if kind == "space":
+            # A click leads to the label's depth.
+            page.execute_script(
+                "const slider = document.querySelector('.plane input'); slider.value = 0;"
+                "slider.dispatchEvent(new Event('input'));"
+                f"const [image] = {shown};"
+                "const box = image.getBoundingClientRect();"
+                "const [x, y] = arguments[0].map((at, axis) => (at + 0.5) / arguments[1][axis]);"
+                "image.dispatchEvent(new MouseEvent('click', { clientX: box.left + x * box.width,"
+                "clientY: box.top + (1 - y) * box.height }));",
+                seed,
+                spec["size"],
+            )
+            wait(page, "document.querySelector('.plane input').value > 0")
+            wait_for_text(page, "side-label", "label 1")
 
         if kind == "space":
             stroke = {"plane": 0, "value": 2, "shape": "disk", "radius": 4.0, "within": {}}

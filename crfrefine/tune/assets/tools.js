@@ -1,5 +1,5 @@
 // The tools: where strokes may draw, what the program finds, and labels seen from three sides.
-import { ask, attempt, find, tell } from "./page.js";
+import { ask, askPlane, attempt, find, tell } from "./page.js";
 import { set, state, watch } from "./store.js";
 import { BACKGROUND } from "./drawing.js";
 
@@ -44,20 +44,33 @@ export function strokeBetween(plane) {
   return null;
 }
 
-// Ask for a place, and move the crosshair there.
-function go(plane, what, label, place) {
-  const sent = { what, label, plane: plane.spec.number, place };
-  return attempt(ask(`case/${state.number}/find`, sent).then((found) => {
+// Move the crosshair to the next island of a label, or with -1 to the next change.
+export function jump(name, label = chosenLabel()) {
+  const { number, place } = state;
+  return attempt(ask(`case/${number}/find`, { label, place }).then((found) => {
     tell("");
     set({ place: found.place });
-    if (what === "depth") return;
-    const name = what === "change" ? "Change" : "Island";
     const voxels = found.voxels.toLocaleString("en");
     find("found").textContent = `${name} ${found.rank} of ${found.islands}: ${voxels} voxels`;
   }));
 }
 
-export const jump = (plane, what) => go(plane, what, chosenLabel(), state.place);
+// Move the crosshair to a place, and across a plane to the nearest voxel of a label: another plane
+// through that place has them all.
+async function goTo(place, { number, through }, label) {
+  const line = sides.map(({ plane: { spec } }) => spec).find((spec) => spec.number !== number);
+  if (!line) return set({ place });
+  const { number: plane, size } = line;
+  const sent = { plane, place, modality: Number(state.modality), is_known: true };
+  const query = encodeURIComponent(JSON.stringify(sent));
+  const { columns, refined } = await askPlane(`case/${state.number}/plane/0?${query}`);
+  const depths = [...Array(state.about.grid[through]).keys()].filter((depth) => {
+    const voxel = place.with(through, depth);
+    return refined[(size[1] - 1 - voxel[line.up]) * columns + voxel[line.across]] === label;
+  });
+  depths.sort((one, other) => Math.abs(one - place[through]) - Math.abs(other - place[through]));
+  return set({ place: place.with(through, depths[0] ?? place[through]) });
+}
 
 // The pictures of a label from all sides, in which a click moves the crosshair.
 let /** @type {any[]} */ sides = [];
@@ -71,7 +84,7 @@ export function buildSides(planes) {
       const voxel = [Math.floor((x / image.clientWidth) * width),
         height - 1 - Math.floor((y / image.clientHeight) * height)];
       const place = state.place.with(across, voxel[0]).with(up, voxel[1]);
-      go(plane, "depth", Number(image.dataset.label), place);
+      attempt(goTo(place, plane.spec, Number(image.dataset.label)));
     });
     return { image, plane };
   });
