@@ -27,9 +27,9 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_volume
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.refinement.strokes import Strokes
 from crfrefine.tune.case import TuneCase
-from crfrefine.tune.drawing import Drawing, has_unsaved
+from crfrefine.tune.drawing import Drawing, UnreadableDrawingError, has_unsaved
 
 # States of a case.
 UNTOUCHED = "untouched"
@@ -141,18 +141,16 @@ def open_drawing(
 
 
 def read_drawn(path: Path, grid: Sequence[int]) -> Array:
-    """Return (*grid) the values of a file of strokes; raise InputError for another grid."""
-    values = read_volume(path).data
-    if values.size != math.prod(grid):
-        raise InputError(
-            f"{path}: was changed elsewhere, and has the grid {values.shape}, where {tuple(grid)} "
-            "was expected; move it away"
-        )
-    strokes = Strokes.of_array(values, values.shape, MAX_LABEL + 1, name=str(path))
-    drawn = np.zeros(values.shape, np.uint16)
-    if strokes is not None:
-        drawn[tuple(strokes.positions)] = np.where(strokes.labels == 0, BACKGROUND, strokes.labels)
-    return drawn.reshape(grid)
+    """Return (*grid) the values of a file of strokes, whatever program has written it."""
+    try:
+        values = read_volume(path).data
+        if values.size != math.prod(grid):
+            expected = f"expected the grid {tuple(grid)}"
+            raise InputError(f"{path}: has the grid {values.shape}; {expected}")
+        Strokes.of_array(values, values.shape, MAX_LABEL + 1, name=str(path))
+    except CrfRefineError as error:
+        raise UnreadableDrawingError(f"{error}; move it away to begin anew") from error
+    return values.reshape(grid).astype(np.uint16)
 
 
 def digest_of_file(path: Path) -> str:

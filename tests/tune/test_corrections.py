@@ -305,8 +305,10 @@ def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, 
 
 @pytest.mark.parametrize("num_damaged", [1, 3])
 def test_damaged_drawings_of_the_first_cases_do_not_end_the_program(worklist, options, num_damaged):
+    """Those with their undone strokes, or, of the first case of all, those that were saved."""
     files = [Corrections.of_case(name, options.corrections) for name in "abc"[:num_damaged]]
     worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {})
     kept = files[0].drawing.read_bytes()
     worklist.end()
     for corrections in files:
@@ -322,8 +324,13 @@ def test_damaged_drawings_of_the_first_cases_do_not_end_the_program(worklist, op
             files[0].drawing.write_bytes(kept)
         else:
             files[0].drawing.unlink()
+            saved = files[0].strokes.read_bytes()
+            files[0].strokes.write_bytes(b"no image")
+            with pytest.raises(InputError, match="move it away"):
+                again.open(0)
+            files[0].strokes.write_bytes(saved)
             again.open(0)
-        assert again.session(0).drawing.describe()["drawn"] == (2 if num_damaged == 3 else 0)
+        assert again.session(0).drawing.describe()["drawn"] == 2
     finally:
         again.end()
 

@@ -270,12 +270,12 @@ async function saveCase() {
   keepNote();
   await allSent();
   find("saved-case").textContent = "saving …";
-  const { about, number } = state;
+  const { number } = state;
   const sent = counter;
   saving = attempt(askCase("save-case", parameters()).then((answer) => {
     tell("");
     if (number === state.number) {
-      if (about.is_large && answer.result && sent === counter) showAnswer(answer);
+      if (answer.result && sent === counter) showAnswer(answer); // perhaps of another tab's values
       if (answer.strokes.step !== state.strokes.step) takeStrokes(answer.strokes); // of others
       find("saved-case").textContent = `saved to ${answer.saved}`;
     }
