@@ -83,20 +83,18 @@ class ChosenParameters:
         if given == self._given:
             self.of_page = of_page
 
-    def _find(self, case_id: str) -> CrfParameters | None:
-        """Return the parameters of a case alone; None means that it has those of the page."""
-        chosen = self._of_cases.get(case_id)
-        if chosen is None and self._folder is not None:
-            chosen = Corrections.of_case(case_id, self._folder).read_parameters()
-        return chosen
+    def corrections_of(self, case_id: str) -> Corrections | None:
+        """Return the files of a case; None means that there is no folder."""
+        return None if self._folder is None else Corrections.of_case(case_id, self._folder)
 
-    def has_own(self, case_id: str) -> bool:
-        """Return whether a case was saved, or parameters were chosen for it."""
-        return self._find(case_id) is not None
+    def _saved(self, case_id: str) -> CrfParameters | None:
+        """Return the parameters that a case was saved with; None means that it was not."""
+        corrections = self.corrections_of(case_id)
+        return None if corrections is None else corrections.read_parameters()
 
     def of_case(self, case_id: str) -> CrfParameters:
         """Return the parameters of a case."""
-        return self._find(case_id) or self.of_page
+        return self._of_cases.get(case_id) or self._saved(case_id) or self.of_page
 
     def resolve(self, case_id: str, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
         """Return the parameters of a preset with changed entries; raise ConfigError for others."""
@@ -118,7 +116,7 @@ class ChosenParameters:
             return
         with self._lock:
             self.of_page = parameters
-            if self._find(case_id) is not None:
+            if self._saved(case_id) is not None:
                 self._of_cases[case_id] = parameters
             self._case_id = case_id
             self._write()

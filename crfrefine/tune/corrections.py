@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ SAVED = "saved"
 OUTDATED = "outdated"  # its result was saved with other parameters
 
 _LOCK = ".crfrefine-tune.lock"
+_TOKEN = 32  # characters of a token
 _SECRET = 0o600  # mode of a file that only its user may read
 _ADDRESS = ".crfrefine-tune.address"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of storage without locks
@@ -94,14 +94,14 @@ class Corrections:
 
         `result` is the digest of the file as it was written; "" means that it is not known.
         """
-        if not result or not self.refined.exists() or digest_of_file(self.refined) == result:
+        if not result or not self.refined.exists():
+            return None
+        present = digest_of_file(self.refined)
+        if present == result:
             return None
         folder = self.refined.parents[1] / "replaced"
         check_writable(folder)
-        number = 1
-        while (folder / f"{number}-{self.refined.name}").exists():
-            number += 1
-        return self.refined.rename(folder / f"{number}-{self.refined.name}")
+        return self.refined.rename(folder / f"{present[:8]}-{self.refined.name}")
 
     def read_parameters(self) -> CrfParameters | None:
         """Return the parameters that made the result; None means that there are none."""
@@ -243,8 +243,8 @@ def read_address(folder: Path) -> tuple[int, str] | None:
         status = path.lstat()
         if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == _SECRET:
             port, token = json.loads(path.read_bytes())
-            if type(port) is int and 0 < port < 65536 and re.fullmatch(r"[\w-]{32}", token):
-                return port, token
+            if len(token) == _TOKEN:
+                return int(port), str(token)
     return None
 
 

@@ -61,18 +61,14 @@ class KeptCases:
             with self._lock:
                 self._drawings[number] = session.drawing
                 self._stamps[number] = session.stamp
-                if self.options is not options:  # `keep` was called meanwhile.
-                    self._keep_drawing(number, session.drawing)
+                folder = self.options.corrections
+                if folder != options.corrections and folder is not None:  # It was taken meanwhile.
+                    self._keep_drawing(number, session.drawing, folder)
         return session
 
-    def corrections_of(self, number: int) -> Corrections:
-        """Return the files of a case in the folder of corrections."""
-        assert self.options.corrections is not None
-        return Corrections.of_case(self.inputs.cases[number].case_id, self.options.corrections)
-
-    def _keep_drawing(self, number: int, drawing: Drawing) -> None:
+    def _keep_drawing(self, number: int, drawing: Drawing, folder: Path) -> None:
         """Keep the strokes of a case in the folder of corrections."""
-        files = self.corrections_of(number)
+        files = Corrections.of_case(self.inputs.cases[number].case_id, folder)
         files.check()
         drawing.keep_in(files.drawing)
 
@@ -81,11 +77,13 @@ class KeptCases:
         drawing = self._drawings.get(number)
         if drawing is not None and drawing.is_unsaved:
             return CORRECTED
-        if self.options.corrections is None:
+        files = self.inputs.cases[number]
+        corrections = self.chosen.corrections_of(files.case_id)
+        if corrections is None:
             return UNTOUCHED
         if number not in self._stamps:
-            self._stamps[number] = stamp_of_inputs(self.inputs.cases[number])
-        return self.corrections_of(number).state(self.chosen.of_page, self._stamps[number])
+            self._stamps[number] = stamp_of_inputs(files)
+        return corrections.state(self.chosen.of_page, self._stamps[number])
 
     def first_to_do(self) -> int:
         """Return the number of the first case that is neither saved nor noted as done; else 0."""
@@ -140,7 +138,7 @@ class KeptCases:
                 self._folder_lock = FolderLock(folder)
                 self.options = replace(self.options, corrections=folder)
             for number, drawing in self._drawings.items():
-                self._keep_drawing(number, drawing)
+                self._keep_drawing(number, drawing, folder)
             self._reviews.keep_in(folder)
             self.chosen.keep_in(folder)
             if self.address is not None:

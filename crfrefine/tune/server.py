@@ -112,7 +112,7 @@ def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> No
 def _listen(port: int, kept_port: int) -> socket.socket:
     """Take a port; with 0 the one that the folder had before, if it is free, or any free one."""
     if not port:
-        with suppress(OSError):
+        with suppress(OSError, OverflowError):
             return socket.create_server((HOST, kept_port))
     try:
         return socket.create_server((HOST, port))

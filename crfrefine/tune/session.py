@@ -36,7 +36,6 @@ from crfrefine.tune.case import LARGE, CaseRefiner, enclose, open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import (
-    Corrections,
     digest_of_file,
     open_drawing,
     read_drawn,
@@ -91,17 +90,16 @@ class Session:
         self.number = number
         files = inputs.cases[number]
         self.stamp = stamp_of_inputs(files)  # before they are read
-        self._corrections: Corrections | None = None
-        if options.corrections is not None:
-            self._corrections = Corrections.of_case(files.case_id, options.corrections)
-            self._corrections.check()
+        corrections = chosen.corrections_of(files.case_id)
+        if corrections is not None:
+            corrections.check()
 
         self.case = open_case(files, inputs.reading, options.inputs.threads)
         self._refiner = CaseRefiner(self.case, options.inputs)
         self._notes: list[Note] = []
         if drawing is None:
             strokes_of = partial(read_strokes, options.inputs, declared=inputs.reading.declared)
-            drawing, self._notes = open_drawing(self._corrections, self.case, strokes_of)
+            drawing, self._notes = open_drawing(corrections, self.case, strokes_of)
         self.drawing = drawing
         # that of the file of strokes when it was seen last, as of `stamp_of_file`
         self._stamp_of_strokes: object = None
@@ -330,9 +328,10 @@ class Session:
         be read.
         """
         self.drawing.take_file()
-        if self._corrections is None:
+        corrections = self._chosen.corrections_of(self.case.case_id)
+        if corrections is None:
             return False
-        path = self._corrections.strokes
+        path = corrections.strokes
         stamp = stamp_of_file(path)
         if stamp in (None, self._stamp_of_strokes):
             return False
@@ -343,16 +342,12 @@ class Session:
             self._notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(path)))
         return has_taken
 
-    def keep_in(self, corrections: Corrections) -> None:
-        """Save the case in these files from now on; its drawing is kept in one of them already."""
-        self._corrections = corrections
-
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the strokes, and the whole case refined with them and these parameters.
 
         Return their files, and the result, which is None if something was drawn meanwhile.
         """
-        corrections = self._corrections
+        corrections = self._chosen.corrections_of(self.case.case_id)
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)

@@ -116,13 +116,7 @@ class Worklist:
     def save_case(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the strokes and the result of a case, as of `Session.save_case`."""
         self._require_case(number)
-
-        def save(session: Session) -> dict[str, Any]:
-            if self.kept.options.corrections is not None:  # since the case was read, perhaps
-                session.keep_in(self.kept.corrections_of(number))
-            return session.save_case(preset, changes)
-
-        return self.opened.in_case(number, save)
+        return self.opened.in_case(number, lambda session: session.save_case(preset, changes))
 
     def choose(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Take parameters for a case, as of `ChosenParameters.resolve`."""
@@ -175,28 +169,24 @@ class Worklist:
     def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to save each case whose strokes are not those of its result; return the cases.
 
-        One that was saved before keeps its parameters; the others get these, as of
-        `ChosenParameters.resolve`.
+        One that was saved before keeps its parameters; the others get those of the page. These are
+        chosen for the open case, as of `choose`.
         """
-
-        def save(number: int) -> None:
-            if self.kept.chosen.has_own(self._inputs.cases[number].case_id):
-                self.save_case(number, OF_CASE, {})
-            else:
-                self.save_case(number, preset, changes)
-
-        return self._save_each((CORRECTED,), save)
+        self.choose(self.opened.number, preset, changes)
+        return self._save_each((CORRECTED,), OF_CASE)
 
     def save_anew(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to save all cases with strokes with the same parameters; return the cases."""
         self.choose(self.opened.number, preset, changes)
-        states = (CORRECTED, OUTDATED)
-        return self._save_each(states, lambda number: self.save_case(number, OF_PAGE, {}))
+        return self._save_each((CORRECTED, OUTDATED), OF_PAGE)
 
-    def _save_each(self, states: Sequence[str], save: Callable[[int], object]) -> dict[str, Any]:
+    def _save_each(self, states: Sequence[str], preset: str) -> dict[str, Any]:
         """Begin to save the cases in these states; return the cases."""
         with self._beginning:
-            self.batch.save_all(lambda number: self.kept.state(number) in states, save)
+            self.batch.save_all(
+                lambda number: self.kept.state(number) in states,
+                lambda number: self.save_case(number, preset, {}),
+            )
         return self.describe()
 
     def count_changes(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
