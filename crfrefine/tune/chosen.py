@@ -92,6 +92,10 @@ class ChosenParameters:
         corrections = self.corrections_of(case_id)
         return None if corrections is None else corrections.read_parameters()
 
+    def last(self, case_id: str) -> CrfParameters:
+        """Return the parameters that were chosen last for a case, or else for the page."""
+        return self._of_cases.get(case_id) or self.of_page
+
     def of_case(self, case_id: str) -> CrfParameters:
         """Return the parameters of a case."""
         return self._of_cases.get(case_id) or self._saved(case_id) or self.of_page

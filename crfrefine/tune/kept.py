@@ -83,7 +83,7 @@ class KeptCases:
             return UNTOUCHED
         if number not in self._stamps:
             self._stamps[number] = stamp_of_inputs(files)
-        return corrections.state(self.chosen.of_page, self._stamps[number])
+        return corrections.state(self.chosen.last(files.case_id), self._stamps[number])
 
     def first_to_do(self) -> int:
         """Return the number of the first case that is neither saved nor noted as done; else 0."""
