@@ -43,7 +43,7 @@ from crfrefine.train.starts import BATCH_SIZE, voxel_length
 # The rules that keep the largest component: that of all labels together, or that of each label.
 LARGEST_RULES = tuple(PostprocessParameters(keep_largest=kind) for kind in ("foreground", "each"))
 # The rules for lesions, the network as it is first: the smallest volume of a component, in ml.
-SMALLEST_VOLUMES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+SMALLEST_VOLUMES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SMALLEST_RULES = tuple(PostprocessParameters(min_component_ml=ml) for ml in SMALLEST_VOLUMES)
 SCALED = ("temperature", "bias")  # the groups that vector scaling fits
 SCALING_STEPS = 60

@@ -127,7 +127,7 @@ class TrainingOptions(InputOptions):
         Option(
             "--lesions",
             "Score each lesion, too, by the rules of a challenge, and try the smallest volume of a "
-            "component in place of the largest component.",
+            "component in place of the largest component. A bare --lesions has those of isles.",
             choices=LESION_SETS,
             panel=MODEL,
         ),

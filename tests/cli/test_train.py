@@ -202,9 +202,7 @@ def test_lesions_are_scored_and_the_smallest_volume_is_a_rival_and_part_of_the_f
     data = write_cases(tmp_path / "data", 4, network=with_specks)
     config = ("-c", "default", "--set", "bilateral.weight=0.5", "--learn", "temperature,bias")
     output = tmp_path / "p.toml"
-    told = run_here(
-        "train-crf", data, "-o", output, *SHORT, *config, "--lesions", "isles", status=0
-    )
+    told = run_here("train-crf", data, "-o", output, *SHORT, *config, "--lesions", status=0)
     report = report_of(output)
     assert report["options"]["lesions"] == "isles"
     largest = {fold["keep_largest"] for fold in report["folds"]}

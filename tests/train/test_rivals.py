@@ -30,6 +30,7 @@ from training_helpers import (
 import crfrefine
 from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.cases.finding import locate_folders
 from crfrefine.demo.phantom import write_phantom
 from crfrefine.metrics.overlap import mean_dice, measure_case
 from crfrefine.parameters.model import CrfParameters
@@ -59,7 +60,7 @@ from crfrefine.train.comparison import Training
 from crfrefine.train.final import mean_parameters
 from crfrefine.train.fit import Trajectory, fit_starts
 from crfrefine.train.model import Model, network_refiner, score
-from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
+from crfrefine.train.options import LEARNABLE, TrainingOptions
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.run import run_training
 from crfrefine.train.workers import Workers
