@@ -26,7 +26,8 @@ from crfrefine.io import read_volume, write_label_map
 from crfrefine.pictures.planes import upright_axes
 
 NUM_SESSIONS = 30
-NUM_STEPS = 40
+NUM_STEPS = 25
+GRID = (15, 18, 11)  # of the cases, upright
 CASES = ("a", "b", "c")
 KINDS = ("logits", "labels")
 LABELS = (1, 2, 3, 255, 0)
@@ -72,9 +73,8 @@ class Hostile:
 
     def layers(self, number):
         """The label maps of the open case, upright."""
-        size = self.page.json(f"case/{number}/describe")["grid"]
         volumes = {}
-        for through in range(size[2]):
+        for through in range(GRID[2]):
             view = {"plane": 0, "place": [0, 0, through], "modality": 0, "is_known": True}
             _, content, _ = self.page.ask(f"case/{number}/plane/0?{quote(json.dumps(view))}")
             line, _, arrays = content.partition(b"\n")
@@ -84,7 +84,7 @@ class Hostile:
             for name, kind in header["layers"]:
                 values = np.frombuffer(arrays, f"<{kind}", shape[0] * shape[1], start)
                 start += values.nbytes
-                planes = volumes.setdefault(name, np.zeros(size, np.uint16))
+                planes = volumes.setdefault(name, np.zeros(GRID, np.uint16))
                 planes[:, :, through] = values.reshape(shape)[::-1].T
         return volumes
 
@@ -105,7 +105,7 @@ class Hostile:
         return f"mark {self.num_marks}"
 
     def stroke(self):
-        place = [self.random.randrange(length) for length in (15, 18, 11)]
+        place = [self.random.randrange(length) for length in GRID]
         start = [self.random.randrange(-1, 15), self.random.randrange(-1, 15)]
         path = list(start)
         for _ in range(self.random.randrange(3)):
@@ -207,7 +207,7 @@ class Hostile:
                 "counter": self.random.choice((0, 5, -3, 10**13)),
                 "preset": "case",
                 "changes": self.random.choice(({}, {"bilateral.weight": self.random.random() * 9})),
-                "place": [self.random.randrange(size) for size in (15, 18, 11)],
+                "place": [self.random.randrange(size) for size in GRID],
                 "is_whole": self.random.random() < 0.5,
             }
             self.page.json(f"case/{number}/refine", state)
