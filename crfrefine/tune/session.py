@@ -184,7 +184,7 @@ class Session:
             "presets": [AS_GIVEN, OF_PAGE, *list_presets()],
             "strokes": self.drawing.describe(),
             "output": None if output is None else str(output),
-            **self._describe_parameters(self._chosen.of_case(case.case_id)),
+            **self.describe_parameters(self._chosen.of_case(case.case_id)),
         }
 
     def prepare(self, progress: Callable[..., None]) -> None:
@@ -254,7 +254,7 @@ class Session:
         finally:
             self._num_computing -= 1
         return {
-            **self._describe_parameters(parameters),
+            **self.describe_parameters(parameters),
             "result": result,
             "counter": number,
             "is_large": self.is_large,
@@ -264,7 +264,7 @@ class Session:
         """Write parameters to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
-        described = self._describe_parameters(self.parameters(preset, changes))
+        described = self.describe_parameters(self.parameters(preset, changes))
         write_small_file(self._options.output, described["toml"].encode())
         return {"saved": str(self._options.output), **described}
 
@@ -352,7 +352,7 @@ class Session:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
         self._chosen.choose(self.case.case_id, parameters)
-        described = self._describe_parameters(parameters)
+        described = self.describe_parameters(parameters)
         segments = named_segments(self._inputs.reading.label_names)
         if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:
             segments = self.case.segments
@@ -495,7 +495,8 @@ class Session:
         """Return the parameters of a preset with changed entries; raise ConfigError for others."""
         return self._chosen.resolve(self.case.case_id, preset, changes)
 
-    def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
+    def describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
+        """Return the controls and the text of parameters."""
         modalities = self._inputs.reading.modality_names
         controls = describe_controls(parameters, modalities, self._labels)
         return {"controls": controls, "toml": to_text(parameters, self.case.case_id)}

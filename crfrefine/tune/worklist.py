@@ -103,10 +103,11 @@ class Worklist:
         return self._edit(number, lambda session: session.redo(mark))
 
     def look(self, number: int, mark: str) -> dict[str, Any]:
-        """Return the strokes of the open case, which another tab or program may have edited."""
+        """Return strokes and parameters of the open case, which others may have changed."""
         session = self.session(number)
         session.take_outside()
-        return {**session.drawing.describe(), "state": self.kept.state(number)}
+        toml = session.describe_parameters(session.parameters(OF_CASE, {}))["toml"]
+        return {**session.drawing.describe(), "state": self.kept.state(number), "toml": toml}
 
     def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
         """Edit the strokes of a case."""

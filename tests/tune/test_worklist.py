@@ -135,6 +135,7 @@ def test_parameters_are_those_of_the_folder_until_the_page_is_opened_with_others
     worklist.choose(1, "case", {"bilateral.weight": 2.0})
     assert states(worklist)[0] == OUTDATED, "others were chosen for it"
     worklist.choose(1, "case", {"bilateral.weight": 4.0})
+    assert "weight = 4.0" in worklist.look(0, "")["toml"], "another tab learns it"
     worklist.end()
     again = Worklist(options, find_cases_to_show(options))
     chosen = [again.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]

@@ -240,7 +240,9 @@ function edit(name, sent, number = state.number) {
   const mark = crypto.randomUUID(); // It may be sent twice, and is done once.
   return attempt(sendKept(`case/${number}/${name}`, ofCase({ ...sent, mark }, number)).then(
     (strokes) => {
-    if (name === "look" && strokes.step === state.strokes.step) return;
+    const isKnown = strokes.step === state.strokes.step
+      && strokes.toml === find("toml").textContent;
+    if (name === "look" && isKnown) return;
     tell("");
     showState(number, strokes);
     if (number === state.number) takeStrokes(strokes);
@@ -373,7 +375,11 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault(); // A select would take the letter, and the browser Ctrl+S.
   act();
 });
-window.addEventListener("focus", () => document.body.inert || edit("look", {}));
+window.addEventListener("focus", () => {
+  if (document.body.inert || !state.about) return;
+  edit("look", {});
+  refreshCases(); // Another tab may have noted something.
+});
 window.addEventListener("pagehide", keepNote);
 window.addEventListener("beforeunload", (event) => {
   finishStrokes();
