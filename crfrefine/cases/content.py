@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,12 +150,15 @@ def _sorted_once(values: NDArray[Any]) -> NDArray[Any]:
     return in_order[is_new]
 
 
-def is_label_map(header: VolumeHeader) -> bool:
-    """Return whether a file with one value per voxel is a label map; most images are soon known."""
+def is_label_map(header: VolumeHeader, planes: Iterable[NDArray[Any]] | None = None) -> bool:
+    """Return whether a file with one value per voxel is a label map; most images are soon known.
+
+    `planes` are its values in memory; None means that they are read.
+    """
     if header.segments or suffix_of(header.path) in LABELS_SUFFIXES:
         return True
     look = Look()
-    for values in pieces_of_values(header):
+    for values in planes if planes is not None else pieces_of_values(header):
         if values.dtype.kind == "f" and np.isnan(values).any():
             return False
         look.add(values)

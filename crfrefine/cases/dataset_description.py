@@ -81,10 +81,11 @@ class DatasetDescription:
         return cls(path, tuple(map(shorten, names)), numbers, label_names, order)
 
     @property
-    def all_numbers(self) -> set[int]:
-        """The numbers of all labels, "ignore" aside."""
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of all labels, background first, "ignore" aside; () without labels."""
         of_labels = (members for name, members in self.labels.items() if name != "ignore")
-        return set[int]().union(*of_labels)
+        numbers = set[int]().union(*of_labels)
+        return tuple(sorted(numbers | {0})) if numbers else ()
 
     @property
     def numbers_by_name(self) -> dict[str, int]:

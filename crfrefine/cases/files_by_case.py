@@ -111,11 +111,11 @@ class Files:
             return matches
         are_alone = pattern in alone
         counts = Counter(match.path.parent for match in matches)
-        whole = set()
+        folders = set()
         for folder, number in counts.items():
             if number == len(list_files(folder, suffixes)) and are_alone == (number == 1):
-                whole.add(folder)
-        return [match for match in matches if match.path.parent in whole]
+                folders.add(folder)
+        return [match for match in matches if match.path.parent in folders]
 
     def of(self, case_id: str, others: Collection[Path] = ()) -> list[Match]:
         """Return the files of a case with its best names, without the `others` of it.
@@ -245,7 +245,7 @@ class Files:
         paths = tuple(path for _, path in by_label)
         declared: list[int] = []  # numbers that may have gaps
         if description is not None:
-            declared = sorted({0, *description.all_numbers})[first_label:]
+            declared = [*description.numbers[first_label:]]
         if labels in ([*range(first_label, first_label + len(paths))], declared):
             return replace(case, network=paths)
         expected = f"expected one file for each label from {first_label}"

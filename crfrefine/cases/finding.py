@@ -139,16 +139,16 @@ def locate_folders(
     """
     if nnunet is None:
         return locate(folder, ("images", "labels", "logits"), named)
-    network = require_trained(nnunet)
+    trained = require_trained(nnunet)
     masks = named.get("masks")
     locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
-    images = network.locate("images", named.get("images"))
+    images = trained.locate("images", named.get("images"))
     return {
         "images": images,
-        "labels": network.locate("labels", named.get("labels"), beside=images),
-        "logits": network.folder,
+        "labels": trained.locate("labels", named.get("labels"), beside=images),
+        "logits": trained.folder,
         "masks": masks,
-        "nnunet": network.folder,
+        "nnunet": trained.folder,
     }
 
 

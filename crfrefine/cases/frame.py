@@ -15,11 +15,13 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from crfrefine import io
 from crfrefine.arrays.axes_check import AxesCheck, contradicts, is_doubtful
 from crfrefine.base.array_types import Float32
 from crfrefine.base.axes import Axes
-from crfrefine.base.geometry import has_clear_orientation, orientation_codes, spacing_of
+from crfrefine.base.geometry import has_clear_orientation, orientation_codes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS, without_word
@@ -27,8 +29,8 @@ from crfrefine.cases.plans import reader_of
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.headers import placed_on, with_channel_axis
-from crfrefine.io.reading import Piece, read_whole_numbers
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.reading import Piece, read_array
+from crfrefine.io.volume import VolumeHeader, header_of_grid
 from crfrefine.refinement.given import ReadPieces
 
 # nnU-Net's readers by the axes of their arrays; those of other readers are not known.
@@ -138,17 +140,7 @@ def toward_ras(grid: VolumeHeader) -> VolumeHeader:
     affine, _ = grid.geometry()
     axes = Axes.toward(RAS, orientation_codes(affine))
     affine = axes.affine(affine, grid.grid_shape)
-    return replace(
-        grid,
-        grid_shape=axes.along(grid.grid_shape),
-        affine=affine,
-        spacing=spacing_of(affine),
-        qform=None,
-        template=None,
-        segments=(),
-        turned=None,
-        turning=None,
-    )
+    return header_of_grid(axes.along(grid.grid_shape), affine, grid.path)
 
 
 def grid_of_archive(grid: VolumeHeader, *folders: Path) -> VolumeHeader:
@@ -237,8 +229,9 @@ class FrameCheck:
         assert frame.label_map is not None
         label_map = placed_on(frame.label_map, image)
         with suppress(InputError):
-            if is_label_map(label_map):
-                axes = AxesCheck(read_whole_numbers(label_map))
+            values = read_array(label_map)
+            if is_label_map(label_map, values[0]):
+                axes = AxesCheck(np.rint(values[0]).astype(np.uint16))
                 if axes.is_possible:
                     self._axes = axes
 

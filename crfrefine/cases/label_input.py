@@ -12,7 +12,6 @@ from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import (
     channels_of,
-    foreground_labels,
     labels_of_one_hot,
     map_labels,
     present_labels,
@@ -199,13 +198,7 @@ def read_strokes(
     require_no_image(file.path, values, "strokes", NO_IMAGE)
     notes += notes_on_labels(values, file.path.name)
     wanted = options.names or LabelNames.of(names_of(known), "the network's output")
-    names = names_of(file.segments)
-    if not names or not wanted:
-        return values
-    moved = wanted.match(file.path, names, foreground_labels(values), option="")
-    if not moved:
-        return values
-    notes.append(wanted.note(file.path, names, moved))
+    _, moved = wanted.renumber(file.path, names_of(file.segments), values, notes, option="")
     for label, number in moved.items():
         moved[label] = number or BACKGROUND
     labels, _ = map_labels(values, moved)

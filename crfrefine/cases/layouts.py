@@ -151,10 +151,10 @@ def _starts_of(stems: Collection[str]) -> dict[str, set[str]]:
         longest.add(max(starts[1:], key=len, default=stem))
         shortest.add(min(starts, key=len))
     found = {"start": _first_starts(longest), "short start": _first_starts(shortest)}
-    whole = set[str]()
+    of_others = set[str]()
     for pairs in splits.values():
-        whole.update(start for start, _ in pairs if start in stems)
-    found["name of another file"] = whole
+        of_others.update(start for start, _ in pairs if start in stems)
+    found["name of another file"] = of_others
     found["name"] = {*stems}
     return found
 

@@ -131,8 +131,8 @@ def find_cases_of_nnunet(sources: Sources) -> CaseList:
     if not is_trained(sources.nnunet):
         return _predicted_cases(sources.nnunet, sources)
 
-    network = require_trained(sources.nnunet)
-    cases = _trained_cases(network, sources)
+    trained = require_trained(sources.nnunet)
+    cases = _trained_cases(trained, sources)
     if sources.needs_all:
         return cases
     num_found = len(cases)
@@ -145,21 +145,21 @@ def find_cases_of_nnunet(sources: Sources) -> CaseList:
     return cases
 
 
-def _trained_cases(network: TrainedNetwork, sources: Sources) -> CaseList:
+def _trained_cases(trained: TrainedNetwork, sources: Sources) -> CaseList:
     """Return the cases that a network was trained and validated on.
 
     Those without probabilities have them in `missing`. Folders of images and references are where
     nnU-Net has them unless they are named. Raises InputError if they are not found, or the only
     fold was trained on all cases.
     """
-    folds = _require_held_out(network)
-    images = network.locate("images", next(iter(sources.images), None))
+    folds = _require_held_out(trained)
+    images = trained.locate("images", next(iter(sources.images), None))
     labels = None
     if sources.needs_all:
-        labels = network.locate("labels", sources.labels, beside=images)
+        labels = trained.locate("labels", sources.labels, beside=images)
     cases = discover_cases(replace(sources, images=(images,), network=(), labels=labels))
-    trained_on, fold_of = _splits(network)
-    archives = _held_out_files(network, trained_on, fold_of, ARCHIVES.suffixes)
+    trained_on, fold_of = _splits(trained)
+    archives = _held_out_files(trained, trained_on, fold_of, ARCHIVES.suffixes)
     advice: dict[str, str] = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
@@ -170,20 +170,20 @@ def _trained_cases(network: TrainedNetwork, sources: Sources) -> CaseList:
         fold = fold_of.get(case.case_id)
         if fold in folds:
             reason = f"no probabilities in fold_{fold}/validation"
-            command = network.training_command(fold, "--val", "--npz")
+            command = trained.training_command(fold, "--val", "--npz")
             advice[fold] = f"fold {fold} was not validated with --npz: {command}"
         elif fold is not None:
             reason = f"fold {fold} is not trained"
-            advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
-        cases[number] = case.with_problem(f"no probabilities in {network.folder}: {reason}", reason)
+            advice[fold] = f"{reason}: {trained.training_command(fold, '--npz')}"
+        cases[number] = case.with_problem(f"no probabilities in {trained.folder}: {reason}", reason)
 
     if ALL in folds:
-        cases.notes.append(Note.of(NoteKind.FOLD_ALL, str(network.folder)))
+        cases.notes.append(Note.of(NoteKind.FOLD_ALL, str(trained.folder)))
     if archives:
         cases.notes.append(
             Note.of(
                 NoteKind.VALIDATED_WITHOUT_IMAGE,
-                str(network.folder),
+                str(trained.folder),
                 images=str(images),
                 cases=len(archives),
                 first=min(archives),
@@ -193,22 +193,22 @@ def _trained_cases(network: TrainedNetwork, sources: Sources) -> CaseList:
     return cases
 
 
-def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
+def _require_held_out(trained: TrainedNetwork) -> dict[str, Path]:
     """Return the folder of each fold by its name; InputError if there is only "all"."""
-    places = [path for path in sorted(network.folder.glob("fold_*")) if path.is_dir()]
+    places = [path for path in sorted(trained.folder.glob("fold_*")) if path.is_dir()]
     folds = {path.name.removeprefix("fold_"): path for path in places}
     if list(folds) == [ALL]:
         raise InputError(
             f"{folds[ALL]}: this network was trained on all cases, including those of its "
             "validation: it is overconfident on them\n"
             "  Train folds that hold cases out, for all of the folds 0 to 4: "
-            f"{network.training_command('0', '--npz')}"
+            f"{trained.training_command('0', '--npz')}"
         )
     return folds
 
 
 def _held_out_files(
-    network: TrainedNetwork,
+    trained: TrainedNetwork,
     trained_on: Mapping[str, Collection[str]],
     fold_of: Mapping[str, str],
     suffixes: tuple[str, ...],
@@ -218,7 +218,7 @@ def _held_out_files(
     If no split says which fold that was: by the first one that was not trained on the case.
     """
     files: dict[str, Path] = {}
-    for match in find_matches(network.folder / VALIDATED, suffixes):
+    for match in find_matches(trained.folder / VALIDATED, suffixes):
         is_held_out = fold_of.get(match.case, match.label) == match.label
         if match.label != ALL and is_held_out and match.case not in trained_on.get(match.label, ()):
             files.setdefault(match.case, match.path)
@@ -228,29 +228,29 @@ def _held_out_files(
 def find_references(folder: Path, images: Sequence[Path]) -> Path | None:
     """Return the folder of the references of a trained network; None if there is none."""
     with suppress(InputError):
-        network = require_trained(folder)
-        found = network.locate("images", next(iter(images), None))
-        return network.locate("labels", None, beside=found)
+        trained = require_trained(folder)
+        found = trained.locate("images", next(iter(images), None))
+        return trained.locate("labels", None, beside=found)
     return None
 
 
-def validated_predictions(network: TrainedNetwork) -> CaseList:
+def validated_predictions(trained: TrainedNetwork) -> CaseList:
     """Return label map and probabilities of each validated case, by the fold that held it out.
 
     Raises InputError without such a fold.
     """
-    _require_held_out(network)
-    splits = _splits(network)
-    label_maps = _held_out_files(network, *splits, VOLUME_SUFFIXES)
-    archives = _held_out_files(network, *splits, ARCHIVES.suffixes)
+    _require_held_out(trained)
+    splits = _splits(trained)
+    label_maps = _held_out_files(trained, *splits, VOLUME_SUFFIXES)
+    archives = _held_out_files(trained, *splits, ARCHIVES.suffixes)
     predictions = CaseList()
     for case_id in sorted({*label_maps, *archives}):
         scores = (archives[case_id],) if case_id in archives else ()
         predictions.append(CaseFiles(case_id, (), scores, labels=label_maps.get(case_id)))
     if not predictions:
         raise InputError(
-            f"{network.folder}: no fold has validated a case that it held out; run "
-            f"{network.training_command('0', '--val', '--npz')}"
+            f"{trained.folder}: no fold has validated a case that it held out; run "
+            f"{trained.training_command('0', '--val', '--npz')}"
         )
     return predictions
 
@@ -263,7 +263,7 @@ def is_of_nnunet(folder: Path) -> bool:
     return (folder / "summary.json").is_file() and bool(list_files(folder, ARCHIVES.suffixes))
 
 
-def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+def _splits(trained: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     """Return the cases that each fold was trained on, and the fold that held out each case.
 
     `splits_final.json` has them; there are none without it. Raises InputError for a file that is
@@ -271,20 +271,20 @@ def _splits(network: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[st
     """
     trained_on: dict[str, frozenset[str]] = {}
     fold_of: dict[str, str] = {}
-    path = next((place for place in network.places("splits") if place.is_file()), None)
+    path = next((place for place in trained.places("splits") if place.is_file()), None)
     if path is None:
         return trained_on, fold_of
     add_inputs(path)
     entries = read_json(path)
     try:
         for fold, entry in enumerate(entries):
-            trained = frozenset[str](entry["train"])
+            learned = frozenset[str](entry["train"])
             validated = frozenset[str](entry["val"])
-            are_names = all(isinstance(name, str) for name in trained | validated)
-            if not trained or not validated or not are_names:
+            are_names = all(isinstance(name, str) for name in learned | validated)
+            if not learned or not validated or not are_names:
                 raise ValueError("no case, or a name that is no text")
-            trained_on[str(fold)] = trained
-            fold_of.update(dict.fromkeys(validated - trained, str(fold)))
+            trained_on[str(fold)] = learned
+            fold_of.update(dict.fromkeys(validated - learned, str(fold)))
     except (TypeError, KeyError, ValueError):
         trained_on = {}
     if not trained_on:

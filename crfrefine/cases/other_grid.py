@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +28,7 @@ from crfrefine.errors import GridMismatchError
 from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import suffix_of
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import VolumeHeader, header_of_grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -335,12 +335,4 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
         return grid
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ first
-    return replace(
-        grid,
-        grid_shape=shape,
-        affine=moved,
-        qform=None,
-        turned=None,
-        turning=None,
-        source=None,
-    )
+    return header_of_grid(shape, moved, grid.path)

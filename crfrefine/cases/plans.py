@@ -94,8 +94,8 @@ def is_part_of_training(folder: Path) -> bool:
 
 def file_of_network(folder: Path, name: str) -> Path | None:
     """Return the plans or the `dataset.json` of a folder's files: in it, or in its network's."""
-    network = network_around(folder)
-    for place in (folder, network):
+    trained = network_around(folder)
+    for place in (folder, trained):
         if place is not None and (place / name).is_file():
             return place / name
     return None

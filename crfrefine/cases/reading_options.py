@@ -163,10 +163,8 @@ def find_regions(
         return NO_REGIONS
 
     source = str(description.path)
-    num_labels = max((number + 1 for number in description.all_numbers), default=None)
-    numbers: tuple[int, ...] = ()
-    if num_labels is not None:
-        numbers = tuple(sorted({0, *description.all_numbers}))
+    numbers = description.numbers
+    num_labels = numbers[-1] + 1 if numbers else None
     order = description.regions_class_order
     scheme = None
     try:
@@ -221,8 +219,7 @@ def declared_labels(
         return number_structures(cases, descriptions)
     for description in descriptions:
         if description.labels:
-            numbers = tuple(sorted({0, *description.all_numbers}))
-            return DeclaredLabels(numbers, str(description.path))
+            return DeclaredLabels(description.numbers or (0,), str(description.path))
     if parameters is None or parameters.num_labels is None:
         return None
     numbers = tuple(range(parameters.num_labels))

@@ -48,9 +48,9 @@ def methods_with_nnunet(
     not found.
     """
     if nnunet is not None:
-        network = require_trained(nnunet)
+        trained = require_trained(nnunet)
         if labels is None:
-            labels = network.locate("labels", None)
+            labels = trained.locate("labels", None)
         if predictions is None:
             return nnunet, labels, baselines
         baselines = ((NETWORK, nnunet), *baselines)

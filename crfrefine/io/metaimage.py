@@ -105,9 +105,9 @@ class MetaImageHeader(text_header.TextHeader):
         """Find the axes and the channels, which are together at each voxel."""
         if not self.text("ObjectType", "Image").lower().startswith("image"):
             raise self.damaged("ObjectType", "Image")
-        num_dims = self.whole("NDims", limits=(2, 4))
+        num_dims = self.integer("NDims", limits=(2, 4))
         self.sizes = self.sizes_in("DimSize", num_dims)
-        self.num_channels = self.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
+        self.num_channels = self.integer("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
         if self.num_channels > 1:
             self.inner = 1
 
@@ -129,7 +129,7 @@ class MetaImageHeader(text_header.TextHeader):
         is_binary = self.flag("BinaryData", "True")
         path, start = self.voxel_file(is_compressed=is_compressed)
         # -1 means that the voxels end the file.
-        skipped = self.whole("HeaderSize", "0", limits=(-1, 1 << 60))
+        skipped = self.integer("HeaderSize", "0", limits=(-1, 1 << 60))
         if skipped and (is_compressed or not is_binary):
             raise self.damaged("HeaderSize", "0 before compressed voxels or text")
         if not is_binary:

@@ -146,7 +146,7 @@ class NrrdHeader(text_header.TextHeader):
 
     def read_axes(self) -> None:
         """Find the axes of the grid, and the one of channels, by its kind or missing direction."""
-        num_dims = self.whole("dimension", limits=(1, _MAX_DIMS))
+        num_dims = self.integer("dimension", limits=(1, _MAX_DIMS))
         self.all_sizes = self.sizes_in("sizes", num_dims)
         kinds = self.text("kinds", "none " * num_dims).lower().split()
         if len(kinds) != num_dims or "complex" in kinds:
@@ -244,11 +244,11 @@ class NrrdHeader(text_header.TextHeader):
         encoding = self.choice("encoding", _ENCODINGS, "raw, gzip, ascii or hex")
         path, start = self.voxel_file(is_compressed=encoding == "gzip")
         # ITK takes the lowest 32 bits of a larger number.
-        if self.whole("line skip", "0", limits=(0, 1 << 30)) or encoding == "text":
+        if self.integer("line skip", "0", limits=(0, 1 << 30)) or encoding == "text":
             raise self.rare("lines to skip, or voxels as text")
         # -1 means that the voxels end the file.
         fewest = -1 if encoding == "raw" else 0
-        offset = self.whole("byte skip", "0", limits=(fewest, 1 << 60))
+        offset = self.integer("byte skip", "0", limits=(fewest, 1 << 60))
         if offset < 0:
             start = offset
             offset = 0
@@ -271,7 +271,7 @@ class NrrdHeader(text_header.TextHeader):
         has_one_of_both = bool(name) != ("space dimension" in self)
         if signs is None or "spacings" in self or not has_one_of_both:
             raise self.rare(f"the space {shorten(name, 60)!r}, or spacings in it")
-        space_dims = self.whole("space dimension", "3", limits=(1, _MAX_DIMS))
+        space_dims = self.integer("space dimension", "3", limits=(1, _MAX_DIMS))
         if space_dims != num_axes:
             raise UnsupportedFormatError(
                 f"{self.path}: a grid of {num_axes} axes in a space of {space_dims} dimensions; "

@@ -189,7 +189,7 @@ class TextHeader(FileHeader, dict[str, str]):
         """Return a boolean field."""
         return self.choice(name, _FLAGS, "True or False", default)
 
-    def whole(self, name: str, default: str | None = None, *, limits: tuple[int, int]) -> int:
+    def integer(self, name: str, default: str | None = None, *, limits: tuple[int, int]) -> int:
         """Return a field that holds one whole number within limits."""
         text = self.text(name, default)
         if not _WHOLE_NUMBER.fullmatch(text) or not limits[0] <= int(text) <= limits[1]:

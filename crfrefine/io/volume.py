@@ -130,10 +130,15 @@ class Volume:
     header: VolumeHeader = field(repr=False)  # that of its file
 
 
-def header_of_grid(grid_shape: tuple[int, ...], affine: NDArray[np.float64]) -> VolumeHeader:
-    """Return the header of a grid in memory, on which a file is to be written."""
+def header_of_grid(
+    grid_shape: tuple[int, ...], affine: NDArray[np.float64], path: Path = Path("the volume")
+) -> VolumeHeader:
+    """Return the header of a grid in memory, on which a file is to be written.
+
+    Errors call it by the `path`, as that of the file that it is made of.
+    """
     spacing = spacing_of(affine, len(grid_shape))
-    return VolumeHeader(Path("the volume"), "", grid_shape, 1, "", spacing, affine)
+    return VolumeHeader(path, "", grid_shape, 1, "", spacing, affine)
 
 
 def require_right_angles(path: Path, like: VolumeHeader) -> None:

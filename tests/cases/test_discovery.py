@@ -275,7 +275,7 @@ def test_a_description_of_nnunet(tmp_path):
     found = read_dataset_description(images)
     assert (found.channel_names, found.regions_class_order) == (("FLAIR", "T1c"), None)
     assert dict(found.labels) == {"background": (0,), "whole": (1, 2), "core": (2,), "ignore": (3,)}
-    assert (found.ignore_label, found.has_regions, found.all_numbers) == (3, True, {0, 1, 2})
+    assert (found.ignore_label, found.has_regions, found.numbers) == (3, True, (0, 1, 2))
     assert found_cases(images, None).notes == []
     # The Medical Segmentation Decathlon has `modality`, and labels the other way round.
     found = read_dataset_description(

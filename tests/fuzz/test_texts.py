@@ -126,7 +126,7 @@ def _read_description(path, rng):
     found = read_dataset_description(path.parent)
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
-    assert all(number >= 0 for number in found.all_numbers)
+    assert all(number >= 0 for number in found.numbers)
     find_regions(None, read_descriptions([path.parent]))
 
 
