@@ -90,10 +90,9 @@ def discover_cases(sources: Sources) -> CaseList:
             )
 
     place = sources.images[0]
-    labels = sources.labels if sources.needs_all else None
     if holds_many(place):
         output = next(iter(sources.network), None)
-        cases = Images(place, output, sources.masks, labels).cases()
+        cases = Images(place, output, sources.masks, sources.labels).cases()
     else:
         cases = CaseList([_case_of_files(sources.images)])
         cases.is_single = True
@@ -103,8 +102,8 @@ def discover_cases(sources: Sources) -> CaseList:
         others.append(Files(kind, *sources.network, cases=[case.case_id for case in cases]))
     if sources.masks is not None:
         others.append(Files(MASK, sources.masks))
-    if labels is not None:
-        others.append(Files(LABELS, labels))
+    if sources.needs_all and sources.labels is not None:
+        others.append(Files(LABELS, sources.labels))
     if sources.needs_all and not cases.is_single:
         _add_imageless(cases, others, place)
     for files in others:

@@ -201,12 +201,7 @@ class WorkGrid:
         if not grid_map.num_inside:
             problem = f"the {what} and the {self.name} do not overlap in the world"
             raise self._mismatch(other, problem, order or _NO_OVERLAP)
-        covers = verb_for(what, "covers", "cover")
-        share = grid_map.num_inside / grid_map.num_voxels
-        problem = (
-            f"the {what} {covers} {share:.1%} of the voxels of the {self.name}; "
-            "expected at least half of them"
-        )
+        problem = f"the {self._coverage(grid_map, what)}; expected at least half of them"
         advice = (
             "Do the files belong together? Where a network has seen only a part, crop the "
             f"{self.name} to that part, or export the {what} on the {self.name}'s grid."
@@ -229,6 +224,12 @@ class WorkGrid:
             return False
         of_other = WorkGrid(other).map_to(self.header)
         return of_other.num_inside >= SMALL_OVERLAP * of_other.num_voxels
+
+    def _coverage(self, grid_map: GridMap, what: str) -> str:
+        """Return in words how much of this grid a file covers."""
+        covers = verb_for(what, "covers", "cover")
+        share = grid_map.num_inside / grid_map.num_voxels
+        return f"{what} {covers} {share:.1%} of the voxels of the {self.name}"
 
     def map_to(self, other: VolumeHeader) -> GridMap:
         """Return where the voxels of this grid lie on another.
@@ -265,12 +266,8 @@ class WorkGrid:
         if doubt is not None:
             hint = f"{hint}\n  {doubt}"
         if not self._is_enough(other, grid_map, either_way=either_way):
-            covers = verb_for(what, "covers", "cover")
-            share = grid_map.num_inside / grid_map.num_voxels
-            return (
-                f"{hint}\n  The {what} {covers} {share:.1%} of the voxels of the {self.name}; "
-                "--resample expects at least half of them."
-            )
+            covered = self._coverage(grid_map, what)
+            return f"{hint}\n  The {covered}; --resample expects at least half of them."
         if doubt is not None:
             return f"{hint}\n  If it lies there, give --resample."
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."

@@ -75,18 +75,14 @@ def roles_of(headers: CaseHeaders) -> list[FileRole]:
         kind, evidence = _kind_of_network(headers)
         frame = _frame(first, network.files[0], "label map")
         roles.append(FileRole("network's output", kind, frame, network.path, evidence))
-    if headers.mask is not None:
-        frame = _frame(first, headers.mask, "mask")
-        roles.append(
-            FileRole("mask", "where it is not 0", frame, headers.mask.path, "given as such")
-        )
-    if headers.labels is not None:
-        frame = _frame(first, headers.labels, "labels")
-        path = headers.labels.path
-        roles.append(FileRole(REFERENCE, "label map", frame, path, "given as such"))
-    for header in headers.strokes:
-        frame = _frame(first, header, "strokes")
-        roles.append(FileRole("strokes", "label map", frame, header.path, "given as such"))
+    others = [("mask", headers.mask), ("labels", headers.labels)]
+    others += [("strokes", header) for header in headers.strokes]
+    for what, other in others:
+        if other is not None:
+            kind = "where it is not 0" if what == "mask" else "label map"
+            name = REFERENCE if what == "labels" else what
+            frame = _frame(first, other, what)
+            roles.append(FileRole(name, kind, frame, other.path, "given as such"))
     return roles
 
 

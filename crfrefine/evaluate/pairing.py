@@ -15,7 +15,7 @@ from crfrefine.cases.conventions import (
     LOGITS,
 )
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.discovery import Images, Sources
+from crfrefine.cases.discovery import Sources
 from crfrefine.cases.files_by_case import Files
 from crfrefine.cases.finding import find_cases, find_predictions
 from crfrefine.cases.incomplete import require_complete
@@ -182,7 +182,7 @@ class _Search:
         if holds_many(source):
             # Label maps of another pattern are no modalities.
             others = labels if is_pattern(labels) and not names_part(labels, "label") else None
-            cases = Images(source, None, others).cases()
+            cases = find_cases(Sources([source], labels=others))
             if cases.found:
                 self.found.append(cases.found)
             images = {case.case_id: case for case in cases}
