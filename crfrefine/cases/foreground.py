@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,18 +147,13 @@ def _note_on_added(header: NetworkHeader) -> Note:
     return Note.of(kind, header.path.name, channels=header.num_channels)
 
 
-def scaled_pieces(header: NetworkHeader, scale: float | None) -> Iterable[Piece]:
-    """Read the pieces of files; with a scale, they are divided by it, as float32."""
-    pieces = io.read_pieces(*header.files)
-    if scale is None:
-        return pieces
-    return _divided(pieces, scale, header.path)
-
-
-def _divided(pieces: Iterable[Piece], scale: float, path: Path) -> Generator[Piece, None, None]:
-    for piece in pieces:
-        values = divide_by_scale(piece.values.astype(np.float32), scale, path)
-        yield replace(piece, values=values)
+def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece, None, None]:
+    """Yield the pieces of files; with a scale, they are divided by it, as float32."""
+    for piece in io.read_pieces(*header.files):
+        if scale is not None:
+            values = divide_by_scale(piece.values.astype(np.float32), scale, header.path)
+            piece = replace(piece, values=values)
+        yield piece
 
 
 def background_of_stream(

@@ -117,14 +117,12 @@ def find_frame(
     reader = reader_of(path.parent)
     name = "" if reader is None else reader.name
     source = None if reader is None else reader.source
-    if name in _TOWARD_RAS and len(image.grid_shape) == 3:
-        affine, _ = image.geometry()
-        compared = None
-        if not has_clear_orientation(affine):
-            compared = _label_map_beside(path, image, others, label_map)
+    is_turned = name in _TOWARD_RAS and len(image.grid_shape) == 3
+    compared = None
+    if not is_turned or not has_clear_orientation(image.geometry()[0]):
+        compared = _label_map_beside(path, image, others, label_map)
+    if is_turned:
         return Frame(toward_ras(image), Evidence.PLANS, name, source, compared)
-
-    compared = _label_map_beside(path, image, others, label_map)
     grid = image
     if compared is not None and not image.on_same_grid(compared):
         grid = compared  # The network's own image had these axes.

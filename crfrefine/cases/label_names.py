@@ -108,7 +108,8 @@ class LabelNames:
         With them comes the new number of each label that had another one, and `notes` gets a note
         on these. Arguments are as of `match`.
         """
-        if not self or self._agrees(names):
+        telling = [(label, name) for label, name in names.items() if tells(name)]
+        if not self or all(self.numbers_of(name) == [label] for label, name in telling):
             return labels, {}
         moved = self.match(path, names, foreground_labels(labels), option)
         if not moved:
@@ -116,11 +117,6 @@ class LabelNames:
         notes.append(self.note(path, names, moved))
         renumbered, _ = map_labels(labels, moved)
         return renumbered, moved
-
-    def _agrees(self, names: Mapping[int, str]) -> bool:
-        """Return whether each name of a file is told apart, and has its number of the run."""
-        telling = [(label, name) for label, name in names.items() if tells(name)]
-        return all(self.numbers_of(name) == [label] for label, name in telling)
 
     def match(
         self,

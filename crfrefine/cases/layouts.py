@@ -211,20 +211,11 @@ def _are_alike(first: Role, second: Role, kind_of: Kind) -> bool:
 
 
 def _joined(first: Role, second: Role) -> Role:
-    """Return two roles as one."""
-    names = _united(first.names, second.names)
-    return Role(names, first.suffix, {**first.files, **second.files})
-
-
-def _united(first: Names, second: Names) -> Names:
-    """Return names with a set where they differ."""
-    united: list[str | frozenset[str]] = []
-    for one, other in zip(first, second, strict=True):
-        if one == other:
-            united.append(one)
-        else:
-            united.append(_as_set(one) | _as_set(other))
-    return tuple(united)
+    """Return two roles as one, with a set where names differ."""
+    names: list[str | frozenset[str]] = []
+    for one, other in zip(first.names, second.names, strict=True):
+        names.append(one if one == other else _as_set(one) | _as_set(other))
+    return Role(tuple(names), first.suffix, {**first.files, **second.files})
 
 
 def _as_set(name: str | frozenset[str]) -> frozenset[str]:

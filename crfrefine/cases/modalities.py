@@ -39,34 +39,19 @@ def modality_jobs(
     grid = WorkGrid(first)
     values = allocate_array((len(images), *first.stored_shape[1:]), first.path)
     jobs: list[Callable[[], object]] = []
+
+    def read_onto(number: int, image: VolumeHeader) -> None:
+        source = allocate_array(image.stored_shape, image.path)
+        read_array(image, nan_files, source)
+        evidence[number] = evidence_of_labels(source[0])
+        grid.interpolate_image(image, source, values[number : number + 1])
+
     for number, image in enumerate(images):
-        target = values[number : number + 1]
         if first.on_same_grid(image):
-            jobs.append(partial(read_array, image, nan_files, target))
+            jobs.append(partial(read_array, image, nan_files, values[number : number + 1]))
         else:
-
-            def look(source: Float32, number: int = number) -> None:
-                evidence[number] = evidence_of_labels(source[0])
-
-            jobs.append(partial(_read_onto, grid, image, nan_files, target, look))
+            jobs.append(partial(read_onto, number, image))
     return values, jobs
-
-
-def _read_onto(
-    grid: WorkGrid,
-    image: VolumeHeader,
-    nan_files: NanFiles,
-    target: Float32,
-    look: Callable[[Float32], None],
-) -> None:
-    """Read a modality, and interpolate it into its part of the array, (1, [z,] y, x).
-
-    `look` is called with the values of the file.
-    """
-    source = allocate_array(image.stored_shape, image.path)
-    read_array(image, nan_files, source)
-    look(source)
-    grid.interpolate_image(image, source, target)
 
 
 def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:

@@ -60,11 +60,6 @@ class Modality:
         self.evidence = evidence_of_labels(values)  # why it is rather a label map, or ""
         self.name = name  # for messages, such as " of modality t1"
 
-    def require_other(self, values: NDArray[Any], role: str, path: Path) -> None:
-        """Raise InputError if the modality has the values of an input with another role."""
-        if have_same_values(self.values, values):
-            raise self.error_of_equal(role, path)
-
     def error_of_equal(self, role: str, path: Path) -> InputError:
         """Return the error for a modality that is an input with another role."""
         return InputError(
@@ -207,7 +202,8 @@ def require_other_channels(
     """Raise InputError if a modality is one of a network's (channels, [z,] y, x)."""
     for modality in modalities:
         for channel in channels:
-            modality.require_other(channel, NETWORK, path)
+            if have_same_values(modality.values, channel):
+                raise modality.error_of_equal(NETWORK, path)
 
 
 class WatchedPieces:

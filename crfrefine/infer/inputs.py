@@ -9,7 +9,7 @@ from pathlib import Path
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import Sources, discover_cases
+from crfrefine.cases.discovery import Sources
 from crfrefine.cases.finding import find_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
@@ -162,7 +162,7 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
         return False
     if is_folder(images[0]) and is_folder(logits[0]):
         try:
-            cases = discover_cases(Sources(logits, images))
+            cases = find_cases(Sources(logits, images))
             swapped = next((case for case in cases if case.network and case.images), None)
             # A file of several channels among the logits is a network's output, in its place.
             return swapped is not None and read_header(swapped.images[0]).num_channels == 1

@@ -396,3 +396,13 @@ def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path
     assert (declared.structures, declared.numbers) == ({"lung": 3, "liver": 7}, (0, 3, 7))
     cases = found_cases(root / "v", root / "n/{case}-{label}.nii", input_type="labels")
     assert declared_labels(cases, (), None).structures == {"2": 2, "10": 10}
+
+
+def test_optional_references_beside_the_images_are_no_modalities(tmp_path):
+    make(tmp_path, "a/a_t1.nii", "a/a_gold.nii", "b/b_t1.nii")
+    images = tmp_path / "{case}/{case}_{modality}.nii"
+    labels = tmp_path / "{case}/{case}_gold.nii"
+    first, second = found_cases(images, labels=labels, include_imageless=False)
+    assert [path.name for path in first.images] == ["a_t1.nii"]
+    assert (first.labels, first.problem) == (tmp_path / "a/a_gold.nii", "")
+    assert (second.labels, second.problem) == (None, "")
