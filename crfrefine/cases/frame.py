@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -251,23 +250,27 @@ class FrameCheck:
 
         Its iterator raises InputError at its end as `look` does.
         """
-        return partial(self._pieces, read)
 
-    def _pieces(self, read: ReadPieces) -> Iterator[Piece]:
-        axes = self._axes
-        if axes is None:
-            yield from read()
-            return
-        for piece in read():
-            axes.add(piece.values, piece.channels.start, piece.planes.start)
-            yield piece
-        self._axes = None  # Later passes have the same values.
-        self._conclude(axes)
+        def pieces() -> Iterator[Piece]:
+            axes = self._axes
+            for piece in read():
+                if axes is not None:
+                    axes.add(piece.values, piece.channels.start, piece.planes.start)
+                yield piece
+            self._axes = None  # Later passes have the same values.
+            if axes is not None:
+                self._conclude(axes)
+
+        return pieces
 
     def _conclude(self, axes: AxesCheck, *, are_regions: bool = False) -> list[Note]:
         """Return a note if the label map hardly fits; raise InputError if it does in other axes."""
         shares = axes.shares(are_regions=are_regions, kind=self._header.kind)
-        letters = [self._letters(turn) for turn in axes.turns]
+        # where the axes of the array run if the values, on the image's grid, are turned so
+        letters = [turn.inverse.letters(self._image.orientation or "") for turn in axes.turns]
+        if self._header.turned is not None and self._header.affine is not None:
+            _, placing = self._header.turned
+            letters = [placing.inverse.letters(codes) for codes in letters]
         # Of axes that agree alike, nnU-Net's are likelier.
         best = max(range(len(shares)), key=lambda turn: (shares[turn], letters[turn] == RAS))
         assert self._frame.label_map is not None
@@ -311,11 +314,3 @@ class FrameCheck:
             f"{label_map} at {other:.0%} of the voxels that way, and at {assumed:.0%} as expected\n"
             f"  {advice}\n    {convert}"
         )
-
-    def _letters(self, turn: Axes) -> str:
-        """Return where the array's axes run if the values, on the image's grid, are turned so."""
-        letters = turn.inverse.letters(self._image.orientation or "")
-        if self._header.turned is not None and self._header.affine is not None:
-            _, placing = self._header.turned
-            letters = placing.inverse.letters(letters)
-        return letters

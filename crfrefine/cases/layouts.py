@@ -195,19 +195,14 @@ def _merge_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
             for number, cluster in enumerate(clusters):
                 if not cluster.files.keys().isdisjoint(role.files):
                     continue
-                if len(group) > _MAX_LOOKED_AT or _are_alike(cluster, role, kind_of):
+                files = [next(iter(one.files.values())) for one in (cluster, role)]
+                if len(group) > _MAX_LOOKED_AT or kind_of(files[0]) == kind_of(files[1]):
                     clusters[number] = _joined(cluster, role)
                     break
             else:
                 clusters.append(role)
         merged += clusters
     return merged
-
-
-def _are_alike(first: Role, second: Role, kind_of: Kind) -> bool:
-    """Return whether a file of each role holds the same kind of values."""
-    files = [next(iter(role.files.values())) for role in (first, second)]
-    return kind_of(files[0]) == kind_of(files[1])
 
 
 def _joined(first: Role, second: Role) -> Role:

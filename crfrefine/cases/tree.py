@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -71,21 +72,19 @@ class Tree:
 
     def kind_of(self, file: File) -> str:
         """Return what a file holds, by its voxels; most images are known by their first ones."""
-        if file.path not in self._kinds:
-            self._kinds[file.path] = self._look_at(file)
-        return self._kinds[file.path]
-
-    def _look_at(self, file: File) -> str:
+        if file.path in self._kinds:
+            return self._kinds[file.path]
+        kind = UNKNOWN
         header = self.header_of(file)
-        if header is None or len(self._kinds) >= _MAX_READ:
-            return UNKNOWN
-        try:
-            is_of_labels = is_label_map(header)
-        except (CrfRefineError, OSError):
-            return UNKNOWN
-        if header.num_channels > 1:
-            return UNKNOWN if is_of_labels else SERIES
-        return LABEL_MAP if is_of_labels else IMAGE
+        if header is not None and len(self._kinds) < _MAX_READ:
+            with suppress(CrfRefineError, OSError):
+                is_of_labels = is_label_map(header)
+                if header.num_channels == 1:
+                    kind = LABEL_MAP if is_of_labels else IMAGE
+                elif not is_of_labels:
+                    kind = SERIES
+        self._kinds[file.path] = kind
+        return kind
 
     def kind_of_role(self, role: Role) -> str:
         """Return what the files of a role hold, if it is the same in some of them.
