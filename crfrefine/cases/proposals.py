@@ -7,13 +7,12 @@ proposed if it takes the images of complete cases, and nothing else.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 
-from crfrefine.base.text import counted, listed, see
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.conventions import (
     LABEL_WORDS,
     MASK_WORDS,
@@ -36,7 +35,7 @@ from crfrefine.cases.role_patterns import (
     words_between,
     write_patterns,
 )
-from crfrefine.cases.tree import IMAGE, LABEL_MAP, SERIES, Tree, words_of
+from crfrefine.cases.tree import IMAGE, LABEL_MAP, SERIES, Tree, describe_shape, words_of
 from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import describe_others, is_folder, suffix_of
 
@@ -44,7 +43,6 @@ _NUM_SHOWN = 2  # proposals
 _MAX_CASE_SETS = 6  # most sets of cases that are tried, the largest ones
 _LEAST_SHARE = 0.5  # of the files, of a proposal that leaves out label maps
 _MAX_ROLES = 32  # With more, the names of cases are taken for roles.
-_GUIDE = "docs/guide/patterns.md"
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ class Proposal:
     def taken(self) -> frozenset[Path]:
         """The files of both patterns."""
         return frozenset(match.path for match in (*self.matches, *self.label_matches))
-
-    @property
-    def image_paths(self) -> list[Path]:
-        """The files of the images."""
-        return [match.path for match in self.matches]
 
     def is_likely(self, *, has_label_maps: bool) -> bool:
         """Return whether it takes all files of one case, or, of several, most or label maps."""
@@ -147,24 +140,6 @@ def advise(place: Path, *, holds_images: bool = True) -> str:
     return nearest_files(place) + proposal
 
 
-def describe_shape(tree: Tree) -> str:
-    """Return a line with the depth of a folder, the names in it, and the page on patterns."""
-    depths = Counter(len(file.folders) for file in tree.files)
-    (depth, _), *_ = depths.most_common(1)
-    files = [file for file in tree.files if len(file.folders) == depth]
-    levels = []
-    for level in range(depth):
-        folders = dict.fromkeys(file.folders[level] for file in files)
-        levels.append(f"{counted(len(folders), 'folder')} ({listed(folders, 3)})")
-    names = dict.fromkeys(file.stem for file in files)
-    levels.append(f"{counted(len(names), 'name')} of files ({listed(names, 3)})")
-    shape = f"{counted(len(tree.files), 'volume')}, most of them {depth} deep: {', '.join(levels)}"
-    hint = ""
-    if any(header is not None and header.num_channels > 1 for header in tree.headers.values()):
-        hint = " Times of a file become files by convert FILE FOLDER --split."
-    return f"\n  There are {shape}. No pattern was found that fits; {see(_GUIDE)}.{hint}"
-
-
 def images_among(
     matches: Sequence[Match], pattern: str, cases: Collection[str] = ()
 ) -> list[Match]:
@@ -221,7 +196,7 @@ def find_proposals(tree: Tree) -> list[Proposal]:
     if first.labels:
         others = [other for other in others if other.labels]
     taken = {match.path for match in first.matches}
-    others = [other for other in others if not taken.issuperset(other.image_paths)]
+    others = [other for other in others if {match.path for match in other.matches} - taken]
     return [first, *others][:_NUM_SHOWN]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+from crfrefine.base.text import counted, listed, see
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS
 from crfrefine.cases.layouts import File, Role
@@ -26,6 +28,7 @@ _MAX_DEPTH = 6
 _MAX_READ = 200  # most files whose voxels are looked at
 _MAX_ENDINGS = 16  # most of a role, one for each word at the end of a name
 _MAX_SHAPES = 16  # most names without their digits of which a file is looked at
+_GUIDE = "docs/guide/patterns.md"
 # What the files of a role hold.
 IMAGE = "image"
 SERIES = "series"  # several values per voxel
@@ -140,3 +143,21 @@ class Tree:
 def words_of(role: Role) -> set[str]:
     """Return the words of the file names of a role, apart from the case."""
     return {*re.split(r"[^a-z0-9]+", role.last_name.replace("{case}", " ").lower())}
+
+
+def describe_shape(tree: Tree) -> str:
+    """Return a line with the depth of a folder, the names in it, and the page on patterns."""
+    depths = Counter(len(file.folders) for file in tree.files)
+    (depth, _), *_ = depths.most_common(1)
+    files = [file for file in tree.files if len(file.folders) == depth]
+    levels = []
+    for level in range(depth):
+        folders = dict.fromkeys(file.folders[level] for file in files)
+        levels.append(f"{counted(len(folders), 'folder')} ({listed(folders, 3)})")
+    names = dict.fromkeys(file.stem for file in files)
+    levels.append(f"{counted(len(names), 'name')} of files ({listed(names, 3)})")
+    shape = f"{counted(len(tree.files), 'volume')}, most of them {depth} deep: {', '.join(levels)}"
+    hint = ""
+    if any(header is not None and header.num_channels > 1 for header in tree.headers.values()):
+        hint = " Times of a file become files by convert FILE FOLDER --split."
+    return f"\n  There are {shape}. No pattern was found that fits; {see(_GUIDE)}.{hint}"
