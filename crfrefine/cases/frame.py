@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -39,22 +38,15 @@ RAS = "RAS"
 OF_FRAME = (NoteKind.FRAME_OF_PLANS, NoteKind.UNKNOWN_FRAME, NoteKind.DOUBTFUL_FRAME)
 
 
-class Evidence(StrEnum):
-    """How the axes of an array are known."""
-
-    PLANS = "plans"  # by nnU-Net's reader
-    LABEL_MAP = "label map"  # to be compared with the one beside it
-    NONE = "none"  # taken on those of the image
-
-
 @dataclass(frozen=True)
 class Frame:
     """The grid of an array without geometry, in its order of axes, and how it is known."""
 
     grid: VolumeHeader
-    evidence: Evidence
     reader: str = ""  # the name of nnU-Net's reader, if plans name one
-    source: Path | None = None  # the plans, or the label map beside the array
+    # The plans, or the label map beside the array; None means that it is taken on the axes of the
+    # image, and nothing says so.
+    source: Path | None = None
     label_map: VolumeHeader | None = None  # with which the values are to be compared
 
 
@@ -83,7 +75,7 @@ def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeH
     It has none on the axes of the image, as arrays always have it, and if its sizes do not fit.
     """
     name = header.path.name
-    if frame.evidence is Evidence.NONE and not _runs_toward_ras(image):
+    if frame.source is None and not _runs_toward_ras(image):
         note = Note.of(NoteKind.UNKNOWN_FRAME, name, axes=image.orientation)
         return replace(header, notes=(*header.notes, note))
     grid = frame.grid
@@ -121,15 +113,15 @@ def find_frame(
     if not is_turned or not has_clear_orientation(image.geometry()[0]):
         compared = _label_map_beside(path, image, others, label_map)
     if is_turned:
-        return Frame(toward_ras(image), Evidence.PLANS, name, source, compared)
+        return Frame(toward_ras(image), name, source, compared)
     grid = image
     if compared is not None and not image.on_same_grid(compared):
         grid = compared  # The network's own image had these axes.
     if name in _ON_AXES_OF_IMAGE:
-        return Frame(grid, Evidence.PLANS, name, source)
+        return Frame(grid, name, source)
     if compared is not None:
-        return Frame(grid, Evidence.LABEL_MAP, name, compared.path, compared)
-    return Frame(image, Evidence.NONE, name)
+        return Frame(grid, name, compared.path, compared)
+    return Frame(image, name)
 
 
 def toward_ras(grid: VolumeHeader) -> VolumeHeader:

@@ -1,6 +1,6 @@
 """Guesses how the files of a data set are named, from their paths: what is case, what is role.
 
-Each guess (`Layout`) tells by its own rule where paths have the name of the case. Paths that are
+Each guess, a layout, tells by its own rule where paths have the name of the case. Paths that are
 then alike but for the case are a role, such as `{case}/{case}_t1.nii`. Folders that only group
 cases, as `HGG` and `LGG` do, are no part of a role: no case has a file in two of them.
 """
@@ -53,29 +53,22 @@ class Role:
         return str(self.names[-1])
 
 
-class Layout(NamedTuple):
-    """A guess: the rule for the name of the case, and the roles that follow."""
-
-    rule: str
-    roles: list[Role]
-
-
 Kind: TypeAlias = Callable[[File], str]  # tells what a file holds, such as "image"
 _Named: TypeAlias = tuple[str, tuple[str, ...], File]  # case, names with `{case}`, file
 
 
-def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[Layout]:
-    """Yield what the names may mean, the most usual rules first."""
+def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[list[Role]]:
+    """Yield the roles of what the names may mean, by the most usual rules first."""
     deepest = min(max((len(file.folders) for file in files), default=0), _MAX_DEPTH)
     for depth in reversed(range(deepest)):
-        yield Layout("folder", _roles(_by_folder(files, depth), kind_of))
+        yield _roles(_by_folder(files, depth), kind_of)
     stems = {file.stem for file in files}
-    for rule, starts in _starts_of(stems).items():
-        yield Layout(rule, _roles(_by_start(files, starts), kind_of))
-    yield Layout("number", _roles(_by_number(files, _NUMBERED), kind_of))
-    yield Layout("word first", _roles(_by_number(files, _WORD_FIRST), kind_of))
+    for starts in _starts_of(stems):
+        yield _roles(_by_start(files, starts), kind_of)
+    for expression in (_NUMBERED, _WORD_FIRST):
+        yield _roles(_by_number(files, expression), kind_of)
     for depth in range(deepest - 1):
-        yield Layout("folders", _roles(_by_two_folders(files, depth), kind_of))
+        yield _roles(_by_two_folders(files, depth), kind_of)
 
 
 def _by_folder(files: Iterable[File], depth: int) -> Iterator[_Named]:
@@ -129,8 +122,8 @@ def without_part(name: str, part: str, placeholder: str = _CASE) -> str:
     return re.sub(rf"(?<![^\W_]){re.escape(part)}(?!{more})", placeholder, name)
 
 
-def _starts_of(stems: Collection[str]) -> dict[str, set[str]]:
-    """Return the starts of names that may be cases, by their rule.
+def _starts_of(stems: Collection[str]) -> list[set[str]]:
+    """Return the starts of names that may be cases, by one rule after the other.
 
     An ending with letters that several starts have is none of the case: the longest such ending, or
     the shortest. A whole name with which others begin is a case, too, and so may be any whole name.
@@ -150,13 +143,10 @@ def _starts_of(stems: Collection[str]) -> dict[str, set[str]]:
                 starts.append(start)
         longest.add(max(starts[1:], key=len, default=stem))
         shortest.add(min(starts, key=len))
-    found = {"start": _first_starts(longest), "short start": _first_starts(shortest)}
     of_others = set[str]()
     for pairs in splits.values():
         of_others.update(start for start, _ in pairs if start in stems)
-    found["name of another file"] = of_others
-    found["name"] = {*stems}
-    return found
+    return [_first_starts(longest), _first_starts(shortest), of_others, {*stems}]
 
 
 def _first_starts(starts: Collection[str]) -> set[str]:
@@ -219,7 +209,7 @@ def _as_set(name: str | frozenset[str]) -> frozenset[str]:
 
 def have_common_endings(stems: Sequence[str]) -> bool:
     """Return whether names of one folder are those of fewer cases with the same endings each."""
-    starts = _starts_of({*stems})["start"]
+    starts, *_ = _starts_of({*stems})
     return 1 < 2 * len(starts) <= len(stems)
 
 
@@ -231,9 +221,9 @@ def names_both_kinds(stems: Sequence[str]) -> bool:
     if not any(_has_other_word(stem) for stem in stems):
         return False
     files = [File(stem, (), stem, "") for stem in stems]
-    for layout in guess_layouts(files, lambda _: ""):
+    for roles in guess_layouts(files, lambda _: ""):
         kinds: dict[bool, list[Role]] = {True: [], False: []}
-        for role in layout.roles:
+        for role in roles:
             kinds[_has_other_word(role.last_name)].append(role)
         for one, other in product(kinds[True], kinds[False]):
             most = max(len(one.files), len(other.files), 2)

@@ -165,9 +165,9 @@ def find_proposals(tree: Tree) -> list[Proposal]:
     """Return the best proposal for images with their label maps, and one that takes other files."""
     has_label_maps = False
     found: dict[str, Proposal] = {}
-    for rank, layout in enumerate(guess_layouts(tree.files, tree.kind_of)):
-        most_cases = max((len(role.files) for role in layout.roles), default=0)
-        usual = [role for role in layout.roles if 2 * len(role.files) >= most_cases]
+    for rank, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
+        most_cases = max((len(role.files) for role in roles), default=0)
+        usual = [role for role in roles if 2 * len(role.files) >= most_cases]
         if len(usual) > _MAX_ROLES:
             continue
         by_kind: dict[str, list[Role]] = {}
@@ -363,10 +363,10 @@ def _fitting(
 def _find_outputs(tree: Tree) -> list[Proposal]:
     """Return the best proposal for a network's output: a file per case, or one for each label."""
     found: list[Proposal] = []
-    for number, layout in enumerate(guess_layouts(tree.files, tree.kind_of)):
-        roles = [role for role in layout.roles if len(role.files) > 1]
-        most = max((len(role.files) for role in roles), default=0)
-        complete = [role for role in roles if len(role.files) == most]
+    for number, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
+        usual = [role for role in roles if len(role.files) > 1]
+        most = max((len(role.files) for role in usual), default=0)
+        complete = [role for role in usual if len(role.files) == most]
         for group in (complete, *([role] for role in complete)):
             if not group or len({tree.kind_of_role(role) for role in group}) > 1:
                 continue
