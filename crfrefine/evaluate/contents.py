@@ -51,22 +51,13 @@ def lesions_csv(evaluation: Evaluation) -> str:
     writer.writerow(LESION_COLUMNS)
     for result in evaluation.results:
         for method, lesions in result.lesions.items():
+            names = [for_spreadsheet(result.case_id), for_spreadsheet(method)]
             changes = result.changes.get(method, {})
             for lesion in lesions:
-                line = [
-                    for_spreadsheet(result.case_id),
-                    for_spreadsheet(method),
-                    for_spreadsheet(lesion.region),
-                    lesion.number,
-                    lesion.outcome,
-                    changes.get(lesion, ""),
-                    lesion.volume_ml,
-                    *lesion.center_mm,
-                    " ".join(map(str, lesion.matched_to)),
-                    lesion.dice,
-                    lesion.hd95_mm,
-                ]
-                writer.writerow(line)
+                region, outcome, number, volume_ml, center_mm, matched_to, *scores = lesion
+                what = (for_spreadsheet(region), number, outcome, changes.get(lesion, ""))
+                matches = " ".join(map(str, matched_to))
+                writer.writerow((*names, *what, volume_ml, *center_mm, matches, *scores))
     return text.getvalue()
 
 

@@ -8,7 +8,7 @@ from crfrefine.base.array_types import Labels
 from crfrefine.io.volume import Volume
 from crfrefine.metrics.lesion_matching import LesionRules
 from crfrefine.metrics.lesion_scores import Lesion, LesionResults, measure_lesions
-from crfrefine.metrics.registry import LESION_CHANGES
+from crfrefine.metrics.registry import LESION_CHANGES, RegionValues
 
 _CHANGES = {("found", "missed"): "lost", ("missed", "found"): "gained"}
 
@@ -18,11 +18,10 @@ def measure_in_world(
     reference: Volume,
     regions: Mapping[str, Iterable[int]],
     rules: LesionRules,
-    ignore_label: int | None = None,
 ) -> dict[str, LesionResults]:
     """Return the lesions of each region as `measure_lesions`, with centers in the RAS+ world."""
     spacing = reference.spacing
-    results = measure_lesions(label_map, reference.data, regions, spacing, rules, ignore_label)
+    results = measure_lesions(label_map, reference.data, regions, spacing, rules)
     steps = reference.affine[:3, : len(spacing)] / spacing
     for result in results.values():
         for place, lesion in enumerate(result.lesions):
@@ -35,44 +34,38 @@ def changes_of(
     lesions: Iterable[Lesion],
     of_baseline: Iterable[Lesion],
     compared: Mapping[str, LesionResults],
-) -> tuple[dict[Lesion, str], dict[str, dict[str, float]]]:
+) -> tuple[dict[Lesion, str], RegionValues]:
     """Return how a method's lesions differ from the baseline's, and `LESION_CHANGES` by region.
 
     A lesion of the reference is "lost" if the baseline alone finds it, "gained" if the method alone
     does. A false one is "made" if the baseline has no voxel there, and one of the baseline is
-    removed if the method has none.
+    "removed" if the method has none.
 
     Args:
         lesions: those of the method.
         of_baseline: those of the baseline.
         compared: components of the method's label map against the baseline's, by region.
     """
+    # A component is known by its volume and place, whatever it is matched with.
     apart = set()
-    for result in compared.values():
-        for component in result.lesions:
-            if component.outcome != "found":
-                apart.add(_identity(component))
-    outcomes = {}
-    values = {region: dict.fromkeys(LESION_CHANGES, 0.0) for region in compared}
-    for lesion in of_baseline:
-        if lesion.outcome != "false":
-            outcomes[lesion.region, lesion.number] = lesion.outcome
-        elif _identity(lesion) in apart:
-            values[lesion.region]["lesions_removed"] += 1
+    for region, result in compared.items():
+        for part in result.lesions:
+            if part.outcome != "found":
+                apart.add((region, part.volume_ml, part.center_mm))
+
+    before = {}
     changes: dict[Lesion, str] = {}
-    for lesion in lesions:
-        change = None
-        if lesion.outcome != "false":
-            before = outcomes[lesion.region, lesion.number]
-            change = _CHANGES.get((before, lesion.outcome))
-        elif _identity(lesion) in apart:
-            change = "made"
-        if change is not None:
-            changes[lesion] = change
-            values[lesion.region][f"lesions_{change}"] += 1
+    for kind, those in (("removed", of_baseline), ("made", lesions)):
+        for lesion in those:
+            key = (lesion.region, lesion.number)
+            if lesion.outcome == "false":
+                if (lesion.region, lesion.volume_ml, lesion.center_mm) in apart:
+                    changes[lesion] = kind
+            elif kind == "removed":
+                before[key] = lesion.outcome
+            elif (before[key], lesion.outcome) in _CHANGES:
+                changes[lesion] = _CHANGES[before[key], lesion.outcome]
+    values = {region: dict.fromkeys(LESION_CHANGES, 0.0) for region in compared}
+    for lesion, change in changes.items():
+        values[lesion.region][f"lesions_{change}"] += 1
     return changes, values
-
-
-def _identity(lesion: Lesion) -> tuple[object, ...]:
-    """Return what a component has in common with itself, whatever it is matched with."""
-    return lesion.region, lesion.volume_ml, lesion.center_mm

@@ -94,10 +94,10 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
                 result.mapped[method] = prediction.mapped
                 result.names[method] = dict(prediction.names)
                 _measure_method(method, pair, prediction, own, result)
-                if method in result.lesions:
+                if measured.options.lesions is not None:
                     label_maps[method] = prediction.label_map
             result.add_notes(method, own)  # also of a method that failed
-        _compare_lesions(label_maps, reference, result)
+        _measure_lesions(label_maps, reference, result)
     result.times["measure"] = time.perf_counter() - started
     return result
 
@@ -142,16 +142,6 @@ def _measure_method(
         tolerance_mm=measured.tolerance_mm(spacing),
         ignore_label=measured.ignore_label,
     )
-    rules = measured.options.lesion_rules
-    if rules is not None:
-        regions = measured.all_regions(present)
-        found = measure_in_world(
-            prediction.label_map, reference.volume, regions, rules, measured.ignore_label
-        )
-        lesions = result.lesions.setdefault(method, [])
-        for region, of_region in found.items():
-            values[region].update(of_region.values)
-            lesions += of_region.lesions
     result.values[method] = values  # They stay if its probabilities cannot be measured.
 
     scores: Prediction | None = prediction
@@ -182,26 +172,34 @@ def _measure_method(
             values.setdefault(region, {}).update(row)
 
 
-def _compare_lesions(
+def _measure_lesions(
     label_maps: Mapping[str, Labels], reference: Reference, result: CaseResult
 ) -> None:
-    """Add what became of the lesions of the baseline in the label map of each other method."""
+    """Add the lesions of each method, and what became of those of the baseline."""
     measured = reference.measured
     rules = measured.options.lesion_rules
-    baseline = measured.options.baseline
-    if rules is None or baseline is None or baseline not in label_maps:
+    if rules is None:
         return
-    truth = reference.volume.data
-    is_measured = truth != measured.ignore_label
-    before = label_maps[baseline] * is_measured
-    lesions = result.lesions
-    for method in lesions.keys() - {baseline}:
-        after = label_maps[method] * is_measured
-        present = chain(*map(foreground_labels, (before, after, truth)))
-        regions = measured.all_regions(present)
-        baseline_volume = replace(reference.volume, data=before)
-        rules_of_components = LesionRules(rules.connectivity)
-        compared = measure_in_world(after, baseline_volume, regions, rules_of_components)
-        result.changes[method], values = changes_of(lesions[method], lesions[baseline], compared)
+    is_measured = reference.volume.data != measured.ignore_label
+    truth = replace(reference.volume, data=reference.volume.data * is_measured)
+    maps = {method: label_map * is_measured for method, label_map in label_maps.items()}
+    present = chain(*map(foreground_labels, (truth.data, *maps.values())))
+    regions = measured.all_regions(present)
+    for method, label_map in maps.items():
+        lesions = result.lesions.setdefault(method, [])
+        for region, found in measure_in_world(label_map, truth, regions, rules).items():
+            result.values[method].setdefault(region, {}).update(found.values)
+            lesions += found.lesions
+
+    baseline = measured.options.baseline
+    if baseline not in maps:
+        return
+    before = replace(truth, data=maps.pop(baseline))
+    components = LesionRules(rules.connectivity)
+    for method, label_map in maps.items():
+        compared = measure_in_world(label_map, before, regions, components)
+        lesions = result.lesions[method]
+        changes, values = changes_of(lesions, result.lesions[baseline], compared)
+        result.changes[method] = changes
         for region, row in values.items():
-            result.values[method].setdefault(region, {}).update(row)
+            result.values[method][region].update(row)

@@ -68,17 +68,6 @@ def parse_tolerance(text: str) -> float | str:
         raise InputError(f"{shorten_value(text)}: expected mm, or {VOXEL}") from None
 
 
-def parse_volume(text: str) -> float:
-    """Return a volume in mm³, at least 0; raise InputError for another text."""
-    try:
-        volume = float(text)
-    except ValueError:
-        volume = math.nan
-    if not 0.0 <= volume < math.inf:
-        raise InputError(f"{shorten_value(text)}: expected mm³, at least 0")
-    return volume
-
-
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Options of an evaluation: what to measure, against what, and where to write the results."""
@@ -193,7 +182,7 @@ class EvaluationOptions:
             "Lesions of the reference of at most this volume do not count. Default: as of "
             "--lesions.",
             "MM3",
-            parse_volume,
+            float,
             panel=LESIONS,
         ),
     ] = None
@@ -208,12 +197,12 @@ class EvaluationOptions:
         ),
     ] = None
     lesion_connectivity: Annotated[
-        str | None,
+        int | None,
         Option(
             "--lesion-connectivity",
             "Neighbors of a voxel: over faces (6), edges too (18), or corners too (26). Default: "
             "as of --lesions.",
-            choices=("6", "18", "26"),
+            "6|18|26",
             panel=LESIONS,
         ),
     ] = None
@@ -298,14 +287,13 @@ class EvaluationOptions:
             return None
         from crfrefine.metrics.lesion_matching import LESION_RULES  # It imports numpy.
 
-        rules = LESION_RULES[self.lesions]
-        if self.lesion_min_volume is not None:
-            rules = replace(rules, min_volume_mm3=self.lesion_min_volume)
-        if self.lesion_match is not None:
-            rules = replace(rules, match=self.lesion_match)
-        if self.lesion_connectivity is not None:
-            rules = replace(rules, connectivity=int(self.lesion_connectivity))
-        return rules
+        given: dict[str, Any] = {
+            "min_volume_mm3": self.lesion_min_volume,
+            "match": self.lesion_match,
+            "connectivity": self.lesion_connectivity,
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(LESION_RULES[self.lesions], **changed)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -389,15 +377,12 @@ def check_options(options: EvaluationOptions) -> None:
 
 def _check_lesions(options: EvaluationOptions) -> None:
     """Raise ConfigError for rules of lesions that cannot be, or that nothing asks for."""
-    given = {
-        "--lesion-min-volume": options.lesion_min_volume,
-        "--lesion-match": options.lesion_match,
-        "--lesion-connectivity": options.lesion_connectivity,
-    }
-    for option, value in given.items():
-        if options.lesions is None and value is not None:
-            raise ConfigError(f"{option} {value}: is a rule of --lesions; add that option")
-    if options.lesions not in (None, *LESION_SETS):
+    if options.lesions is None:
+        for rule in ("min_volume", "match", "connectivity"):
+            if getattr(options, f"lesion_{rule}") is not None:
+                option = f"--lesion-{rule.replace('_', '-')}"
+                raise ConfigError(f"{option}: is a rule of --lesions; add that option")
+    elif options.lesions not in LESION_SETS:
         raise ConfigError(f"--lesions: expected {listed(LESION_SETS)}, got {options.lesions!r}")
     _ = options.lesion_rules  # It raises for values out of range.
 

@@ -132,14 +132,15 @@ def cut_planes(
         peak = None
     numbers = planes_of(changed.shape)
     planes = [volume.cut(number, point, volume.crop) for number in numbers]
+    window_mm = (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
+    if through is not None:
+        for place, number in enumerate(numbers):
+            framed = volume.frame(number, point, window_mm)
+            planes[place] = planes[place]._replace(frame=framed)
     if peak is not None:
         number, is_near = best_view(changed, peak, point, volume.steps)
         zoomed = volume.zoom(number, peak)
-        reach = _ZOOM_MM if zoomed is not None else (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
-        _, across, up, _ = PLANES[number]
-        column = peak[across] - volume.crop[across].start
-        row = volume.crop[up].stop - 1 - peak[up]
-        frame = (column, row, *reach)
+        frame = volume.frame(number, peak, _ZOOM_MM if zoomed is not None else window_mm)
         if not is_near:
             cut = volume.cut(number, peak, volume.crop)
             planes.append(cut._replace(name=f"change, {cut.name}", frame=frame))
@@ -220,6 +221,15 @@ class _Volume:
             maps[kind] = _upwards(labels[tuple(index)])
         name, edges = describe_plane(plane, is_upright=self._is_upright)
         return Plane(name, edges, size_mm, shown, maps)
+
+    def frame(
+        self, plane: int, voxel: Sequence[int], size_mm: tuple[float, float]
+    ) -> tuple[int, int, float, float]:
+        """Return the frame of a size around a voxel in a plane of what is shown."""
+        _, across, up, _ = PLANES[plane]
+        column = voxel[across] - self.crop[across].start
+        row = self.crop[up].stop - 1 - voxel[up]
+        return (column, row, *size_mm)
 
     def zoom(self, plane: int, peak: Sequence[int]) -> Plane | None:
         """Return the part of a plane around the largest change; None if it is most of the plane."""

@@ -178,15 +178,13 @@ def test_without_lesions_nothing_is_about_them(study, tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (
-            ["--lesion-match", "iou"],
-            "--lesion-match iou: is a rule of --lesions; add that option",
-        ),
-        (["--lesion-min-volume", "3"], "--lesion-min-volume 3.0: is a rule of --lesions"),
-        (["--lesions", "--lesion-min-volume", "-1"], "'-1': expected mm³, at least 0"),
-        (["--lesions", "--lesion-min-volume", "inf"], "'inf': expected mm³, at least 0"),
+        (["--lesion-match", "iou"], "--lesion-match: is a rule of --lesions; add that option"),
+        (["--lesion-min-volume", "0"], "--lesion-min-volume: is a rule of --lesions"),
+        (["--lesions", "--lesion-min-volume", "-1"], "volume of lesions: expected mm³, at least 0"),
+        (["--lesions", "--lesion-min-volume", "nan"], "expected mm³, at least 0, got nan"),
+        (["--lesions", "--lesion-min-volume", "big"], "--lesion-min-volume"),
         (["--lesions=fives"], "isles"),
-        (["--lesions", "--lesion-connectivity", "8"], "26"),
+        (["--lesions", "--lesion-connectivity", "8"], "expected 6, 18 or 26, got 8"),
     ],
 )
 def test_bad_rules_are_refused(study, tmp_path, options, problem):

@@ -94,7 +94,10 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
     """
     with _matplotlib().rc_context({"text.parse_math": False, "font.size": 9}):
         figure, axes = _new_chart()
-        for place, method in enumerate(reversed(evaluation.compared)):
+        for method in evaluation.compared:
+            style: dict[str, Any] = {"color": OUTCOME_COLORS[0], "linewidth": 2.5, "alpha": 0.6}
+            if method == evaluation.options.name:
+                style = {"color": OUTCOME_COLORS[1], "linewidth": 1.2}
             for outcome, line in (("found", "-"), ("false", "--")):
                 volumes = []
                 for result in evaluation.results:
@@ -102,15 +105,16 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
                         is_judged = lesion.region in evaluation.judged_regions
                         if is_judged and lesion.outcome == outcome:
                             volumes.append(lesion.volume_ml)
-                counts, _ = np.histogram(volumes, _VOLUMES_ML)
                 label = _short(f"{outcome}, {method}")
-                color = OUTCOME_COLORS[1 - place]
-                axes.stairs(counts, _VOLUMES_ML, color=color, linestyle=line, label=label)
+                bins = _VOLUMES_ML.tolist()
+                axes.hist(volumes, bins, histtype="step", linestyle=line, label=label, **style)
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_xlabel("volume (ml)")
         axes.set_ylabel("number of lesions")
-        axes.legend(frameon=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return _png_of(figure)
 
 
