@@ -22,7 +22,6 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import (
     CALIBRATION_METRICS,
     DICE,
-    LESION_CHANGES,
     LESION_METRICS,
     MASK_METRICS,
 )
@@ -180,11 +179,7 @@ class Evaluation:
         if baseline not in table.methods:
             baseline = self.options.name
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
-        of_lesions = [*LESION_METRICS, *LESION_CHANGES]
-        if self.options.lesions is None:
-            of_lesions = []
-        elif not self.options.baselines:
-            of_lesions = [*LESION_METRICS]
+        of_lesions = LESION_METRICS if self.options.lesions is not None else ()
         rows = summarize(
             table,
             baseline,

@@ -24,8 +24,7 @@ def total_lesions(evaluation: Evaluation, method: str, regions: Sequence[str]) -
     """
     table = evaluation.table
     names = [*_COUNTS]
-    options = evaluation.options
-    if options.baseline not in (None, method):
+    if method != evaluation.options.baseline and "lesions_lost" in table.metrics:
         names += LESION_CHANGES
     of_cases = {}
     for metric in names:

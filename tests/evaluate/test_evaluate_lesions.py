@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli_helpers import files_in, run_here
 from evaluation_helpers import SHAPE, SPACING, Study, affine, read_metrics, save_map
+from io_helpers import save_nifti
 
 from crfrefine.base.label_options import LESION_SETS
 from crfrefine.metrics.lesion_matching import LESION_RULES
@@ -160,6 +161,36 @@ def test_the_report_leads_from_each_lost_lesion_to_its_picture(study, tmp_path):
     assert '<a href="#lesion-1"><bdi>a</bdi>: lesion 2 of 1, 0.012 ml</a>' in page
     assert page.count('<h3 id="lesion-1"><bdi>a</bdi>: lost lesion 2 of 1, 0.012 ml</h3>') == 1
     assert "#lesion-2" not in page
+
+
+def test_a_baseline_that_no_case_has_leaves_its_lesions_out(study, tmp_path):
+    for case in study.maps["before"]:
+        (tmp_path / "before").mkdir(exist_ok=True)
+        (tmp_path / "before" / f"{case}.nii.gz").write_bytes(b"cut off")
+    arguments = ["evaluate", study.after, study.labels, "-b", f"before={tmp_path / 'before'}"]
+    result = run_here(*arguments, "--lesions", "-o", tmp_path / "out", status=1)
+    assert "no verdict" in result.stdout
+    totals = json.loads((tmp_path / "out" / "summary.json").read_text())["lesions"]
+    assert set(totals) == {"prediction"}
+    assert "lesions_lost" not in totals["prediction"]["1"]
+
+
+def test_a_slice_has_lesions_too(tmp_path):
+    paths = []
+    for name, rows in (("after", slice(6, 7)), ("labels", slice(2, 4)), ("before", slice(2, 4))):
+        values = np.zeros((9, 7), np.uint8)
+        values[rows, 1:3] = 1
+        paths.append(save_nifti(tmp_path / f"{name}.nii.gz", values, affine()))
+    after, labels, before = paths
+    output = tmp_path / "out"
+    run_here(
+        "evaluate", after, labels, "-b", f"before={before}", "--lesions", "-o", output, status=0
+    )
+    rows = read_lesions(output)
+    assert [row["change"] for row in rows] == ["lost", "made", ""]
+    found = [float(rows[0][name]) for name in ("x_mm", "y_mm", "z_mm")]
+    np.testing.assert_allclose(found, (affine() @ [2.5, 1.5, 0, 1])[:3], atol=1e-4)
+    assert 'id="lesion-1"' in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_lesions_nothing_is_about_them(study, tmp_path):
