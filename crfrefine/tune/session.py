@@ -412,7 +412,15 @@ class Session:
             result = self._whole
             if result.strokes is not drawn or result.parameters != parameters:
                 strokes = Strokes.of_array(drawn, drawn.shape, self._num_labels)
-                refined = self._refine_measured(parameters, check, strokes)
+                began = time.process_time()
+                try:
+                    refined = self._refiner.refine(parameters, check, strokes)
+                except _StaleError:  # It would have taken longer.
+                    if time.process_time() - began > MAX_SECONDS:
+                        self._seconds = time.process_time() - began
+                    raise
+                # A later one has the kernels of the first one.
+                self._seconds = min(time.process_time() - began, self._seconds or math.inf)
                 facts = self._facts(refined, (), started)
                 check()
                 result = Result(refined.label_map, None, parameters, drawn, facts)
@@ -421,22 +429,6 @@ class Session:
             self.shown = result
             self._edited = None
         return result
-
-    def _refine_measured(
-        self, parameters: CrfParameters, check: Callable[..., None], strokes: Strokes | None
-    ) -> RefinementResult:
-        """Refine the whole case, and note how long that takes, or took until it was stopped."""
-        began = time.process_time()
-        try:
-            refined = self._refiner.refine(parameters, check, strokes)
-        except _StaleError:
-            spent = time.process_time() - began
-            if spent > MAX_SECONDS:
-                self._seconds = spent
-            raise
-        # A later one has the kernels of the first one.
-        self._seconds = min(time.process_time() - began, self._seconds or math.inf)
-        return refined
 
     def _refine_box(
         self, parameters: CrfParameters, box: Box, check: Callable[..., None]
