@@ -286,7 +286,7 @@ class LabelSets {
                  const Contiguous<const LaneMask>& open, int64_t num_voxels,
                  const nb::object& progress, const FloatArray& logits, const FloatOut& out,
                  const std::optional<MaskArray>& may_matter, const Extents& reach, double threshold,
-                 const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
+                 const Contiguous<uint8_t>& exceeds, double unsent) const {
         const Tiling& tiling = set_.tiling;
         std::optional<BuiltKernels> built;
         if (!kernels.is_none()) built.emplace(kernels_in(kernels));
@@ -344,8 +344,7 @@ class LabelSets {
             for (const DirectKernel& kernel : direct) {
                 Reporter{progress, "build"}(static_cast<int>(filters.size()),
                                             static_cast<int>(direct.size()));
-                filters.push_back(
-                    make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
+                filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, pool));
             }
             std::optional<Borders> borders;
             const int64_t extents[3] = {reach[0], reach[1], reach[2]};
@@ -425,8 +424,7 @@ void define_tiles(nb::module_& m) {
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a,
              "of_settled"_a, "image"_a, "bandwidths"_a, "normalization"_a, "model"_a, "open"_a,
              "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
-             "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a,
-             "has_room"_a)
+             "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a)
         .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a,
              "whole_rows"_a, "open"_a.noconvert());
     nb::class_<Tiles> tiles(m, "Tiles");

@@ -213,6 +213,22 @@ struct LabelBox {
     }
 };
 
+// A tile and what lies within `halo` voxels of it, as one array; rows along the last axis.
+struct Neighborhood {
+    int64_t halo[3], shape[3], size;  // shape of the array, and its number of voxels
+    int64_t own_row(int64_t z, int64_t y) const {
+        return ((z + halo[0]) * shape[1] + y + halo[1]) * shape[2] + halo[2];
+    }
+
+    Neighborhood(const Tiling& tiling, const int64_t (&reach)[3]) : size(1) {
+        for (int a = 0; a < 3; ++a) {
+            halo[a] = reach[a];
+            shape[a] = tiling.tile[a] + 2 * reach[a];
+            size *= shape[a];
+        }
+    }
+};
+
 // Where the label occurs in a tile's neighborhood, and what becomes of it axis by axis; 0 or 1.
 struct Occurrence {
     std::vector<uint8_t> here, along_z, along_y, near;

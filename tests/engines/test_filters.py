@@ -125,13 +125,16 @@ def test_direct_sums_match_brute_force(backend, filter_name, num_dims, num_modal
         ((3, 5, 4), 50.0, 2, 1),
         ((21, 64), (3.0, 1.5), 4, 11),
         ((2, 3, 6, 7), 1.5, 9, 5),
+        ((18, 34, 2), (1.3, 2.5, 0.9), 1, 5),
+        ((2, 1300), (0.9, 400.0), 1, 1),
     ],
 )
 def test_direct_sums_match_brute_force_on_any_grid(
     backend, grid_shape, theta_alpha, num_modalities, num_channels
 ):
     """Several tiles along two axes, with an overhang; a radius beyond the box; more channels than a
-    row; modalities that fill no load.
+    row; modalities that fill no load; several bricks along two axes; a window of more vectors along
+    a row than are marked one by one.
     """
     case = random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape)
     for filter_name in ("truncated", "exact"):

@@ -30,14 +30,12 @@ UNSENT = 0.05
 
 
 def run_tiles(
-    problem: TileProblem, context: RunContext, *, has_room: bool
+    problem: TileProblem, context: RunContext
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
     """Run the mean field on tiles, at least one of them active.
 
     Beside the result return (entries), 1 where the label's marginal was above the threshold near
     its domain's border after a step.
-
-    With `has_room` direct sums may copy the whole volume before the first step.
     """
     sets = problem.sets
     kernels = problem.spec.kernels
@@ -85,7 +83,6 @@ def run_tiles(
         threshold=problem.threshold,
         exceeds=exceeds,
         unsent=UNSENT * problem.threshold,
-        has_room=has_room,
     )
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
     energy = tuple(outcome["energy"])

@@ -17,7 +17,6 @@ from crfrefine.engines.base import (
     of_part,
 )
 from crfrefine.errors import CapacityError, ConfigError
-from crfrefine.refinement.tiles.channels import DenseChannels
 from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, TileGrid, tile_layers
 from crfrefine.refinement.tiles.planning import sums_are_direct
 from crfrefine.refinement.tiles.problem import TileProblem
@@ -54,11 +53,8 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
         num_bytes = None if context.num_bytes is None else context.num_bytes - held
         slabs, halo, needed = plan_slabs(problem, num_bytes)
         context.take(held + needed)
-        is_in_memory = isinstance(problem.source, DenseChannels)
         if len(slabs) == 1:
-            # The steps need more memory than the copies with two labels at each voxel.
-            has_room = is_in_memory or sets.num_entries >= 2 * sets.grid.num_tiles
-            refined, exceeds = run_tiles(problem, context, has_room=has_room)
+            refined, exceeds = run_tiles(problem, context)
         else:
             refined, exceeds = run_slabs(problem, slabs, halo, context)
         if not problem.checks_borders or not exceeds.any():
@@ -95,7 +91,6 @@ def run_slabs(
     exceeds = np.zeros(sets.num_entries, np.uint8)
     timings: dict[str, float] = {}
     filters: tuple[str, ...] = ()
-    has_room = isinstance(problem.source, DenseChannels)
     for number, slab in enumerate(slabs):
         planes = _with_halo(slab, halo, sets.grid)
         part = problem.in_slab(planes)
@@ -105,7 +100,7 @@ def run_slabs(
         if progress is not None:
             progress("label sets", 0, 1)
         of_slab = replace(context, progress=progress)
-        refined, exceeds_in_part = run_tiles(part, of_slab, has_room=has_room)
+        refined, exceeds_in_part = run_tiles(part, of_slab)
 
         target = sets.entries_in(slab)
         first = planes.start
