@@ -47,6 +47,7 @@ class Reviews:
         What was noted before, in memory, is written at once.
         """
         self._path = folder / "reviews.csv"
+        self.problem = ""
         self.read_again()
         if self._unwritten:
             self._write()

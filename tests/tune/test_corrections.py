@@ -157,6 +157,32 @@ def test_a_note_comes_back_as_long_as_one_may_be(worklist):
         worklist.review(0, "done", "=" + 499 * "x")
 
 
+def test_a_table_that_another_program_has_written_is_taken_or_told(worklist, options):
+    """With a column of its own, and a state that the page does not know."""
+    table = options.corrections / "reviews.csv"
+    worklist.review(0, "done", "first")
+    table.write_text(
+        "case,state,note,reader\na,read twice,changed,ana\nb,to do,new,\nx,done,,ben\n"
+    )
+    worklist.review(1, "to discuss", None)
+    assert [case["note"] for case in worklist.describe()["cases"]] == ["changed", "new", ""]
+    assert worklist.describe()["cases"][0]["review"] == "read twice"
+    assert table.read_text().splitlines() == [
+        "case,state,note,reader",
+        "a,read twice,changed,ana",
+        "b,to discuss,new,",
+        "c,to do,,",
+        "x,done,,ben",
+    ]
+    table.write_bytes(b"case;state\xff")
+    worklist.review(2, None, "kept")
+    assert "move it away" in worklist.describe()["folder"]["problem"]
+    assert table.read_bytes() == b"case;state\xff"
+    table.unlink()
+    assert worklist.keep()["folder"]["problem"] == ""
+    assert "c,to do,kept," in table.read_text()
+
+
 def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
     study, tmp_path, monkeypatch
 ):

@@ -25,6 +25,7 @@ from crfrefine.io import read_volume, write_label_map
 from crfrefine.tune import session as session_module
 from crfrefine.tune.batch import Batch
 from crfrefine.tune.case import CaseRefiner
+from crfrefine.tune.chosen import ChosenParameters
 from crfrefine.tune.corrections import (
     CORRECTED,
     OUTDATED,
@@ -33,6 +34,8 @@ from crfrefine.tune.corrections import (
     Corrections,
 )
 from crfrefine.tune.finding import find_cases_to_show
+from crfrefine.tune.kept import KeptCases
+from crfrefine.tune.opened import OpenCase
 from crfrefine.tune.worklist import Worklist
 
 
@@ -381,3 +384,37 @@ def _save(page: Page):
         page.json("case/0/save-case", {"preset": "", "changes": {}})
     except (OSError, AssertionError):  # The program is killed meanwhile.
         return
+
+
+def test_each_part_of_the_work_runs_without_the_others(options):
+    """Cases that are kept, one that is open, and what is done with all of them."""
+    inputs = find_cases_to_show(options)
+    kept = KeptCases(options, inputs)
+    kept.review(2, None, "later")
+    kept.read(1).draw(**STROKE)
+    assert [kept.describe(number)["state"] for number in range(3)] == [
+        UNTOUCHED,
+        CORRECTED,
+        UNTOUCHED,
+    ]
+    kept.release()
+
+    def read(number):
+        chosen = ChosenParameters(options.inputs.parameters, None)
+        return session_module.Session(options, inputs, number, None, chosen)
+
+    opened = OpenCase(read(0), read, read)
+    opened.read_ahead(2)
+    opened.open(2)
+    assert opened.session(2).number == opened.number == 2
+    opened.end()
+
+    saved = []
+    batch = Batch(inputs, options.inputs, lambda *progress: None)
+    batch.save_all(lambda number: number != 1, saved.append)
+    batch.count_changes(options.inputs.parameters)
+    batch._saving.result(60)
+    batch._counting.result(60)
+    assert saved == [0, 2]
+    assert all(batch.describe(number, options.inputs.parameters)["changed"] for number in range(3))
+    batch.end()
