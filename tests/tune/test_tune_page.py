@@ -101,7 +101,7 @@ def set_fields(driver, values):
     driver.execute_script(
         "for (const [id, value] of arguments[0]) {"
         "const field = document.getElementById(id); field.value = value;"
-        "field.dispatchEvent(new Event('change')); }",
+        "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind)); }",
         values,
     )
 
@@ -349,6 +349,21 @@ def test_states_follow_strokes_and_the_list_closes_and_keeps_the_focus(page):
     assert chosen(page) == before
     ActionChains(page).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
     wait(page, "document.querySelector('#case-count').textContent.endsWith('1 saved')")
+
+
+def test_keys_read_out_what_lies_at_the_crosshair_and_the_next_case_keeps_the_focus(page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    across, up, through = page.page.json("case/0/describe")["place"]
+    focused = "document.activeElement.classList.contains('overlay')"
+    page.execute_script("document.querySelector('.overlay').focus()")
+    ActionChains(page).send_keys(Keys.ARROW_RIGHT, Keys.PAGE_UP).perform()
+    place = f"{across + 2}, {up + 1}, {through + 2} · "
+    wait(page, f"document.querySelector('#under').textContent.startsWith('{place}')")
+    ActionChains(page).send_keys(".").perform()
+    wait_for_case(page, "second")
+    wait(page, focused)
 
 
 def test_a_damaged_case_is_told_and_passed_by(arguments, folder, tmp_path, browser):

@@ -100,6 +100,7 @@ export class Plane {
     overlay.style.setProperty("--x", `${x}px`);
     overlay.style.setProperty("--y", `${y}px`);
     if (this.pointed) this.point(this.pointed); // Something else lies under it now.
+    else if (document.activeElement === overlay) set({ under: this.under(this.crosshair()) });
   }
 
   // Zoom at a place of the screen, or in the middle.

@@ -97,7 +97,7 @@ function showSides() {
   const [{ plane: first }] = sides;
   const label = chosenLabel() || first.under(first.crosshair())?.refined || 0;
   const name = state.labels.find((one) => one.label === label)?.name;
-  find("side-label").textContent = name ?? "Choose a label.";
+  find("side-label").textContent = name ? `${name}.` : "Choose a label.";
   for (const { image, plane: { spec } } of sides) {
     const query = encodeURIComponent(JSON.stringify({ plane: spec.number, label }));
     Object.assign(image, { hidden: !name, alt: `${name}, ${spec.name}` });

@@ -49,6 +49,7 @@ async function go(number) {
   finishStrokes();
   keepChosen();
   keepNote();
+  const focused = planes.findIndex(({ parts }) => parts.overlay === document.activeElement);
   find("planes").inert = true;
   find("opening").textContent = `Opening ${list.cases[number].name} …`;
   set({ leaving, at: number }); // A damaged case is passed by: the next one follows it.
@@ -56,6 +57,7 @@ async function go(number) {
   if (number !== state.at) return; // Another one was chosen meanwhile.
   await refreshCases();
   find("planes").inert = false;
+  planes[focused]?.parts.overlay.focus();
   find("opening").textContent = "";
   set({ leaving: null });
   if (state.number !== leaving) return;
