@@ -1,8 +1,9 @@
 """The names that the files of a case may have: a table of patterns.
 
 Whoever uses other names gives a pattern in place of the folder. A further name goes into a line of
-its `Kind`. The word at the end of a name such as `{case}_seg` goes into one of the lists of words,
-from which `OTHER_WORDS` and `OTHERS` are made, so that no other kind takes the file for its own.
+its `Kind`. The word at the end of a name such as `{case}_seg` goes into one of the lists of words:
+`OTHER_WORDS` is made of all of them, and `OTHERS` of those of labels and scores, so that no other
+kind takes such a file for its own.
 """
 
 from __future__ import annotations

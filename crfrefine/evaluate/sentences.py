@@ -1,4 +1,4 @@
-"""The verdict of an evaluation, and its sentences."""
+"""What an evaluation says beside its verdict, whose sentence is in `statistics/verdict.py`."""
 
 from __future__ import annotations
 
