@@ -336,7 +336,7 @@ const actions = {
   farther: () => largePlane().zoom(0.8), fit: () => largePlane().fit(),
   "all-labels": () => showAllLabels(true), "no-labels": () => showAllLabels(false),
   brushes: takeEyes, window: takeWindow, preset: choosePreset,
-  "review-state": review, note: keepNote,
+  "review-state": review, note: () => { typeNote(); keepNote(); },
   save, end: () => attempt(end()),
 };
 for (const [id, act] of Object.entries(actions)) {
