@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Self
 
+from crfrefine.base.lesion_rules import LESION_RULES
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import INPUT, Option
@@ -16,10 +17,8 @@ from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
-# The challenges whose rules of lesions are known; a bare --lesions has the first.
-LESION_SETS = ("isles", "brats", "brats-met", "autopet")
 # Options that may stand without a value, which is then the first of these.
-BARE_VALUES = {"--resample": INTERPOLATIONS, "--lesions": LESION_SETS}
+BARE_VALUES = {"--resample": INTERPOLATIONS, "--lesions": tuple(LESION_RULES)}
 # The help of --map, for the commands that read label maps.
 MAP = (
     "Take the value OLD of the label maps for the label NEW, as 255=1 or -1=0; repeatable. All "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from crfrefine.base.array_types import Labels
+from crfrefine.base.lesion_rules import LesionRules
 from crfrefine.io.volume import Volume
-from crfrefine.metrics.lesion_matching import LesionRules
 from crfrefine.metrics.lesion_scores import Lesion, LesionResults, measure_lesions
 from crfrefine.metrics.registry import LESION_CHANGES, RegionValues
 

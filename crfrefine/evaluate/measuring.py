@@ -16,6 +16,7 @@ from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.label_options import REFERENCE
+from crfrefine.base.lesion_rules import LesionRules
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 from crfrefine.evaluate.lesions import changes_of, measure_in_world
@@ -23,7 +24,6 @@ from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.predictions import Prediction, read_masks, read_scores
 from crfrefine.evaluate.reference import Reference, read_reference
 from crfrefine.metrics.calibration import measure_calibration
-from crfrefine.metrics.lesion_matching import LesionRules
 from crfrefine.metrics.lesion_scores import Lesion
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues

@@ -6,10 +6,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from crfrefine.base.label_options import (
-    LESION_SETS,
     MAP,
     MAP_OF_REFERENCE,
     REFERENCE,
@@ -17,13 +16,11 @@ from crfrefine.base.label_options import (
     mapping_of,
     parse_mapped,
 )
+from crfrefine.base.lesion_rules import LESION_RULES, LesionRules
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
 from crfrefine.base.option import INPUT, LESIONS, OUTPUT, RESOURCES, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from crfrefine.metrics.lesion_matching import LesionRules
 
 # Names in the output folder.
 METRICS_NAME = "metrics.csv"
@@ -171,7 +168,7 @@ class EvaluationOptions:
             "--lesions",
             "Score each lesion, a connected component of a label or region, by the rules of a "
             "challenge. A bare --lesions has those of isles: one common voxel finds a lesion.",
-            choices=LESION_SETS,
+            choices=tuple(LESION_RULES),
             panel=LESIONS,
         ),
     ] = None
@@ -285,8 +282,6 @@ class EvaluationOptions:
         """The rules by which lesions match; None without --lesions."""
         if self.lesions is None:
             return None
-        from crfrefine.metrics.lesion_matching import LESION_RULES  # It imports numpy.
-
         given: dict[str, Any] = {
             "min_volume_mm3": self.lesion_min_volume,
             "match": self.lesion_match,
@@ -382,8 +377,8 @@ def _check_lesions(options: EvaluationOptions) -> None:
             if getattr(options, f"lesion_{rule}") is not None:
                 option = f"--lesion-{rule.replace('_', '-')}"
                 raise ConfigError(f"{option}: is a rule of --lesions; add that option")
-    elif options.lesions not in LESION_SETS:
-        raise ConfigError(f"--lesions: expected {listed(LESION_SETS)}, got {options.lesions!r}")
+    elif options.lesions not in LESION_RULES:
+        raise ConfigError(f"--lesions: expected {listed(LESION_RULES)}, got {options.lesions!r}")
     _ = options.lesion_rules  # It raises for values out of range.
 
 

@@ -17,11 +17,10 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import given_array
 from crfrefine.arrays.label_maps import Box, box_around
 from crfrefine.base.array_types import Array
+from crfrefine.base.lesion_rules import LESION_RULES, LesionRules
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.lesion_matching import (
-    LESION_RULES,
     Components,
-    LesionRules,
     boxes_by_label,
     components_of,
     find_components,

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.label_options import (
-    LESION_SETS,
     MAP,
     MAP_OF_REFERENCE,
     InputOptions,
     Mapped,
     parse_mapped,
 )
+from crfrefine.base.lesion_rules import LESION_RULES
 from crfrefine.base.limits import MAX_PARTS
 from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
 from crfrefine.errors import InputError
@@ -128,7 +128,7 @@ class TrainingOptions(InputOptions):
             "--lesions",
             "Score each lesion, too, by the rules of a challenge, and try the smallest volume of a "
             "component in place of the largest component. A bare --lesions has those of isles.",
-            choices=LESION_SETS,
+            choices=tuple(LESION_RULES),
             panel=MODEL,
         ),
     ] = None

@@ -12,8 +12,7 @@ from cli_helpers import files_in, run_here
 from evaluation_helpers import SHAPE, SPACING, Study, affine, read_metrics, save_map
 from io_helpers import save_nifti
 
-from crfrefine.base.label_options import LESION_SETS
-from crfrefine.metrics.lesion_matching import LESION_RULES
+from crfrefine.base.lesion_rules import LESION_RULES
 
 VOXEL_MM3 = math.prod(SPACING)
 # Boxes by name: of two cases, label 1 unless said otherwise.
@@ -150,7 +149,6 @@ def test_rules_of_matching_and_neighbors_count(study, tmp_path):
     settings = json.loads((tmp_path / "summary.json").read_text())["settings"]["lesions"]
     rules = {"rules_of": "autopet", **vars(LESION_RULES["autopet"]), "match": "iou"}
     assert settings == rules
-    assert set(LESION_SETS) == set(LESION_RULES)
 
 
 def test_the_report_leads_from_each_lost_lesion_to_its_picture(study, tmp_path):

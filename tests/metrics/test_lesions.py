@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from crfrefine import metrics
+from crfrefine.base.lesion_rules import LesionRules
 from crfrefine.errors import ConfigError, GridMismatchError
 from crfrefine.metrics import lesion_matching
-from crfrefine.metrics.lesion_matching import LesionRules
 from crfrefine.metrics.lesion_scores import PENALTY_MM, measure_lesions
 from crfrefine.metrics.registry import LESION_METRICS
 
@@ -264,7 +264,7 @@ def test_refusals():
     labels = np.zeros((4, 5, 6), np.uint8)
     with pytest.raises(GridMismatchError, match="4×5×6 voxels"):
         metrics.lesions(labels, labels[:3], 1.0)
-    with pytest.raises(ConfigError, match="expected brats, brats-met, isles, autopet, got 'luna'"):
+    with pytest.raises(ConfigError, match="expected isles, brats, brats-met, autopet, got 'luna'"):
         metrics.lesions(labels, labels, 1.0, rules="luna")
     for rules in ({"connectivity": 8}, {"match": "dice"}, {"dilation": -1}, {"min_volume_mm3": -1}):
         with pytest.raises(ConfigError, match=r"of lesions: expected .*, got"):
