@@ -17,6 +17,7 @@ from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.lesion_rules import AXES_OF_STEP, LesionRules
 
 _BLOCK = 32  # voxels along each side of the blocks in which maps are searched for labels
+_MAX_BOXES = 3000  # of which each pair is compared
 
 
 def boxes_by_label(label_map: Array, labels: Iterable[int]) -> dict[int, list[Integers]]:
@@ -40,20 +41,30 @@ def boxes_by_label(label_map: Array, labels: Iterable[int]) -> dict[int, list[In
 
 
 def merge_near(boxes: Sequence[Integers], gap: int) -> list[Box]:
-    """Join boxes, (2, axes), with at most so many voxels between them, until none are left."""
+    """Join boxes, (2, axes), with at most so many voxels between them, until none are left.
+
+    Of very many boxes, others in one part of the grid are joined, too.
+    """
     starts, stops = np.stack(boxes, axis=1)
+    side = _BLOCK
     while True:
-        is_near = (starts[:, None] <= stops + gap).all(axis=2)
-        first_near = (is_near & is_near.T).argmax(axis=1)
-        joined, group = np.unique(first_near, return_inverse=True)
-        if len(joined) == len(starts):
-            break
-        first_starts = starts[joined]
-        last_stops = stops[joined]
-        np.minimum.at(first_starts, group, starts)
-        np.maximum.at(last_stops, group, stops)
-        starts = first_starts
-        stops = last_stops
+        if len(starts) > _MAX_BOXES:
+            _, firsts, group = np.unique(
+                starts // side, axis=0, return_index=True, return_inverse=True
+            )
+            side *= 2
+        else:
+            is_near = (starts[:, None] <= stops + gap).all(axis=2)
+            first_near = (is_near & is_near.T).argmax(axis=1)
+            firsts, group = np.unique(first_near, return_inverse=True)
+            if len(firsts) == len(starts):
+                break
+        joined_starts = starts[firsts]
+        joined_stops = stops[firsts]
+        np.minimum.at(joined_starts, group.reshape(-1), starts)
+        np.maximum.at(joined_stops, group.reshape(-1), stops)
+        starts = joined_starts
+        stops = joined_stops
     merged = []
     for ends in zip(starts.tolist(), stops.tolist(), strict=True):
         merged.append(tuple(slice(start, stop) for start, stop in zip(*ends, strict=True)))

@@ -199,10 +199,14 @@ def check_study(seed):
             assert results.values[metric] == pytest.approx(value, abs=ROUNDING, nan_ok=True), metric
 
 
-@pytest.fixture(params=[4, 32], ids=["in parts", "in one part"])
+@pytest.fixture(
+    params=[(4, 3000), (4, 5), (32, 3000)], ids=["in parts", "in few parts", "in one part"]
+)
 def _block(request, monkeypatch):
     """The grids of the studies are searched in several blocks, or in one."""
-    monkeypatch.setattr(lesion_matching, "_BLOCK", request.param)
+    block, most_boxes = request.param
+    monkeypatch.setattr(lesion_matching, "_BLOCK", block)
+    monkeypatch.setattr(lesion_matching, "_MAX_BOXES", most_boxes)
 
 
 @pytest.mark.usefixtures("_block")
