@@ -56,6 +56,8 @@ function tellFound() {
   lost = 0;
 }
 
+export const isLost = () => lost > 0;
+
 // Tell somebody, from now on, if requests arrive but are not answered.
 export const watchAnswers = () => setInterval(() => {
   if (!numWaiting || hasEnded()) return;

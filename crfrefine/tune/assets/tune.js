@@ -1,5 +1,5 @@
 // The page: opens a case, sends its parameters and strokes when they change, and shows the answers.
-import { ask, attempt, clone, fill, find, findAll, hasEnded, tell, watchAnswers, write }
+import { ask, attempt, clone, fill, find, findAll, hasEnded, isLost, tell, watchAnswers, write }
   from "./page.js";
 import { changeCases, keep, keepNote, mayEnd, neighbor, nextToDo, readAhead, refreshCases, review,
   showState, typeNote } from "./cases.js";
@@ -387,7 +387,9 @@ window.addEventListener("beforeunload", (event) => {
   finishStrokes();
   keepChosen();
   keepNote();
-  if ((isSending() || state.list.folder.problem) && !hasEnded()) event.preventDefault();
+  // What is on its way arrives, or is sent by the next page.
+  const isWaiting = isSending() && isLost();
+  if ((isWaiting || state.list.folder.problem) && !hasEnded()) event.preventDefault();
 });
 
 // The program may have been started again, with another case open.
