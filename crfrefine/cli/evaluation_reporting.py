@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, sentences_of
 from crfrefine.cli.tables import print_table, print_written
-from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+from crfrefine.evaluate.options import LESIONS_NAME, METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
     from crfrefine.evaluate.evaluation import Evaluation
@@ -98,6 +98,8 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         for text in texts:
             print(for_terminal(text))
         names = [METRICS_NAME, SUMMARY_NAME]
+        if evaluation.options.lesions is not None:
+            names.append(LESIONS_NAME)
         if evaluation.has_report:
             names.append(REPORT_NAME)
         print_written(*(evaluation.options.output / name for name in names))
@@ -188,7 +190,11 @@ def _print_lesions(evaluation: Evaluation, verbosity: int) -> None:
             rows.append((evaluation.titles.get(region, region), method, *cells))
     columns = [name.removeprefix("lesions_").removeprefix("lesion_") for name in names]
     if rows:
-        print_table(("region", "method", *columns), rows, numbers=tuple(columns[:-1]))
+        print_table(
+            ("region", "method", *columns),
+            rows,
+            numbers=tuple(name for name in columns if name != "worst_case"),
+        )
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:

@@ -47,22 +47,20 @@ def judge(evaluation: Evaluation) -> Verdict | None:
 
 
 def _lesion_sentence(evaluation: Evaluation, baseline: str) -> str:
-    """Return what became of the baseline's lesions, over all judged regions and cases."""
+    """Return what became of the baseline's lesions, in judged regions and cases that both have."""
     method = evaluation.options.name
     regions = evaluation.judged_regions
-    before = total_lesions(evaluation, baseline, regions)
-    after = total_lesions(evaluation, method, regions)
+    before = total_lesions(evaluation, baseline, regions, method)
+    after = total_lesions(evaluation, method, regions, baseline)
     lost = f"of {counted(before['lesions_found'], 'lesion')} that {baseline} finds, "
     lost += f"{_subject(evaluation, method)} loses {after['lesions_lost'] or 'none'}"
     if after["lesions_lost"]:
-        lost += f" (most in {after['worst_case']})"
+        lost += f" (worst case: {after['worst_case']})"
     made = f"of its {counted(before['lesions_false'], 'false one')}, "
     made += f"{after['lesions_removed']} are removed, and {after['lesions_made']} are new"
-    f1 = metric_named("lesion_f1").value_text
-    return (
-        f"Lesions: {lost}, and gains {after['lesions_gained']}; {made}; "
-        f"F1 {f1(before['lesion_f1'])} → {f1(after['lesion_f1'])}."
-    )
+    text = metric_named("lesion_f1").value_text
+    f1 = [text(totals["lesion_f1"]) or "undefined" for totals in (before, after)]
+    return f"Lesions: {lost}, and gains {after['lesions_gained']}; {made}; F1 {f1[0]} → {f1[1]}."
 
 
 def learned_text(evaluation: Evaluation) -> str:

@@ -5,6 +5,8 @@ baseline's, and what is refused.
 import csv
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,10 @@ from evaluation_helpers import SHAPE, SPACING, Study, affine, read_metrics, save
 from io_helpers import save_nifti
 
 from crfrefine.base.lesion_rules import LESION_RULES
+from crfrefine.evaluate import report
+from crfrefine.evaluate.report.charts import draw_lesions
+from crfrefine.metrics.lesion_scores import Lesion
+from crfrefine.pictures.preview import draw_preview
 
 VOXEL_MM3 = math.prod(SPACING)
 # Boxes by name: of two cases, label 1 unless said otherwise.
@@ -106,8 +112,8 @@ def test_lesions_are_counted_and_compared_with_those_of_the_baseline(study, tmp_
     assert "worst_case" not in totals["before"]["1"]
     last = result.stdout.splitlines()[-1]
     assert last.endswith(
-        "Lesions: of 5 lesions that before finds, the prediction loses 1 (most in a), and gains 1; "
-        "of its 3 false ones, 2 are removed, and 1 are new; F1 0.7143 → 0.7692."
+        "Lesions: of 5 lesions that before finds, the prediction loses 1 (worst case: a), "
+        "and gains 1; of its 3 false ones, 2 are removed, and 1 are new; F1 0.7143 → 0.7692."
     )
     shown = [line.split("\t") for line in result.stdout.splitlines() if line.startswith("1\t")]
     counted = ["1", "prediction", "5", "4", "1", "2", "1", "1", "1", "1"]
@@ -171,6 +177,71 @@ def test_a_baseline_that_no_case_has_leaves_its_lesions_out(study, tmp_path):
     totals = json.loads((tmp_path / "out" / "summary.json").read_text())["lesions"]
     assert set(totals) == {"prediction"}
     assert "lesions_lost" not in totals["prediction"]["1"]
+
+
+def test_the_sentence_is_on_cases_that_both_methods_have(study, tmp_path):
+    for folder in ("labels", "before", "after"):
+        shutil.copytree(study.root / folder, tmp_path / folder)
+    for name in ("c", "d"):  # In b and c, which are equal, a lesion is lost.
+        (tmp_path / "labels" / f"{name}.nii.gz").write_bytes(
+            (study.labels / "a.nii.gz").read_bytes()
+        )
+        for folder, source in (("before", study.labels), ("after", study.before)):
+            (tmp_path / folder / f"{name}.nii.gz").write_bytes((source / "a.nii.gz").read_bytes())
+    (tmp_path / "after" / "a.nii.gz").write_bytes(b"cut off")
+    arguments = ["evaluate", tmp_path / "after", tmp_path / "labels", "--lesions", "-o"]
+    arguments += [tmp_path / "out", "-b", f"before={tmp_path / 'before'}", "--regions", "one=1"]
+    result = run_here(*arguments, "--no-report", status=1)
+    assert result.stdout.splitlines()[-1].endswith(
+        "Lesions: of 10 lesions that before finds, the prediction loses 4 (worst case: c), "
+        "and gains 0; of its 0 false ones, 0 are removed, and 4 are new; F1 1.0000 → 0.6000."
+    )
+    assert f"written: {tmp_path / 'out' / 'lesions.csv'}" in result.stderr
+
+    result = run_here(*arguments[:-1], "none=9", "--no-report", status=1)
+    assert result.stdout.splitlines()[-1].endswith("F1 undefined → undefined.")
+
+
+def test_the_picture_of_a_lesion_of_several_parts_shows_one_of_them(tmp_path, monkeypatch):
+    for name, boxes in (("after", (NEW_FALSE,)), ("labels", (LEFT, RIGHT)), ("before", (LONG,))):
+        save_map(tmp_path / f"{name}.nii.gz", drawn(*boxes))
+    after, labels, before = (tmp_path / f"{name}.nii.gz" for name in ("after", "labels", "before"))
+    drawn_through = []
+
+    def draw(*arguments, through, **options):
+        drawn_through.append(through)
+        return draw_preview(*arguments, through=through, **options)
+
+    monkeypatch.setattr(report, "draw_preview", draw)
+    arguments = ["evaluate", after, labels, "-b", f"before={before}", "-o", tmp_path / "out"]
+    run_here(*arguments, "--lesions=brats", "--lesion-min-volume", 0.5, status=0)
+    assert drawn(LEFT, RIGHT)[drawn_through[-1]] == 1, "the center is between the two"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "dilation of 3 voxels, match by overlap, and lesions of the reference above 0.5" in page
+
+
+@pytest.mark.parametrize("volumes", [(), (1e-7, 0.001, 12000.0)])
+def test_the_chart_shows_lesions_of_every_volume(volumes, monkeypatch):
+    lesions = [Lesion("1", "found", 1, volume, (0.0, 0.0, 0.0)) for volume in volumes]
+    result = SimpleNamespace(case_id="a", lesions={"network": lesions})
+    unused = SimpleNamespace(case_id="learned", lesions={"network": 5 * lesions})
+    evaluation = SimpleNamespace(
+        results=[result, unused],
+        table=SimpleNamespace(cases=("a",)),
+        compared=["network"],
+        judged_regions=("1",),
+        options=SimpleNamespace(name="network"),
+    )
+    axes_class = pytest.importorskip("matplotlib.axes").Axes
+    counts = []
+    hist = axes_class.hist
+
+    def count(axes, *arguments, **options):
+        counts.append(hist(axes, *arguments, **options)[0].sum())
+
+    monkeypatch.setattr(axes_class, "hist", count)
+    assert draw_lesions(evaluation)
+    assert counts == [len(volumes), 0]
 
 
 def test_a_slice_has_lesions_too(tmp_path):

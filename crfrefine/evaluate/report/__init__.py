@@ -154,8 +154,11 @@ def draw_case(evaluation: Evaluation, shown: ShownCase, read: Callable[[str], Ca
     if shown.lesion is None:
         subtitle = _describe_dice(shown.values)
     else:
-        center = np.linalg.solve(affine, [*shown.lesion.center_mm, 1.0])
-        through = tuple(center[:3].round().astype(int).tolist())
+        # The center can lie outside, such as between parts that a dilation joins.
+        center = np.linalg.solve(affine, [*shown.lesion.center_mm, 1.0])[:3]
+        inside = np.argwhere(np.isin(truth, evaluation.regions[shown.lesion.region]))
+        away = np.linalg.norm((inside - center) * spacing_of(affine), axis=1)
+        through = tuple(inside[away.argmin()].tolist())
 
     return draw_preview(
         image,

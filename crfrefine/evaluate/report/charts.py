@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,9 @@ MAX_REGIONS = 20  # Most regions in a chart.
 MAX_LETTERS = 24  # Most letters of a name beside an axis.
 _HEIGHT = 3.4  # Height of a chart in inches.
 
-
 # How better, equal and worse cases are drawn, by the sign of their gain.
 _MARKERS = {1: "^", 0: "o", -1: "v"}
 _LINES = {1: "-", 0: ":", -1: "--"}
-_VOLUMES_ML = np.geomspace(1e-4, 1e4, 17)  # Edges of the classes of lesions by their volume.
 _ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 _MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
 
@@ -92,6 +91,17 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
     It has the number of lesions that each compared method finds, and of its false ones. Raise
     BackendUnavailableError without matplotlib.
     """
+    volumes: dict[tuple[str, str], list[float]] = {}
+    for result in evaluation.results:
+        if result.case_id not in evaluation.table.cases:
+            continue
+        for method in evaluation.compared:
+            for lesion in result.lesions.get(method, ()):
+                if lesion.region in evaluation.judged_regions:
+                    volumes.setdefault((method, lesion.outcome), []).append(lesion.volume_ml)
+    # Two classes of volumes for each power of ten.
+    halves = 2 * np.log10([*itertools.chain(*volumes.values())] or [1.0])
+    edges = 10.0 ** (np.arange(math.floor(halves.min()), math.floor(halves.max()) + 2) / 2)
     with _matplotlib().rc_context({"text.parse_math": False, "font.size": 9}):
         figure, axes = _new_chart()
         for method in evaluation.compared:
@@ -99,15 +109,11 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
             if method == evaluation.options.name:
                 style = {"color": OUTCOME_COLORS[1], "linewidth": 1.2}
             for outcome, line in (("found", "-"), ("false", "--")):
-                volumes = []
-                for result in evaluation.results:
-                    for lesion in result.lesions.get(method, ()):
-                        is_judged = lesion.region in evaluation.judged_regions
-                        if is_judged and lesion.outcome == outcome:
-                            volumes.append(lesion.volume_ml)
                 label = _short(f"{outcome}, {method}")
-                bins = _VOLUMES_ML.tolist()
-                axes.hist(volumes, bins, histtype="step", linestyle=line, label=label, **style)
+                shown = np.clip(volumes.get((method, outcome), []), edges[0], edges[-1])
+                axes.hist(
+                    shown, edges.tolist(), histtype="step", linestyle=line, label=label, **style
+                )
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_xlabel("volume (ml)")
