@@ -28,12 +28,12 @@ def boxes_by_label(label_map: Array, labels: Iterable[int]) -> dict[int, list[In
     from scipy import ndimage
 
     boxes: dict[int, list[Integers]] = {label: [] for label in labels}
-    last = min(max(boxes, default=0), int(label_map.max()))
     for corner in product(*(range(0, size, _BLOCK) for size in label_map.shape)):
         block = tuple(slice(start, start + _BLOCK) for start in corner)
-        found = dict(enumerate(ndimage.find_objects(label_map[block], max(last, 1)), start=1))
+        last = min(max(boxes, default=0), int(label_map[block].max()))
+        found = ndimage.find_objects(label_map[block], last) if last > 0 else []
         for label, boxes_of_label in boxes.items():
-            box = found.get(label)
+            box = found[label - 1] if label <= last else None
             if box is not None:
                 ends = np.array([[side.start, side.stop] for side in box], np.int64)
                 boxes_of_label.append(ends.T + np.array(corner))

@@ -87,7 +87,8 @@ def lesions(
         for labels in (label_map, reference):
             found.update(np.unique(given_array(labels, "a label map")).tolist())
         found -= {ignore_label}
-        regions = {str(label): (label,) for label in sorted(found) if label > 0}
+        # Of masks of bools, True is label 1.
+        regions = {str(int(label)): (int(label),) for label in sorted(found) if label > 0}
     results = measure_lesions(label_map, reference, regions, spacing, rules, ignore_label)
     rows = []
     for result in results.values():

@@ -113,6 +113,7 @@ _MASK_METRICS = (
 _ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
 _BRIER = _score("brier", "Brier score")
 _count = partial(Metric, digits=1)
+_volume_ml = partial(Metric, better="lower", unit="ml", digits=3)
 _LESION_METRICS = (
     _count("lesions", "Lesions", noun="lesions"),
     _count("lesions_found", "Lesions found", "higher", noun="lesions found"),
@@ -126,9 +127,9 @@ _LESION_METRICS = (
     _ratio("rq", "Recognition quality", noun="recognition quality"),
     _ratio("sq", "Segmentation quality", noun="segmentation quality"),
     _ratio("pq", "Panoptic quality", noun="panoptic quality"),
-    Metric("false_positive_ml", "False-positive volume", "lower", "ml"),
-    Metric("false_negative_ml", "False-negative volume", "lower", "ml"),
-    Metric("absolute_volume_difference_ml", "Absolute volume difference", "lower", "ml"),
+    _volume_ml("false_positive_ml", "False-positive volume"),
+    _volume_ml("false_negative_ml", "False-negative volume"),
+    _volume_ml("absolute_volume_difference_ml", "Absolute volume difference"),
     _count("lesion_count_difference", "Lesion count difference", "lower"),
 )
 # What became of the lesions of the baseline, which has no such values itself.

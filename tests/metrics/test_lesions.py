@@ -264,6 +264,18 @@ def test_rows():
     assert outcomes == ["missed", "missed", "missed", "small"]
 
 
+def test_masks_are_label_maps():
+    """Masks of bools have the rows of label 1, as a map of any other label has."""
+    reference = np.zeros((7, 5, 4), np.uint16)
+    reference[1:3, 1:3, 2] = 1
+    label_map = np.roll(reference, 1, axis=0)
+    rows = metrics.lesions(label_map, reference, 1.5)
+    assert metrics.lesions(label_map > 0, reference > 0, 1.5) == rows
+    high = metrics.lesions(label_map * 65535, reference * 65535, 1.5)
+    assert [row._replace(region="1") for row in high] == rows
+    assert lesion_matching.boxes_by_label(reference, [2, 65535]) == {2: [], 65535: []}
+
+
 def test_refusals():
     labels = np.zeros((4, 5, 6), np.uint8)
     with pytest.raises(GridMismatchError, match="4×5×6 voxels"):
