@@ -4,9 +4,11 @@ Strokes, undo and redo from two browsers, requests that are cut off and sent aga
 of the program at any moment, parameters, saves, notes, and other programs on the same files.
 After each step the strokes are those that a simple model has, and in the end what the page shows,
 what its files have and what `infer --strokes` gives are the same, bit for bit.
+CRFREFINE_TEST_SESSIONS sets how many there are.
 """
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -25,7 +27,7 @@ from tune_helpers import missing_server, open_page, write_labeled
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.pictures.planes import upright_axes
 
-NUM_SESSIONS = 30
+NUM_SESSIONS = int(os.environ.get("CRFREFINE_TEST_SESSIONS", "8"))
 NUM_STEPS = 25
 GRID = (15, 18, 11)  # of the cases, upright
 CASES = ("a", "b", "c")
