@@ -56,8 +56,8 @@ def _lesion_sentence(evaluation: Evaluation, baseline: str) -> str:
     lost += f"{_subject(evaluation, method)} loses {after['lesions_lost'] or 'none'}"
     if after["lesions_lost"]:
         lost += f" (worst case: {after['worst_case']})"
-    made = f"of its {counted(before['lesions_false'], 'false one')}, "
-    made += f"{after['lesions_removed']} are removed, and {after['lesions_made']} are new"
+    made = f"of {counted(before['lesions_false'], 'false one')}, "
+    made += f"it removes {after['lesions_removed']}, and makes {after['lesions_made']}"
     text = metric_named("lesion_f1").value_text
     f1 = [text(totals["lesion_f1"]) or "undefined" for totals in (before, after)]
     return f"Lesions: {lost}, and gains {after['lesions_gained']}; {made}; F1 {f1[0]} → {f1[1]}."

@@ -113,7 +113,7 @@ def test_lesions_are_counted_and_compared_with_those_of_the_baseline(study, tmp_
     last = result.stdout.splitlines()[-1]
     assert last.endswith(
         "Lesions: of 5 lesions that before finds, the prediction loses 1 (worst case: a), "
-        "and gains 1; of its 3 false ones, 2 are removed, and 1 are new; F1 0.7143 → 0.7692."
+        "and gains 1; of 3 false ones, it removes 2, and makes 1; F1 0.7143 → 0.7692."
     )
     shown = [line.split("\t") for line in result.stdout.splitlines() if line.startswith("1\t")]
     counted = ["1", "prediction", "5", "4", "1", "2", "1", "1", "1", "1"]
@@ -194,7 +194,7 @@ def test_the_sentence_is_on_cases_that_both_methods_have(study, tmp_path):
     result = run_here(*arguments, "--no-report", status=1)
     assert result.stdout.splitlines()[-1].endswith(
         "Lesions: of 10 lesions that before finds, the prediction loses 4 (worst case: c), "
-        "and gains 0; of its 0 false ones, 0 are removed, and 4 are new; F1 1.0000 → 0.6000."
+        "and gains 0; of 0 false ones, it removes 0, and makes 4; F1 1.0000 → 0.6000."
     )
     assert f"written: {tmp_path / 'out' / 'lesions.csv'}" in result.stderr
 
