@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, bounding_box, count_inside
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, find_ties
+from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import InputError
 
 # Voxels along each axis of the blocks that padding consists of; sheets of ties are thinner.

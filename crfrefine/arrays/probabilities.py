@@ -20,6 +20,7 @@ from crfrefine.arrays.scales import (
 )
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
@@ -28,8 +29,6 @@ BLOCK_VOXELS = 1 << 16
 InputType = Literal["auto", "logits", "probabilities", "labels"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
-# Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever.
-MIN_PROBABILITY = 1e-7
 # Largest error of the sum over labels, and distance from [0, 1]: more than in float16 and 16 bits.
 SUM_TOLERANCE = 1e-3
 # The same for values declared as probabilities: more than in 8 bits, less than in regions.

@@ -13,13 +13,13 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
     BY_HAND,
-    MIN_PROBABILITY,
     SUM_TOLERANCE,
     who_says,
 )
 from crfrefine.arrays.scales import usual_scale
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import PostprocessParameters

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from crfrefine.base.numerics import MAX_THREADS
 from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
@@ -23,8 +24,6 @@ T = TypeVar("T")
 
 MAX_LABEL = 65535  # labels are read and written as 16-bit integers at most
 MAX_LABELS = 4096  # different labels of a case: the model has a penalty for each pair of them
-# More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
-MAX_THREADS = 1024
 MAX_PARTS = 1_000_000  # processes that share cases; folds and steps of a training
 
 ROOT = Path("/sys/fs/cgroup")

@@ -17,12 +17,6 @@ from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-# Largest extent of a feature, in bandwidths, here and in the C++ engine: up to it, single precision
-# resolves a difference of one bandwidth.
-MAX_SPAN = 1e6
-FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
-
-
 # The point that the features of appearance kernels count from: the index of a voxel along each grid
 # axis, which may lie outside the grid, and one normalized intensity per modality. Parts of a volume
 # that share an origin share the points of a lattice and the cells of a grid, so their messages

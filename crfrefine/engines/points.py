@@ -12,21 +12,17 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import available_threads
+from crfrefine.base.numerics import MAX_AXES
+from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.cpu import engine_errors, load_engine
 from crfrefine.errors import ConfigError, InputError
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
 
-MAX_EXACT = 8192
-"""Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
-
 MAX_VALUE = 1e20
 """Largest magnitude of a value in float32: sums over many points stay finite with the lattice's
 integer weights, too."""
-
-MAX_AXES = 8
-"""Largest number of axes of a grid in the C++ engine, which gets other grids as lists of points."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest divisor: sums of weights below it are replaced by it."""
@@ -126,7 +122,7 @@ def choose_method(method: str, num_points: int, num_features: int) -> str:
         raise InputError(f"there are {counts}; expected one or more of each")
     check_word("method", method, METHODS)
     if method == "auto":
-        return "exact" if num_points <= MAX_EXACT else "lattice"
+        return exact_or_lattice(num_points)
     return method
 
 

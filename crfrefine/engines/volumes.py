@@ -19,6 +19,7 @@ from crfrefine.arrays.components import largest_component
 from crfrefine.arrays.softmax import least_difference, log_sum_exp, logit_of
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.axes import Axes
+from crfrefine.base.numerics import LEAST_DOUBT, MAX_PASSES, PSEUDO_VOXELS, RIDGE
 from crfrefine.parameters.specs import MeanFieldSpec
 
 # ---- The term
@@ -26,12 +27,6 @@ from crfrefine.parameters.specs import MeanFieldSpec
 # A label's voxels above this probability form its body. It is below 1/2, so that a body may grow,
 # and not so far below that doubtful voxels connect a body with islands.
 BODY_PROBABILITY = 0.3
-PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
-MAX_PASSES = 100  # Newton steps; more than any problem needs in which no label must vanish
-# Voxels; with less doubt about all its voxels together, the bias of a label has no gradient: those
-# of its voxels are rounding errors of single precision.
-LEAST_DOUBT = 1e-6
-RIDGE = 1e-9  # relative; keeps the equations regular if no voxel is uncertain of a label
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from crfrefine.base.label_options import (
     parse_mapped,
 )
 from crfrefine.base.lesion_rules import LESION_RULES, LesionRules
-from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
+from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.numerics import MAX_THREADS
 from crfrefine.base.option import INPUT, LESIONS, OUTPUT, RESOURCES, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError

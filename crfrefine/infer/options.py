@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from crfrefine.base.label_options import InputOptions
-from crfrefine.base.limits import MAX_PARTS, MAX_THREADS, parse_size
+from crfrefine.base.limits import MAX_PARTS, parse_size
+from crfrefine.base.numerics import MAX_THREADS
 from crfrefine.base.option import (
     CLUSTER,
     INPUT,

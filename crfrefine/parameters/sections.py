@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from crfrefine.base.numerics import SPATIAL_RADIUS, TRUNCATION_RADIUS
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
@@ -20,10 +21,6 @@ MAX_TEMPERATURE = 1e6
 MAX_BIAS = 1e3
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)  # refined logits divided by it stay inside float32's range
 FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
-# Standard deviations at which kernels end: the window of the truncated sum, and the taps of the
-# spatial kernel that count in full. The C++ engine has the same (kernels/cpu/filter.h).
-TRUNCATION_RADIUS = 3.0
-SPATIAL_RADIUS = 4.0
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
 _COMPONENTS = Rule(

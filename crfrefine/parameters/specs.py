@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.base.numerics import RADIUS_MARGIN
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import KERNELS
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
-# relative margin they count, however their distance is rounded.
-RADIUS_MARGIN = 1e-6
 # Strength of the volume term at the weight 1/2. Masses react weakly, as most voxels are certain.
 VOLUME_STRENGTH = 10.0
 

@@ -18,11 +18,12 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import leave_out, padding_of
-from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
+from crfrefine.arrays.probabilities import MAX_OVERSHOOT, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.base.notes import Note
+from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.results import channel_ranges, label_map
 from crfrefine.errors import ConfigError, InputError

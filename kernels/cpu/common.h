@@ -22,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+#include "numerics.h"
+
 namespace crf {
 // Errors that a caller can handle; the Python module maps each to its own class, apart from
 // exceptions of a progress callback.

@@ -16,10 +16,6 @@ constexpr double kLatticeBuildCorner = 9.0, kLatticeBuildNeighbor = 16.0;
 constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeStep = 1.2,
                  kLatticeStepChannel = 0.5;
 
-// The lattice's messages are a few percent off, the others' far less, so it must be clearly faster
-// to be chosen.
-constexpr double kLatticeHandicap = 1.5;
-
 // Shorter times are imperceptible; then the most accurate filter is chosen: exact, truncated, grid,
 // lattice, in this order.
 constexpr double kUnnoticed = 50e6;
@@ -83,7 +79,8 @@ std::string cheapest(const BilateralInput& input, const ExpectedCalls& calls) {
     // Estimating the number of a lattice's vertices takes time, so it is done only if it can change
     // the choice.
     const auto with_vertices = [&](double a_voxel) {
-        return std::max(kLatticeHandicap * lattice_cost(work, a_voxel * work.voxels), kUnnoticed);
+        return std::max(numerics::LATTICE_HANDICAP * lattice_cost(work, a_voxel * work.voxels),
+                        kUnnoticed);
     };
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {

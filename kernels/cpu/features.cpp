@@ -44,7 +44,7 @@ void BilateralInput::check_span() const {
     for (int a = 0; a < static_cast<int>(theta_position.size()); ++a) {
         const int64_t farthest =
             std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
-        if (in_bandwidths(a, farthest) > kLargestFeature)
+        if (in_bandwidths(a, farthest) > numerics::MAX_SPAN)
             throw CapacityError("theta_alpha " + printed(theta_position[a]) +
                                 " is less than a millionth of the volume's extent, " +
                                 std::to_string(voxels->box_shape[a]) + " voxels " +
@@ -54,7 +54,8 @@ void BilateralInput::check_span() const {
     for (size_t m = 0; m < intensity.size(); ++m) {
         const double below = static_cast<double>(lowest[m]) - zero[m];
         const double above = static_cast<double>(highest[m]) - zero[m];
-        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] <= kLargestFeature) continue;
+        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] <= numerics::MAX_SPAN)
+            continue;
         if (theta_position.empty())
             throw CapacityError("feature " + std::to_string(m) +
                                 " spans more than a million bandwidths");

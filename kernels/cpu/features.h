@@ -24,10 +24,6 @@ struct BilateralInput {
     int64_t first[kMaxAxes]{};  // the box's first voxel along each axis, from the feature origin
     std::vector<float> zero;    // the feature origin's intensity of each modality
 
-    // Largest range, in bandwidths, at which single precision resolves a difference of one
-    // bandwidth.
-    static constexpr double kLargestFeature = 1e6;
-
     // Computes the ranges of the intensities. Throws InputError if one is not finite, CapacityError
     // if one spans too many bandwidths. origin: nullptr for the box's first voxel and the lowest
     // intensities.

@@ -6,19 +6,14 @@
 
 namespace crf {
 // Channels that the filters process together.
-constexpr int kChannelGroup = 4;
+constexpr int kChannelGroup = numerics::CHANNEL_GROUP;
 
 // Columns of features whose products with a channel are filtered side by side.
 constexpr int kFeatureGroup = 4;
 
-// Where kernels end, in standard deviations: parameters/sections.py has the same for Python.
-// The truncated sum leaves out voxels farther apart, whose Gaussian is below 0.011: a radius of 4
-// would take 2.4 times as many pairs.
-constexpr double kTruncationRadius = 3.0;
-
-// A tap of the spatial kernel has its full weight up to here, where a Gaussian is 3e-4, with 6e-5
-// of its mass beyond; filtered axis by axis, a wider kernel costs little.
-constexpr double kSpatialRadius = 4.0;
+// Where kernels end, in standard deviations.
+constexpr double kTruncationRadius = numerics::TRUNCATION_RADIUS;
+constexpr double kSpatialRadius = numerics::SPATIAL_RADIUS;
 
 // With so few voxels, a backward pass hands its filters more channels at a time; with more, the
 // memory for them would show.

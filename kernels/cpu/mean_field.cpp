@@ -171,7 +171,7 @@ class MeanField {
     // (7).
     bool has_converged(const StepSums& sums) const {
         return options_.tolerance > 0 && sums.divergence / num_voxels_ < options_.tolerance &&
-               sums.flips < kFlipsAtConvergence * num_voxels_;
+               sums.flips < numerics::FLIPPED_SHARE * num_voxels_;
     }
 
     // ---- Blocks of voxels.

@@ -88,8 +88,6 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kerne
                                 float* record, Buffer<float>* marginals, ThreadPool& pool,
                                 Workspace& workspace, const StepCallback& callback);
 
-inline constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
-
 // Sums of a step over a block of voxels, or a tile.
 struct StepSums {
     // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel

@@ -40,9 +40,6 @@ class SubnormalsAsZeros {
 #endif
 };
 
-// more than the number of items of the parallel loops; a larger request is a mistake
-constexpr int kMostThreads = 512;
-
 constexpr std::chrono::milliseconds kPollInterval{50};
 }  // namespace
 
@@ -63,7 +60,7 @@ struct ThreadPool::Workers {
 ThreadPool::ThreadPool(int num_threads, void (*poll)(), bool subnormals_are_zeros)
     : poll_(poll),
       subnormals_are_zeros_(subnormals_are_zeros),
-      num_threads_(std::max(1, std::min(num_threads, kMostThreads))),
+      num_threads_(std::max(1, std::min(num_threads, numerics::MAX_THREADS))),
       workers_(std::make_unique<Workers>()) {}
 
 void ThreadPool::start_workers() {

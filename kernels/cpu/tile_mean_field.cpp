@@ -62,7 +62,7 @@ class TileMeanField {
             if (options_.tolerance > 0 &&
                 sums.divergence / static_cast<double>(num_voxels_) < options_.tolerance &&
                 static_cast<double>(sums.flips) <
-                    kFlipsAtConvergence * static_cast<double>(num_voxels_)) {
+                    numerics::FLIPPED_SHARE * static_cast<double>(num_voxels_)) {
                 outcome.converged = true;
                 break;
             }

@@ -106,7 +106,7 @@ struct Decoding {
     bool is_probability = false;
 
     vfloat operator()(vfloat stored) const {
-        constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py
+        constexpr float kSmallestProbability = numerics::MIN_PROBABILITY;
         return is_probability ? log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)),
                                                   splat_lanes(1.0f)))
                               : stored;

@@ -5,13 +5,6 @@
 
 namespace crf {
 namespace {
-// added to all masses, so that a label whose mass vanishes has a finite energy
-constexpr double kPseudoVoxels = 1.0;
-// relative; labels that no voxel is uncertain of would make the equations singular
-constexpr double kRidge = 1e-9;
-// voxels; with less doubt about all its voxels together, the bias of a label has no gradient: those
-// of its voxels are rounding errors of single precision
-constexpr double kLeastDoubt = 1e-6;
 constexpr int64_t kMostGroups = 128;    // of blocks, each with its own sums
 constexpr int64_t kMostSums = 1 << 24;  // of all groups together, where there is more than one
 
@@ -64,7 +57,7 @@ MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
 VolumeTerm::VolumeTerm(std::vector<double> target, double slack)
     : target_(std::move(target)), slack_(slack), total_(0) {
     for (double& value : target_) {
-        value += kPseudoVoxels;
+        value += numerics::PSEUDO_VOXELS;
         total_ += value;
     }
 }
@@ -73,7 +66,8 @@ double VolumeTerm::energy(const std::vector<double>& mass) const {
     if (slack_ == 0) return 0;
     double total = 0;
     for (size_t l = 0; l < mass.size(); ++l)
-        total += (mass[l] + kPseudoVoxels) * std::log((mass[l] + kPseudoVoxels) / target_[l]);
+        total += (mass[l] + numerics::PSEUDO_VOXELS) *
+                 std::log((mass[l] + numerics::PSEUDO_VOXELS) / target_[l]);
     return total / slack_;
 }
 
@@ -85,7 +79,7 @@ double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bias) cons
         scaled += balanced[l] = target_[l] * std::exp(-slack_ * bias[l]);
     for (size_t l = 0; l < num_labels; ++l) {
         balanced[l] *= total_ / scaled;
-        change[l] = balanced[l] - sums.mass[l] - kPseudoVoxels;
+        change[l] = balanced[l] - sums.mass[l] - numerics::PSEUDO_VOXELS;
     }
     change = solve(sums, balanced, 0, std::move(change));
     const auto [lowest, highest] = std::minmax_element(change.begin(), change.end());
@@ -107,8 +101,8 @@ std::vector<double> VolumeTerm::backward(const MassSums& sums, const std::vector
     subtract_mean(moved);
     for (size_t l = 0, place = 0; l < num_labels; ++l)
         if (!is_gone(sums.mass[l])) pull[l] = moved[place++];
-    for (double& value : mass) value += kPseudoVoxels;
-    pull = solve(sums, mass, kLeastDoubt, std::move(pull));
+    for (double& value : mass) value += numerics::PSEUDO_VOXELS;
+    pull = solve(sums, mass, numerics::LEAST_DOUBT, std::move(pull));
     for (size_t l = 0; l < num_labels; ++l) grad_slack -= pull[l] * mass[l] * bias[l];
     for (double& value : pull) value = -value;
     return pull;
@@ -119,7 +113,7 @@ std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::vector<do
     const size_t num_labels = right.size();
     std::vector<double> matrix(num_labels * num_labels);
     for (size_t l = 0; l < num_labels; ++l) {
-        matrix[l * num_labels + l] += (slack_ + kRidge) * balanced[l] + doubt;
+        matrix[l * num_labels + l] += (slack_ + numerics::RIDGE) * balanced[l] + doubt;
         for (size_t k = 0; k < num_labels; ++k)
             matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
         for (size_t k = l + 1; k < num_labels; ++k) {

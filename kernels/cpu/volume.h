@@ -8,12 +8,6 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-// more than any problem needs whose labels do not have to vanish
-constexpr int kMostVolumePasses = 100;
-
-// A Newton step of this size, in nats, is the last one: the next step would be about its square.
-inline constexpr double kLastVolumeChange = 1e-3;
-
 // Sums over voxels of the marginals, and of their coupling for any two labels (update.h).
 struct MassSums {
     explicit MassSums(int num_labels)
@@ -93,7 +87,7 @@ class KeptVolumes {
     // add(rows); nothing is stored.
     template <class Preview>
     const std::vector<double>& balance(ThreadPool& pool, Preview&& preview) {
-        for (int pass = 0; pass < kMostVolumePasses; ++pass) {
+        for (int pass = 0; pass < numerics::MAX_PASSES; ++pass) {
             const MassSums sums = sum_masses(
                 pool, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
                     if (!applies(block)) return;
@@ -101,7 +95,7 @@ class KeptVolumes {
                     multiply_rows(options_.volume_part, block, num_labels_, rows);
                     of_group.add(rows, block_end(block, num_voxels_) - block * kVoxelBlock);
                 });
-            if (term_->improve(sums, bias_) < kLastVolumeChange) break;
+            if (term_->improve(sums, bias_) < numerics::LAST_CHANGE) break;
         }
         return bias_;
     }

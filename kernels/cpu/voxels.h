@@ -5,7 +5,7 @@
 #include "cpu/thread_pool.h"
 
 namespace crf {
-constexpr int kMaxAxes = 8;
+constexpr int kMaxAxes = numerics::MAX_AXES;
 
 // Consecutive voxels along the last axis, all inside the mask.
 struct Run {

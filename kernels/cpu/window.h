@@ -5,7 +5,7 @@
 
 namespace crf {
 // Relative: voxels on the window's surface belong to it, however their distance was rounded.
-constexpr double kRounding = 1e-6;
+constexpr double kRounding = numerics::RADIUS_MARGIN;
 
 // Squared distance in standard deviations up to which a voxel belongs to the window.
 constexpr double kLargestSquare = kTruncationRadius * kTruncationRadius * (1 + kRounding);

@@ -10,7 +10,7 @@ from oracles import normalize_kernel
 from scipy.spatial.distance import cdist
 
 from crfrefine import Lattice, bilateral_filter, gaussian_filter
-from crfrefine.engines import points
+from crfrefine.engines.choices import MAX_EXACT
 from crfrefine.engines.points import CompiledPoints
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
@@ -124,7 +124,7 @@ def test_results_beyond_memory_are_a_capacity_error():
 
 
 def test_auto_is_exact_for_few_points():
-    values, features = make(4, points.MAX_EXACT + 1)
+    values, features = make(4, MAX_EXACT + 1)
     assert "exact" in Lattice(features[1:]).description
     assert "lattice" in Lattice(features).description
     assert not np.array_equal(

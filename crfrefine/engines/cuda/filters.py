@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import row_constants
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.sections import TRUNCATION_RADIUS
-from crfrefine.parameters.specs import RADIUS_MARGIN
 
 if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice

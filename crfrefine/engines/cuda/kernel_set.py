@@ -1,6 +1,6 @@
 """The kernels of one model on one image, normalized and ready to filter.
 
-The choice of filter for `auto` is here, too.
+The choice of filter for `auto` is here, too, with costs from engines/choices.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.base.numerics import LATTICE_HANDICAP
+from crfrefine.engines.choices import UNNOTICED, lattice_operations, pair_operations
 from crfrefine.engines.cuda.filters import ExactFilter, Filter, TruncatedFilter, window_radius
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
@@ -19,14 +21,6 @@ from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
-
-# Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice
-# must be clearly faster to be chosen.
-_LATTICE_HANDICAP = 1.5
-# Arithmetic in the time in which a GPU moves a byte, estimated on paper.
-_OPERATIONS_A_BYTE = 8.0
-# With fewer operations the time is imperceptible, and the most accurate filter is chosen.
-_UNNOTICED = 1e10
 
 
 class Kernel:
@@ -74,24 +68,20 @@ def choose_filter(
     width = row_width(num_channels)
     filterings = num_filterings * num_row_groups(num_channels) + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
-    per_pair = 6.0 + 3.0 * bilateral.num_features + 2.0 * width
-    per_neighbor = 6.0 + 3.0 * len(bilateral.theta_intensity) + 2.0 * width
+    per_pair = pair_operations(bilateral.num_features, width)
+    per_neighbor = pair_operations(len(bilateral.theta_intensity), width)
     costs = {  # the most accurate filter first
         "exact": filterings * num_voxels * float(num_voxels) * per_pair,
         "truncated": filterings * num_voxels * window * per_neighbor,
     }
     num_vertices = None
-    if min(costs.values()) > _UNNOTICED:
+    if min(costs.values()) > UNNOTICED:
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
-            per_voxel = num_vertices / num_voxels
             corners = num_voxels * (bilateral.num_features + 1.0)
-            per_corner = 6.0 + 4.0 * width
-            per_vertex = 8.0 + 16.0 * width
-            per_filtering = 2.0 * per_corner + per_voxel * per_vertex
-            work = 400.0 + filterings * per_filtering
-            costs["lattice"] = _LATTICE_HANDICAP * _OPERATIONS_A_BYTE * corners * work
-    return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
+            per_corner = lattice_operations(filterings, width, num_vertices / num_voxels)
+            costs["lattice"] = LATTICE_HANDICAP * corners * per_corner
+    return min(costs, key=lambda name: max(costs[name], UNNOTICED)), num_vertices
 
 
 def build_kernel(image: PlacedImage, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:

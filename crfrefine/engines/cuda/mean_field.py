@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
-from crfrefine.engines.base import FLIPPED_SHARE
+from crfrefine.base.numerics import FLIPPED_SHARE
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.base import MAX_SPAN
+from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import ExactFilter, Filter
 from crfrefine.engines.cuda.lattice import Lattice

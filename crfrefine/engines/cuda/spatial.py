@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Float64
+from crfrefine.base.numerics import SPATIAL_RADIUS
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, ceil_divide, upload_float32
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.parameters.sections import SPATIAL_RADIUS
 
 # A tile of `filter_planes`: its places, and how far its rows may reach. With rows of 8 channels a
 # block shares 48 KiB, as much as it can.

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
+from crfrefine.base.numerics import LAST_CHANGE
 from crfrefine.engines.cuda.rows import Products, Sums, upload_float32
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volumes import VolumeTerm
 from crfrefine.parameters.specs import MeanFieldSpec
-
-LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
 
 
 class MassSums:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float32, Float64
-from crfrefine.engines.base import MAX_SPAN
+from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
 

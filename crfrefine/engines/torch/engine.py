@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.numerics import FLIPPED_SHARE, LEAST_DOUBT, PSEUDO_VOXELS, TRUNCATION_RADIUS
 from crfrefine.engines.base import (
-    FLIPPED_SHARE,
     NO_CONTEXT,
     Backend,
     GridImage,
@@ -29,6 +29,7 @@ from crfrefine.engines.base import (
     RunContext,
     Tape,
 )
+from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.torch.filters import (
     SUMS,
     Filter,
@@ -36,9 +37,8 @@ from crfrefine.engines.torch.filters import (
     dense_filter,
     normalized,
 )
-from crfrefine.engines.volumes import LEAST_DOUBT, PSEUDO_VOXELS, VolumeTerm, volume_part
+from crfrefine.engines.volumes import VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.sections import TRUNCATION_RADIUS
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 # Nats; a Newton step of the volume term below this size is the last one.
@@ -166,9 +166,6 @@ class _Volume:
         biases = bias + change
         shift = biases * self._part[:, None]
         return x + shift.to(x.dtype)
-
-
-EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes the lattice for more
 
 
 class TorchBackend(Backend):
@@ -358,7 +355,7 @@ class TorchKernels:
         distances = self.spec.distances(self._grid.spacing)
         name = self.spec.filter
         if name == "auto":
-            name = "exact" if self.num_voxels <= EXACT_BELOW else "lattice"
+            name = exact_or_lattice(self.num_voxels)
         kernels = []
         texts = []
         for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.sections import TRUNCATION_RADIUS
-from crfrefine.parameters.specs import RADIUS_MARGIN
 
 Filter = Callable[[Tensor], Tensor]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.base.array_types import Float32
-from crfrefine.engines.base import MAX_SPAN
+from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.points import require_shared
 from crfrefine.engines.torch.filters import Filter, Lattice, dense_filter
 from crfrefine.errors import BackendUnavailableError, CapacityError

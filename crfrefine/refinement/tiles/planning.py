@@ -16,9 +16,23 @@ from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, dilated, share_reach
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
 from crfrefine.engines.base import GridImage
+from crfrefine.engines.choices import (
+    CROWDED,
+    MAX_CROWDED_LABELS,
+    MAX_DIRECT_REACH,
+    MAX_PAIRS,
+    MIN_LAYERS,
+    PAIRS_OF_FILTERS,
+    PAIRS_OF_LARGE_FILTERS,
+    ROWS_OF_UNCERTAIN,
+    SAMPLED_LAYERS,
+    WORTH_CHANNELS,
+    WORTH_ROWS,
+    WORTH_TILES,
+)
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.parameters.sections import TRUNCATION_RADIUS
 from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import (
@@ -29,7 +43,7 @@ from crfrefine.refinement.tiles.grid import (
     label_sets,
     num_rings,
 )
-from crfrefine.refinement.tiles.problem import GROUP, TileProblem
+from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds, settled_bound
 
@@ -117,14 +131,6 @@ def _survey(
     return survey
 
 
-# Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
-SAMPLED_LAYERS = 5
-MIN_LAYERS = 13
-MAX_CROWDED_LABELS = 8
-# Share of the work with all labels everywhere from which on a sample rules out tiles.
-CROWDED = 1.1
-
-
 def _is_crowded(
     source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
 ) -> bool:
@@ -171,9 +177,8 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     store = candidates.chosen(survey, reach)
     presence = (survey.present, survey.may_matter)
     checks_borders = not thresholds.leave_out_nothing
-    matters = thresholds.may_matter
     problem = lazy_problem(
-        case, store, *presence, survey.mask, matters, checks_borders=checks_borders
+        case, store, *presence, survey.mask, thresholds.may_matter, checks_borders=checks_borders
     )
     prepared = prepare_on_tiles(problem, labels, largest_sums, case)
     prepared.notes = (note, *notes)
@@ -206,16 +211,14 @@ def lazy_problem(
     image = replace(image, mask=mask)
     reach = case.model.kernels.reach(image.spacing, source.grid.shape)
     sets = label_sets(source.grid, present, may_matter, reach)
-    threshold = case.parameters.mean_field.label_threshold
-    spec = case.model
     return TileProblem(
         source,
         sets,
         present,
         may_matter,
         image,
-        spec,
-        threshold,
+        case.model,
+        case.parameters.mean_field.label_threshold,
         checks_borders,
         settled_below,
         maps,
@@ -234,11 +237,6 @@ def prepare_on_tiles(
     return Prepared(
         no_channel, case.image, mask, labels=labels, problem=problem, largest_sums=largest_sums
     )
-
-
-# A label map's sums are direct if they visit at most so many voxels for one voxel; they then take
-# half the time of the lattice.
-MAX_PAIRS = 1000
 
 
 def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToRefine) -> Prepared:
@@ -304,23 +302,9 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
 
 # ---- Whether tiles save work, and with which sums of messages
 
-# voxels along an axis up to which sums are direct: else the copies of tiles outgrow the cache
-MAX_DIRECT_REACH = 12
 # Kinds of kernels that tiles have sums for; others are filtered as on a whole volume.
 DIRECT_KINDS = frozenset({"bilateral", "spatial"})
 BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
-# Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
-# channels: 400 to 550 with AVX-512 and 30 labels, 210 with AVX2.
-PAIRS_OF_FILTERS = 250
-# The same for volumes that are streamed, where filters need arrays of all voxels around.
-PAIRS_OF_LARGE_FILTERS = 400
-# Share of the work with all labels below which tiles are used: with direct sums, with filters.
-WORTH_TILES = 0.9
-WORTH_CHANNELS = 0.5
-# Share of a grid's rows that are filtered over the share of voxels that are uncertain.
-ROWS_OF_UNCERTAIN = 6.0
-# Share of the work with all labels below which a grid filters tiles.
-WORTH_ROWS = 0.8
 
 
 def count_pairs(problem: TileProblem) -> float:
@@ -362,7 +346,7 @@ def _num_tiles_around(problem: TileProblem) -> int:
 def _filtered_tiles(problem: TileProblem) -> int:
     """Return the tiles around the active ones that filters take, once for each channel group."""
     most_labels = int(problem.sets.num_labels_of.max())
-    num_groups = math.ceil(most_labels / GROUP)
+    num_groups = math.ceil(most_labels / CHANNEL_GROUP)
     return _num_tiles_around(problem) * num_groups
 
 
@@ -387,8 +371,8 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
         return None  # So small that it does not matter.
 
     pairs = count_pairs(problem) * len(sets.tiles) * TILE_VOXELS
-    everywhere = float(math.ceil(channels / GROUP) * num_voxels)
-    on_tiles = float(_filtered_tiles(problem) * TILE_VOXELS)
+    everywhere = math.ceil(channels / CHANNEL_GROUP) * num_voxels
+    on_tiles = _filtered_tiles(problem) * TILE_VOXELS
     fewest_filtered = min(on_tiles, everywhere)
     are_few_pairs = name == "truncated" or pairs <= PAIRS_OF_FILTERS * fewest_filtered
     if pairs < math.inf and are_few_pairs:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from crfrefine.refinement.strokes import Edits
 
 
-GROUP = 4  # channels that are filtered together
-
-
 @dataclass(frozen=True, eq=False)
 class TileProblem:
     """A volume, or a slab of one, and the labels that take part in its tiles."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import count_inside, dilated
 from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.numerics import CHANNEL_GROUP
 from crfrefine.engines.base import (
     MeanFieldReport,
     MeanFieldResult,
@@ -23,7 +24,7 @@ from crfrefine.engines.base import (
 )
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, Extents, LabelSets, num_rings
-from crfrefine.refinement.tiles.problem import GROUP, TileProblem
+from crfrefine.refinement.tiles.problem import TileProblem
 
 # Share of the threshold by which marginals of a row may have changed before it sends them again.
 UNSENT = 0.05
@@ -182,7 +183,7 @@ def share_channels(
     left = list(range(len(tiles_of)))
     grouped: list[list[int]] = []
     while left:
-        if len(grouped) % GROUP == 0:  # A group begins.
+        if len(grouped) % CHANNEL_GROUP == 0:  # A group begins.
             in_group = np.zeros(len(sets.tiles), np.bool_)
         shared = [np.count_nonzero(in_group & tiles_of[number]) for number in left]
         number = left.pop(int(np.argmax(shared)))
