@@ -38,6 +38,7 @@ from study_tables import (
     RANKSEG,
     REPORT,
     RIVALS,
+    TRAINED_LARGEST,
     make_document,
     read_findings,
 )
@@ -60,8 +61,7 @@ from crfrefine.train.comparison import (
     NETWORK,
     SCALING,
     TRAINED,
-    TRAINED_LARGEST,
-    with_largest,
+    with_rule,
 )
 from crfrefine.train.guided import Guidance
 from crfrefine.train.measuring import simple_maps
@@ -82,7 +82,7 @@ FOLDERS = {
     RANKSEG: "rivals/rankseg",
 }
 FOLDERS |= {
-    with_largest(rival): f"{FOLDERS[rival]}_largest" for rival in (SCALING, GUIDED, RANKSEG)
+    with_rule(rival, LARGEST): f"{FOLDERS[rival]}_largest" for rival in (SCALING, GUIDED, RANKSEG)
 }
 
 # `infer` then returns the network's labels.
@@ -138,7 +138,7 @@ def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: st
             "images": case.images,
             "labels": [case.labels],
             "masks": [case.mask] if case.mask else [],
-            network: case.logits,
+            network: case.network,
         }
         for name, files in parts.items():
             link_files(files, folder / name)
@@ -223,7 +223,7 @@ def run_study(study: Study, folder: Path) -> Path:
     stages.run(EVALUATION, [], partial(_evaluate, study, TRAINED, (NETWORK, *RIVALS), ()))
     largest = (
         LARGEST,
-        *(with_largest(rival) for rival in (SCALING, GUIDED, RANKSEG) if rival in RIVALS),
+        *(with_rule(rival, LARGEST) for rival in (SCALING, GUIDED, RANKSEG) if rival in RIVALS),
     )
     stages.run(
         EVALUATION_LARGEST,
@@ -364,7 +364,7 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         changed[RANKSEG][counted] = RankSEG(metric="dice")(shares)[0].numpy()
     for method, labels in changed.items():
         yield method, labels
-        yield with_largest(method), clean(labels, keep, case.spacing).label_map
+        yield with_rule(method, LARGEST), clean(labels, keep, case.spacing).label_map
 
 
 def _evaluate(

@@ -36,9 +36,10 @@ from crfrefine.train.comparison import (
     NETWORK,
     SCALING,
     TRAINED,
-    TRAINED_LARGEST,
+    with_rule,
 )
 
+TRAINED_LARGEST = with_rule(TRAINED, LARGEST)
 EVALUATION = "evaluation"
 EVALUATION_LARGEST = "evaluation_largest"
 REPORT = Path("training") / "params.report.json"

@@ -18,6 +18,7 @@ from crfrefine.engines.cpu import CpuBackend
 from crfrefine.layer import functional, taking_part
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.train.baselines import LARGEST_RULES
 from crfrefine.train.comparison import NETWORK, SCALING
 from crfrefine.train.crops import make_crop
 from crfrefine.train.measuring import measure_methods
@@ -119,7 +120,7 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
     unmasked[:, :4] = False
     regions = {"1": (1,), "2": (2,)}
     favors_labels = (0.0, *[2.0] * (len(case.logits) - 1))
-    training = tuned(CrfParameters(), (0.5, favors_labels), "foreground")
+    training = tuned(CrfParameters(), (0.5, favors_labels), LARGEST_RULES[0])
     zeros = padded(case, 0.0)
     given = (padded(case, -1000.0), zeros, dataclasses.replace(zeros, mask=unmasked))
     found, of_zeros, expected = (
