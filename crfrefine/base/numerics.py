@@ -32,6 +32,12 @@ CHANNEL_GROUP = 4
 # Messages of the lattice are off by a few percent, those of other filters by far less: `auto` takes
 # the lattice only where the others need so many times as long.
 LATTICE_HANDICAP = 1.5
+# Room on either side of the range of a quotient in the key of a lattice's vertex: 1 for rounding in
+# single precision, 1 for the coordinates that wrap, 1 for the vertices of a simplex below its
+# remainder-0 vertex, 1 for a step to a neighbor.
+KEY_MARGIN = 4
+# Largest range of an elevated coordinate: quotients fit into 32 bits with that room.
+KEY_RANGE = 1e9
 
 # ---- The mean field
 

@@ -5,14 +5,6 @@
 
 namespace crf {
 namespace {
-// Room on either side of the range of a quotient: 1 for rounding in single precision, 1 for the
-// coordinates that wrap, 1 for the vertices of a simplex below its remainder-0 vertex, 1 for a step
-// to a neighbor.
-constexpr int kMargin = 4;
-
-// Quotients must fit into 32 bits with that room.
-constexpr double kWidestRange = 1e9;
-
 int bit_width(int64_t largest) { return std::bit_width(static_cast<uint64_t>(largest)); }
 }  // namespace
 
@@ -45,11 +37,11 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
         const double least = sum_low - i * high[i - 1], most = sum_high - i * low[i - 1];
         sum_low += low[i - 1];
         sum_high += high[i - 1];
-        if (most - least > kWidestRange)
+        if (most - least > numerics::KEY_RANGE)
             throw CapacityError("a bandwidth is too small for the range of its feature");
-        layout.lowest[i] = static_cast<int>(std::floor(least / (d + 1))) - kMargin;
-        layout.width[i] =
-            bit_width(static_cast<int64_t>(std::ceil(most / (d + 1))) + kMargin - layout.lowest[i]);
+        layout.lowest[i] = static_cast<int>(std::floor(least / (d + 1))) - numerics::KEY_MARGIN;
+        layout.width[i] = bit_width(static_cast<int64_t>(std::ceil(most / (d + 1))) +
+                                    numerics::KEY_MARGIN - layout.lowest[i]);
     }
     layout.width[0] = bits_for(d + 1);
     for (int i = 1; i <= d; ++i) layout.shift[i] = layout.shift[i - 1] + layout.width[i - 1];

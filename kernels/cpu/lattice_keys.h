@@ -7,7 +7,7 @@
 #include "lattice_math.h"
 
 namespace crf {
-constexpr int kMaxLatticeFeatures = 28;
+constexpr int kMaxLatticeFeatures = KeyLayout::kMaxFeatures;
 
 // Barycentric weights are kept in 16 bits, in units of 1 / kWeightUnit.
 constexpr int32_t kWeightUnit = 65535;

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from crfrefine.base.numerics import KEY_MARGIN, KEY_RANGE
 from crfrefine.engines.cuda.filters import FeatureSource
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError
@@ -23,8 +24,6 @@ SLOTS_OF_BLOCK = 16 * THREADS  # of the hash table, or keys; as in kernels/cuda/
 _SAMPLED = 100  # one voxel of so many is looked at for the estimate of the number of vertices
 _MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
 _MAX_KEY_BITS = 128
-_MAX_RANGE = 1e9  # largest range of an elevated coordinate
-_MARGIN = 4  # of a field, on both sides: for rounding, the wrap, a vertex below, a step either way
 # The fraction of the golden ratio in 64 bits.
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
@@ -81,10 +80,10 @@ class Simplices:
         scaled = np.array([0.0] * self._padding + source.spans) * scale.astype(np.float64)
         largest = np.append(np.cumsum(scaled[:0:-1])[::-1], 0.0)
         smallest = -places * scaled
-        if (largest - smallest > _MAX_RANGE).any():
+        if (largest - smallest > KEY_RANGE).any():
             raise CapacityError("a bandwidth is too small for the range of its feature")
-        lowest = np.floor(smallest / num_corners).astype(np.int64) - _MARGIN
-        highest = np.ceil(largest / num_corners).astype(np.int64) + _MARGIN
+        lowest = np.floor(smallest / num_corners).astype(np.int64) - KEY_MARGIN
+        highest = np.ceil(largest / num_corners).astype(np.int64) + KEY_MARGIN
         widths = [count.bit_length() for count in (highest - lowest).tolist()]
         self.widths = (self.num_features.bit_length(), *widths)
         total_bits = sum(self.widths)
