@@ -162,7 +162,8 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
         "return [...document.querySelectorAll('#tools label, #brushes label')]"
         ".map((node) => node.textContent)"
     )
-    assert names == ["crosshair", "move", "background", "erase", "label 1", "label 2", "label 3"]
+    names_of_tools = ["crosshair", "move", "background", "erase", "measure"]
+    assert names == [*names_of_tools, "label 1", "label 2", "label 3"]
     x, y, z = running.json("case/0/describe")["place"]
     expected = np.zeros(UPRIGHT, int)
     before = dice(page)
