@@ -7,7 +7,7 @@ Its files come from `crfrefine.cases.discovery`. What the CRF takes of it is ano
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -209,9 +209,7 @@ def read_case(
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
-        values = read_strokes(header, options, segments, notes)
-        drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn")
-        strokes.append((header.path, drawn.T))
+        strokes.append((header.path, read_drawn(header, grid, options, segments, notes)))
     return Case(
         case_id=headers.files.case_id,
         image=reverse_grid(arrays.image),
@@ -229,6 +227,18 @@ def read_case(
         not_nan=arrays.not_nan,
         has_mask_file=headers.mask is not None,
     )
+
+
+def read_drawn(
+    file: VolumeHeader,
+    grid: WorkGrid,
+    options: ReadingOptions,
+    known: Sequence[Segment],
+    notes: list[Note],
+) -> Labels:
+    """Return the drawn voxels of a file on a grid, (*grid), as of `read_strokes`."""
+    values = read_strokes(file, options, known, notes)
+    return grid.nearest(file, values, "strokes", notes, outside="are not drawn").T
 
 
 class _FileArrays:

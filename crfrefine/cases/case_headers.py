@@ -126,11 +126,11 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             network, frame = _read_network_header(files, images[0], options)
         mask = None
         if files.mask is not None:
-            mask = _read_scalar(files.mask, "mask", images[0], options)
+            mask = read_scalar(files.mask, "mask", images[0], options)
         labels = None
         if files.labels is not None:
-            labels = _read_scalar(files.labels, "labels", images[0], options)
-        strokes = [_read_scalar(path, "strokes", images[0], options) for path in files.strokes]
+            labels = read_scalar(files.labels, "labels", images[0], options)
+        strokes = [read_scalar(path, "strokes", images[0], options) for path in files.strokes]
         return CaseHeaders(
             files,
             images,
@@ -177,7 +177,7 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
     return tuple(images)
 
 
-def _read_scalar(
+def read_scalar(
     path: Path, what: str, image: VolumeHeader, options: ReadingOptions
 ) -> VolumeHeader:
     """Read the header of a file with one value per voxel, with its axes turned to the image's."""

@@ -21,6 +21,9 @@ AS_GIVEN = ""
 OF_CASE = "case"
 OF_PAGE = "page"
 
+# What reading JSON raises that somebody has edited.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
 
 def to_text(parameters: CrfParameters, case_id: str) -> str:
     """Return the text of a parameter file that says on which case it was chosen."""
@@ -73,7 +76,7 @@ class ChosenParameters:
             of_cases = {}
             for case_id, text in content["cases"].items():
                 of_cases[case_id] = CrfParameters.from_toml(text)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CrfRefineError) as error:
+        except (*_DAMAGES, CrfRefineError) as error:
             self._is_damaged = True
             self.problem = f"{path}: cannot be read: {error}; move it away to begin anew"
             return
@@ -139,11 +142,10 @@ class ChosenParameters:
 
     def _write(self) -> None:
         """Write the files; on a full disk, the parameters stay in memory until it can be done."""
-        if self._is_damaged:
-            return
-        self.problem = ""
+        if not self._is_damaged:
+            self.problem = ""
         try:
-            if self._folder is not None:
+            if self._folder is not None and not self._is_damaged:
                 content = {
                     "given": self._given.to_toml(),
                     "page": self.of_page.to_toml(),

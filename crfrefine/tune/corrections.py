@@ -6,11 +6,11 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
+import re
 import socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.array_types import Array
-from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.case import Case, read_drawn
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_scalar
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io import read_volume
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.strokes import Strokes
@@ -37,7 +39,7 @@ SAVED = "saved"
 OUTDATED = "outdated"  # its result was saved with other parameters
 
 _LOCK = ".crfrefine-tune.lock"
-_TOKEN = 32  # characters of a token
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # the form of a token
 _SECRET = 0o600  # mode of a file that only its user may read
 _ADDRESS = ".crfrefine-tune.address"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of storage without locks
@@ -75,9 +77,12 @@ class Corrections:
         that was ended between the two leaves strokes that are newer.
         """
         drawing = self.drawing
-        if drawing.exists() and has_unsaved(drawing, drawing.stat().st_mtime_ns, inputs):
-            return CORRECTED
-        if not self.strokes.exists():
+        has_strokes = self.strokes.exists()
+        if drawing.exists():
+            mtime_ns = drawing.stat().st_mtime_ns
+            if has_unsaved(drawing, mtime_ns, inputs, has_strokes=has_strokes):
+                return CORRECTED
+        if not has_strokes:
             return UNTOUCHED
         if not self.refined.exists():
             return CORRECTED
@@ -113,21 +118,23 @@ class Corrections:
 def open_drawing(
     corrections: Corrections | None,
     case: TuneCase,
-    strokes_of: Callable[[TuneCase], Strokes | None],
+    reading: ReadingOptions,
+    strokes_of: Callable[[Case], Strokes | None],
 ) -> tuple[Drawing, list[Note]]:
     """Return the strokes that were drawn before, or else those of files, with notes on files.
 
     They are kept in their file from now on, if there is a folder. `strokes_of` returns those of a
-    case's files.
+    case's files, or raises InputError.
     """
     grid = case.network_labels.shape
     if corrections is None:
         return Drawing(grid, strokes_of(case)), []
-    notes = []
+    notes: list[Note] = []
     if not corrections.drawing.exists():
         files = list(case.strokes)
         if corrections.strokes.exists():
-            files.append((corrections.strokes, read_drawn(corrections.strokes, grid)))
+            drawn = read_saved_strokes(corrections.strokes, case, reading, strokes_of, notes)
+            files.append((corrections.strokes, drawn))
         drawing = Drawing(grid, strokes_of(replace(case, strokes=tuple(files))))
     else:
         drawing = Drawing.read(corrections.drawing, grid)
@@ -140,17 +147,25 @@ def open_drawing(
     return drawing, notes
 
 
-def read_drawn(path: Path, grid: Sequence[int]) -> Array:
-    """Return (*grid) the values of a file of strokes, whatever program has written it."""
+def read_saved_strokes(
+    path: Path,
+    case: TuneCase,
+    reading: ReadingOptions,
+    strokes_of: Callable[[Case], Strokes | None],
+    notes: list[Note],
+) -> Array:
+    """Return (*grid) the values of a file of strokes, which another program may have written.
+
+    It is taken, or refused, as `infer --strokes` does. `notes` gets those for the user.
+    """
     try:
-        values = read_volume(path).data
-        if values.size != math.prod(grid):
-            expected = f"expected the grid {tuple(grid)}"
-            raise InputError(f"{path}: has the grid {values.shape}; {expected}")
-        Strokes.of_array(values, values.shape, MAX_LABEL + 1, name=str(path))
+        header = read_scalar(path, "strokes", case.like, reading)
+        values = read_drawn(header, WorkGrid(case.like), reading, case.segments, notes)
+        strokes_of(replace(case, strokes=((path, values),)))
     except CrfRefineError as error:
-        raise UnreadableDrawingError(f"{error}; move it away to begin anew") from error
-    return values.reshape(grid).astype(np.uint16)
+        name = "" if str(path) in str(error) else f"{path}: "
+        raise UnreadableDrawingError(f"{name}{error}\n  To begin anew, move it away.") from error
+    return values.astype(np.uint16)
 
 
 def digest_of_file(path: Path) -> str:
@@ -239,11 +254,11 @@ def read_address(folder: Path) -> tuple[int, str] | None:
     A file that others may read, or that somebody else has written, is none.
     """
     path = folder / _ADDRESS
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, RecursionError):
         status = path.lstat()
         if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == _SECRET:
             port, token = json.loads(path.read_bytes())
-            if len(token) == _TOKEN:
+            if _TOKEN.fullmatch(token):
                 return int(port), str(token)
     return None
 

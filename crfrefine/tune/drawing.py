@@ -420,14 +420,18 @@ def stamp_of_file(path: Path) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=20_000)
-def has_unsaved(path: Path, _mtime_ns: int, inputs: str) -> bool:
+def has_unsaved(path: Path, _mtime_ns: int, inputs: str, *, has_strokes: bool) -> bool:
     """Return whether a file of a drawing, of a time, has strokes not saved with their result.
 
-    A result of other inputs is none.
+    A result of other inputs is none. `has_strokes` tells whether the file of strokes is there,
+    which is written with each result.
     """
     try:
         content = json.loads(path.read_bytes())
-        is_of_others = content.get("inputs", "") not in ("", inputs)
+        saved_inputs = content.get("inputs", "")  # "" means that it was never saved
+        if saved_inputs and not has_strokes:
+            return True
+        is_of_others = saved_inputs not in ("", inputs)
         if "state" in content:
             return bool(content["state"] != content["saved_state"] or is_of_others)
         return bool(content["saved"] != content["digest"] or is_of_others)

@@ -38,7 +38,7 @@ from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import (
     digest_of_file,
     open_drawing,
-    read_drawn,
+    read_saved_strokes,
     stamp_of_inputs,
 )
 from crfrefine.tune.drawing import Drawing, Edit, Places, stamp_of_file
@@ -97,22 +97,21 @@ class Session:
         self.case = open_case(files, inputs.reading, options.inputs.threads)
         self._refiner = CaseRefiner(self.case, options.inputs)
         self._notes: list[Note] = []
+        declared = inputs.reading.declared
+        self._strokes_of = partial(read_strokes, options.inputs, declared=declared)
         if drawing is None:
-            strokes_of = partial(read_strokes, options.inputs, declared=inputs.reading.declared)
-            drawing, self._notes = open_drawing(corrections, self.case, strokes_of)
+            drawing, self._notes = open_drawing(
+                corrections, self.case, inputs.reading, self._strokes_of
+            )
         self.drawing = drawing
         # that of the file of strokes when it was seen last, as of `stamp_of_file`
         self._stamp_of_strokes: object = None
         self.shown = Result(self.case.network_labels)
-        self.take_outside()
-        self._former: Array | None = None  # the labels before the last stroke
-        self._num_labels = 1 + max({self.case.network.num_labels - 1, *self.drawing.labels})
-        self._labels = ["background"]
         self._titles = dict(inputs.reading.titles)
         for part in self.case.segments:  # The network's file has names itself.
             self._titles[part.label] = f"{part.label} {part.name}"
-        for label in range(1, self._num_labels):
-            self._labels.append(self._titles.get(label, f"label {label}"))
+        self.take_outside()
+        self._former: Array | None = None  # the labels before the last stroke
         # The regions that have a row in the table: those of the options, or channels.
         self._regions = options.regions
         scheme = self.case.network.regions
@@ -129,6 +128,20 @@ class Session:
         self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
         self._shown_lock = threading.Lock()
+
+    @property
+    def _num_labels(self) -> int:
+        """One more than the largest label that may be drawn."""
+        network = self.case.network
+        if isinstance(network, LabelMapNetwork):  # The network may never have predicted the label.
+            return 1 + max({network.num_labels - 1, *self.drawing.labels})
+        return network.num_labels
+
+    @property
+    def _labels(self) -> list[str]:
+        """The names of all labels, background first."""
+        names = [self._titles.get(label, f"label {label}") for label in range(self._num_labels)]
+        return ["background", *names[1:]]
 
     @property
     def is_large(self) -> bool:
@@ -158,13 +171,15 @@ class Session:
             modalities.append(f"image {number + 1}")
         output = self._options.output
         neighbors = labels_nearby([case.network_labels])
+        num_labels = self._num_labels
         for label in case.existing_labels | self._titles.keys() | self.drawing.labels:
-            if 0 < label < self._num_labels:
+            if 0 < label < num_labels:
                 neighbors.setdefault(label, set())
         named = {part.label: color_of(part.color) for part in case.segments if part.color}
         labels = []
+        names = self._labels
         for label, color in choose_colors(neighbors, named).items():
-            labels.append({"label": label, "name": self._labels[label], "color": color})
+            labels.append({"label": label, "name": names[label], "color": color})
         windows = []
         for number in range(len(case.image)):
             windows.append([vars(window) for window in case.offered_windows(number)])
@@ -335,10 +350,13 @@ class Session:
         stamp = stamp_of_file(path)
         if stamp in (None, self._stamp_of_strokes):
             return False
-        has_taken = self.drawing.take_outside(read_drawn(path, self.case.network_labels.shape))
+        notes: list[Note] = []
+        values = read_saved_strokes(path, self.case, self._inputs.reading, self._strokes_of, notes)
+        has_taken = self.drawing.take_outside(values)
         self._stamp_of_strokes = stamp
         if has_taken:
             self._former = self.shown.labels
+            self._notes += notes
             self._notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(path)))
         return has_taken
 

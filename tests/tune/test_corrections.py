@@ -8,6 +8,7 @@ import socket
 import threading
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import run_here
@@ -438,6 +439,13 @@ def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
 # ---- Files that another program writes while the page runs
 
 
+def saved_strokes(worklist, path):
+    """Draw and save a case; return the values of its strokes."""
+    worklist.draw(0, **STROKE)
+    worklist.save_case(0, "", {})
+    return read_volume(path).data
+
+
 def change_strokes(path, voxels, value):
     """Draw in a file of strokes as another program does."""
     strokes = read_volume(path)
@@ -467,6 +475,47 @@ def test_strokes_changed_elsewhere_and_those_drawn_since_are_both_kept(worklist,
     np.testing.assert_array_equal(read_volume(files.strokes).data, expected)
     assert states(worklist)[0] == SAVED
     assert worklist.undo(0, "")["drawn"] < np.count_nonzero(expected)
+
+
+def save_strokes(path, values, affine):
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(values), affine), path)
+
+
+def test_strokes_that_another_program_has_turned_are_taken_in_their_place(worklist, options):
+    path = Corrections.of_case("a", options.corrections).strokes
+    expected = saved_strokes(worklist, path).copy()
+    expected[-1, 0, 0] = 2
+    affine = nib.load(path).affine @ np.diag([-1, 1, 1, 1])
+    affine[:3, 3] -= affine[:3, 0] * (len(expected) - 1)
+    save_strokes(path, expected[::-1], affine)
+    worklist.look(0, "")
+    np.testing.assert_array_equal(worklist.session(0).drawing.values, expected)
+
+
+@pytest.mark.parametrize("change", ["axes", "label"])
+def test_strokes_that_infer_refuses_are_refused_and_stay(worklist, options, change):
+    path = Corrections.of_case("a", options.corrections).strokes
+    expected = saved_strokes(worklist, path).copy()
+    affine = nib.load(path).affine
+    written = np.swapaxes(expected, 0, 1)
+    if change == "label":
+        written = expected.copy()
+        written[0, 0, 0] = 9
+    save_strokes(path, written, affine)
+    for act in (lambda: worklist.look(0, ""), lambda: worklist.save_case(0, "", {})):
+        with pytest.raises(CrfRefineError, match=r"strokes.a\.nii\.gz"):
+            act()
+    np.testing.assert_array_equal(worklist.session(0).drawing.values, expected)
+    np.testing.assert_array_equal(read_volume(path).data, written)
+
+
+def test_a_case_whose_saved_strokes_were_removed_is_to_be_saved_again(worklist, options):
+    path = Corrections.of_case("a", options.corrections).strokes
+    expected = saved_strokes(worklist, path).copy()
+    path.unlink()
+    assert states(worklist)[0] == CORRECTED
+    worklist.save_case(0, "", {})
+    np.testing.assert_array_equal(read_volume(path).data, expected)
 
 
 def test_strokes_that_another_program_left_unreadable_are_not_overwritten(worklist, options):

@@ -22,6 +22,7 @@ from tune_helpers import (
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_volume, write_label_map
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune import session as session_module
 from crfrefine.tune.batch import Batch
 from crfrefine.tune.case import CaseRefiner
@@ -32,6 +33,8 @@ from crfrefine.tune.corrections import (
     SAVED,
     UNTOUCHED,
     Corrections,
+    read_address,
+    write_address,
 )
 from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.kept import KeptCases
@@ -418,3 +421,26 @@ def test_each_part_of_the_work_runs_without_the_others(options):
     assert saved == [0, 2]
     assert all(batch.describe(number, options.inputs.parameters)["changed"] for number in range(3))
     batch.end()
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[" * 100_000])
+def test_parameters_reach_the_output_though_their_file_in_the_folder_is_damaged(
+    options, tmp_path, content
+):
+    output = tmp_path / "params.toml"
+    (tmp_path / "page.json").write_bytes(content)
+    chosen = ChosenParameters(options.inputs.parameters, output)
+    chosen.keep_in(tmp_path)
+    chosen.choose("a", chosen.of_page.replace(**{"bilateral.weight": 3.25}))
+    assert CrfParameters.load(output) == chosen.of_page
+    assert "move it away" in chosen.problem
+    assert (tmp_path / "page.json").read_bytes() == content
+
+
+def test_an_address_that_no_page_has_had_is_not_taken(tmp_path):
+    path = tmp_path / ".crfrefine-tune.address"
+    write_address(tmp_path, 8123, "a" * 32)
+    assert read_address(tmp_path) == (8123, "a" * 32)
+    for content in ('[8123, "../../../../aaaaaaaaaaaaaaaaaaaa"]', "[8123, 5]", "[" * 100_000):
+        path.write_text(content)
+        assert read_address(tmp_path) is None

@@ -231,7 +231,8 @@ function scoreRow({ label, region, before, after, dice_before: was, dice_after: 
   const dice = ["▼ ", "", "▲ "][gain + 1] + percent(is);
   row.classList.toggle("region", region !== undefined);
   row.children[2].classList.add(["worse", "same", "better"][gain + 1]);
-  const name = region ?? state.labels.find((one) => one.label === label).name;
+  const known = state.labels.find((one) => one.label === label)?.name;
+  const name = region ?? known ?? `label ${label}`; // Another program may have drawn a label.
   return write(row, name, percent(was), dice, count(before), count(after));
 }
 
