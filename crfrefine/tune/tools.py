@@ -107,8 +107,7 @@ def _depth(shape: Bool, steps: Sequence[float]) -> Float64:
     padded = np.pad(shape, 1)
     inside = ndimage.distance_transform_edt(padded, sampling=steps)
     outside = ndimage.distance_transform_edt(~padded, sampling=steps)
-    depth: Float64 = (inside - outside)[1:-1, 1:-1]
-    return depth
+    return np.asarray(inside - outside, np.float64)[1:-1, 1:-1]
 
 
 class Islands:
