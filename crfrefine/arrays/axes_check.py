@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.axes import Axes, all_axes
 
-_MOST_VOXELS = 200_000  # of the label map that are looked at, before they are sorted by label
+_MAX_VOXELS = 200_000  # of the label map that are looked at, before they are sorted by label
 _PICKS = 4000  # voxels that are compared, shared by the labels
-_FEWEST_PICKS_PER_LABEL = 32
-_FEWEST_PICKS = 4  # fewer voxels are no evidence
+_MIN_PICKS_PER_LABEL = 32
+_MIN_PICKS = 4  # fewer voxels are no evidence
 # Other axes contradict if they agree at this share of the voxels or more, and leave at most this
 # part of the disagreement, which is at least the last of these shares smaller. Post-processing
 # changes voxels in either.
-_LEAST_SHARE = 0.5
-_MOST_OF_DISAGREEMENT = 0.5
-_LEAST_GAIN = 0.05
+_MIN_SHARE = 0.5
+_MAX_OF_DISAGREEMENT = 0.5
+_MIN_GAIN = 0.05
 _HALF = 0.5
 
 
@@ -55,7 +55,7 @@ class AxesCheck:
     @property
     def is_possible(self) -> bool:
         """Whether the label map has enough voxels to tell."""
-        return len(self.labels) >= _FEWEST_PICKS
+        return len(self.labels) >= _MIN_PICKS
 
     def add(self, values: Array, first_channel: int = 0, first_plane: int = 0) -> None:
         """Look at a piece: (channels, planes, ...), from a channel and a plane on."""
@@ -92,23 +92,23 @@ class AxesCheck:
 
 def contradicts(assumed: float, other: float) -> bool:
     """Return whether the share that agrees in other axes contradicts that in the assumed ones."""
-    is_halved = 1 - other <= _MOST_OF_DISAGREEMENT * (1 - assumed)
-    return other >= _LEAST_SHARE and is_halved and other - assumed >= _LEAST_GAIN
+    is_halved = 1 - other <= _MAX_OF_DISAGREEMENT * (1 - assumed)
+    return other >= _MIN_SHARE and is_halved and other - assumed >= _MIN_GAIN
 
 
 def is_doubtful(assumed: float) -> bool:
     """Return whether the label map hardly seems to be that of the channels."""
-    return assumed < _LEAST_SHARE
+    return assumed < _MIN_SHARE
 
 
 def _pick(labels: Labels) -> NDArray[np.intp]:
     """Return the numbers of voxels of each label, evenly spaced, background aside."""
     inside = np.flatnonzero(labels)
-    inside = inside[:: -(-len(inside) // _MOST_VOXELS) or 1]
+    inside = inside[:: -(-len(inside) // _MAX_VOXELS) or 1]
     values = labels.reshape(-1)[inside]
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=-1))
     groups = np.split(inside[order], starts[1:])
-    most = max(_PICKS // max(len(groups), 1), _FEWEST_PICKS_PER_LABEL)
+    most = max(_PICKS // max(len(groups), 1), _MIN_PICKS_PER_LABEL)
     picked = [group[:: -(-len(group) // most) or 1] for group in groups]
     return np.concatenate(picked)

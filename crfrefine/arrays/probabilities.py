@@ -43,7 +43,7 @@ MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of pad
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
 # Largest share of its size by which a sum of rounded numbers may differ from others.
-_MOST_ROUNDED = 0.2
+_MAX_ROUNDED = 0.2
 # The advice where values in [0, 1] do not sum to 1, and where their sums are never above 1.
 _ADVICE_ON_SUMS = (
     f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
@@ -233,7 +233,7 @@ class Look:
         high = float(sums.max())
         spread = TOLD_SUM_TOLERANCE * high
         if self.is_whole and high >= MIN_SUM:  # Each label is rounded by up to a half.
-            spread = max(spread, min(float(len(self._levels)), _MOST_ROUNDED * high))
+            spread = max(spread, min(float(len(self._levels)), _MAX_ROUNDED * high))
         if high <= 0 or high - low > spread:
             return None
         total = (low + high) / 2

@@ -41,8 +41,8 @@ EXACT = 1e-3
 MIN_SUM = 50.0
 # The share of the top that sums reach without a background: of whole numbers, which logits hardly
 # ever are, and of others.
-LEAST_OF_WHOLE = 0.25
-LEAST_OF_FRACTIONS = 0.85
+MIN_OF_WHOLE = 0.25
+MIN_OF_FRACTIONS = 0.85
 # The share of the top that the sums of whole numbers have to reach where the user says that they
 # are probabilities, but not their scale.
 REACHED = 0.9
@@ -96,10 +96,10 @@ def scale_of_sums(sums: Float32, *, is_whole: bool) -> Scale | None:
     if highest < MIN_SUM or highest - float(sums.min()) <= ROUNDED * highest:
         return None
     tolerance = EXACT
-    least = LEAST_OF_FRACTIONS
+    least = MIN_OF_FRACTIONS
     if is_whole:
         tolerance = ROUNDED
-        least = LEAST_OF_WHOLE
+        least = MIN_OF_WHOLE
     top = top_of(highest, tolerance)
     if top is None or highest < least * top:
         return None

@@ -23,13 +23,13 @@ from crfrefine.io.volume import VolumeHeader
 _FEW_VALUES = 32
 _REGION_SHARE = 0.5
 # Labels that were saved with a scaling are no whole numbers; there are at most so many then.
-_MOST_SCALED_VALUES = 256
+_MAX_SCALED_VALUES = 256
 # Values that are looked at first, in the middle of an array, and neighbors among them that show
 # whether there are regions: of nearly all images, that is enough.
 _FIRST_VALUES = 1 << 13
 _BLOCK_VALUES = 1 << 17
 _ENOUGH_PAIRS = 1000
-_MOST_SHOWN = 5  # different values that a message lists
+_MAX_SHOWN = 5  # different values that a message lists
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Look:
             return True
         is_near = bool(off.max() <= LABEL_TOLERANCE and rounded.any())
         is_one_value_per_label = bool((rounded[1:] > rounded[:-1]).all())
-        return is_near and is_one_value_per_label and len(rounded) <= _MOST_SCALED_VALUES
+        return is_near and is_one_value_per_label and len(rounded) <= _MAX_SCALED_VALUES
 
     def evidence_of_image(self) -> str:
         """Return in words why what was expected to be labels is rather an image, or "".
@@ -127,7 +127,7 @@ class Look:
         """Return the number of different values, and the lowest and highest, or all of a few."""
         number = counted(len(self.different), "different value")
         shown = [f"{value:.4g}" for value in self.different.tolist()]
-        if len(shown) <= _MOST_SHOWN:
+        if len(shown) <= _MAX_SHOWN:
             return f"{number}, {listed(shown)}"
         return f"{number} from {shown[0]} to {shown[-1]}"
 

@@ -42,7 +42,7 @@ _HALF = 0.5  # a probability of label 1 below it is background
 
 # What was found in files, by path, state and question: their headers are read more than once.
 _known: dict[Any, bool] = {}
-_MOST_KNOWN = 10_000
+_MAX_KNOWN = 10_000
 
 
 def holds_labels(
@@ -57,7 +57,7 @@ def holds_labels(
     states = [(str(path), content_state(state)) for path, state in header.states.items()]
     question = (tuple(states), of_region, needs_foreground)
     if question not in _known:
-        if len(_known) >= _MOST_KNOWN:
+        if len(_known) >= _MAX_KNOWN:
             _known.clear()
         _known[question] = _look_for_labels(header, of_region, needs_foreground)
     return _known[question]

@@ -51,8 +51,8 @@ from crfrefine.refinement.given import (
 )
 
 # Channels that are label maps have so many labels, background included, and so much of it.
-_FEWEST_LABELS = 3
-_MOST_LABELS = 255
+_MIN_LABELS = 3
+_MAX_LABELS = 255
 _SHARE_OF_BACKGROUND = 0.5
 
 
@@ -104,13 +104,13 @@ def _are_label_maps(values: Float32, look: Look) -> bool:
 
     They have the same few whole numbers, three or more, and most voxels are background in all.
     """
-    if not look.is_whole or look.are_logits or values.min() < 0 or values.max() > _MOST_LABELS:
+    if not look.is_whole or look.are_logits or values.min() < 0 or values.max() > _MAX_LABELS:
         return False
     if look.is_equal.mean() < _SHARE_OF_BACKGROUND:
         return False
     occurring = [np.bincount(channel.reshape(-1).astype(np.uint8)) > 0 for channel in values]
     first = occurring[0]
-    if not first[0] or np.count_nonzero(first) < _FEWEST_LABELS:
+    if not first[0] or np.count_nonzero(first) < _MIN_LABELS:
         return False
     return all(np.array_equal(first, other) for other in occurring)
 

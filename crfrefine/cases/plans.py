@@ -17,7 +17,7 @@ PLANS = "plans.json"
 DATASET = "dataset.json"
 # A validation is in fold_0/validation of its network, a cleaned cross-validation in
 # crossval_results_folds_0_1/postprocessed.
-_MOST_PARENTS = 3
+_MAX_PARENTS = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def is_trained(folder: Path) -> bool:
 
 def network_around(folder: Path) -> Path | None:
     """Return the folder of the trained network that a folder lies in; None without one."""
-    for parent in folder.absolute().parents[:_MOST_PARENTS]:
+    for parent in folder.absolute().parents[:_MAX_PARENTS]:
         if is_trained(parent):
             return parent
     return None

@@ -41,7 +41,7 @@ from crfrefine.io.paths import describe_others, is_folder, suffix_of
 
 _NUM_SHOWN = 2  # proposals
 _MAX_CASE_SETS = 6  # most sets of cases that are tried, the largest ones
-_LEAST_SHARE = 0.5  # of the files, of a proposal that leaves out label maps
+_MIN_SHARE = 0.5  # of the files, of a proposal that leaves out label maps
 _MAX_ROLES = 32  # With more, the names of cases are taken for roles.
 
 
@@ -66,7 +66,7 @@ class Proposal:
         """Return whether it takes all files of one case, or, of several, most or label maps."""
         if len({match.case for match in self.matches}) == 1:
             return self.share == 1
-        return bool(self.labels) or not has_label_maps or self.share >= _LEAST_SHARE
+        return bool(self.labels) or not has_label_maps or self.share >= _MIN_SHARE
 
     def describe(self, folder: Path, num_files: int, others: Collection[Path]) -> str:
         """Return the patterns, and what they take and leave out."""

@@ -48,7 +48,7 @@ _NONZERO = (
 
 # The volumes of a file are a network's channels if the largest one tells the label of a label map
 # at so many of the voxels with one. A coarse prediction and its reference agree so.
-_MOST_ALIKE = 0.6
+_MAX_ALIKE = 0.6
 
 
 class Modality:
@@ -137,7 +137,7 @@ def _largest_is_label(values: NDArray[Any], labels: NDArray[Any]) -> bool:
     largest = values.argmax(axis=0)
     is_labeled = (largest > 0) | (labels > 0)
     num_alike = np.count_nonzero(largest[is_labeled] == labels[is_labeled])
-    return bool(num_alike >= _MOST_ALIKE * np.count_nonzero(is_labeled))
+    return bool(num_alike >= _MAX_ALIKE * np.count_nonzero(is_labeled))
 
 
 def advice_on_images(files: CaseFiles, wrong: Sequence[Path]) -> str:

@@ -49,7 +49,7 @@ _THINGS = re.compile(
     r"(?:segment|segmentation|label|class|region|structure|roi|organ|mask|object|component"
     r"|lesion|nodule|tumou?r|met|metastasis|node|cyst|aneurysm)"
 )
-_MOST_READ = 4  # binary files whose voxels are read to tell
+_MAX_READ = 4  # binary files whose voxels are read to tell
 # So many files that do not overlap are rather structures than cases, whatever their names.
 _MANY_APART = 6
 _OVERLAP = 0.01  # share of a file's voxels that may lie in others
@@ -228,7 +228,7 @@ def _read_binary(header: VolumeHeader) -> Labels | None:
 def _values_of(headers: Sequence[VolumeHeader]) -> set[int] | None:
     """Return the values of the files that are looked at; None unless each has one besides 0."""
     found: set[int] = set()
-    step = max(1, len(headers) // _MOST_READ)
+    step = max(1, len(headers) // _MAX_READ)
     for header in headers[::step]:
         values = _read_binary(header)
         if values is None:

@@ -75,8 +75,8 @@ METRICS_OF_LESIONS = (LESION_F1, "lesions_missed", "lesions_false")
 # The standard error of the mean by folds is clearly more than that by cases if it is so many times
 # as large: of five folds that differ as their cases do, one in 17 is.
 CLEARLY_MORE = 1.5
-FEWEST_FOLDS = 3
-FEWEST_OF_FOLD = 2  # cases, without which the mean of a fold is a single case
+MIN_FOLDS = 3
+MIN_OF_FOLD = 2  # cases, without which the mean of a fold is a single case
 Z_95 = 1.96
 
 # The values of one case, by method.
@@ -264,8 +264,8 @@ def describe_spread(gains_of_folds: Sequence[Sequence[float]]) -> str:
     The interval of the verdict takes the cases as independent. If the means of the folds vary more,
     what is learned depends on the cases of training, or on the seed that divides them.
     """
-    folds = [100.0 * np.asarray(gains) for gains in gains_of_folds if len(gains) >= FEWEST_OF_FOLD]
-    if len(folds) < FEWEST_FOLDS:
+    folds = [100.0 * np.asarray(gains) for gains in gains_of_folds if len(gains) >= MIN_OF_FOLD]
+    if len(folds) < MIN_FOLDS:
         return ""
     means = np.array([gains.mean() for gains in folds])
     error_of_folds = float(means.std(ddof=1)) / math.sqrt(len(means))

@@ -19,7 +19,7 @@ ALL_CASES = "all cases"  # name of the part of the run after the folds
 # a start may take 40.
 STEPS_OF_FOLD = 1.4
 STEPS_OF_LAST = 0.5
-MOST_OF_FOLD = 3.0
+MAX_OF_FOLD = 3.0
 # Share of the steps up to the most possible that are left, of a training that took more than it was
 # expected to.
 SHARE_LEFT = 0.25
@@ -152,7 +152,7 @@ class Progress:
                 left += max(0.0, of_last - steps)
                 continue
             num_waiting -= 1
-            possible = MOST_OF_FOLD * self._num_steps - steps
+            possible = MAX_OF_FOLD * self._num_steps - steps
             left += max(of_fold - steps, SHARE_LEFT * possible)
         left += max(0, num_waiting) * of_fold
         if ALL_CASES not in self._steps and ALL_CASES not in self._ended:

@@ -22,7 +22,7 @@ from crfrefine.io.dicom.series import read_series
 from crfrefine.io.formats import STRUCTURES_ADVICE
 from crfrefine.io.volume import VolumeHeader
 
-_MOST_LISTED = 40
+_MAX_LISTED = 40
 
 
 def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
@@ -68,7 +68,7 @@ def _describe_other(path: Path, dataset: Any) -> list[tuple[str, str]]:
     if class_of(dataset) == STRUCTURE_SET:
         names = [item.get("ROIName") for item in dataset.get("StructureSetROISequence") or ()]
         return [
-            ("structures", listed(names, _MOST_LISTED) or "none"),
+            ("structures", listed(names, _MAX_LISTED) or "none"),
             ("note", STRUCTURES_ADVICE),
         ]
     if not is_segmentation(dataset):
@@ -82,7 +82,7 @@ def _describe_other(path: Path, dataset: Any) -> list[tuple[str, str]]:
         algorithm = text_of(item, "SegmentAlgorithmName")
         made = shorten(", ".join(filter(None, [text_of(item, "SegmentAlgorithmType"), algorithm])))
         names.append(f"{label} {text_of(item, 'SegmentLabel')} ({made})")
-    lines.append(("segments", listed(names, _MOST_LISTED)))
+    lines.append(("segments", listed(names, _MAX_LISTED)))
     referenced = dataset.get("ReferencedSeriesSequence") or ()
     uids = [text_of(item, "SeriesInstanceUID") for item in referenced]
     if uids:

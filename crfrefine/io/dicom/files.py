@@ -37,7 +37,7 @@ _ADVICE = {
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 _IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
-_MOST_SERIES = 20  # are listed
+_MAX_SERIES = 20  # are listed
 
 
 @contextmanager
@@ -200,8 +200,8 @@ def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, An
 def describe_all(series: Mapping[str, Mapping[Path, Any]]) -> str:
     """Return an indented line about each series."""
     lines = [f"\n  {describe_series(files)}" for files in series.values()]
-    if len(lines) > _MOST_SERIES:
-        lines[_MOST_SERIES:] = [f"\n  and {len(lines) - _MOST_SERIES} more"]
+    if len(lines) > _MAX_SERIES:
+        lines[_MAX_SERIES:] = [f"\n  and {len(lines) - _MAX_SERIES} more"]
     return "".join(lines)
 
 

@@ -41,7 +41,7 @@ _TELLING = (
     *("ComplexImageComponent", "AcquisitionNumber", "AcquisitionTime", "ContentTime"),
     *("SeriesTime", "InstanceNumber", "ImagePositionPatient"),
 )
-_MOST_TELLING = 3  # are named
+_MAX_TELLING = 3  # are named
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
 _SAME_PLACE = 1e-3
 _UNEVEN = 0.1
@@ -230,7 +230,7 @@ def _what_differs(below: _Slice, above: _Slice) -> str:
             differences.append(f"{keyword} ({values[0]} and {values[1]})")
     if not differences:
         return "no element that tells echoes, times or reconstructions apart: copies?"
-    return listed(differences[:_MOST_TELLING])
+    return listed(differences[:_MAX_TELLING])
 
 
 def read_voxels(series: Series) -> NDArray[Any]:

@@ -49,7 +49,7 @@ _CONVERTED: dict[str, Any] = {
 # How a refined segment says so, and former words of this kind.
 _REFINEMENT = f"refined with crfrefine {__version__}"
 _REFINED = re.compile(r"(?:^|; )(?:refined with )?crfrefine \S+$")
-_MOST_OF_A_TEXT = 1022  # characters of a description
+_MAX_OF_A_TEXT = 1022  # characters of a description
 
 
 def write(
@@ -235,7 +235,7 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
     if label != number:
         words.append(f"label value {label}")
     text = LABEL_ENDING.sub("", str(item.get("SegmentDescription") or ""))
-    text = _joined(text, "; ".join(words), _MOST_OF_A_TEXT)
+    text = _joined(text, "; ".join(words), _MAX_OF_A_TEXT)
     item.pop("SegmentDescription", None)
     if text:
         item.SegmentDescription = text
