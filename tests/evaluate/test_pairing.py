@@ -473,20 +473,25 @@ def test_where_names_do_not_tell_methods_are_not_compared(tmp_path):
     assert "names do not tell" in run_here("info", ref).stderr + run_here("info", ref).stdout
 
 
+def check_that_the_error_names_the_pattern(folders, pattern, cases):
+    """Folders of structures alone are refused; the pattern that the error names gives the cases."""
+    new, ref, old = folders
+    output = ref.parent / "report"
+    options = ("-o", output, "--no-report")
+    refused = run_here("evaluate", new, ref, "-b", f"old={old}", *options, status=1)
+    assert f"'{ref / pattern}' in place of the folder says so" in refused.stderr
+    arguments = (new / pattern, ref / pattern, "-b", f"old={old / pattern}")
+    run_here("evaluate", *arguments, *options, status=0)
+    assert case_ids(json.loads((output / "summary.json").read_text())) == cases
+
+
 def test_structures_of_several_cases_in_one_folder_need_the_pattern_that_the_error_names(tmp_path):
     folders = [tmp_path / name for name in ("new", "ref", "old")]
     names = ("pat1_liver", "pat1_kidney_left", "pat2_liver", "pat2_kidney_left")
     for shift, folder in enumerate(folders):
         write_binary(folder, names, shift)
-    new, ref, old = folders
-    options = ("-o", tmp_path / "report", "--no-report")
-    refused = run_here("evaluate", new, ref, "-b", f"old={old}", *options, status=1)
     pattern = "{case}_{label:kidney_left,liver}.nii.gz"
-    assert f"'{ref / pattern}' in place of the folder says so" in refused.stderr
-    arguments = (new / pattern, ref / pattern, "-b", f"old={old / pattern}")
-    run_here("evaluate", *arguments, *options, status=0)
-    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
-    assert case_ids(summary) == ["pat1", "pat2"]
+    check_that_the_error_names_the_pattern(folders, pattern, ["pat1", "pat2"])
 
 
 def test_folders_of_structures_with_a_file_per_case_need_the_pattern_that_the_error_names(tmp_path):
@@ -495,15 +500,7 @@ def test_folders_of_structures_with_a_file_per_case_need_the_pattern_that_the_er
     for shift, folder in enumerate(folders):
         for structure in ("liver", "spleen", "kidney_left"):
             write_binary(folder / structure, ("case_1", "case_2"), shift)
-    new, ref, old = folders
-    options = ("-o", tmp_path / "report", "--no-report")
-    refused = run_here("evaluate", new, ref, "-b", f"old={old}", *options, status=1)
-    pattern = "{label}/{case}.nii.gz"
-    assert f"'{ref / pattern}' in place of the folder says so" in refused.stderr
-    arguments = (new / pattern, ref / pattern, "-b", f"old={old / pattern}")
-    run_here("evaluate", *arguments, *options, status=0)
-    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
-    assert case_ids(summary) == ["case_1", "case_2"]
+    check_that_the_error_names_the_pattern(folders, "{label}/{case}.nii.gz", ["case_1", "case_2"])
 
 
 def test_what_lies_beside_structures_makes_no_cases_of_them(tmp_path):
