@@ -7,10 +7,10 @@ from crfrefine.cases.guesses import GUESSES, Guess
 PAGE = Path(__file__).parent / "reference" / "roles.md"
 HEAD = """# Roles: what every input is taken for
 
-Options and names say a part of what a file is: an image or a label map, and what its numbers mean.
-The rest is guessed. **A role is checked by content**: the voxels that are read anyway,
-the headers and the files beside them either agree with it or contradict it. A contradiction is an
-error of that case, which names the file, what was expected and found, the evidence, and what says
+Options and names say a part of the role of a file: an image or a label map, and the meaning of its
+numbers. The rest is guessed. **A role is checked by content**: the voxels that are read anyway, the
+headers and the files beside them either agree with it or contradict it. A contradiction is an error
+of that case, which names the file, what was expected and found, the evidence, and what says
 otherwise. What is guessed is told: by a note of the run, and by [`info`](cli.md#info), which shows
 the role of each file with its evidence. A guess that nothing could contradict is not made.
 
