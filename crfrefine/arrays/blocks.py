@@ -191,7 +191,7 @@ def find_network_spacing(
                 f"{found}; expected more than the image's {steps} mm along an axis at least. If "
                 "the network worked on the image's grid, leave it out"
             )
-        note = Note.of(NoteKind.GIVEN_NETWORK_SPACING, sizes=_by(sizes))
+        note = NoteKind.GIVEN_NETWORK_SPACING(sizes=_by(sizes))
         return tuple(map(max, network, spacing)), note
 
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
@@ -199,16 +199,14 @@ def find_network_spacing(
         if not is_auto:
             return None, None
         if (labels == labels.flat[0]).all():
-            note = Note.of(NoteKind.SINGLE_LABEL)
+            note = NoteKind.SINGLE_LABEL()
         else:  # In a mixed folder, some images are as coarse as the network.
-            note = Note.of(NoteKind.NO_BLOCKS, spacing=_by(np.asarray(spacing)))
+            note = NoteKind.NO_BLOCKS(spacing=_by(np.asarray(spacing)))
         return tuple(spacing), note
     network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
     if is_auto:
-        kind = NoteKind.FOUND_NETWORK_SPACING
-        return network, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
-    kind = NoteKind.MAYBE_COARSER_NETWORK
-    return None, Note.of(kind, sizes=_by(blocks), spacing=_by(network))
+        return network, NoteKind.FOUND_NETWORK_SPACING(sizes=_by(blocks), spacing=_by(network))
+    return None, NoteKind.MAYBE_COARSER_NETWORK(sizes=_by(blocks), spacing=_by(network))
 
 
 def _by(values: Sequence[float] | Float64) -> str:

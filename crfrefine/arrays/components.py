@@ -269,8 +269,7 @@ def check_losses(
         switches.append(f"{key} = {value_when_off}")
     rule = " and ".join(settings)
     if allowed:
-        kind = NoteKind.REMOVED_BY_RULES
-        return (Note.of(kind, share=MAX_LOSS, rule=rule, structures=texts),)
+        return (NoteKind.REMOVED_BY_RULES(share=MAX_LOSS, rule=rule, structures=texts),)
     switched_off = " and ".join(switches)
     count = counted(len(texts), "structure")
     raise ConfigError(

@@ -63,7 +63,7 @@ def decide_channel(
                 f"  For a label map, give {BY_HAND.format('labels')}; for\n"
                 f"  probabilities in percent or from 0 to 255, give {_advise_scale(highest)}."
             )
-        return "logits", Note.of(NoteKind.CHANNEL_OF_LOG_ODDS, path.name)
+        return "logits", NoteKind.CHANNEL_OF_LOG_ODDS(path.name)
     if not is_inside:
         raise InputError(
             f"{path}: one channel, expected probabilities of label 1 between 0 and 1, found values "
@@ -72,7 +72,7 @@ def decide_channel(
             f"  {BY_HAND.format('logits')}. For values in percent or from 0 to\n"
             f"  255, give {_advise_scale(highest)}; if interpolation overshot, clip them to [0, 1]."
         )
-    return "probabilities", Note.of(NoteKind.CHANNEL_OF_PROBABILITIES, path.name)
+    return "probabilities", NoteKind.CHANNEL_OF_PROBABILITIES(path.name)
 
 
 def _advise_scale(highest: float) -> str:
@@ -167,7 +167,7 @@ class ForegroundSums:
             )
         num_above = int(np.count_nonzero(self.sums > 1 + ROUNDING))
         if num_above:
-            notes.append(Note.of(NoteKind.SUMS_ABOVE_ONE, highest=highest, voxels=num_above))
+            notes.append(NoteKind.SUMS_ABOVE_ONE(highest=highest, voxels=num_above))
         return notes
 
     def _find_scale(self) -> Note:
@@ -190,7 +190,7 @@ class ForegroundSums:
                 "  all labels, background first."
             )
         self.scale = scale
-        return Note.of(NoteKind.SCALED_FOREGROUND, top=scale, highest=highest)
+        return NoteKind.SCALED_FOREGROUND(top=scale, highest=highest)
 
 
 def sum_foreground(values: Float32, name: str, *, is_rounded: bool = False) -> ForegroundSums:

@@ -214,8 +214,7 @@ def window_notes(
         else:
             continue
         notes.append(
-            Note.of(
-                NoteKind.WINDOW_DOES_NOT_FIT,
+            NoteKind.WINDOW_DOES_NOT_FIT(
                 modality=modality,
                 low=low,
                 high=high,
@@ -337,8 +336,7 @@ def fill_notes(
         fill = find_fill(values.reshape(-1), numbers)
         if fill is not None:
             notes.append(
-                Note.of(
-                    NoteKind.FILL_LEFT_OUT,
+                NoteKind.FILL_LEFT_OUT(
                     modality=modality,
                     fill=fill.value,
                     share=fill.share,

@@ -32,7 +32,7 @@ def _note_on_bytes(labels: Labels, file: str) -> Note | None:
     largest = int(labels.max(initial=0))
     if largest < _BYTE or (labels % _BYTE).any():
         return None
-    return Note.of(NoteKind.BYTES_SWAPPED, file, largest=largest)
+    return NoteKind.BYTES_SWAPPED(file, largest=largest)
 
 
 def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
@@ -67,7 +67,7 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
     num_between = int(np.count_nonzero(is_at_border))
     if num_between <= _SHARE_OF_LABELS * occurring.size:
         return None
-    return Note.of(NoteKind.THIN_LAYERS, file, layers=num_between, labels=occurring.size)
+    return NoteKind.THIN_LAYERS(file, layers=num_between, labels=occurring.size)
 
 
 def _count(values: Array, size: int) -> Array:

@@ -58,5 +58,5 @@ def leave_out_nan(
     if not num_nan:
         return not_nan, inside, ()
     share = num_nan / is_nan.size
-    note = Note.of(NoteKind.NAN_VOXELS, nan=num_nan, voxels=is_nan.size, share=share)
+    note = NoteKind.NAN_VOXELS(nan=num_nan, voxels=is_nan.size, share=share)
     return not_nan, inside, (note,)

@@ -115,8 +115,7 @@ def notes_on_padding(
     if num_around:
         notes += (note_on_padding(num_around, padding.size, are_regions=are_regions),)
     if num_in_holes:
-        note = Note.of(
-            NoteKind.HOLES,
+        note = NoteKind.HOLES(
             what=_what_is_equal(are_regions=are_regions),
             inside=num_in_holes,
             voxels=padding.size,
@@ -131,7 +130,7 @@ def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = Fal
     """Return a note about padding around the field of view for the user."""
     what = _what_is_equal(are_regions=are_regions)
     share = num_padded / num_voxels
-    return Note.of(NoteKind.PADDING, what=what, padding=num_padded, voxels=num_voxels, share=share)
+    return NoteKind.PADDING(what=what, padding=num_padded, voxels=num_voxels, share=share)
 
 
 def _what_is_equal(*, are_regions: bool) -> str:

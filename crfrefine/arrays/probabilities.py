@@ -350,7 +350,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
             reason = f"it has values outside [0, 1], such as {outside}"
         else:
             reason = who_says(input_type)
-    return decided, Note.of(NoteKind.TAKEN_AS, name=path.name, what=decided, reason=reason)
+    return decided, NoteKind.TAKEN_AS(name=path.name, what=decided, reason=reason)
 
 
 def _refuse_zeros(look: Look, path: Path) -> None:
@@ -416,7 +416,7 @@ def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[Note, 
     look = look_at(probabilities)
     if look.outside is None or look.are_logits or look.bad_sums(SUM_TOLERANCE):
         return ()
-    return (Note.of(NoteKind.CLIPPED_PROBABILITIES, problem=_describe_overshoot(look)),)
+    return (NoteKind.CLIPPED_PROBABILITIES(problem=_describe_overshoot(look)),)
 
 
 def who_says(input_type: str) -> str:

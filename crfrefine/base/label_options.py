@@ -122,7 +122,7 @@ def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> 
     missing = sorted({*mapping} - {*found})
     if not missing:
         return None
-    return Note.of(NoteKind.VALUES_NOT_FOUND, what=where, numbers=missing)
+    return NoteKind.VALUES_NOT_FOUND(what=where, numbers=missing)
 
 
 @dataclass(frozen=True, kw_only=True)

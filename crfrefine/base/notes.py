@@ -19,9 +19,10 @@ from crfrefine.base.text import MAX_LISTED, counted, listed, shorten_value
 class NoteKind(Enum):
     """The kinds of notes, each with its sentence.
 
-    A value of a note stands in braces. Besides Python's formats there are `{files:# file}`, such as
-    "1 file" or "2 files", `{files:is/are}`, a word for one and another for several, and for a list
-    the most entries that are named, `{names:3}`. `{what}` is what tells notes of a kind apart.
+    A kind is called with the values of a note, which stand in braces in its sentence. Besides
+    Python's formats there are `{files:# file}`, such as "1 file" or "2 files", `{files:is/are}`, a
+    word for one and another for several, and for a list the most entries that are named,
+    `{names:3}`. `{what}` is what tells notes of a kind apart.
     """
 
     OTHER = "{text}"  # of a record that another version has written
@@ -400,6 +401,16 @@ class NoteKind(Enum):
     NO_LOGITS = "no case has logits: there is no folder {folder}, which train-crf needs"
     WITHOUT_IMAGES_OF_NNUNET = "files are described without their images: {problem}"
 
+    def __call__(self, file: str = "", /, **values: Any) -> Note:
+        """Return a note on a file, or on none, with values of JSON: texts, numbers and lists.
+
+        Numbers of numpy become those of Python.
+        """
+        for name, value in values.items():
+            if hasattr(value, "item"):
+                values[name] = value.item()
+        return Note(self, values, file)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -409,14 +420,6 @@ class Note:
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)  # by the names in it
     file: str = ""  # the file or folder that it is about, which the sentence begins with
     part: str = ""  # in `evaluate` the method, or "reference"; before the file
-
-    @classmethod
-    def of(cls, kind: NoteKind, file: str = "", **values: Any) -> Self:
-        """Return a note with values of JSON: texts, numbers and lists; numpy's become Python's."""
-        for name, value in values.items():
-            if hasattr(value, "item"):
-                values[name] = value.item()
-        return cls(kind, values, file)
 
     def __str__(self) -> str:
         sentence = _SENTENCES.vformat(self.kind.value, (), self.values)
@@ -436,23 +439,23 @@ class Note:
             "values": dict(self.values),
         }
 
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any] | str) -> Self:
+    @staticmethod
+    def from_dict(entry: Mapping[str, Any] | str) -> Note:
         """Return the note of a record; older records have only its sentence.
 
         A note of another version keeps its sentence where this version lacks its kind, or has other
         values in the sentence. Raise KeyError, TypeError or ValueError for an entry that is none.
         """
         if isinstance(entry, str):
-            return cls.of(NoteKind.OTHER, text=entry)
+            return NoteKind.OTHER(text=entry)
         kind = NoteKind.__members__.get(str(entry["kind"]).upper())
         text = entry["text"]
         if not isinstance(text, str):
             raise TypeError(f"text: expected the sentence of a note, got {shorten_value(text)}")
-        of_sentence = cls.of(NoteKind.OTHER, text=text)
+        of_sentence = NoteKind.OTHER(text=text)
         if kind is None:
             return of_sentence
-        note = cls(kind, entry["values"], str(entry["file"]), str(entry["part"]))
+        note = Note(kind, entry["values"], str(entry["file"]), str(entry["part"]))
         try:
             str(note)
         except (LookupError, TypeError, ValueError, AttributeError):

@@ -74,8 +74,7 @@ class CaseHeaders:
         notes = list[Note]()
         if first.spacing is not None and first.spacing != self.spacing:
             notes.append(
-                Note.of(
-                    NoteKind.GIVEN_SPACING,
+                NoteKind.GIVEN_SPACING(
                     first.path.name,
                     given=TIMES.join(f"{size:g}" for size in self.spacing),
                     stored=TIMES.join(f"{size:g}" for size in first.spacing),

@@ -132,7 +132,7 @@ def read_descriptions(
             if notes is None:
                 advice = "mend it, or move it away if it describes something else"
                 raise InputError(f"{problem}; {advice}") from None
-            notes.append(Note.of(NoteKind.BAD_DESCRIPTION, problem=problem))
+            notes.append(NoteKind.BAD_DESCRIPTION(problem=problem))
         else:
             yield description
 

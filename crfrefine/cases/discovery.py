@@ -10,7 +10,7 @@ from functools import cached_property
 from os.path import realpath
 from pathlib import Path
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
@@ -277,9 +277,8 @@ class Images:
             cases.found = describe_found(place, images, self.expected[0])
         elif first.parent != place:
             shown = str(first.relative_to(place))
-            cases.notes.append(Note.of(NoteKind.FOLDER_PER_CASE, str(place), first=shown))
+            cases.notes.append(NoteKind.FOLDER_PER_CASE(str(place), first=shown))
         if self.beside:
-            kind = NoteKind.NOT_IMAGES
-            files = len(self.beside)
-            cases.notes.append(Note.of(kind, str(place), files=files, first=self.beside[0]))
+            note = NoteKind.NOT_IMAGES(str(place), files=len(self.beside), first=self.beside[0])
+            cases.notes.append(note)
         return cases

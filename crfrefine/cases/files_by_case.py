@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
     ALONE,
@@ -198,8 +198,7 @@ class Files:
         strays = set[Path]().union(*self.by_case({case.case_id for case in cases}).values())
         strays.difference_update(*(case.paths for case in cases))
         if strays:
-            note = Note.of(
-                NoteKind.WITHOUT_IMAGES,
+            note = NoteKind.WITHOUT_IMAGES(
                 str(self.place),
                 files=len(strays),
                 what=self.kind.strays,

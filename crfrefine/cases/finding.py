@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.conventions import (
@@ -71,8 +71,9 @@ def _cases_of_references(place: Path) -> CaseList:
     taken = {match.path for case in cases for match in files.of(case.case_id)}
     beside = [path for path in files.cases_of if path not in taken]
     if beside:
-        kind = NoteKind.NOT_REFERENCES
-        cases.notes.append(Note.of(kind, str(place), files=len(beside), first=beside[0].name))
+        cases.notes.append(
+            NoteKind.NOT_REFERENCES(str(place), files=len(beside), first=beside[0].name)
+        )
     cases.found = files.described([case.case_id for case in cases])
     return cases
 
@@ -91,8 +92,7 @@ def find_predictions(source: Path, references: Collection[str], *, is_only_case:
     if not is_only_case:
         names += others
     elif others:
-        kind = NoteKind.NOT_MEASURED
-        notes.append(Note.of(kind, str(source), cases=len(others), first=others[0]))
+        notes.append(NoteKind.NOT_MEASURED(str(source), cases=len(others), first=others[0]))
     cases = CaseList((CaseFiles(name, ()) for name in sorted(names)), notes)
     probabilities = CALIBRATION
     if is_pattern(source):  # Headers tell what its other files hold.
@@ -124,9 +124,7 @@ def _add_strokes(cases: CaseList, sources: Sequence[Path]) -> None:
             f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
         )
     if number < len(cases):
-        cases.notes.append(
-            Note.of(NoteKind.STROKES_OF_SOME, str(place), drawn=number, cases=len(cases))
-        )
+        cases.notes.append(NoteKind.STROKES_OF_SOME(str(place), drawn=number, cases=len(cases)))
 
 
 def locate_folders(

@@ -143,8 +143,7 @@ def complete_channels(
 
 
 def _note_on_added(header: NetworkHeader) -> Note:
-    kind = NoteKind.CHANNELS_WITHOUT_BACKGROUND
-    return Note.of(kind, header.path.name, channels=header.num_channels)
+    return NoteKind.CHANNELS_WITHOUT_BACKGROUND(header.path.name, channels=header.num_channels)
 
 
 def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece, None, None]:

@@ -76,7 +76,7 @@ def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeH
     """
     name = header.path.name
     if frame.source is None and not _runs_toward_ras(image):
-        note = Note.of(NoteKind.UNKNOWN_FRAME, name, axes=image.orientation)
+        note = NoteKind.UNKNOWN_FRAME(name, axes=image.orientation)
         return replace(header, notes=(*header.notes, note))
     grid = frame.grid
     fits = (*header.grid_shape, 1)[:3] == (*grid.grid_shape, 1)[:3]
@@ -84,9 +84,7 @@ def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeH
         return header
     notes = header.notes
     if frame.reader in _TOWARD_RAS:
-        note = Note.of(
-            NoteKind.FRAME_OF_PLANS, name, axes=RAS, reader=frame.reader, plans=str(frame.source)
-        )
+        note = NoteKind.FRAME_OF_PLANS(name, axes=RAS, reader=frame.reader, plans=str(frame.source))
         notes = (*notes, note)
     return _with_geometry(replace(header, notes=notes), grid)
 
@@ -233,7 +231,7 @@ class FrameCheck:
             if _runs_toward_ras(self._image):
                 return []
             name = self._header.path.name
-            return [Note.of(NoteKind.UNKNOWN_FRAME, name, axes=self._image.orientation)]
+            return [NoteKind.UNKNOWN_FRAME(name, axes=self._image.orientation)]
         self._axes.add(values)
         return self._conclude(self._axes, are_regions=are_regions)
 
@@ -272,8 +270,7 @@ class FrameCheck:
                 self._contradiction(label_map, letters, (shares[0], shares[best]), best)
             )
         if is_doubtful(shares[0]):
-            note = Note.of(
-                NoteKind.DOUBTFUL_FRAME,
+            note = NoteKind.DOUBTFUL_FRAME(
                 self._header.path.name,
                 axes=self._image.orientation,
                 label_map=label_map.name,

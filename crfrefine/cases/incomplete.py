@@ -23,7 +23,7 @@ def left_out_entries(incomplete: Incomplete) -> list[dict[str, Any]]:
 def note_on_left_out(incomplete: Incomplete, num_found: int) -> Note:
     """Return how many cases are left out, and how many and which for each reason."""
     reasons = "; ".join(_by_reason(incomplete, _MAX_NAMED))
-    return Note.of(NoteKind.LEFT_OUT, left_out=len(incomplete), cases=num_found, reasons=reasons)
+    return NoteKind.LEFT_OUT(left_out=len(incomplete), cases=num_found, reasons=reasons)
 
 
 def require_complete(

@@ -136,7 +136,7 @@ def read_label_map(
     if is_requested:
         reason = "requested"
     name = file.path.name
-    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
+    notes.append(NoteKind.TAKEN_AS(name=name, what="a label map", reason=reason))
     notes += [remark.about(name) for remark in remarks]
     label_map = LabelMapNetwork(labels, present, options.num_declared, mapped=mapped)
     return on_image_grid(label_map, file, headers, options, notes)
@@ -229,7 +229,7 @@ def label_map_of_one_hot(
         return None
     reason = "each voxel has 1 in one channel and 0 in the others"
     name = header.path.name
-    notes.append(Note.of(NoteKind.TAKEN_AS, name=name, what="a label map", reason=reason))
+    notes.append(NoteKind.TAKEN_AS(name=name, what="a label map", reason=reason))
     num_labels = header.num_labels
     channel_labels = options.regions.labels_of_channels(num_labels)
     if channel_labels is not None:

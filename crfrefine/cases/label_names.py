@@ -200,7 +200,7 @@ class LabelNames:
         # The background needs no source.
         named = [self.sources[target] for target in moved.values() if target in self.sources]
         sources = list(dict.fromkeys(named or self.sources.values()))
-        return Note.of(NoteKind.MATCHED_BY_NAME, path.name, sources=sources, labels=labels)
+        return NoteKind.MATCHED_BY_NAME(path.name, sources=sources, labels=labels)
 
     def with_names(
         self, names: Mapping[int, str], source: str, *, are_distinct: bool = False

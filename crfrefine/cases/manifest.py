@@ -126,7 +126,7 @@ def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, list[str]]]:
                 f"{path}: neither UTF-8, UTF-16 with its mark nor Windows-1252 (Latin-1): {error}; "
                 "save it as CSV in UTF-8"
             ) from None
-        notes.append(Note.of(NoteKind.NOT_UTF8, path.name))
+        notes.append(NoteKind.NOT_UTF8(path.name))
 
     text = StringIO(text, newline=None).read()  # Lines end in \n.
     before = _BEFORE_NAMES.match(text)

@@ -96,7 +96,7 @@ def kind_of_channels(
         what = "sigmoid probabilities"
     number = counted(regions.num_regions, "region")
     what = f"{what} of {number} ({listed(regions.names)}; {reading.source})"
-    return kind, Note.of(NoteKind.TAKEN_AS, name=header.path.name, what=what, reason=reason)
+    return kind, NoteKind.TAKEN_AS(name=header.path.name, what=what, reason=reason)
 
 
 def _are_label_maps(values: Float32, look: Look) -> bool:

@@ -178,18 +178,17 @@ def _trained_cases(trained: TrainedNetwork, sources: Sources) -> CaseList:
         cases[number] = case.with_problem(f"no probabilities in {trained.folder}: {reason}", reason)
 
     if ALL in folds:
-        cases.notes.append(Note.of(NoteKind.FOLD_ALL, str(trained.folder)))
+        cases.notes.append(NoteKind.FOLD_ALL(str(trained.folder)))
     if archives:
         cases.notes.append(
-            Note.of(
-                NoteKind.VALIDATED_WITHOUT_IMAGE,
+            NoteKind.VALIDATED_WITHOUT_IMAGE(
                 str(trained.folder),
                 images=str(images),
                 cases=len(archives),
                 first=min(archives),
             )
         )
-    cases.notes[:0] = [Note.of(NoteKind.FOLD_LACKS, advice=advice[fold]) for fold in sorted(advice)]
+    cases.notes[:0] = [NoteKind.FOLD_LACKS(advice=advice[fold]) for fold in sorted(advice)]
     return cases
 
 
@@ -343,7 +342,7 @@ def _images_of_predictions(folder: Path, files: Files) -> tuple[Path, list[Note]
             if {case.case_id for case in discover_cases(Sources([place]))} >= {*files.by_case()}:
                 found.append(place)
     if len(found) == 1:
-        note = Note.of(NoteKind.IMAGES_OF_RAW_DATA, str(folder), images=str(found[0]))
+        note = NoteKind.IMAGES_OF_RAW_DATA(str(folder), images=str(found[0]))
         return found[0], [note]
     lines = ""
     if found:

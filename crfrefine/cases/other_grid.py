@@ -111,8 +111,7 @@ class WorkGrid:
             notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
         elif grid_map.num_inside < grid_map.num_voxels:
             notes.append(
-                Note.of(
-                    NoteKind.PART_OF_GRID,
+                NoteKind.PART_OF_GRID(
                     what=what,
                     verb=verb_for(what, "is", "are"),
                     grid=self.name,
@@ -128,8 +127,7 @@ class WorkGrid:
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(
-                Note.of(
-                    NoteKind.CUT_OFF,
+                NoteKind.CUT_OFF(
                     left_out=int(num_left_out),
                     voxels=int(np.count_nonzero(values)),
                     what=what,
@@ -277,13 +275,12 @@ class WorkGrid:
     ) -> list[Note]:
         """Return the notes for the user about a file on another grid."""
         source = describe_grid(other.grid_shape, other.affine)
-        notes = [Note.of(NoteKind.RESAMPLED, what=what, how=how, source=source, grid=self.name)]
+        notes = [NoteKind.RESAMPLED(what=what, how=how, source=source, grid=self.name)]
         num_voxels = grid_map.num_voxels
         num_outside = num_voxels - grid_map.num_inside
         if num_outside:
             notes.append(
-                Note.of(
-                    NoteKind.OUTSIDE_GRID,
+                NoteKind.OUTSIDE_GRID(
                     what=what,
                     outside=outside,
                     left_out=num_outside,

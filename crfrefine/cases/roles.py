@@ -76,8 +76,7 @@ def require_images(files: CaseFiles, modalities: Sequence[Modality], notes: list
         if modality.evidence and modality.path in files.unnamed:
             wrong.append(modality)
         elif modality.evidence:
-            kind = NoteKind.NAMED_IMAGE
-            notes.append(Note.of(kind, modality.path.name, reason=modality.evidence))
+            notes.append(NoteKind.NAMED_IMAGE(modality.path.name, reason=modality.evidence))
     if not wrong:
         return
     first = wrong[0]

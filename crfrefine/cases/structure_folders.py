@@ -105,7 +105,7 @@ def note_on_names(folder: Path) -> Note:
     paths = list_files(folder, VOLUME_SUFFIXES)
     cases = cases_of_structures([normalized(stem_of(path)) for path in paths])
     if not cases:
-        return Note.of(NoteKind.CASES_OR_STRUCTURES, str(folder))
+        return NoteKind.CASES_OR_STRUCTURES(str(folder))
     matches = [match for match in map(_RAW.fullmatch, map(stem_of, paths)) if match]
     structures = sorted({match["structure"] for match in matches})
     label = "{label}"
@@ -116,8 +116,9 @@ def note_on_names(folder: Path) -> Note:
     advice = "--structures needs a folder per case"
     if len(find_matches(pattern, VOLUME_SUFFIXES)) == len(paths):
         advice = f"'{pattern}' in place of the folder says so, and likewise for the others"
-    kind = NoteKind.CASES_OF_STRUCTURES
-    return Note.of(kind, str(folder), first=paths[0].name, cases=len(cases), advice=advice)
+    return NoteKind.CASES_OF_STRUCTURES(
+        str(folder), first=paths[0].name, cases=len(cases), advice=advice
+    )
 
 
 def _told_by_names(names: Sequence[str]) -> bool | None:

@@ -43,18 +43,17 @@ def read_structures(
     grid = grid_of_structures(header.files)
     structures = headers.files.structures
     labels, kept, num_shared = merge_structures(header.files, structures, grid, numbers)
-    note = Note.of(
-        NoteKind.STRUCTURES,
+    note = NoteKind.STRUCTURES(
         name=header.path.parent.name,
         files=len(header.files),
         not_empty=sum(size > 0 for _, size in kept.values()),
     )
     notes.append(note)
     if num_shared:
-        notes.append(Note.of(NoteKind.SHARED_BY_STRUCTURES, voxels=num_shared))
+        notes.append(NoteKind.SHARED_BY_STRUCTURES(voxels=num_shared))
     losers = list_losers(kept)
     if losers:
-        notes.append(Note.of(NoteKind.LOSING_STRUCTURES, structures=losers))
+        notes.append(NoteKind.LOSING_STRUCTURES(structures=losers))
     lost = {}
     for name, (num_left, size) in kept.items():
         if size and not num_left:

@@ -78,7 +78,7 @@ def infer(
     run_options = InferenceOptions(**options, parameters=parameters, command=command)
     note = None
     if preset != config:
-        note = Note.of(NoteKind.PRESET_SHARP)
+        note = NoteKind.PRESET_SHARP()
     verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
     _run(run_options, entries if is_auto else None, note, verbosity)
 

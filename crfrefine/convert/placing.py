@@ -32,7 +32,7 @@ def with_geometry_of(
             f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
             f"{like.difference_from(header)}"
         )
-    notes.append(Note.of(NoteKind.SAME_VOXELS, header.path.name, image=like.path.name))
+    notes.append(NoteKind.SAME_VOXELS(header.path.name, image=like.path.name))
     affine, spacing = like.geometry()
     return replace(
         header,
@@ -92,10 +92,8 @@ def with_axes(
         if align == "edges":
             common = "the field of view of"
         grid = describe_grid(shape, placed)
-        kind = NoteKind.PLACED_ARRAY
-        notes.append(
-            Note.of(kind, header.path.name, grid=grid, common=common, image=like.path.name)
-        )
+        file = header.path.name
+        notes.append(NoteKind.PLACED_ARRAY(file, grid=grid, common=common, image=like.path.name))
     return replace(header, affine=placed, spacing=spacing_of(placed, len(shape)))
 
 

@@ -242,7 +242,7 @@ def _find_regions(
                 region, members = _as_label(make_region(name, labels), titles)
                 described[region] = members
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
-        notes.append(Note.of(NoteKind.BAD_REGIONS, str(description.path), problem=str(error)))
+        notes.append(NoteKind.BAD_REGIONS(str(description.path), problem=str(error)))
         described = {}
     for name, labels in described.items():
         regions.setdefault(name, labels)

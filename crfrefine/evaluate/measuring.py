@@ -109,7 +109,7 @@ def _fail_method(
     if warnings is None or failure.traceback is not None:  # Bugs are failures.
         result.fail(replace(failure, part=method))
     else:
-        warnings.append(Note.of(NoteKind.NO_CALIBRATION, problem=failure.message))
+        warnings.append(NoteKind.NO_CALIBRATION(problem=failure.message))
 
 
 def _measure_method(

@@ -49,13 +49,14 @@ def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -
             share = f"{pairs[label, wanted] / size:.0%} of the voxels of label"
             covered.append(f"label {_titled(label, names)} is at {share} {_titled(wanted, names)}")
         if covered and names:
-            notes.append(Note.of(NoteKind.OTHER_NAMES, what=method, labels=covered))
+            notes.append(NoteKind.OTHER_NAMES(what=method, labels=covered))
         elif covered and options_of[method]:
             options = " ".join(options_of[method])
-            kind = NoteKind.OTHER_NUMBERS_WITH_MAP
-            notes.append(Note.of(kind, what=method, labels=covered, options=options))
+            notes.append(
+                NoteKind.OTHER_NUMBERS_WITH_MAP(what=method, labels=covered, options=options)
+            )
         elif covered:
-            notes.append(Note.of(NoteKind.OTHER_NUMBERS, what=method, labels=covered))
+            notes.append(NoteKind.OTHER_NUMBERS(what=method, labels=covered))
     return notes
 
 
@@ -86,8 +87,7 @@ def notes_on_copies(results: Sequence[CaseResult], measured: MeasuredRegions) ->
         # Empty label maps are alike, too.
         are_equal = all(label == wanted for pairs in of_method for label, wanted in pairs)
         if are_equal and any(label for pairs in of_method for label, _ in pairs):
-            kind = NoteKind.EQUALS_REFERENCE
-            notes.append(Note.of(kind, what=method, cases=len(of_method)))
+            notes.append(NoteKind.EQUALS_REFERENCE(what=method, cases=len(of_method)))
     return notes
 
 
@@ -151,7 +151,7 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
     in_references = [(result.case_id, result.names.get(REFERENCE, {})) for result in results]
     differing = differing_numbers(in_references)
     if differing and not measured.names:
-        notes.append(Note.of(NoteKind.NUMBERS_DIFFER_BY_FILE, labels=differing))
+        notes.append(NoteKind.NUMBERS_DIFFER_BY_FILE(labels=differing))
     numbers_from = _sources_of_references(results)
     if measured.names_of_references:  # They say what numbers mean on their side.
         numbers_from = []
@@ -159,10 +159,9 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
         by_file = [(result.case_id, result.names.get(method, {})) for result in results]
         differing = differing_numbers(by_file)
         if differing and not measured.names:
-            kind = NoteKind.NUMBERS_DIFFER_BY_PREDICTION
-            notes.append(Note.of(kind, what=method, labels=differing))
+            notes.append(NoteKind.NUMBERS_DIFFER_BY_PREDICTION(what=method, labels=differing))
         elif numbers_from and not _names_labels(method, results, measured):
-            notes.append(Note.of(NoteKind.NUMBERS_OF_FIRST, what=method, sources=numbers_from))
+            notes.append(NoteKind.NUMBERS_OF_FIRST(what=method, sources=numbers_from))
     return notes
 
 

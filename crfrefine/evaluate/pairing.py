@@ -107,9 +107,8 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         measured = replace(measured, names=names_of_run(measured, pairs))
     notes = search.notes
     if structures:
-        kind = NoteKind.COMPARED_STRUCTURES
         num_structures = len({*structures.values()})
-        notes.append(Note.of(kind, structures=num_structures, cases=len(pairs)))
+        notes.append(NoteKind.COMPARED_STRUCTURES(structures=num_structures, cases=len(pairs)))
     return Evaluation(options, measured, pairs, found=search.found, notes=notes, left_out=left_out)
 
 
@@ -209,8 +208,7 @@ class _Search:
         for case_id in without:
             self.lacking.setdefault(case_id, []).append(reason)
         if without:
-            note = Note.of(
-                NoteKind.MISSING_FILES,
+            note = NoteKind.MISSING_FILES(
                 what=reason,
                 lacking=len(without),
                 cases=num_cases,

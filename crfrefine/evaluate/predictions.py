@@ -89,7 +89,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     prediction = _read_channels(paths, reference, method)
     is_alone = len(paths) == 1 and stored.num_channels == 1 and prediction.channels is None
     if is_alone and not prediction.label_map.any():
-        reference.warnings.append(Note.of(NoteKind.NOWHERE_HALF, stored.path.name))
+        reference.warnings.append(NoteKind.NOWHERE_HALF(stored.path.name))
     return prediction
 
 

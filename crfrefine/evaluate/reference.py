@@ -183,5 +183,5 @@ def read_structures(
     labels, kept, _ = merge_structures(headers, files.structures, file, numbers)
     losers = list_losers(kept)
     if losers:
-        warnings.append(Note.of(NoteKind.LOSING_STRUCTURES_OF_UNION, structures=losers))
+        warnings.append(NoteKind.LOSING_STRUCTURES_OF_UNION(structures=losers))
     return Volume(labels.T, *file.geometry(), file)

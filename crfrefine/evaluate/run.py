@@ -84,7 +84,7 @@ def run_evaluation(
         write_small_file(options.output / LESIONS_NAME, lesions_csv(evaluation).encode())
     elif (options.output / LESIONS_NAME).exists():
         path = str(options.output / LESIONS_NAME)
-        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=path))
+        observer.note(NoteKind.EARLIER_REPORT(path=path))
     summary = to_json(make_summary(evaluation), indent=2)
     write_small_file(options.output / SUMMARY_NAME, summary.encode())
 
@@ -100,7 +100,7 @@ def run_evaluation(
         )
         evaluation.has_report = True
     elif report.exists():
-        observer.note(Note.of(NoteKind.EARLIER_REPORT, path=str(report)))
+        observer.note(NoteKind.EARLIER_REPORT(path=str(report)))
 
     observer.run_ended(evaluation)
     return evaluation
@@ -113,8 +113,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """
     evaluation.refined, evaluation.learned = find_refined(evaluation.pairs, evaluation.notes)
     if evaluation.learned:
-        kind = NoteKind.MEASURED_ON_LEARNED
-        evaluation.notes.append(Note.of(kind, learned=learned_text(evaluation)))
+        evaluation.notes.append(NoteKind.MEASURED_ON_LEARNED(learned=learned_text(evaluation)))
     check_writable(evaluation.options.output)
     for text in evaluation.found:
         observer.cases_found(text)
@@ -170,7 +169,7 @@ def find_refined(
     written: list[tuple[datetime, Path, bool]] = []
     for folder in dict.fromkeys(chain(*(path.parents for path in label_maps.values()))):
         recorded = read_records(folder)
-        notes += [Note.of(NoteKind.MAYBE_LEARNED, problem=str(note)) for note in recorded.notes]
+        notes += [NoteKind.MAYBE_LEARNED(problem=str(note)) for note in recorded.notes]
         for run in recorded.runs:
             trained_on = run.parameters.get(TRAINED_ON) or ()
             for record in run.cases:

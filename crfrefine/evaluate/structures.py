@@ -91,7 +91,7 @@ def _require_structures_in_cases(
     name, matches = next(iter(cases.items()))
     example = f"{name}/{matches[0].path.name}"
     pattern = folder / f"{{label}}/{{case}}{suffix_of(matches[0].path)}"
-    note = Note.of(NoteKind.CASES_IN_STRUCTURES, str(folder), first=example, pattern=str(pattern))
+    note = NoteKind.CASES_IN_STRUCTURES(str(folder), first=example, pattern=str(pattern))
     if options.baselines:
         raise InputError(str(note))
     if note not in notes:

@@ -17,7 +17,7 @@ from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, run_all
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import Case, read_case
 from crfrefine.cases.case_headers import read_case_headers
@@ -63,7 +63,7 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
             changed = changed_inputs(files, task.earlier.contents)
             if not changed:
                 return replace(task.earlier, status="skipped", output=task.outputs.label_map)
-            record.notes.append(Note.of(NoteKind.OTHER_INPUTS, inputs=changed))
+            record.notes.append(NoteKind.OTHER_INPUTS(inputs=changed))
         for path in task.outputs.all():
             check_replaceable(path)
         work.read()
@@ -165,7 +165,7 @@ class CaseWork:
         self.record.times["refine"] = in_flight.clock() - started
         self.record.notes += result.notes
         if case.strokes and strokes is None:
-            self.record.notes.append(Note.of(NoteKind.NO_STROKES))
+            self.record.notes.append(NoteKind.NO_STROKES())
         return result
 
     def describe(self, result: RefinementResult) -> None:
@@ -218,12 +218,12 @@ class CaseWork:
             labels = []
             for label, voxels in sorted(vanished.items()):
                 labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
-            record.notes.append(Note.of(kind, labels=labels))
+            record.notes.append(kind(labels=labels))
         has_foreground = any(changes.voxels_before[1:])
         if has_foreground and not changes.voxels_changed and self._options.parameters.has_weight:
             is_narrow = any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes)
             unchanged = NoteKind.NO_CHANGE if is_narrow else NoteKind.NO_CHANGE_BY_CRF
-            record.notes.append(Note.of(unchanged))
+            record.notes.append(unchanged())
 
     def write_beside(self, result: RefinementResult) -> list[Path]:
         """Write the files beside the label map; return all files of the case. The image is freed.

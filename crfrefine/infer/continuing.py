@@ -43,24 +43,23 @@ def done_before(
         case = recorded.state_of(case_id, outputs.label_map, outputs.all(), now)
         reason = case.reason
         if case.state == "done" and _has_other_strokes(files, case, recorded.folder):
-            reason = Note.of(NoteKind.WITH_OTHER_STROKES)
+            reason = NoteKind.WITH_OTHER_STROKES()
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
             if reason is None:
                 _, run = recorded.latest(case_id, outputs.label_map)
                 assert run is not None
                 if not done[case_id].contents and run.inputs != now.inputs:
-                    reason = Note.of(NoteKind.FROM_OTHER_INPUTS)
+                    reason = NoteKind.FROM_OTHER_INPUTS()
                 elif run.version != now.version:
-                    reason = Note.of(NoteKind.BY_OTHER_VERSION)
+                    reason = NoteKind.BY_OTHER_VERSION()
         if reason is not None and reason.kind in CONSEQUENCES and recorded.folder is not None:
             cases_of_reason.setdefault(reason, []).append(case_id)
     notes += recorded.notes
     left: list[Note] = []
     for reason, names in cases_of_reason.items():
         consequence = CONSEQUENCES[reason.kind]
-        note = Note.of(
-            NoteKind.EARLIER_RESULTS,
+        note = NoteKind.EARLIER_RESULTS(
             cases=len(names),
             names=names,
             what=str(reason),

@@ -54,7 +54,7 @@ def plan_ensemble_files(
                 "choose another output folder, or remove the file"
             )
     if lacking:
-        notes.append(Note.of(NoteKind.NOTHING_TO_COPY, str(sources[0].parent), names=lacking))
+        notes.append(NoteKind.NOTHING_TO_COPY(str(sources[0].parent), names=lacking))
     return copies
 
 
@@ -101,4 +101,4 @@ def check_summary_path(path: Path, all_outputs: Sequence[OutputFiles]) -> list[N
         )
     if path.parent.exists():
         return []
-    return [Note.of(NoteKind.NEW_FOLDER, folder=str(path.parent))]
+    return [NoteKind.NEW_FOLDER(folder=str(path.parent))]

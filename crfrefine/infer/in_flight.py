@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from crfrefine.base.limits import available_threads, memory_limit, thread_pool
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.infer.options import InferenceOptions
@@ -225,7 +225,7 @@ class CasesInFlight:
                 _show_stages(case, future, observer, shown)
                 record = future.result()
                 if case.has_lost_gpu:
-                    observer.note(Note.of(NoteKind.GPU_LOST), case_id=record.case_id)
+                    observer.note(NoteKind.GPU_LOST(), case_id=record.case_id)
                 yield record
         finally:
             with self.changed:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import Sources
@@ -69,14 +69,14 @@ def find_inputs(options: InferenceOptions, references: Path | None = None) -> Ru
 
     # A training that found no CRF better than the network writes such parameters.
     if not options.parameters.has_weight:
-        cases.notes.insert(0, Note.of(NoteKind.NO_WEIGHT))
+        cases.notes.insert(0, NoteKind.NO_WEIGHT())
     if options.save_structures and options.writes_file:
         folder = options.output.with_name(stem_of(options.output))
-        cases.notes.append(Note.of(NoteKind.FOLDER_OF_STRUCTURES, folder=str(folder)))
+        cases.notes.append(NoteKind.FOLDER_OF_STRUCTURES(folder=str(folder)))
     reading = _describe(options, cases)
     if _has_doubtful_order(options.parameters, cases):
         names = ", ".join(reading.modality_names)
-        cases.notes.append(Note.of(NoteKind.ORDER_OF_MODALITIES, names=names))
+        cases.notes.append(NoteKind.ORDER_OF_MODALITIES(names=names))
     cases.sort(key=lambda files: files.case_id)
     return RunInputs(cases, reading)
 

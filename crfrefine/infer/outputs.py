@@ -175,10 +175,10 @@ class OutputFiles:
                 with suppress(OSError):  # The folder may hold other files.
                     path.parent.rmdir()
         if stale:
-            yield Note.of(NoteKind.STALE_REMOVED, names=[path.name for path in stale])
+            yield NoteKind.STALE_REMOVED(names=[path.name for path in stale])
         names = sorted(path.name for path in left.difference(kept))
         if names:
-            yield Note.of(NoteKind.STALE_LEFT, names=names)
+            yield NoteKind.STALE_LEFT(names=names)
 
 
 def plan_outputs(

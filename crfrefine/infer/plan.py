@@ -119,8 +119,7 @@ class RunPlan:
             self.tasks.append(task)
         summary.num_cases = len(self.tasks)
         if unmeasured:
-            kind = NoteKind.WITHOUT_STATISTICS
-            self.notes.append(Note.of(kind, cases=len(unmeasured), names=unmeasured))
+            self.notes.append(NoteKind.WITHOUT_STATISTICS(cases=len(unmeasured), names=unmeasured))
 
     def add_files(self, all_outputs: Sequence[OutputFiles]) -> None:
         """Add the files about the run and those beside the outputs, with their contents.
@@ -190,10 +189,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     held_out = names & options.held_out.keys()
     learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
     if held_out:
-        plan.notes.append(Note.of(NoteKind.HELD_OUT, cases=len(held_out)))
+        plan.notes.append(NoteKind.HELD_OUT(cases=len(held_out)))
     if learned:
-        kind = NoteKind.LEARNED_ON
-        plan.notes.append(Note.of(kind, learned=len(learned), cases=len(plan.tasks)))
+        plan.notes.append(NoteKind.LEARNED_ON(learned=len(learned), cases=len(plan.tasks)))
     return plan
 
 
@@ -221,7 +219,7 @@ def faster_on_cpu(
         seconds += share * SECONDS_PER_VALUE * num_values
         if seconds > GPU_START:
             return None
-    return Note.of(NoteKind.FASTER_ON_CPU, seconds=max(seconds, 0.1))
+    return NoteKind.FASTER_ON_CPU(seconds=max(seconds, 0.1))
 
 
 def _summary_of(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
@@ -123,6 +123,6 @@ def _run_cases(
                     break
     num_left = summary.num_cases - len(summary.cases)
     if is_full and num_left:
-        observer.note(Note.of(NoteKind.DISK_FULL, cases=num_left))
+        observer.note(NoteKind.DISK_FULL(cases=num_left))
     for note in (*notes_on_cases(summary.cases, plan.inputs.reading.mapping), *plan.notes_at_end):
         observer.note(note)

@@ -121,8 +121,9 @@ class FolderReport:
             archives = list_files(folder, ARCHIVES.suffixes)
             if not archives:
                 raise
-            kind = NoteKind.WITHOUT_IMAGES_OF_NNUNET
-            self.notes.append(Note.of(kind, problem=describe_failure(error).headline))
+            self.notes.append(
+                NoteKind.WITHOUT_IMAGES_OF_NNUNET(problem=describe_failure(error).headline)
+            )
             self.add_archives(folder, archives)
         else:
             self.add_cases(cases, [folder])
@@ -154,8 +155,7 @@ class FolderReport:
             )
             cases = find_cases(sources)
             if "logits" not in inside:
-                kind = NoteKind.NO_LOGITS
-                cases.notes.append(Note.of(kind, str(folder), folder=str(folder / "logits")))
+                cases.notes.append(NoteKind.NO_LOGITS(str(folder), folder=str(folder / "logits")))
         elif not inside and self._add_flat_structures(folder):
             return
         else:
@@ -180,7 +180,7 @@ class FolderReport:
             self._add_problem(f"{folder}: not each file is an image{fewer}")
             return
         if fewer:
-            self.notes.append(Note.of(NoteKind.FEWER_CASES, str(folder), proposal=fewer))
+            self.notes.append(NoteKind.FEWER_CASES(str(folder), proposal=fewer))
         found = Tree(folder).first_of_each_kind(images)
         if IMAGE in found and LABEL_MAP in found:
             self._add_problem(
@@ -211,8 +211,7 @@ class FolderReport:
             if len(images) > 1 and not cases[0].network and not cases[0].labels:
                 # Nothing but numbers tells that these images are one case.
                 folder = images[0].parent
-                note = Note.of(
-                    NoteKind.NUMBERED_FILES,
+                note = NoteKind.NUMBERED_FILES(
                     str(folder),
                     first=images[0].name,
                     others=len(images) - 1,
@@ -273,8 +272,7 @@ class FolderReport:
             images = f" and -i {folder}"
         if all(found[0].path.parent == folder for found in structures.values()):
             images = " and its image, -i IMAGE,"
-        kind = NoteKind.BINARY_FILES
-        self.notes.append(Note.of(kind, str(folder), folder=str(folder), images=images))
+        self.notes.append(NoteKind.BINARY_FILES(str(folder), folder=str(folder), images=images))
         for case_id, matches in structures.items():
             files = [match.path for match in matches]
             with failing_alone(self.problems.append, *files):

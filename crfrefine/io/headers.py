@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.base.failures import naming_file
 from crfrefine.base.geometry import reorientation
 from crfrefine.base.limits import require_few_labels
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io import formats, paths, streams
 from crfrefine.io.formats import LOGITS_SUFFIXES, Format
@@ -38,7 +38,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except RareHeaderError as rare:
             by_itk = import_module(formats.FORMAT_OF_NAME[formats.ITK].module)
             header = by_itk.read_header(path, expected.name)
-            note = Note.of(NoteKind.READ_BY_ITK, reason=str(rare))
+            note = NoteKind.READ_BY_ITK(reason=str(rare))
             header = replace(
                 header,
                 family=formats.ITK,
@@ -54,13 +54,13 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     notes = header.notes
     source = header.source
     if formats.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
-        notes = (Note.of(NoteKind.OTHER_FORMAT, format=actual.name), *notes)
+        notes = (NoteKind.OTHER_FORMAT(format=actual.name), *notes)
     elif source is not None and source.start == 0 and not header.voxel_files:
         # The file is compressed as a whole, or not at all.
         is_gzip = source.encoding == "gzip"
         if is_gzip != streams.is_named_gzip(path):
             kind = NoteKind.COMPRESSED if is_gzip else NoteKind.NOT_COMPRESSED
-            notes = (Note.of(kind), *notes)
+            notes = (kind(), *notes)
     return replace(header, family=header.family or actual.name, notes=notes, states=states)
 
 
@@ -108,8 +108,7 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
         spacing=grid.spacing,
         qform=None,
         turned=(header, turn),
-        turning=Note.of(
-            NoteKind.TURNED,
+        turning=NoteKind.TURNED(
             header.path.name,
             before=header.orientation,
             after=grid.orientation,

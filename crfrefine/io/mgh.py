@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.geometry import spacing_of
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.volume import FileHeader, VolumeHeader, require_right_angles
@@ -66,7 +66,7 @@ class MghHeader(FileHeader):
 
         self.template = MGHHeader(block[:_USED_BYTES])
         if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
-            self.notes = (Note.of(NoteKind.NO_MGH_ORIENTATION),)
+            self.notes = (NoteKind.NO_MGH_ORIENTATION(),)
 
     def grid(self) -> tuple[tuple[int, ...], int]:
         """Return the voxels along each axis, and the number of frames."""

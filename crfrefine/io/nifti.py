@@ -27,7 +27,7 @@ from crfrefine.base.geometry import (
     same_grid,
     usable_spacing,
 )
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
@@ -205,7 +205,7 @@ class NiftiHeader(FileHeader):
                 f"{self.path}: the geometry in the header is not usable: {error}; repair the header"
             ) from None
         if not is_nifti:
-            self.notes = (Note.of(NoteKind.ANALYZE),)
+            self.notes = (NoteKind.ANALYZE(),)
             return affine + 0.0  # Adding zero turns -0 into 0.
 
         mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
@@ -217,7 +217,7 @@ class NiftiHeader(FileHeader):
             qform = np.array(qform, np.float64)
             qform[:3] *= mm_per_unit
         elif not has_sform:
-            self.notes = (Note.of(NoteKind.NO_ORIENTATION),)
+            self.notes = (NoteKind.NO_ORIENTATION(),)
         try:
             usable_spacing(affine, len(grid_shape), self.path)
         except InputError as error:
@@ -240,7 +240,7 @@ class NiftiHeader(FileHeader):
             return
         distance = farthest_distance(grid_shape, sform, qform)
         self.qform = qform
-        self.notes = (Note.of(NoteKind.TWO_GEOMETRIES, distance=distance),)
+        self.notes = (NoteKind.TWO_GEOMETRIES(distance=distance),)
         self.details += (
             ("sform", f"{describe_affine(sform)} (used)"),
             ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)"),

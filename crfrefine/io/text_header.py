@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.geometry import usable_spacing
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.volume import FileHeader, RareHeaderError, VolumeHeader, require_right_angles
@@ -364,7 +364,7 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
         return header
     named = dict.fromkeys(name or "none" for name in names)
     if len(names) < num_axes or any(name.lower() not in MM_PER_UNIT for name in names):
-        note = Note.of(NoteKind.UNKNOWN_UNITS, field=key, units=list(named))
+        note = NoteKind.UNKNOWN_UNITS(field=key, units=list(named))
         return replace(header, notes=(*header.notes, note))
     scales = np.ones(4)
     scales[:num_axes] = known[:num_axes]

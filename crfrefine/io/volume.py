@@ -200,7 +200,7 @@ class FileHeader(ABC):
         source, surplus = source.in_file(num_bytes, self.path)
         notes = self.notes
         if surplus > 0 and not self.has_tail:
-            notes = (*notes, Note.of(NoteKind.BEHIND_VOXELS, surplus=surplus))
+            notes = (*notes, NoteKind.BEHIND_VOXELS(surplus=surplus))
         return VolumeHeader(
             self.path,
             self.format,

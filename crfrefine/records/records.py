@@ -301,7 +301,7 @@ def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) ->
             cases.setdefault(record.num_labels, []).append(record.case_id)
     if len(cases) > 1:
         groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
-        notes.append(Note.of(NoteKind.NUMBERS_OF_LABELS, groups="; ".join(groups)))
+        notes.append(NoteKind.NUMBERS_OF_LABELS(groups="; ".join(groups)))
     ended = [record for record in records if record.status != "failed"]
     # Nobody may know what a case holds that was done earlier.
     if mapping and ended and all(record.input_type is not None for record in ended):

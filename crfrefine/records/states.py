@@ -120,7 +120,7 @@ class RecordedRuns:
             problem = "no reason is recorded"
             if record.failures:
                 problem = record.failures[0].message
-            reason = Note.of(NoteKind.FAILED, problem=problem)
+            reason = NoteKind.FAILED(problem=problem)
             return CaseState(case_id, "failed", label_map, reason)
 
         paths = (label_map, *others)
@@ -128,22 +128,22 @@ class RecordedRuns:
         gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
         # Files of an earlier run are not results of the run that is continued.
         if record is None and (gone == label_map or self._is_older(case_id, label_map)):
-            return CaseState(case_id, "missing", label_map, Note.of(NoteKind.NOT_REACHED))
+            return CaseState(case_id, "missing", label_map, NoteKind.NOT_REACHED())
         if gone is not None:
-            reason = Note.of(NoteKind.GONE, path=str(gone))
+            reason = NoteKind.GONE(path=str(gone))
             return CaseState(case_id, "missing", label_map, reason)
         if record is None or run is None:
-            return CaseState(case_id, "done", label_map, Note.of(NoteKind.NO_RECORD))
+            return CaseState(case_id, "done", label_map, NoteKind.NO_RECORD())
         known = record.contents.get(LABEL_MAP)
         is_changed = record.written != time_of_change(label_map)  # by an older version
         if known is not None:
             now_there = content_of(files_written(label_map), known)
             is_changed = now_there["checksum"] != known.get("checksum")
         if is_changed:
-            return CaseState(case_id, "done", label_map, Note.of(NoteKind.CHANGED))
+            return CaseState(case_id, "done", label_map, NoteKind.CHANGED())
         keys = _other_values(record, run, now)
         if keys:
-            reason = Note.of(NoteKind.WITH_OTHER_VALUES, keys=keys)
+            reason = NoteKind.WITH_OTHER_VALUES(keys=keys)
             return CaseState(case_id, "missing", label_map, reason)
         return CaseState(case_id, "done", label_map, None, record)
 
@@ -156,7 +156,7 @@ def _record_files(place: Path, notes: list[Note]) -> list[Path]:
         return []
     except OSError as error:
         problem = error.strerror or str(error)
-        notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(place), problem=problem))
+        notes.append(NoteKind.UNREADABLE_RECORD(str(place), problem=problem))
         return []
 
 
@@ -175,11 +175,11 @@ def read_records(folder: Path | None) -> RecordedRuns:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
         except InputError as error:
-            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, problem=str(error)))
+            notes.append(NoteKind.UNREADABLE_RECORD(problem=str(error)))
             continue
         except OSError as error:
             problem = error.strerror or str(error)
-            notes.append(Note.of(NoteKind.UNREADABLE_RECORD, str(path), problem=problem))
+            notes.append(NoteKind.UNREADABLE_RECORD(str(path), problem=problem))
             continue
         problems = []
         for number, line in enumerate(lines, start=1):
@@ -198,8 +198,7 @@ def read_records(folder: Path | None) -> RecordedRuns:
                 if line.endswith(b"\n"):
                     problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
         if problems:
-            kind = NoteKind.UNUSABLE_LINES
-            notes.append(Note.of(kind, str(path), lines=len(problems), first=problems[0]))
+            notes.append(NoteKind.UNUSABLE_LINES(str(path), lines=len(problems), first=problems[0]))
     return RecordedRuns(folder, runs.values(), notes)
 
 
@@ -261,7 +260,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
     notes += notes_on_cases(done, {})
     vanished = [record.case_id for record in done if record.vanished_labels]
     if vanished:
-        notes.append(Note.of(NoteKind.LABELS_VANISHED_IN, cases=len(vanished), names=vanished))
+        notes.append(NoteKind.LABELS_VANISHED_IN(cases=len(vanished), names=vanished))
     return list(states.values()), notes, is_complete
 
 

@@ -101,14 +101,14 @@ def refine_network(
         drawn = []
         for label, count in zip(*np.unique(strokes.labels, return_counts=True), strict=True):
             drawn.append(f"{counted(count, 'voxel')} of label {label}")
-        notes += (Note.of(NoteKind.DRAWN_STROKES, drawn=", ".join(drawn)),)
+        notes += (NoteKind.DRAWN_STROKES(drawn=", ".join(drawn)),)
     missed = []
     for channel, (wanted, got) in result.channels.missed_volumes.items():
         label = result.channel_labels[channel]
         name = (names or {}).get(label, f"label {label}")
         missed.append(f"{name} has {got:,} voxels in place of {wanted:,}")
     if missed:
-        notes += (Note.of(NoteKind.MISSED_VOLUMES, volumes=missed),)
+        notes += (NoteKind.MISSED_VOLUMES(volumes=missed),)
     if result.lost_to_rules:
         rules = parameters.postprocess
         notes += check_losses(
@@ -344,8 +344,7 @@ def run_mean_field(
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage is not None:
-        kind = NoteKind.ON_CPU_FOR_MEMORY
-        notes = (Note.of(kind, device=backend.name, problem=shortage),)
+        notes = (NoteKind.ON_CPU_FOR_MEMORY(device=backend.name, problem=shortage),)
         backend = get_backend("cpu")
         sets, outcome = _run_on(backend, prepared, case)
 
@@ -423,8 +422,7 @@ def _notes_on_image(case: CaseToRefine) -> tuple[Note, ...]:
         key = "spatial.theta_gamma"
         if any(np.any(kernel.weight) for kernel in parameters.bilateral):
             key = "bilateral.theta_alpha"
-        note = Note.of(
-            NoteKind.NARROW_KERNELS,
+        note = NoteKind.NARROW_KERNELS(
             width=widest,
             key=key,
             usual=usual,

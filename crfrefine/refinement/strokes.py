@@ -191,8 +191,7 @@ class Edits:
         if not is_ruled_out.any():
             return ()
         labels = np.unique(labels_drawn[is_ruled_out]).tolist()
-        note = Note.of(
-            NoteKind.RULED_OUT_STROKES,
+        note = NoteKind.RULED_OUT_STROKES(
             labels=labels,
             nats=RULED_OUT,
             voxels=int(np.count_nonzero(is_ruled_out)),

@@ -227,8 +227,9 @@ def _regions_of_channels(
         # The number of channels does not tell whether they are regions; the values of a case do.
         regions = load_case(headers[0].files, reading).network.regions
     if regions is not None:
-        kind = NoteKind.CHANNELS_OF_REGIONS
-        notes.append(Note.of(kind, source=declared.source, regions=regions.describe()))
+        notes.append(
+            NoteKind.CHANNELS_OF_REGIONS(source=declared.source, regions=regions.describe())
+        )
     return regions
 
 
@@ -248,11 +249,11 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
             unknown.append(header.files.case_id)
     notes = []
     if turned:
-        notes.append(Note.of(NoteKind.TURNED_CASES, cases=turned))
+        notes.append(NoteKind.TURNED_CASES(cases=turned))
     if filled:
-        notes.append(Note.of(NoteKind.FILLED_CASES, cases=filled))
+        notes.append(NoteKind.FILLED_CASES(cases=filled))
     if unknown:
-        notes.append(Note.of(NoteKind.FRAME_CASES, cases=unknown))
+        notes.append(NoteKind.FRAME_CASES(cases=unknown))
     return notes
 
 

@@ -140,8 +140,7 @@ def notes_on_names(headers: Sequence[CaseHeaders], reading: ReadingOptions) -> l
     found = []
     for what, of_files in notes.items():
         first = of_files[0]
-        kind = NoteKind.MATCHED_BY_NAME_IN
-        found.append(Note.of(kind, what=what, files=len(of_files), first=str(first)))
+        found.append(NoteKind.MATCHED_BY_NAME_IN(what=what, files=len(of_files), first=str(first)))
     return found
 
 
@@ -202,8 +201,7 @@ def find_labels(
         option = "OLD=NEW"
         if len(predicted) == len(missed) == 1:
             option = f"{predicted[0]}={missed[0]}"
-        kind = NoteKind.OTHER_LABELS
-        notes.append(Note.of(kind, predicted=predicted, missed=missed, option=option))
+        notes.append(NoteKind.OTHER_LABELS(predicted=predicted, missed=missed, option=option))
     unused = (
         note_on_values(reading.mapping, mapped, "no label map"),
         note_on_values(reading.reference_mapping, mapped_in_references, "no reference"),

@@ -124,7 +124,7 @@ def choose_device(requested: str) -> TrainingDevice:
     """
     num_cores = available_threads()
     if requested == "auto" and num_cores >= FASTER_CORES and is_available():
-        return TrainingDevice(note=Note.of(NoteKind.TRAINED_ON_CORES, cores=num_cores))
+        return TrainingDevice(note=NoteKind.TRAINED_ON_CORES(cores=num_cores))
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
@@ -139,7 +139,7 @@ def choose_device(requested: str) -> TrainingDevice:
         "install one for CUDA (pytorch.org)"
     )
     if requested == "auto":
-        return TrainingDevice(note=Note.of(NoteKind.TRAINED_WITHOUT_GPU, problem=missing))
+        return TrainingDevice(note=NoteKind.TRAINED_WITHOUT_GPU(problem=missing))
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.limits import memory_limit
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import dice_of, mean_defined
@@ -60,7 +60,7 @@ def read_material(
         values.append(dice_of(crop.confusion(network), groups))
     dice = mean_defined(np.ravel(values))
     if dice < LOW_DICE:
-        progress.note(Note.of(NoteKind.LOW_DICE, dice=dice))
+        progress.note(NoteKind.LOW_DICE(dice=dice))
 
     num_voxels = max(crop.mask.size for crop in crops)
     bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * cases.sizes[0] + FLOATS_OF_KERNELS)

@@ -20,7 +20,7 @@ from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.label_options import InputOptions
 from crfrefine.base.limits import available_threads
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import counted
 from crfrefine.cases.case import read_case
 from crfrefine.cases.case_headers import read_case_headers
@@ -70,7 +70,7 @@ def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choic
     for note in inputs.cases.notes:
         observer.note(note)
     if options.labels is not None:
-        observer.note(Note.of(NoteKind.NOT_READ, path=str(options.labels)))
+        observer.note(NoteKind.NOT_READ(path=str(options.labels)))
     problems = [files.named_problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
@@ -115,7 +115,7 @@ def choose_for(
             if parameters != parameters.replace(**overrides):
                 break
             name = run.choice.get("chosen")
-            observer.note(Note.of(NoteKind.CHOSEN_EARLIER, name=name))
+            observer.note(NoteKind.CHOSEN_EARLIER(name=name))
             return replace(options, parameters=parameters, choice=run.choice)
 
     choice = choose(
@@ -221,5 +221,5 @@ def _read_sources(
             if causes.is_new(case_id, failure):
                 reasons.append(str(failure))
         text = "\n  ".join([*reasons, *causes.others()])
-        observer.note(Note.of(NoteKind.NOT_USED, cases=len(left_out), reasons=text))
+        observer.note(NoteKind.NOT_USED(cases=len(left_out), reasons=text))
     return sources, left_out

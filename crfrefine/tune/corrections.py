@@ -142,7 +142,7 @@ def open_drawing(
         given = strokes_of(replace(case, strokes=others))
         if given is not None and drawing.take(given):
             names = ", ".join(str(path) for path, _ in others)
-            notes.append(Note.of(NoteKind.STROKES_DRAWN_OVER, names))
+            notes.append(NoteKind.STROKES_DRAWN_OVER(names))
     drawing.keep_in(corrections.drawing)
     return drawing, notes
 

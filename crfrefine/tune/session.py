@@ -357,7 +357,7 @@ class Session:
         if has_taken:
             self._former = self.shown.labels
             self._notes += notes
-            self._notes.append(Note.of(NoteKind.STROKES_FROM_ELSEWHERE, str(path)))
+            self._notes.append(NoteKind.STROKES_FROM_ELSEWHERE(str(path)))
         return has_taken
 
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:

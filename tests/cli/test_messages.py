@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cli_helpers import FAST, infer, load_nifti, run_here, save_nifti, write_folders
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.cli.evaluation_reporting import EvaluationReporter
 from crfrefine.cli.reporting import QUIET, RunReporter
 from crfrefine.cli.training_reporting import TrainingReporter
@@ -33,8 +33,8 @@ def test_each_kind_of_warning_about_a_method_is_printed_once(capsys):
     reporter = EvaluationReporter()
     for number, case_id in enumerate(("a", "b 2")):
         warnings = [
-            Note.of(NoteKind.NOWHERE_HALF, f"{case_id}.nii.gz"),
-            Note.of(NoteKind.NO_CALIBRATION, problem=f"{case_id}.npz has {number + 3} channels"),
+            NoteKind.NOWHERE_HALF(f"{case_id}.nii.gz"),
+            NoteKind.NO_CALIBRATION(problem=f"{case_id}.npz has {number + 3} channels"),
         ]
         reporter.case_ended(CaseResult(case_id, warnings=warnings))
     said = capsys.readouterr().err

@@ -33,9 +33,13 @@ def notes_made(path):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 kinds_of_name.setdefault(node.targets[0].id, []).extend(kinds_in(node.value))
         for node in ast.walk(function):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Note.of":
-                kinds = kinds_in(node.args[0]) or kinds_of_name[ast.unparse(node.args[0])]
-                yield kinds, {keyword.arg for keyword in node.keywords}
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                kinds = kinds_of_name.get(called)
+                if called.removeprefix("NoteKind.") in NoteKind.__members__:
+                    kinds = [called.removeprefix("NoteKind.")]
+                if kinds:
+                    yield kinds, {keyword.arg for keyword in node.keywords}
 
 
 def test_each_note_has_the_values_of_its_sentence():
@@ -52,19 +56,13 @@ def test_each_note_has_the_values_of_its_sentence():
 
 
 NOTES = {
-    "1 of 9 cases is left out: none": Note.of(
-        NoteKind.LEFT_OUT, left_out=1, cases=9, reasons="none"
+    "1 of 9 cases is left out: none": NoteKind.LEFT_OUT(left_out=1, cases=9, reasons="none"),
+    "2 of 9 cases are left out: none": NoteKind.LEFT_OUT(left_out=2, cases=9, reasons="none"),
+    "a.nii: the file is compressed, although its name says otherwise": NoteKind.COMPRESSED("a.nii"),
+    "files of an earlier result are removed: 0, 1, 2, 3, 4 and 3 more": NoteKind.STALE_REMOVED(
+        names=list("01234567")
     ),
-    "2 of 9 cases are left out: none": Note.of(
-        NoteKind.LEFT_OUT, left_out=2, cases=9, reasons="none"
-    ),
-    "a.nii: the file is compressed, although its name says otherwise": Note.of(
-        NoteKind.COMPRESSED, "a.nii"
-    ),
-    "files that this run has not written are left as they are: 0, 1, 2, 3, 4 and 3 more": Note.of(
-        NoteKind.STALE_LEFT, names=list("01234567")
-    ),
-    "probabilities: {labels}": Note.of(NoteKind.CLIPPED_PROBABILITIES, problem="{labels}"),
+    "probabilities: {labels}": NoteKind.CLIPPED_PROBABILITIES(problem="{labels}"),
 }
 
 

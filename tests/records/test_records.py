@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli_helpers import record_path
 
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.io.json import to_json
 from crfrefine.records.records import CaseRecord
@@ -73,7 +73,7 @@ def test_a_record_is_read_as_it_was_written():
         "b",
         "done",
         times={"read": 1, "refine": 2.5},
-        notes=[Note.of(NoteKind.PADDING, "b.npz", what="x", padding=1, voxels=4, share=0.25)],
+        notes=[NoteKind.PADDING("b.npz", what="x", padding=1, voxels=4, share=0.25)],
         output=Path("out/b.nii.gz"),
         written="2026-01-02T03:04:05+00:00",
         grid_shape=(7, 5, 3),

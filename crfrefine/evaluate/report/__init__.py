@@ -111,7 +111,7 @@ def write_report(
     page = page.translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
-        tell(Note.of(NoteKind.NO_CHARTS, problem=problem))
+        tell(NoteKind.NO_CHARTS(problem=problem))
 
 
 # The pictures.

@@ -55,8 +55,7 @@ def read_images(
         except (CrfRefineError, OSError) as error:
             missing = "its image" if len(paths) == 1 else path.name
             problem = str(error)
-            kind = NoteKind.SHOWN_WITHOUT
-            tell(Note.of(kind, case=pair.case_id, missing=missing, problem=problem))
+            tell(NoteKind.SHOWN_WITHOUT(case=pair.case_id, missing=missing, problem=problem))
             continue
         # A single file may hold all modalities.
         for modality, channel in enumerate(reverse_grid(placed), start=number):

@@ -193,7 +193,7 @@ def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, An
             kind += f" of series {text_of(dataset, 'SeriesInstanceUID')}"
         left_out.setdefault(kind, []).append(file.name)
     for kind, names in left_out.items():
-        notes.append(Note.of(NoteKind.DICOM_LEFT_OUT, files=len(names), what=kind, first=names[0]))
+        notes.append(NoteKind.DICOM_LEFT_OUT(files=len(names), what=kind, first=names[0]))
     return chosen
 
 

@@ -114,7 +114,7 @@ def _make_whole(path: Path, dataset: Any, notes: list[Note]) -> None:
     fractions = np.frombuffer(dataset.PixelData, np.uint8)
     is_inside = fractions >= maximum / 2
     dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
-    notes.append(Note.of(NoteKind.FRACTIONS, what=kind.lower()))
+    notes.append(NoteKind.FRACTIONS(what=kind.lower()))
 
 
 def _open(
@@ -141,7 +141,7 @@ def _open(
         require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
         grid = series.header
     else:
-        notes.append(Note.of(NoteKind.ONLY_SLICES_OF_SEGMENTS))
+        notes.append(NoteKind.ONLY_SLICES_OF_SEGMENTS())
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
     # After `read_series`, which sets the limit of its files.
     limit(path, [path], num_voxels, int(dataset.BitsAllocated))

@@ -168,7 +168,7 @@ def read_series(path: Path, uid: str | None = None) -> Series:
                 "a localizer? Give each volume a folder of its own"
             )
         if len(slices) == 1 and not first.thickness:
-            notes.append(Note.of(NoteKind.NO_THICKNESS))
+            notes.append(NoteKind.NO_THICKNESS())
         axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
         order, step = _stack(path, slices, normal=np.cross(*axes))
         down, right = first.spacing

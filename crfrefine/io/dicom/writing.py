@@ -159,7 +159,7 @@ def _items_of(
             f"segments cannot be told by the names of labels, of which two are one: "
             f"{listed(names.values())}; rename them, or leave --segments out"
         )
-    notes.append(Note.of(NoteKind.SEGMENTS_BY_NAME))
+    notes.append(NoteKind.SEGMENTS_BY_NAME())
     return found
 
 
