@@ -9,7 +9,7 @@ from __future__ import annotations
 class CrfRefineError(Exception):
     """A problem with the input or the machine.
 
-    The message says what was expected, what was found, in which file, and what to do.
+    The message says: expected, found, in which file, and what to do.
 
     Attributes:
         message: the text without the name of the case.

@@ -27,8 +27,8 @@ class AxesCheck:
     """Compares the largest channel with a label map at some voxels, in all axes of its shape.
 
     Channels come piece by piece, once each. Voxels of the label map are picked evenly from each
-    label, background aside: post-processing takes away more than it adds, so that what the label
-    map has, the channels have, too.
+    label, background aside: post-processing takes away more than it adds, so that labels of the
+    map are in the channels, too.
     """
 
     def __init__(self, labels: Labels) -> None:

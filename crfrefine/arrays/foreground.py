@@ -31,7 +31,7 @@ ROUNDING = 1e-5
 def decide_channel(
     values: Array, input_type: str, kind: str | None, path: Path
 ) -> tuple[str, Note]:
-    """Return what an output's only channel holds, and a note that says so.
+    """Return the content of an output's only channel, and a note on it.
 
     That is "probabilities" or "logits" of label 1.
 
@@ -103,7 +103,7 @@ class ForegroundSums:
 
     Attributes:
         sums: (*grid), of probabilities from 0 to 1 once they are checked.
-        scale: what the channels have to be divided by to be such probabilities.
+        scale: the divisor that makes probabilities of the channels.
     """
 
     def __init__(self, grid_shape: tuple[int, ...], name: str, *, is_rounded: bool = False) -> None:

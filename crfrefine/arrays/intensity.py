@@ -192,7 +192,7 @@ def window_notes(
 ) -> tuple[Note, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit.
 
-    An example is a window of Hounsfield units for MRI. Such a window clips at least MAX_CLIPPED of
+    An example is a window of Hounsfield units for MRI. This window clips at least MAX_CLIPPED of
     the voxels inside the mask, or begins below 0 where hardly any value is: CT has air and fat, and
     MRI has at most ripples around 0.
     """

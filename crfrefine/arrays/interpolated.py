@@ -1,6 +1,6 @@
 """Recognize label maps with other numbers than were meant: interpolated, or of swapped bytes.
 
-Values between two labels become labels of their own there.
+Values between two labels become new labels there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from crfrefine.base.notes import Note, NoteKind
 _BYTE = 256  # values of 8 bits
 _MIN_LABELS = 16  # A map with fewer labels is not looked at.
 _MAX_PLANES = 64  # Most planes that are looked at.
-# A label lies at borders alone if, over the rows and columns of planes, less than this share of its
+# A label lies only at borders if, over the rows and columns of planes, less than this share of its
 # voxels is followed by one of its label, and more than that share lies between a lower and a higher
 # value: of the two directions, one often goes along a border.
 _SHARE_ALIKE = 0.4
 _SHARE_BETWEEN = 0.3
-_SHARE_OF_LABELS = 0.5  # More labels than this share have to lie at borders alone.
+_SHARE_OF_LABELS = 0.5  # More labels than this share have to be only at borders.
 
 
 def notes_on_labels(labels: Labels, file: str = "") -> list[Note]:

@@ -185,7 +185,7 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 def occurring_channels(labels: Labels, channels: Sequence[int]) -> tuple[int, ...]:
     """Return the labels of `channels_of` that take part: those that occur, and the background.
 
-    A map of background alone has a channel of another label, which does not occur.
+    A map that holds only background has a channel of another label, which does not occur.
     """
     return tuple(channels) if labels.any() else (0,)
 

@@ -72,7 +72,7 @@ def leave_out(
     """Return a mask without the padding, the number of voxels removed from it, and notes.
 
     Args:
-        padding: (*grid), True at padding; None means that there is none.
+        padding: (*grid), True at padding; None means no padding.
         mask: (*grid); None means everywhere.
         what: a name for the padded channels, in the errors of `check_share`.
         are_regions: whether the padding is that of regions.
@@ -182,7 +182,7 @@ def write_background(channels: Float32, unseen: Bool, kind: str, *, are_regions:
         channels: (L, *grid) logits or probabilities of labels, or (R, *grid) of regions.
         unseen: (*grid), True where the network saw nothing.
         kind: "logits" or "probabilities".
-        are_regions: whether the channels are regions, none of which holds the background.
+        are_regions: whether the channels are regions, without one for the background.
     """
     certain, absent = CERTAIN[kind]
     for label, channel in enumerate(channels):
@@ -288,7 +288,7 @@ def _blocks(mask: Bool, sides: list[int]) -> Bool:
         starts = _eroded(starts, axis, side)
         if not starts.any():
             return np.zeros(mask.shape, np.bool_)
-    # A voxel is in no block if none of the rows that it could lie in begins.
+    # A voxel is in no block if none of its possible rows begins.
     others = ~starts
     for axis, side in enumerate(sides):
         widths = [(0, 0)] * mask.ndim

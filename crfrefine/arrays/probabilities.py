@@ -253,7 +253,7 @@ class Look:
         return num_low > MISSING_SHARE * sums.size
 
     def bad_sums(self, tolerance: float) -> str:
-        """Describe the voxels whose sum is not 1; "" if there are none."""
+        """Describe the voxels whose sum is not 1; "" without any."""
         is_bad = np.abs(self.sums - 1) > tolerance
         voxels = np.flatnonzero(is_bad & ~self.is_equal)
         if not voxels.size:

@@ -393,7 +393,7 @@ def resample_logits(
     """Interpolate logits, (L, [z,] y, x), or log-odds of regions; return where nothing was seen.
 
     The padding of the source becomes 0. The result, ([z,] y, x), is True outside of the source, and
-    where nothing but its padding contributes; all labels are equal there alone. The scores fade out
+    where nothing but its padding contributes; all labels are equal only there. The scores fade out
     over one voxel of padding.
     """
     padding = find_padding(source, are_regions=are_regions)

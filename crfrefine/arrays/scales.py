@@ -8,7 +8,7 @@ probabilities of all labels.
 `scale_of_sums`: such numbers whose sums differ, but never exceed a round top, such as 100 or 255,
 are scaled probabilities without a background.
 
-`scale_of_foreground`: the same for probabilities of which the user says that the background is
+`scale_of_foreground`: the same for probabilities whose background, as the user says, is
 missing.
 
 `are_zero_outside_a_body`: probabilities that are 0 for all labels around a body, and not around
@@ -32,7 +32,7 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What the probability 1 usually is: 1, percent, 8 bits, per mille, and 16 bits.
+# Usual values of the probability 1: 1, percent, 8 bits, per mille, and 16 bits.
 TOPS = (1.0, 100.0, 255.0, 1000.0, 65535.0)
 # Largest error of a sum of rounded probabilities, as a share of it, and of other probabilities.
 ROUNDED = 0.05
@@ -58,7 +58,7 @@ class Scale:
 
     @property
     def options(self) -> str:
-        """The options that say so."""
+        """The options that declare it."""
         option = f"--scale {self.top:.6g}"
         if self.lacks_background:
             return f"--add-background {option}"
@@ -139,7 +139,7 @@ def divide_by_scale(values: Float32, scale: float, path: Path) -> Float32:
 
 # ---- A missing background
 
-# Smallest share of zeros in the boxes around what is not 0: crops and windows leave hardly any.
+# Smallest share of zeros in the boxes around other values: crops and windows leave hardly any.
 _SHARE_IN_BOX = 0.1
 # Corners are voxels at a border along all axes. A box has eight, a body has a staircase of them.
 _MIN_CORNERS = 48
@@ -149,7 +149,7 @@ _SHARE_OF_CORNERS = 0.04
 def are_zero_outside_a_body(is_zero: Bool) -> bool:
     """Return whether the zeros of a grid, (*grid), lie around a body, and not around boxes.
 
-    What a network did not see lies around a box, or around several ones: their faces are flat.
+    The network saw one box, or several: their faces are flat.
     """
     box = bounding_box(~is_zero)
     if box is None:
@@ -169,7 +169,7 @@ def are_zero_outside_a_body(is_zero: Bool) -> bool:
         sides = np.moveaxis(has_side, axis, 0)
         sides[1:] |= along[:-1]
         sides[:-1] |= along[1:]
-        # What is outside of the box is 0, too, unless the grid ends there.
+        # The outside of the box is 0, too, unless the grid ends there.
         if box[axis].start > 0:
             sides[0] = True
         if box[axis].stop < is_zero.shape[axis]:

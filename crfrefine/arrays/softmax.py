@@ -56,7 +56,7 @@ def marginal(logits: Float32, log_sum: Float32) -> Float32:
 
 
 def logit_of(probability: float, log_sum: NDArray[_Float]) -> NDArray[_Float]:
-    """Return the logits of which a probability is the softmax."""
+    """Return the logits whose softmax is a probability."""
     return log_sum + np.log(probability)
 
 

@@ -20,7 +20,7 @@ LABEL_COLORS = (
     *("#f0ff78", "#a55a96", "#e1a55a", "#69e1b4", "#4bf0ff", "#d22d4b", "#6978ff", "#8796ff"),
     *("#d2781e", "#ffd21e", "#3cd287", "#ff5ac3", "#c300c3", "#f04b4b", "#c3d24b", "#3ce178"),
 )
-# Colors of what is better, equal and worse, by the sign of the gain; style sheets have them, too.
+# Colors of better, equal and worse results, by the sign of the gain; style sheets have them, too.
 OUTCOME_COLORS = {1: "#00649c", 0: "#5c656e", -1: "#a84300"}
 # Linear red, green and blue, as people without, with protanopia and with deuteranopia see them.
 # Source: Machado, Oliveira & Fernandes 2009, IEEE TVCG 15 (6), 1291-1298, severity 1.

@@ -30,7 +30,7 @@ class Failure:
     # The part of the case that failed, such as a method that `evaluate` measures; None means all.
     part: str | None = None
     case_id: str = ""  # the case that failed, if it is known
-    # What it has in common with the same failure of other cases: by default the lines of the
+    # Its text in common with the same failure of other cases: by default the lines of the
     # program that raised it.
     cause: str = ""
 

@@ -89,7 +89,7 @@ def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
 
 
 def has_clear_orientation(affine: NDArray[np.float64]) -> bool:
-    """Return whether each voxel axis is nearest to a world axis of its own.
+    """Return whether each voxel axis is nearest to another world axis.
 
     Where two axes are nearest to the same one, as in double oblique planes near 45 degrees,
     programs differ in which of them gets its letter.
@@ -144,7 +144,7 @@ def reorientation(
 ) -> Axes | None:
     """Return how the axes of the other grid become those of the first.
 
-    The result is None if voxel centers differ. The arguments are those of `same_grid`.
+    Returns None if voxel centers differ. The arguments are those of `same_grid`.
     """
     sizes = (*shape, 1)[:3]
     other_sizes = (*other_shape, 1)[:3]

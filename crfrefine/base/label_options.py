@@ -25,7 +25,7 @@ MAP = (
     "count at once, and before anything else: names, regions and checks are about the new labels."
 )
 REFERENCE = "reference"  # the name before the colon of `--map reference:4=3`
-# What follows it where label maps come from several places.
+# The text after it where label maps come from several places.
 MAP_OF_REFERENCE = f"{REFERENCE}:OLD=NEW is about the reference."
 
 # Whose label maps, empty for those that are refined or judged; a value there, and its label.
@@ -46,7 +46,7 @@ def parse_mapped(text: str) -> Mapped:
 
 
 def parse_own_mapped(text: str) -> Mapped:
-    """Return the parts of a text such as "255=1"; InputError for one that names another source."""
+    """Return the parts of a text such as "255=1"; InputError if one names another source."""
     mapped = parse_mapped(text)
     if mapped[0]:
         raise InputError(
@@ -153,8 +153,8 @@ class InputOptions:
             panel=INPUT,
         ),
     ] = False
-    # What the probability 1 is in files: probabilities are divided by it. None means that the
-    # values tell what they are.
+    # The probability 1 as files have it: probabilities are divided by it. None means that their
+    # values show it.
     scale: Annotated[
         float | None,
         Option(

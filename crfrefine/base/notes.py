@@ -19,7 +19,7 @@ from crfrefine.base.text import MAX_LISTED, counted, listed, shorten_value
 class NoteKind(Enum):
     """The kinds of notes, each with its sentence.
 
-    A kind is called with the values of a note, which stand in braces in its sentence. Besides
+    A kind is called with the values of a note, which its sentence has in braces. Besides
     Python's formats there are `{files:# file}`, such as "1 file" or "2 files", `{files:is/are}`, a
     word for one and another for several, and for a list the most entries that are named,
     `{names:3}`. `{what}` is what tells notes of a kind apart.

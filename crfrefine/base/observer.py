@@ -28,7 +28,7 @@ class Observer(Generic[RunT, CaseT]):
         """
 
     def roles_found(self, summary: str, reasons: Sequence[tuple[str, str]]) -> None:
-        """What each input is taken for is known, as far as the headers of the first case tell.
+        """The role of each input is known, from the headers of the first case.
 
         The summary is a line; the reasons are role and evidence of each file.
         """

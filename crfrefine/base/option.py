@@ -30,7 +30,7 @@ ARGUMENTS, INPUT, OUTPUT, MODEL, LESIONS, RESOURCES, CLUSTER, RARE, MESSAGES = P
 class Option:
     """A command's option, or its argument if it has no names; `cli.command` makes it.
 
-    It stands in the annotation of a field of an options class, or of a parameter of the function
+    It belongs to the annotation of a field of an options class, or of a parameter of the function
     of a command, after the type of the value: `tuple[T, ...]` means that the option can be
     repeated.
     """

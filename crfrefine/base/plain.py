@@ -20,7 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from crfrefine.base.text import shorten_value
 
-# The types of values in JSON that stand for a type; a whole number may be written as 1.
+# The types of values in JSON for a type; a whole number may be written as 1.
 _KINDS_OF_JSON: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
     int: (int,),
@@ -61,7 +61,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     Raises:
         TypeError: the value does not fit the type.
         KeyError: a field without a default is missing.
-        ValueError: the value has the right type, but is none of those allowed.
+        ValueError: the value has the right type, but is not allowed.
     """
     outer = get_origin(kind)
     inner = get_args(kind)

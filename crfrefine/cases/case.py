@@ -1,6 +1,6 @@
 """A case in memory: its modalities, the network's output, mask and labels, read and checked.
 
-Its files come from `crfrefine.cases.discovery`. What the CRF takes of it is another `Case`, that of
+Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another `Case`, that of
 `crfrefine.refinement.given`.
 """
 
@@ -153,7 +153,7 @@ def load_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case from its files, of which the headers come first; a label map becomes logits.
+    """Read a case from its files, headers first; a label map becomes logits.
 
     Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
     """

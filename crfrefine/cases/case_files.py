@@ -23,7 +23,7 @@ class CaseFiles:
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
     strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
-    # What is wrong with its files by their names alone; reading the case raises it. "" if nothing.
+    # Problem with the names of its files; reading the case raises it. "" if nothing.
     problem: str = ""
     # the missing files of the case, such as "no logits in study/logits"
     missing: tuple[str, ...] = ()

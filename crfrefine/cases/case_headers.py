@@ -67,7 +67,7 @@ class CaseHeaders:
     def notes(self) -> list[Note]:
         """Facts that the user should know.
 
-        Another spacing than the image's, modalities on other grids, what the headers note, and
+        Another spacing than the image's, modalities on other grids, notes of the headers, and
         turned voxel axes.
         """
         first = self.images[0]
@@ -111,7 +111,7 @@ class CaseHeaders:
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
     """Read the headers of a case's files and check their grids.
 
-    Voxels are read of a network's file of floats with one per voxel alone, and only the first time.
+    Voxels are read only of a network's file of floats with one per voxel, and only the first time.
 
     Raises InputError, UnsupportedFormatError, or GridMismatchError.
     """
@@ -191,7 +191,7 @@ def _read_network_header(
 ) -> tuple[io.NetworkHeader, Frame | None]:
     """Read the headers of a network's output, and tell a label map from channels.
 
-    Logits and probabilities are told apart later, by their values (`network_output`).
+    Logits are distinguished from probabilities later, by their values (`network_output`).
     """
     headers = []
     frame = None

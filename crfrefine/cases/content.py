@@ -1,4 +1,4 @@
-"""What a volume with one value per voxel holds, an image or a label map, by its voxels."""
+"""Whether a volume with one value per voxel is an image or a label map, by its voxels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_SHOWN = 5  # different values that a message lists
 
 @dataclass
 class Look:
-    """What was seen of the values so far."""
+    """The values seen so far."""
 
     different: NDArray[Any] = field(default_factory=lambda: np.zeros(0))  # sorted, without NaN
     num_alike: int = 0  # neighbors along x with the same value that is not 0
@@ -94,7 +94,7 @@ class Look:
 
     @property
     def is_told(self) -> bool:
-        """Whether what was seen certainly shows an image, however the values go on."""
+        """Whether the seen values certainly show an image, however the values go on."""
         if self.has_few_values:
             return False
         num_pairs = self.num_alike + self.num_changes
@@ -115,7 +115,7 @@ class Look:
         return is_near and is_one_value_per_label and len(rounded) <= _MAX_SCALED_VALUES
 
     def evidence_of_image(self) -> str:
-        """Return in words why what was expected to be labels is rather an image, or "".
+        """Return in words why expected labels are rather an image, or "".
 
         An image has many different values, and most neighbors differ.
         """
@@ -168,7 +168,7 @@ def is_label_map(header: VolumeHeader, planes: Iterable[NDArray[Any]] | None = N
 
 
 def evidence_of_labels(values: NDArray[Any]) -> str:
-    """Return in words why a modality, ([z,] y, x), is rather a label map; "" if nothing says so.
+    """Return in words why a modality, ([z,] y, x), is rather a label map; "" without evidence.
 
     A label map has few different values, or whole numbers in regions. An image with a single value
     shows nothing. Most images are known by a few thousand values in their middle.
@@ -186,7 +186,7 @@ def evidence_of_labels(values: NDArray[Any]) -> str:
 
 
 def evidence_of_image(values: NDArray[Any]) -> str:
-    """Return in words why a label map, ([z,] y, x), is rather an image; "" if nothing says so."""
+    """Return in words why a label map, ([z,] y, x), is rather an image; "" without evidence."""
     if values.max() < _FEW_VALUES:
         return ""
     look = Look()

@@ -1,6 +1,6 @@
 """The names that the files of a case may have: a table of patterns.
 
-Whoever uses other names gives a pattern in place of the folder. A further name goes into a line of
+For other names, users give a pattern instead of the folder. A further name goes into a line of
 its `Kind`. The word at the end of a name such as `{case}_seg` goes into one of the lists of words:
 `OTHER_WORDS` is made of all of them, and `OTHERS` of those of labels and scores, so that no other
 kind takes such a file for its own.
@@ -31,7 +31,7 @@ SCORED = f"{{case}}_{{{','.join(SCORE_WORDS)}}}"
 _NUMBER = "[0-9],[0-9][0-9],[0-9][0-9][0-9],[0-9][0-9][0-9][0-9]"
 _PER_LABEL = f"{{case}}_{{ProbMapClass,ProbMapClass_,label,label_,class,class_}}{{label:{_NUMBER}}}"
 # Names that count for whole folders: the only file, as MONAI's SaveImage writes it; and several,
-# all of which begin with the case.
+# and all begin with the case.
 ALONE = "{case}/{case}*"
 ALONE_NUMBERED = "{case}_0000/{case}_0000*"  # of images with nnU-Net's number
 OF_CASE = "{case}/{case}_{label}"
@@ -47,12 +47,12 @@ class Kind:
     # file has different cases by two names, that of a name with `_` counts.
     names: tuple[tuple[str, ...], ...]
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES
-    one_file: str = ""  # what a case has, for messages; "" means "one file of" and `what`
-    parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
+    one_file: str = ""  # the files of a case, for messages; "" means "one file of" and `what`
+    parts: tuple[str, ...] = ("case",)  # of a pattern instead of the folder
     expected: str = "CASE.nii.gz or the like"  # of a case without a file
     field: str = "network"  # of `CaseFiles`
-    is_optional: bool = False  # whether a case may have none
-    strays: str = ""  # what a note calls files of no case; "" means no note
+    is_optional: bool = False  # whether a case may lack it
+    strays: str = ""  # a note's word for files of no case; "" means no note
 
 
 # Any name, which may end in nnU-Net's number of a modality; else as in TotalSegmentator's data.

@@ -113,8 +113,8 @@ def read_descriptions(
 ) -> Iterator[DatasetDescription]:
     """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once.
 
-    One that cannot be used is an InputError, as it may say which labels count and what the channels
-    are. Only callers that merely show names give `notes`: it becomes one of them.
+    An unusable one is an InputError, as it may name the labels that count and the channels.
+    Only callers that merely show names give `notes`: it becomes one of them.
     """
     done: set[Path] = set()
     for place in places:

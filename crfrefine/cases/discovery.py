@@ -61,7 +61,7 @@ class Sources:
     masks: Path | None = None
     labels: Path | None = None  # the references, by whose names the cases are called without images
     strokes: Sequence[Path] = ()
-    # The folder of nnU-Net's predictions, or of a trained network, in place of the network's
+    # The folder of nnU-Net's predictions, or of a trained network, instead of the network's
     # output. The images, and the references if they are needed, may be those that it has noted.
     nnunet: Path | None = None
     manifest: Path | None = None  # a table with the images and the network's output of each case
@@ -176,7 +176,7 @@ class Images:
             if other is output:
                 outputs.update(match.case for match in matches)
 
-        # What is left are the images of each case, and files of another kind beside them.
+        # The rest are the images of each case, and files of another kind beside them.
         names = {match.case for match in (*found, *numbered)}
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
@@ -196,7 +196,7 @@ class Images:
 
     @cached_property
     def expected(self) -> tuple[tuple[str, ...], str]:
-        """The modalities that each case must have, if any, in order, and what says so."""
+        """The modalities that each case must have, if any, in order, and their source."""
         counts = Counter[tuple[str, ...]]()
         is_listed = len(choices_of(self.place, "modality")) > 1
         for matches in self.by_case.values():
@@ -255,7 +255,7 @@ class Images:
     def cases(self) -> CaseList:
         """Return the cases, sorted by name.
 
-        Raises InputError if there are none, or if only a pattern tells images from label maps.
+        Raises InputError without any, or if only a pattern tells images from label maps.
         """
         place = self.place
         images = [match for matches in self.by_case.values() for match in matches]

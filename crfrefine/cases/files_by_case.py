@@ -160,7 +160,7 @@ class Files:
         return describe_found(self.place, [self.of(case_id)[0] for case_id in case_ids])
 
     def add_to(self, cases: CaseList, first_label: int = 0) -> None:
-        """Add its files to each case, or the problem of a case that has none or too many.
+        """Add its files to each case, or the problem of a case without any, or with too many.
 
         Files per label begin with `first_label`. Raises InputError for the files of one case if
         there are several.
@@ -269,7 +269,7 @@ def structures_inside(folder: Path, images: Collection[Path] = ()) -> list[Match
 
 
 def structures_by_case(folder: Path) -> dict[str, list[Match]]:
-    """Return the structures of each case, if the folder of each case holds structures alone.
+    """Return the structures of each case, if the folder of each case holds only structures.
 
     The result is empty if the files of a case may be its images and label maps.
     """

@@ -58,7 +58,7 @@ def find_cases(sources: Sources) -> CaseList:
 def _cases_of_references(place: Path) -> CaseList:
     """Return the cases that references name, with a problem where a case has several.
 
-    Raise InputError if there is none.
+    Raise InputError without any.
     """
     files = Files(LABELS, place)
     cases = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
@@ -95,7 +95,7 @@ def find_predictions(source: Path, references: Collection[str], *, is_only_case:
         notes.append(NoteKind.NOT_MEASURED(str(source), cases=len(others), first=others[0]))
     cases = CaseList((CaseFiles(name, ()) for name in sorted(names)), notes)
     probabilities = CALIBRATION
-    if is_pattern(source):  # Headers tell what its other files hold.
+    if is_pattern(source):  # Headers show the content of its other files.
         probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
     for kind_of_files in (OPTIONAL_LABELS, probabilities):
         Files(kind_of_files, source).add_to(cases)

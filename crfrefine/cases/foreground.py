@@ -40,7 +40,7 @@ _PIECE_BYTES = 1 << 20
 _HALF = 0.5  # a probability of label 1 below it is background
 
 
-# What was found in files, by path, state and question: their headers are read more than once.
+# Findings in files, by path, state and question: their headers are read more than once.
 _known: dict[Any, bool] = {}
 _MAX_KNOWN = 10_000
 
@@ -166,7 +166,7 @@ def background_of_stream(
     name = str(header.path)
     scale = options.scale
     if header.num_channels == 1:
-        # Its lowest, highest and not whole values tell what it holds.
+        # Its lowest, highest and not whole values show its content.
         telling: list[float] = []
         for piece in scaled_pieces(header, scale):
             values = piece.values

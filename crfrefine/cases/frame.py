@@ -72,7 +72,7 @@ def read_network_file(
 def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeHeader:
     """Return the header of an array with the geometry of its frame, and a note on it.
 
-    It has none on the axes of the image, as arrays always have it, and if its sizes do not fit.
+    It has no frame on the axes of the image, as arrays always have it, and if its sizes do not fit.
     """
     name = header.path.name
     if frame.source is None and not _runs_toward_ras(image):
@@ -164,7 +164,7 @@ def _label_map_beside(
 ) -> VolumeHeader | None:
     """Return the header of the file that is an array's label map by its name and grid.
 
-    It is beside the array, or else the one that the caller knows.
+    It is beside the array, or else known by the caller.
     """
     stem = io.stem_of(path)
     candidates = []
@@ -185,7 +185,7 @@ def _label_map_beside(
 
 
 def describe_frame(path: Path) -> str:
-    """Return what is known of an array's axes without its image, for display."""
+    """Return facts about an array's axes without its image, for display."""
     reader = reader_of(path.parent)
     if reader is None:
         return "not in this format; those of the image, unless a label map beside it contradicts"

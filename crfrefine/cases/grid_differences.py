@@ -97,8 +97,8 @@ def explain_difference(
 ) -> str | None:
     """Return why a file, `what`, is not on the grid of another one, `name`, and what to do.
 
-    None means that neither header nor sizes show it. Sizes alone tell that axes are in another
-    order only if the grids have hardly a place in common (`is_elsewhere`).
+    None means that neither header nor sizes show it. Sizes by themselves show another
+    order of axes only if the grids have hardly a place in common (`is_elsewhere`).
     """
     shape = reference.grid_shape
     other_shape = other.grid_shape
@@ -132,7 +132,7 @@ def explain_difference(
     is_stack = len(other_shape) == 3 and other_shape[2] > 1 and other.num_channels == 1
     if is_plane and is_stack and other_shape[:2] == shape[:2]:
         return PLANE_ELSEWHERE
-    # Sizes that fit, of which one is taken for the channels.
+    # Sizes that fit; one of them is taken for the channels.
     all_sizes = Counter([*other_shape, other.num_channels])
     if sorted(shape) != sorted(other_shape) and Counter(shape) <= all_sizes:
         return LABEL_AXIS_FIRST

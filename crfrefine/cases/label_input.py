@@ -1,4 +1,4 @@
-"""Read a label map in place of a network's logits, a reference, and strokes."""
+"""Read a label map instead of a network's logits, a reference, and strokes."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def read_label_map(
 def require_labels(values: Labels, path: Path, advice: str) -> None:
     """Raise InputError for whole numbers, ([z,] y, x), that are rather rounded probabilities.
 
-    In the advice, `{top}` stands for their scale.
+    In the advice, `{top}` is their scale.
     """
     if not are_rounded_probabilities(values):
         return

@@ -75,7 +75,7 @@ class LabelNames:
     """The names of the labels of a run, by which those of each file are matched."""
 
     names: Mapping[int, str] = field(default_factory=dict)  # by number
-    # What has the name of each label, for messages, such as "study/dataset.json".
+    # The source of each label's name, for messages, such as "study/dataset.json".
     sources: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -131,7 +131,7 @@ class LabelNames:
             path: the file, for errors.
             names: names of its labels, by number.
             present: the labels that occur in it; others cannot contradict.
-            option: what comes before OLD=NEW where the user says what a number is.
+            option: the text before OLD=NEW where the user explains a number.
 
         Raises:
             InputError: names contradict those of the run, or do not tell two labels apart.
@@ -184,7 +184,7 @@ class LabelNames:
             )
 
     def moves(self, names: Mapping[int, str]) -> dict[int, int]:
-        """Return what `match` does for a file of which all labels occur, without its errors."""
+        """Return the result of `match` for a file in which all labels occur, without its errors."""
         moved = {}
         for label, name in names.items():
             targets = self.numbers_of(name) if self and tells(name) else []
@@ -205,7 +205,7 @@ class LabelNames:
     def with_names(
         self, names: Mapping[int, str], source: str, *, are_distinct: bool = False
     ) -> LabelNames:
-        """Return the names with further ones, which keep their numbers as far as these are free.
+        """Return the names with further ones, which keep their numbers if these are free.
 
         A name whose number has another meaning gets the next free number, if the other name is
         among `names` as well, or names are of one source and so of structures that `are_distinct`.

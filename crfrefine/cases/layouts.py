@@ -1,4 +1,4 @@
-"""Guesses how the files of a data set are named, from their paths: what is case, what is role.
+"""Guesses how the files of a data set are named, from their paths: the parts for case and role.
 
 Each guess, a layout, tells by its own rule where paths have the name of the case. Paths that are
 then alike but for the case are a role, such as `{case}/{case}_t1.nii`. Folders that only group

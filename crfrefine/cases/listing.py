@@ -107,7 +107,7 @@ def folders_inside(
 
 
 def visible_inside(folder: Path, listings: dict[Path, list[Path]]) -> list[Path]:
-    """Return what is in a folder, sorted by name, without hidden files such as unfinished ones."""
+    """Return the entries of a folder by name, without hidden files such as unfinished ones."""
     if folder not in listings:
         try:
             paths = sorted(folder.iterdir())

@@ -32,7 +32,7 @@ _MAX_NAMED = 20
 _MAX_OF_A_PROBLEM = 1000
 _NAME_OF_A_CASE = re.compile(r"[^./\\][^/\\]{,199}")
 _NAMES = f"names separated by {SEPARATOR!r}, none of them empty"
-# What a cell of each column holds, for messages.
+# The content of a cell of each column, for messages.
 _EXPECTED = {
     "case": (
         "one name, which can be that of a file: printable, without '/', '\\' and a dot in front, "
@@ -175,9 +175,9 @@ def _read_row(cells: Mapping[str, str], folder: Path, input_type: str) -> CaseFi
 
 
 def _value_of(column: str, names: list[str], folder: Path, *, may_be_folder: bool) -> Any:
-    """Return what the names in a cell stand for: a name, a spacing, a path, or paths of files.
+    """Return the meaning of the names in a cell: a name, a spacing, a path, or paths of files.
 
-    Raises ValueError unless they are as expected in this column, or InputError: no such file.
+    Raises ValueError unless they are as expected in this column, or InputError for a missing file.
     """
     if column == "spacing":
         spacing = tuple(float(part.replace(",", ".")) for part in names)

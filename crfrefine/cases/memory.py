@@ -100,7 +100,7 @@ def bytes_of_case(
     """Return about how many bytes a case takes: to be read, to be refined, and of these its input.
 
     The first number includes the program itself, the others do not. Of channels that stream, and of
-    a label map, only their voxels tell what refining takes; the run says so when it knows.
+    a label map, only their voxels show the memory of refining; the run tells it when it knows.
     """
     network = headers.network
     first = headers.images[0]

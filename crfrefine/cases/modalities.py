@@ -1,6 +1,6 @@
 """The modalities of a case as one array, on the grid of the first one.
 
-Those on other grids are interpolated linearly, and are NaN outside of their own grid.
+Modalities on another grid are interpolated linearly, and are NaN outside of it.
 """
 
 from __future__ import annotations

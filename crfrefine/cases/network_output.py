@@ -75,7 +75,7 @@ def kind_of_channels(
         reading: how channels of regions are read.
         regions: those of these channels, of `reading.scheme_of`; None for labels.
         input_type: "auto", "logits" or "probabilities", as the user says.
-        look: what a pass over the values shows, if there was one.
+        look: the findings of a pass over the values, if there was one.
 
     """
     if regions is None:
@@ -232,8 +232,8 @@ def network_of_stream(
     one-hot. `notes` gets those on the files.
     """
     header = headers.network
-    # Only a pass over the values tells what undeclared channels are (`tiles.streaming`): logits are
-    # assumed until then.
+    # Only a pass over the values shows the kind of undeclared channels (`tiles.streaming`): logits
+    # are assumed until then.
     kind = options.type_of_scores
     if kind == "auto":
         kind = header.kind or "logits"

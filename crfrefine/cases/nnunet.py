@@ -214,7 +214,7 @@ def _held_out_files(
 ) -> dict[str, Path]:
     """Return the file of each validated case by the fold that held it out.
 
-    If no split says which fold that was: by the first one that was not trained on the case.
+    If no split says which fold that was: by the first fold that was not trained on the case.
     """
     files: dict[str, Path] = {}
     for match in find_matches(trained.folder / VALIDATED, suffixes):
@@ -225,7 +225,7 @@ def _held_out_files(
 
 
 def find_references(folder: Path, images: Sequence[Path]) -> Path | None:
-    """Return the folder of the references of a trained network; None if there is none."""
+    """Return the folder of the references of a trained network; None without one."""
     with suppress(InputError):
         trained = require_trained(folder)
         found = trained.locate("images", next(iter(images), None))
@@ -236,7 +236,7 @@ def find_references(folder: Path, images: Sequence[Path]) -> Path | None:
 def validated_predictions(trained: TrainedNetwork) -> CaseList:
     """Return label map and probabilities of each validated case, by the fold that held it out.
 
-    Raises InputError without such a fold.
+    Raises InputError without this fold.
     """
     _require_held_out(trained)
     splits = _splits(trained)
@@ -265,8 +265,8 @@ def is_of_nnunet(folder: Path) -> bool:
 def _splits(trained: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
     """Return the cases that each fold was trained on, and the fold that held out each case.
 
-    `splits_final.json` has them; there are none without it. Raises InputError for a file that is
-    not as nnU-Net writes it.
+    `splits_final.json` has them; without it there are no folds. Raises InputError for a file
+    that is not as nnU-Net writes it.
     """
     trained_on: dict[str, frozenset[str]] = {}
     fold_of: dict[str, str] = {}

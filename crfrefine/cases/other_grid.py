@@ -137,10 +137,10 @@ class WorkGrid:
         return nearest(grid_map, values).reshape(shape)
 
     def part(self, other: VolumeHeader, what: str, *, may_be_apart: bool = False) -> GridMap | None:
-        """Return where voxels of this grid lie on one that holds a part of them; else None.
+        """Return the places of voxels of this grid on another that holds a part of them; else None.
 
         The other grid has the same axes and spacing, a whole number of voxels away, and may reach
-        beyond this one, or with `may_be_apart` lie beside it. A header that shows a mistake is not
+        beyond this one, or with `may_be_apart` be apart. A header that shows a mistake is not
         taken at its word.
         """
         if other.affine is None or self.header.affine is None:

@@ -1,4 +1,4 @@
-"""What messages say of a pattern: how many cases it has, and what to write instead of it."""
+"""Messages about a pattern: how many cases it has, and what to write instead of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
 def describe_found(pattern: Path, matches: Sequence[Match], modalities: Sequence[str] = ()) -> str:
     """Return how many cases a pattern has, which modalities, and an example.
 
-    It says so if names are joined of several parts, and if more files would fit so.
+    It mentions names that are joined of several parts, and more files that would fit then.
     """
     number = counted(len({match.case for match in matches}), "case")
     named = f", with the modalities {listed(modalities, MAX_MODALITIES)}" if modalities else ""
@@ -88,7 +88,7 @@ def _describe_twins(pattern: Path, matches: Sequence[Match]) -> str:
 def advise_on_folders(pattern: Path, matches: Sequence[Match]) -> str:
     """Return a line with a pattern that tells cases of one name in several folders apart.
 
-    It is "" unless `*` or `{a,b}` stands for a folder of the pattern, and one of these was tried
+    It is "" unless `*` or `{a,b}` is for a folder of the pattern, and one of these was tried
     with success: each file has a case, a modality and a label of its own.
     """
     if len({match.path.parent for match in matches}) < 2:
@@ -107,7 +107,7 @@ def advise_on_folders(pattern: Path, matches: Sequence[Match]) -> str:
 
 
 def _with_more_parts(pattern: Path) -> Iterator[Path]:
-    """Yield patterns with `{case}` in place of one of their `*` and `{a,b}`, or of several."""
+    """Yield patterns with `{case}` instead of one of their `*` and `{a,b}`, or of several."""
     root, names = split_pattern(pattern)
     text = "/".join(names)
     unnamed = []
@@ -122,7 +122,7 @@ def _with_more_parts(pattern: Path) -> Iterator[Path]:
             globs = "" if found[0] == "*" else f":{found[0][1:-1]}"
             changed = f"{changed[: found.start()]}{{case{globs}}}{changed[found.end() :]}"
         yield root / changed
-        # If two folders may have the same name, only globs of its own make the second one a part.
+        # If two folders may have the same name, only its own globs make the second one a part.
         first, brace, rest = changed.partition("}")
         yield root / f"{first}{brace}{rest.replace('{case}', '{case:*}', 1)}"
 
@@ -139,7 +139,7 @@ def advise_on_number(pattern: Path, case_id: str) -> str:
 
 
 def nearest_files(pattern: Path, case_id: str | None = None) -> str:
-    """Return a line with what is there in place of the files of a pattern, or of one case."""
+    """Return a line with the files that are there instead of those of a pattern, or of one case."""
     if case_id is not None:
         pattern = Path(_CASE.sub(lambda _: case_id, str(pattern)))
     root, names = split_pattern(pattern)

@@ -1,6 +1,6 @@
 """Patterns of file names, such as `study/{case}/{case}-{modality}.nii.gz`, and what they match.
 
-`{case}`, `{modality}` and `{label}` stand for a part of a name, the same one wherever they occur
+`{case}`, `{modality}` and `{label}` are each a part of a name, the same one wherever they occur
 again; `*` for anything. None of them crosses a `/`. `{case:p*,q??}` restricts the part to some
 globs, and `{seg,label}` is one of some texts. A pattern without a known suffix has any of them.
 

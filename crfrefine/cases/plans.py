@@ -52,7 +52,7 @@ def is_trained(folder: Path) -> bool:
 
 
 def network_around(folder: Path) -> Path | None:
-    """Return the folder of the trained network that a folder lies in; None without one."""
+    """Return the folder of the trained network that holds a folder; None without one."""
     for parent in folder.absolute().parents[:_MAX_PARENTS]:
         if is_trained(parent):
             return parent

@@ -133,7 +133,7 @@ def _describe(tree: Tree, proposals: Sequence[Proposal]) -> str:
 
 
 def advise(place: Path, *, holds_images: bool = True) -> str:
-    """Return lines with what there is in place of files, and with patterns that fit it."""
+    """Return lines with the files that are there instead, and with patterns that fit them."""
     proposal = propose(folder_of(place), holds_images=holds_images)
     if not proposal and is_folder(place):
         proposal = describe_others(place)
@@ -145,7 +145,7 @@ def images_among(
 ) -> list[Match]:
     """Return the files that may be images by their names, of a pattern or a folder.
 
-    `cases` are more names of cases. `{modality}` alone would also take a label map beside the
+    `cases` are more names of cases. A plain `{modality}` would also take a label map beside the
     images for one, and a folder holds other files, too, as with -i FOLDER -p FOLDER; 3D Slicer
     saves CASE.seg.nrrd beside an image.
     """
@@ -205,7 +205,7 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     images = by_kind.get(IMAGE, [])
     label_maps = by_kind.get(LABEL_MAP, [])
     if _are_numbered(images) and _are_numbered(label_maps):
-        return  # Each time of an image has a label map of its own, and is a case.
+        return  # Each time of an image has another label map, and is a case.
     case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
     for cases in case_sets[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
@@ -237,7 +237,7 @@ def _tells_one_case(role: Role) -> bool:
 
 
 def _have_own_labels(images: Sequence[Role], label_maps: Sequence[Role]) -> bool:
-    """Return whether two roles have label maps of their own, of the same name: they are cases."""
+    """Return whether two roles have a label map each, of the same name: they are cases."""
     owners: dict[str, str] = {}  # the word of a role, by the name of label maps without it
     for word in words_between(images):
         for role in label_maps:

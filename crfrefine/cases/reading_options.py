@@ -1,6 +1,6 @@
 """How the files of a case are read: options, and declared labels and regions.
 
-Files are checked against what is declared.
+Files are checked against the declarations.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RegionReading:
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def labels_of_channels(self, num_channels: int) -> tuple[int, ...] | None:
-        """Return the labels that so many channels stand for, one each, background first.
+        """Return the labels of so many channels, one each, background first.
 
         None means that the number of a channel is its label. Channels that are not as many as the
         declared labels have their numbers.
@@ -88,8 +88,8 @@ class RegionReading:
     def require_number(self, header: NetworkHeader) -> None:
         """Raise InputError unless files have a channel for each declared label or region.
 
-        Labels may lack the channel of the background, which is computed then. A label map has none,
-        unless the user named regions.
+        Labels may lack the channel of the background, which is computed then. A label map has no
+        channel, unless the user named regions.
         """
         if header.is_label_map:
             if self.source == GIVEN:
@@ -148,7 +148,7 @@ def find_regions(
     descriptions: Iterable[DatasetDescription],
     channel_labels: tuple[int, ...] | None = None,
 ) -> RegionReading:
-    """Return what channels stand for, regions or labels: as the user says, or a `dataset.json`.
+    """Return the meaning of channels, regions or labels: as the user says, or a `dataset.json`.
 
     The first `dataset.json` counts. Raises InputError for both regions and labels of channels.
     """
@@ -303,7 +303,7 @@ class ReadingOptions(InputOptions):
     reference_names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise InputError or ConfigError for options of which one has to be left out."""
+        """Raise InputError or ConfigError for options that exclude each other."""
         mapping_of(self.mapped)  # It raises for a value with two labels.
         if self.input_type in ("labels", "logits"):
             given = f"--input-type {self.input_type}"

@@ -34,10 +34,10 @@ _DECLARED = "its array has this name"
 
 @dataclass(frozen=True)
 class FileRole:
-    """What a file of a case is taken for."""
+    """The role of a file of a case."""
 
     name: str  # "image", "network's output", "mask", "reference" or "strokes"
-    kind: str  # what it holds
+    kind: str  # its content
     frame: str  # its grid
     path: Path
     evidence: str  # why, in words
@@ -87,7 +87,7 @@ def roles_of(headers: CaseHeaders) -> list[FileRole]:
 
 
 def _kind_of_network(headers: CaseHeaders) -> tuple[str, str]:
-    """Return what a network's output holds, by its headers, and why."""
+    """Return the content of a network's output, by its headers, and the reason."""
     network = headers.network
     structures = headers.files.structures
     if structures:
@@ -169,7 +169,7 @@ def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) 
 
 
 def check_single(headers: CaseHeaders, roles: list[FileRole]) -> None:
-    """Read the only file of a case, of which nothing but its voxels tells image from label map.
+    """Read the only file of a case, since only its voxels tell image from label map.
 
     The only one of the `roles`, if there is one, becomes what they show.
     """

@@ -1,4 +1,4 @@
-"""Roles: each input of a case is checked by its voxels for what it was taken for.
+"""Roles: the role of each input of a case is checked by its voxels.
 
 An image that looks like a label map is an error of its case, and only a note if the user named this
 file or its modality; one that equals the reference or the network's output is an error always. A
@@ -29,7 +29,7 @@ from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import Piece
 from crfrefine.refinement.given import ReadPieces
 
-# What an input is called in an error.
+# Names of inputs in errors.
 NETWORK = "network's output"
 _LEAKS = (
     "The CRF would refine with the answer; name the file of the image there, or list the "
@@ -52,7 +52,7 @@ _MAX_ALIKE = 0.6
 
 
 class Modality:
-    """A channel of the image of a case, and what its voxels show."""
+    """A channel of the image of a case, and the evidence of its voxels."""
 
     def __init__(self, path: Path, values: NDArray[Any], name: str) -> None:
         self.path = path

@@ -27,7 +27,7 @@ from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
 
-# The patterns below are of names as they are compared, with spaces in place of `_` and `-`.
+# The patterns below are of names as they are compared, with spaces instead of `_` and `-`.
 # Structures with a number in their name, as in TotalSegmentator; all others are words.
 _NUMBERED = re.compile(
     r"(?:vertebrae?|rib|disc|tooth|phalanx|metacarpal|metatarsal|liver|couinaud|gtv|ctv|ptv)\W"
@@ -52,7 +52,7 @@ _THINGS = re.compile(
 _MAX_READ = 4  # binary files whose voxels are read to tell
 # So many files that do not overlap are rather structures than cases, whatever their names.
 _MANY_APART = 6
-_OVERLAP = 0.01  # share of a file's voxels that may lie in others
+_OVERLAP = 0.01  # share of a file's voxels that others may have
 
 
 def are_structures(folders: Sequence[Path]) -> bool | None:
@@ -100,7 +100,7 @@ def are_cases_in_structures(cases: Mapping[str, Sequence[Match]]) -> bool:
 def note_on_names(folder: Path) -> Note:
     """Return the note on a folder whose names do not tell structures from cases.
 
-    For structures of several cases it has the pattern that says so.
+    For structures of several cases it has the pattern of them.
     """
     paths = list_files(folder, VOLUME_SUFFIXES)
     cases = cases_of_structures([normalized(stem_of(path)) for path in paths])
@@ -146,7 +146,7 @@ def _told_by_names(names: Sequence[str]) -> bool | None:
 def _told_by_prefixes(names: Sequence[str]) -> bool | None:
     """Return what names say that have a case or a number before a word, such as "case7 liver".
 
-    The result is None for structures of several cases and for structures that are numbered.
+    Returns None for structures of several cases and for structures that are numbered.
     """
     if cases_of_structures(names):
         return None

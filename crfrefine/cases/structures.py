@@ -1,4 +1,4 @@
-"""Read one binary file per structure into a label map, in place of a network's logits."""
+"""Read one binary file per structure into a label map, instead of a network's logits."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def merge_structures(
 
     The smallest structure keeps a voxel; of equally large ones, the first by number. `names` are
     those of the structures of the files, `numbers` those of all structures. Return ([z,] y, x)
-    labels, what the structures keep, and how many voxels several of them have. Raises InputError
-    for other values than 0 and 1.
+    labels, the facts that structures keep, and how many voxels several of them have. Raises
+    InputError for other values than 0 and 1.
     """
     largest = max(numbers.values())
     dtype = np.min_scalar_type(largest)

@@ -27,9 +27,9 @@ _MAX_FILES = 30_000
 _MAX_DEPTH = 6
 _MAX_READ = 200  # most files whose voxels are looked at
 _MAX_ENDINGS = 16  # most of a role, one for each word at the end of a name
-_MAX_SHAPES = 16  # most names without their digits of which a file is looked at
+_MAX_SHAPES = 16  # most names without their digits whose file is looked at
 _GUIDE = "docs/guide/patterns.md"
-# What the files of a role hold.
+# The content of the files of a role.
 IMAGE = "image"
 SERIES = "series"  # several values per voxel
 LABEL_MAP = "label map"
@@ -74,7 +74,7 @@ class Tree:
         return self.headers[file.path]
 
     def kind_of(self, file: File) -> str:
-        """Return what a file holds, by its voxels; most images are known by their first ones."""
+        """Return the content of a file, by its voxels; the first ones suffice for most images."""
         if file.path in self._kinds:
             return self._kinds[file.path]
         kind = UNKNOWN
@@ -90,7 +90,7 @@ class Tree:
         return kind
 
     def kind_of_role(self, role: Role) -> str:
-        """Return what the files of a role hold, if it is the same in some of them.
+        """Return the content of the files of a role, if it is the same in some of them.
 
         They are the first, middle and last one, and one for each word at the end of a name.
         """
@@ -111,7 +111,7 @@ class Tree:
     def first_of_each_kind(self, paths: Collection[Path]) -> dict[str, Path]:
         """Return a file of each kind among some of the folder's files, by what they hold.
 
-        One file is looked at of those whose names differ in digits alone.
+        One file is looked at of those whose names differ only in digits.
         """
         shapes: dict[str, File] = {}
         for file in self.files:
@@ -131,7 +131,7 @@ class Tree:
         return all(header is not None and first.on_same_grid(header) for header in headers)
 
     def find(self, pattern: str) -> list[Match]:
-        """Return the files of a pattern, as commands find them; none for what is no pattern."""
+        """Return the files of a pattern, as commands find them; none for other texts."""
         try:
             place = self.folder / pattern
             matches = find_matches(place, VOLUME_SUFFIXES, self._listings, may_join=True)

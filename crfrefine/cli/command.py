@@ -24,7 +24,7 @@ from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, parse_path
 from crfrefine.cli.dicom import is_named_dicom, refuse_dicom
 from crfrefine.errors import InputError
 
-# What a shell makes of a pattern without quotes.
+# A pattern without quotes as a shell expands it.
 _VOLUME = r"\.(nii|npz|mha|mhd|nrrd|dcm)\b"
 VERBOSE = "crfrefine.verbose"  # where the context notes whether tracebacks are wanted
 
@@ -33,7 +33,7 @@ class Command(TyperCommand):
     """A command with advice for users who name DICOM, or several files after one option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse and check the arguments; inputs that are DICOM matter more than what is missing."""
+        """Parse and check the arguments; inputs that are DICOM matter more than missing ones."""
         ctx.allow_extra_args = True  # They are refused below, with advice.
         parsed = [*args]
         parameters: Any = self.params
@@ -90,7 +90,7 @@ def options_of(
     """
     wanted = names.split()
     parameters = []
-    named: dict[str, Any] = {}  # what the annotations of the class and its bases name
+    named: dict[str, Any] = {}  # names in the annotations of the class and its bases
     for base in reversed(kind.__mro__):
         named |= vars(sys.modules[base.__module__])
     for parameter in inspect.signature(kind).parameters.values():
@@ -184,7 +184,7 @@ def typed_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
     default = parameter.default
     if Ellipsis in get_args(value_type):
         kind = list[kind]
-        # An option that can be repeated says in its help what is required.
+        # An option that can be repeated says in its help that it is required.
         if option.names or default is not inspect.Parameter.empty:
             default = ()
     elif default is None:

@@ -37,7 +37,7 @@ def refuse_dicom(command: str | None, values: Mapping[str, Any]) -> None:
         from crfrefine.io.formats import STRUCTURES
         from crfrefine.io.paths import holds_volumes, is_dicom, recognize, suffix_of
 
-        if suffix_of(path) and not path.is_dir():  # Reading such a file tells what it is.
+        if suffix_of(path) and not path.is_dir():  # Reading this file shows its format.
             continue
         if recognize(path) is STRUCTURES:
             raise InputError(f"{path}: {STRUCTURES.hint('it')}")

@@ -1,4 +1,4 @@
-"""How a command that fails says so: a message on standard error."""
+"""How a command reports a failure: a message on standard error."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ GONE_FROM = {
     "--case-timeout": "infer",
     "--workers": "infer",
 }
-# What the system says if there is no room for more processes, threads or open files.
+# Errors of a system without room for more processes, threads or open files.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
@@ -104,7 +104,7 @@ def print_usage_error(error: typer.TyperException) -> None:
 
 
 def _gone(error: typer.TyperException) -> str | None:
-    """Return what became of an unknown option; None if the command never had it."""
+    """Return the successor of an unknown option; None if the command never had it."""
     name = getattr(error, "option_name", "")
     context = getattr(error, "ctx", None)
     command = None if context is None else context.info_name

@@ -47,7 +47,7 @@ def info(
     ] = False,
     **options: Any,
 ) -> None:
-    """Show what a file or folder holds; without one, the setup."""
+    """Show the content of a file or folder; without one, the setup."""
     if options["images"] and not paths:
         paths = options["images"][:1]
     elif not options["images"] and (options["logits"] or labels is not None):

@@ -59,7 +59,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import a command; None for an unknown name, an error of usage for one that is gone."""
+        """Import a command; None for an unknown name, an error of usage for a former command."""
         if cmd_name in GONE:
             ctx.fail(GONE[cmd_name])
         if cmd_name not in COMMANDS:
@@ -174,7 +174,7 @@ def main() -> None:
         except SystemExit as leave:
             if isinstance(leave.__context__, BrokenPipeError):  # rich has met it, in a help.
                 raise leave.__context__ from None
-            sys.stdout.flush()  # The interpreter would ignore an error of writing what was printed.
+            sys.stdout.flush()  # The interpreter would ignore an error of writing buffered text.
             raise
     except BrokenPipeError:  # The reader has gone, as `head` does, which is no error.
         os._exit(128 + signal.SIGPIPE)
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def _exit_stopped(interrupt: KeyboardInterrupt) -> None:
-    """Write what was printed, say that the command was stopped, and end the process at once."""
+    """Write the buffered text, say that the command was stopped, and end the process at once."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C is often hit twice.
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):

@@ -130,7 +130,7 @@ def take_label_maps(options: dict[str, Any]) -> None:
 def flags_given(context: typer.Context, *names: str) -> list[str]:
     """Return the flags of those of these parameters that the command line has.
 
-    Those that have their default alone do not count.
+    Those that only have their default do not count.
     """
     parameters = {parameter.name: parameter for parameter in context.command.params}
     flags = []

@@ -1,4 +1,4 @@
-"""What is shown of a run on standard error: a live bar on a terminal, else plain lines."""
+"""Progress of a run on standard error: a live bar on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUIET = 0
 NORMAL = 1
 VERBOSE = 2
 
-# Notes that every case has: on what it has lost. From the second case on, without advice.
+# Notes that every case has: on its losses. From the second case on, without advice.
 LOSSES = {
     NoteKind.VANISHED: NoteKind.VANISHED,
     NoteKind.VANISHED_BY_CRF: NoteKind.VANISHED,
@@ -46,11 +46,11 @@ MAX_LISTED = 20
 class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
     """Shows the events of a run: messages, and on a terminal a line that is redrawn.
 
-    Without that line, a stage is told of where nothing was said for some time.
+    Without that line, a stage is shown where nothing was printed for some time.
     """
 
-    silent_seconds = 30.0  # after which a stage is told of
-    tells_all_from = VERBOSE + 1  # the verbosity from which on every stage is told of
+    silent_seconds = 30.0  # after which a stage is shown
+    tells_all_from = VERBOSE + 1  # the verbosity from which on every stage is shown
     before_note = "note: "
     before_note_on_case = "note: case {!r}: "
 
@@ -64,7 +64,7 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
     _name: str = ""  # the case or training that was last in a stage
     _name_began: float = 0.0
     _left: float | None = None  # seconds that the run takes from now on, if that is known
-    # What was noted about one case and probably applies to all.
+    # Notes about one case that probably apply to all.
     _known: set[Any] = field(default_factory=set)
     _causes: Causes | None = None  # of the failures so far, if there are any
     _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
@@ -101,7 +101,7 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
             self._say(text)
 
     def roles_found(self, summary: str, reasons: Sequence[tuple[str, str]]) -> None:
-        """Print what the inputs are taken for: in a line, or if VERBOSE a line per file and why."""
+        """Print the roles of the inputs: in a line, or if VERBOSE a line per file and why."""
         if self.verbosity < VERBOSE:
             self._say(summary)
             return
@@ -133,7 +133,7 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
         self._show(fraction, done)
 
     def _show(self, completed: float | None, line: str = "", **fields: str) -> None:
-        """Show what is in work: in the bar, whose fields change, or in a line with a time.
+        """Show the work in progress: in the bar, whose fields change, or in a line with a time.
 
         There is a line if it has a text, and nothing has shown for long that the run goes on.
         """
@@ -355,6 +355,6 @@ class FolderReporter(RunReporter["Sequence[Conversion]", "Conversion"]):
 
 
 def sentences_of(verdict: Verdict) -> list[str]:
-    """Return what a verdict says of the probabilities and of what got worse, if anything."""
+    """Return a verdict's words on the probabilities and on harm, if any."""
     parts = (verdict.probabilities, verdict.harm)
     return [part.sentence for part in parts if part is not None]

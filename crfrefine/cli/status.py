@@ -99,7 +99,7 @@ def _show(folder: Path, cases: Sequence[CaseState], notes: Sequence[Note], max_l
 
 
 def _show_vanished(cases: Sequence[CaseState], max_listed: int) -> None:
-    """Print the cases of which components vanished, that with the largest one first."""
+    """Print the cases that lost components, that with the largest one first."""
     volumes = []
     for case in cases:
         if case.record is not None and case.record.largest_vanished_ml:

@@ -107,7 +107,7 @@ def tune(
 
 
 def _tell_inputs(inputs: RunInputs, number: int) -> None:
-    """Print what the inputs are taken for, by the case of a number, which is read then."""
+    """Print the roles of the inputs, by the case of a number, which is read then."""
     from crfrefine.cases.role_table import tell_roles
     from crfrefine.cli.reporting import RunReporter
 

@@ -1,4 +1,4 @@
-"""Conversion and description of DICOM in a process of its own.
+"""Conversion and description of DICOM in a separate process.
 
 It has limits of time and memory, which decoders of damaged files need. Its errors are raised here.
 """

@@ -36,7 +36,7 @@ from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
 from crfrefine.io.writing import check_replaceable, check_writable
 
-# What is found where --map expects a label map.
+# Words for other content where --map expects a label map.
 _FOUND = {"scores": "logits or probabilities", "image": "an image (--as labels takes it for one)"}
 
 
@@ -62,7 +62,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     notes: list[Note] = []
     header, frame = _with_place(header, like, options, notes)
     if options.axes is not None:
-        like = None  # The array has a grid of its own.
+        like = None  # The array has its own grid.
     placed = io.placed_on(header, like)
     if placed.turning is not None:
         notes.append(placed.turning)
@@ -174,7 +174,7 @@ def _refuse_options_of_channels(source: Path, options: ConversionOptions, conten
 def _content_of(
     header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
 ) -> str:
-    """Return what a file is converted as: "scores" (logits, probabilities), "labels" or "image"."""
+    """Return the kind of a conversion: "scores" (logits, probabilities), "labels" or "image"."""
     wanted = {options.content, options.to}
     is_array = FORMAT_OF_NAME[header.family].holds_scores_alone or holds_scores_alone(target)
     if options.content == "image":
@@ -209,7 +209,7 @@ def _content_of(
 def labels_on(
     grid: VolumeHeader, header: VolumeHeader, options: ConversionOptions, notes: list[Note]
 ) -> Labels:
-    """Read a label map, with its labels by --map, onto a grid, (*grid), of which it may be a part.
+    """Read a label map, with its labels by --map, onto a grid, (*grid), which may be larger.
 
     `notes` gets one on values of --map that do not occur.
     """

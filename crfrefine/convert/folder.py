@@ -1,4 +1,4 @@
-"""Convert the volumes of a folder, file by file: one that fails does not stop the others."""
+"""Convert the volumes of a folder, file by file: a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Conversion:
     source: Path
     target: Path
     like: Path | None  # the image whose geometry the target gets, if there is one
-    sentence: str = ""  # what was read and written
+    sentence: str = ""  # on the read and the written file
     failure: Failure | None = None
 
     def fail(self, failure: Failure) -> None:

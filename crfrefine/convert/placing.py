@@ -51,9 +51,9 @@ def with_axes(
     align: str | None,
     notes: list[Note],
 ) -> VolumeHeader:
-    """Return the header of an array in the place of an image, with axes that run as `axes` says.
+    """Return the header of an array that is placed as an image, with axes that run as `axes` says.
 
-    If its sizes are others, `align` says what it has in common with the image: the places of the
+    If its sizes are others, `align` names the common part with the image: the places of the
     first and last voxels ("centers"), or the field of view ("edges"); `notes` gets a sentence.
     """
     like = _require_image(header, like, "--axes")
@@ -77,7 +77,7 @@ def with_axes(
         if align != "edges" and shape[axis] > 1:
             factor = (size - 1) / (shape[axis] - 1)
         placed[:3, axis] = step * factor
-        # Half of what is between the ends of both lies before the first voxel.
+        # Half of the distance between the ends of both is before the first voxel.
         placed[:3, 3] += step * (size - 1 - factor * (shape[axis] - 1)) / 2
         sizes.append(size)
     if tuple(sizes) != shape:

@@ -42,7 +42,7 @@ def files_of_segments(
 
 
 def sentence_on_segments(source: Path, folder: Path, number: int) -> str:
-    """Return what was done with the segments of a file."""
+    """Return a sentence on the written segments of a file."""
     return f"{source}: {counted(number, 'segment')} -> {folder}: a mask of 0 and 1 each"
 
 

@@ -15,7 +15,7 @@ from crfrefine.io.writing import check_replaceable, check_writable
 
 
 def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
-    """Write each volume of a file to a file of its own in a folder, and yield its path.
+    """Write each volume of a file to a separate file in a folder, and yield its path.
 
     The files are NAME_frame01, NAME_frame02 …, with the values, the type and the place of the file,
     in its format or that of the suffix. Raises InputError if it has one volume only.

@@ -37,8 +37,8 @@ class GridImage:
     axes: Sequence[int] | None = None
     # The origin of a part of a volume, for the C++ engine; None means `default_origin`.
     origin: FeatureOrigin | None = None
-    # What an engine may keep for further kernels on this image, such as arrays on a GPU. None means
-    # nothing.
+    # Data that an engine may keep for further kernels on this image, such as arrays on a GPU. None
+    # means nothing.
     kept: dict[Hashable, Any] | None = field(default=None, repr=False)
 
 

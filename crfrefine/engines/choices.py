@@ -1,6 +1,6 @@
 """The numbers by which filters are chosen, and tiles, each with where it was measured.
 
-What is chosen, and where:
+The choices, and their places:
 
 - The filter of `auto` on the CPU: exact, truncated, grid or lattice, by the engine's own costs
   (kernels/cpu/cost_model.cpp). Python asks `CpuBackend.plan_filters`.

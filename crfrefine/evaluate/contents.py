@@ -1,4 +1,4 @@
-"""What the files of an evaluation hold: metrics.csv and summary.json."""
+"""The content of the files of an evaluation: metrics.csv and summary.json."""
 
 from __future__ import annotations
 

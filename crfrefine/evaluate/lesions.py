@@ -1,4 +1,4 @@
-"""The lesions of a case: their place, and what became of the baseline's."""
+"""The lesions of a case: their place, and the changes against the baseline."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def changes_of(
 ) -> tuple[dict[Lesion, str], RegionValues]:
     """Return how a method's lesions differ from the baseline's, and `LESION_CHANGES` by region.
 
-    A lesion of the reference is "lost" if the baseline alone finds it, "gained" if the method alone
+    A lesion of the reference is "lost" if only the baseline finds it, "gained" if only the method
     does. A false one is "made" if the baseline has no voxel there, and one of the baseline is
-    "removed" if the method has none.
+    "removed" if the method has no voxel there.
 
     Args:
         lesions: those of the method.

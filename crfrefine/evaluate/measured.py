@@ -1,4 +1,4 @@
-"""What an evaluation measures, before label maps are read: the files of a case, and regions."""
+"""The files of a case and the regions that an evaluation measures, before label maps are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CasePair(NamedTuple):
     def label_map_of(self, method: str) -> Path | None:
         """Return the label map of a method, without suffix, or its folder of structures.
 
-        None if it has logits or probabilities alone.
+        None if it has only logits or probabilities.
         """
         files = self.methods[method]
         path = files.labels
@@ -112,7 +112,7 @@ class MeasuredRegions:
         return self.readings[method].mapping
 
     def map_option(self, method: str) -> str:
-        """Return what comes before OLD=NEW to give values of a method new labels."""
+        """Return the text before OLD=NEW to give values of a method new labels."""
         if method == self.options.name:
             return MAP_OPTION
         return f"{MAP_OPTION}{method}:"
@@ -225,8 +225,8 @@ def _find_regions(
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """Return the labels of the regions that are asked for or described, and those to judge.
 
-    Regions of a `dataset.json` that cannot be measured are none, with a note. Raise ConfigError for
-    two with one name, and for one with a name that it may not have, or with the label to ignore.
+    Regions of a `dataset.json` that cannot be measured do not count, with a note. Raise ConfigError
+    for two with one name, and for a name that is not allowed, or the label to ignore.
     """
     regions: dict[str, tuple[int, ...]] = {}
     for text in texts:

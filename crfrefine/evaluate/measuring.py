@@ -117,7 +117,7 @@ def _measure_method(
 ) -> None:
     """Add the metrics of a method, and the pairs of its labels with those of the reference.
 
-    Its probabilities are those that the user named, those in its own file, or those beside it.
+    Its probabilities are those that the user named, those in the same file, or those beside it.
     Raise InputError for far too many labels.
     """
     measured = reference.measured
@@ -175,7 +175,7 @@ def _measure_method(
 def _measure_lesions(
     label_maps: Mapping[str, Labels], reference: Reference, result: CaseResult
 ) -> None:
-    """Add the lesions of each method, and what became of those of the baseline."""
+    """Add the lesions of each method, and the changes against the baseline."""
     measured = reference.measured
     rules = measured.options.lesion_rules
     if rules is None:

@@ -19,7 +19,7 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
 
-_COVERED = 0.5  # A label is rather another one that has more than this share of its voxels,
+_COVERED = 0.5  # A label is rather another one with more than this share of its voxels,
 _SELDOM = 0.1  # if less than this share of the voxels of both has the right number.
 
 Pairs = Mapping[tuple[int, int], int]

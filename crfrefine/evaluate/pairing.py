@@ -42,7 +42,7 @@ def methods_with_nnunet(
     nnunet: Path | None,
     baselines: tuple[tuple[str, Path], ...],
 ) -> _Methods | None:
-    """Return predictions, labels and baselines, where a trained network stands for what is missing.
+    """Return predictions, labels and baselines, where a trained network supplies the missing ones.
 
     None if something is missing. Raise InputError if it is not a trained network, or its labels are
     not found.
@@ -113,7 +113,7 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
 
 
 class _Search:
-    """Finds the files of the cases of an evaluation, and notes what it finds beside them."""
+    """Finds the files of the cases of an evaluation, and notes findings beside them."""
 
     def __init__(self, options: EvaluationOptions) -> None:
         self.options = options

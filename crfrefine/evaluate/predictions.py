@@ -40,13 +40,13 @@ from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 
 class Prediction(NamedTuple):
-    """What a file of a method says of a case, on the grid of the reference."""
+    """A method's result for a case, from its file, on the grid of the reference."""
 
     label_map: Labels  # (*grid); regions are combined as nnU-Net does.
     # (L, *grid) float32, or of regions (R, *grid); None for a file of labels.
     probabilities: Float32 | None = None
     notes: tuple[Note, ...] = ()  # Whether they were taken as logits or as probabilities, and why.
-    num_labels: int = 0  # The number of labels that the channels stand for, background included.
+    num_labels: int = 0  # The number of labels of the channels, background included.
     # The labels of the region of each channel; None means that the channels are labels.
     channels: tuple[tuple[int, ...], ...] | None = None
     # The label of each channel, background first; None means their numbers.
@@ -187,7 +187,7 @@ def _of_labels(
     method: str,
     reference: Reference,
 ) -> Prediction:
-    """Return a prediction by the number of the channel at each voxel, whose label it stands for.
+    """Return a prediction by the number of the channel at each voxel, as its label.
 
     Labels with names have the numbers of the run.
     """

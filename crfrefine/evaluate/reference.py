@@ -29,7 +29,7 @@ from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 class Reference:
     """The label map that the methods of a case are measured against.
 
-    It is on the union of its grid and those of the methods, so that what lies outside of one of
+    It is on the union of its grid and those of the methods, so that a label outside of one of
     them counts. Voxels outside a file's own grid are background. Files with other voxels are
     interpolated on request.
     """
@@ -41,7 +41,7 @@ class Reference:
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a note on each file that was turned, filled or interpolated.
     notes: list[Note] = field(default_factory=list)
-    # It gets a note on what the user should see at once, such as structures that others cover.
+    # It gets notes that the user should see at once, such as structures that others cover.
     warnings: list[Note] = field(default_factory=list)
 
     @property

@@ -1,4 +1,4 @@
-"""What the inputs of an evaluation are taken for, by the headers of its first case."""
+"""The roles of the inputs of an evaluation, by the headers of its first case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABEL_MAP = "label map"
 def tell_roles(evaluation: Evaluation, observer: Observer[Evaluation, CaseResult]) -> None:
     """Tell the roles of the first case, unless its headers cannot be read.
 
-    Structures have a note of their own.
+    Structures have another note.
     """
     pair = next((pair for pair in evaluation.pairs if not pair.reference.problem), None)
     if pair is None or evaluation.measured.structures:
@@ -76,7 +76,7 @@ def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[FileRole]:
 def _kind_of(
     files: CaseFiles, reference: VolumeHeader, reading: ReadingOptions
 ) -> tuple[str, Path, str]:
-    """Return what the file of a method holds, its path, and the evidence."""
+    """Return the content of the file of a method, its path, and the evidence."""
     paths = files.network
     if files.labels is not None:
         paths = (files.labels,)

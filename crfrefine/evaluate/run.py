@@ -109,7 +109,7 @@ def run_evaluation(
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """Measure all cases, and note what their files show.
 
-    What is known before the first case is noted then.
+    Facts that are known before the first case are noted then.
     """
     evaluation.refined, evaluation.learned = find_refined(evaluation.pairs, evaluation.notes)
     if evaluation.learned:

@@ -1,4 +1,4 @@
-"""What an evaluation says beside its verdict, whose sentence is in `statistics/verdict.py`."""
+"""The sentences of an evaluation beside that of its verdict (`statistics/verdict.py`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def judge(evaluation: Evaluation) -> Verdict | None:
 
 
 def _lesion_sentence(evaluation: Evaluation, baseline: str) -> str:
-    """Return what became of the baseline's lesions, in judged regions and cases that both have."""
+    """Return the changes of the baseline's lesions, in judged regions and cases that both have."""
     method = evaluation.options.name
     regions = evaluation.judged_regions
     before = total_lesions(evaluation, baseline, regions, method)

@@ -210,7 +210,7 @@ def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
             cases[name] = case.with_structures(matches)
         else:
             label_maps[name] = replace(case, labels=matches[0].path)
-    if inside or not cases:  # Label maps with names, whatever lies in folders beside them.
+    if inside or not cases:  # Label maps with names, with any folders beside them.
         cases = label_maps
     if not cases:
         raise InputError(

@@ -77,7 +77,7 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
 
 
 class CaseWork:
-    """The steps of the work on a case, each of which adds what it finds to the record."""
+    """The steps of the work on a case; each adds its findings to the record."""
 
     def __init__(self, in_flight: CaseInFlight) -> None:
         self.in_flight = in_flight  # Its `case` has the arrays as long as they are needed.
@@ -88,7 +88,7 @@ class CaseWork:
         self.record = CaseRecord(self._files.case_id, held_out_by=in_flight.task.held_out_by)
 
     def read(self) -> None:
-        """Read the case once there is memory for it, and record what it holds."""
+        """Read the case once there is memory for it, and record its content."""
         in_flight = self.in_flight
         started = in_flight.clock()
         reading = self._reading

@@ -75,7 +75,7 @@ def done_before(
 def _has_other_strokes(files: CaseFiles, case: CaseState, folder: Path | None) -> bool:
     """Return whether the times of a case's strokes show that it was refined with others.
 
-    Contents tell more, if they are recorded.
+    Contents are better evidence, if they are recorded.
     """
     drawn = times_of_strokes(files)
     if case.record is not None:

@@ -21,9 +21,9 @@ def read_held_out(
 ) -> dict[str, tuple[str, CrfParameters]]:
     """Return the name and the parameters of the fold that held a case out, by the case.
 
-    There are none if `nnunet` is no trained network, whose cases are those that it was trained on,
-    if the file `config` has no report beside it, or if its parameters were learned on no case. They
-    get the entries of `--set`. Raise InputError for a report of other cases.
+    There are no cases if `nnunet` is no trained network, whose cases are those that it was trained
+    on, if the file `config` has no report beside it, or if its parameters were learned on no case.
+    They get the entries of `--set`. Raise InputError for a report of other cases.
     """
     path = Path(config).with_suffix(".report.json")
     if not parameters.trained_on or not path.is_file() or not is_trained(nnunet):

@@ -1,4 +1,4 @@
-"""Cases of a run side by side, each with its share of the threads, as far as memory allows."""
+"""Cases of a run side by side, each with its share of the threads, while memory allows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class BeginAgainError(BaseException):
 
 
 class CaseInFlight:
-    """A case, and what it has of the places, memory and threads that the cases of a run share.
+    """A case, and its share of the places, memory and threads that the cases of a run share.
 
-    A case computes only in a place, of which a run has `num_jobs`. Places and memory are given to
+    A case computes only in a place; a run has `num_jobs` places. Places and memory are given to
     the cases in their order. A case ends at its next stage if the run is over, or another case
-    needs its memory. A case that takes more memory than there is runs alone, as it would without
-    others.
+    needs its memory. A case that takes more memory than there is runs by itself, as it would
+    without others.
     """
 
     def __init__(self, task: Task, number: int, run: CasesInFlight) -> None:
@@ -47,7 +47,7 @@ class CaseInFlight:
         self.input_bytes = 0  # of memory that its input takes, by an estimate
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
-        # Whether later cases wait for it: it has not begun, nor ended, or runs alone.
+        # Whether later cases wait for it: it has not begun, nor ended, or runs by itself.
         self.is_awaited = True
         # Whether there are no others, or it lacked memory and is begun again without them.
         self.is_alone = run.num_unfinished == 1
@@ -66,7 +66,7 @@ class CaseInFlight:
         return time.perf_counter() - self._seconds_waited
 
     def _wait(self) -> None:
-        """Wait until what the cases share has changed, which the caller holds."""
+        """Wait for a change of the shared state, which the caller holds."""
         started = time.perf_counter()
         self._run.changed.wait()
         self._seconds_waited += time.perf_counter() - started
@@ -75,13 +75,13 @@ class CaseInFlight:
         """Take memory until the case has this many bytes; the first call also takes a place.
 
         The first call waits until the cases before have theirs. A later call does not wait: raise
-        BeginAgainError if other cases have what it asks for. Raise RunIsOverError if the run ends.
+        BeginAgainError if other cases have the memory. Raise RunIsOverError if the run ends.
         """
         run = self._run
         with run.changed:
             more = num_bytes - self.num_bytes
             if not self._has_place:
-                # What other cases may hold: nothing if this one runs alone or does not fit.
+                # The memory of other cases: nothing if this one runs by itself or does not fit.
                 most_of_others = 0 if self.is_alone else max(0, run.max_bytes - num_bytes)
                 earlier = run.cases[max(0, run.turn) : self._number]
                 while True:
@@ -142,7 +142,7 @@ class CaseInFlight:
             raise self.ending
 
     def give_back(self) -> None:
-        """Let other cases have what the case has taken, and its turn; forget its voxels."""
+        """Give the case's share and its turn to other cases; forget its voxels."""
         run = self._run
         self.case = None
         with run.changed:
@@ -153,7 +153,7 @@ class CaseInFlight:
             run.changed.notify_all()
 
     def begin_again(self) -> None:
-        """Forget what the case has done; later cases that have not begun wait for it again.
+        """Forget the work on the case; later cases that have not begun wait for it again.
 
         If it lacks memory, wait until the cases before are recorded, and ask later ones to end: it
         may then have all memory.
@@ -181,9 +181,9 @@ class CasesInFlight:
 
     While some are read and refined, results of earlier ones are compressed. Their files get their
     names in the order of the cases, so that a run that ends early leaves what it would leave
-    without others in flight. A case that lacks memory beside others is begun again alone.
+    without others in flight. A case that lacks memory beside others is begun again by itself.
 
-    `changed` is held by who reads or changes what the cases share, and notified of a change.
+    Readers and writers of what cases share hold `changed`, and notify it of a change.
     """
 
     def __init__(self, tasks: Sequence[Task], options: InferenceOptions, device: str) -> None:
@@ -272,7 +272,7 @@ def _show_stages(
 ) -> tuple[str, int, int] | None:
     """Show the stages of a case until it waits for those before, or has ended.
 
-    Begin with those after the one that is shown already; return the last one.
+    Begin after the last shown one; return the new last one.
     """
     is_ready = False
     while not is_ready:

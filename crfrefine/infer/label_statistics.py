@@ -19,7 +19,7 @@ from crfrefine.records.records import LARGEST_VANISHED
 from crfrefine.refinement.result import RefinementResult
 
 COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
-# Behind the means; a case that an older version has recorded has none of them.
+# Behind the means; cases that an older version has recorded lack them.
 _COMPONENT_COLUMNS = (*COMPONENT_CHANGES, LARGEST_VANISHED)
 
 

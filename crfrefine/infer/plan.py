@@ -70,9 +70,9 @@ class RunPlan:
     notes: list[Note] = field(default_factory=list)
     # on earlier results that the run leaves as they are
     notes_at_end: list[Note] = field(default_factory=list)
-    # what is written beside the outputs, and its content: names of structures, files of nnU-Net
+    # files beside the outputs, and their content: names of structures, files of nnU-Net
     folder_files: list[tuple[Path, bytes]] = field(default_factory=list)
-    # Files about the run; None means that there is none.
+    # Files about the run; None means no file.
     record_file: Path | None = None
     summary_file: Path | None = None
     statistics_file: Path | None = None

@@ -38,7 +38,7 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
     plan = plan_run(options)
     started = time.perf_counter()
     summary = plan.summary
-    if options.choice is None:  # A choice of parameters has told of them.
+    if options.choice is None:  # A choice of parameters has shown them.
         observer.cases_found(plan.inputs.cases.found)
     observer.run_started(summary)
     tell_roles(plan.inputs.cases, plan.inputs.reading, observer)

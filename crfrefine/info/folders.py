@@ -95,7 +95,7 @@ def _places_of(cases: CaseList) -> list[Path]:
 
 
 class FolderReport:
-    """What `info` says of a folder: of its cases, one by one, and of what they have in common."""
+    """Facts that `info` shows about a folder: each of its cases, and their common properties."""
 
     def __init__(self, resample: str | None) -> None:
         # a line about each case, by its name: modalities, grid, labels and other files
@@ -129,7 +129,7 @@ class FolderReport:
             self.add_cases(cases, [folder])
 
     def add_folder(self, folder: Path) -> None:
-        """Describe the cases of a folder of images, or of one that has such a folder.
+        """Describe the cases of a folder of images, or of its parent.
 
         Without any, it may hold folders of structures, or logits without geometry.
         """
@@ -209,7 +209,7 @@ class FolderReport:
         if len(cases) == 1 and not is_told:
             images = cases[0].images
             if len(images) > 1 and not cases[0].network and not cases[0].labels:
-                # Nothing but numbers tells that these images are one case.
+                # Only numbers show that these images are one case.
                 folder = images[0].parent
                 note = NoteKind.NUMBERED_FILES(
                     str(folder),
@@ -353,7 +353,7 @@ def _holds_labels(masks: Path) -> bool:
 def _require_structures(folder: Path, structures: Mapping[str, Sequence[Match]]) -> None:
     """Raise InputError if the largest file of a case, of some of many, is no structure.
 
-    Structures in a folder of their own have an image beside it, of a name that is known.
+    Structures in a separate folder have an image beside it, of a name that is known.
     """
     cases = list(structures.values())
     for number in dict.fromkeys((0, len(cases) // 2, len(cases) - 1)):

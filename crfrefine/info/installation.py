@@ -14,7 +14,7 @@ from crfrefine.version import __version__
 
 
 def installation() -> dict[str, str]:
-    """Return names and texts, in the order of display, at last what is there of each extra.
+    """Return names and texts, in the order of display, at last the packages of each extra.
 
     Nothing is raised: an engine that does not run says why.
     """

@@ -65,7 +65,7 @@ class ForeignKind:
 
     description: str  # with the remedy
     beginning: bytes  # an expression for the first bytes of such files
-    # People keep such files beside volumes; only one that is given as a volume is described.
+    # People keep these files beside volumes; `info` describes one only if it is named.
     is_text: bool = False
 
     def hint(self, who: str) -> str:

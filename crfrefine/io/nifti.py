@@ -95,7 +95,7 @@ _ATTRIBUTE = re.compile(
 
 
 class NiftiHeader(FileHeader):
-    """A header as nibabel reads it, with what is harmless repaired."""
+    """A header as nibabel reads it, with harmless damage repaired."""
 
     def __init__(self, path: Path) -> None:
         """Read the header. Length and magic tell the form; only some names allow that of a pair."""
@@ -119,7 +119,7 @@ class NiftiHeader(FileHeader):
         self.form, image, length, *_ = forms[0]
         self.format = self.form
         kind = getattr(nibabel, image).header_class
-        self.is_single = getattr(kind, "is_single", False)  # That of Analyze does not say so.
+        self.is_single = getattr(kind, "is_single", False)  # That of Analyze lacks it.
         if not self.is_single and path.name.lower().endswith((".nii", ".nii.gz")):
             raise UnsupportedFormatError(
                 f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
@@ -189,7 +189,7 @@ class NiftiHeader(FileHeader):
         )
 
     def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Return the affine in mm, and note what the header says of the geometry.
+        """Return the affine in mm, with notes on the header's geometry.
 
         Raise InputError if it is not usable; if it is the sform, how to take a good qform.
         """
@@ -282,7 +282,7 @@ class NiftiHeader(FileHeader):
         return described_segments(entries)
 
 
-# Sets the sform of a NIfTI file from its qform, with nibabel alone.
+# Sets the sform of a NIfTI file from its qform, with nothing but nibabel.
 _NIBABEL = (
     "import sys, nibabel; image = nibabel.load(sys.argv[1]); "
     "image.set_sform(image.get_qform(), 1); nibabel.save(image, sys.argv[2])"
@@ -301,7 +301,7 @@ def set_sform_from_qform(path: Path) -> list[str]:
 
 
 _MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
-# What a header gets in place of facts about the content of another file.
+# Values for a header instead of facts about the content of another file.
 _CONTENT = {
     **dict.fromkeys(("scl_inter", "cal_min", "cal_max"), 0),
     **dict.fromkeys(("intent_code", "intent_p1", "intent_p2", "intent_p3"), 0),

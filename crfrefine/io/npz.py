@@ -46,7 +46,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 class ArrayHeader(FileHeader):
-    """The header of an array in a file of its own or in an archive."""
+    """The header of an array in a separate file or in an archive."""
 
     format = NAME
 
@@ -127,7 +127,7 @@ def _read_array_header(
     except CrfRefineError:
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
-        reason = str(error).partition(": <ast.")[0]  # What follows is the address of an object.
+        reason = str(error).partition(": <ast.")[0]  # The rest is the address of an object.
         raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(reason)})") from None
     if dtype.hasobject:
         raise UnsupportedFormatError(

@@ -200,7 +200,7 @@ class NrrdHeader(text_header.TextHeader):
 
     @property
     def units(self) -> list[str]:
-        """The units of length along the axes of the grid, as far as there are some."""
+        """The units of length along the axes of the grid that have one."""
         if "space units" in self:
             return self.units_of("space units")
         units = self.units_of("units")
@@ -212,7 +212,7 @@ class NrrdHeader(text_header.TextHeader):
     def time(self) -> str:
         """Which axis of several values is one of time; "" if none is.
 
-        Its kind or unit says so, or the space, whose last dimension is then time.
+        Its kind or unit shows it, or the space, whose last dimension is then time.
         """
         space = self.text("space", "")
         if space.lower().endswith("time") and self.all_sizes[-1] > 1:

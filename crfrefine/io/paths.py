@@ -1,4 +1,4 @@
-"""What a path names: a file of a format, a folder, or a pattern; and the files that belong to it.
+"""The meaning of a path: a file of a format, a folder, or a pattern; and the files it belongs with.
 
 A file is of the kind that its name says, or of that of its first bytes if the name is unknown or
 wrong.
@@ -247,7 +247,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_volumes(folder: Path) -> bool:
-    """Return whether a path is a folder with volumes, whatever else lies beside them."""
+    """Return whether a path is a folder with volumes, among other files or not."""
     with suppress(OSError):
         return any(suffix_of(path) in VOLUME_SUFFIXES for path in folder.iterdir())
     return False

@@ -1,4 +1,4 @@
-"""The segments of a .seg.nrrd of 3D Slicer, one by one: they may overlap, and lie in layers."""
+"""The segments of a .seg.nrrd of 3D Slicer, one by one: they may overlap, in layers."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class TextHeader(FileHeader, dict[str, str]):
     units_in: ClassVar[str]  # the field with the units of length, in words
     voxels_in: ClassVar[str]  # the field that names the files of voxels, if they are others
     list_of_files: ClassVar[re.Pattern[str]]  # its value if the lines that follow are the names
-    # Its value if the names have a number: what comes before it, its format, what comes behind it,
+    # Its value if the names have a number: the text before it, its format, the text behind it,
     # the first number, the last one, and the step.
     numbered_files: ClassVar[re.Pattern[str]]
 
@@ -112,7 +112,7 @@ class TextHeader(FileHeader, dict[str, str]):
     @property
     @abstractmethod
     def units(self) -> list[str]:
-        """The units of length along the axes of `sizes`, as far as there are some."""
+        """The units of length along the axes of `sizes` that have one."""
 
     @property
     def all_units(self) -> list[str]:
@@ -178,7 +178,7 @@ class TextHeader(FileHeader, dict[str, str]):
     def choice(
         self, name: str, values: Mapping[str, _Choice], expected: str, default: str | None = None
     ) -> _Choice:
-        """Return what the text of a field, in lower case, stands for."""
+        """Return the meaning of the text of a field, in lower case."""
         words = self.text(name, default).lower().split()
         value = values.get(" ".join(words))
         if value is None:
@@ -240,7 +240,7 @@ class TextHeader(FileHeader, dict[str, str]):
     def names_of_files(self) -> tuple[str, ...]:
         """Return the names of the files with voxels: one, those of a list, or those of a pattern.
 
-        There are none if the header's own file holds the voxels.
+        Without any, the header's own file holds the voxels.
         """
         name = self.text(self.voxels_in, "")
         if not self.is_of_several_files:

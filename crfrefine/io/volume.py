@@ -62,7 +62,7 @@ class VolumeHeader:
     # facts that users should know, such as two geometries that disagree
     notes: tuple[Note, ...] = ()
     family: str = ""  # name of the format in the table of `crfrefine.io.formats`
-    # what the header says of time between the channels, such as "0.05 s apart"; "" if nothing
+    # the header's time between the channels, such as "0.05 s apart"; "" if nothing
     time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
@@ -177,7 +177,7 @@ class FileHeader(ABC):
 
     @property
     def time(self) -> str:
-        """What the header says of time between the channels; "" if nothing."""
+        """The header's time between the channels; "" if nothing."""
         return ""
 
     def segments(self) -> tuple[Segment, ...]:

@@ -166,7 +166,7 @@ def to_tensor(array: Any) -> Any:
 def to_own_tensor(array: Any) -> Any:
     """Return an engine's result as a tensor, on a GPU copied into PyTorch's own memory.
 
-    PyTorch knows which streams still read such a tensor, but not which read a shared one.
+    PyTorch knows which streams still read a tensor, but not which read a shared one.
     """
     value = to_tensor(array)
     if isinstance(value, Tensor) and value.device.type != "cpu":

@@ -108,7 +108,7 @@ class CrfModel:
     """A CRF for any number of calls, as long as its tensors do not change."""
 
     tensors: ModelTensors
-    run: MeanFieldSpec  # the numbers of the tensors, but for the bandwidths
+    run: MeanFieldSpec  # the numbers of the tensors, except the bandwidths
     kernels: KernelSetSpec
     label_threshold: float
 

@@ -1,6 +1,6 @@
 """A batch item that is refined many times, as a crop in a training.
 
-What its calls have in common is found once: on a GPU the host does not wait for it again.
+The common work of its calls is done once: on a GPU the host does not wait for it again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEPT_BY_ENGINE = 40
 
 
 class KnownItem:
-    """An image, its mask and the leads of its logits, none of which changes from call to call.
+    """An image, its mask and the leads of its logits, which all stay from call to call.
 
     The image is on the scale of theta_beta, finite, and float32; the logits are finite.
     """

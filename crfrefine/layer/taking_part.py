@@ -99,7 +99,7 @@ def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
 
 
 def present_by_leads(leads: Float64, run: MeanFieldSpec, thresholds: Float64) -> Bool | None:
-    """Return which labels (L,) `present_labels` would find, from the leads of the logits alone.
+    """Return which labels (L,) `present_labels` would find, only from the leads of the logits.
 
     None means that the leads do not tell for sure.
     """

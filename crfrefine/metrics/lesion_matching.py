@@ -17,7 +17,7 @@ from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.lesion_rules import AXES_OF_STEP, LesionRules
 
 _BLOCK = 32  # voxels along each side of the blocks in which maps are searched for labels
-_MAX_BOXES = 3000  # of which each pair is compared
+_MAX_BOXES = 3000  # each pair of them is compared
 
 
 def boxes_by_label(label_map: Array, labels: Iterable[int]) -> dict[int, list[Integers]]:
@@ -143,7 +143,7 @@ class ComponentChanges(NamedTuple):
 def component_changes(
     before: Labels, after: Labels, labels: Iterable[int]
 ) -> dict[int, ComponentChanges]:
-    """Return what became of the components of labels that occur, from 1 up, in (*grid) label maps.
+    """Return the changes of the components of labels that occur, from 1 up, in (*grid) label maps.
 
     Neighbors over faces, edges and corners are connected.
     """

@@ -132,7 +132,7 @@ _LESION_METRICS = (
     _volume_ml("absolute_volume_difference_ml", "Absolute volume difference"),
     _count("lesion_count_difference", "Lesion count difference", "lower"),
 )
-# What became of the lesions of the baseline, which has no such values itself.
+# Changes of the lesions of the baseline, which has no value of this kind itself.
 _LESION_CHANGES = (
     _count("lesions_lost", "Lesions lost"),
     _count("lesions_gained", "Lesions gained"),

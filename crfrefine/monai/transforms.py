@@ -322,7 +322,7 @@ def _spacing_of_case(
 ) -> tuple[float, ...]:
     """Return the distance between neighboring voxels of one case in mm, one per axis.
 
-    Without a given one, it is that of the image's affine, or of the logits' if the image has none.
+    Without a given one, it is that of the image's affine, or else of the logits'.
     Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
     """
     grid = tuple(logits.shape[1:])

@@ -27,7 +27,7 @@ GONE_KEYS = {
     "mean_field.damping": "each step is the plain parallel update",
 }
 _PLURALS = {"label": "labels", "modality": "modalities", "axis": "axes"}
-# Types of the values of a number, and what a message says of other types.
+# Types of the values of a number, and a message's words on other types.
 _NUMBERS: dict[type, tuple[Any, str]] = {
     int: ((int,), "expected a whole number,"),
     float: ((int, float), "expected a number,"),
@@ -110,7 +110,7 @@ class Rule:
         )
 
     def _expected_instead(self, value: Any) -> str | None:
-        """Return what a message says was expected; None if the single value is allowed."""
+        """Return the expectation for a message; None if the single value is allowed."""
         if self.kind is bool:
             return None if isinstance(value, bool) else "expected true or false,"
         if self.kind is str:

@@ -58,7 +58,7 @@ _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
 def toml_entry(name: str, value: object, comment: str) -> str:
-    """Return a key, its value and a comment as TOML; without a value, a line says so."""
+    """Return a key, its value and a comment as TOML; without a value, as a comment."""
     entry = f"{name} = {toml_value(value)}"
     if value is None:
         entry = f"# {name}: not set"

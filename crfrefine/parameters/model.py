@@ -84,7 +84,7 @@ class CrfParameters:
     trained_on: tuple[str, ...] = ()
     # Names of the modalities that the values are for, in order; empty if unknown.
     modalities: tuple[str, ...] = ()
-    # The tables of the file in their order, by the prefix of their keys, and the kernels alone.
+    # The tables of the file in their order, by the prefix of their keys, and only the kernels.
     tables: dict[str, Section] = field(init=False, repr=False, compare=False)
     kernels: dict[str, KernelParameters] = field(init=False, repr=False, compare=False)
     # Whether any term has a weight; without one, there is no CRF.
@@ -139,7 +139,7 @@ class CrfParameters:
         Raises:
             ConfigError: the file does not exist, is not TOML, or has a wrong key or value.
         """
-        if name_or_path == "default":  # Its file says what the classes say.
+        if name_or_path == "default":  # Its file has the values of the classes.
             return cls()
         path = find_config(name_or_path)
         try:
@@ -203,7 +203,7 @@ class CrfParameters:
                 table.setdefault("bilateral", []).append(values)
             else:
                 table[section.section] = values
-        return json.loads(json.dumps(table))  # with lists in place of tuples
+        return json.loads(json.dumps(table))  # with lists instead of tuples
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head."""

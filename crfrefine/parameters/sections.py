@@ -61,7 +61,7 @@ class Section:
                     f"{key}: needed by {self.section}.{other_key} = {word!r}; "
                     f"{entry.metadata['comment']}"
                 )
-            # A kind has its own keys alone; some modality may or may not use a key of modalities.
+            # A kind has only its own keys; some modality may or may not use a key of modalities.
             if value is not None and other_key == "kind" and other_value != word:
                 raise ConfigError(
                     f"{key}: not used by {self.section}.{other_key} = {other_value!r}; "

@@ -30,7 +30,7 @@ class KernelSpec:
 
     kind: str  # the name of its table in a parameter file
     theta_position: tuple[float, ...]  # bandwidth along each grid axis
-    theta_intensity: tuple[float, ...] = ()  # of each modality; none in a kernel of position alone
+    theta_intensity: tuple[float, ...] = ()  # of each modality; none in a kernel of position
 
     @property
     def theta(self) -> tuple[float, ...]:
@@ -141,7 +141,7 @@ class MeanFieldSpec:
     # From 0, no volume term, to 1, every step keeps the mass of each label.
     volume_weight: float = 0.0
 
-    # What follows from these fields; engines read it by its name, too.
+    # Values that follow from these fields; engines read it by its name, too.
     num_labels: int = field(init=False)  # L
     is_potts: bool = field(init=False)  # whether the penalty of any two different labels is 1
     # The number of channels that are filtered. If each kernel has one weight for all labels, the

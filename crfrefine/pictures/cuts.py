@@ -27,7 +27,7 @@ from crfrefine.pictures.planes import (
 
 # Half of the width and height of the part around the largest change that is enlarged, if it is at
 # most so much of the plane.
-_REACH_MM = 40.0  # what is shown on each side of a voxel that is given
+_REACH_MM = 40.0  # shown on each side of a voxel that is given
 _ZOOM_MM = (24.0, 16.0)
 _ZOOM_SHARE = 0.25
 _MARGIN_SHARE = 0.12  # of the largest extent, around the structure
@@ -49,7 +49,7 @@ class Plane(NamedTuple):
     # shown.
     maps: dict[str, Array]
     # Column and row of the largest change, and mm to the right and down to the frame around it.
-    # None: there is no frame.
+    # None means no frame.
     frame: tuple[int, int, float, float] | None = None
 
     def draw(
@@ -171,7 +171,7 @@ class _Volume:
         spacing: Sequence[float],
         affine: Float64 | None,
     ) -> None:
-        """Turn the arrays upright, and choose what is shown of them.
+        """Turn the arrays upright, and choose the shown part.
 
         It is chosen in the upright volume: of two equal planes, the same one must be shown whatever
         the stored orientation.
@@ -200,7 +200,7 @@ class _Volume:
             self.crop = grown(box, margins, structure.shape)
 
     def crop_around(self, voxel: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-        """Show what is near a voxel of the stored grid; return the voxel of the upright one."""
+        """Show the surroundings of a voxel of the stored grid; return its upright voxel."""
         box = [slice(index, index + 1) for index in voxel]
         upright_box = self.upright.inverse.find_box(box, shape)
         margins = [round(_REACH_MM / step) for step in self.steps]
@@ -225,7 +225,7 @@ class _Volume:
     def frame(
         self, plane: int, voxel: Sequence[int], size_mm: tuple[float, float]
     ) -> tuple[int, int, float, float]:
-        """Return the frame of a size around a voxel in a plane of what is shown."""
+        """Return the frame of a size around a voxel in a shown plane."""
         _, across, up, _ = PLANES[plane]
         column = voxel[across] - self.crop[across].start
         row = self.crop[up].stop - 1 - voxel[up]

@@ -145,7 +145,7 @@ class Canvas:
             text: characters that the font lacks are replaced.
             size: of the letters, in pixels.
             level: their gray level.
-            anchor: that of Pillow, the point of the line that lies at the place.
+            anchor: that of Pillow, the point of the line at the place.
             width: pixels that the line may take; what does not fit is cut off.
             is_bold: whether the letters are bold.
             has_edge: whether they have a thin edge, so that they can be read on an image.

@@ -1,4 +1,4 @@
-"""The choice of what a picture of a case shows, upright: planes, modality, and gray values.
+"""The choice of the content of a picture of a case, upright: planes, modality, and gray values.
 
 Planes go through the structure and the largest change.
 """
@@ -89,7 +89,7 @@ def choose_point(maps: Sequence[Array], changed: Bool) -> Voxel:
     box = bounding_box(votes > 0)
     if box is None:
         return tuple(size // 2 for size in changed.shape)
-    # Parts are connected over faces alone, so that fewer bridges lead to the surroundings.
+    # Parts are connected only over faces, so that fewer bridges lead to the surroundings.
     parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0

@@ -114,7 +114,7 @@ def _legend_entries(
 ) -> list[tuple[int | None, str]]:
     """Return label and text of each entry of the legend: the labels, and where one is lost.
 
-    The label is 0 for changes to background, and None for a text alone.
+    The label is 0 for changes to background, and None for plain text.
     """
     shown = labels[:_MAX_LEGEND_ENTRIES]
     entries: list[tuple[int | None, str]] = []

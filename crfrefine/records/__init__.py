@@ -1,1 +1,1 @@
-"""What runs leave in their output folder, and what it tells of the cases."""
+"""Records of runs in their output folder, and the states of the cases by them."""

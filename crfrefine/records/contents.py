@@ -1,6 +1,6 @@
-"""What the files of a case hold, by which `--continue` sees whether they were changed.
+"""The content of the files of a case, by which `--continue` sees whether they were changed.
 
-Times alone do not tell, as a copy of a folder has other ones.
+Times are no evidence, as a copy of a folder has other ones.
 """
 
 from __future__ import annotations

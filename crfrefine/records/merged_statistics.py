@@ -68,7 +68,7 @@ def merge_statistics(folder: Path, states: Sequence[CaseState]) -> Path:
 
 
 def _rows_in(path: Path) -> list[list[str]]:
-    """Return the rows of a table; raise InputError for a file that is none."""
+    """Return the rows of a table; raise InputError for another file."""
     require_file(path)
     try:
         rows = list(csv.reader(io.StringIO(path.read_bytes().decode())))

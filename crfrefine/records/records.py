@@ -99,7 +99,7 @@ class CaseRecord(Record):
     held_out_by: str | None = None  # the fold of `train-crf` with its parameters, if not all cases
     # of the sigmoid channels; None means that channels are labels
     regions: dict[str, Any] | None = None
-    # what the label map and each kind of input hold, by which `--continue` sees changes
+    # the content of the label map and of each kind of input, by which `--continue` sees changes
     contents: dict[str, dict[str, str]] = field(default_factory=dict)
     # the time of the last change of each file of strokes, by its name
     strokes: dict[str, str | None] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class CaseRecord(Record):
 
 @dataclass(kw_only=True)
 class RunSummary:
-    """A run: what it is made with, and the outcome of its cases as they end.
+    """A run: its settings, and the outcome of its cases as they end.
 
     Fields without a default must be in the line of a run, or it is none.
     """
@@ -203,7 +203,7 @@ class RunSummary:
 
     @property
     def component_changes(self) -> str:
-        """What became of components in all cases, as text; empty without statistics."""
+        """The changes of components in all cases, as text; empty without statistics."""
         counts = []
         for row in chain.from_iterable(record.statistics or () for record in self.cases):
             counts.append([row.get(change, 0) for change in COMPONENT_CHANGES])
@@ -303,7 +303,7 @@ def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) ->
         groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
         notes.append(NoteKind.NUMBERS_OF_LABELS(groups="; ".join(groups)))
     ended = [record for record in records if record.status != "failed"]
-    # Nobody may know what a case holds that was done earlier.
+    # The content of a case that was done earlier may be unknown.
     if mapping and ended and all(record.input_type is not None for record in ended):
         found = chain.from_iterable(record.mapped_values for record in ended)
         note = note_on_values(mapping, found, "no label map")

@@ -37,7 +37,7 @@ class CaseState(NamedTuple):
     num_parts: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON has of the state; the reason is empty if there is none."""
+        """Return the state for JSON; the reason may be empty."""
         reason = ""
         reason_kind = None
         if self.reason is not None:
@@ -279,7 +279,7 @@ def files_before(recorded: RecordedRuns, now: RunSummary) -> dict[str, dict[Path
             inputs = checksums_of_inputs(record.contents) if is_same else {}
             for written, checksum in record.files.items():
                 name = Path(written)
-                # Whoever wrote the record, no other file is taken for one of the case.
+                # With any record, no other file is taken for one of the case.
                 is_of_case = name.parts[:1] and name.parts[0].startswith(stem_of(label_map))
                 if is_of_case and len(name.parts) <= 2 and ".." not in name.parts:
                     path = label_map.parent / name

@@ -28,7 +28,7 @@ class CertainVoxels:
     unseen: Bool | None  # (*grid), True where the network saw nothing; None means nowhere
     drawn: Integers | None  # (axes, N), voxels drawn outside the mask; None means none
     members: Bool  # (channels, N), which channels their labels are or belong to
-    has_regions: bool  # whether the channels are regions, none of which holds the background
+    has_regions: bool  # whether the channels are regions, without one for the background
 
     @classmethod
     def of_case(cls, prepared: Prepared, case: CaseToRefine) -> CertainVoxels | None:

@@ -142,7 +142,7 @@ class LabelMapNetwork:
     Only labels that occur take part, and if there are many, only near where they occur.
     """
 
-    regions = None  # A label map has none.
+    regions = None  # A label map has no regions.
     channel_labels = None  # Its values are labels.
     labels: Labels  # (*grid), in an unsigned type
     # The labels that occur, background, and at least two (`arrays.label_maps.channels_of`).
@@ -268,11 +268,11 @@ class CaseToRefine:
     network_spacing: tuple[float, ...] | None = None
     is_label_map: bool = False  # whether the network's output is a label map
     model: ModelSpec = UNKNOWN  # of the labels, or of the regions
-    notes: tuple[Note, ...] = ()  # on what was given, for the user
+    notes: tuple[Note, ...] = ()  # on the inputs, for the user
 
     @property
     def can_have_tiles(self) -> bool:
-        """Whether labels can be left out on tiles, which the C++ engine alone does."""
+        """Whether labels can be left out on tiles, as only the C++ engine does."""
         has_labels = self.regions is None
         return has_labels and self.backend.name == "cpu" and len(self.image.spacing) <= MAX_DIMS
 

@@ -397,7 +397,7 @@ def _find_missed(
 ) -> dict[int, tuple[int, int]]:
     """Return the voxels wanted and those in a label map, for labels that miss their volume.
 
-    There are none if no bias is limited. Background gets the rest, and has no volume of its own.
+    Without a limited bias it is empty. Background gets the rest, and has no volume itself.
     """
     missed: dict[int, tuple[int, int]] = {}
     if not is_limited.any():

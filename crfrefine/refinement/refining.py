@@ -210,7 +210,7 @@ def _refine_channels(
 def _refine_other_labels(
     network: Network, case: CaseToRefine, channel_labels: tuple[int, ...]
 ) -> RefinementResult:
-    """Refine channels that stand for these labels. The result has labels, and its channels stay."""
+    """Refine the channels of these labels. The result has labels, and its channels stay."""
     strokes = case.strokes
     if strokes is not None:
         unknown = sorted({*strokes.labels.tolist()} - {*channel_labels})

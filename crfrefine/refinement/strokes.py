@@ -160,7 +160,7 @@ class Edits:
     """The changes that strokes make to the logits of a case, in storage order."""
 
     strokes: Strokes  # those inside the mask
-    # What is added to the logits of a channel in a box of whole tiles, (*box); it is negative
+    # The change of the logits of a channel in a box of whole tiles, (*box); it is negative
     # outside of regions.
     rises: list[tuple[int, Box, Float32]]
     fixed: Float32  # (channels, N), the logits at the drawn voxels

@@ -316,7 +316,7 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
             family = Family.OTHER_METRICS
         members.setdefault((row.method, family), []).append(number)
 
-    corrected = list(rows)  # What is not tested has no family.
+    corrected = list(rows)  # Rows that are not tested have no family.
     for (_, family), numbers in members.items():
         adjusted = holm([rows[number].p_value for number in numbers])
         for number, p_adjusted in zip(numbers, adjusted, strict=True):

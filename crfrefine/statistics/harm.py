@@ -193,7 +193,7 @@ def judge_probabilities(
     """Judge whether the probabilities of a method are better than those of its baseline.
 
     The test is on the negative log likelihood over all labels, or on its mean over overlapping
-    regions; this row of the summary is tested by itself. The result is None if no case has
+    regions; this row of the summary is tested by itself. Returns None if no case has
     probabilities of both methods.
     `titles` are names of regions for people.
     """

@@ -51,7 +51,7 @@ class Outcome(StrEnum):
     NOT_TESTED = "not tested"
 
 
-# What follows for users from the comparison with the baseline.
+# Conclusions for users from the comparison with the baseline.
 _CONCLUSIONS = {
     Outcome.HELPS: "{subject} helps.",
     Outcome.HURTS: "{subject} hurts. Advice: do not use it.",
@@ -96,7 +96,7 @@ class Rival:
 
     name: str
     # The judged method minus the rival, over the regions and cases where both and the baseline have
-    # a Dice; without pairs if there are none.
+    # a Dice; it may have no pairs.
     comparison: PairedComparison
     gain: float  # its mean Dice minus the baseline's over these; NaN without any
     gain_of_method: float  # likewise that of the judged method
@@ -259,7 +259,7 @@ def power_text(comparison: PairedComparison) -> str:
 
 
 def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
-    """Return what a comparison with another method says; mixed if ranks and mean disagree."""
+    """Return the outcome of a comparison with another method; mixed if ranks and mean disagree."""
     if not p_adjusted < ALPHA:
         are_equal = comparison.ties == comparison.num_pairs >= _cases_needed()
         if are_equal or comparison.num_pairs >= MIN_TO_ADVISE:
@@ -276,7 +276,7 @@ def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
 def _sentence(
     conclusion: str, outcome: Outcome, names: tuple[str, str], primary: PairedComparison
 ) -> str:
-    """Return the figures of the comparison with the baseline, and what follows from them.
+    """Return the figures of the comparison with the baseline, and its conclusion.
 
     `names` are those of the method and of the baseline.
     """

@@ -1,6 +1,6 @@
 """The baselines that a trained CRF must beat: vector scaling, a rule for components, guided filter.
 
-Vector scaling is also a start and a candidate of its own. The temperature of the output
+Vector scaling is also a start and a candidate. The temperature of the output
 probabilities is fitted here, too.
 """
 
@@ -282,7 +282,7 @@ Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
 def calibrate_output(fitted: Candidate, cases: Sequence[int], material: Material) -> Candidate:
-    """Return what a training chose with the output temperature that suits it.
+    """Return the choice of a training with its best output temperature.
 
     This temperature makes the marginals likeliest on the cases that the model was fitted to: in
     their voxels that have a reference, in at most MAX_VALUES logits of each.

@@ -169,7 +169,7 @@ def pooled(trainings: Sequence[Sequence[Candidate]], without: int | None = None)
 def choose(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
     """Return the candidate to take; None means the network as it is.
 
-    Only useful candidates are compared, gentler ones first. The first one that is about as good as
+    Only useful candidates are compared, gentler ones first. The first candidate about as good as
     the best one is taken. Where there are models with one weight, the trained model, with its many
     weights and biases, is left out of this comparison. It is taken if no other candidate is useful,
     or if it is clearly better than the one that the comparison takes. `num_cases` decides how many

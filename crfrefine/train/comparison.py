@@ -49,7 +49,7 @@ SHARP = "sharp preset"
 # The rivals for a coarser network: its shares or interpolated logits without a CRF, a filter, and
 # the preset; all keep volumes.
 COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
-# The rules for components, of which a run has the first, or with --lesions the second.
+# The rules for components: a run has the first, or with --lesions the second.
 RULES = LARGEST, SMALLEST = "largest component", "smallest volume"
 TRAINED = "trained CRF"
 # The methods that are shown, in this order.
@@ -85,7 +85,7 @@ MethodValues = dict[str, RegionValues]
 
 @dataclass(frozen=True)
 class Training:
-    """A training of the run, of a fold or on all cases: what it chose, and its tuned rivals."""
+    """A training of the run, of a fold or on all cases: its choice, and its tuned rivals."""
 
     name: str
     split: Split
@@ -102,13 +102,13 @@ class Training:
 
     @property
     def score(self) -> float:
-        """Mean Dice of the cases held out with what was chosen."""
+        """Mean Dice of the cases held out with the choice."""
         if self.chosen.is_network:
             return self.network_score
         return self.network_score + float(np.mean(self.chosen.gains or (math.nan,)))
 
     def candidate(self, kind: str) -> Candidate | None:
-        """The candidate of a kind, chosen or not; None if there is none."""
+        """The candidate of a kind, chosen or not; None without one."""
         return next((each for each in self.candidates if each.kind == kind), None)
 
     def describe(self) -> str:
@@ -133,7 +133,7 @@ class TrainingResult(NamedTuple):
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network
     rule: str  # the name of the rule for components
-    # The trained CRF with the rule, against the rule alone.
+    # The trained CRF with the rule, against the plain rule.
     summary_with_rule: list[SummaryRow]
     # Probabilities of the trained CRF against the network's, over all labels or as a mean over
     # regions.
@@ -262,7 +262,7 @@ def describe_spread(gains_of_folds: Sequence[Sequence[float]]) -> str:
     """Say how much the gain differs between folds, if that is more than cases explain; else "".
 
     The interval of the verdict takes the cases as independent. If the means of the folds vary more,
-    what is learned depends on the cases of training, or on the seed that divides them.
+    the parameters depend on the cases of training, or on the seed that divides them.
     """
     folds = [100.0 * np.asarray(gains) for gains in gains_of_folds if len(gains) >= MIN_OF_FOLD]
     if len(folds) < MIN_FOLDS:
@@ -337,7 +337,7 @@ def judge(
 
 
 def describe_lesions(table: ResultTable, rule: PostprocessParameters, judged: str) -> str:
-    """Say what the trained CRF and the smallest volume do to lesion F1, and whether it is taken."""
+    """Report what the trained CRF and the smallest volume do to lesion F1, and the choice."""
     methods = (NETWORK, SMALLEST, TRAINED, with_rule(TRAINED, SMALLEST))
     means = np.nanmean(table.means(LESION_F1, methods), axis=1)
     network, smallest, trained, both = (f"{mean:.3f}" for mean in means)

@@ -61,7 +61,7 @@ class LabeledCases(NamedTuple):
     notes: tuple[Note, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
     modality_names: tuple[str, ...]  # in order; empty if unknown
-    reading: ReadingOptions  # how the files are read; labels are declared for label maps alone
+    reading: ReadingOptions  # how the files are read; labels are declared only for label maps
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None
     # The label of each channel, background first; None means that they are 0, 1, 2, …
@@ -260,7 +260,7 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case:
     """Read one case with its reference, in which the label L marks voxels to ignore.
 
-    Labels are the numbers of channels, whatever these stand for in the files. Raise InputError if
+    Labels are the numbers of channels, whatever they mean in the files. Raise InputError if
     they do not fit each other.
     """
     case = load_case(files, cases.reading, threads=threads, with_labels=True)

@@ -44,7 +44,7 @@ MEAN_OF_FOLDS = "mean of the folds"
 def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Training:
     """Return the training on all cases.
 
-    It is the network alone if the CRFs of the folds do not help the cases held out.
+    It is the plain network if the CRFs of the folds do not help the cases held out.
     """
     everything = tuple(range(len(material.crops)))
     scaling = fit_scaling(material, everything)

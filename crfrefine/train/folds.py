@@ -131,7 +131,7 @@ def _try(
 def measure_fold(number: int, folds: Sequence[Training], material: Material) -> Training:
     """Return a fold with the candidate of the kind that the other folds choose, measured.
 
-    The file of the fold keeps it. One that is measured already stays as it is.
+    The file of the fold keeps it. A measured fold stays as it is.
     """
     plan = material.plan
     fold = folds[number]

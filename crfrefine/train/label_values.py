@@ -168,7 +168,7 @@ def find_labels(
 
     The notes say if the borders of one were interpolated, as its labels are none then, if label
     maps and references seem to have other numbers, and which values of `--map` no file has. Every
-    file is read for it, once. Beside declared labels, or channels in place of label maps
+    file is read for it, once. Beside declared labels, or channels instead of label maps
     (`is_map`), only files to which `--map` applies are read, for the last of these notes.
     """
     are_declared = not is_map or reading.declared is not None

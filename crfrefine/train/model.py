@@ -30,7 +30,7 @@ from crfrefine.train.workers import Workers
 _SMALLEST = 0.01
 
 
-# Refines a crop whose kernels are built, and returns what a refiner returns.
+# Refines a crop whose kernels are built, and returns the result of a refiner.
 ReadyCrop = Callable[[], tuple[Tensor, Tensor]]
 # A refiner returns, for the voxels of a crop that have a reference, refined logits (L, N), or
 # log-odds (R, N) of regions, and labels (N,).
@@ -194,7 +194,7 @@ class Model:
     ) -> tuple[float, list[Tensor]]:
         """Return the mean loss of crops and its gradient, one tensor per learned parameter."""
         models = self._crf_models(batch[0])
-        # The few values that the parameters stand for are the same for all crops: each crop has
+        # The few values behind the parameters are the same for all crops: each crop has
         # gradients with respect to them, and only the mean goes on to the parameters.
         leaves = [model.with_leaves(self._device.tensors) for model in models]
         wanted = _moving_tensors(leaves)

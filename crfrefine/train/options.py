@@ -42,7 +42,7 @@ WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 class TrainingOptions(InputOptions):
     """The options of `train-crf`.
 
-    Choosing parameters without labels, `--unlabeled`, takes those up to `threads` alone.
+    Choosing parameters without labels, `--unlabeled`, takes only those up to `threads`.
     """
 
     images: Path

@@ -37,7 +37,7 @@ MIN_DECIDING = 16
 class Split:
     """The cases of one training, by their numbers.
 
-    Some supply gradients, some decide on what was trained, and some are for measuring it.
+    Some supply gradients, some decide on the trained parameters, and some are for measuring them.
     """
 
     training: tuple[int, ...]
@@ -249,7 +249,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple
 def _channels_of_region(
     name: str, labels: tuple[int, ...], channel_labels: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Return the numbers of the channels of a region's labels; ConfigError if one has none."""
+    """Return the numbers of the channels of a region's labels; ConfigError if one is missing."""
     for label in labels:
         if label not in channel_labels:
             expected = f"expected labels among {listed(channel_labels)}"

@@ -15,7 +15,7 @@ TrainingObserver = Observer[str, Any]  # A run is described in a line.
 ALL_CASES = "all cases"  # name of the part of the run after the folds
 
 # These shares are of the most optimizer steps that one start may take.
-# A fold trains two starts, most of which end early, and the winner once more: 35 to 120 steps where
+# A fold trains two starts, which mostly end early, and the winner once more: 35 to 120 steps where
 # a start may take 40.
 STEPS_OF_FOLD = 1.4
 STEPS_OF_LAST = 0.5
@@ -23,7 +23,7 @@ MAX_OF_FOLD = 3.0
 # Share of the steps up to the most possible that are left, of a training that took more than it was
 # expected to.
 SHARE_LEFT = 0.25
-# Weight of what is expected of a fold beside one that has ended.
+# Weight of the expectation for a fold beside a fold that has ended.
 PRIOR_WEIGHT = 0.5
 # Share of the time for reading and for trying the starts, as long as no step was made: 0.04 with 80
 # hippocampi, 0.2 with small phantoms.
@@ -36,7 +36,7 @@ class Progress:
 
     The run trains `num_folds` folds, measures `num_cases` cases that they hold out, and trains on
     all cases. A start takes at most `num_steps` optimizer steps. The shares that are shown are of
-    the time that the whole run is expected to take: what is left is as fast as what is done.
+    the time that the whole run is expected to take, if its rest is as fast as its start.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Progress:
             self._observer.stage_changed("", stage)
 
     def start_tried(self, share: float) -> None:
-        """A start was tried, which is such a share of the trying of starts."""
+        """A start was tried, which is this share of the trying of starts."""
         with self._lock:
             self._screened += share
             self._observer.progressed(SCREENING_SHARE * self._screened)
@@ -97,7 +97,7 @@ class Progress:
             self._show()
 
     def fold_trained(self, training: str) -> None:
-        """A fold makes no more steps; what it holds out is not measured yet."""
+        """A fold makes no more steps; its cases held out are not measured yet."""
         with self._lock:
             self._ended.add(training)
             self._measuring_began = self._clock()

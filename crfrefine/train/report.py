@@ -64,7 +64,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 
 
 def _fit_entry(training: Training) -> dict[str, Any]:
-    """Return what the report says of what a training chose, and of its candidates."""
+    """Return the report's entry of the choice of a training, and of its candidates."""
     chosen = training.chosen
     return {
         "start": chosen.name,
@@ -82,7 +82,7 @@ def _fit_entry(training: Training) -> dict[str, Any]:
 
 
 def _rivals_entries(training: Training) -> dict[str, Any]:
-    """Return what the report says of the rivals of a CRF, tuned on the same cases."""
+    """Return the report's entry of the rivals of a CRF, tuned on the same cases."""
     entries = {
         "vector_scaling": to_plain(training.scaling),
         "guided_filter": to_plain(training.guidance),

@@ -22,7 +22,7 @@ from crfrefine.train.material import NUM_SAMPLED, Material, Sample
 from crfrefine.train.model import refiner_of
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
-# Starts of a fold that are tried on whole crops, too. Tiles cut off what is around them, and with
+# Starts of a fold that are tried on whole crops, too. Tiles cut off their surroundings, and with
 # it the messages of wide kernels: on atria with a theta_alpha of 7.5 mm, tiles tell a gain of 1.5
 # points and whole crops one of 3.3.
 NUM_FINALISTS = 4

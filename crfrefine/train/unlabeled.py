@@ -190,7 +190,7 @@ def _read_sources(
 ) -> tuple[list[Source], dict[str, Failure]]:
     """Return the sources of synthetic cases, and why other cases cannot be used, with a note."""
     left_out: dict[str, Failure] = {}
-    # The first step of reading says what is wrong.
+    # The first step of reading reports the problem.
     lacking = [case for case in inputs.cases if case.problem]
     complete = [case for case in inputs.cases if not case.problem]
     files = [complete[number] for number in evenly_spread(len(complete), max_cases)]

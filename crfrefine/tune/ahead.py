@@ -10,7 +10,7 @@ from typing import NamedTuple
 from crfrefine.base.limits import thread_pool
 from crfrefine.tune.session import Session
 
-# Reads the case of a number; None means that there is no memory for it.
+# Reads the case of a number; None means too little memory for it.
 Read = Callable[[int], Session | None]
 # Called at each step of the result of a session, `ahead`; it may wait, or raise to stop.
 GiveWay = Callable[..., None]
@@ -23,7 +23,7 @@ class _Next(NamedTuple):
 
 
 class ReadAhead:
-    """Reads one case ahead, beside the one that is open. Nothing here waits for it."""
+    """Reads one case ahead, beside the open one. Nothing here waits for it."""
 
     def __init__(self, read: Read, give_way: GiveWay) -> None:
         self._read = read
@@ -33,7 +33,7 @@ class ReadAhead:
         self._preparing: Future[None] | None = None  # goes on once the case is open
 
     def begin(self, number: int) -> None:
-        """Begin to read a case in place of another one, unless it is read ahead already."""
+        """Begin to read a case instead of another one, unless it is read ahead already."""
         if self._next is not None and self._next.number == number:
             return
         self.drop()

@@ -1,4 +1,4 @@
-"""What is done with all cases beside the page: saving them, and counting what the CRF changes."""
+"""Work on all cases beside the page: saving them, and counting the changes by the CRF."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batch:
         self._saving: Future[None] | None = None
         self._has_ended = False
         self.refused: dict[int, str] = {}  # why cases could not be saved
-        # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
+        # The voxels that the CRF changes, by the number of the case; None means that it failed.
         self._num_changed: dict[int, int | None] = {}
         self._counted: CrfParameters | None = None  # the parameters of these counts
 
@@ -55,7 +55,7 @@ class Batch:
     def describe(self, number: int, parameters: CrfParameters) -> dict[str, Any]:
         """Return whether the changes of a case are counted, and their number.
 
-        It is that with these parameters; that with others is none.
+        It is that with these parameters, not with others.
         """
         is_counted = number in self._num_changed and parameters == self._counted
         changed = self._num_changed[number] if is_counted else None
@@ -98,7 +98,7 @@ class Batch:
             case = open_case(files, self._inputs.reading, self._options.threads)
             refiner = CaseRefiner(case, self._options, keeps_kernels=False)
             result = refiner.refine(parameters, self._give_way)
-        except CrfRefineError:  # Whoever opens the case is told why.
+        except CrfRefineError:  # Opening the case shows the reason.
             return None
         return int(np.count_nonzero(result.label_map != case.network_labels))
 

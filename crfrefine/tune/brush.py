@@ -31,7 +31,7 @@ class Limits:
     def __init__(
         self, case: TuneCase, within: Mapping[str, Any], labels_at: Callable[[Any], Array]
     ) -> None:
-        """Take what the page sends, and a function that returns the labels of now at an index.
+        """Take the page's message, and a function that returns the labels of now at an index.
 
         `within` has `modality`, a number, with `low` and `high`, or `over`, labels, or both, or is
         empty. Raises InputError for others.
@@ -65,7 +65,7 @@ class Limits:
     def cut(self, places: Integers, shape: Sequence[int]) -> Integers:
         """Return those places in the flattened arrays that may be drawn.
 
-        Raises InputError if there is none of them.
+        Raises InputError without any of them.
         """
         allowed = places[self.allow(np.unravel_index(places, tuple(shape)))]
         if len(places) and not len(allowed):

@@ -217,7 +217,7 @@ class TuneCase(Case):
         return box
 
     def widened(self, box: Box, margin: float) -> Box:
-        """Return a box with a margin in mm, as far as the grid has it."""
+        """Return a box with a margin in mm, up to the border of the grid."""
         voxels = [round(margin / spacing) for spacing in self.upright_spacing]
         return grown(box, voxels, self.upright_grid)
 

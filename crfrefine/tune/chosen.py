@@ -32,7 +32,7 @@ def to_text(parameters: CrfParameters, case_id: str) -> str:
 
 
 class ChosenParameters:
-    """What was chosen, in a file of the folder of corrections, and in the output of the page.
+    """The choices on the page, in a file of the folder of corrections, and in its output.
 
     A case has the parameters that it was saved with, until others are chosen while it is open; one
     that was never saved has those of the page. Methods may be called from any thread.
@@ -52,9 +52,9 @@ class ChosenParameters:
         self._is_damaged = False  # whether the file cannot be read
 
     def keep_in(self, folder: Path) -> None:
-        """Read what was chosen before, unless the page is opened with others; write from now on.
+        """Read earlier choices, unless the page is opened with others; write from now on.
 
-        What was chosen in memory is written at once.
+        Choices in memory are written at once.
         """
         with self._lock:
             if self._folder is None or self._is_damaged:
@@ -64,7 +64,7 @@ class ChosenParameters:
                 self._write()
 
     def _read(self, path: Path) -> None:
-        """Read what was chosen before, if anything; a damaged file is told, and stays as it is."""
+        """Read earlier choices, if any; a damaged file is reported, and stays as it is."""
         self.problem = ""
         self._is_damaged = False
         if not path.exists():
@@ -80,14 +80,14 @@ class ChosenParameters:
             self._is_damaged = True
             self.problem = f"{path}: cannot be read: {error}; move it away to begin anew"
             return
-        if self._case_id:  # What is chosen now counts.
+        if self._case_id:  # The present choice counts.
             return
         self._of_cases = of_cases
         if given == self._given:
             self.of_page = of_page
 
     def corrections_of(self, case_id: str) -> Corrections | None:
-        """Return the files of a case; None means that there is no folder."""
+        """Return the files of a case; None without a folder."""
         return None if self._folder is None else Corrections.of_case(case_id, self._folder)
 
     def _saved(self, case_id: str) -> CrfParameters | None:
@@ -129,7 +129,7 @@ class ChosenParameters:
             self._write()
 
     def note_saved(self, case_id: str) -> None:
-        """Forget what was chosen for a case, which is saved with it."""
+        """Forget the choice for a case, which is saved with it."""
         with self._lock:
             if self._of_cases.pop(case_id, None) is not None:
                 self._write()

@@ -109,7 +109,7 @@ class Corrections:
         return self.refined.rename(folder / f"{present[:8]}-{self.refined.name}")
 
     def read_parameters(self) -> CrfParameters | None:
-        """Return the parameters that made the result; None means that there are none."""
+        """Return the parameters that made the result; None without any."""
         if not self.parameters.exists():
             return None
         return _load(self.parameters, self.parameters.stat().st_mtime_ns)
@@ -187,7 +187,7 @@ def stamp_of_inputs(files: CaseFiles) -> str:
 
 @lru_cache(maxsize=20_000)
 def _load(path: Path, _mtime_ns: int) -> CrfParameters | None:
-    """Return the parameters of a file; None if it has none any more."""
+    """Return the parameters of a file; None if it has lost them."""
     with suppress(CrfRefineError, OSError, ValueError):
         return CrfParameters.from_toml(path.read_text())
     return None
@@ -249,9 +249,9 @@ class FolderLock:
 
 
 def read_address(folder: Path) -> tuple[int, str] | None:
-    """Return port and token of the page that a folder had last; None if nobody may know them.
+    """Return port and token of the last page of a folder; None if they are unknown.
 
-    A file that others may read, or that somebody else has written, is none.
+    A file that others may read, or that somebody else has written, does not count.
     """
     path = folder / _ADDRESS
     with suppress(OSError, ValueError, TypeError, RecursionError):
@@ -264,7 +264,7 @@ def read_address(folder: Path) -> tuple[int, str] | None:
 
 
 def write_address(folder: Path, port: int, token: str) -> None:
-    """Write port and token of the page, which nobody else may read."""
+    """Write port and token of the page, for this user only."""
     path = folder / _ADDRESS
     with suppress(OSError):  # Then the next start has another address.
         path.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ class Edit(NamedTuple):
     def from_dict(cls, entry: Mapping[str, Any], num_voxels: int) -> Edit:
         """Restore a stroke in a grid of so many voxels.
 
-        Raise ValueError, TypeError or KeyError for one that nobody can have drawn.
+        Raise ValueError, TypeError or KeyError for one that cannot be drawn.
         """
         value = entry["value"]
         firsts, lengths = entry["runs"]
@@ -147,7 +147,7 @@ class Drawing:
         return drawing
 
     def _append(self, edits: Sequence[Edit]) -> None:
-        """Add edits to those that are done, in place of what was taken back."""
+        """Add edits to those that are done, instead of those taken back."""
         if edits:
             del self._edits[self._num_done :]
         for edit in edits:
@@ -161,7 +161,7 @@ class Drawing:
 
     @property
     def _state(self) -> str:
-        """A text that only the strokes of now have; "" if there are none."""
+        """A text that only the present strokes have; "" without any."""
         return self._edits[self._num_done - 1].state if self._num_done else ""
 
     @property
@@ -359,7 +359,7 @@ class Drawing:
     def take_file(self) -> None:
         """Take what another program has written to the file of the drawing, as one would draw it.
 
-        A file that cannot be read stays as it is, and is told.
+        A file that cannot be read is reported, and stays as it is.
         """
         with self._lock, suppress(UnreadableDrawingError):
             if self._path is None or stamp_of_file(self._path) in (None, self._stamp):
@@ -398,7 +398,7 @@ class Drawing:
             self.problem = str(error)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows of the strokes."""
+        """Return the page's view of the strokes."""
         with self._lock:
             self.values  # noqa: B018  It counts the drawn voxels.
             return {
@@ -423,8 +423,8 @@ def stamp_of_file(path: Path) -> tuple[int, ...] | None:
 def has_unsaved(path: Path, _mtime_ns: int, inputs: str, *, has_strokes: bool) -> bool:
     """Return whether a file of a drawing, of a time, has strokes not saved with their result.
 
-    A result of other inputs is none. `has_strokes` tells whether the file of strokes is there,
-    which is written with each result.
+    A result of other inputs does not count. `has_strokes` tells whether the file of strokes is
+    there, which is written with each result.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -436,7 +436,7 @@ def has_unsaved(path: Path, _mtime_ns: int, inputs: str, *, has_strokes: bool) -
             return bool(content["state"] != content["saved_state"] or is_of_others)
         return bool(content["saved"] != content["digest"] or is_of_others)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return True  # Whoever opens the case is told why.
+        return True  # Opening the case shows the reason.
 
 
 def _sparse(values: Array) -> tuple[Places, Array]:
@@ -453,7 +453,7 @@ def _digest_of_edits(edits: Sequence[Edit], grid: Sequence[int]) -> str:
 
 
 def _digest(places: Places, values: Array, grid: Sequence[int]) -> str:
-    """Return a text that is that of equal strokes alone; "" if nothing is drawn."""
+    """Return a text that only equal strokes have; "" if nothing is drawn."""
     if not len(places):
         return ""
     # As in files, the first axis is the fastest.

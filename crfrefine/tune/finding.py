@@ -18,7 +18,7 @@ from crfrefine.tune.options import TuneOptions
 
 
 def find_cases_to_show(options: TuneOptions) -> RunInputs:
-    """Find the cases, in the order of their names, with the references that there are."""
+    """Find the cases, in the order of their names, with their references."""
     labels = options.labels
     if labels is None and options.inputs.nnunet is not None:
         labels = find_references(options.inputs.nnunet, options.inputs.images)

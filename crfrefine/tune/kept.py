@@ -1,4 +1,4 @@
-"""What is kept of each case, with its state: strokes, notes, and the files of what was saved."""
+"""The data kept of each case, with its state: strokes, notes, and saved files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from crfrefine.tune.session import Session
 
 
 class KeptCases:
-    """The cases of the page, and what is kept of them, in a folder or without one in memory.
+    """The cases of the page, and their kept data, in a folder or without one in memory.
 
     Its methods may be called from any thread.
     """

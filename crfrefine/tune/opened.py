@@ -1,4 +1,4 @@
-"""Which case is open, and the one that is probably opened next, which is read ahead."""
+"""Which case is open, and which one is probably next and so read ahead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAUSE = 0.02  # seconds after which work that gives way to the page looks again
 
 
 class EndedError(Exception):
-    """The page has ended, and so does what is done beside it."""
+    """The page has ended, and so does the work beside it."""
 
 
 class OpenCase:
@@ -72,10 +72,10 @@ class OpenCase:
             session.drawing.forget()
 
     def open(self, number: int) -> None:
-        """Open a case in place of the one that is open, whose strokes are kept.
+        """Open a case instead of the open one, whose strokes are kept.
 
         It stops computing at once. If the other one cannot be read, the case that is open stays
-        open. Where several are opened at a time, the last one that was asked for is.
+        open. Where several are opened at a time, the last one asked for is.
         """
         with self._lock:
             self._opening = number

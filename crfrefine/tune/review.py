@@ -20,7 +20,7 @@ _MAX_NOTE = 500  # characters
 
 
 class Review(NamedTuple):
-    """What is noted of a case."""
+    """The notes on a case."""
 
     state: str = TO_DO
     note: str = ""
@@ -29,22 +29,22 @@ class Review(NamedTuple):
 class Reviews:
     """The notes of all cases, in `reviews.csv` of a folder; without one only in memory.
 
-    Another program may change the table meanwhile: what it writes is taken, with its own columns.
+    Another program may change the table meanwhile: its rows are taken, with its own columns.
     """
 
     def __init__(self, case_ids: Sequence[str]) -> None:
         self._case_ids = [for_spreadsheet(case_id) for case_id in case_ids]
         self._headings: Sequence[str] = _HEADINGS
         self._rows: dict[str, dict[str, str]] = {}  # of the table, by their cases
-        self._unwritten: dict[str, dict[str, str]] = {}  # what the table does not have yet
+        self._unwritten: dict[str, dict[str, str]] = {}  # notes that the table lacks so far
         self._path: Path | None = None
         self._stamp: object = None  # of the table when it was read or written
         self.problem = ""  # why the table cannot be read or written
 
     def keep_in(self, folder: Path) -> None:
-        """Read what was noted in a folder, and write there from now on.
+        """Read the notes in a folder, and write there from now on.
 
-        What was noted before, in memory, is written at once.
+        Earlier notes in memory are written at once.
         """
         self._path = folder / "reviews.csv"
         self.problem = ""
@@ -53,7 +53,7 @@ class Reviews:
             self._write()
 
     def read_again(self) -> None:
-        """Read the table if another program has written it; one that is damaged is told."""
+        """Read the table if another program has written it; a damaged one is reported."""
         if self._path is None or stamp_of_file(self._path) in (None, self._stamp):
             return
         stamp = stamp_of_file(self._path)
@@ -77,7 +77,7 @@ class Reviews:
         self.problem = ""
 
     def of_case(self, case_id: str) -> Review:
-        """Return what is noted of a case."""
+        """Return the notes on a case."""
         row = self._rows.get(for_spreadsheet(case_id), {})
         return Review(row.get("state") or TO_DO, row.get("note", ""))
 

@@ -78,7 +78,7 @@ _HEADERS = {
 def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> None:
     """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
 
-    `tell` gets its address, and one that leads there a single time. InputError: port taken.
+    `tell` gets its address, and another that leads there a single time. InputError: port taken.
     """
 
     class Server(uvicorn.Server):
@@ -110,7 +110,7 @@ def serve(worklist: Worklist, port: int, tell: Callable[[str, str], None]) -> No
 
 
 def _listen(port: int, kept_port: int) -> socket.socket:
-    """Take a port; with 0 the one that the folder had before, if it is free, or any free one."""
+    """Take a port; with 0 the earlier one of the folder, if it is free, or any free one."""
     if not port:
         with suppress(OSError, OverflowError):
             return socket.create_server((HOST, kept_port))
@@ -257,7 +257,7 @@ class Guard(BaseHTTPMiddleware):
 
 
 async def _body(request: Request) -> bytes:
-    """Return what a request sends; raise InputError if it is too long."""
+    """Return the content of a request; raise InputError if it is too long."""
     content = bytearray()
     async for part in request.stream():
         content += part

@@ -203,10 +203,10 @@ class Session:
         }
 
     def prepare(self, progress: Callable[..., None]) -> None:
-        """Compute what the page shows first, the result with the parameters of the case.
+        """Compute the page's first view, the result with the parameters of the case.
 
         `progress` is called at each step, and may raise to stop. It stops by itself once the case
-        is left, or the page asks for other parameters. A large case has none.
+        is left, or the page asks for other parameters. A large case lacks it.
         """
         parameters = self._chosen.of_case(self.case.case_id)
         if self.is_large:
@@ -217,7 +217,7 @@ class Session:
                 raise _StaleError
             progress(*steps)
 
-        with suppress(CrfRefineError, _StaleError):  # The page is told by `refine`.
+        with suppress(CrfRefineError, _StaleError):  # `refine` reports it to the page.
             self._refine_whole(parameters, check)
 
     def refine(
@@ -404,7 +404,7 @@ class Session:
     def plane(self, plane: int, place: Sequence[int], modality: int, *, is_known: bool) -> bytes:
         """Return a plane with the newest labels, as of `pack_plane`.
 
-        `is_known` tells that the page has what stays the same: image, network and reference.
+        With `is_known` the page already has the constant part: image, network and reference.
         """
         case = self.case
         shown = self.shown
@@ -480,7 +480,7 @@ class Session:
     def _facts(
         self, refined: RefinementResult, part: Box | tuple[()], started: float
     ) -> dict[str, Any]:
-        """Return what the page tells of a result; () is the part of the whole case."""
+        """Return the page's data of a result; () is the part of the whole case."""
         case = self.case
         rows, num_changed = score_labels(
             case.network_labels[part],

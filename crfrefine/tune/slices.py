@@ -50,9 +50,9 @@ def pack_plane(
 ) -> bytes:
     """Return a plane of an image and of label maps as the page takes it.
 
-    It is a line of JSON, which says what follows, and then arrays row by row from the top: the
+    It is a line of JSON, which lists the rest, and then arrays row by row from the top: the
     image as 32-bit floating-point numbers, and labels as 16-bit or 8-bit integers, all with their
-    lowest byte first. Raise InputError if the case has no such plane.
+    lowest byte first. Raise InputError if the case lacks this plane.
 
     Args:
         case: the case.

@@ -27,7 +27,7 @@ from crfrefine.tune.case import TuneCase
 # between slices; the island at the seed, and all others of its label.
 FOUND = ("fill", "flood", "between", "island", "others")
 
-# Voxels that are found at most: each one that the network has wrong takes 70 µs of a refinement.
+# Voxels that are found at most: each wrong voxel of the network takes 70 µs of a refinement.
 MAX_FOUND = 100_000
 REACH = 150  # voxels that a fill reaches to each side of its seed
 _SMALLEST = 1 / 50  # share of a projection's longer side that its smallest island has
@@ -152,7 +152,7 @@ class Islands:
 
 
 class Tools:
-    """What is found in a case with its newest labels and strokes, (*grid) each."""
+    """A case for searching, with its newest labels and strokes, (*grid) each."""
 
     def __init__(self, case: TuneCase, labels: Array, drawn: Array) -> None:
         self._case = case
@@ -177,7 +177,7 @@ class Tools:
             shape: of the stroke.
             plane: the plane that was pointed at.
             place: the voxel that was pointed at.
-            value: what the stroke draws.
+            value: the stroke's label.
             limits: where it may draw, which a fill does not leave.
         """
         case = self._case

@@ -1,4 +1,4 @@
-"""What the page asks of its cases: those that are kept, the open one, and all of them at once.
+"""The requests of the page about its cases: those kept, the open one, and all at once.
 
 Locks are taken in this order: the one of reading a case, which is held while it is read; that of
 `OpenCase`; that of `KeptCases`; that of a `Drawing`. While one of the last three is held, nothing
@@ -44,10 +44,10 @@ class Worklist:
         self.opened = OpenCase(first, self.kept.read, self._read_next)
         self.batch = Batch(inputs, options.inputs, self.opened.give_way)
         self.batch.refused = unreadable
-        self._beginning = threading.Lock()  # Only one begins what is done with all cases.
+        self._beginning = threading.Lock()  # Only one begins work on all cases.
 
     def _read_first(self, unreadable: dict[int, str]) -> Session | None:
-        """Read the case that the options name, else the first one that is to be done.
+        """Read the case that the options name, else the first case to be done.
 
         If that cannot be read, it is the first case of all; of cases whose strokes are damaged, the
         next one. What is wrong with them goes into `unreadable`. None means that all are damaged.
@@ -127,7 +127,7 @@ class Worklist:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return the cases with their states, the open one, and what is being done.
+        """Return the cases with their states, the open one, and the work on all.
 
         A case is saved if its result is that with the parameters of the page.
         """
@@ -170,8 +170,8 @@ class Worklist:
     def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Begin to save each case whose strokes are not those of its result; return the cases.
 
-        One that was saved before keeps its parameters; the others get those of the page. These are
-        chosen for the open case, as of `choose`.
+        A case that was saved before keeps its parameters; the others get those of the page. These
+        are chosen for the open case, as of `choose`.
         """
         self.choose(self.opened.number, preset, changes)
         return self._save_each((CORRECTED,), OF_CASE)

@@ -1,6 +1,6 @@
-// Sums over the surroundings of voxels, brick by brick: a thread copies what the voxels of a brick
-// and around it send into memory of its own, sums there, and adds what they received to the result.
-// Bricks that have voxels in common take turns, in an order that the grid alone sets.
+// Sums over the surroundings of voxels, brick by brick: a thread copies the values that voxels of a
+// brick and around it send into its own memory, sums there, and adds what they received to the
+// result. Bricks that have voxels in common take turns, in an order that only the grid sets.
 #pragma once
 
 #include <array>
@@ -120,7 +120,7 @@ class BrickSum {
     // common.
     void for_bricks(FunctionRef<const BrickRegion&, BrickMemory&> body);
 
-    // Sums what the first channels send; false if nothing is received.
+    // Sums the sent values of the first channels; false if nothing is received.
     virtual bool sum(int num_channels, const BrickRegion& region, BrickMemory& memory) const = 0;
 
    private:

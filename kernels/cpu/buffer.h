@@ -76,7 +76,7 @@ class BlockCache {
         }
     }
 
-    // Returns what is idle to the system before so many bytes are allocated. Before a small array
+    // Returns idle memory to the system before so many bytes are allocated. Before a small array
     // the heap is not trimmed: whatever is allocated next would have to touch its pages for the
     // first time again, which costs training on small crops a third of its time.
     static void release_idle(int64_t next_bytes) {

@@ -1,5 +1,5 @@
-// The features of a kernel, positions and intensities over their bandwidths: what a filter is built
-// on, and columns of them for gradients.
+// The features of a kernel, positions and intensities over their bandwidths: the input of a
+// filter, and columns of them for gradients.
 #pragma once
 
 #include "cpu/thread_pool.h"
@@ -16,7 +16,7 @@ struct FeatureOrigin {
 // The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    // mm, one per box axis; empty for points, whose features are the intensities alone
+    // mm, one per box axis; empty for points, whose features are only the intensities
     std::vector<double> theta_position;
     std::vector<double> theta_beta;       // one per modality
     std::vector<const float*> intensity;  // whole grid, one array per modality

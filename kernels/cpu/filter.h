@@ -19,7 +19,7 @@ constexpr double kSpatialRadius = numerics::SPATIAL_RADIUS;
 // memory for them would show.
 constexpr int64_t kFewVoxels = int64_t{1} << 18;
 
-// What a caller may know of a filter before it filters, to make the calls that are cheap.
+// Facts about a filter before it filters, to make the calls that are cheap.
 struct FilterTraits {
     bool is_symmetric = true;  // transposed, it is the same operator
     bool keeps_image = false;  // it reads the image that it was built on whenever it filters

@@ -378,7 +378,7 @@ class GridFilter final : public Filter {
     // Filters `part` of each row of `size` consecutive floats: a band, or a grid of one axis.
     void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
         const int64_t row_size = level_[last()];
-        // Cells that lie in the part completely; the part's other numbers are zero.
+        // Cells completely inside the part; the part's other numbers are zero.
         const int64_t first = (part.begin + cell_ - 1) / cell_;
         const int64_t x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
         for (float* row = cells + first * cell_; row < cells + size; row += row_size) {

@@ -14,7 +14,7 @@ std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>&
 struct KernelSpec {
     std::string kind;                     // "bilateral" or "spatial"
     std::vector<double> theta_position;   // along each axis of the grid
-    std::vector<double> theta_intensity;  // of each modality; empty: of position alone
+    std::vector<double> theta_intensity;  // of each modality; empty: only of position
 
     // Calls read(name, field) for the fields of the kernel.
     template <class Read>

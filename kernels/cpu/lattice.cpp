@@ -56,7 +56,8 @@ template <class Row>
 void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch,
                 Row* rows) {
     const int64_t longest = lattice.longest_list + kListPadding;
-    // What the vertices of a list receive, and those of the next one; which of them are neighbors.
+    // The received values of the vertices of a list, and of the next one; which of them are
+    // neighbors.
     Row *received = scratch, *next_received = scratch + longest;
     auto* const own = reinterpret_cast<uint32_t*>(scratch + 2 * longest);
     auto* const next = reinterpret_cast<uint32_t*>(scratch + 3 * longest);

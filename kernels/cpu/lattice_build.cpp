@@ -124,7 +124,7 @@ class VertexLists {
     }
 
     // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without
-    // branches, which would be mispredicted: what is written for the vertex that is not passed is
+    // branches, which would be mispredicted: the entry of a vertex that is not passed is
     // written again. Returns whether there are any.
     bool link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step,
               const Links& links) const {

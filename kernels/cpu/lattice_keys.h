@@ -152,7 +152,7 @@ class KeySpace {
                                                   : all_units_ - d - unit_[direction]);
     }
 
-    // What is added to a key if all quotients grow by one.
+    // The change of a key if all quotients grow by one.
     Key after_all() const { return all_units_; }
 
    private:
@@ -164,7 +164,7 @@ class KeySpace {
 };
 
 // Calls function(geometry, key space) with the narrowest keys that hold the image's features.
-// Throws CapacityError if there are none.
+// Throws CapacityError without any.
 template <class Function>
 auto with_key_space(const BilateralInput& input, Function&& function) {
     const LatticeGeometry geometry = choose_geometry(num_features(input));

@@ -57,7 +57,7 @@ BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& lay
                                 ThreadPool& pool);
 
 // The order of a block's vertices: by column (the coordinates that depend on position), then by
-// remainder, and within such a *list* by the rest of the key. A step along a direction takes a list
+// remainder, and within this *list* by the rest of the key. A step along a direction takes a list
 // to another one and adds one number to each key.
 
 template <class Key>

@@ -1,4 +1,4 @@
-// What the Python module holds: arrays in, arrays out, no rules of the model.
+// The content of the Python module: arrays in, arrays out, no rules of the model.
 #include "cpu/module.h"
 
 #include "cpu/cpu_level.h"

@@ -93,8 +93,8 @@ nanobind::dict as_dict(const MeanFieldOutcome& outcome);
 // For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
 void check_signals();
 
-// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the
-// callback raises comes out of the engine.
+// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; an exception
+// of the callback comes out of the engine.
 struct Reporter {
     const nanobind::object& progress;
     const char* stage;
@@ -139,7 +139,7 @@ class OneCall {
     std::atomic<std::thread::id> thread_{};  // the one at work
 };
 
-// What is held while an object that is kept between calls works, one call at a time.
+// Held while an object that is kept between calls works, one call at a time.
 struct EngineCall {
     EngineCall(OneCall& mutex, ThreadPool& pool) : lock(mutex), rest{pool} {}
 
@@ -150,8 +150,8 @@ struct EngineCall {
     Workspace workspace;
 };
 
-// What an object of the class Kernels has built, for runs on tiles. The set and the pool are used
-// while `one_call` is locked; the set has no kernels after their last run.
+// The kernels that an object of the class Kernels has built, for runs on tiles. The set and the
+// pool are used while `one_call` is locked; the set has no kernels after their last run.
 struct BuiltKernels {
     OneCall& one_call;
     KernelSet& set;

@@ -1,4 +1,4 @@
-// The entry of the Python module, compiled for each level; what it holds is compiled once for all
+// The entry of the Python module, compiled for each level; its content is compiled once for all
 // of them.
 #include <Python.h>
 

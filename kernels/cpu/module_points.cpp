@@ -50,7 +50,7 @@ class Points {
                       call.workspace);
     }
 
-    // out += the sums of K values over those of K ones, the inverses of which are the `scale`.
+    // out += the sums of K values over those of K ones, whose inverses are the `scale`.
     // False: nothing was done, the filter cannot.
     bool mean(const FloatArray& values, const FloatOut& scale, const FloatOut& out) {
         require_points(values);

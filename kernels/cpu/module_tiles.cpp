@@ -23,7 +23,7 @@ using StoredBox = nb::ndarray<const T, nb::device::cpu>;  // may be a box of a l
 
 constexpr int64_t kMaxVoxels = int64_t{1} << 48, kMaxOfTile = 1 << 16;
 
-// Voxels of a tile and what is within reach of it: more are searched for as a whole grid.
+// Voxels of a tile and those within reach of it: more are searched for as a whole grid.
 constexpr int64_t kMaxNeighborhood = 1 << 24;
 
 Tiling checked_tiling(const Extents& shape, const Extents& tile) {
@@ -97,7 +97,7 @@ Channel<T> channel_of(const StoredBox<T>& values) {
     return {values.data(), values.stride(last - 1), is_grid ? values.stride(0) : 0};
 }
 
-// A tiling with what is done on it. T: float or Half. Label: uint8_t or uint16_t.
+// A tiling with the work on it. T: float or Half. Label: uint8_t or uint16_t.
 class Tiles {
    public:
     Tiles(const Extents& shape, const Extents& tile, int threads)
@@ -233,7 +233,7 @@ auto copied(const Array& array) {
 }
 
 // The labels of the tiles of a grid, for runs of the mean field on them. Keeps the mask; of its
-// numbers, which are places in other arrays, it has copies: nobody can change them after the check.
+// numbers, which are places in other arrays, it has copies: they cannot change after the check.
 class LabelSets {
    public:
     LabelSets(const Extents& shape, const Extents& tile, const std::optional<MaskArray>& mask,

@@ -344,7 +344,7 @@ inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
 }
 
 // Calls body with the constant that equals `value`, as a std::integral_constant; the last one
-// stands for all other values.
+// is for all other values.
 template <int First, int... Others, class Body>
 void with_constant(int value, Body&& body) {
     if constexpr (sizeof...(Others) > 0) {

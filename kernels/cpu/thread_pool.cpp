@@ -1,4 +1,4 @@
-// Starts the threads of a pool, hands out items, and passes on what an item throws.
+// Starts the threads of a pool, hands out items, and passes on their exceptions.
 #include "cpu/thread_pool.h"
 
 #include <atomic>

@@ -113,8 +113,8 @@ class ChannelTileFilter final : public TileFilter {
         pool_.run(static_cast<int64_t>(items.size()), [&](int64_t i, int) { body(items[i]); });
     }
 
-    // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros
-    // always.
+    // Writes the sent values of some channels, or zeros to the same places: elsewhere there
+    // are zeros always.
     void put(const SentVoxels& sent, int first, int count, bool clear) {
         const int64_t num_voxels = voxels_.num_voxels;
         const int64_t tile_voxels = set_.tiling.tile_voxels();
@@ -164,7 +164,7 @@ class ChannelTileFilter final : public TileFilter {
         });
     }
 
-    // Adds what was received in some channels to the messages.
+    // Adds the received values of some channels to the messages.
     void take(int first, int count, int filtered, bool sums_to_zero, const float* label_weight,
               float* message) {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();

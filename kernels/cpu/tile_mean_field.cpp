@@ -207,7 +207,7 @@ class TileMeanField {
         }
     }
 
-    // From the messages to new marginals, and what is new in them.
+    // From the messages to new marginals, and their changes.
     void update(int64_t tile, Scratch& scratch) {
         const int labels = num_labels(tile);
         for (auto* of_row : {&scratch.pairwise, &scratch.logits, &scratch.marginals})

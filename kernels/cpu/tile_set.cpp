@@ -105,7 +105,7 @@ Borders::Borders(const TileSet& set, const uint8_t* may_matter, const int64_t (&
                 std::min(tiling.shape[a] - 1, tiling.end(a, at[a]) - 1 + reach[a]) / tiling.tile[a];
         }
         for (int64_t e = set.first_entry[item]; e < set.first_entry[item + 1]; ++e) {
-            std::vector<Span> open;  // what is within reach of the tiles where the label is missing
+            std::vector<Span> open;  // voxels within reach of the tiles where the label is missing
             for (int64_t z = low[0]; z <= high[0]; ++z)
                 for (int64_t y = low[1]; y <= high[1]; ++y)
                     for (int64_t x = low[2]; x <= high[2]; ++x) {

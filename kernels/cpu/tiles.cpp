@@ -42,7 +42,7 @@ bool all_lanes(const Byte* bytes, int64_t count, Byte byte) {
     return load(lanes);
 }
 
-// Where the row of a tile lies in its source.
+// Place of the row of a tile in its source.
 template <class T>
 const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item,
                     const TileRow& row) {
@@ -213,7 +213,7 @@ struct LabelBox {
     }
 };
 
-// A tile and what lies within `halo` voxels of it, as one array; rows along the last axis.
+// A tile and the voxels within `halo` of it, as one array; rows along the last axis.
 struct Neighborhood {
     int64_t halo[3], shape[3], size;  // shape of the array, and its number of voxels
     int64_t own_row(int64_t z, int64_t y) const {
@@ -229,7 +229,7 @@ struct Neighborhood {
     }
 };
 
-// Where the label occurs in a tile's neighborhood, and what becomes of it axis by axis; 0 or 1.
+// Places of the label in a tile's neighborhood, changed axis by axis; 0 or 1.
 struct Occurrence {
     std::vector<uint8_t> here, along_z, along_y, near;
 };

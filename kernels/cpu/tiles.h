@@ -53,7 +53,7 @@ inline vfloat load_some(const Half* from, int64_t count) {
 #endif
 }
 
-// A row of a tile, as far as it is inside the grid.
+// The part of a tile's row inside the grid.
 struct TileRow {
     int64_t z, y, x, length;  // its first voxel, and the number of its voxels
     int64_t number, place;  // among the tile's rows, and of its first voxel among the tile's voxels
@@ -113,7 +113,7 @@ struct Decoding {
     }
 };
 
-// What is known of each voxel after some channels. All of it covers the grid.
+// Knowledge of each voxel after some channels. All of it covers the grid.
 struct Survey {
     float* log_sum;  // log of the sum over the channels so far of exp((logit + bias) / temperature)
     float* best;     // the largest logit so far
@@ -176,7 +176,7 @@ void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, i
 // A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that
 // have it within reach.
 
-// The logits of a label: at a voxel that has it, at others within reach of such a voxel, and
+// The logits of a label: at a voxel that has it, at others within reach of one, and
 // elsewhere.
 struct LabelLogits {
     float own, near, absent;

@@ -1,5 +1,5 @@
 // The update of the mean field, from logits x to marginals Q = softmax(x): with what the energy and
-// the stopping rule need of it, and its Jacobian for the backward pass. Another update in place of
+// the stopping rule need of it, and its Jacobian for the backward pass. Another update instead of
 // the softmax changes this file. All functions work on sixteen voxels at a time.
 #pragma once
 
@@ -16,7 +16,7 @@ struct LabelLanes {
     void set(int label, const vfloat& value) const { store(first + label * stride, value); }
 };
 
-// What an update knows besides the marginals.
+// Inputs of an update besides the marginals.
 struct UpdateLanes {
     vfloat negative_entropy;  // sum Q log Q
     // The largest of <Q, x> - sum Q log Q over all Q, which the new marginals attain, with x

@@ -109,7 +109,7 @@ struct Neighbors {
 };
 
 // A vertex's row after [1 2 1] / 2 along the first `Count` directions of a launch; each row has the
-// bits that it has if every direction has a launch of its own.
+// bits that it has if every direction has its own launch.
 template <int Count>
 CRF_D Channels blurred(const Channels* from, const Neighbors& neighbors, int64 vertex) {
     if constexpr (Count == 0) {

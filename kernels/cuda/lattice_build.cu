@@ -269,7 +269,7 @@ struct VertexTable {
     int bits;
     const uint32* vertex;  // (slot)
 
-    // The vertex with a key; -1: there is none.
+    // The vertex with a key; -1 without one.
     CRF_D int find(Key key) const {
         const uint64 mask = (1ull << bits) - 1;
         uint64 slot = hash_of(key) >> (64 - bits);

@@ -84,7 +84,7 @@ CRF_D int largest_label(const Real (&x)[kLabels]) {
 // With one group of channels, the last pass of two filters is done here, too: that of a lattice,
 // from vertex_rows to slice_weight, see slice_values; and that along an axis of the box, from `box`
 // to axis_weight, see filter_axis. places: (voxel) those in the box, or nullptr: the voxels' own
-// numbers. vertex_rows, box: nullptr if there is no such filter.
+// numbers. vertex_rows, box: nullptr without this filter.
 CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size,
            const int64* __restrict__ grid_index, int64 num_voxels, Real inverse_temperature,
            const Channels* old_marginals, Channels* marginals, int has_messages,

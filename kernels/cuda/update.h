@@ -1,5 +1,5 @@
 // The update of the mean field, from logits x to marginals Q = softmax(x), with its part of the
-// energy, and its Jacobian for gradients: cpu/update.h for the GPU. Another update in place of the
+// energy, and its Jacobian for gradients: cpu/update.h for the GPU. Another update instead of the
 // softmax changes this file. Logits, marginals and gradients are anything with a number per label.
 #pragma once
 

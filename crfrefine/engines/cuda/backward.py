@@ -68,7 +68,7 @@ class Backward:
             self._by_intensity = xp.zeros((len(image), num_voxels), dtype=np.float32)
 
         # Rows of the marginals, of the gradients with respect to messages and to marginals, and of
-        # what the filters make of the first two.
+        # the filtered first two.
         width = row_width(num_labels - 1)
         shape = (num_row_groups(num_labels - 1), num_voxels, width)
         self._constants = {"CRF_WIDTH": width}
@@ -287,7 +287,7 @@ class Backward:
         return gradient
 
     def _penalty(self, number: int) -> Arguments:
-        """Return the arguments that stand for a kernel's weights and the compatibility."""
+        """Return the arguments for a kernel's weights and the compatibility."""
         return {
             "weights": self._weights[number],
             "compatibility": self._compatibility,

@@ -108,7 +108,7 @@ class FeatureSource(Protocol):
     num_points: int
     num_features: int
     features: Any  # (feature, point) float32 on the device
-    spans: list[float]  # the largest value of each feature, the smallest of which is 0
+    spans: list[float]  # the largest value of each feature; the smallest one is 0
 
 
 class ExactFilter(Filter):

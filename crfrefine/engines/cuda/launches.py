@@ -35,10 +35,10 @@ class Launcher(ABC):
     ) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with its arguments by their names.
 
-        The items are threads, of which at least so many run. For a kernel whose threads share
+        The items are threads; at least so many run. For a kernel whose threads share
         memory they are blocks, of constants["CRF_THREADS"] threads each. An argument that is None
-        becomes a null pointer. Raises TypeError if one is missing, or if the kernel has none of
-        that name, or another type.
+        becomes a null pointer. Raises TypeError if one is missing, or if the kernel has no argument
+        of that name, or another type.
         """
         if num_items == 0:
             return

@@ -236,7 +236,7 @@ class MeanFieldRun:
         return tuple(energy.tolist())
 
     def _filter_marginals(self) -> None:
-        """Launch the filters of a step, but for the endings that the update does itself.
+        """Launch the filters of a step, except the endings that the update does itself.
 
         It does one of each kind, if there is one group of channels.
         """

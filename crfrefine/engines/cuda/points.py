@@ -55,7 +55,7 @@ class CudaPoints:
     def __init__(self, device: CupyDevice, points: Any, method: str) -> None:
         """Build the kernel of features (D, *grid), float32; `method` is "exact" or "lattice".
 
-        Raises CapacityError for too many features, or one that spans too many bandwidths, and
+        Raises CapacityError for too many features, or a span of too many bandwidths, and
         InputError if no two points share a vertex of the lattice.
         """
         self._device = device

@@ -50,7 +50,7 @@ class MassSums:
         products = products.reshape(self._num_labels, self._num_labels)
         masses = products.sum(axis=1)  # marginals sum to 1
         np.fill_diagonal(products, 0.0)
-        # Such a sum for a label's variance loses no digits: nothing in it cancels.
+        # This sum for a label's variance loses no digits: nothing in it cancels.
         return masses, np.diag(products.sum(axis=1)) - products
 
     def masses(self, logits: Any) -> Float64:

@@ -113,7 +113,7 @@ class Voxels:
 
     @cached_property
     def number(self) -> Any:
-        """Number of the voxel at each place of the box, (place) int32, -1 where there is none.
+        """Number of the voxel at each place of the box, (place) int32, -1 without one.
 
         None means that every place is a voxel, and its number is that of the place.
         """
@@ -232,7 +232,7 @@ class BilateralInput:
         device, num_points, num_features: those of the voxels, as a `FeatureSource` has them.
         features: (modality + axis, voxel) float32 on the device, counted from the box's first
             voxel and from the lowest intensities.
-        spans: the largest value of each feature, the smallest of which is 0.
+        spans: the largest value of each feature; the smallest one is 0.
     """
 
     def __init__(

@@ -211,7 +211,7 @@ _PAGE = jinja2.Environment(
     loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
 )
 _PAGE.filters.update(typeset=_typeset, base64=_base64)
-# What the template uses beside the values of an evaluation.
+# Names in the template beside the values of an evaluation.
 _PAGE.globals.update(
     version=__version__,
     dice=DICE,

@@ -23,7 +23,7 @@ class ShownCase(NamedTuple):
 
     case: str
     # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline; or
-    # what became of a lesion.
+    # the outcome of a lesion.
     place: str
     # Its Dice with the baseline, if there is one, and with the judged method; empty for a lesion.
     values: Float64

@@ -1,4 +1,4 @@
-"""What a file or a folder of DICOM is, without its voxels."""
+"""Description of a file or a folder of DICOM, without its voxels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_LISTED = 40
 
 
 def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
-    """Return what a file or folder is, as pairs of name and value, and the header of its volume.
+    """Return the description of a file or folder, as pairs, and the header of its volume.
 
     There is no volume if there are several series, or no slices. Raises UnsupportedFormatError or
     InputError for slices that are no volume.
@@ -61,7 +61,7 @@ def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
 
 
 def _describe_other(path: Path, dataset: Any) -> list[tuple[str, str]]:
-    """Return what a file without slices holds: contours, or a segmentation.
+    """Return the content of a file without slices: contours, or a segmentation.
 
     Of a segmentation, its type, size and segments, and the series that it was made on.
     """

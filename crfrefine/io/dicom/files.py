@@ -97,7 +97,7 @@ def class_of(dataset: Any) -> str:
 
 
 def class_name(dataset: Any) -> str:
-    """Return what a file is, such as "CT Image" or "RT Structure Set"."""
+    """Return the name of a file's kind, such as "CT Image" or "RT Structure Set"."""
     uid = pydicom.uid.UID(class_of(dataset))
     if not uid:
         return "no DICOM"
@@ -158,7 +158,7 @@ def _is_no_localizer(dataset: Any) -> bool:
 
 
 def find_series(path: Path, uid: str | None, notes: list[Note]) -> dict[Path, Any]:
-    """Return the headers of a series' files, or of the one file; notes name what is left out.
+    """Return the headers of a series' files, or of the one file; notes name the files left out.
 
     The series is the one with this UID, or the only one. Raise InputError for several, or none.
     """

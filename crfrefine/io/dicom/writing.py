@@ -46,7 +46,7 @@ _CONVERTED: dict[str, Any] = {
     "device_serial_number": "0",
     "specific_character_set": "ISO_IR 192",  # UTF-8 holds names in any language.
 }
-# How a refined segment says so, and former words of this kind.
+# The words in a refined segment, and former words of this kind.
 _REFINEMENT = f"refined with crfrefine {__version__}"
 _REFINED = re.compile(r"(?:^|; )(?:refined with )?crfrefine \S+$")
 _MAX_OF_A_TEXT = 1022  # characters of a description
@@ -214,7 +214,7 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
         words.append(_REFINEMENT)
         item.decode()  # The file to write has another character set.
         item.SegmentNumber = number
-        # Somebody drew it, or nobody knows; the refinement is an algorithm.
+        # It is drawn by hand, or unknown; the refinement is an algorithm.
         if item.get("SegmentAlgorithmType") not in ("AUTOMATIC", "SEMIAUTOMATIC"):
             item.SegmentAlgorithmType = "SEMIAUTOMATIC"
         item.SegmentAlgorithmName = _joined(item.get("SegmentAlgorithmName"), _REFINEMENT)
@@ -243,6 +243,6 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
 
 
 def _joined(text: object, words: str, most: int = MAX_OF_A_NAME) -> str:
-    """Return a text with further words at its end, in place of those of an earlier refinement."""
+    """Return a text with further words at its end, instead of those of an earlier refinement."""
     before = _REFINED.sub("", str(text or ""))[: most - len(words) - 2]
     return "; ".join(filter(None, [before, words]))

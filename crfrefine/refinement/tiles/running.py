@@ -157,7 +157,7 @@ def share_channels(
     tile, (*tiles), or -1.
 
     Labels share a channel where no message of one, over so many rings of tiles, can reach the
-    other's domain. The labels, the largest first, each take the first channel without such a label.
+    other's domain. The labels, the largest first, each take the first channel without one.
     """
     num_labels = len(sets.domains)
     domains = sets.domains.reshape(num_labels, -1).astype(np.float32)
