@@ -71,7 +71,7 @@ def is_available() -> bool:
 
     This does not load CuPy, and it loads the driver only if CuPy is installed.
     """
-    if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
+    if importlib.util.find_spec("cupy") is None or not may_have_gpu():
         return False
     from crfrefine.engines.cuda.cupy_device import NO_DEVICE, NO_DRIVER, ask_driver
 
