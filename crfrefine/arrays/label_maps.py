@@ -96,9 +96,9 @@ class LabelChanges:
 
 def dilated(mask: Bool, reach: Sequence[int]) -> Bool:
     """Return where a True voxel is within reach, in voxels to both sides of each axis."""
-    widened = mask.copy()
+    reached = mask.copy()
     for axis, distance in enumerate(reach):
-        planes = np.moveaxis(widened, axis, 0)
+        planes = np.moveaxis(reached, axis, 0)
         covered = 0
         last = min(distance, len(planes) - 1)
         while covered < last:  # Each step about doubles the distance.
@@ -107,7 +107,7 @@ def dilated(mask: Bool, reach: Sequence[int]) -> Bool:
             planes[step:] |= before[:-step]
             planes[:-step] |= before[step:]
             covered += step
-    return widened
+    return reached
 
 
 def count_inside(mask: Bool | None, shape: Sequence[int]) -> int:

@@ -47,9 +47,9 @@ def for_spreadsheet(name: str) -> str:
 
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return text that prints on one line; its end beyond `most` characters becomes "…"."""
-    whole = str(text)
-    shown = printable(whole[: most + 1])
-    if max(len(whole), len(shown)) > most:
+    full = str(text)
+    shown = printable(full[: most + 1])
+    if max(len(full), len(shown)) > most:
         return shown[: most - 1] + "…"
     return shown
 

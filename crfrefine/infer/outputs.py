@@ -23,7 +23,7 @@ from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.io import is_whole, placed_on, read_header, read_labels
+from crfrefine.io import is_intact, placed_on, read_header, read_labels
 from crfrefine.io.formats import WRITTEN_SUFFIXES
 from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, named_segments, segments_of, unique_stem
@@ -291,7 +291,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
     if not all(map(os.path.isfile, outputs.all())):
         return False
     volumes = [path for path in outputs.all() if path != outputs.preview]
-    if not all(map(is_whole, volumes)):
+    if not all(map(is_intact, volumes)):
         return False
     image = read_header(files.images[0])
     if outputs.archive is not None:
@@ -313,7 +313,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
             segments = segments_of_label_map(read_header(files.network[0]), reading)
         labels = read_labels(outputs.label_map).data
         label_files = outputs.files_of_labels(labels, segments)
-        if not all(map(is_whole, label_files)):
+        if not all(map(is_intact, label_files)):
             return False
         volumes += label_files
     headers = [placed_on(read_header(path), image) for path in volumes]

@@ -13,7 +13,7 @@ from crfrefine.io.headers import NetworkHeader, logits_header, placed_on, read_h
 from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import (
     Piece,
-    is_whole,
+    is_intact,
     read_channels,
     read_labels,
     read_logits,
@@ -25,6 +25,6 @@ from crfrefine.io.writing import write_channels, write_image, write_label_map, w
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
 __all__ += ["NetworkHeader", "Piece", "Segment", "VolumeHeader"]
-__all__ += ["is_whole", "logits_header", "placed_on", "read_channels", "read_header", "read_labels"]
-__all__ += ["read_logits", "read_pieces", "read_volume"]
+__all__ += ["is_intact", "logits_header", "placed_on", "read_channels", "read_header"]
+__all__ += ["read_labels", "read_logits", "read_pieces", "read_volume"]
 __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]

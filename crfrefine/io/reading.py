@@ -225,7 +225,7 @@ def decoded_pieces(
         first += header.num_channels
 
 
-def is_whole(path: str | Path) -> bool:
+def is_intact(path: str | Path) -> bool:
     """Return whether a file has the format of its name, and can be read up to its checksum."""
     try:
         header = read_header(path)

@@ -53,7 +53,7 @@ class KnownItem:
         engine = inputs.engine_for(self._image.device)
         return engine.kernels(grid, model.kernels, RunContext(threads))
 
-    def prepare(
+    def refiner(
         self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int
     ) -> Callable[[], Tensor]:
         """Build kernels, and return the function that refines logits (L, *grid) with them.

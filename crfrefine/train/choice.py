@@ -144,7 +144,7 @@ def choose_kind(
     sizes = []
     for candidates in trainings:
         sizes.append(max((len(candidate.gains) for candidate in candidates), default=0))
-    return choose(pooled(trainings, without), sum(sizes) - max(sizes))
+    return choose_candidate(pooled(trainings, without), sum(sizes) - max(sizes))
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]], without: int | None = None) -> list[Candidate]:
@@ -166,7 +166,7 @@ def pooled(trainings: Sequence[Sequence[Candidate]], without: int | None = None)
     return common
 
 
-def choose(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
+def choose_candidate(candidates: Sequence[Candidate], num_cases: int) -> Candidate | None:
     """Return the candidate to take; None means the network as it is.
 
     Only useful candidates are compared, gentler ones first. The first candidate about as good as

@@ -109,7 +109,7 @@ class Model:
     ) -> None:
         self._device = device
         self._base = parameters
-        # Bandwidths in voxels of a coarser network are handled like mm, since `_prepare` takes
+        # Bandwidths in voxels of a coarser network are handled like mm, since `_ready` takes
         # the spacing in these voxels.
         self._is_coarse = parameters.counts_network_voxels
         if self._is_coarse:
@@ -199,18 +199,18 @@ class Model:
         leaves = [model.with_leaves(self._device.tensors) for model in models]
         wanted = _moving_tensors(leaves)
 
-        def prepare(crop: Crop, threads: int) -> ReadyCrop:
-            return self._prepare(crop, threads, leaves)
+        def ready(crop: Crop, threads: int) -> ReadyCrop:
+            return self._ready(crop, threads, leaves)
 
-        ready: deque[ReadyCrop] = deque()
+        waiting: deque[ReadyCrop] = deque()
         if self._device.is_gpu:
             # The host waits for sizes of kernels while the GPU has little to do; then the crops
             # follow each other without a wait.
-            ready.extend(workers.run_on_device(prepare, batch))
+            waiting.extend(workers.run_on_device(ready, batch))
 
         def gradient_of(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
             # Kernels are freed with their crop's gradient.
-            ready_crop = ready.popleft() if ready else prepare(crop, threads)
+            ready_crop = waiting.popleft() if waiting else ready(crop, threads)
             value = loss(*ready_crop())
             return value.detach(), torch.autograd.grad(value, wanted)
 
@@ -224,9 +224,9 @@ class Model:
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Refine a crop, as of `Refine`; several threads may call it at a time."""
-        return self._prepare(crop, threads, self._crf_models(crop))()
+        return self._ready(crop, threads, self._crf_models(crop))()
 
-    def _prepare(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> ReadyCrop:
+    def _ready(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> ReadyCrop:
         """Build the kernels of a crop for the models of `_crf_models`."""
         tensors = self._device.crop(crop)
         spacing = crop.spacing
@@ -235,9 +235,9 @@ class Model:
             spacing = tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
         if crop.regions is None:
             logits = tensors.logits.float()
-            refine_channels = tensors.item.prepare(logits, models[0], spacing, threads)
+            refine_channels = tensors.item.refiner(logits, models[0], spacing, threads)
         else:
-            refine_channels = _prepare_regions(models, tensors, spacing, threads)
+            refine_channels = _ready_regions(models, tensors, spacing, threads)
 
         def refine() -> tuple[Tensor, Tensor]:
             refined = tensors.with_reference(refine_channels())
@@ -288,7 +288,7 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     return labels
 
 
-def _prepare_regions(
+def _ready_regions(
     models: Sequence[CrfModel], tensors: CropTensors, spacing: tuple[float, ...], threads: int
 ) -> Callable[[], Tensor]:
     """Build the kernels of a crop, and return the function that refines log-odds (R, *grid).

@@ -191,7 +191,7 @@ def make_plan(options: TrainingOptions) -> TrainingPlan:
             "-c sharp"
         )
     cases = find_labeled_cases(options, base)
-    regions = choose_regions(options.regions, cases)
+    regions = regions_to_compare(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:
         base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
@@ -211,7 +211,7 @@ def make_plan(options: TrainingOptions) -> TrainingPlan:
     return TrainingPlan(options, cases, regions, tuple(folds), base)
 
 
-def choose_regions(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple[int, ...]]:
+def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple[int, ...]]:
     """Return the requested regions, or those of the channels, or each foreground label.
 
     Raise ConfigError for unusable regions.

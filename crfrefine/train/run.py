@@ -1,6 +1,6 @@
 """The whole of `crfrefine train-crf`, stage after stage.
 
-The stages are: plan, prepare, try the starts, train the folds, measure them, train on all cases,
+The stages are: plan, read, try the starts, train the folds, measure them, train on all cases,
 compare, write. PyTorch is imported after the plan, since its import takes seconds.
 """
 

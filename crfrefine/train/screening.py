@@ -50,7 +50,7 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
         rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
 
     best_of_folds: dict[int, Sequence[Candidate]] = dict.fromkeys(folds, starts)
-    if _are_whole(crops):
+    if _are_sampled_fully(crops):
         best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=1.0)
     else:
         best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=0.5)
@@ -105,7 +105,7 @@ def best_on_crops(
     larger ones.
     """
     crops = [material.crops[case] for case in spread_out(deciding)]
-    if len(trajectories) == 1 or _are_whole(crops):
+    if len(trajectories) == 1 or _are_sampled_fully(crops):
         return trajectories[0]
 
     def mean_dice(trajectory: Trajectory) -> float:
@@ -117,7 +117,7 @@ def best_on_crops(
     return max(trajectories, key=mean_dice)
 
 
-def _are_whole(crops: Sequence[Crop]) -> bool:
+def _are_sampled_fully(crops: Sequence[Crop]) -> bool:
     """Return whether the samples of crops are all of their voxels that count."""
     return all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
 

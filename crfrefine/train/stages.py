@@ -14,14 +14,14 @@ from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
 from crfrefine.train.plan import TrainingPlan
-from crfrefine.train.preparing import read_material
 from crfrefine.train.progress import Progress, TrainingObserver
+from crfrefine.train.reading import read_material
 from crfrefine.train.screening import choose_starts
 from crfrefine.train.workers import Workers
 
 
 def train(plan: TrainingPlan, observer: TrainingObserver, started: float) -> TrainingResult:
-    """Prepare, cross-validate, train on all cases, and compare.
+    """Read, cross-validate, train on all cases, and compare.
 
     `started` is when the run began, in seconds of the monotonic clock.
     """

@@ -75,7 +75,7 @@ def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choic
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
 
-    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
+    choice = choose_parameters(inputs, observer, seed=options.seed, threads=options.threads)
     if not choice.case_ids:
         reason = next(iter(choice.left_out.values()), "there is none")
         raise InputError(
@@ -118,7 +118,7 @@ def choose_for(
             observer.note(NoteKind.CHOSEN_EARLIER(name=name))
             return replace(options, parameters=parameters, choice=run.choice)
 
-    choice = choose(
+    choice = choose_parameters(
         plan.inputs,
         observer,
         max_cases=MAX_CASES_OF_A_RUN,
@@ -129,7 +129,7 @@ def choose_for(
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
 
 
-def choose(
+def choose_parameters(
     inputs: RunInputs,
     observer: TrainingObserver,
     *,

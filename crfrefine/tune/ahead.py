@@ -19,7 +19,7 @@ GiveWay = Callable[..., None]
 class _Next(NamedTuple):
     number: int
     reading: Future[Session | None]
-    preparing: Future[None]
+    refining: Future[None]
 
 
 class ReadAhead:
@@ -30,7 +30,7 @@ class ReadAhead:
         self._give_way = give_way
         self._thread = thread_pool(1, "read ahead", gives_way=True)
         self._next: _Next | None = None
-        self._preparing: Future[None] | None = None  # goes on once the case is open
+        self._refining: Future[None] | None = None  # goes on once the case is open
 
     def begin(self, number: int) -> None:
         """Begin to read a case instead of another one, unless it is read ahead already."""
@@ -38,8 +38,8 @@ class ReadAhead:
             return
         self.drop()
         reading = self._thread.submit(self._read, number)
-        self._preparing = self._thread.submit(self._prepare, reading)
-        self._next = _Next(number, reading, self._preparing)
+        self._refining = self._thread.submit(self._refine, reading)
+        self._next = _Next(number, reading, self._refining)
 
     def take(self, number: int) -> Future[Session | None] | None:
         """Return the reading of a case that is opened; None if it has not begun, or waits.
@@ -52,7 +52,7 @@ class ReadAhead:
             return None
         self._next = None
         if following.reading.cancel():  # The thread still reads a case that was dropped.
-            following.preparing.cancel()
+            following.refining.cancel()
             return None
         return following.reading
 
@@ -62,7 +62,7 @@ class ReadAhead:
         self._next = None
         if following is None:
             return
-        following.preparing.cancel()
+        following.refining.cancel()
         is_read = not following.reading.cancel() and following.reading.done()
         if is_read and following.reading.exception() is None:
             session = following.reading.result()
@@ -72,13 +72,13 @@ class ReadAhead:
     @property
     def is_busy(self) -> bool:
         """Whether a case is still being read, or its result computed."""
-        return self._preparing is not None and not self._preparing.done()
+        return self._refining is not None and not self._refining.done()
 
     def end(self) -> None:
         """Begin nothing more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, reading: Future[Session | None]) -> None:
+    def _refine(self, reading: Future[Session | None]) -> None:
         session = reading.result()
         if session is not None:
-            session.prepare(partial(self._give_way, ahead=session))
+            session.refine_ahead(partial(self._give_way, ahead=session))

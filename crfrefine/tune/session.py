@@ -202,7 +202,7 @@ class Session:
             **self.describe_parameters(self._chosen.of_case(case.case_id)),
         }
 
-    def prepare(self, progress: Callable[..., None]) -> None:
+    def refine_ahead(self, progress: Callable[..., None]) -> None:
         """Compute the page's first view, the result with the parameters of the case.
 
         `progress` is called at each step, and may raise to stop. It stops by itself once the case

@@ -241,7 +241,7 @@ class ShimDevice(Launcher):
         if self._is_watched:
             self.xp = FilledXp(POISON)
 
-    def prepare(self, source, kernel, constants, num_items, arguments):
+    def pack(self, source, kernel, constants, num_items, arguments):
         return partial(
             run_kernel,
             kernel_source(source, **constants),

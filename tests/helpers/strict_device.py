@@ -114,7 +114,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.num_allocations = 0
         self.most = self.used
 
-    def prepare(self, source, kernel, constants, num_items, arguments):
+    def pack(self, source, kernel, constants, num_items, arguments):
         for name, kind in kernel_source(source, **constants).kernels[kernel].items():
             argument = arguments[name]
             if not kind.endswith("*") or argument is None:
@@ -132,7 +132,7 @@ class StrictDevice(cuda_shim.ShimDevice):
                     f"rows need {alignment}"
                 )
         plain = {name: _plain(argument) for name, argument in arguments.items()}
-        run = super().prepare(source, kernel, constants, num_items, plain)
+        run = super().pack(source, kernel, constants, num_items, plain)
 
         def launch():
             self.launches[f"{source}.{kernel}"] += 1

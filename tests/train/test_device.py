@@ -192,8 +192,8 @@ class DeviceWithOrder(StrictDevice):
         super().__init__()
         self.events = []
 
-    def prepare(self, source, kernel, *others):
-        run = super().prepare(source, kernel, *others)
+    def pack(self, source, kernel, *others):
+        run = super().pack(source, kernel, *others)
 
         def launch():
             self.events.append(kernel)

@@ -49,7 +49,7 @@ from crfrefine.train.choice import (
     UNTRAINED,
     WITH_BIASES,
     Candidate,
-    choose,
+    choose_candidate,
     choose_kind,
     no_crf,
     pooled,
@@ -457,7 +457,7 @@ def candidate(kind, *gains):
 
 
 def chosen_kind(*found):
-    return getattr(choose(found, len(found[0].gains)), "kind", None)
+    return getattr(choose_candidate(found, len(found[0].gains)), "kind", None)
 
 
 GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
@@ -545,7 +545,7 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     data = locate_folders(write_cases(tmp_path / "data", 7))
     kind = f"{ONE_WEIGHT}, volume 0.75"
     monkeypatch.setattr(
-        "crfrefine.train.choice.choose",
+        "crfrefine.train.choice.choose_candidate",
         lambda tried, _: next(each for each in tried if each.kind == kind),
     )
     result = run_training(

@@ -352,7 +352,7 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
     with open_session(options) as session:
         network = session.case.network_labels
         assert session.describe()["is_large"]
-        session.prepare(lambda *progress: None)
+        session.refine_ahead(lambda *progress: None)
         assert session.shown.labels is network, "nothing is computed ahead"
         boxes = []
         drawn = []

@@ -190,9 +190,9 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
 
 def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
     worklist.read_ahead(1)
-    number, future, preparing = worklist.opened._ahead._next
+    number, future, refining = worklist.opened._ahead._next
     session = future.result(60)
-    preparing.result(60)
+    refining.result(60)
     assert number == 1
     worklist.read_ahead(1)
     assert worklist.opened._ahead._next[:2] == (1, future)

@@ -196,7 +196,7 @@ class CupyDevice(Launcher):
             "cupy": str(self.xp.__version__),
         }
 
-    def prepare(
+    def pack(
         self,
         source: str,
         kernel: str,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Arguments = dict[str, Any]  # of a kernel, by the names of its parameters
-Launch = Callable[[], None]  # runs a kernel with the arguments that it was prepared with
+Launch = Callable[[], None]  # runs a kernel with the arguments that it was given
 
 
 class Launcher(ABC):
@@ -42,7 +42,7 @@ class Launcher(ABC):
         """
         if num_items == 0:
             return
-        launch = self.prepare(source, kernel, constants, num_items, arguments)
+        launch = self.pack(source, kernel, constants, num_items, arguments)
         recorded = getattr(self._thread, "recorded", None)
         if recorded is None:
             launch()
@@ -64,7 +64,7 @@ class Launcher(ABC):
             self._thread.recorded = None
 
     @abstractmethod
-    def prepare(
+    def pack(
         self,
         source: str,
         kernel: str,

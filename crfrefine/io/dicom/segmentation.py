@@ -94,8 +94,8 @@ def items_by_label(path: Path, dataset: Any) -> dict[int, Any]:
     return dict(zip(labels, items.values(), strict=True))
 
 
-def _make_whole(path: Path, dataset: Any, notes: list[Note]) -> None:
-    """Make fractional segments whole, at half of their maximum."""
+def _make_binary(path: Path, dataset: Any, notes: list[Note]) -> None:
+    """Make fractional segments binary, at half of their maximum."""
     # Half of another fraction means nothing.
     kind = text_of(dataset, "SegmentationFractionalType")
     if kind not in ("OCCUPANCY", "PROBABILITY"):
@@ -152,7 +152,7 @@ def _open(
         algorithms = item.get("SegmentationAlgorithmIdentificationSequence") or []
         del algorithms[1:]  # highdicom reads a single one.
     if with_pixels.get("SegmentationType") == "FRACTIONAL":
-        _make_whole(path, with_pixels, notes)
+        _make_binary(path, with_pixels, notes)
     import highdicom
 
     return highdicom.seg.Segmentation.from_dataset(with_pixels, copy=False), grid

@@ -57,16 +57,16 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, 
                 held = waiting.pop(label)
                 planes = np.concatenate([held, planes])
                 first -= len(held)
-            num_whole = len(planes)
+            num_full = len(planes)
             if stop != num_planes:
-                num_whole = len(planes) // TILE[0] * TILE[0]
-            if num_whole < len(planes):
-                waiting[label] = planes[num_whole:].copy()
-            if num_whole:
-                whole = planes[:num_whole]
-                if whole.dtype not in (np.float32, np.float16):
-                    whole = whole.astype(np.float32)
-                yield label, slice(first, first + num_whole), np.ascontiguousarray(whole)
+                num_full = len(planes) // TILE[0] * TILE[0]
+            if num_full < len(planes):
+                waiting[label] = planes[num_full:].copy()
+            if num_full:
+                full = planes[:num_full]
+                if full.dtype not in (np.float32, np.float16):
+                    full = full.astype(np.float32)
+                yield label, slice(first, first + num_full), np.ascontiguousarray(full)
 
 
 class StoredChannels(ChannelSource):

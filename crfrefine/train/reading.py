@@ -1,4 +1,4 @@
-"""The second stage of a training run: the cases, prepared for all parts of the run."""
+"""The second stage of a training run: the cases are read, and what all parts of the run share."""
 
 from __future__ import annotations
 
