@@ -3,8 +3,8 @@
 An image that looks like a label map is an error of its case, and only a note if the user named this
 file or its modality; one that equals the reference or the network's output is an error always. A
 mask or strokes that look like an image are errors, and so are label maps (`label_input`). The
-arrays are those that are read anyway. `guesses` is the table of all rules by which a role, or what
-a file means, is taken for granted.
+arrays are those that are read anyway. docs/reference/roles.md has all rules by which a role, or
+what a file means, is taken for granted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The page of every guess is that of the program's table, whose notes and errors exist and are
-tested.
-"""
+"""The page of every guess is that of its table, whose notes and errors exist and are tested."""
 
 import ast
 import re
@@ -8,19 +6,18 @@ import runpy
 from pathlib import Path
 
 import crfrefine
-from crfrefine.cases.guesses import GUESSES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(crfrefine.__file__).parent
-ALL = [guess for guesses in GUESSES.values() for guess in guesses]
-TABLE = PACKAGE / "cases" / "guesses.py"
+ROLES = runpy.run_path(str(ROOT / "docs" / "roles.py"))
+ALL = [guess for guesses in ROLES["GUESSES"].values() for guess in guesses]
 
 
 def texts_of(folder):
     """All texts of the files in a folder, with those that a statement puts together."""
     texts = []
     for path in folder.rglob("*.py"):
-        if path == TABLE or path == Path(__file__):
+        if path == Path(__file__):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -30,7 +27,7 @@ def texts_of(folder):
 
 def test_the_page_is_that_of_the_table():
     page = (ROOT / "docs" / "reference" / "roles.md").read_text(encoding="utf-8")
-    assert runpy.run_path(str(ROOT / "docs" / "roles.py"))["page"]() == page, "run docs/roles.py"
+    assert ROLES["page"]() == page, "run docs/roles.py"
 
 
 def test_each_guess_can_be_contradicted_or_is_told():
