@@ -265,41 +265,33 @@ class FrameCheck:
         best = max(range(len(shares)), key=lambda turn: (shares[turn], letters[turn] == RAS))
         assert self._frame.label_map is not None
         label_map = self._frame.label_map.path
+        path = self._header.path
         if contradicts(shares[0], shares[best]):
+            placed = shlex.quote(f"{io.stem_of(path)}_placed.nii.gz")
+            convert = (
+                f"crfrefine convert {shlex.quote(str(path))} {placed} "
+                f"--like {shlex.quote(str(self._image.path))} --axes {letters[best]}"
+            )
+            advice = "Give it a place, and give that file in its stead:"
+            if letters[best] == RAS:
+                advice = (
+                    f"So do the readers {' and '.join(_TOWARD_RAS)} of nnU-Net: put the "
+                    "plans.json of the network beside it, which names the reader, or give it a "
+                    "place, and give that file in its stead:"
+                )
             raise InputError(
-                self._contradiction(label_map, letters, (shares[0], shares[best]), best)
+                f"{path}: its voxel axes seem to run toward {letters[best]}; expected "
+                f"{letters[0]}, as those of {self._image.path}: its labels agree with the label "
+                f"map {label_map} at {shares[best]:.0%} of the voxels that way, and at "
+                f"{shares[0]:.0%} as expected\n"
+                f"  {advice}\n    {convert}"
             )
         if is_doubtful(shares[0]):
             note = NoteKind.DOUBTFUL_FRAME(
-                self._header.path.name,
+                path.name,
                 axes=self._image.orientation,
                 label_map=label_map.name,
                 share=shares[0],
             )
             return [note]
         return []
-
-    def _contradiction(
-        self, label_map: Path, letters: list[str], shares: tuple[float, float], best: int
-    ) -> str:
-        """Return an error: expected and found axes, the evidence, and what to do."""
-        assumed, other = shares
-        path = self._header.path
-        placed = shlex.quote(f"{io.stem_of(path)}_placed.nii.gz")
-        convert = (
-            f"crfrefine convert {shlex.quote(str(path))} {placed} "
-            f"--like {shlex.quote(str(self._image.path))} --axes {letters[best]}"
-        )
-        advice = "Give it a place, and give that file in its stead:"
-        if letters[best] == RAS:
-            advice = (
-                f"So do the readers {' and '.join(_TOWARD_RAS)} of nnU-Net: put the plans.json of "
-                "the network beside it, which names the reader, or give it a place, and give that "
-                "file in its stead:"
-            )
-        return (
-            f"{path}: its voxel axes seem to run toward {letters[best]}; expected "
-            f"{letters[0]}, as those of {self._image.path}: its labels agree with the label map "
-            f"{label_map} at {other:.0%} of the voxels that way, and at {assumed:.0%} as expected\n"
-            f"  {advice}\n    {convert}"
-        )

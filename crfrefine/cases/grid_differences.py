@@ -102,8 +102,10 @@ def explain_difference(
     """
     shape = reference.grid_shape
     other_shape = other.grid_shape
-    if _fits_toward_ras(reference, other):
-        return _TOWARD_RAS.format(**_words_of_placing(reference, other), name=name)
+    if other.affine is None and reference.affine is not None and len(shape) == 3:
+        turned = Axes.toward("RAS", orientation_codes(reference.affine)).along(shape)
+        if other_shape == turned != shape:
+            return _TOWARD_RAS.format(**_words_of_placing(reference, other), name=name)
     order: tuple[int, ...] = ()  # in which the axes of the file have the sizes of the other one
     # A file with the affine of the other one, or without any: its axes are not turned.
     if is_elsewhere or same_grid(shape, reference.affine, shape, other.affine):
@@ -142,15 +144,6 @@ def explain_difference(
     if forms is not None or shape != other_shape:
         return forms
     return _explain_geometry((name, reference), (what, other))
-
-
-def _fits_toward_ras(reference: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether an array without geometry has the sizes of a volume turned to RAS."""
-    if other.affine is not None or reference.affine is None or len(reference.grid_shape) != 3:
-        return False
-    axes = Axes.toward("RAS", orientation_codes(reference.affine))
-    shape = axes.along(reference.grid_shape)
-    return other.grid_shape == shape != reference.grid_shape
 
 
 def _words_of_placing(reference: VolumeHeader, other: VolumeHeader) -> dict[str, str]:

@@ -151,7 +151,15 @@ class LabelNames:
                     f"{_or_by_number(label, option)}"
                 )
             if not targets:
-                self._require_free(path, label, name, option)
+                # The number must not be that of another name in the run.
+                other = self.names.get(label, "")
+                if tells(other):
+                    raise InputError(
+                        f"{path}: label {label} is named {name!r}, but {other!r} in "
+                        f"{self.sources[label]}, and nothing is named {name!r} there; labels are "
+                        "matched by their names: give a structure the same one"
+                        f"{_or_by_number(label, option)}"
+                    )
                 continue
             target = targets[0]
             if target in label_of and target:
@@ -172,16 +180,6 @@ class LabelNames:
                     "name; name it"
                 )
         return moved
-
-    def _require_free(self, path: Path, label: int, name: str, option: str) -> None:
-        """Raise InputError if a label with a name that the run lacks has the number of another."""
-        other = self.names.get(label, "")
-        if tells(other):
-            raise InputError(
-                f"{path}: label {label} is named {name!r}, but {other!r} in "
-                f"{self.sources[label]}, and nothing is named {name!r} there; labels are matched "
-                f"by their names: give a structure the same one{_or_by_number(label, option)}"
-            )
 
     def moves(self, names: Mapping[int, str]) -> dict[int, int]:
         """Return the result of `match` for a file in which all labels occur, without its errors."""

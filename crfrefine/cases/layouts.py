@@ -61,37 +61,28 @@ def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[list[Role]]:
     """Yield the roles of what the names may mean, by the most usual rules first."""
     deepest = min(max((len(file.folders) for file in files), default=0), _MAX_DEPTH)
     for depth in reversed(range(deepest)):
-        yield _roles(_by_folder(files, depth), kind_of)
+        yield _roles(_by_folders(files, depth, 1), kind_of)
     stems = {file.stem for file in files}
     for starts in _starts_of(stems):
         yield _roles(_by_start(files, starts), kind_of)
     for expression in (_NUMBERED, _WORD_FIRST):
         yield _roles(_by_number(files, expression), kind_of)
     for depth in range(deepest - 1):
-        yield _roles(_by_two_folders(files, depth), kind_of)
+        yield _roles(_by_folders(files, depth, 2), kind_of)
 
 
-def _by_folder(files: Iterable[File], depth: int) -> Iterator[_Named]:
-    """Yield files whose case is the name of a folder."""
+def _by_folders(files: Iterable[File], depth: int, number: int) -> Iterator[_Named]:
+    """Yield files whose case is named by a folder, or by two, as by patient and week."""
     for file in files:
-        if len(file.folders) > depth:
-            case = file.folders[depth]
+        folders = file.folders[depth : depth + number]
+        if len(folders) == number:
+            case = "_".join(folders)
             inside = []
-            for name in (*file.folders[depth + 1 :], file.stem):
-                inside.append(_SERIAL.sub(".*", without_part(name, case)))
-            yield case, (*file.folders[:depth], _CASE, *inside), file
-
-
-def _by_two_folders(files: Iterable[File], depth: int) -> Iterator[_Named]:
-    """Yield files whose case is named by two folders, as by patient and week."""
-    for file in files:
-        if len(file.folders) > depth + 1:
-            first, second = file.folders[depth : depth + 2]
-            case = f"{first}_{second}"
-            inside = []
-            for name in (*file.folders[depth + 2 :], file.stem):
-                inside.append(without_part(without_part(name, case), first))
-            yield case, (*file.folders[:depth], _CASE, _CASE, *inside), file
+            for name in (*file.folders[depth + number :], file.stem):
+                for part in dict.fromkeys((case, folders[0])):
+                    name = without_part(name, part)
+                inside.append(_SERIAL.sub(".*", name) if number == 1 else name)
+            yield case, (*file.folders[:depth], *[_CASE] * number, *inside), file
 
 
 def _by_start(files: Iterable[File], starts: Collection[str]) -> Iterator[_Named]:

@@ -66,18 +66,12 @@ def _find(
             name = path.relative_to(root).as_posix()
             found = expression.fullmatch(name[: len(name) - len(suffix)])
             if found:
-                matches.append(_match_of(path, found))
+                parts: dict[str, list[str]] = {}  # of the name of a case there may be several
+                for group, piece in found.groupdict().items():
+                    parts.setdefault(group.partition("_")[0], []).append(piece)
+                joined = {part: "_".join(pieces) for part, pieces in parts.items()}
+                matches.append(Match(path, **joined))
     return matches
-
-
-def _match_of(path: Path, found: re.Match[str]) -> Match:
-    """Return a file with the parts of its path; parts of the name of its case are joined."""
-    parts = {"case": "", **found.groupdict()}
-    pieces = [parts.pop("case")]
-    for number in range(2, len(found.groupdict()) + 1):
-        if f"case_{number}" in parts:
-            pieces.append(parts.pop(f"case_{number}"))
-    return Match(path, "_".join(pieces), **parts)
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

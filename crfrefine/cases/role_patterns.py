@@ -24,11 +24,21 @@ def write_patterns(roles: Sequence[Role], part: str, *, is_ordered: bool = False
     if unified is None:
         return
     names, words = unified
-    if any(_NO_PATTERN.search(word) for word in words):
+    if any(map(_NO_PATTERN.search, words)):
         return
     globs = []
     for name in names[:-1]:
-        globs.append([name] if isinstance(name, str) else _globs_of_folders(name))
+        if isinstance(name, str):
+            globs.append([name])
+            continue
+        # Globs that fit all folders: the widest first.
+        of_folders = ["*"]
+        start = re.sub(r"\d+$", "", os.path.commonprefix([*name]))  # noqa: RUF071 - characters
+        if start:
+            of_folders.append(f"{start}*")
+        if len(name) <= _MAX_LISTED and not any(map(_NO_PATTERN.search, name)):
+            of_folders.append(f"{{{','.join(sorted(name))}}}")
+        globs.append(of_folders)
     if not is_ordered:
         words = sorted(words)
     placeholder = f"{{{part}}}"
@@ -74,10 +84,16 @@ def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
         if not isinstance(name, str):
             return None
         names.append(name)
-    found = _differing_words(names)
-    if found is None or len({*found[2]}) < len(roles):
+    # The start and the end that the names have in common, character by character, and the word of
+    # each between.
+    forward = os.path.commonprefix(names)  # noqa: RUF071
+    backward = os.path.commonprefix([name[::-1] for name in names])  # noqa: RUF071
+    start = re.sub(r"[A-Za-z0-9]*$", "", forward)
+    end = re.sub(r"^[A-Za-z0-9]*", "", backward[::-1])
+    words = [name[len(start) : len(name) - len(end)] for name in names]
+    are_words = all(re.fullmatch(r"[A-Za-z0-9][^{}]*", word) for word in words)
+    if not are_words or len({*words}) < len(roles):
         return None
-    start, end, words = found
     unified = [*first]
     unified[place] = f"{start}{{{part}}}{end}"
     for depth in others:
@@ -87,30 +103,6 @@ def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
             folders.update([name] if isinstance(name, str) else name)
         unified[depth] = frozenset(folders)
     return tuple(unified), words
-
-
-def _differing_words(names: Sequence[str]) -> tuple[str, str, list[str]] | None:
-    """Return the start and the end that names have in common, and the word of each between."""
-    # Names are compared character by character, not folder by folder.
-    forward = os.path.commonprefix(names)  # noqa: RUF071
-    backward = os.path.commonprefix([name[::-1] for name in names])  # noqa: RUF071
-    start = re.sub(r"[A-Za-z0-9]*$", "", forward)
-    end = re.sub(r"^[A-Za-z0-9]*", "", backward[::-1])
-    words = [name[len(start) : len(name) - len(end)] for name in names]
-    if not all(re.fullmatch(r"[A-Za-z0-9][^{}]*", word) for word in words):
-        return None
-    return start, end, words
-
-
-def _globs_of_folders(names: Collection[str]) -> list[str]:
-    """Return globs that fit all names of folders: the widest first."""
-    globs = ["*"]
-    start = re.sub(r"\d+$", "", os.path.commonprefix([*names]))  # noqa: RUF071 - characters
-    if start:
-        globs.append(f"{start}*")
-    if len(names) <= _MAX_LISTED and not any(_NO_PATTERN.search(name) for name in names):
-        globs.append(f"{{{','.join(sorted(names))}}}")
-    return globs
 
 
 def globs_of_cases(cases: Collection[str], others: Collection[str]) -> Iterator[str]:

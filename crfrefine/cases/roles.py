@@ -217,13 +217,7 @@ class WatchedPieces:
         self._modalities = modalities
         self._path = path
 
-    def __call__(self) -> Iterable[Piece]:
-        """Return the pieces."""
-        if self._modalities:
-            return self._compared()
-        return self._read()
-
-    def _compared(self) -> Iterator[Piece]:
+    def __call__(self) -> Iterator[Piece]:
         """Yield the pieces, and raise the error behind the last one."""
         equal: dict[int, list[Modality]] = {}  # the modalities that equal each channel so far
         for piece in self._read():

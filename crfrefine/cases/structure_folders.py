@@ -128,9 +128,17 @@ def _told_by_names(names: Sequence[str]) -> bool | None:
         return True
     if any(are_named):
         return None
-    told = _told_by_prefixes(names)
-    if told is not False:
-        return told
+    if cases_of_structures(names):
+        return None
+    # A case or a number may stand before the word of a structure, such as "case7 liver".
+    matches = [match for match in map(_CASE_AND_STRUCTURE.fullmatch, names) if match]
+    structures = {match[2] for match in matches}
+    if len(structures) == len(names) and not any(map(_OF_SCAN.match, structures)):
+        prefixes = {match[1] for match in matches}
+        if len(prefixes) == 1 and _OF_CASES.match(names[0]):
+            return True
+        if len(prefixes) == 1 or all(map(str.isdecimal, prefixes)):
+            return None
     stems = set()
     for name in names:
         match = _COUNTED.fullmatch(name)
@@ -139,25 +147,6 @@ def _told_by_names(names: Sequence[str]) -> bool | None:
         stems.add(match[1])
     # Several kinds of things are counted, or a thing that is no case.
     if 1 < len(stems) < len(names) or any(map(_THINGS.fullmatch, stems)):
-        return None
-    return False
-
-
-def _told_by_prefixes(names: Sequence[str]) -> bool | None:
-    """Return what names say that have a case or a number before a word, such as "case7 liver".
-
-    Returns None for structures of several cases and for structures that are numbered.
-    """
-    if cases_of_structures(names):
-        return None
-    matches = [match for match in map(_CASE_AND_STRUCTURE.fullmatch, names) if match]
-    structures = {match[2] for match in matches}
-    if len(structures) < len(names) or any(map(_OF_SCAN.match, structures)):
-        return False
-    prefixes = {match[1] for match in matches}
-    if len(prefixes) == 1 and _OF_CASES.match(names[0]):
-        return True
-    if len(prefixes) == 1 or all(map(str.isdecimal, prefixes)):
         return None
     return False
 
@@ -199,10 +188,14 @@ def _told_by_files(
             if not are_on_one_grid or not _are_apart(headers):
                 return False
             continue
-        values = _values_of(headers)
-        if values is None or not all(_is_part(first, header) for header in headers):
+        if not all(_is_part(first, header) for header in headers):
             return False
-        is_certain = is_certain and are_on_one_grid and values <= {0, 1}
+        is_certain = is_certain and are_on_one_grid
+        for header in headers[:: max(1, len(headers) // _MAX_READ)]:
+            values = _read_binary(header)
+            if values is None:
+                return False
+            is_certain = is_certain and {*present_labels(values)} <= {0, 1}
     if is_certain:
         return True
     return None
@@ -224,18 +217,6 @@ def _read_binary(header: VolumeHeader) -> Labels | None:
         if len({*present_labels(values)} - {0}) <= 1:
             return values
     return None
-
-
-def _values_of(headers: Sequence[VolumeHeader]) -> set[int] | None:
-    """Return the values of the files that are looked at; None unless each has one besides 0."""
-    found: set[int] = set()
-    step = max(1, len(headers) // _MAX_READ)
-    for header in headers[::step]:
-        values = _read_binary(header)
-        if values is None:
-            return None
-        found |= {*present_labels(values)}
-    return found
 
 
 def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
