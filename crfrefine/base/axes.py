@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Array, Float64
 
 WORLD_AXES = ("LR", "PA", "IS")  # letters of the negative and the positive direction of x, y, z
 _OPPOSITES = dict(zip("LRPAIS", "RLAPSI", strict=True))
@@ -27,7 +29,7 @@ class Axes:
     mirrored: tuple[int, ...] = ()  # the axes of the other grid that run the other way
 
     @classmethod
-    def of_memory(cls, grid: NDArray[Any]) -> Axes:
+    def of_memory(cls, grid: Array) -> Axes:
         """Return the memory order of the axes of an array (*grid); axes of one voxel come first."""
         # Sorted by the last key first; of equal axes the first one stays first.
         slowest_first = np.lexsort((-np.abs(grid.strides), np.greater(grid.shape, 1)))
@@ -64,7 +66,7 @@ class Axes:
         sources = tuple(last - axis for axis in reversed(self.sources))
         return Axes(sources, tuple(last - place for place in self.mirrored))
 
-    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+    def apply(self, array: Array) -> Array:
         """Return a view of an array (*grid) or (channels, *grid), with the axes turned."""
         first = array.ndim - len(self.sources)
         turned = array.transpose(*range(first), *(axis + first for axis in self.sources))
@@ -72,7 +74,7 @@ class Axes:
             return turned
         return np.flip(turned, tuple(place + first for place in self.mirrored))
 
-    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+    def undo(self, array: Array) -> Array:
         """Return a view of an array that `apply` turned, or one like it, with its first axes."""
         return self.inverse.apply(array)
 
@@ -88,7 +90,7 @@ class Axes:
             letters += _OPPOSITES.get(code, "") if place in self.mirrored else code
         return letters
 
-    def affine(self, affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    def affine(self, affine: Float64, shape: Sequence[int]) -> Float64:
         """Return the affine of the other grid, (4, 4), from that of this one and its shape."""
         turned = np.array(affine, np.float64)
         for place, axis in enumerate(self.sources):

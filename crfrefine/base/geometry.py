@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.axes import WORLD_AXES, Axes, all_axes
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
@@ -31,7 +30,7 @@ GRID_TOLERANCE = 0.01
 SHEAR_TOLERANCE = 1e-4
 
 
-def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
+def spacing_of(affine: Float64, num_axes: int = 3) -> tuple[float, ...]:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
     columns = np.asarray(affine, np.float64)[:3, :num_axes]
     return tuple(np.linalg.norm(columns, axis=0).tolist())
@@ -42,7 +41,7 @@ def voxel_ml(spacing: Sequence[float]) -> float:
     return math.prod(spacing) / 1000.0
 
 
-def usable_spacing(affine: NDArray[np.float64], num_axes: int, path: Path) -> tuple[float, ...]:
+def usable_spacing(affine: Float64, num_axes: int, path: Path) -> tuple[float, ...]:
     """Return the voxel size of a file's grid, as `spacing_of` does.
 
     Raise InputError if the affine is singular, or places voxels absurdly near or far.
@@ -67,13 +66,13 @@ def usable_spacing(affine: NDArray[np.float64], num_axes: int, path: Path) -> tu
     return spacing
 
 
-def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def _directions(affine: Float64) -> Float64:
     """Return the unit vectors of the voxel axes, (3, 3), a column each."""
-    columns: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3]
+    columns: Float64 = np.asarray(affine, np.float64)[:3, :3]
     return columns / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
 
 
-def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
+def orientation_codes(affine: Float64, num_axes: int = 3) -> str:
     """Return the nearest world direction of each voxel axis, such as "RAS"; no two share one."""
     rotation = _directions(affine)
 
@@ -88,7 +87,7 @@ def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
     return codes
 
 
-def has_clear_orientation(affine: NDArray[np.float64]) -> bool:
+def has_clear_orientation(affine: Float64) -> bool:
     """Return whether each voxel axis is nearest to another world axis.
 
     Where two axes are nearest to the same one, as in double oblique planes near 45 degrees,
@@ -98,7 +97,7 @@ def has_clear_orientation(affine: NDArray[np.float64]) -> bool:
     return len(set(nearest.tolist())) == 3
 
 
-def is_sheared(affine: NDArray[np.float64]) -> bool:
+def is_sheared(affine: Float64) -> bool:
     """Return whether voxel axes are not at right angles: only sforms and NRRD can express that."""
     rotation = _directions(affine)
     return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
@@ -106,9 +105,9 @@ def is_sheared(affine: NDArray[np.float64]) -> bool:
 
 def same_grid(
     shape: Sequence[int],
-    affine: NDArray[np.float64] | None,
+    affine: Float64 | None,
     other_shape: Sequence[int],
-    other_affine: NDArray[np.float64] | None,
+    other_affine: Float64 | None,
 ) -> bool:
     """Return whether two grids of at most three axes put the same voxels at the same places.
 
@@ -123,9 +122,7 @@ def same_grid(
     return farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape)))
 
 
-def farthest_distance(
-    shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
-) -> float:
+def farthest_distance(shape: Sequence[int], affine: Float64, other_affine: Float64) -> float:
     """Return the largest distance in mm between the places where two affines put a voxel."""
     # Corners are compared, not matrix entries: the effect of a rounding error in a direction
     # cosine grows with the length of the axis.
@@ -138,9 +135,9 @@ def farthest_distance(
 
 def reorientation(
     shape: Sequence[int],
-    affine: NDArray[np.float64],
+    affine: Float64,
     other_shape: Sequence[int],
-    other_affine: NDArray[np.float64],
+    other_affine: Float64,
 ) -> Axes | None:
     """Return how the axes of the other grid become those of the first.
 
@@ -157,9 +154,7 @@ def reorientation(
     return None
 
 
-def describe_grid(
-    shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False
-) -> str:
+def describe_grid(shape: Sequence[int], affine: Float64 | None, *, placed: bool = False) -> str:
     """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm".
 
     With `placed`, the text has its orientation and origin too.
@@ -184,7 +179,7 @@ def _millimeters(length: float) -> str:
 
 
 def describe_difference(
-    *grids: tuple[str | Path, Sequence[int], NDArray[np.float64] | None],
+    *grids: tuple[str | Path, Sequence[int], Float64 | None],
 ) -> str:
     """Describe different grids, one line each, in enough detail to show the difference.
 
@@ -205,7 +200,7 @@ def describe_difference(
     return "\n".join(lines)
 
 
-def describe_affine(affine: NDArray[np.float64]) -> str:
+def describe_affine(affine: Float64) -> str:
     """Return the first three rows of an affine as text; the last row is always the same."""
     rows = []
     for row in affine[:3]:
@@ -213,6 +208,6 @@ def describe_affine(affine: NDArray[np.float64]) -> str:
     return "; ".join(rows)
 
 
-def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:
+def reverse_grid(channels: Array) -> Array:
     """Return (channels, *grid) with reversed grid axes: from files' order, x last, or to it."""
     return channels.transpose(0, *range(channels.ndim - 1, 0, -1))

@@ -135,7 +135,7 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
             pass
 
 
-def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+def run_ahead(items: Generator[T]) -> Generator[T]:
     """Yield the items of a generator that runs one item ahead in a thread, and raise its error."""
     # At most two items exist, a third one only while the caller asks for the next and still holds
     # the last one. The thread ends, and the generator is closed, when the items end, when one

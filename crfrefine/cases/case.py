@@ -11,16 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
-from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import REFERENCE
@@ -78,7 +77,7 @@ class Case:
     case_id: str  # its name
     # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files
     # if they have no scaling.
-    image: NDArray[Any]
+    image: Array
     network: Network  # the network's output, as the CRF takes it
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
@@ -247,7 +246,7 @@ class _FileArrays:
     `notes` are for the user, on these files.
     """
 
-    image: NDArray[Any]
+    image: Array
     scores: Float32 | None = None  # channels that do not stay in their files
     label_map: LabelMapNetwork | None = None
     mask_file: Bool | None = None  # on the grid of its file
@@ -387,7 +386,7 @@ class _FileArrays:
         return network.files[0].segments
 
 
-def nonzero_mask(image: NDArray[Any], path: Path | None, inside: Bool | None = None) -> Bool:
+def nonzero_mask(image: Array, path: Path | None, inside: Bool | None = None) -> Bool:
     """Return where any modality of an image is not 0, and no voxel that is not `inside`.
 
     Raises InputError, with the name of its file, if there is none.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed
 from crfrefine.io.formats import LABELS_SUFFIXES
@@ -36,13 +35,13 @@ _MAX_SHOWN = 5  # different values that a message lists
 class Look:
     """The values seen so far."""
 
-    different: NDArray[Any] = field(default_factory=lambda: np.zeros(0))  # sorted, without NaN
+    different: Array = field(default_factory=lambda: np.zeros(0))  # sorted, without NaN
     num_alike: int = 0  # neighbors along x with the same value that is not 0
     num_changes: int = 0  # neighbors along x with different values
     # of `num_alike`, neighbors with each of the `different` values
-    _alike_by_value: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
+    _alike_by_value: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def add(self, values: NDArray[Any]) -> None:
+    def add(self, values: Array) -> None:
         """Look at further values, rows along x one after the other."""
         flat = values.reshape(-1)
         if flat.dtype.kind == "f":
@@ -132,7 +131,7 @@ class Look:
         return f"{number} from {shown[0]} to {shown[-1]}"
 
 
-def _distinct(values: NDArray[Any]) -> NDArray[Any]:
+def _distinct(values: Array) -> Array:
     """Return the different values, sorted."""
     if values.min() >= 0 and values.max() <= MAX_LABEL:
         numbers = values.astype(np.intp)
@@ -142,7 +141,7 @@ def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     return _sorted_once(values)
 
 
-def _sorted_once(values: NDArray[Any]) -> NDArray[Any]:
+def _sorted_once(values: Array) -> Array:
     """Return the different values by sorting; numpy's functions for it load a package of 8 MB."""
     in_order = np.sort(values)
     is_new = np.ones(len(in_order), np.bool_)
@@ -150,7 +149,7 @@ def _sorted_once(values: NDArray[Any]) -> NDArray[Any]:
     return in_order[is_new]
 
 
-def is_label_map(header: VolumeHeader, planes: Iterable[NDArray[Any]] | None = None) -> bool:
+def is_label_map(header: VolumeHeader, planes: Iterable[Array] | None = None) -> bool:
     """Return whether a file with one value per voxel is a label map; most images are soon known.
 
     `planes` are its values in memory; None means that they are read.
@@ -167,7 +166,7 @@ def is_label_map(header: VolumeHeader, planes: Iterable[NDArray[Any]] | None = N
     return look.has_inner_regions
 
 
-def evidence_of_labels(values: NDArray[Any]) -> str:
+def evidence_of_labels(values: Array) -> str:
     """Return in words why a modality, ([z,] y, x), is rather a label map; "" without evidence.
 
     A label map has few different values, or whole numbers in regions. An image with a single value
@@ -185,7 +184,7 @@ def evidence_of_labels(values: NDArray[Any]) -> str:
     return f"whole numbers in regions, {look.describe()}"
 
 
-def evidence_of_image(values: NDArray[Any]) -> str:
+def evidence_of_image(values: Array) -> str:
     """Return in words why a label map, ([z,] y, x), is rather an image; "" without evidence."""
     if values.max() < _FEW_VALUES:
         return ""
@@ -195,7 +194,7 @@ def evidence_of_image(values: NDArray[Any]) -> str:
     return look.evidence_of_image()
 
 
-def blocks_of(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def blocks_of(values: Array) -> Iterator[Array]:
     """Yield the rows along x of an array, ([z,] y, x), a few from its middle first."""
     flat = values.reshape(-1)
     middle = max((flat.size - _FIRST_VALUES) // 2, 0)

@@ -146,7 +146,7 @@ def _note_on_added(header: NetworkHeader) -> Note:
     return NoteKind.CHANNELS_WITHOUT_BACKGROUND(header.path.name, channels=header.num_channels)
 
 
-def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece, None, None]:
+def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece]:
     """Yield the pieces of files; with a scale, they are divided by it, as float32."""
     for piece in io.read_pieces(*header.files):
         if scale is not None:
@@ -192,7 +192,7 @@ def background_of_stream(
 
 def _with_background(
     header: NetworkHeader, scale: float | None, kind: str, sums: Float32 | None
-) -> Generator[Piece, None, None]:
+) -> Generator[Piece]:
     """Yield the pieces of all channels, the background first.
 
     The values are divided by `scale`. `kind` is that of a single channel; `sums` are those of

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.cases.content import evidence_of_labels
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.io.reading import NanFiles, read_array, reading_jobs
@@ -54,7 +52,7 @@ def modality_jobs(
     return values, jobs
 
 
-def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
+def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> Array:
     """Return the modalities on one grid, (M, [z,] y, x), in the type of their pieces.
 
     It is float32 where types differ or values are scaled.

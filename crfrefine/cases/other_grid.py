@@ -33,6 +33,8 @@ from crfrefine.io.volume import VolumeHeader, header_of_grid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32
+
     Number = TypeVar("Number", bound=np.generic)
 
 # If a smaller part of the grid of work lies on another grid, the files hardly belong together.
@@ -54,14 +56,14 @@ class WorkGrid:
     def interpolated_scores(
         self,
         other: VolumeHeader,
-        values: NDArray[np.float32],
+        values: Float32,
         notes: list[Note],
         *,
         outside: str,
         are_regions: bool,
         is_cubic: bool = False,
         threads: int = 1,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    ) -> tuple[Float32, Bool]:
         """Return logits, (channels, [z,] y, x) on this grid, and where they say nothing.
 
         `values` are those of the file `other`, which is on another grid: logits, or log-odds of
@@ -77,9 +79,7 @@ class WorkGrid:
         notes += self.describe(grid_map, other, "logits", HOW[is_cubic], outside)
         return result, unseen
 
-    def interpolate_image(
-        self, other: VolumeHeader, source: NDArray[np.float32], target: NDArray[np.float32]
-    ) -> None:
+    def interpolate_image(self, other: VolumeHeader, source: Float32, target: Float32) -> None:
         """Interpolate images of the file `other` linearly onto this grid, (channels, [z,] y, x).
 
         They are NaN outside their own grid, and where a sample is NaN; the source is changed.

@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.scales import ROUNDED, TOPS
+from crfrefine.base.array_types import Array
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -54,7 +53,7 @@ _MAX_ALIKE = 0.6
 class Modality:
     """A channel of the image of a case, and the evidence of its voxels."""
 
-    def __init__(self, path: Path, values: NDArray[Any], name: str) -> None:
+    def __init__(self, path: Path, values: Array, name: str) -> None:
         self.path = path
         self.values = values  # ([z,] y, x)
         self.evidence = evidence_of_labels(values)  # why it is rather a label map, or ""
@@ -87,7 +86,7 @@ def require_images(files: CaseFiles, modalities: Sequence[Modality], notes: list
     )
 
 
-def require_no_scores(path: Path, values: NDArray[Any], labels: NDArray[Any] | None) -> None:
+def require_no_scores(path: Path, values: Array, labels: Array | None) -> None:
     """Raise InputError if the volumes of one file, (M, [z,] y, x), are a network's channels.
 
     They are if they sum to 1, 100 or 255 at each voxel, as probabilities do, or if the largest one
@@ -110,7 +109,7 @@ def require_no_scores(path: Path, values: NDArray[Any], labels: NDArray[Any] | N
         )
 
 
-def _total_of(values: NDArray[Any]) -> float:
+def _total_of(values: Array) -> float:
     """Return what volumes, (M, [z,] y, x), sum to at each voxel where they differ; 0 for no top."""
     middle = slice(values.shape[1] // 2, values.shape[1] // 2 + 1)
     found = 0.0
@@ -126,7 +125,7 @@ def _total_of(values: NDArray[Any]) -> float:
     return found
 
 
-def _largest_is_label(values: NDArray[Any], labels: NDArray[Any]) -> bool:
+def _largest_is_label(values: Array, labels: Array) -> bool:
     """Return whether the number of the largest volume is the label, at nearly all labeled voxels.
 
     The voxels are those where either of them is not 0.
@@ -162,7 +161,7 @@ def advice_on_images(files: CaseFiles, wrong: Sequence[Path]) -> str:
     )
 
 
-def modalities_of(files: CaseFiles, place: int, values: NDArray[Any]) -> list[Modality]:
+def modalities_of(files: CaseFiles, place: int, values: Array) -> list[Modality]:
     """Return the modalities in a file of images, by its place; its values are (M, [z,] y, x)."""
     path = files.images[place]
     modalities = []
@@ -178,7 +177,7 @@ def modalities_of(files: CaseFiles, place: int, values: NDArray[Any]) -> list[Mo
 
 def require_other_labels(
     modalities: Iterable[Modality],
-    labels: NDArray[Any],
+    labels: Array,
     role: str,
     path: Path,
     mapping: Mapping[int, int] | None = None,
@@ -195,9 +194,7 @@ def require_other_labels(
             raise modality.error_of_equal(role, path)
 
 
-def require_other_channels(
-    modalities: Sequence[Modality], channels: NDArray[Any], path: Path
-) -> None:
+def require_other_channels(modalities: Sequence[Modality], channels: Array, path: Path) -> None:
     """Raise InputError if a modality is one of a network's (channels, [z,] y, x)."""
     for modality in modalities:
         for channel in channels:
@@ -235,7 +232,7 @@ class WatchedPieces:
         self._modalities = ()
 
 
-def require_no_image(path: Path, values: NDArray[Any], role: str, advice: str) -> None:
+def require_no_image(path: Path, values: Array, role: str, advice: str) -> None:
     """Raise InputError for whole numbers, ([z,] y, x), that look like an image."""
     evidence = evidence_of_image(values)
     if evidence:
@@ -257,12 +254,12 @@ def error_of_image(path: Path, role: str, evidence: str, advice: str) -> InputEr
     )
 
 
-def have_same_values(one: NDArray[Any], other: NDArray[Any]) -> bool:
+def have_same_values(one: Array, other: Array) -> bool:
     """Return whether two arrays, ([z,] y, x), are equal, and not the same number everywhere."""
     return have_same_parts(one, other) and not is_constant(one)
 
 
-def have_same_parts(one: NDArray[Any], other: NDArray[Any]) -> bool:
+def have_same_parts(one: Array, other: Array) -> bool:
     """Return whether two arrays, ([z,] y, x), are equal; mostly a few values show it."""
     if one.shape != other.shape:
         return False
@@ -272,12 +269,12 @@ def have_same_parts(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return True
 
 
-def is_constant(values: NDArray[Any]) -> bool:
+def is_constant(values: Array) -> bool:
     """Return whether an array has the same number everywhere, which shows nothing."""
     return bool(values.min() == values.max())
 
 
-def is_in_range(values: NDArray[Any]) -> bool:
+def is_in_range(values: Array) -> bool:
     """Return whether the values may be labels by their range."""
     return bool(values.min() >= 0 and values.max() <= MAX_LABEL)
 

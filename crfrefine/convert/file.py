@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.arrays.scales import divide_by_scale
-from crfrefine.base.array_types import Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.label_options import note_on_values
@@ -248,7 +245,7 @@ def write_labels(
 
 
 def write_image(
-    stored: NDArray[Any],
+    stored: Array,
     header: VolumeHeader,
     target: Path,
     grid: VolumeHeader,

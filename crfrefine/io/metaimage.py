@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -140,7 +140,7 @@ class MetaImageHeader(text_header.TextHeader):
         dtype = np.dtype(kind).newbyteorder(order)
         return VoxelSource(path, encoding, dtype, self.inner, start=skipped or start)
 
-    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+    def place(self) -> tuple[Float64, Sequence[float], tuple[float, ...]]:
         """Return steps and place in LPS."""
         num_dims = len(self.sizes)
         direction = np.eye(num_dims)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import NoteKind
 from crfrefine.errors import UnsupportedFormatError
@@ -78,7 +78,7 @@ class MghHeader(FileHeader):
         dtype = np.dtype(_TYPES[int(self.template["type"])])
         return streams.VoxelSource(self.path, self.encoding, dtype, offset=_DATA_OFFSET)
 
-    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
         """Return the affine."""
         return np.asarray(self.template.get_affine(), np.float64) + 0.0
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.geometry import (
     SPACING_RANGE,
     describe_affine,
@@ -188,7 +188,7 @@ class NiftiHeader(FileHeader):
             intercept=float(intercept or 0.0),
         )
 
-    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
         """Return the affine in mm, with notes on the header's geometry.
 
         Raise InputError if it is not usable; if it is the sform, how to take a good qform.
@@ -231,9 +231,7 @@ class NiftiHeader(FileHeader):
             self._compare(grid_shape, affine, qform)
         return affine
 
-    def _compare(
-        self, grid_shape: tuple[int, ...], sform: NDArray[np.float64], qform: NDArray[np.float64]
-    ) -> None:
+    def _compare(self, grid_shape: tuple[int, ...], sform: Float64, qform: Float64) -> None:
         """Note a qform that puts voxels elsewhere than the sform."""
         is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
         if not is_sane or same_grid(grid_shape, sform, grid_shape, qform):

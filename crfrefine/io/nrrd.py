@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -257,7 +257,7 @@ class NrrdHeader(text_header.TextHeader):
         dtype = dtype.newbyteorder(self.choice("endian", _ORDERS, "little or big", default))
         return VoxelSource(path, encoding, dtype, self.inner, start=start, offset=offset)
 
-    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+    def place(self) -> tuple[Float64, Sequence[float], tuple[float, ...]]:
         """Return steps, place and signs in the world that the header names, or in LPS."""
         num_dims = len(self.all_sizes)
         num_axes = len(self.axes)
@@ -414,7 +414,7 @@ def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
 
 
 def _geometry_lines(
-    direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
+    direction: Float64, origin: Float64, spacing: tuple[float, ...]
 ) -> tuple[str, ...]:
     """Return the lines that place a grid in LPS."""
     num_axes = len(spacing)
@@ -423,5 +423,5 @@ def _geometry_lines(
     return (space, f"space directions: {vectors}", f"space origin: {_vector(origin)}")
 
 
-def _vector(values: NDArray[np.float64]) -> str:
+def _vector(values: Float64) -> str:
     return "(" + ",".join(map(repr, values.tolist())) + ")"

@@ -35,6 +35,8 @@ from crfrefine.io.volume import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32, Labels
+
 
 # What changes with the content of a file.
 content_state = attrgetter("st_ino", "st_size", "st_mtime_ns")
@@ -113,7 +115,7 @@ def read_volume(path: str | Path) -> Volume:
 NanFiles: TypeAlias = "list[Path] | None"
 
 
-def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray[np.float32]:
+def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> Float32:
     """Read files on one grid as float32, scaled, (channels, [z,] y, x); raises as `read_pieces`."""
     values, jobs = reading_jobs(headers, nan_files)
     run_all(jobs, 1)
@@ -123,10 +125,10 @@ def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray
 def read_array(
     header: VolumeHeader,
     nan_files: NanFiles = None,
-    values: NDArray[Any] | None = None,
+    values: Array | None = None,
     *,
     as_stored: bool = False,
-) -> NDArray[Any]:
+) -> Array:
     """Read a file into an array of float32, or into a new one in the type of its pieces.
 
     It is (channels, [z,] y, x). As stored, values are not scaled, and may be NaN or infinite.
@@ -148,7 +150,7 @@ def read_array(
 
 def reading_jobs(
     headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
-) -> tuple[NDArray[np.float32], list[Callable[[], object]]]:
+) -> tuple[Float32, list[Callable[[], object]]]:
     """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
     The files are on one grid. The jobs may run together. `num_before` channels before those of the
@@ -157,7 +159,7 @@ def reading_jobs(
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_shape[1:])
-    values: NDArray[np.float32] = allocate_array(shape, first.path)
+    values: Float32 = allocate_array(shape, first.path)
     jobs: list[Callable[[], object]] = []
     start = num_before
     for header in headers:
@@ -177,12 +179,10 @@ class Piece:
     # (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type
     # (float16, float32, int8, uint8, int16, uint16) if the file has no scaling; else scaled
     # float32. All pieces of a file have the same type.
-    values: NDArray[Any]
+    values: Array
 
 
-def read_pieces(
-    *headers: VolumeHeader, most_bytes: int = PIECE_BYTES
-) -> Generator[Piece, None, None]:
+def read_pieces(*headers: VolumeHeader, most_bytes: int = PIECE_BYTES) -> Generator[Piece]:
     """Read files piece by piece, while a thread reads one piece ahead.
 
     Close the generator, or forget it, to stop early.
@@ -261,7 +261,7 @@ def read_whole_numbers(
     tolerance: float = LABEL_TOLERANCE,
     advice: str = LABEL_ADVICE,
     rounding: str = "",
-) -> NDArray[np.unsignedinteger[Any]]:
+) -> Labels:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
 
     Beyond it, that takes a few megabytes. Raise InputError, with advice, if a value is farther than
@@ -269,7 +269,7 @@ def read_whole_numbers(
     `read_pieces`. The advice on `rounding` comes first where that would help.
     """
     values: Any = read_integers(header, tolerance, advice, rounding)
-    return cast("NDArray[np.unsignedinteger[Any]]", values)
+    return cast("Labels", values)
 
 
 def read_integers(
@@ -329,9 +329,7 @@ def read_integers(
     raise InputError(f"{header.path}: not a label map: expected {problem}")
 
 
-def read_mask(
-    header: VolumeHeader, look: Callable[[NDArray[Any]], object] | None = None
-) -> NDArray[np.bool_]:
+def read_mask(header: VolumeHeader, look: Callable[[Array], object] | None = None) -> Bool:
     """Return where a file with one value per voxel is not zero, ([z,] y, x).
 
     `look` is called with the values of each piece, (planes, [y,] x).
@@ -348,7 +346,7 @@ def read_mask(
 
 def read_logits(
     paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None
-) -> NDArray[np.float32]:
+) -> Float32:
     """Return a case's logits or probabilities, (L, *grid); arguments as of `logits_header`."""
     header = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid)
     return reverse_grid(read_channels(*header.files))

@@ -7,8 +7,8 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.io.formats import ALL_TYPES
 from crfrefine.io.reading import decoded_pieces
 from crfrefine.io.streams import VoxelSource
@@ -30,7 +30,7 @@ def describe_scaling(source: VoxelSource | None) -> str:
     return f"stored × {source.slope:.9g} {sign} {abs(source.intercept):.9g}"
 
 
-def scaled(stored: NDArray[Any], source: VoxelSource | None) -> NDArray[Any]:
+def scaled(stored: Array, source: VoxelSource | None) -> Array:
     """Return the values of stored ones: float64, or the stored ones if there is no scaling."""
     if source is None or not source.is_scaled:
         return stored
@@ -38,20 +38,18 @@ def scaled(stored: NDArray[Any], source: VoxelSource | None) -> NDArray[Any]:
         return source.scaled(stored)
 
 
-def pieces_of_values(header: VolumeHeader) -> Generator[NDArray[Any]]:
+def pieces_of_values(header: VolumeHeader) -> Generator[Array]:
     """Yield the scaled values piece by piece, (channels, planes, [y,] x), in the file's order."""
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES, as_stored=True):
         yield scaled(piece.values, header.source)
 
 
-def scaled_planes(stored: NDArray[Any], source: VoxelSource | None) -> Planes:
+def scaled_planes(stored: Array, source: VoxelSource | None) -> Planes:
     """Return what gives the values of planes of a channel of stored ones, (channels, [z,] y, x)."""
     return lambda channel, planes: scaled(stored[channel, planes], source)
 
 
-def image_type(
-    stored: NDArray[Any], source: VoxelSource | None, types: tuple[str, ...]
-) -> np.dtype[Any]:
+def image_type(stored: Array, source: VoxelSource | None, types: tuple[str, ...]) -> np.dtype[Any]:
     """Return the type of the image with stored values: theirs if there is no scaling.
 
     Scaled integers get the smallest integer type among `types` that holds all values exactly. If

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -66,7 +66,7 @@ class BlockReader:
 ByteReader: TypeAlias = FileIO | BlockReader
 
 
-def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None, None]:
+def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes]:
     """Inflate "gzip" (all members), "zlib" or "deflate" from a position; raises for damage."""
     from isal import igzip_lib  # Looking at a file's name does not need it.
 
@@ -103,9 +103,7 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
             compressed = data.lstrip(b"\0")
 
 
-def compared(
-    reader: ByteReader, path: Path, checksum: tuple[int, int]
-) -> Generator[bytes, None, None]:
+def compared(reader: ByteReader, path: Path, checksum: tuple[int, int]) -> Generator[bytes]:
     """Yield so many bytes, and compare their CRC-32 with the expected one at their end."""
     from isal import isal_zlib
 
@@ -277,9 +275,9 @@ class VoxelSource:
             raise cut_off(self.path, f"{promised} bytes of voxels", found)
         return replace(self, start=start), surplus
 
-    def scaled(self, stored: NDArray[Any], dtype: type = np.float64) -> NDArray[Any]:
+    def scaled(self, stored: Array, dtype: type = np.float64) -> Array:
         """Return the values of stored ones, computed in a type of floats."""
-        values: NDArray[Any] = stored.astype(dtype)
+        values: Array = stored.astype(dtype)
         values *= dtype(self.slope)
         values += dtype(self.intercept)
         return values
@@ -318,7 +316,7 @@ class Decoder:
         self._is_scaled = False
         self._may_be_bad = False
 
-    def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
+    def fill(self, values: Array, first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the file, scaled.
 
         The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
@@ -327,7 +325,7 @@ class Decoder:
         """
         # A row is the repeating unit of the file: single values, or `inner` of each channel.
         num_rows = BLOCK_BYTES // 4
-        rows: NDArray[Any] = values.reshape(-1)
+        rows: Array = values.reshape(-1)
         if not self.is_by_channel:
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             num_rows = max(num_rows // rows[0].size, 1)
@@ -359,7 +357,7 @@ class Decoder:
             for number, channel in enumerate(values, first_channel):
                 self._count_bad(channel, number, first_plane)
 
-    def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
+    def _count_bad(self, values: Array, channel: int, first_plane: int) -> None:
         """Count the refused values in planes of a channel, and keep the place of the first."""
         bad = ~np.isfinite(values)
         if self.allows_nan:
@@ -395,9 +393,7 @@ class Decoder:
         )
 
 
-def allocate_array(
-    shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32
-) -> NDArray[Any]:
+def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> Array:
     """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed, shorten
@@ -120,7 +120,7 @@ class TextHeader(FileHeader, dict[str, str]):
         return self.units
 
     @abstractmethod
-    def place(self) -> tuple[NDArray[np.float64], Sequence[float], tuple[float, ...]]:
+    def place(self) -> tuple[Float64, Sequence[float], tuple[float, ...]]:
         """Return the steps along the axes, as columns, the place of the first voxel, and the signs.
 
         The signs turn both into RAS+.
@@ -145,7 +145,7 @@ class TextHeader(FileHeader, dict[str, str]):
             )
         return grid_shape, self.num_channels
 
-    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
         """Return the affine in the unit of the header."""
         num_axes = len(grid_shape)
         steps, origin, signs = self.place()
@@ -326,9 +326,7 @@ def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
 LPS = (-1.0, -1.0, 1.0)
 
 
-def affine_of(
-    vectors: NDArray[np.float64], origin: Sequence[float], signs: tuple[float, ...]
-) -> NDArray[np.float64]:
+def affine_of(vectors: Float64, origin: Sequence[float], signs: tuple[float, ...]) -> Float64:
     """Return the affine to RAS+ of axes in a space with these signs; vectors are the columns."""
     num_axes = len(origin)
     affine = np.eye(4)
@@ -394,7 +392,7 @@ def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
 
 def place_in_lps(
     header: VolumeHeader,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]:
+) -> tuple[Float64, Float64, tuple[float, ...]]:
     """Return directions as columns, origin and voxel sizes of a file's grid in LPS."""
     affine, spacing = header.geometry()
     num_axes = len(spacing)

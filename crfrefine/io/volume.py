@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.axes import Axes
 from crfrefine.base.colors import LABEL_COLORS, shares_of
 from crfrefine.base.geometry import (
@@ -54,9 +55,9 @@ class VolumeHeader:
     dtype: str  # the type as stored, such as "int16"
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
     # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
-    affine: NDArray[np.float64] | None
+    affine: Float64 | None
     # The qform of a NIfTI file, (4, 4) as the affine, if it puts voxels elsewhere than its sform
-    qform: NDArray[np.float64] | None = field(default=None, repr=False)
+    qform: Float64 | None = field(default=None, repr=False)
     # format-specific; lets the writer restore properties that an affine cannot express
     template: Any = field(default=None, repr=False)
     # facts that users should know, such as two geometries that disagree
@@ -99,7 +100,7 @@ class VolumeHeader:
             return None
         return orientation_codes(self.affine, len(self.grid_shape))
 
-    def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    def geometry(self) -> tuple[Float64, tuple[float, ...]]:
         """Return affine and spacing; raise InputError for a file without them."""
         if self.affine is None or self.spacing is None:
             raise InputError(
@@ -122,16 +123,16 @@ class VolumeHeader:
 class Volume:
     """Voxels on a grid."""
 
-    data: NDArray[Any]  # (*grid), or (channels, *grid)
+    data: Array  # (*grid), or (channels, *grid)
     # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1
     # mm thick
-    affine: NDArray[np.float64]
+    affine: Float64
     spacing: tuple[float, ...]  # mm, one per grid axis
     header: VolumeHeader = field(repr=False)  # that of its file
 
 
 def header_of_grid(
-    grid_shape: tuple[int, ...], affine: NDArray[np.float64], path: Path = Path("the volume")
+    grid_shape: tuple[int, ...], affine: Float64, path: Path = Path("the volume")
 ) -> VolumeHeader:
     """Return the header of a grid in memory, on which a file is to be written.
 
@@ -158,7 +159,7 @@ class FileHeader(ABC):
     # As of `VolumeHeader`; the methods may set them.
     format: str
     template: Any = None
-    qform: NDArray[np.float64] | None = None
+    qform: Float64 | None = None
     notes: tuple[Note, ...] = ()
     details: tuple[tuple[str, str], ...] = ()
     kind: str | None = None
@@ -172,7 +173,7 @@ class FileHeader(ABC):
         """Return the place of the voxels, which follow the header, or are in another file."""
 
     @abstractmethod
-    def affine(self, grid_shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    def affine(self, grid_shape: tuple[int, ...]) -> Float64 | None:
         """Return the affine, voxel to world RAS+ mm; None if the file has no geometry."""
 
     @property

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.limits import MAX_LABEL
@@ -43,7 +44,7 @@ from crfrefine.io.volume import PIECE_BYTES, Segment, VolumeHeader, iter_pieces
 
 # Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
 # returns (planes, [y,] x).
-Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
+Planes: TypeAlias = Callable[[int, slice], Array]
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def write_pieces(
     _write(voxels, threads)
 
 
-def _planes_of(path: str | Path, channels: NDArray[Any], like: VolumeHeader) -> Planes:
+def _planes_of(path: str | Path, channels: Array, like: VolumeHeader) -> Planes:
     """Return what gives the planes of an array, (channels, *grid) on the grid of `like`."""
     if not same_grid(channels.shape[1:], None, like.grid_shape, None):
         raise GridMismatchError(

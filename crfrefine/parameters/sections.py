@@ -13,7 +13,9 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
+
+    from crfrefine.base.array_types import Array
 
 # Far above any temperature that preserves the logits; the smallest usable one depends on these.
 MAX_TEMPERATURE = 1e6
@@ -225,7 +227,7 @@ class CompatibilityParameters(Section):
         needed_by=("kind", "matrix"),
     )
 
-    def penalties(self, num_labels: int, dtype: DTypeLike = float) -> NDArray[Any]:
+    def penalties(self, num_labels: int, dtype: DTypeLike = float) -> Array:
         """Return the penalties (L, L); row: label of the neighbor, column: own label."""
         import numpy as np
 
@@ -241,7 +243,7 @@ class CompatibilityParameters(Section):
         return matrix_of(rows[:, list(labels)])
 
 
-def matrix_of(penalties: NDArray[Any]) -> CompatibilityParameters:
+def matrix_of(penalties: Array) -> CompatibilityParameters:
     """Return the section of penalties (L, L)."""
     return CompatibilityParameters("matrix", penalties.tolist())
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
@@ -192,15 +192,15 @@ def read_segments(path: Path, like: Path | None = None, uid: str | None = None) 
             yield _placed(path, stored, _affine_of(volume), grid, named, notes)
 
 
-def _affine_of(volume: Any) -> NDArray[np.float64]:
+def _affine_of(volume: Any) -> Float64:
     """Return the affine to RAS+ of a volume of highdicom, whose axes are slice, row, column."""
     return volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0
 
 
 def _placed(
     path: Path,
-    stored: NDArray[Any],
-    affine: NDArray[np.float64],
+    stored: Array,
+    affine: Float64,
     grid: VolumeHeader | None,
     segments: tuple[Segment, ...],
     notes: list[Note],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
@@ -49,7 +50,7 @@ _MAX_TILT = 2.0
 
 
 def volume_of(
-    path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[Note]
+    path: Path, kind: str, shape: Sequence[int], affine: Float64, notes: Sequence[Note]
 ) -> VolumeHeader:
     """Return the header of voxels, (slices, rows, columns), whose affine has to be usable."""
     spacing = usable_spacing(affine, 3, path)
@@ -64,8 +65,8 @@ class _Slice:
     name: str  # for people
     size: tuple[int, int]  # rows, columns
     spacing: tuple[float, float]  # mm between rows, and between columns
-    axes: NDArray[np.float64]  # the directions along a row and along a column, as rows, in LPS
-    position: NDArray[np.float64]  # the center of the first voxel, in LPS
+    axes: Float64  # the directions along a row and along a column, as rows, in LPS
+    position: Float64  # the center of the first voxel, in LPS
     scaling: tuple[float, float]  # slope and intercept of the values
     thickness: float  # mm; 0 if unknown
     # Where its elements are, the first that has one counts; the last one is the header of its file.
@@ -179,8 +180,8 @@ def read_series(path: Path, uid: str | None = None) -> Series:
 
 
 def _stack(
-    path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    path: Path, slices: Sequence[_Slice], normal: Float64
+) -> tuple[NDArray[np.intp], Float64]:
     """Return the order of evenly spaced slices along their normal, and the step between them."""
     positions = np.array([part.position for part in slices])
     places = positions @ normal
@@ -233,7 +234,7 @@ def _what_differs(below: _Slice, above: _Slice) -> str:
     return listed(differences[:_MAX_TELLING])
 
 
-def read_voxels(series: Series) -> NDArray[Any]:
+def read_voxels(series: Series) -> Array:
     """Return the scaled values of a series, (slices along the normal, rows, columns)."""
     path = series.header.path
     shape = series.header.grid_shape[::-1]

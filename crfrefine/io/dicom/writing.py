@@ -10,8 +10,8 @@ from typing import Any
 
 import highdicom
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
@@ -54,7 +54,7 @@ _MAX_OF_A_TEXT = 1022  # characters of a description
 
 def write(
     target: Path,
-    labels: NDArray[np.unsignedinteger[Any]],
+    labels: Labels,
     named: Sequence[Segment],
     like: Series,
     segments: Path | None,
@@ -100,9 +100,7 @@ def write(
     return notes
 
 
-def _segmentation(
-    pixels: NDArray[Any], described: Sequence[Any], series: Series, **about: Any
-) -> bytes:
+def _segmentation(pixels: Array, described: Sequence[Any], series: Series, **about: Any) -> bytes:
     """Return the file of numbers of segments, (slices along the normal, rows, columns).
 
     `described` describes the segments, `about` the series to write.
