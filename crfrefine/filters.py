@@ -13,8 +13,8 @@ from crfrefine.arrays.arguments import given_array, given_spacing, given_voxels
 from crfrefine.arrays.intensity import large_offset, without_offset
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import check_threads
-from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.points import (
     NORMALIZATIONS,
     TINY,
@@ -328,7 +328,7 @@ def bilateral_filter(
     sent, offsets = _without_offsets(channels, inside, "image")
     seen, _ = _without_offsets(guides, inside, "guide")
     grid = GridImage(seen, inside, distances)
-    filtered = get_backend("cpu").message(sent, grid, spec, threads=threads)
+    filtered = CpuBackend().message(sent, grid, spec, threads=threads)
     for channel, offset in zip(filtered, offsets, strict=True):
         if offset:  # A mean of differences, whose weights sum to 1.
             where = True if inside is None else inside

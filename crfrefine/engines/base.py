@@ -1,4 +1,4 @@
-"""The interface of a backend: kernels on one image, the mean field on them, a single filtering.
+"""The interface of a backend: kernels on one image, and the mean field on them.
 
 Arrays carry no metadata; their grid axes are in storage order.
 """
@@ -273,12 +273,6 @@ class Backend(ABC):
         kernels = self.kernels(guide, model.kernels, context)
         del guide, image, values
         return run_regions(kernels, log_odds, model, context.progress)
-
-    @abstractmethod
-    def message(
-        self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> Float32:
-        """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
 
 
 def run_regions(

@@ -138,7 +138,7 @@ class CpuBackend(Backend):
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
-        """Filter values once; see `Backend.message`."""
+        """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
         values = np.ascontiguousarray(values, np.float32)
         guide = np.ascontiguousarray(image.values, np.float32)
         distances = spec.distances(image.spacing)

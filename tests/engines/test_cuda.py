@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cuda_shim import ShimDevice, watched_backend
 from every_kernel import Watched, not_run, run_each
+from messages import message
 from oracles import Case, kernel_set, one_kernel, random_case, resolve
 from strict_device import PARAMETERS, StrictDevice, use
 
@@ -416,7 +417,7 @@ def test_the_spatial_kernel_is_the_cpus(shape, theta_gamma, in_planes, masked):
     values = rng.random((3, *shape)).astype(np.float32)
     spec = one_kernel(theta_gamma, None)
     device = StrictDevice()
-    found = CudaBackend(device).message(values, grid, spec)
+    found = message(CudaBackend(device), values, grid, spec)
     assert ("spatial.filter_planes" in device.launches) == in_planes
     expected = get_backend("cpu").message(values, grid, spec)
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-5)

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from messages import message
 from oracles import (
     Case,
     grid_kernel,
@@ -84,7 +85,7 @@ def test_the_lattice_is_the_transcribed_one(
     case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
     spec = one_kernel((theta_alpha,) * num_dims, (0.19,) * num_modalities, filter="lattice")
     arguments = (_values(case), GridImage(case.image, case.mask, case.spacing), spec)
-    result, expected = (engine.message(*arguments) for engine in (compiled_backend, torch64()))
+    result, expected = (message(engine, *arguments) for engine in (compiled_backend, torch64()))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
 
@@ -122,8 +123,11 @@ def test_what_an_engine_refuses_has_a_kind(compiled_backend, kind, match, change
     } | changes
     image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
     with pytest.raises(kind, match=match) as caught:
-        compiled_backend.message(
-            image[:1], GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)), one_kernel(**asked)
+        message(
+            compiled_backend,
+            image[:1],
+            GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)),
+            one_kernel(**asked),
         )
     if compiled_backend.name == "cpu":
         assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
@@ -299,7 +303,7 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma,
         True  # the voxel, and a few as far as the kernel reaches
     )
     image = GridImage(np.zeros((0, *GRID), np.float32), mask if masked else None, SPACING)
-    found = compiled_backend.message(values, image, one_kernel(theta, None))[0]
+    found = message(compiled_backend, values, image, one_kernel(theta, None))[0]
     axes = [
         _faded_gaussian(np.arange(n) - at, sigma) for n, at in zip(GRID, (5, 1, 7), strict=True)
     ]

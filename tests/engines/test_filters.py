@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from messages import message
 from oracles import (
     GRIDS,
     Case,
@@ -46,7 +47,8 @@ def _message(backend, case, values, theta_alpha, theta_beta, **settings):
     beta = None
     if theta_beta is not None:
         beta = np.broadcast_to(theta_beta, len(case.image)).tolist()
-    return backend.message(
+    return message(
+        backend,
         values.astype(np.float32),
         GridImage(case.image, case.mask, case.spacing),
         one_kernel(alpha, beta, **settings),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from messages import message
 from oracles import SPACINGS, kernel_set, one_kernel
 
 from crfrefine.engines import get_backend
@@ -96,7 +97,7 @@ def test_the_end_of_a_run_receives():
         mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
         values[..., begin + 19] = 1.0
         found, expected = (
-            get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec)
+            message(get_backend(name), values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec)
             for name in ("cpu", "torch")
         )
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -20,6 +20,7 @@ import pytest
 from fuzzing import Target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from messages import message
 from oracles import one_kernel, random_case, resolve, rms, torch64
 from tile_cases import make_case, refine
 
@@ -91,8 +92,8 @@ def test_any_lattice_is_the_plain_one(case, threads):
     inside = slice(None) if case["mask"] is None else case["mask"]
     values = np.random.default_rng(0).random((2, *image.values.shape[1:]), np.float32)
     with contextlib.suppress(CapacityError):
-        expected = torch64().message(values, image, spec)
-        result = get_backend("cpu").message(values, image, spec, threads=threads)
+        expected = message(torch64(), values, image, spec)
+        result = message(get_backend("cpu"), values, image, spec, threads)
         assert np.median(np.abs(result - expected)[:, inside]) < 1e-3 * rms(expected[:, inside])
 
 

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from messages import message
 
 from crfrefine import CrfParameters
 from crfrefine.engines.base import GridImage
@@ -116,7 +117,7 @@ def _kernels(engine, image, mask, terms, filter_name, num_labels):
 
 def _message(engine, values, image, mask, kernel, filter_name, normalization):
     spec = KernelSetSpec((kernel,), normalization, filter_name, num_labels=5, num_iterations=1)
-    engine.message(values, GridImage(image, mask, (*SPACING, 0.8)[: image.ndim - 1]), spec)
+    message(engine, values, GridImage(image, mask, (*SPACING, 0.8)[: image.ndim - 1]), spec)
 
 
 def _run_mean_field(engine, logits, image, mask, filter_name, theta_alpha, theta_beta):

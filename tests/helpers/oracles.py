@@ -202,8 +202,8 @@ def resolve(case, **changes):
 
 
 def one_kernel(theta_alpha, theta_beta, **settings):
-    """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact
-    and not normalized unless told else.
+    """What `message` takes: one kernel, the spatial one where `theta_beta` is None; exact and not
+    normalized unless told else.
     """
     return kernel_set(
         [(theta_alpha, theta_beta)],

@@ -30,7 +30,6 @@ from crfrefine.engines.cuda.kernel_set import build_kernel
 from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
-from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
 from crfrefine.engines.volumes import volume_part
@@ -181,24 +180,6 @@ class CudaKernels:
                 by_image = self._stream.like(by_image, logits)
             return replace(gradients, logits=by_logits, image=by_image)
 
-    def message(self, values: Float32) -> Float32:
-        """Filter (V, *grid) values of the host once with the first kernel."""
-        num_channels = len(values)
-        index = self._voxels.grid_index
-        xp = self._device.xp
-        with self._working(values):
-            channels = self._array(values).reshape(num_channels, -1)
-            rows = to_rows(xp, channels[:, index])
-            ones = np.ones(num_channels)
-            weight = self._device.upload(grouped(ones, rows.shape[2]))
-            total = xp.empty_like(rows)
-            self._kernels[0].accumulate(rows, weight, total, adds=False)
-            out = xp.zeros_like(channels)
-            filtered = xp.empty((num_channels, len(index)), dtype=np.float32)
-            from_rows(total, filtered)
-            out[:, index] = filtered
-            return self._device.download(out.reshape(values.shape))
-
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
         """Work on the device; see `OneStream.working`.
@@ -299,11 +280,3 @@ class CudaBackend(Backend):
         """Build the kernel of points with features (D, *grid); see `CudaPoints`."""
         with self._one_case:
             return CudaPoints(self.device, features, method)
-
-    def message(
-        self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> Float32:
-        """Filter values once; see `Backend.message`."""
-        # The filter `auto` chooses by the numbers of labels and iterations.
-        for_choice = replace(spec, num_labels=len(values) + 1, num_iterations=1)
-        return self.kernels(image, for_choice).message(values)

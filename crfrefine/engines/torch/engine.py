@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.numerics import FLIPPED_SHARE, LEAST_DOUBT, PSEUDO_VOXELS, TRUNCATION_RADIUS
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -191,18 +191,6 @@ class TorchBackend(Backend):
     ) -> TorchKernels:
         """Build the kernels of a model on one image, in its precision; see `Backend.kernels`."""
         return TorchKernels(image, spec, self._device, context)
-
-    def message(
-        self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> Float32:
-        """Filter values once; see `Backend.message`."""
-        kernels = self.kernels(image, spec, RunContext(threads))
-        result = np.zeros(values.shape, dtype=np.float32)
-        with _limits(threads, self._device), torch.no_grad():
-            sent = kernels.tensor(values)[:, kernels.inside]
-            filtered = kernels.built[0](sent.T).T
-            result[:, kernels.mask] = filtered.cpu().numpy()
-        return result
 
 
 class TorchKernels:
