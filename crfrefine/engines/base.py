@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,39 +255,38 @@ class Backend(ABC):
         """Build the kernels of a model on one image, which must not change while in use."""
 
     def mean_field(
-        self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
+        self, logits: Float32, image: GridImage, model: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
-        """Build the kernels of a model for one case and run the mean field on them."""
-        kernels = self.kernels(image, spec.kernels, context)
-        return kernels.run(logits, spec.mean_field, progress=context.progress)
-
-    def mean_field_of_regions(
-        self, log_odds: Float32, image: GridImage, model: ModelSpec, context: RunContext
-    ) -> MeanFieldResult:
-        """Run the binary mean field of each region, with the logits 0 outside and log-odds inside.
-
-        The log-odds are (R, *grid). Outside the mask the input is divided by the temperature.
-        """
-        values = image.values.astype(np.float32, copy=False)
-        guide = replace(image, values=values)
-        kernels = self.kernels(guide, model.kernels, context)
-        del guide, image, values
-        return run_regions(kernels, log_odds, model, context.progress)
+        """Build the kernels of a model for one case, and run the mean field; see `run_model`."""
+        return run_model(self.kernels(image, model.kernels, context), logits, model, context)
 
 
-def run_regions(
-    kernels: Kernels, log_odds: Float32, model: ModelSpec, progress: Progress | None
+def run_model(
+    kernels: Kernels,
+    logits: Float32,
+    model: ModelSpec,
+    context: RunContext,
+    *,
+    frees_kernels: bool = False,
 ) -> MeanFieldResult:
-    """Run the binary mean field of each region; see `Backend.mean_field_of_regions`."""
-    refined = np.empty(log_odds.shape, dtype=np.float32)
-    binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
+    """Run the mean field of a model's labels, or the binary one of each of its regions.
+
+    The logits are (L, *grid), or the log-odds (R, *grid) of regions, whose logits are 0 outside and
+    the log-odds inside. With `frees_kernels` the last run frees the kernels before its end.
+    """
+    if not model.regions:
+        return kernels.run(
+            logits, model.mean_field, progress=context.progress, is_last=frees_kernels
+        )
+    refined = np.empty(logits.shape, dtype=np.float32)
+    binary = np.zeros((2, *logits.shape[1:]), dtype=np.float32)
     reports: list[MeanFieldReport] = []
     timings: dict[str, float] = {}
     for region, run_of_region in enumerate(model.regions):
-        binary[1] = log_odds[region]
-        progress_of_region = of_part(progress, region, len(model.regions))
-        is_last = region == len(model.regions) - 1
-        outcome = kernels.run(binary, run_of_region, progress=progress_of_region, is_last=is_last)
+        binary[1] = logits[region]
+        progress = of_part(context.progress, region, len(model.regions))
+        is_last = frees_kernels and region == len(model.regions) - 1
+        outcome = kernels.run(binary, run_of_region, progress=progress, is_last=is_last)
         outside, inside = outcome.logits
         np.subtract(inside, outside, out=refined[region])
         reports.append(outcome.report)

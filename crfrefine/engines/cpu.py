@@ -35,6 +35,7 @@ from crfrefine.engines.base import (
     Progress,
     RunContext,
     Tape,
+    run_model,
 )
 from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
@@ -95,25 +96,25 @@ class CpuBackend(Backend):
             )
 
     def mean_field(
-        self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
+        self, logits: Float32, image: GridImage, model: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if self._keeps_kernels and image.origin is None:  # never those of a part of a volume
             with self._one_run:
-                if not self._keeps(image, spec.kernels, context.threads):
+                if not self._keeps(image, model.kernels, context.threads):
                     self._kept = None  # The old kernels are freed before new ones are built.
-                    built = self.kernels(image, spec.kernels, context)
+                    built = self.kernels(image, model.kernels, context)
                     self._kept = (built, image, context.threads)
                     del built
                 assert self._kept is not None
                 try:
-                    return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
+                    return run_model(self._kept[0], logits, model, context)
                 except CapacityError:  # Kept kernels and a run may not fit into memory together.
                     self._kept = None
 
-        kernels = CpuKernels(self._engine, image, spec.kernels, context)
+        kernels = CpuKernels(self._engine, image, model.kernels, context)
         del image
-        return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
+        return run_model(kernels, logits, model, context, frees_kernels=True)
 
     def _keeps(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
         """Return whether kernels of an image and a model are kept, for as many threads."""

@@ -394,8 +394,6 @@ def _run_on(
     if prepared.is_probability:
         values = np.array(values, order="C")
         take_logarithms(values)
-    if case.regions is not None:
-        return None, backend.mean_field_of_regions(values, prepared.image, case.model, context)
     return None, backend.mean_field(values, prepared.image, case.model, context)
 
 

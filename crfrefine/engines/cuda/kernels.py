@@ -22,7 +22,7 @@ from crfrefine.engines.base import (
     Progress,
     RunContext,
     Tape,
-    run_regions,
+    run_model,
 )
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.cupy_device import CupyDevice
@@ -260,21 +260,12 @@ class CudaBackend(Backend):
             return CudaKernels(self.device, image, spec, context.progress)
 
     def mean_field(
-        self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
+        self, logits: Float32, image: GridImage, model: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
         with self._one_case:
-            kernels = CudaKernels(self.device, image, spec.kernels, context.progress)
-            return kernels.run(logits, spec.mean_field, progress=context.progress)
-
-    def mean_field_of_regions(
-        self, log_odds: Float32, image: GridImage, model: ModelSpec, context: RunContext
-    ) -> MeanFieldResult:
-        """Run the mean field of each region; see `Backend.mean_field_of_regions`."""
-        guide = replace(image, values=image.values.astype(np.float32, copy=False))
-        with self._one_case:
-            kernels = CudaKernels(self.device, guide, model.kernels, context.progress)
-            return run_regions(kernels, log_odds, model, context.progress)
+            kernels = CudaKernels(self.device, image, model.kernels, context.progress)
+            return run_model(kernels, logits, model, context)
 
     def points(self, features: Any, method: str) -> CudaPoints:
         """Build the kernel of points with features (D, *grid); see `CudaPoints`."""
