@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,9 +17,7 @@ from crfrefine.engines.base import GridImage
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.points import (
     NORMALIZATIONS,
-    TINY,
     CompiledPoints,
-    PointKernel,
     as_float32,
     check_word,
     choose_method,
@@ -28,6 +26,9 @@ from crfrefine.engines.points import (
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import FILTERS, BilateralParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+
+if TYPE_CHECKING:
+    from crfrefine.layer.gaussian import TensorPoints
 
 DEVICES = ("cpu", "torch", "torch:cuda")  # of `gaussian_filter` for arrays
 
@@ -162,10 +163,10 @@ class Lattice:
         self.shape = tuple(points.shape[1:])
         self._on_gpu: Any = None
         if is_on_gpu:
-            from crfrefine.layer.gaussian import PointsOnGpu
+            from crfrefine.layer.gaussian import TensorPoints
 
             _refuse_device(device)
-            self._on_gpu = PointsOnGpu(points, method, mask)
+            self._on_gpu = TensorPoints(points, method, mask)
             self.num_points = self._on_gpu.num_points
             self.description = self._on_gpu.description
             return
@@ -183,15 +184,14 @@ class Lattice:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(points, first_point, out=moved, dtype=np.float64, casting="unsafe")
             points = moved
-        self._kernel: PointKernel
+        self._kernel: CompiledPoints | TensorPoints
         if device == "cpu":  # The engine refuses features that are not finite.
             self._kernel = CompiledPoints(as_float32(points), method, threads)
         else:
-            from crfrefine.engines.torch.points import TorchPoints
+            from crfrefine.layer.gaussian import plain_points
 
-            self._kernel = TorchPoints(finite(points, "features"), method, device)
+            self._kernel = plain_points(finite(points, "features"), method, device)
         self.description = self._kernel.description
-        self._scale_by_normalization: dict[str, Float32] = {}
 
     def __call__(self, values: Any, *, normalization: str = "none") -> Any:
         """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
@@ -211,34 +211,11 @@ class Lattice:
             return self._on_gpu.filter(channels, normalization)
         if self._mask is None:
             sent = finite(channels.reshape(len(channels), self.num_points), "values")
-            return self._filter(sent, normalization).reshape(shape)
+            return self._kernel.filter(sent, normalization).reshape(shape)
         result = np.zeros(shape, np.float32)
         sent = finite(channels[:, self._mask], "values")
-        result[:, self._mask] = self._filter(sent, normalization)
+        result[:, self._mask] = self._kernel.filter(sent, normalization)
         return result
-
-    def _filter(self, sent: Float32, normalization: str) -> Float32:
-        """Filter (V, N) values, and normalize."""
-        if normalization == "none":
-            return self._kernel.apply(sent)
-        if normalization == "after" and normalization not in self._scale_by_normalization:
-            means = self._kernel.mean(sent)
-            if means is not None:
-                filtered, self._scale_by_normalization["after"] = means
-                return filtered
-        # Each point's factor is the inverse of its sum of weights, or the root of that.
-        scale = self._scale_by_normalization.get(normalization)
-        if scale is None:
-            ones = np.ones((1, self.num_points), np.float32)
-            (sums,) = self._kernel.apply(ones)
-            sums = np.maximum(sums, np.float32(TINY))
-            if normalization == "symmetric":
-                sums = np.sqrt(sums)
-            scale = 1.0 / sums
-            self._scale_by_normalization[normalization] = scale
-        if normalization == "symmetric":
-            sent = sent * scale
-        return self._kernel.apply(sent, scale)
 
 
 def bilateral_filter(

@@ -1,6 +1,6 @@
 """The Gaussian kernel of points: its interface, its limits, its checks, and its compiled form.
 
-The form in tensor operations is in engines/torch/points.py.
+Its form in tensor operations is in engines/torch/points.py.
 """
 
 from __future__ import annotations
@@ -29,22 +29,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 class PointKernel(Protocol):
-    """The kernel exp(-|f_i - f_j|² / 2) of N points, built once for any number of values."""
-
-    description: str  # the algorithm and its size, in a line
-
-    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
-        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
-
-    def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
-        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,).
-
-        None means that both would take two filterings: one of the values, one of ones.
-        """
-
-
-class DifferentiablePoints(Protocol):
-    """A kernel of points with what gradients need, on arrays or on tensors of a GPU."""
+    """The kernel exp(-|f_i - f_j|² / 2) of N points, on arrays or on tensors of a GPU."""
 
     description: str  # the algorithm and its size, in a line
 
@@ -56,7 +41,7 @@ class DifferentiablePoints(Protocol):
 
 
 class CompiledPoints:
-    """The kernel of points in the C++ engine; see `PointKernel`."""
+    """The kernel of points in the C++ engine, built once; see `PointKernel`."""
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
         """Build the kernel of features (D, *grid), where near points share a tile of the sums.
@@ -67,6 +52,7 @@ class CompiledPoints:
         if points.ndim > MAX_AXES + 1:
             points = rows
         self._shape = points.shape
+        self._scale_by_normalization: dict[str, Float32] = {}
         self._engine = load_engine()
         with engine_errors(self._engine, points.shape):
             self._points = self._engine.Points(points, method, threads or available_threads())
@@ -87,19 +73,39 @@ class CompiledPoints:
     def apply(
         self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False
     ) -> Float32:
-        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+        """Filter (V, N) values with the kernel or its transpose; multiply the results by `scale`.
+
+        The scale, (N,), is a factor of each point's results.
+        """
         with engine_errors(self._engine, values.shape):
             out = np.zeros(values.shape, np.float32)
             self._points.apply(values, scale, transposed, out)
         return out
 
-    def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
-        """Return means and inverse sums; see `PointKernel.mean`."""
-        with engine_errors(self._engine, values.shape):
-            out = np.zeros(values.shape, np.float32)
-            scale = np.empty(values.shape[1], np.float32)
-            was_possible = self._points.mean(values, scale, out)
-        return (out, scale) if was_possible else None
+    def filter(self, values: Float32, normalization: str) -> Float32:
+        """Filter (V, N) values, and normalize: one of `NORMALIZATIONS`."""
+        if normalization == "none":
+            return self.apply(values)
+        known = self._scale_by_normalization
+        if normalization == "after" and normalization not in known:
+            with engine_errors(self._engine, values.shape):
+                means = np.zeros(values.shape, np.float32)
+                scale = np.empty(values.shape[1], np.float32)
+                was_possible = self._points.mean(values, scale, means)
+            if was_possible:  # Else it takes two filterings: of the values, and of ones.
+                known[normalization] = scale
+                return means
+        if normalization not in known:
+            (sums,) = self.apply(np.ones((1, values.shape[1]), np.float32))
+            sums = np.maximum(sums, np.float32(TINY))
+            if normalization == "symmetric":
+                sums = np.sqrt(sums)
+            # Each point's factor is the inverse of its sum of weights, or the root of that.
+            known[normalization] = 1.0 / sums
+        scale = known[normalization]
+        if normalization == "symmetric":
+            values = values * scale
+        return self.apply(values, scale)
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""

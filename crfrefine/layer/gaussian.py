@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
+from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, check_word, choose_method
-from crfrefine.errors import InputError
+from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import outside_graphs
 from crfrefine.layer.point_filter import PointFilter
@@ -118,16 +119,18 @@ def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
     return gaussian_filter(values[None], points[None], **options)[0]
 
 
-class PointsOnGpu:
-    """The points of a `crfrefine.Lattice` whose features are a tensor on a GPU.
+class TensorPoints:
+    """The points of a `crfrefine.Lattice`: features on a GPU, or for operations of PyTorch.
 
     Attributes:
         num_points: N, those inside the mask.
         description: the algorithm and its size, in a line.
     """
 
-    def __init__(self, features: Tensor, method: str, mask: Any = None) -> None:
-        """Build the kernel of features (D, *grid)."""
+    def __init__(
+        self, features: Tensor, method: str, mask: Any = None, *, is_plain: bool = False
+    ) -> None:
+        """Build the kernel of features (D, *grid); `is_plain` is that of `PointFilter`."""
         if not features.is_floating_point():
             raise InputError(f"features: expected floating-point numbers, got {features.dtype}")
         self._features = features
@@ -140,7 +143,8 @@ class PointsOnGpu:
         method = choose_method(method, self.num_points, len(points))
         # A copy: the kernel is that of the features as they are now.
         self._built_for = points.detach().clone()
-        self._filter = PointFilter(self._built_for, (self.num_points,), method, None)
+        grid = (self.num_points,)
+        self._filter = PointFilter(self._built_for, grid, method, None, is_plain=is_plain)
         # The kernel is built now, so that errors come from here.
         self.description = self._filter.description
 
@@ -171,6 +175,19 @@ class PointsOnGpu:
         if self._places is not None:
             values = values.index_select(1, self._places)
         return values
+
+
+def plain_points(features: Float32, method: str, device: str) -> TensorPoints:
+    """Build the kernel of features (D, *grid) in operations; `device` is "torch" or "torch:cuda".
+
+    Raises BackendUnavailableError without the GPU.
+    """
+    if device != "torch" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'"
+        )
+    tensor = torch.tensor(features, device="cpu" if device == "torch" else "cuda")
+    return TensorPoints(tensor, method, is_plain=True)
 
 
 def _places_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.base import notices
-from crfrefine.engines.points import TINY, CompiledPoints, DifferentiablePoints
+from crfrefine.engines.points import TINY, CompiledPoints, PointKernel
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
@@ -26,17 +26,26 @@ class PointFilter:
     """
 
     def __init__(
-        self, features: Tensor, grid: tuple[int, ...], method: str, threads: int | None
+        self,
+        features: Tensor,
+        grid: tuple[int, ...],
+        method: str,
+        threads: int | None,
+        *,
+        is_plain: bool = False,
     ) -> None:
-        """Take (D, N) features on a grid; the method is "exact" or "lattice"."""
+        """Take (D, N) features on a grid; the method is "exact" or "lattice".
+
+        With `is_plain` the kernel is in operations of PyTorch, whatever the features are.
+        """
         self._features = features
         self._grid = grid
         self._method = method
         self._threads = threads
-        self._kernel: DifferentiablePoints | None = None
+        self._kernel: PointKernel | None = None
         self._sums: Tensor | None = None  # of each point's weights, if they are known, (1, N)
         self._engine: Any = None
-        if features.dtype == torch.float32:
+        if features.dtype == torch.float32 and not is_plain:
             try:
                 self._engine = inputs.engine_for(features.device)
             except BackendUnavailableError as error:
@@ -98,7 +107,7 @@ class PointFilter:
             return f"{self._method}, in operations of PyTorch on {self._features.device}"
         return self.built(self._features).description
 
-    def built(self, features: Tensor | None) -> DifferentiablePoints:
+    def built(self, features: Tensor | None) -> PointKernel:
         """Return the engine's kernel; only the first call needs the (D, N) features."""
         if self._kernel is None:
             assert features is not None

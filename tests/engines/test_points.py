@@ -118,9 +118,9 @@ def test_a_lattice_that_is_pickled_says_what_to_do():
 
 def test_results_beyond_memory_are_a_capacity_error():
     kernel = CompiledPoints(make(2, 50)[1].T.copy(), "lattice", 1)
-    for call in (kernel.apply, kernel.mean):
+    for normalization in ("none", "after"):
         with pytest.raises(CapacityError, match="not enough memory"):
-            call(np.broadcast_to(np.float32(0.0), (1 << 52, 50)))
+            kernel.filter(np.broadcast_to(np.float32(0.0), (1 << 52, 50)), normalization)
 
 
 def test_auto_is_exact_for_few_points():
