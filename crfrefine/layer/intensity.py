@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from crfrefine.arrays.intensity import (
     MIN_FILL,
     MIN_GAP,
     OFFSET_SAMPLE,
-    find_fill,
     has_many_digits,
     normalize_intensity,
     percentile_ranks,
@@ -121,41 +119,21 @@ def _percentiles(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tens
     They are interpolated between two values in sorted order, whose voxels get the gradients. A
     fill is left out.
     """
-    fixed = values.detach()
-    if fixed.device.type != "cpu":
-        return _percentiles_on_device(values, percentiles)
-    if find_fill(fixed.numpy(), percentiles) is not None:
-        values = values[fixed > fixed.min()]
-        fixed = values.detach()
-    ranks = percentile_ranks(len(values), percentiles)
-    places = [place for below, above, _ in ranks for place in (below, above)]
-    # A CPU partitions several times faster than it sorts.
-    voxels = torch.from_numpy(np.argpartition(fixed.numpy(), places)[places])
-    starts = values[voxels[::2]]
-    steps = values[voxels[1::2]] - starts
-    low = starts[0] + steps[0] * ranks[0][2]
-    high = starts[1] + steps[1] * ranks[1][2]
-    return _distinct(low, high, values.amin(), values.amax())
-
-
-def _percentiles_on_device(
-    values: Tensor, percentiles: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Return what `_percentiles` does, in operations for which the host does not wait."""
     ordered, order = values.detach().sort(stable=True)
     num_fill = _count_fill(ordered, percentiles)
     ends = []
-    for below, above, share in _ranks_on_device(len(values) - num_fill, percentiles):
+    for below, above, share in _ranks(len(values) - num_fill, percentiles):
         start = values[order[num_fill + below]]
         step = values[order[num_fill + above]] - start
         ends.append(start + step * share.to(values.dtype))
-    lowest = torch.where(num_fill > 0, values[order[num_fill]], values.amin())
-    return _distinct(ends[0], ends[1], lowest, values.amax())
+    low, high = ends
+    is_equal = high.detach() <= low.detach()
+    lowest = values[order[num_fill]]
+    highest = values[order[-1]]
+    return torch.where(is_equal, lowest, low), torch.where(is_equal, highest, high)
 
 
-def _ranks_on_device(
-    count: Tensor, percentiles: tuple[float, float]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _ranks(count: Tensor, percentiles: tuple[float, float]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return what `percentile_ranks` does of a number of values that only the device knows."""
     ranks = []
     for percent in percentiles:
@@ -175,14 +153,8 @@ def _count_fill(ordered: Tensor, percentiles: tuple[float, float]) -> Tensor:
     is_fill &= num_lowest >= MIN_FILL * num_values
     num_others = (num_values - num_lowest).clamp(min=1)
     first_other = num_lowest.clamp(max=num_values - 1)
-    (first, _, _), (last, _, _) = _ranks_on_device(num_others, FILL_SPREAD)
+    (first, _, _), (last, _, _) = _ranks(num_others, FILL_SPREAD)
     last_place = (first_other + last).clamp(max=num_values - 1)
     spread = ordered[last_place] - ordered[first_other + first]
     is_fill &= (spread > 0) & (ordered[first_other] - ordered[0] > MIN_GAP * spread)
     return torch.where(is_fill, num_lowest, 0)
-
-
-def _distinct(low: Tensor, high: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two percentiles, or the lowest and the highest value if they are equal."""
-    is_equal = high.detach() <= low.detach()
-    return torch.where(is_equal, lowest, low), torch.where(is_equal, highest, high)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crfrefine.arrays.intensity import fill_notes, normalize_intensity
-from crfrefine.layer.intensity import _percentiles, _percentiles_on_device, normalize_batch
+from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 
 SHAPE = (2, 5, 7, 6)
@@ -92,11 +92,6 @@ def test_the_outside_of_a_field_of_view_is_left_out_of_percentiles(fill):
     tensor = torch.from_numpy(image.astype(np.float64))[None].requires_grad_()
     (by_tensors,) = normalize_batch(tensor, parameters, None, torch.float64)
     np.testing.assert_allclose(by_tensors.detach().numpy(), found, rtol=1e-6, atol=2e-6)
-    flat = tensor.detach().flatten()
-    for on_host, on_device in zip(
-        _percentiles(flat, (0.5, 99.5)), _percentiles_on_device(flat, (0.5, 99.5)), strict=True
-    ):
-        assert on_host == on_device
 
 
 def test_ordinary_images_have_no_fill():
@@ -112,9 +107,6 @@ def test_ordinary_images_have_no_fill():
         if high > low:
             found = normalize_intensity(image, IntensityParameters())
             np.testing.assert_allclose(found, (image - low) / (high - low), atol=1e-4)
-        for on_host, on_device in zip(
-            _percentiles(torch.from_numpy(values), (1, 99)),
-            _percentiles_on_device(torch.from_numpy(values), (1, 99)),
-            strict=True,
-        ):
-            assert on_host == on_device
+            tensor = torch.from_numpy(image.astype(np.float64))[None]
+            (by_tensors,) = normalize_batch(tensor, IntensityParameters(), None, torch.float64)
+            np.testing.assert_allclose(by_tensors, (image - low) / (high - low), atol=1e-6)
