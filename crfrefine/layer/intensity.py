@@ -22,7 +22,7 @@ from crfrefine.arrays.intensity import (
     percentile_ranks,
     rules_of,
 )
-from crfrefine.layer.inputs import Mask, check_finite, masks_by_item, stack_items
+from crfrefine.layer.inputs import Mask, masks_by_item, stack_items
 from crfrefine.parameters.sections import IntensityParameters
 
 
@@ -33,16 +33,13 @@ def normalize_batch(
     dtype: torch.dtype,
     *,
     threads: int | None = None,
-    is_checked: bool = False,
 ) -> Tensor:
     """Map the intensities of a batch (B, M, *grid) to the scale that theta_beta is measured in.
 
-    The statistics of each item are taken inside the mask, and have gradients, too. Where no
-    gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`. Raises
-    InputError if the image contains NaN or infinity; with `is_checked` the caller looks for them.
+    The image must be finite. The statistics of each item are taken inside the mask, and have
+    gradients, too. Where no gradient is needed, float32 on the CPU is normalized by the code of
+    `crfrefine.refine`.
     """
-    if not is_checked:
-        check_finite(image)
     masks = masks_by_item(mask, len(image), image.shape[2:])
     rules = rules_of(parameters, image.shape[1])
     has_gradient = image.requires_grad and torch.is_grad_enabled()

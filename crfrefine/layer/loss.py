@@ -109,6 +109,7 @@ def crf_loss(
                 "infinity, or -infinity for all labels); has the training diverged?"
             )
     num_threads = threads or torch.get_num_threads()
+    inputs.check_finite(image)
     kernels = build_kernels(
         normalize_batch(image, intensity, mask, dtype, threads=num_threads),
         bilateral=[(theta_alpha, theta_beta)],

@@ -19,7 +19,7 @@ from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Backend, Kernels
+    from crfrefine.engines.base import Kernels
 
 
 class CrfRnn(CrfValues):
@@ -94,15 +94,16 @@ class CrfRnn(CrfValues):
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         """
-        engine = self._check_batch(logits, image)
+        self._check_batch(logits, image)
         inputs.warn_of_probabilities(logits, self._told)
         images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             # On the CPU a look costs no wait, and comes before statistics are taken of the image.
-            looks_first = engine.name in ("cpu", "torch")
-            dtype = inputs.compute_dtype(logits)
-            normalized = self._normalized(image, mask, dtype, is_checked=not looks_first)
+            looks_first = image.device.type == "cpu"
+            if looks_first:
+                inputs.check_finite(image)
+            normalized = self._normalized(image, mask, inputs.compute_dtype(logits))
             images = [normalized] if looks_first else [image, normalized]
             image = normalized
         are_usable, has_ties, ties = inputs.look_at_batch(logits, images)
@@ -222,6 +223,7 @@ class CrfRnn(CrfValues):
         """
         self._check_image(image)
         inputs.engine_for(image.device, dtype)
+        inputs.check_finite(image)
         with torch.no_grad():
             normalized = self._normalized(image, mask, dtype)
         return functional.build_terms(
@@ -248,16 +250,15 @@ class CrfRnn(CrfValues):
         matters = self._start.mean_field.positions != "voxels"
         return notices.assumed_spacing(matters=matters, told=self._told)
 
-    def _check_batch(self, logits: Tensor, image: Tensor) -> Backend:
-        """Return the engine for a batch; raise the errors of shapes and devices."""
-        engine = inputs.check_pair(logits, image)
+    def _check_batch(self, logits: Tensor, image: Tensor) -> None:
+        """Raise the errors of shapes and devices."""
+        inputs.check_pair(logits, image)
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(
                 f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made "
                 f"for {self.num_labels}"
             )
-        return engine
 
     def _check_image(self, image: Tensor) -> None:
         inputs.check_image(image)
@@ -267,15 +268,6 @@ class CrfRnn(CrfValues):
                 f"{self.num_modalities} modalities, *grid), the grid of {self.spatial_dims} axes"
             )
 
-    def _normalized(
-        self,
-        image: Tensor,
-        mask: inputs.Mask | None,
-        dtype: torch.dtype,
-        *,
-        is_checked: bool = False,
-    ) -> Tensor:
+    def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
         threads = self.threads or torch.get_num_threads()
-        return normalize_batch(
-            image, self._start.intensity, mask, dtype, threads=threads, is_checked=is_checked
-        )
+        return normalize_batch(image, self._start.intensity, mask, dtype, threads=threads)
