@@ -15,6 +15,7 @@ import numpy as np
 
 import crfrefine.engines
 from crfrefine import CrfParameters
+from crfrefine.engines.cuda.current_gpu import GpuMemoryError
 from crfrefine.engines.cuda.sources import kernel_source
 
 
@@ -173,7 +174,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         if place in self._alive:
             return found
         if self.used + size > self.limit:
-            raise MemoryError(f"{size} bytes where {self.limit - self.used} are free")
+            raise GpuMemoryError(f"{size} bytes where {self.limit - self.used} are free")
 
         def release():
             self._alive.discard(place)

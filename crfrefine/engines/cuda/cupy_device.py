@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
-from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, on_gpu
+from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, GpuMemoryError, on_gpu
 from crfrefine.engines.cuda.launches import Launch, Launcher
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError, DeviceLostError
@@ -56,8 +56,7 @@ def following(cupy: Any, array: Any, owner: int | None = None) -> Iterator[None]
             stream = pointer if owner is None else owner
             return int(torch.cuda.caching_allocator_alloc(size, device, stream))
         except torch.cuda.OutOfMemoryError as error:
-            # Callers expect a MemoryError, as CuPy's is one.
-            raise MemoryError(str(error)) from error
+            raise GpuMemoryError(str(error)) from error
 
     def free(address: int, _: int) -> None:
         # At exit PyTorch may be unloaded already, and the memory ends with the process.
@@ -259,7 +258,7 @@ class CupyDevice(Launcher):
     def active(self) -> Iterator[None]:
         """Return the context of all work on the device.
 
-        Raises MemoryError, or DeviceLostError if the GPU stopped working. Most errors of CUDA,
+        Raises GpuMemoryError, or DeviceLostError if the GPU stopped working. Most errors of CUDA,
         such as a wrong address or a GPU that has left the bus, are for good: all later calls fail.
         """
         if os.getpid() != self._process:
@@ -275,7 +274,7 @@ class CupyDevice(Launcher):
                 yield
         except self._errors as error:
             if error.status == OUT_OF_MEMORY:
-                raise MemoryError(str(error)) from error
+                raise GpuMemoryError(str(error)) from error
             try:
                 with on_gpu(runtime, self._number):
                     runtime.deviceSynchronize()

@@ -18,6 +18,10 @@ _DEVICES_UNAVAILABLE = 46  # status of CUDA's runtime: another process has the G
 is_own_process = False
 
 
+class GpuMemoryError(MemoryError):
+    """A GPU has too little memory; CuPy's own error is a MemoryError, too."""
+
+
 @contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
     """Set this thread to a GPU by CuPy's `cuda.runtime`.

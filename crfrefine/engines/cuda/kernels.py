@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,10 +35,6 @@ from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
 from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
-
-# Attribute of a MemoryError that a caller's progress function raised, which says nothing about the
-# memory of the GPU.
-_MARK = "_is_a_callers"
 
 
 class CudaKernels:
@@ -88,10 +84,9 @@ class CudaKernels:
             self._image = placed.values
             self._voxels = placed.voxels
             self._kernels = []
-            tell = _staged(progress, "build")
             for number, kernel in enumerate(spec.kernels):
-                if tell is not None:
-                    tell(number, len(spec.kernels))
+                if progress is not None:
+                    progress("build", number, len(spec.kernels))
                 self._kernels.append(build_kernel(placed, kernel, spec))
             if on_host:
                 device.synchronize()
@@ -117,7 +112,7 @@ class CudaKernels:
             uploaded_at = time.perf_counter()
             part = self._volume_part(uploaded, logits, spec)
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
-            run.take_steps(_staged(progress, "mean field"))
+            run.take_steps(progress)
             energy = run.energy()
             stepped_at = time.perf_counter()
             refined = self._stream.like(run.out, logits)
@@ -189,8 +184,9 @@ class CudaKernels:
         try:
             with self._stream.working(array):
                 yield
-        except MemoryError as error:  # CuPy's error is a MemoryError too.
-            if hasattr(error, _MARK):
+        except MemoryError as error:
+            # A plain MemoryError is a progress callback's: the GPU's and numpy's have other types.
+            if type(error) is MemoryError:
                 raise
             grid = "x".join(str(extent) for extent in self.image_shape[1:])
             raise DeviceMemoryError(
@@ -215,21 +211,6 @@ class CudaKernels:
     def _array(self, channels: Any) -> Any:
         """Return channels on the device, in float32."""
         return self._device.upload(channels).astype(np.float32, copy=False)
-
-
-def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    """Return a caller's progress function for one stage, called as (step, num_steps)."""
-    if progress is None:
-        return None
-
-    def call(step: int, num_steps: int) -> None:
-        try:
-            progress(stage, step, num_steps)
-        except MemoryError as error:
-            setattr(error, _MARK, True)
-            raise
-
-    return call
 
 
 class CudaBackend(Backend):

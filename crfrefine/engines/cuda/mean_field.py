@@ -5,13 +5,14 @@ The host decides which kernels are launched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.base.numerics import FLIPPED_SHARE
+from crfrefine.engines.base import Progress
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
@@ -181,7 +182,7 @@ class MeanFieldRun:
         if spec.bias is not None:
             self._bias = upload_float32(device, spec.bias)
 
-    def take_steps(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def take_steps(self, progress: Progress | None = None) -> None:
         """Take all steps, or until no further one is needed; callers do this once per object.
 
         Without a tolerance and a volume term the host does not wait.
@@ -193,7 +194,7 @@ class MeanFieldRun:
 
         while self.num_steps < spec.num_iterations and not self.converged:
             if progress is not None:
-                progress(self.num_steps, spec.num_iterations)
+                progress("mean field", self.num_steps, spec.num_iterations)
             self._store_marginals()
             if self._old is not None:
                 self._old[...] = self._marginals
