@@ -169,7 +169,8 @@ class Tape:
     # after the last step are also saved.
     record: Array
     spec: MeanFieldSpec  # the model of the run
-    # (steps, L), biases of the volume term; None without the term.
+    # (steps, L), biases of the volume term; None without the term, or where the backward pass does
+    # not read them.
     volume_biases: Float64 | None = None
     # (voxels,), True where the volume term acts; None means all masked voxels, or no term.
     volume_part: Bool | None = None

@@ -78,7 +78,7 @@ class CpuBackend(Backend):
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
     ) -> CpuKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`."""
-        return CpuKernels(self._engine, image, spec, context)
+        return CpuKernels(image, spec, context)
 
     def plan_filters(
         self, image: GridImage, spec: KernelSetSpec, threads: int | None = None
@@ -87,13 +87,9 @@ class CpuBackend(Backend):
 
         A filter is "exact", "truncated", "grid" or "lattice".
         """
-        values = np.ascontiguousarray(image.values, np.float32)
-        distances = spec.distances(image.spacing)
-        num_threads = threads or available_threads()
-        with engine_errors(self._engine, values.shape):
-            return tuple(
-                self._engine.plan_filters(values, image.mask, distances, spec, num_threads)
-            )
+        given = _image_and_model(image, spec)
+        with engine_errors(image.values.shape):
+            return tuple(self._engine.plan_filters(*given, threads or available_threads()))
 
     def mean_field(
         self, logits: Float32, image: GridImage, model: ModelSpec, context: RunContext = NO_CONTEXT
@@ -112,7 +108,7 @@ class CpuBackend(Backend):
                 except CapacityError:  # Kept kernels and a run may not fit into memory together.
                     self._kept = None
 
-        kernels = CpuKernels(self._engine, image, model.kernels, context)
+        kernels = CpuKernels(image, model.kernels, context)
         del image
         return run_model(kernels, logits, model, context, frees_kernels=True)
 
@@ -141,13 +137,17 @@ class CpuBackend(Backend):
     ) -> Float32:
         """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
         values = np.ascontiguousarray(values, np.float32)
-        guide = np.ascontiguousarray(image.values, np.float32)
-        distances = spec.distances(image.spacing)
-        num_threads = threads or available_threads()
+        given = _image_and_model(image, spec)
         out = np.zeros_like(values)
-        with engine_errors(self._engine, values.shape):
-            self._engine.message(values, guide, image.mask, distances, spec, num_threads, out)
+        with engine_errors(values.shape):
+            self._engine.message(values, *given, threads or available_threads(), out)
         return out
+
+
+def _image_and_model(image: GridImage, spec: KernelSetSpec) -> tuple[Any, ...]:
+    """Return the arguments of the engine's functions that stand for an image and its kernels."""
+    values = np.ascontiguousarray(image.values, np.float32)
+    return values, image.mask, spec.distances(image.spacing), spec
 
 
 class CpuKernels:
@@ -158,24 +158,17 @@ class CpuKernels:
 
     dtype = "float32"
 
-    def __init__(
-        self, engine: Any, image: GridImage, spec: KernelSetSpec, context: RunContext
-    ) -> None:
+    def __init__(self, image: GridImage, spec: KernelSetSpec, context: RunContext) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
-        values = np.ascontiguousarray(image.values, np.float32)
         self.spec = spec
-        self.image_shape = values.shape
-        self._engine = engine
+        self.image_shape: tuple[int, ...] = image.values.shape
         self._mask = image.mask
         self._axes = image.axes
 
-        with engine_errors(engine, values.shape):
-            self.built = engine.Kernels(
-                values,
-                image.mask,
-                spec.distances(image.spacing),
-                spec,
+        with engine_errors(self.image_shape):
+            self.built = load_engine().Kernels(
+                *_image_and_model(image, spec),
                 list(image.axes or ()),
                 image.origin,
                 context.threads or available_threads(),
@@ -198,10 +191,8 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, np.float32)
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
-        part = None
-        with engine_errors(self._engine, logits.shape):
-            if spec.volume_weight > 0.0:
-                part = volume_part(logits, self._mask, spec, self._axes)
+        with engine_errors(logits.shape):
+            part = volume_part(logits, self._mask, spec, self._axes)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -215,10 +206,8 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
-        part = None
-        if spec.volume_weight > 0.0:
-            part = volume_part(logits, self._mask, spec, self._axes)
-        with engine_errors(self._engine, logits.shape):
+        part = volume_part(logits, self._mask, spec, self._axes)
+        with engine_errors(logits.shape):
             out = np.empty_like(logits)
             shape = (spec.num_recorded, spec.num_channels, self.num_voxels)
             record = np.empty(shape, np.float32)
@@ -241,7 +230,7 @@ class CpuKernels:
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, np.float32) if wants_image else None
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
-        with engine_errors(self._engine, logits.shape):
+        with engine_errors(logits.shape):
             sums = self.built.backward(
                 logits,
                 tape.record,
@@ -280,11 +269,12 @@ def _are_equal(new: Array | None, old: Array | None) -> bool:
 
 
 @contextmanager
-def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
+def engine_errors(shape: tuple[int, ...]) -> Iterator[None]:
     """Turn the engine's errors for (channels, *grid) values into errors a user can act on.
 
     Other errors, such as those of a progress callback, pass unchanged.
     """
+    engine = load_engine()
     try:
         yield
     except engine.EngineCapacityError as error:

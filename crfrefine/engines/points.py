@@ -53,9 +53,8 @@ class CompiledPoints:
             points = rows
         self._shape = points.shape
         self._scale_by_normalization: dict[str, Float32] = {}
-        self._engine = load_engine()
-        with engine_errors(self._engine, points.shape):
-            self._points = self._engine.Points(points, method, threads or available_threads())
+        with engine_errors(points.shape):
+            self._points = load_engine().Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
 
         if method == "lattice":  # "lattice (VERTICES vertices, ...)"
@@ -77,7 +76,7 @@ class CompiledPoints:
 
         The scale, (N,), is a factor of each point's results.
         """
-        with engine_errors(self._engine, values.shape):
+        with engine_errors(values.shape):
             out = np.zeros(values.shape, np.float32)
             self._points.apply(values, scale, transposed, out)
         return out
@@ -88,7 +87,7 @@ class CompiledPoints:
             return self.apply(values)
         known = self._scale_by_normalization
         if normalization == "after" and normalization not in known:
-            with engine_errors(self._engine, values.shape):
+            with engine_errors(values.shape):
                 means = np.zeros(values.shape, np.float32)
                 scale = np.empty(values.shape[1], np.float32)
                 was_possible = self._points.mean(values, scale, means)
@@ -109,7 +108,7 @@ class CompiledPoints:
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
-        with engine_errors(self._engine, self._shape):
+        with engine_errors(self._shape):
             out = np.empty(self._shape, np.float32)
             self._points.feature_gradient(left, right, out)
             return out.reshape(len(out), -1)

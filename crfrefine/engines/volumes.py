@@ -116,13 +116,17 @@ class VolumeTerm:
 
 def volume_part(
     logits: Array, mask: Bool | None, spec: MeanFieldSpec, axes: Sequence[int] | None
-) -> Bool:
+) -> Bool | None:
     """Return the voxels inside the mask on which a run's volume term acts, (N,) in C order.
+
+    None means that the run has no volume term.
 
     For each foreground label, these are the largest component of the voxels with a probability
     above `BODY_PROBABILITY`. `axes` are those of `GridImage`: of equally large components the first
     one in the user's order counts.
     """
+    if spec.volume_weight == 0.0:
+        return None
     if mask is None:
         inside = np.ones(logits.shape[1:], dtype=np.bool_)
     else:

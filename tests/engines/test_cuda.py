@@ -8,7 +8,7 @@ import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import ShimDevice, watched_backend
-from every_kernel import Watched, not_run, run_each
+from every_kernel import Watched, not_run, run_each, source_names
 from messages import message
 from oracles import Case, kernel_set, one_kernel, random_case, resolve
 from strict_device import PARAMETERS, StrictDevice, use
@@ -20,7 +20,7 @@ from crfrefine.engines.cuda import lattice
 from crfrefine.engines.cuda.kernel_set import Kernel, choose_filter
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
-from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.cuda.sources import kernel_source
 from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
 from crfrefine.errors import ConfigError
@@ -382,8 +382,7 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
 
     def filtered(values):
         result = device.xp.empty_like(voxels.ones)
-        unit = device.upload(np.ones((1, 1), dtype=np.float32))
-        spatial.accumulate(values, None, None, unit, result, adds=False)
+        spatial.apply(values, None, result)
         return device.download(result).ravel()
 
     sums = filtered(voxels.ones)

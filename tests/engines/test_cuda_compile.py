@@ -11,6 +11,7 @@ import cuda_shim
 import numpy as np
 import nvrtc
 import pytest
+from every_kernel import source_names
 from oracles import random_case
 from strict_device import PARAMETERS, StrictDevice, use
 
@@ -18,7 +19,7 @@ import crfrefine
 from crfrefine.engines import is_available
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.cuda.sources import kernel_source
 
 _WIDTHS = [{"CRF_WIDTH": width} for width in (1, 4, 8)]
 _LABELS = [

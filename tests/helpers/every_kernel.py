@@ -11,7 +11,7 @@ from messages import message
 from crfrefine import CrfParameters
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.cuda.sources import kernel_source, kernels_dir
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
@@ -27,6 +27,11 @@ COMMON = {
     "spatial.theta_gamma": 1.2,
     "mean_field.num_iterations": 5,
 }
+
+
+def source_names():
+    """The name of every source file of the GPU engine."""
+    return sorted(path.stem for path in (kernels_dir() / "cuda").glob("*.cu"))
 
 
 class Watched:

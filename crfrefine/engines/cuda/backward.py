@@ -72,7 +72,6 @@ class Backward:
         width = row_width(num_labels - 1)
         shape = (num_row_groups(num_labels - 1), num_voxels, width)
         self._constants = {"CRF_WIDTH": width}
-        self._unit = xp.ones((shape[0], width), dtype=np.float32)
         self._marginals = xp.zeros(shape, dtype=np.float32)
         self._by_message = xp.zeros(shape, dtype=np.float32)
         self._by_marginals = xp.zeros(shape, dtype=np.float32)
@@ -150,7 +149,6 @@ class Backward:
         """Do one kernel's part of a step backward."""
         kernel = self._kernels[number]
         moments = self._moments[number]
-        unit = self._unit
         self._launch(
             "send_back", **self._penalty(number), by_x=self._by_x, by_message=self._by_message
         )
@@ -158,18 +156,8 @@ class Backward:
             sent_values = (self._marginals, kernel.sent_scale)
             received_values = (self._by_message, kernel.scale)
             moments.add_pair(Pair(*sent_values, *received_values, self._num_labels - 1))
-        kernel.filter.accumulate(
-            self._marginals, kernel.sent_scale, None, unit, self._filtered, adds=False
-        )
-        kernel.filter.accumulate(
-            self._by_message,
-            kernel.scale,
-            None,
-            unit,
-            self._filtered_back,
-            transposed=True,
-            adds=False,
-        )
+        kernel.filter.apply(self._marginals, kernel.sent_scale, self._filtered)
+        kernel.filter.apply(self._by_message, kernel.scale, self._filtered_back, transposed=True)
 
         self._launch(
             "take_messages",
@@ -297,12 +285,4 @@ class Backward:
 
     def _launch(self, kernel: str, /, **arguments: Any) -> None:
         """Run a kernel with a thread for each voxel."""
-        num_voxels = self._num_voxels
-        self._device.launch(
-            "mean_field_backward",
-            kernel,
-            self._constants,
-            num_voxels,
-            num_voxels=num_voxels,
-            **arguments,
-        )
+        self._voxels.launch("mean_field_backward", kernel, self._constants, **arguments)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import row_constants
+from crfrefine.engines.cuda.rows import MAX_WIDTH, row_constants
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
@@ -27,6 +28,14 @@ class Filter(ABC):
 
     description: str
 
+    def __init__(self, device: CupyDevice) -> None:
+        self.device = device
+
+    @cached_property
+    def _ones(self) -> Any:
+        """A channel weight of 1 for rows of any width."""
+        return self.device.xp.ones(MAX_WIDTH, dtype=np.float32)
+
     def filter_until_last(
         self, group: Any, sent: Any, received: Any, channel_weight: Any
     ) -> Arguments | None:
@@ -38,66 +47,58 @@ class Filter(ABC):
         """
         return None
 
-    def accumulate(
-        self,
-        values: Any,
-        sent: Any,
-        received: Any,
-        channel_weight: Any,
-        total: Any,
-        *,
-        transposed: bool = False,
-        adds: bool = True,
+    def apply(
+        self, values: Any, sent: Any, out: Any, *, received: Any = None, transposed: bool = False
     ) -> None:
-        """Total += channel_weight * received * K (sent * values); without `adds` it is replaced.
+        """Replace `out` by received * K (sent * values).
 
         The transpose of K differs only for the lattice. All arrays are float32 on the device.
 
         Args:
             values: (group, voxel, width).
             sent: (voxel) factors of the values; None means ones.
+            out: (group, voxel, width).
             received: (voxel) factors of the results; None means ones.
-            channel_weight: (group, width).
-            total: (group, voxel, width).
             transposed: whether to apply the transpose of K.
-            adds: whether results are added to the total.
         """
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            output = {"received": received, "channel_weight": weight, "sum": out, "adds": adds}
-            self.filter_group(group, sent, output, transposed=transposed)
+        output: Arguments = {
+            "received": received,
+            "channel_weight": self._ones,
+            "adds": False,
+        }
+        for group, result in zip(values, out, strict=True):
+            self.filter_group(group, sent, {**output, "sum": result}, transposed=transposed)
 
     def normalization(self, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
         """Return the factors of received values, and the message of all ones if it is symmetric.
 
         Both are (voxel). The factors are D^-1/2, or else D^-1, of the row sums D.
         """
-        device = voxels.device
-        num_voxels = voxels.num_voxels
-        unit = device.xp.ones((1, 1), dtype=np.float32)
-        scale = device.xp.empty_like(voxels.ones)
-        self.accumulate(voxels.ones, None, None, unit, scale, adds=False)
+        scale = self.device.xp.empty_like(voxels.ones)
+        self.apply(voxels.ones, None, scale)
         scale = scale.reshape(-1)
-        device.launch(
+        voxels.launch(
             "voxels",
             "find_scale",
             CONSTANTS,
-            num_voxels,
             row_sum=scale,
-            num_voxels=num_voxels,
             is_symmetric=is_symmetric,
             scale=scale,
         )
         if not is_symmetric:
             return scale, None
-        message = device.xp.empty_like(voxels.ones)
-        self.accumulate(voxels.ones, scale, scale, unit, message, adds=False)
+        message = self.device.xp.empty_like(voxels.ones)
+        self.apply(voxels.ones, scale, message, received=scale)
         return scale, message.reshape(-1)
 
     @abstractmethod
-    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(
+        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
+    ) -> None:
         """Filter a group of channels, (voxel, width).
 
-        The output are arguments that the last kernel of each filter has.
+        The output are arguments that the last kernel of each filter has: the `sum`, (voxel, width),
+        becomes channel_weight * received * K (sent * group), or with `adds` this is added to it.
         """
 
 
@@ -115,14 +116,16 @@ class ExactFilter(Filter):
     """All pairs of voxels, or of other points; see `Filter`."""
 
     def __init__(self, source: FeatureSource) -> None:
-        self._device = source.device
+        super().__init__(source.device)
         self._features = source.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {source.num_points} x N pairs)"
 
-    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(
+        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
+    ) -> None:
         """Sum over all pairs."""
         num_voxels = len(group)
-        self._device.launch(
+        self.device.launch(
             "direct",
             "filter_all_pairs",
             row_constants(group, CRF_FEATURES=len(self._features)),
@@ -155,6 +158,7 @@ class TruncatedFilter(Filter):
 
         Raises CapacityError if the window is too large.
         """
+        super().__init__(bilateral.device)
         voxels = bilateral.voxels
         radius = window_radius(bilateral)
         num_offsets = math.prod(2 * steps + 1 for steps in radius)
@@ -170,8 +174,7 @@ class TruncatedFilter(Filter):
         strides = [math.prod(padded[axis:]) for axis in range(1, len(padded) + 1)]
         padding_before = int(np.dot(radius, strides))
 
-        self._device = voxels.device
-        xp = voxels.device.xp
+        xp = self.device.xp
         intensities = bilateral.features[: len(bilateral.theta_intensity)]
         index = voxels.linear_index(padded) + padding_before
         num_places = math.prod(padded) + 2 * padding_before
@@ -186,15 +189,17 @@ class TruncatedFilter(Filter):
             "num_voxels": voxels.num_voxels,
             "number": number,
             "index": index,
-            "offset": self._device.upload(offsets),
-            "distance": self._device.upload(exponents),
+            "offset": self.device.upload(offsets),
+            "distance": self.device.upload(exponents),
             "num_offsets": len(offsets),
         }
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
-    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(
+        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
+    ) -> None:
         """Sum over the window of each voxel."""
-        self._device.launch(
+        self.device.launch(
             "direct",
             "filter_window",
             row_constants(group, CRF_FEATURES=self._num_features),

@@ -47,14 +47,6 @@ class Kernel:
             self.scale, _ = plain.normalization(voxels, is_symmetric=False)
             self.ones = voxels.ones.reshape(-1)  # D^-1 K 1 = 1
 
-    def accumulate(
-        self, values: Any, channel_weight: Any, total: Any, *, adds: bool = True
-    ) -> None:
-        """Add channel_weight times the normalized message to `total`; see `Filter.accumulate`."""
-        self.filter.accumulate(
-            values, self.sent_scale, self.scale, channel_weight, total, adds=adds
-        )
-
 
 def choose_filter(
     bilateral: BilateralInput, num_channels: int, num_filterings: int

@@ -164,7 +164,7 @@ class Lattice(Filter):
         None means as many as the newest lattice of so many points and fields had, or an estimate.
         The table's size changes no result. Raises CapacityError if the lattice would be too large.
         """
-        self.device = source.device
+        super().__init__(source.device)
         simplices = Simplices(source)
         self.num_features = simplices.num_features
         num_corners = source.num_points * (self.num_features + 1)
@@ -263,7 +263,9 @@ class Lattice(Filter):
         to_slice = self._blurred(group, sent, transposed=False)
         return {**to_slice, "slice_scale": received, "slice_weight": channel_weight}
 
-    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(
+        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
+    ) -> None:
         """Splat, blur and slice."""
         num_voxels = len(group)
         self.device.launch(

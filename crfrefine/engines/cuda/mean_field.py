@@ -256,7 +256,15 @@ class MeanFieldRun:
             adds = self._messages is not None
             if not adds:
                 self._messages = self._voxels.device.xp.empty_like(self._marginals)
-            kernel.accumulate(self._marginals, weight, self._messages, adds=adds)
+            groups = zip(self._marginals, weight, self._messages, strict=True)
+            for group, weight_of_group, messages in groups:
+                output = {
+                    "received": kernel.scale,
+                    "channel_weight": weight_of_group,
+                    "sum": messages,
+                    "adds": adds,
+                }
+                kernel.filter.filter_group(group, kernel.sent_scale, output)
 
     def _update(
         self,

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
@@ -56,38 +55,16 @@ class Pair(NamedTuple):
 class FeatureProducts:
     """A filter, and the products of values with features that it filters."""
 
-    def __init__(
-        self, device: CupyDevice, kernel_filter: Filter, columns: Any, thetas: Any, room: Room
-    ) -> None:
+    def __init__(self, kernel_filter: Filter, columns: Any, thetas: Any, room: Room) -> None:
         """Take the (feature, voxel) columns, features over theta; None without features.
 
         `thetas` are the bandwidths that gradients of features are divided by, (feature).
         """
-        self._device = device
+        self._device = kernel_filter.device
         self._kernel_filter = kernel_filter
         self._columns = columns
-        self._inverse_theta = device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
+        self._inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
         self._room = room
-        self._units: dict[tuple[int, int], Any] = {}  # ones, (group, width)
-
-    def filter(
-        self,
-        values: Any,
-        sent: Any,
-        out: Any,
-        *,
-        transposed: bool = False,
-        kernel_filter: Filter | None = None,
-    ) -> None:
-        """Filter rows times the factors `sent` into `out`, with another filter if one is given."""
-        num_groups, _, width = values.shape
-        unit = self._units.get((num_groups, width))
-        if unit is None:
-            unit = self._device.xp.ones((num_groups, width), dtype=np.float32)
-            self._units[num_groups, width] = unit
-        if kernel_filter is None:
-            kernel_filter = self._kernel_filter
-        kernel_filter.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
 
     def add(
         self,
@@ -132,7 +109,7 @@ class FeatureProducts:
                 **columns,
                 rows=rows,
             )
-            self.filter(rows, None, filtered, transposed=transposed)
+            self._kernel_filter.apply(rows, None, filtered, transposed=transposed)
             self._device.launch(
                 "moments",
                 "add_columns",
@@ -236,9 +213,7 @@ class Moments:
             self._slopes = kernel.filter.slopes()
         else:
             self._columns = self._centered_features(image)
-        self._products = FeatureProducts(
-            self._device, kernel.filter, self._columns, self.thetas, room
-        )
+        self._products = FeatureProducts(kernel.filter, self._columns, self.thetas, room)
 
         self.by_received = None
         self.by_sent = None
@@ -280,17 +255,15 @@ class Moments:
         filtered_back = self._device.xp.empty_like(unit)
         kernel = self._kernel
         scale = kernel.scale
-        num_voxels = self._num_voxels
-        self._products.filter(by_ones, scale, filtered_back, transposed=True)
+        kernel.filter.apply(by_ones, scale, filtered_back, transposed=True)
         self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
 
         by_degree = None if scale is None else by_ones
         squares = None if self._columns is None else self.by_received  # overwrites it
-        self._device.launch(
+        self._voxels.launch(
             "moments",
             "differentiate_scale",
             {"CRF_WIDTH": 1},
-            num_voxels,
             scale=scale,
             scales_sent=kernel.sent_scale is not None,
             ones=kernel.ones,
@@ -298,7 +271,6 @@ class Moments:
             filtered_back=filtered_back,
             by_received=self.by_received,
             by_sent=self.by_sent,
-            num_voxels=num_voxels,
             by_degree=by_degree,
             squares=squares,
         )
@@ -309,7 +281,7 @@ class Moments:
 
         also_squares = None
         if by_degree is not None:
-            self._products.filter(by_degree, None, filtered_back, transposed=True)
+            kernel.filter.apply(by_degree, None, filtered_back, transposed=True)
             also_squares = filtered_back
         self._products.add_squares(squares, also_squares, self._partial, self._by_image)
 
@@ -317,7 +289,7 @@ class Moments:
         """Add a pair: filterings of its products with the features, or of each slope."""
         for axis, slope in enumerate(self._slopes):
             rows = self._room.array(*pair.values.shape)
-            self._products.filter(pair.values, pair.sent, rows, kernel_filter=slope)
+            slope.apply(pair.values, pair.sent, rows)
             self._device.launch(
                 "moments",
                 "add_moments",

@@ -80,9 +80,8 @@ class CudaPoints:
             xp = self._device.xp
             channels = self._device.upload(values)
             rows = to_rows(xp, channels)
-            unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
             out = xp.empty_like(rows)
-            self._filter.accumulate(rows, None, None, unit, out, transposed=transposed, adds=False)
+            self._filter.apply(rows, None, out, transposed=transposed)
             filtered = xp.empty_like(channels)
             from_rows(out, filtered)
             return self._stream.like(filtered, values)
@@ -101,7 +100,7 @@ class CudaPoints:
             columns = self.features - middle[:, None]
             num_features, num_points = columns.shape
             unit = np.ones(num_features)
-            products = FeatureProducts(self._device, self._filter, columns, unit, Room(xp))
+            products = FeatureProducts(self._filter, columns, unit, Room(xp))
             gradient = xp.zeros_like(columns)
             squares = xp.zeros(num_points, dtype=np.float32)
             pair = [to_rows(xp, self._device.upload(values)) for values in (left, right)]
@@ -110,7 +109,7 @@ class CudaPoints:
                 both = Pair(sent, None, other, None, len(left))
                 products.add(both, num_features, by_feature=gradient, transposed=transposed)
                 filtered = xp.empty_like(sent)
-                products.filter(sent, None, filtered, transposed=transposed)
+                self._filter.apply(sent, None, filtered, transposed=transposed)
                 squares += (other * filtered).sum(axis=(0, 2))
             gradient -= columns * squares
             return self._stream.like(gradient, left)

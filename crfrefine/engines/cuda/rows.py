@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
+
+MAX_WIDTH = 8  # channels of the widest rows
 
 
 def row_width(num_channels: int) -> int:
@@ -20,7 +21,7 @@ def row_width(num_channels: int) -> int:
     for width in (1, 2, 4):
         if num_channels <= width:
             return width
-    return 8
+    return MAX_WIDTH
 
 
 def num_row_groups(num_channels: int) -> int:
@@ -147,14 +148,6 @@ class Sums:
                 add_up(self.device, part, totals[begin:end])
             begin = end
         return totals
-
-    def totals(self) -> list[Float64]:
-        """Return the totals on the host, an array for each `reserve`, in the order of these calls.
-
-        This waits until all launches so far are done.
-        """
-        ends = np.cumsum([len(part) for part in self._parts])
-        return np.split(self.device.download(self.add_up()), ends[:-1])
 
 
 class Products:

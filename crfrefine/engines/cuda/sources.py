@@ -58,11 +58,6 @@ def kernels_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "kernels"
 
 
-def source_names() -> list[str]:
-    """Return the name of every source file of the GPU engine."""
-    return sorted(path.stem for path in (kernels_dir() / "cuda").glob("*.cu"))
-
-
 @cache
 def kernel_source(name: str, /, **constants: int) -> KernelSource:
     """Return the text of kernels/cuda/<name>.cu for values of the constants that it requires.

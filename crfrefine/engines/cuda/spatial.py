@@ -92,8 +92,8 @@ class SpatialFilter(Filter):
 
         Along the axis `slope_of` the slopes of the weights take their place, see `spatial_taps`.
         """
+        super().__init__(voxels.device)
         self._voxels = voxels
-        self._device = voxels.device
         self._theta_gamma = theta_gamma
         # Each axis of the box, by the names of the parameters of `filter_axis` and `update`: the
         # taps are its (distance) weights on the device.
@@ -103,7 +103,7 @@ class SpatialFilter(Filter):
             weights, slopes = spatial_taps(theta / step, extent)
             taps = (slopes if number == slope_of else weights).astype(np.float32)
             stride = math.prod(voxels.box_shape[number + 1 :])
-            uploaded = self._device.upload(taps)
+            uploaded = self.device.upload(taps)
             self._axes.append(
                 {"stride": stride, "extent": extent, "taps": uploaded, "radius": len(taps) - 1}
             )
@@ -114,7 +114,7 @@ class SpatialFilter(Filter):
             across, along = self._axes[-2:]
             is_wide = 2 * along["extent"] >= _TILE_COLUMNS
             self._has_planes = is_wide and across["radius"] <= _REACH
-        self._boxes = Room(self._device.xp) if boxes is None else boxes
+        self._boxes = Room(self.device.xp) if boxes is None else boxes
         self.description = "separable"
 
     def slopes(self) -> list[SpatialFilter]:
@@ -140,12 +140,12 @@ class SpatialFilter(Filter):
         for theta, step, extent in axes:
             weights, _ = spatial_taps(theta / step, extent)
             factors.append(axis_factors(weights, extent, exponent))
-        uploaded = upload_float32(self._device, np.concatenate(factors, axis=1))
-        extents = self._device.upload(np.array(voxels.box_shape, dtype=np.int64))
-        results = self._device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
+        uploaded = upload_float32(self.device, np.concatenate(factors, axis=1))
+        extents = self.device.upload(np.array(voxels.box_shape, dtype=np.int64))
+        results = self.device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
         scale = results[0]
         ones = results[1] if is_symmetric else None
-        self._device.launch(
+        self.device.launch(
             "spatial",
             "multiply_axes",
             self._constants(1),
@@ -177,7 +177,9 @@ class SpatialFilter(Filter):
             "axis_weight": channel_weight,
         }
 
-    def filter_group(self, group: Any, sent: Any, output: Arguments, *, transposed: bool) -> None:
+    def filter_group(
+        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
+    ) -> None:
         """Filter along all axes of the box."""
         width = group.shape[1]
         if len(self._axes) == 1:
@@ -201,7 +203,7 @@ class SpatialFilter(Filter):
             rows = across["extent"]
             tiles = ceil_divide(columns, _TILE_COLUMNS) * ceil_divide(rows, _TILE_ROWS)
             num_blocks = voxels.box_size // (columns * rows) * tiles
-            self._device.launch(
+            self.device.launch(
                 "spatial",
                 "filter_planes",
                 self._constants(width),
@@ -233,7 +235,7 @@ class SpatialFilter(Filter):
         """
         voxels = self._voxels
         arguments = {**_NO_ENDS, **self._axes[number], **ends}
-        self._device.launch(
+        self.device.launch(
             "spatial",
             "filter_axis",
             self._constants(width),

@@ -26,17 +26,12 @@ class MassSums:
 
     def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
         device = voxels.device
-        num_voxels = voxels.num_voxels
         self.part = None
         if part is not None:
             self.part = device.upload(np.asarray(part, dtype=np.uint8))
         self._voxels = voxels
         self._num_labels = num_labels
-        self._pair_sums = Sums(device)
-        self._label_sums = Sums(device)
-        self._pairs = Products(self._pair_sums, num_labels, num_labels, num_voxels)
-        self._labels = Products(self._label_sums, num_labels, 1, num_voxels)
-        self._marginals = device.xp.empty((num_labels, num_voxels), dtype=np.float32)
+        self._marginals = device.xp.empty((num_labels, voxels.num_voxels), dtype=np.float32)
 
     def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
         """Return masses and covariance of softmax(logits + bias), for logits (label, *grid)."""
@@ -44,10 +39,7 @@ class MassSums:
 
     def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
         """Return masses (L,) and covariance (L, L) of (label, voxel) marginals."""
-        self._pairs.parts[...] = 0.0
-        self._pairs.add(marginals, marginals, part=self.part)
-        (products,) = self._pair_sums.totals()
-        products = products.reshape(self._num_labels, self._num_labels)
+        products = self._products(marginals, marginals)
         masses = products.sum(axis=1)  # marginals sum to 1
         np.fill_diagonal(products, 0.0)
         # This sum for a label's variance loses no digits: nothing in it cancels.
@@ -59,10 +51,15 @@ class MassSums:
 
     def total(self, values: Any) -> Float64:
         """Return the sums of (label, voxel) values, (L,)."""
-        self._labels.parts[...] = 0.0
-        self._labels.add(values, None, part=self.part)
-        (totals,) = self._label_sums.totals()
-        return totals
+        return self._products(values, None)[:, 0]
+
+    def _products(self, rows: Any, others: Any) -> Float64:
+        """Return the sums of `Products` of (label, voxel) rows and others; None means ones."""
+        sums = Sums(self._voxels.device)
+        num_others = 1 if others is None else len(others)
+        products = Products(sums, len(rows), num_others, self._voxels.num_voxels)
+        products.add(rows, others, self.part)
+        return sums.device.download(sums.add_up()).reshape(len(rows), num_others)
 
     def counts(self, logits: Any) -> Float64:
         """Return the voxels where each label has the largest of (label, *grid) logits, (L,)."""
@@ -78,16 +75,13 @@ class MassSums:
     def _with_bias(self, logits: Any, bias: Float64) -> Any:
         """Return softmax(logits + bias), (label, voxel), until the next call."""
         voxels = self._voxels
-        num_voxels = voxels.num_voxels
-        voxels.device.launch(
+        voxels.launch(
             "volume",
             "find_marginals",
             {},
-            num_voxels,
             logits=logits,
             grid_size=voxels.grid_size,
             grid_index=voxels.grid_index,
-            num_voxels=num_voxels,
             num_labels=self._num_labels,
             bias=upload_float32(voxels.device, bias),
             marginals=self._marginals,
@@ -127,16 +121,13 @@ class VolumeSteps:
         self.biases.append(bias)
 
         voxels = self._voxels
-        num_voxels = voxels.num_voxels
-        voxels.device.launch(
+        voxels.launch(
             "volume",
             "add_biases",
             {},
-            num_voxels,
             logits=self._out,
             grid_size=voxels.grid_size,
             grid_index=voxels.grid_index,
-            num_voxels=num_voxels,
             num_labels=num_labels,
             part=self._sums.part,
             bias=upload_float32(voxels.device, bias),
@@ -180,14 +171,11 @@ class VolumeBackward:
         pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
         self.by_slack += by_slack
 
-        num_voxels = self._voxels.num_voxels
-        self._voxels.device.launch(
+        self._voxels.launch(
             "volume",
             "pull_masses",
             {},
-            num_voxels,
             marginals=marginals,
-            num_voxels=num_voxels,
             num_labels=self._num_labels,
             part=self._sums.part,
             by_mass=upload_float32(self._voxels.device, -pull),

@@ -6,7 +6,7 @@ kernels/cuda/voxels.cu has the kernels; kernels/cpu/voxels.cpp and features.cpp 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,15 @@ class Voxels:
         """Return the values of the box's axes from one per grid axis."""
         return [float(per_grid_axis[axis]) for axis in self.source_axis]
 
+    def launch(
+        self, source: str, kernel: str, constants: Mapping[str, int], /, **arguments: Any
+    ) -> None:
+        """Run a kernel with a thread for each voxel; see `Launcher.launch`."""
+        num_voxels = self.num_voxels
+        self.device.launch(
+            source, kernel, constants, num_voxels, num_voxels=num_voxels, **arguments
+        )
+
     def gather(self, grids: Any, out: Any) -> None:
         """Copy the voxels of (channel, *grid) values into (channel, voxel) ones."""
         for of_voxels, of_grid in zip(out, grids.reshape(len(out), -1), strict=True):
@@ -263,15 +272,13 @@ class BilateralInput:
         intensity = device.upload(np.stack([lowest, inverse_theta]))
         shape = (self.num_features, voxels.num_voxels)
         self.features = device.xp.empty(shape, dtype=np.float32)
-        device.launch(
+        voxels.launch(
             "voxels",
             "find_features",
             CONSTANTS,
-            voxels.num_voxels,
             image=image.values,
             grid_size=voxels.grid_size,
             grid_index=voxels.grid_index,
-            num_voxels=voxels.num_voxels,
             num_modalities=num_modalities,
             lowest=intensity[0],
             inverse_theta=intensity[1],

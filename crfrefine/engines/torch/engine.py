@@ -62,11 +62,10 @@ def mean_field(
     spec: MeanFieldSpec,
     part: Tensor | None = None,
     progress: Progress | None = None,
-) -> tuple[Tensor, MeanFieldReport, list[Float64]]:
+) -> tuple[Tensor, MeanFieldReport]:
     """Run parallel mean-field updates until divergence and share of flipped labels are small.
 
-    Return x of the last step, (N, L), the report, and the bias of the volume term in each step,
-    (L,).
+    Return x of the last step, (N, L), and the report.
 
     An update is x = (logits + bias) / temperature - pairwise, Q = softmax(x). The volume term
     applies in `part`, (N,) bool; None means nowhere.
@@ -76,7 +75,6 @@ def mean_field(
     if part is not None:
         volume = _Volume(x, inputs.slack, part)
     energies: list[float] = []
-    biases: list[Float64] = []
     previous = None
     while True:
         log_marginals = torch.log_softmax(x, dim=1)
@@ -88,7 +86,7 @@ def mean_field(
             converged = divergence.mean().item() < spec.tolerance and has_few_flips
         if converged or len(energies) == spec.num_iterations:
             report = MeanFieldReport(len(energies), converged, tuple(energies))
-            return x, report, biases
+            return x, report
         if progress is not None:
             progress("mean field", len(energies), spec.num_iterations)
 
@@ -103,7 +101,6 @@ def mean_field(
         if volume is not None:
             energy += volume.energy(marginals)
             x = volume.balanced(x)
-            biases.append(volume.bias)
         energies.append(energy)
         previous = log_marginals
 
@@ -255,7 +252,7 @@ class TorchKernels:
         started = time.perf_counter()
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            refined, report, _ = self._refine(inputs, self.built, spec, progress)
+            refined, report = self._refine(inputs, self.built, spec, progress)
         report = replace(report, filters=self.filters)
         timings = {"build": self._seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(refined.cpu().numpy(), report, timings)
@@ -265,11 +262,10 @@ class TorchKernels:
         spec = replace(spec, tolerance=0.0)
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
-            refined, _, of_steps = self._refine(inputs, self.built, spec)
+            refined, _ = self._refine(inputs, self.built, spec)
         # The record is empty, since `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
-        biases = np.stack(of_steps) if of_steps else None
-        return Tape(refined.cpu().numpy(), record, spec, volume_biases=biases)
+        return Tape(refined.cpu().numpy(), record, spec)
 
     def backward(
         self,
@@ -289,7 +285,7 @@ class TorchKernels:
         thetas = [self.tensor(theta).requires_grad_(wants_theta) for theta in self._thetas]
         with _limits(self._threads, self._device), torch.enable_grad():
             kernels, _ = self._build(thetas, image)
-            refined, _, _ = self._refine(inputs, kernels, tape.spec)
+            refined, _ = self._refine(inputs, kernels, tape.spec)
             refined.backward(self.tensor(gradient))
 
         by_theta = [np.zeros(0), *[_slope(theta) for theta in thetas]]
@@ -316,7 +312,7 @@ class TorchKernels:
         kernels: list[Filter],
         spec: MeanFieldSpec,
         progress: Progress | None = None,
-    ) -> tuple[Tensor, MeanFieldReport, list[Float64]]:
+    ) -> tuple[Tensor, MeanFieldReport]:
         """Run `mean_field` inside the mask; outside it logits are divided by the temperature."""
         logits = inputs.logits
         inside = self.inside
@@ -326,12 +322,12 @@ class TorchKernels:
             voxels = volume_part(on_host, self.mask, spec, self._grid.axes)
             part = torch.as_tensor(voxels, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
-        x, report, biases = mean_field(inputs_inside, kernels, spec, part, progress)
+        x, report = mean_field(inputs_inside, kernels, spec, part, progress)
 
         refined = torch.empty_like(logits)
         refined[:, inside] = x.T
         refined[:, ~inside] = divided(logits[:, ~inside], inputs.temperature)
-        return refined, report, biases
+        return refined, report
 
     def _build(
         self, thetas: list[Tensor], image: Tensor, progress: Progress | None = None
