@@ -36,7 +36,6 @@ from crfrefine.refinement.given import (
     StreamedNetwork,
 )
 from crfrefine.refinement.strokes import Strokes
-from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.problem import TileProblem
@@ -49,10 +48,7 @@ MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over label
 def prepare(network: Network, case: CaseToRefine) -> Prepared:
     """Prepare a network's output in any form: files, a label map, or channels in memory."""
     if isinstance(network, StreamedNetwork):
-        if network.interpolation is None:
-            prepared = plan_stream(network, case)
-        else:
-            prepared = plan_coarse(network, case)
+        prepared = plan_stream(network, case)
         _draw_strokes_on_tiles(prepared, case)
         return prepared
     if isinstance(network, LabelMapNetwork):
@@ -151,7 +147,7 @@ def _draw_strokes_on_tiles(prepared: Prepared, case: CaseToRefine) -> None:
     is_near = changed.any(axis=0)
     near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
     if case.parameters.volume.match_input:
-        near.source.ensure(near.sets.domains & near.sets.active, None)
+        near.source.ensure(near.sets.domains & near.sets.active)
         before = _count_voxels_on_tiles(replace(near, edits=None))
         prepared.gained = _count_voxels_on_tiles(near) - before
     # Without kernels nothing changes elsewhere, unless tiles were to be computed before.

@@ -46,7 +46,7 @@ class ChannelSource(ABC):
         """Bytes of memory that the channels take beside the input of the case."""
         return 0
 
-    def ensure(self, domains: Bool, threads: int | None) -> None:
+    def ensure(self, domains: Bool) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles).
 
         Channels in a file may be read once more for that.

@@ -56,6 +56,12 @@ class TileGrid:
             self.engine(threads).gather(values, tiles, gathered)
         return gathered
 
+    def mask(self, mask: Bool | None) -> Bool | None:
+        """Return a mask, which may have fewer axes, on the axes of `shape`, C-contiguous."""
+        if mask is None:
+            return None
+        return np.ascontiguousarray(mask).reshape(self.shape)
+
     def with_planes(self, num_planes: int) -> TileGrid:
         """Return the grid of some of the planes, which begin with a tile."""
         return TileGrid((num_planes, *self.shape[1:]))

@@ -28,6 +28,9 @@ from crfrefine.refinement.tiles.streaming import StoredChannels, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
@@ -45,6 +48,7 @@ class CoarseChannels(ChannelSource):
     padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
     grid: TileGrid  # the tiles of the image
     interpolation: Interpolation
+    mean_field: MeanFieldSpec
     threads: int
 
     @classmethod
@@ -63,25 +67,30 @@ class CoarseChannels(ChannelSource):
         reach = (interpolation.reach,) * 3
         lowest = thresholds.may_matter - MARGIN / mean_field.temperature
         kept = Thresholds(np.full(mean_field.num_labels, thresholds.may_matter), lowest)
-        survey, candidates, note = survey_stream(
-            network, grid, mean_field, None, kept, case.context, reach
-        )
+        survey, store, note = survey_stream(network, case, grid, None, kept, reach)
         padding = survey.padding()
         survey.mask, *_ = leave_out(padding, None, "logits")
         labels = survey.labels
-        survey.release()
-        store = candidates.chosen(survey, reach)
+        store.choose()
         if survey.is_probability:
             take_logarithms(survey.ranges)
         threads = case.context.threads or available_threads()
         of_image = TileGrid(network.grid_shape)
-        source = cls(store, survey.ranges, padding, of_image, interpolation, threads)
+        source = cls(store, survey.ranges, padding, of_image, interpolation, mean_field, threads)
         return source, labels, note
 
     @property
     def num_bytes(self) -> int:
         """See `ChannelSource`."""
         return self.store.num_bytes
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """The bias of each label, (L,)."""
+        bias = self.mean_field.bias
+        if bias is None:
+            return np.zeros(self.mean_field.num_labels, np.float32)
+        return np.asarray(bias, np.float32)
 
     @cached_property
     def windows(self) -> list[list[tuple[int, int]]]:
@@ -133,7 +142,7 @@ class CoarseChannels(ChannelSource):
         by_axis = values.transpose(self.interpolation.axes)
         return _largest_in(by_axis, (0, 0, 0), self.tile_windows, -np.inf)
 
-    def ensure(self, domains: Bool, threads: int | None) -> None:
+    def ensure(self, domains: Bool) -> None:
         """See `ChannelSource`."""
         needed = domains
         for axis, (of_axis, source_axis) in enumerate(
@@ -146,7 +155,7 @@ class CoarseChannels(ChannelSource):
                 around[first:end] |= source_tiles
             needed = np.moveaxis(around, 0, 1 + axis)
         order = [1 + self.interpolation.axes.index(axis) for axis in range(3)]
-        self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)), threads)
+        self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)))
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
@@ -204,10 +213,11 @@ class CoarseChannels(ChannelSource):
             covered[of_layer] &= linear.of_box(no_padding, box) > 0
         return covered
 
-    def where_likeliest(self, coarse_labels: Labels, num_labels: int) -> Bool:
+    def where_likeliest(self, coarse_labels: Labels) -> Bool:
         """Return (L, *tiles), where a label is the likeliest at a sample that a tile depends on."""
         from scipy import ndimage
 
+        num_labels = self.mean_field.num_labels
         likeliest = np.zeros((num_labels, *self.grid.counts), np.bool_)
         # The first object has the number 1.
         boxes = ndimage.find_objects(coarse_labels + np.uint16(1), num_labels)

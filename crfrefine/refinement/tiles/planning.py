@@ -14,10 +14,8 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, dilated, share_reach
-from crfrefine.arrays.padding import leave_out
-from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
-from crfrefine.engines.base import GridImage
 from crfrefine.engines.choices import (
     CROWDED,
     MAX_CROWDED_LABELS,
@@ -35,6 +33,7 @@ from crfrefine.engines.choices import (
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
+from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
     TILE_VOXELS,
@@ -44,7 +43,7 @@ from crfrefine.refinement.tiles.grid import (
     num_rings,
 )
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.streaming import survey_stream
+from crfrefine.refinement.tiles.streaming import leave_out_unseen, survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds, settled_bound
 
 # Most voxels of a slab of the output of a coarser network: filters of them take about 2 GiB.
@@ -91,10 +90,7 @@ def plan_array(
     present = survey.present
     may_matter = survey.may_matter
     sets = label_sets(grid, present, may_matter, spec.kernels.reach(image.spacing, grid.shape))
-    settled_below = thresholds.may_matter
-    problem = TileProblem(
-        source, sets, present, may_matter, image, spec, threshold, settled_below=settled_below
-    )
+    problem = TileProblem(source, sets, present, may_matter, image, spec, threshold, thresholds)
     if is_interpolated:
         problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     else:
@@ -105,13 +101,6 @@ def plan_array(
     prepared.problem = problem
     prepared.largest_sums = survey.largest_sums()
     prepared.box = mask_box
-
-
-def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
-    """Return the image's mask on the three axes of a grid of tiles, C-contiguous."""
-    if image.mask is None:
-        return None
-    return np.ascontiguousarray(image.mask).reshape(grid.shape)
 
 
 def _survey(
@@ -156,86 +145,66 @@ def _is_crowded(
 def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     """Prepare channels that stream by, whose tiles are kept where labels may take part.
 
+    Those on a coarser network's grid are interpolated tile by tile, and voxels outside that grid
+    are background.
+
     Raises:
         InputError: values are not finite, of another kind, or equal nearly everywhere.
         CapacityError: the tiles that are kept take too much memory.
     """
-    spec = case.model
-    grid = TileGrid(network.grid_shape)
-    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
-    mask = mask_on_tiles(case.image, grid)
-    survey, candidates, note = survey_stream(
-        network, grid, spec.mean_field, mask, thresholds, case.context
-    )
-    padding = survey.padding()
-    survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
-    largest_sums = survey.largest_sums()
-    labels = survey.label_map().reshape(network.grid_shape)
-    survey.release()
-
-    reach = spec.kernels.reach(case.image.spacing, grid.shape)
-    store = candidates.chosen(survey, reach)
-    presence = (survey.present, survey.may_matter)
-    checks_borders = not thresholds.leave_out_nothing
-    problem = lazy_problem(
-        case, store, *presence, survey.mask, thresholds.may_matter, checks_borders=checks_borders
-    )
-    prepared = prepare_on_tiles(problem, labels, largest_sums, case)
-    prepared.notes = (note, *notes)
-    prepared.num_padding = num_padding
-    if padding is not None:
-        prepared.unseen = padding.reshape(network.grid_shape)
+    no_channel = np.zeros((0, *network.grid_shape), np.float32)
+    prepared = Prepared(no_channel, case.image, case.image.mask)
+    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, case.model)
+    source: ChannelSource
+    if network.interpolation is None:
+        grid = TileGrid(network.grid_shape)
+        reach = case.model.kernels.reach(case.image.spacing, grid.shape)
+        mask = grid.mask(case.image.mask)
+        survey, store, note = survey_stream(network, case, grid, mask, thresholds, reach)
+        prepared.notes = (note,)
+        survey.mask = leave_out_unseen(prepared, survey.padding(), grid)
+        prepared.largest_sums = survey.largest_sums()
+        prepared.labels = survey.label_map().reshape(network.grid_shape)
+        store.choose()
+        source = store
+        present = survey.present
+        may_matter = survey.may_matter
+    else:
+        source, present, may_matter = plan_coarse(prepared, network, case, thresholds)
+    prepared.problem = _problem_of(case, source, present, may_matter, prepared.mask, thresholds)
     return prepared
 
 
-def lazy_problem(
+def _problem_of(
     case: CaseToRefine,
     source: ChannelSource,
     present: Bool,
     may_matter: Bool,
     mask: Bool | None,
-    settled_below: float,
-    *,
-    checks_borders: bool,
+    thresholds: Thresholds,
 ) -> TileProblem:
-    """Return the problem of channels that are not in memory; arguments as fields of `TileProblem`.
+    """Return the problem of channels that are not in memory; arguments as its fields.
 
-    Padding of the channels is not in this mask, but may be in that of the image.
+    Padding of the channels is not in this mask, (*grid), but may be in that of the image.
     """
-    image = replace(case.image, values=np.ascontiguousarray(case.image.values))
+    values = np.ascontiguousarray(case.image.values)
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
-    maps = fit_intensity(image.values, case.parameters.intensity, image.mask)
-    if mask is not None:
-        mask = mask.reshape(image.values.shape[1:])
-    image = replace(image, mask=mask)
-    reach = case.model.kernels.reach(image.spacing, source.grid.shape)
-    sets = label_sets(source.grid, present, may_matter, reach)
+    maps = fit_intensity(values, case.parameters.intensity, case.image.mask)
+    image = replace(case.image, values=values, mask=mask)
+    kernels = case.model.kernels
+    reach = kernels.reach(image.spacing, source.grid.shape)
     return TileProblem(
         source,
-        sets,
+        label_sets(source.grid, present, may_matter, reach),
         present,
         may_matter,
         image,
         case.model,
         case.parameters.mean_field.label_threshold,
-        checks_borders,
-        settled_below,
+        thresholds,
         maps,
-    )
-
-
-def prepare_on_tiles(
-    problem: TileProblem, labels: Labels, largest_sums: Float64, case: CaseToRefine
-) -> Prepared:
-    """Return a case whose channels are not in memory, with the network's label map, (*grid).
-
-    The sums are those of `Prepared`.
-    """
-    no_channel: Float32 = np.zeros((0, *labels.shape), np.float32)
-    mask = problem.image.mask
-    return Prepared(
-        no_channel, case.image, mask, labels=labels, problem=problem, largest_sums=largest_sums
+        None if kernels.network_spacing is None else LARGEST_COARSE_SLAB,
     )
 
 
@@ -258,20 +227,18 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
         source = LabelMapChannels(grid, labels, reach)
         confidence = CONFIDENCE
         settled_below = settled_bound(spec) if is_plain else -math.inf
-        largest_slab = None
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source = LabelMapChannels(grid, labels, share_reach(sigma), sigma)
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
         settled_below = find_thresholds(threshold, spec).may_matter
-        largest_slab = LARGEST_COARSE_SLAB
 
     near = np.array(source.reach)
     if not is_plain:
         # In a plain model messages from farther away change nothing; the energy lacks these pairs.
         near += reach
-    mask = mask_on_tiles(case.image, grid)
+    mask = grid.mask(case.image.mask)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     num_voxels = grid.reduced(np.add, inside, np.int64)  # of each tile
     present = np.zeros((mean_field.num_labels, *grid.counts), np.bool_)
@@ -279,10 +246,8 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     engine.mark_near(labels, tuple(near.tolist()), present.view(np.uint8))
     present &= num_voxels > 0  # tiles with voxels within reach of a label, and few others
     # No label is left out because its probability is low.
-    problem = lazy_problem(
-        case, source, present, present, mask, settled_below, checks_borders=False
-    )
-    problem = replace(problem, largest_slab=largest_slab)
+    thresholds = Thresholds(np.full(mean_field.num_labels, -math.inf), np.float64(settled_below))
+    problem = _problem_of(case, source, present, present, case.image.mask, thresholds)
     # Of the only label of each settled tile, over the temperature. The sums of active tiles do not
     # count.
     logits = np.full(grid.counts, confidence / mean_field.temperature)
@@ -297,7 +262,14 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     if sigma is None and not spec.kernels.kernels:
         # Each voxel has only its own label within reach.
         problem = replace(problem, sets=LabelSets(grid, np.zeros_like(present)))
-    return prepare_on_tiles(problem, labels.reshape(numbers.shape), num_voxels * logits, case)
+    return Prepared(
+        np.zeros((0, *numbers.shape), np.float32),
+        case.image,
+        case.image.mask,
+        labels=labels.reshape(numbers.shape),
+        problem=problem,
+        largest_sums=num_voxels * logits,
+    )
 
 
 # ---- Whether tiles save work, and with which sums of messages
@@ -384,7 +356,7 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
         steps = kernels.num_iterations * channels
         most_labels = int(sets.num_labels_of.max())
         around = _num_tiles_around(problem) * TILE_VOXELS * (1 + most_labels)
-        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled_below))
+        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.thresholds.may_matter))
         if around + num_voxels * steps * share < WORTH_ROWS * num_voxels * (2 + steps):
             return False
     if on_tiles < WORTH_CHANNELS * everywhere:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from crfrefine.refinement.tiles.grid import (
     label_sets,
     tile_layers,
 )
+from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -37,14 +37,13 @@ class TileProblem:
     sets: LabelSets  # the labels of the tiles
     present: Bool  # (L, *tiles), where labels are present
     may_matter: Bool  # (L, *tiles), where they may matter; a superset
-    image: GridImage  # the image; the mask is C-contiguous
+    image: GridImage
     spec: ModelSpec  # the model of all labels
     # `mean_field.label_threshold`, the largest probability that counts as nothing
     threshold: float
-    checks_borders: bool = True  # whether domains grow where a label exceeds that near the border
-    # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
-    # marginals. Minus infinity means nowhere.
-    settled_below: float = -math.inf
+    # Those of the labels in tiles. Where all labels but one are below `may_matter`, a voxel keeps
+    # the network's marginals.
+    thresholds: Thresholds
     # How each modality is normalized, where that is still to be done; None means that it is done.
     maps: Sequence[IntensityMap] | None = None
     # Most voxels of a slab and the planes beside it; None means any number.
@@ -58,13 +57,15 @@ class TileProblem:
         """The tiles."""
         return self.sets.grid
 
+    @property
+    def checks_borders(self) -> bool:
+        """Whether domains grow where a label exceeds the threshold near the border."""
+        return not self.thresholds.leave_out_nothing
+
     @cached_property
     def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None means everywhere."""
-        mask = self.image.mask
-        if mask is None:
-            return None
-        return mask.reshape(self.grid.shape)
+        return self.grid.mask(self.image.mask)
 
     @cached_property
     def reach(self) -> Extents:

@@ -55,7 +55,7 @@ def run_tiles(
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
     is_direct = bool(problem.is_direct)
     engine.open_voxels(
-        logits, mean_field.temperature, problem.settled_below, not is_direct, is_open
+        logits, mean_field.temperature, problem.thresholds.may_matter, not is_direct, is_open
     )
     started = time.perf_counter()
     image = problem.normalized()

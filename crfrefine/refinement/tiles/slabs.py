@@ -46,7 +46,7 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
         if not sets.active.any():
             nothing = np.zeros((0, TILE_VOXELS), np.float32)
             return sets, MeanFieldResult(nothing, MeanFieldReport(0, True, ()))
-        problem.source.ensure(sets.domains & sets.active, context.threads)
+        problem.source.ensure(sets.domains & sets.active)
         if problem.is_direct is None:
             problem = replace(problem, is_direct=sums_are_direct(problem))
         held = problem.source.num_bytes

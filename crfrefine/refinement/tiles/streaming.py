@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import dilated
+from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
 from crfrefine.base.notes import Note
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -32,7 +32,12 @@ from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RunContext
-    from crfrefine.refinement.given import ReadPieces, StreamedNetwork
+    from crfrefine.refinement.given import (
+        CaseToRefine,
+        Prepared,
+        ReadPieces,
+        StreamedNetwork,
+    )
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, Array]]:
@@ -69,26 +74,132 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, 
                 yield label, slice(first, first + num_full), np.ascontiguousarray(full)
 
 
-class StoredChannels(ChannelSource):
-    """Some tiles of each label's channel.
+# Bytes of kept tiles at which it is first looked whether they all still matter.
+FIRST_LOOK = 1 << 26
+# Part of the memory of a run that may hold tiles in the first pass; else channels stream by twice.
+SHARE_OF_CANDIDATES = 4
 
-    `read` returns the pieces, for tiles that are wanted later.
+
+class StoredChannels(ChannelSource):
+    """Some tiles of each label's channel, kept while the channels stream by and are surveyed.
+
+    These are the tiles where a label may take part beside the labels so far. If there is no room
+    for them, those where it does beside all labels are read once more.
     """
 
-    def __init__(self, grid: TileGrid, num_labels: int, read: ReadPieces) -> None:
-        self.grid = grid
-        self.num_labels = num_labels
+    def __init__(
+        self, stream: StreamedNetwork, survey: Survey, context: RunContext, reach: Extents
+    ) -> None:
+        """Begin without tiles.
+
+        Labels take part within `reach` of where the survey marks them as present.
+        """
+        self.grid = survey.grid
         self.is_probability = False
-        self.read = read
+        self._stream = stream
+        self._survey = survey
+        self._context = context
+        self._rings = num_rings(reach)
         self._num_bytes = 0  # of the tiles
-        self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in range(num_labels)]
+        self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in survey.margins]
+        self._max_bytes = math.inf
+        if context.num_bytes is not None:
+            self._max_bytes = context.num_bytes // SHARE_OF_CANDIDATES
+        self._next_look = min(FIRST_LOOK, self._max_bytes)
+        self._has_room = True
 
     @property
     def num_bytes(self) -> int:
         """See `ChannelSource`."""
         return self._num_bytes
 
-    def keep(self, label: int, tiles: TileNumbers, values: Array) -> None:
+    def add(self, label: int, planes: slice, values: Array) -> None:
+        """Keep the tiles of planes, just surveyed, where their label may matter so far."""
+        if not self._has_room:
+            return
+        self._keep(label, *self._tiles_of(label, planes, values))
+        self._context.take(self._num_bytes)
+        if self._num_bytes <= self._next_look:
+            return
+        for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
+            tiles, kept = self.joined(earlier)
+            # Tiles that stay are marked once more beside all labels.
+            self._retain(earlier, self._survey.mark(earlier, kept, tiles, exact_above=math.inf))
+        next_look = max(2 * self._num_bytes, FIRST_LOOK)
+        self._next_look = min(next_look, self._max_bytes)
+        if 2 * self._num_bytes > self._max_bytes:
+            self._has_room = False
+            self._num_bytes = 0
+            for parts in self._parts:
+                parts.clear()
+
+    def choose(self) -> None:
+        """Keep the tiles that a survey of all labels chooses, and mark in it where labels are.
+
+        Raises CapacityError if tiles that are read once more take too much memory.
+        """
+        survey = self._survey
+        survey.release()
+        self.is_probability = survey.is_probability
+        if self._has_room:
+            for label in range(survey.num_labels):
+                tiles, values = self.joined(label)
+                self._retain(label, survey.mark(label, values, tiles))
+                self._forget_far_tiles(label)
+        else:
+            self._read_chosen()
+        del self._survey
+
+    def _read_chosen(self) -> None:
+        """Read the tiles that the survey chooses, when no tiles are kept yet."""
+        survey = self._survey
+        context = self._context
+        for label, planes, of_planes in read_bricks(self._stream.read, self.grid):
+            tiles, values = self._tiles_of(label, planes, of_planes)
+            chosen = survey.mark(label, values, tiles)
+            self._keep(label, tiles[chosen], values[chosen])
+            if planes.stop == self.grid.shape[0]:
+                self._forget_far_tiles(label)
+            context.take(self._num_bytes)
+            if context.num_bytes is None:
+                continue
+            max_bytes = max(0, context.num_bytes - FIRST_LOOK)  # Pieces on their way need the rest.
+            if self._num_bytes > max_bytes:
+                raise CapacityError(
+                    "the logits of labels that may take part need more than the "
+                    f"{format_size(max_bytes)} that are left, up to label {label} of "
+                    f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
+                    "a smaller region"
+                )
+
+    def _tiles_of(self, label: int, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
+        """Return the tiles of planes where their label mattered when it was surveyed."""
+        survey = self._survey
+        tiles_of_planes = self.grid.tiles_in(planes)
+        margins = survey.margins[label].reshape(-1)[tiles_of_planes]
+        matters = margins > survey.thresholds.may_matter
+        if self._stream.interpolation is not None:
+            # Where a label takes part is then known before the survey ends.
+            present = margins > survey.thresholds.present[label]
+            near = dilated(present.reshape(-1, *self.grid.counts[1:]), self._rings)
+            num_layers = self._rings[0]
+            if planes.start > 0:  # Tiles of the planes before and behind them may be near.
+                near[:num_layers] = True
+            if planes.stop < self.grid.shape[0]:
+                near[-num_layers:] = True
+            matters &= near.reshape(-1)
+        inner = np.flatnonzero(matters)
+        gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
+        return inner + tiles_of_planes.start, gathered
+
+    def _forget_far_tiles(self, label: int) -> None:
+        """Forget a label's tiles that are too far from those where it is present."""
+        survey = self._survey
+        near = dilated(survey.present[label], self._rings) & survey.may_matter[label]
+        tiles, _ = self.joined(label)
+        self._retain(label, near.reshape(-1)[tiles])
+
+    def _keep(self, label: int, tiles: TileNumbers, values: Array) -> None:
         """Keep some tiles of a label, all of them new.
 
         The values are (n, voxels of a tile) float32 or float16.
@@ -97,27 +208,27 @@ class StoredChannels(ChannelSource):
             self._parts[label].append((tiles, values))
             self._num_bytes += values.nbytes
 
-    def retain(self, label: int, chosen: Bool) -> None:
+    def _retain(self, label: int, chosen: Bool) -> None:
         """Forget a label's tiles except the chosen ones, (n,), in the order of `joined`."""
         if not chosen.all():
             tiles, values = self.joined(label)
             self._parts[label].clear()
             self._num_bytes -= values.nbytes
-            self.keep(label, tiles[chosen], values[chosen])
+            self._keep(label, tiles[chosen], values[chosen])
 
-    def ensure(self, domains: Bool, threads: int | None) -> None:
+    def ensure(self, domains: Bool) -> None:
         """Read tiles that are not kept yet."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
             tiles.reshape(-1)[self.joined(label)[0]] = False
         if not missing.any():
             return
-        for label, planes, values in read_bricks(self.read, self.grid):
+        for label, planes, values in read_bricks(self._stream.read, self.grid):
             tiles = self.grid.tiles_in(planes)
             is_missing = missing[label].reshape(-1)
             inner = np.flatnonzero(is_missing[tiles])
-            gathered = TileGrid(values.shape).gather(values, inner, threads)
-            self.keep(label, inner + tiles.start, gathered)
+            gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
+            self._keep(label, inner + tiles.start, gathered)
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
@@ -145,150 +256,36 @@ class StoredChannels(ChannelSource):
         return parts[0]
 
 
-# Bytes of candidates at which it is first looked whether they all still matter.
-FIRST_LOOK = 1 << 26
-# Part of the memory of a run that may hold tiles in the first pass; else channels stream by twice.
-SHARE_OF_CANDIDATES = 4
-
-
-class Candidates:
-    """Tiles where a label may take part, kept while the channels are surveyed.
-
-    If there is no room for them, they are read once more.
-    """
-
-    def __init__(
-        self,
-        store: StoredChannels,
-        context: RunContext,
-        reach: Extents | None = None,
-    ) -> None:
-        """Take a store without tiles.
-
-        With `reach`, as of `chosen`, tiles are not kept that would not be chosen.
-        """
-        self._store = store
-        self._context = context
-        self._rings = None if reach is None else num_rings(reach)
-        self._max_bytes = math.inf
-        if context.num_bytes is not None:
-            self._max_bytes = context.num_bytes // SHARE_OF_CANDIDATES
-        self._next_look = min(FIRST_LOOK, self._max_bytes)
-        self._has_room = True
-
-    def add(self, survey: Survey, label: int, planes: slice, values: Array) -> None:
-        """Keep the tiles of planes, just surveyed, where their label may matter so far."""
-        if not self._has_room:
-            return
-        store = self._store
-        store.keep(label, *self._tiles_of(survey, label, planes, values))
-        self._context.take(store.num_bytes)
-        if store.num_bytes <= self._next_look:
-            return
-        for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
-            tiles, kept = store.joined(earlier)
-            # Tiles that stay are marked once more beside all labels.
-            store.retain(earlier, survey.mark(earlier, kept, tiles, exact_above=math.inf))
-        next_look = max(2 * store.num_bytes, FIRST_LOOK)
-        self._next_look = min(next_look, self._max_bytes)
-        if 2 * store.num_bytes > self._max_bytes:
-            self._has_room = False
-            self._store = StoredChannels(store.grid, store.num_labels, store.read)
-
-    def chosen(self, survey: Survey, reach: Extents) -> StoredChannels:
-        """Return the channels with the tiles that are chosen by a survey of all labels.
-
-        Mark in the survey where labels are; they take part within `reach` of there.
-
-        Raises CapacityError if tiles that are read once more take too much memory.
-        """
-        max_bytes = None
-        if self._context.num_bytes is not None:  # Pieces on their way need the rest.
-            max_bytes = self._context.num_bytes - FIRST_LOOK
-        store = self._store
-        store.is_probability = survey.is_probability
-        rings = num_rings(reach)
-        if self._has_room:
-            for label in range(survey.num_labels):
-                tiles, values = store.joined(label)
-                store.retain(label, survey.mark(label, values, tiles))
-                _forget_far_tiles(store, survey, label, rings)
-            return store
-
-        for label, planes, of_planes in read_bricks(store.read, survey.grid):
-            tiles, values = self._tiles_of(survey, label, planes, of_planes)
-            chosen = survey.mark(label, values, tiles)
-            store.keep(label, tiles[chosen], values[chosen])
-            if planes.stop == survey.grid.shape[0]:
-                _forget_far_tiles(store, survey, label, rings)
-            self._context.take(store.num_bytes)
-            if max_bytes is not None and store.num_bytes > max_bytes:
-                raise CapacityError(
-                    "the logits of labels that may take part need more than the "
-                    f"{format_size(max(0, max_bytes))} that are left, up to label {label} of "
-                    f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
-                    "a smaller region"
-                )
-        return store
-
-    def _tiles_of(
-        self, survey: Survey, label: int, planes: slice, values: Array
-    ) -> tuple[TileNumbers, Array]:
-        """Return the tiles of planes where their label mattered when it was surveyed."""
-        grid = survey.grid
-        tiles_of_planes = grid.tiles_in(planes)
-        margins = survey.margins[label].reshape(-1)[tiles_of_planes]
-        matters = margins > survey.thresholds.may_matter
-        if self._rings is not None:
-            present = margins > survey.thresholds.present[label]
-            by_axis = present.reshape(-1, *grid.counts[1:])
-            near = dilated(by_axis, self._rings)
-            num_layers = self._rings[0]
-            if planes.start > 0:  # Tiles of the planes before and behind them may be near.
-                near[:num_layers] = True
-            if planes.stop < grid.shape[0]:
-                near[-num_layers:] = True
-            matters &= near.reshape(-1)
-        inner = np.flatnonzero(matters)
-        gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
-        return inner + tiles_of_planes.start, gathered
-
-
-def _forget_far_tiles(store: StoredChannels, survey: Survey, label: int, rings: Extents) -> None:
-    """Forget a label's tiles that are not within so many rings of one where it is present."""
-    near = dilated(survey.present[label], rings) & survey.may_matter[label]
-    tiles, _ = store.joined(label)
-    store.retain(label, near.reshape(-1)[tiles])
-
-
 def survey_stream(
     stream: StreamedNetwork,
+    case: CaseToRefine,
     grid: TileGrid,
-    mean_field: MeanFieldSpec,
     mask: Bool | None,
     thresholds: Thresholds,
-    context: RunContext,
-    reach: Extents | None = None,
-) -> tuple[Survey, Candidates, Note]:
-    """Return the survey of channels, the tiles where labels may take part, and a note.
+    reach: Extents,
+) -> tuple[Survey, StoredChannels, Note]:
+    """Return the survey of channels, those of their tiles that are kept so far, and a note.
 
     The note is on the kind of the channels. A kind that is not declared is guessed from the
     first planes, and after a wrong guess all is read again.
 
-    `reach` is for channels that are interpolated: the voxels of their own grid within which a label
-    takes part is then known before the survey ends. Tiles farther away are not kept, and the survey
-    has ranges.
+    The grid is that of the channels, as is `reach`, the voxels within which a label takes part.
     """
     input_type = stream.input_type
+    context = case.context
     kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
     while True:
         survey = Survey(
-            grid, mean_field, mask, thresholds, context.threads, has_ranges=reach is not None
+            grid,
+            case.model.mean_field,
+            mask,
+            thresholds,
+            context.threads,
+            has_ranges=stream.interpolation is not None,
         )
         look = Look(survey.is_equal)
-        store = StoredChannels(grid, mean_field.num_labels, stream.read)
-        candidates = Candidates(store, context, reach)
+        store = StoredChannels(stream, survey, context, reach)
         for label, planes, values in read_bricks(stream.read, grid):
             if is_probability is None:
                 is_low = values < -SUM_TOLERANCE
@@ -300,9 +297,23 @@ def survey_stream(
                 context.progress("channels", label, stream.num_channels)
             survey.is_probability = is_probability
             survey.add(label, values, planes.start)
-            candidates.add(survey, label, planes, values)
+            store.add(label, planes, values)
             look.add(label, values, planes)
         kind, note = identify(look, input_type, stream.kind, stream.path)
         if is_probability == (kind == "probabilities"):
-            return survey, candidates, note
+            return survey, store, note
         is_probability = not is_probability
+
+
+def leave_out_unseen(prepared: Prepared, unseen: Bool | None, grid: TileGrid) -> Bool | None:
+    """Take the voxels where the network saw nothing out of the mask, and return it for tiles.
+
+    Both, (*grid) of three axes, may be None: nowhere, and everywhere. Raises InputError if hardly
+    any voxel is left.
+    """
+    if unseen is not None:
+        prepared.unseen = unseen.reshape(prepared.logits.shape[1:])
+    left = leave_out(prepared.unseen, prepared.mask, "logits")
+    prepared.mask, prepared.num_padding, notes = left
+    prepared.notes += notes
+    return grid.mask(prepared.mask)
