@@ -1,7 +1,5 @@
 """Options on how a network's output is read, which several commands have, and what values mean."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -211,7 +209,7 @@ class InputOptions:
         """The new label of values in label maps; ConfigError if one has two."""
         return mapping_of(self.mapped)
 
-    def with_inputs_as(self, options: InputOptions) -> Self:
+    def with_inputs_as(self, options: "InputOptions") -> Self:
         """Return these options with the input options of others."""
         values = {each.name: getattr(options, each.name) for each in fields(InputOptions)}
         return replace(self, **values)

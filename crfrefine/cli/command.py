@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -86,18 +85,16 @@ def options_of(
 ) -> list[inspect.Parameter]:
     """Return the parameters of an options class that a command has: those of `names`, or all.
 
-    `needs_inputs` is False for a command that does without those that others name in its help.
+    The module of the class must not make texts of its annotations, as `from __future__ import
+    annotations` does. `needs_inputs` is False for a command that does without those that others
+    name in its help.
     """
     wanted = names.split()
     parameters = []
-    named: dict[str, Any] = {}  # names in the annotations of the class and its bases
-    for base in reversed(kind.__mro__):
-        named |= vars(sys.modules[base.__module__])
     for parameter in inspect.signature(kind).parameters.values():
-        # Annotations are texts; types of fields that are no options may not be imported.
-        text = parameter.annotation
-        if text.startswith("Annotated[") and (not wanted or parameter.name in wanted):
-            value_type, option = get_args(eval(text, named))
+        is_option = get_origin(parameter.annotation) is Annotated
+        if is_option and (not wanted or parameter.name in wanted):
+            value_type, option = get_args(parameter.annotation)
             if not needs_inputs:
                 option = replace(option, unless="")
             parameters.append(parameter.replace(annotation=Annotated[value_type, option]))

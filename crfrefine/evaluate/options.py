@@ -1,7 +1,5 @@
 """The options of `crfrefine evaluate`, and their checks."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass, replace

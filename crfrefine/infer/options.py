@@ -1,7 +1,5 @@
 """The options of `crfrefine infer`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +39,7 @@ def _parse_jobs(text: str) -> int | None:
     raise InputError(f"expected auto, or a number of cases from 1 to {MAX_THREADS}; got {text!r}")
 
 
-def _default_parameters() -> CrfParameters:
+def _default_parameters() -> "CrfParameters":
     from crfrefine.parameters.model import CrfParameters
 
     return CrfParameters()
@@ -92,9 +90,9 @@ class InferenceOptions(InputOptions):
             panel=INPUT,
         ),
     ] = None
-    parameters: CrfParameters = field(default_factory=_default_parameters)
+    parameters: "CrfParameters" = field(default_factory=_default_parameters)
     # of sigmoid channels; None means those of a `dataset.json` beside logits or images
-    regions: RegionScheme | None = None
+    regions: "RegionScheme | None" = None
     device: Annotated[
         str,
         Option(
@@ -249,7 +247,7 @@ class InferenceOptions(InputOptions):
         ),
     ] = None
     # by the case, the fold of a training that held it out, and the parameters of this fold
-    held_out: Mapping[str, tuple[str, CrfParameters]] = field(default_factory=dict)
+    held_out: Mapping[str, tuple[str, "CrfParameters"]] = field(default_factory=dict)
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
         str | None,

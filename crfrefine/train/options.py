@@ -1,7 +1,5 @@
 """The options of a training run, as of `crfrefine train-crf`, and the files that it writes."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -73,7 +71,7 @@ class TrainingOptions(InputOptions):
     # None means the cores this process may use; the result does not depend on it
     threads: int | None = None
     # The model to start from; None means the built-in starts.
-    parameters: CrfParameters | None = None
+    parameters: "CrfParameters | None" = None
     config: Path | None = None  # the file that the parameters came from
     mapped: Annotated[
         tuple[Mapped, ...],
@@ -162,7 +160,7 @@ class TrainingOptions(InputOptions):
             check_output(path)
 
     def write(
-        self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
+        self, schema: int, report: Mapping[str, Any], parameters: "CrfParameters", origin: str
     ) -> None:
         """Write the report and, last, the parameters with a sentence on their origin.
 

@@ -1,7 +1,5 @@
 """The options of `crfrefine tune`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,4 +48,4 @@ class TuneOptions:
         ),
     ] = None
     # sigmoid channels of the network, if it has one for each; else labels that count together
-    regions: tuple[Region, ...] = ()
+    regions: tuple["Region", ...] = ()
