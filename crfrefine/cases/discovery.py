@@ -24,7 +24,6 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.files_by_case import Files
-from crfrefine.cases.layouts import names_both_kinds
 from crfrefine.cases.listing import find_matches
 from crfrefine.cases.pattern_advice import (
     MAX_MODALITIES,
@@ -40,7 +39,6 @@ from crfrefine.cases.patterns import (
     names_listed,
     patterns_of,
 )
-from crfrefine.cases.proposals import advise, images_among, propose
 from crfrefine.errors import InputError
 from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of
@@ -177,6 +175,8 @@ class Images:
                 outputs.update(match.case for match in matches)
 
         # The rest are the images of each case, and files of another kind beside them.
+        from crfrefine.cases.proposals import images_among
+
         names = {match.case for match in (*found, *numbered)}
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
@@ -257,6 +257,9 @@ class Images:
 
         Raises InputError without any, or if only a pattern tells images from label maps.
         """
+        from crfrefine.cases.layouts import names_both_kinds
+        from crfrefine.cases.proposals import advise, propose
+
         place = self.place
         images = [match for matches in self.by_case.values() for match in matches]
         if not images:

@@ -38,7 +38,6 @@ from crfrefine.cases.pattern_advice import (
     nearest_files,
 )
 from crfrefine.cases.patterns import Match, check_pattern, names_part, patterns_of
-from crfrefine.cases.proposals import advise
 from crfrefine.errors import InputError
 from crfrefine.io.paths import file_to_read, is_folder, is_pattern, stem_of
 
@@ -91,6 +90,8 @@ class Files:
                     names.insert(0 if has_ending else len(names), match.case)
             self._lines.append(by_case)
         if self.is_pattern and not self.cases_of and not kind.is_optional:
+            from crfrefine.cases.proposals import advise
+
             hint = advise(self.place, holds_images=False)
             raise InputError(f"{self.place}: no file by this pattern{hint}")
         if _ENDS_IN_CASE.search(stem):  # `{case}` has then taken endings such as `_seg` along.

@@ -21,14 +21,7 @@ from crfrefine.cases.conventions import (
 )
 from crfrefine.cases.discovery import Sources, discover_cases
 from crfrefine.cases.files_by_case import Files
-from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.nnunet import (
-    find_cases_of_nnunet,
-    require_trained,
-    validated_predictions,
-)
 from crfrefine.cases.plans import is_trained
-from crfrefine.cases.proposals import advise, propose
 from crfrefine.errors import InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.paths import holds_many, is_pattern, stem_of
@@ -40,8 +33,12 @@ def find_cases(sources: Sources) -> CaseList:
     Raises InputError: a path that does not exist, no case, or several where one is expected.
     """
     if sources.manifest is not None:
+        from crfrefine.cases.manifest import read_manifest
+
         cases = read_manifest(sources.manifest, input_type=sources.input_type)
     elif sources.nnunet is not None:
+        from crfrefine.cases.nnunet import find_cases_of_nnunet
+
         cases = find_cases_of_nnunet(sources)
     elif sources.images:
         cases = discover_cases(sources)
@@ -63,6 +60,8 @@ def _cases_of_references(place: Path) -> CaseList:
     files = Files(LABELS, place)
     cases = CaseList(CaseFiles(case_id, ()) for case_id in files.by_case())
     if not cases:
+        from crfrefine.cases.proposals import advise
+
         raise InputError(
             f"{place}: no label map found, with one of {', '.join(VOLUME_SUFFIXES)}"
             f"{advise(place, holds_images=False)}"
@@ -84,6 +83,8 @@ def find_predictions(source: Path, references: Collection[str], *, is_only_case:
     Those without one are left out, with a note, if the reference is that of the only case.
     """
     if is_trained(source):
+        from crfrefine.cases.nnunet import require_trained, validated_predictions
+
         return validated_predictions(require_trained(source))
     files = Files(PREDICTION, source)
     others = list(files.by_case(references))
@@ -137,6 +138,8 @@ def locate_folders(
     """
     if nnunet is None:
         return locate(folder, ("images", "labels", "logits"), named)
+    from crfrefine.cases.nnunet import require_trained
+
     trained = require_trained(nnunet)
     masks = named.get("masks")
     locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
@@ -169,6 +172,8 @@ def locate(
 
     missing = [kind for kind in needed if kind not in places]
     if missing:
+        from crfrefine.cases.proposals import propose
+
         options = " and ".join(f"--{kind}" for kind in missing)
         raise InputError(
             f"{folder or 'the data'}: no folder of {' and '.join(missing)}; "

@@ -37,7 +37,6 @@ from crfrefine.io.reading import (
 )
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 from crfrefine.refinement.given import LabelMapNetwork
-from crfrefine.refinement.strokes import BACKGROUND
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,6 +193,8 @@ def read_strokes(
 
     A stroke with the name of the background gets the value BACKGROUND.
     """
+    from crfrefine.refinement.strokes import BACKGROUND
+
     values = read_whole_numbers(file)
     require_no_image(file.path, values, "strokes", NO_IMAGE)
     notes += notes_on_labels(values, file.path.name)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from crfrefine.cases.reading_options import DeclaredLabels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.infer.in_flight import CaseInFlight
-from crfrefine.infer.label_statistics import measure
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import is_complete
 from crfrefine.io import placed_on, write_label_map, write_pieces
@@ -46,7 +46,9 @@ from crfrefine.records.records import CaseRecord
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import Strokes, combine
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.strokes import Strokes
 
 
 def refine_case(in_flight: CaseInFlight) -> CaseRecord:
@@ -194,6 +196,8 @@ class CaseWork:
             if label and (before or after) and label in names:
                 record.label_names[str(label)] = names[label]
         if self._options.statistics:
+            from crfrefine.infer.label_statistics import measure
+
             record.statistics = measure(case, result, record.label_names)
 
     def note_losses(self, result: RefinementResult) -> None:
@@ -385,6 +389,10 @@ def read_strokes(
     options: InferenceOptions, case: Case, declared: DeclaredLabels | None
 ) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
+    if not case.strokes:
+        return None
+    from crfrefine.refinement.strokes import Strokes, combine
+
     num_labels = case.network.num_labels
     if isinstance(case.network, LabelMapNetwork):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)

@@ -13,7 +13,6 @@ from crfrefine.cases.discovery import Sources
 from crfrefine.cases.finding import find_cases
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.label_names import NO_NAMES, LabelNames
-from crfrefine.cases.proposals import advise, propose_fewer_cases
 from crfrefine.cases.reading_options import (
     ReadingOptions,
     declared_labels,
@@ -85,6 +84,8 @@ def _require_network(cases: CaseList, options: InferenceOptions) -> None:
     """Raise InputError if no case has a network's output; the first one may lack something else."""
     if not all(files.missing and not files.network for files in cases):
         return
+    from crfrefine.cases.proposals import advise, propose_fewer_cases
+
     first = cases[0]
     if not first.problem.startswith(first.missing):  # It lacks more than this.
         raise InputError(f"{options.images[0]}: {first.named_problem}")

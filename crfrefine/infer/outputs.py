@@ -19,7 +19,6 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.frame import grid_of_archive
 from crfrefine.cases.label_input import segments_of_label_map
-from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.infer.options import InferenceOptions
@@ -226,6 +225,8 @@ def plan_outputs(
 
 def _add_archives(cases: Sequence[CaseFiles], all_outputs: list[OutputFiles]) -> None:
     """Add the files for `nnUNetv2_ensemble` to the outputs of cases whose input is of nnU-Net."""
+    from crfrefine.cases.nnunet import is_of_nnunet
+
     is_nnunet = functools.cache(is_of_nnunet)
     for number, files in enumerate(cases):
         if len(files.network) != 1 or suffix_of(files.network[0]) != ".npz":

@@ -20,7 +20,6 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import CrfRefineError
-from crfrefine.infer.continuing import done_before
 from crfrefine.infer.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
 from crfrefine.infer.inputs import RunInputs, find_inputs
 from crfrefine.infer.options import InferenceOptions
@@ -28,7 +27,6 @@ from crfrefine.infer.outputs import OutputFiles, plan_outputs
 from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.io.writing import check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.pictures.drawing import require_pillow
 from crfrefine.records.records import (
     RECORD_FOLDER,
     CaseRecord,
@@ -36,7 +34,6 @@ from crfrefine.records.records import (
     RunSummary,
     path_of_part,
 )
-from crfrefine.records.states import files_before, read_records
 
 # Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05
 # to 0.2 microseconds in the table of docs/reference/benchmarks.md.
@@ -97,6 +94,9 @@ class RunPlan:
         before: dict[str, dict[Path, FileBefore]] = {}
         earlier: dict[str, CaseRecord] = {}
         if options.resume or is_folder(options.output / RECORD_FOLDER):
+            from crfrefine.infer.continuing import done_before
+            from crfrefine.records.states import files_before, read_records
+
             recorded = read_records(None if options.writes_file else options.output)
             before = files_before(recorded, summary)
             if options.resume:
@@ -159,6 +159,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if device != "auto" and not (options.dask and device.startswith("cuda")):
         device = get_backend(device).name
     if options.preview:
+        from crfrefine.pictures.drawing import require_pillow
+
         require_pillow()
     inputs = find_inputs(options)
     note_on_device = None

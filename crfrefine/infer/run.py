@@ -15,9 +15,7 @@ from crfrefine.base.notes import NoteKind
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
-from crfrefine.infer.cluster import records_of_cluster
 from crfrefine.infer.in_flight import CasesInFlight
-from crfrefine.infer.label_statistics import statistics_csv
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.plan import RunPlan, plan_run
 from crfrefine.io.json import add_lines
@@ -67,6 +65,8 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
                 content = summary.to_json().encode()
                 ending.callback(write_small_file, plan.summary_file, content)
             if plan.statistics_file is not None and summary.cases:
+                from crfrefine.infer.label_statistics import statistics_csv
+
                 table = statistics_csv(plan).encode()
                 ending.callback(write_small_file, plan.statistics_file, table)
             if plan.record_file is not None and waiting:
@@ -99,6 +99,8 @@ def _run_cases(
     options = plan.options
     summary = plan.summary
     if options.dask is not None:
+        from crfrefine.infer.cluster import records_of_cluster
+
         records = records_of_cluster(plan.tasks, options.dask)
     else:
         cases = CasesInFlight(plan.tasks, options, summary.device)

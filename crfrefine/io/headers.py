@@ -16,7 +16,6 @@ from crfrefine.base.notes import NoteKind
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io import formats, paths, streams
 from crfrefine.io.formats import LOGITS_SUFFIXES, Format
-from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 
@@ -128,6 +127,8 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         array = replace(header, grid_shape=whole, num_channels=1, turned=None)
         if header.turned is None:
             return array
+        from crfrefine.io.npz import in_fortran_order
+
         return in_fortran_order(array)
 
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1

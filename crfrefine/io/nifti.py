@@ -5,7 +5,6 @@ nibabel interprets the header; the voxels are decoded here.
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 import shlex
@@ -271,6 +270,8 @@ class NiftiHeader(FileHeader):
             extensions = reader.read(max(num_bytes, 0))
         if b"<CaretExtension" not in extensions:
             return ()
+        import html
+
         entries = []
         for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
             values = dict(_ATTRIBUTE.findall(attributes))
@@ -368,6 +369,8 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
     """Return the extension of a header with a table of segments; b"" without segments."""
     if not segments:
         return b""
+    import html
+
     lines = [_TABLE_HEAD]
     for segment in segments:
         red, green, blue = map(float, segment.shown_color)

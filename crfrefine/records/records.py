@@ -24,7 +24,6 @@ from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
-from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES, changes_text
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.version import __version__
 
@@ -204,11 +203,12 @@ class RunSummary:
     @property
     def component_changes(self) -> str:
         """The changes of components in all cases, as text; empty without statistics."""
-        counts = []
-        for row in chain.from_iterable(record.statistics or () for record in self.cases):
-            counts.append([row.get(change, 0) for change in COMPONENT_CHANGES])
-        if not counts:
+        rows = [*chain.from_iterable(record.statistics or () for record in self.cases)]
+        if not rows:
             return ""
+        from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES, changes_text
+
+        counts = [[row.get(change, 0) for change in COMPONENT_CHANGES] for row in rows]
         text = changes_text(counts)
         worst = max(self.cases, key=lambda record: record.largest_vanished_ml)
         if worst.largest_vanished_ml:

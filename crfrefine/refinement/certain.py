@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.components import Integers
 from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.refinement.following import channels_of_labels
-from crfrefine.refinement.strokes import Integers
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import CaseToRefine, Prepared
@@ -41,6 +40,8 @@ class CertainVoxels:
             if prepared.unseen is None:
                 return None
             return cls(prepared.unseen, None, np.zeros((0, 0), np.bool_), has_regions)
+        from crfrefine.refinement.following import channels_of_labels
+
         members = channels_of_labels(case, drawn.labels)
         return cls(prepared.unseen, drawn.positions, members, has_regions)
 

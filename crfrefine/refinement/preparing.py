@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.results import channel_ranges, label_map
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement.following import plan_edits
 from crfrefine.refinement.given import (
     CaseToRefine,
     LabelMapNetwork,
@@ -35,10 +35,12 @@ from crfrefine.refinement.given import (
     Prepared,
     StreamedNetwork,
 )
-from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.problem import TileProblem
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.strokes import Strokes
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
@@ -136,6 +138,8 @@ def _draw_strokes_on_tiles(prepared: Prepared, case: CaseToRefine) -> None:
     labels = prepared.labels
     if case.strokes is None or problem is None or labels is None:
         return
+    from crfrefine.refinement.following import plan_edits
+
     grid = problem.grid
     network = labels.reshape(grid.shape)
     edits = plan_edits(case, case.strokes, problem.mask, problem.normalized, network)
@@ -228,6 +232,8 @@ def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
 
 def _draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> None:
     """Edit the channels, and count the voxels that labels gain if volumes are kept."""
+    from crfrefine.refinement.following import plan_edits
+
     labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
     prepared.labels = labels
     prepared.logits = np.array(prepared.logits, order="C")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,10 @@ from crfrefine.base.notes import Note
 from crfrefine.base.text import counted
 from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.engines.results import softmax
-from crfrefine.metrics.lesion_matching import ComponentChanges, component_changes
 from crfrefine.refinement.refined import RefinedChannels
+
+if TYPE_CHECKING:
+    from crfrefine.metrics.lesion_matching import ComponentChanges
 
 
 # Fields have names, no promised order.
@@ -198,6 +200,8 @@ class RefinementResult(Reported):
 
         Counted when first asked for.
         """
+        from crfrefine.metrics.lesion_matching import component_changes
+
         counts = zip(self.changes.voxels_before, self.changes.voxels_after, strict=True)
         labels = [label for label, either in enumerate(counts) if label and any(either)]
         return component_changes(self.network_label_map, self.label_map, labels)
