@@ -34,11 +34,17 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse and check the arguments; inputs that are DICOM matter more than missing ones."""
         ctx.allow_extra_args = True  # They are refused below, with advice.
-        parsed = [*args]
+        with_value: set[str] = set()
         parameters: Any = self.params
         for entry in parameters:
             if not getattr(entry, "is_flag", True):
-                parsed = with_bare_value(parsed, f"--{entry.name}")
+                with_value.update(entry.opts)
+        parsed = []
+        for argument, following in zip_longest(args, args[1:]):
+            values = BARE_VALUES.get(argument, ())
+            if argument in with_value and values and following not in values:
+                argument = f"{argument}={values[0]}"
+            parsed.append(argument)
         try:
             extra = super().parse_args(ctx, parsed)
         except typer.BadParameter as error:
@@ -67,17 +73,6 @@ class Command(TyperCommand):
         option: Any = super().get_help_option(ctx)
         option.rich_help_panel = MESSAGES
         return option
-
-
-def with_bare_value(args: Sequence[str], option: str) -> list[str]:
-    """Return the arguments with a value where an option of `BARE_VALUES` stands without one."""
-    result = []
-    values = BARE_VALUES.get(option, ())
-    for argument, following in zip_longest(args, args[1:]):
-        if values and argument == option and following not in values:
-            argument = f"{option}={values[0]}"
-        result.append(argument)
-    return result
 
 
 def options_of(

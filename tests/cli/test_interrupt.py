@@ -126,6 +126,7 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
 STOPPED_TWICE = """
 import os, signal
 import crfrefine.cli.main
+import crfrefine.cli.process
 import crfrefine.infer.run
 
 
@@ -139,7 +140,7 @@ def tell(text):
     said(text)
 
 
-said, crfrefine.cli.main.tell = crfrefine.cli.main.tell, tell
+said, crfrefine.cli.process.tell = crfrefine.cli.process.tell, tell
 crfrefine.infer.run.run_inference = lambda *_: type("Made", (), {"field": Field()})
 crfrefine.cli.main.main()
 """
