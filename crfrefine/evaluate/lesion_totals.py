@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.evaluate.evaluation import Evaluation
-from crfrefine.metrics.lesion_scores import Lesion
-from crfrefine.metrics.overlap import ratio
+from crfrefine.metrics.lesion_scores import Lesion, detection_ratios
 from crfrefine.metrics.registry import LESION_CHANGES
 
 _COUNTS = ("lesions", "lesions_found", "lesions_missed", "lesions_false")
@@ -36,9 +35,7 @@ def total_lesions(
             of_cases[metric] *= ~np.isnan(table.values(beside, regions[0], "lesions"))
     totals: dict[str, Any] = {metric: int(row.sum()) for metric, row in of_cases.items()}
     _, found, missed, false = (totals[metric] for metric in _COUNTS)
-    totals["lesion_sensitivity"] = ratio(found, found + missed)
-    totals["lesion_precision"] = ratio(found, found + false)
-    totals["lesion_f1"] = ratio(2 * found, 2 * found + missed + false)
+    totals.update(detection_ratios(found, missed, false))
     if "lesions_lost" in totals:
         worst = np.lexsort((-of_cases["lesions_made"], -of_cases["lesions_lost"]))[0]
         totals["worst_case"] = ""

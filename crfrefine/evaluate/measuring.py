@@ -16,17 +16,16 @@ from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.label_options import REFERENCE
-from crfrefine.base.lesion_rules import LesionRules
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
-from crfrefine.evaluate.lesions import changes_of, measure_in_world
+from crfrefine.evaluate.lesions import changes_of, in_world
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.predictions import Prediction, read_masks, read_scores
 from crfrefine.evaluate.reference import Reference, read_reference
 from crfrefine.metrics.calibration import measure_calibration
-from crfrefine.metrics.lesion_scores import Lesion
+from crfrefine.metrics.lesion_scores import Lesion, components_apart, measure_lesions
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.metrics.registry import RegionValues
+from crfrefine.metrics.registry import LESION_CHANGES, RegionValues
 from crfrefine.records.records import Record
 
 
@@ -78,7 +77,12 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
-    with failing_alone(result.fail, pair.reference.labels, *pair.reference.network):
+
+    def fail(failure: Failure) -> None:
+        result.values.clear()  # Values without their lesions would be those of empty masks.
+        result.fail(failure)
+
+    with failing_alone(fail, pair.reference.labels, *pair.reference.network):
         if pair.reference.problem:
             raise InputError(pair.reference.problem)
         reference = read_reference(pair, measured)
@@ -87,9 +91,9 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         result.names[REFERENCE] = dict(reference.names)
         label_maps: dict[str, Labels] = {}  # of methods whose lesions are measured
         for method, files in pair.methods.items():
-            fail = partial(_fail_method, result, method)
+            fail_method = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])
-            with failing_alone(fail, *pair.files_of(method)):
+            with failing_alone(fail_method, *pair.files_of(method)):
                 prediction = read_masks(method, files, own)
                 result.mapped[method] = prediction.mapped
                 result.names[method] = dict(prediction.names)
@@ -175,31 +179,35 @@ def _measure_method(
 def _measure_lesions(
     label_maps: Mapping[str, Labels], reference: Reference, result: CaseResult
 ) -> None:
-    """Add the lesions of each method, and the changes against the baseline."""
+    """Add the lesions of each method, and what became of those of the baseline."""
     measured = reference.measured
     rules = measured.options.lesion_rules
     if rules is None:
         return
-    is_measured = reference.volume.data != measured.ignore_label
-    truth = replace(reference.volume, data=reference.volume.data * is_measured)
+    volume = reference.volume
+    is_measured = volume.data != measured.ignore_label
+    truth = volume.data * is_measured
     maps = {method: label_map * is_measured for method, label_map in label_maps.items()}
-    present = chain(*map(foreground_labels, (truth.data, *maps.values())))
+    present = chain(*map(foreground_labels, (truth, *maps.values())))
     regions = measured.all_regions(present)
     for method, label_map in maps.items():
         lesions = result.lesions.setdefault(method, [])
-        for region, found in measure_in_world(label_map, truth, regions, rules).items():
-            result.values[method].setdefault(region, {}).update(found.values)
-            lesions += found.lesions
+        found = measure_lesions(label_map, truth, regions, volume.spacing, rules)
+        for region, of_region in found.items():
+            result.values[method].setdefault(region, {}).update(of_region.values)
+            lesions += in_world(of_region.lesions, volume)
 
     baseline = measured.options.baseline
     if baseline not in maps:
         return
-    before = replace(truth, data=maps.pop(baseline))
-    components = LesionRules(rules.connectivity)
+    before = maps.pop(baseline)
     for method, label_map in maps.items():
-        compared = measure_in_world(label_map, before, regions, components)
+        apart = components_apart(label_map, before, regions, volume.spacing, rules.connectivity)
         lesions = result.lesions[method]
-        changes, values = changes_of(lesions, result.lesions[baseline], compared)
+        changes = changes_of(lesions, result.lesions[baseline], in_world(apart, volume))
         result.changes[method] = changes
-        for region, row in values.items():
-            result.values[method][region].update(row)
+        values = result.values[method]
+        for region in regions:
+            values[region].update(dict.fromkeys(LESION_CHANGES, 0.0))
+        for lesion, change in changes.items():
+            values[lesion.region][f"lesions_{change}"] += 1

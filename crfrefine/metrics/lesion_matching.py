@@ -45,6 +45,8 @@ def merge_near(boxes: Sequence[Integers], gap: int) -> list[Box]:
 
     Of very many boxes, others in one part of the grid are joined, too.
     """
+    if not boxes:
+        return []
     starts, stops = np.stack(boxes, axis=1)
     side = _BLOCK
     while True:
@@ -77,6 +79,10 @@ class Components(NamedTuple):
     numbers: Labels  # (*grid), 0 outside
     sizes: Integers  # (components + 1,) voxels of each number, 0 for number 0
     boxes: list[Box]  # of each number from 1
+
+    def others(self, members: Integers) -> list[int]:
+        """Return the numbers of the components that are not among some."""
+        return np.setdiff1d(np.arange(1, len(self.sizes)), members).tolist()
 
     def mask_of(self, members: Iterable[int], box: Box) -> Bool:
         """Return the mask of some of the components, in a box around them."""

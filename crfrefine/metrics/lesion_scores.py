@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -109,32 +109,64 @@ def measure_lesions(
     The metrics are those of LESION_METRICS; NaN where undefined.
     """
     if isinstance(rules, str):
-        if rules not in LESION_RULES:
-            raise ConfigError(f"lesions: expected {', '.join(LESION_RULES)}, got {rules!r}")
-        rules = LESION_RULES[rules]
+        rules = LESION_RULES.get(rules, rules)
+    if not isinstance(rules, LesionRules):
+        raise ConfigError(f"lesions: expected {', '.join(LESION_RULES)}, got {rules!r}")
     maps = LabelMapPair(label_map, reference, spacing, ignore_label)
+    parts: dict[str, list[_Part]] = {name: [] for name in regions}
+    # Lesions in different boxes do not meet, even when both are dilated.
+    for name, labels, box in _boxes_of_regions(maps, regions, 2 * rules.dilation):
+        parts[name].append(_match_part(maps, name, labels, box, rules))
+    return {
+        name: _results_of(of_region, maps.voxel_volume / 1000.0)
+        for name, of_region in parts.items()
+    }
+
+
+def components_apart(
+    label_map: ArrayLike,
+    other: ArrayLike,
+    regions: Mapping[str, Iterable[int]],
+    spacing: ArrayLike,
+    connectivity: int,
+) -> list[Lesion]:
+    """Return the components of each region in a (*grid) map without a voxel of it in the other one.
+
+    They are those of either map, each as a "false" lesion.
+    """
+    maps = LabelMapPair(label_map, other, spacing, None)
+    apart = []
+    for name, labels, box in _boxes_of_regions(maps, regions, 0):
+        first, second = (find_components(mask, connectivity) for mask in maps.masks_in(box, labels))
+        pairs = find_pairs(first.numbers, second.numbers)
+        for components, touching in ((first, pairs.reference), (second, pairs.predicted)):
+            for number in components.others(touching):
+                apart.append(_unmatched(maps, name, "false", number, components, box))
+    return apart
+
+
+def _boxes_of_regions(
+    maps: LabelMapPair, regions: Mapping[str, Iterable[int]], gap: int
+) -> Iterator[tuple[str, Array, Box]]:
+    """Yield each region and its labels with boxes that together contain its voxels in both maps.
+
+    More than `gap` voxels are between two of its boxes.
+    """
     members = {name: members_of(name, labels) for name, labels in regions.items()}
     all_labels = set(chain(*(labels.tolist() for labels in members.values())))
     boxes = [boxes_by_label(labels, all_labels) for labels in (maps.prediction, maps.reference)]
-
-    results = {}
     for name, labels in members.items():
         boxes_of_region = []
         for boxes_of_map, label in product(boxes, labels.tolist()):
             boxes_of_region += boxes_of_map[label]
-        parts = []
-        if boxes_of_region:
-            # Lesions in different boxes do not meet, even when both are dilated.
-            for box in merge_near(boxes_of_region, 2 * rules.dilation):
-                parts.append(_match_part(maps, box, labels, rules))
-        results[name] = _results_of(name, parts, maps.voxel_volume / 1000.0)
-    return results
+        for box in merge_near(boxes_of_region, gap):
+            yield name, labels, box
 
 
 class _Part(NamedTuple):
     """The lesions in a box, which those outside do not meet."""
 
-    lesions: list[Lesion]  # without a region; numbers are those in the box
+    lesions: list[Lesion]  # numbers are those in the box
     # All components, of any size:
     num_predicted: int
     num_reference: int
@@ -144,8 +176,10 @@ class _Part(NamedTuple):
     false_negative: int  # voxels of reference components that no prediction touches
 
 
-def _match_part(maps: LabelMapPair, box: Box, labels: Array, rules: LesionRules) -> _Part:
-    """Match the lesions of some labels in a box."""
+def _match_part(
+    maps: LabelMapPair, region: str, labels: Array, box: Box, rules: LesionRules
+) -> _Part:
+    """Match the lesions of a region in a box."""
     prediction, reference = maps.masks_in(box, labels)
     predicted = find_components(prediction, rules.connectivity)
     wanted = find_components(reference, rules.connectivity)
@@ -172,9 +206,8 @@ def _match_part(maps: LabelMapPair, box: Box, labels: Array, rules: LesionRules)
     if rules.match == "iou":
         matches = more_than_half(overlaps, wanted.sizes, predicted.sizes)
 
-    corner = [side.start for side in box]
     for number, wanted_box in enumerate(wanted.boxes, start=1):
-        lesion = _unmatched(maps, "missed", number, wanted, corner)
+        lesion = _unmatched(maps, region, "missed", number, wanted, box)
         matching = matches.predicted_with(number)
         if matching.size:
             around = box_around([wanted_box, *(predicted.boxes[match - 1] for match in matching)])
@@ -192,28 +225,37 @@ def _match_part(maps: LabelMapPair, box: Box, labels: Array, rules: LesionRules)
         if 1000.0 * lesion.volume_ml <= rules.min_volume_mm3 * (1.0 + _ROUNDING):
             lesion = lesion._replace(outcome="small")
         part.lesions.append(lesion)
-    for number in np.setdiff1d(np.arange(1, len(predicted.sizes)), matches.predicted).tolist():
-        part.lesions.append(_unmatched(maps, "false", number, predicted, corner))
+    for number in predicted.others(matches.predicted):
+        part.lesions.append(_unmatched(maps, region, "false", number, predicted, box))
     return part
 
 
 def _unmatched(
-    maps: LabelMapPair, outcome: str, number: int, components: Components, corner: Sequence[int]
+    maps: LabelMapPair, region: str, outcome: str, number: int, components: Components, part: Box
 ) -> Lesion:
-    """Return the lesion of a component in a box, whose corner is given, as one without a match."""
+    """Return the lesion of a component in a part of the grid, as one without a match."""
     box = components.boxes[number - 1]
     mask = components.mask_of((number,), box)
     size = int(components.sizes[number])
     center = [0.0] * maps.num_axes
     for index, axis in enumerate(maps.axes):
         planes = np.moveaxis(mask, index, 0).reshape(mask.shape[index], -1)
-        first = corner[index] + box[index].start
+        first = part[index].start + box[index].start
         total = planes.sum(axis=1) @ np.arange(first, first + len(planes))
         center[axis] = float(total) / size * maps.spacing[index]
-    return Lesion("", outcome, number, size * maps.voxel_volume / 1000.0, tuple(center))
+    return Lesion(region, outcome, number, size * maps.voxel_volume / 1000.0, tuple(center))
 
 
-def _results_of(region: str, parts: Sequence[_Part], voxel_ml: float) -> LesionResults:
+def detection_ratios(found: int, missed: int, false: int) -> dict[str, float]:
+    """Return sensitivity, precision and F1 of numbers of lesions; NaN where undefined."""
+    return {
+        "lesion_sensitivity": ratio(found, found + missed),
+        "lesion_precision": ratio(found, found + false),
+        "lesion_f1": ratio(2 * found, 2 * found + missed + false),
+    }
+
+
+def _results_of(parts: Sequence[_Part], voxel_ml: float) -> LesionResults:
     """Return the lesions and the metrics of a region."""
     wanted = []
     false_lesions = []
@@ -222,10 +264,10 @@ def _results_of(region: str, parts: Sequence[_Part], voxel_ml: float) -> LesionR
         for lesion in part.lesions:
             if lesion.outcome == "false":
                 number = num_predicted + lesion.number
-                false_lesions.append(lesion._replace(region=region, number=number))
+                false_lesions.append(lesion._replace(number=number))
             else:
                 matched_to = tuple(num_predicted + number for number in lesion.matched_to)
-                wanted.append(lesion._replace(region=region, matched_to=matched_to))
+                wanted.append(lesion._replace(matched_to=matched_to))
         num_predicted += part.num_predicted
     # These numbers do not depend on the label map, so that several can be compared.
     wanted.sort(key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
@@ -235,12 +277,13 @@ def _results_of(region: str, parts: Sequence[_Part], voxel_ml: float) -> LesionR
     found = outcomes["found"]
     missed = outcomes["missed"]
     false = len(false_lesions)
-    f1 = 1.0
+    ratios = detection_ratios(found, missed, false)
     dice = 1.0
     hd95_mm = 0.0
     measured = [lesion for lesion in (*wanted, *false_lesions) if lesion.outcome != "small"]
-    if measured:
-        f1 = 2 * found / (2 * found + missed + false)
+    if not measured:
+        ratios["lesion_f1"] = 1.0
+    else:
         dice = math.fsum(lesion.dice for lesion in measured) / len(measured)
         hd95_mm = math.fsum(lesion.hd95_mm for lesion in measured) / len(measured)
 
@@ -256,9 +299,7 @@ def _results_of(region: str, parts: Sequence[_Part], voxel_ml: float) -> LesionR
         "lesions_found": float(found),
         "lesions_missed": float(missed),
         "lesions_false": float(false),
-        "lesion_sensitivity": ratio(found, found + missed),
-        "lesion_precision": ratio(found, found + false),
-        "lesion_f1": f1,
+        **ratios,
         "lesion_dice": dice,
         "lesion_hd95_mm": hd95_mm,
         "rq": ratio(2 * len(ious), num_predicted + num_reference),

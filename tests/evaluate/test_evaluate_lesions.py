@@ -15,9 +15,9 @@ from evaluation_helpers import SHAPE, SPACING, Study, affine, read_metrics, save
 from io_helpers import save_nifti
 
 from crfrefine.base.lesion_rules import LESION_RULES
-from crfrefine.evaluate import report
+from crfrefine.evaluate import measuring, report
 from crfrefine.evaluate.report.charts import draw_lesions
-from crfrefine.metrics.lesion_scores import Lesion
+from crfrefine.metrics.lesion_scores import Lesion, measure_lesions
 from crfrefine.pictures.preview import draw_preview
 
 VOXEL_MM3 = math.prod(SPACING)
@@ -118,6 +118,18 @@ def test_lesions_are_counted_and_compared_with_those_of_the_baseline(study, tmp_
     shown = [line.split("\t") for line in result.stdout.splitlines() if line.startswith("1\t")]
     counted = ["1", "prediction", "5", "4", "1", "2", "1", "1", "1", "1"]
     assert shown[0] == [*counted, "0.8000", "0.6667", "0.7273", "a"]
+
+
+def test_a_case_whose_lesions_cannot_be_measured_has_no_values(study, tmp_path, monkeypatch):
+    def fail(label_map, reference, *others):
+        if (reference == 3).any():
+            raise ZeroDivisionError
+        return measure_lesions(label_map, reference, *others)
+
+    monkeypatch.setattr(measuring, "measure_lesions", fail)
+    result = run_here(*study.arguments[:-1], tmp_path, "--lesions", status=1)
+    assert "unexpected ZeroDivisionError" in result.stderr
+    assert {case for case, *_ in read_metrics(tmp_path)} == {"a"}
 
 
 def test_the_table_has_a_row_for_each_lesion_with_its_place(study, tmp_path):

@@ -282,6 +282,8 @@ def test_refusals():
         metrics.lesions(labels, labels[:3], 1.0)
     with pytest.raises(ConfigError, match="expected isles, brats, brats-met, autopet, got 'luna'"):
         metrics.lesions(labels, labels, 1.0, rules="luna")
+    with pytest.raises(ConfigError, match=r"expected isles, .*, got None"):
+        metrics.lesions(labels, labels, 1.0, rules=None)
     for rules in ({"connectivity": 8}, {"match": "dice"}, {"dilation": -1}, {"min_volume_mm3": -1}):
         with pytest.raises(ConfigError, match=r"of lesions: expected .*, got"):
             LesionRules(**rules)
