@@ -9,14 +9,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.base.array_types import Array, Bool, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float64, Integers, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
-
-Integers = NDArray[np.int64]
 
 # A grid is believed if its pitch in voxels is within these limits and it predicts enough changes.
 _MIN_PITCH = 1.3

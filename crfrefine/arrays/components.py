@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.array_types import Array, Bool, Integers, Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
-
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

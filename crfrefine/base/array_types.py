@@ -11,5 +11,6 @@ Array = NDArray[Any]  # of any type
 Bool = NDArray[np.bool_]  # such as a mask
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Integers = NDArray[np.int64]  # such as numbers of voxels
 
 Labels = NDArray[np.unsignedinteger[Any]]  # labels of voxels, in an unsigned type that holds them

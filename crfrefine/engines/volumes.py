@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import largest_component
 from crfrefine.arrays.softmax import least_difference, log_sum_exp, logit_of
-from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Integers, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.base.numerics import LEAST_DOUBT, MAX_PASSES, PSEUDO_VOXELS, RIDGE
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -181,7 +181,6 @@ def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
 # nearer the balance is.
 STAGES = ((6.0, 2), (2.0, 8))
 
-Integers = NDArray[np.int64]
 
 # Where a label takes part, and its logits there: rows of an array of voxels, as a slice or (m,)
 # numbers, and (m, voxels of a row), or (m,) if a row is a voxel.

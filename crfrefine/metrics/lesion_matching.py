@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.components import Integers, label_components
+from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import Box, relative
-from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.array_types import Array, Bool, Integers, Labels
 from crfrefine.base.lesion_rules import AXES_OF_STEP, LesionRules
 
 _BLOCK = 32  # voxels along each side of the blocks in which maps are searched for labels

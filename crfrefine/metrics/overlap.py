@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Float64
+from crfrefine.base.array_types import Array, Bool, Float64, Integers
 from crfrefine.base.text import TIMES
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
@@ -128,9 +128,7 @@ class MaskPair:
         return float(number)
 
 
-def dice_of(
-    confusion: NDArray[np.integer[Any]], regions: Iterable[Sequence[int]]
-) -> NDArray[np.float64]:
+def dice_of(confusion: NDArray[np.integer[Any]], regions: Iterable[Sequence[int]]) -> Float64:
     """Return the Dice of each region from counts (L, L) by reference and predicted label.
 
     It is NaN for a region that neither has.
@@ -145,7 +143,7 @@ def dice_of(
     return np.array(values)
 
 
-def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
+def mean_defined(values: Float64 | Sequence[float]) -> float:
     """Return the mean of the values that are not NaN; NaN without such values."""
     array = np.asarray(values, dtype=np.float64)
     defined = array[~np.isnan(array)]
@@ -154,7 +152,7 @@ def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
     return float("nan")
 
 
-def mean_dice(confusion: NDArray[np.int64], regions: Iterable[Sequence[int]]) -> float:
+def mean_dice(confusion: Integers, regions: Iterable[Sequence[int]]) -> float:
     """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
     return mean_defined(dice_of(confusion, regions))
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.components import Integers
 from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Bool, Float32, Integers
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import CaseToRefine, Prepared

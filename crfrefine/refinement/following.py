@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.geometry import SAME_LENGTH
-from crfrefine.refinement.strokes import Edits, Integers, Strokes
+from crfrefine.refinement.strokes import Edits, Strokes
 from crfrefine.refinement.tiles.grid import TILE, box_between
 
 if TYPE_CHECKING:

@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers
-
-Integers = NDArray[np.int64]
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
 OTHER_NUMBERS = "For strokes with other numbers, use `crfrefine convert --map OLD=NEW`"

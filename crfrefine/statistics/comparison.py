@@ -20,7 +20,7 @@ from crfrefine.metrics.registry import DICE, NLL, metric_named
 from crfrefine.statistics.paired import PairedComparison, center, compare_pairs, holm
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Float64
 
 MEAN = RESERVED  # Region name of the mean over regions.
 HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_text`.
@@ -99,7 +99,7 @@ class ResultTable:
         for (method, region, metric, case), value in self._values.items():
             yield Measurement(case, region, metric, value, method)
 
-    def values(self, method: str, region: str, metric: str) -> NDArray[np.float64]:
+    def values(self, method: str, region: str, metric: str) -> Float64:
         """Return a value for each of `cases`, NaN if undefined or missing.
 
         For the region MEAN, it is the mean over the regions that have a value.
@@ -119,7 +119,7 @@ class ResultTable:
         regions: Sequence[str] | None = None,
         *,
         unsigned: bool = False,
-    ) -> NDArray[np.float64]:
+    ) -> Float64:
         """Return (methods, cases) means over the regions where all of the methods have a value.
 
         The methods are thus compared on the same regions: by default, on all. A mean is NaN if no
@@ -138,7 +138,7 @@ class ResultTable:
 
     def compared(
         self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None
-    ) -> NDArray[np.float64]:
+    ) -> Float64:
         """Return (methods, cases) values as they are compared: magnitudes, if these count.
 
         MEAN is over `regions`, by default all.
@@ -184,7 +184,7 @@ class ResultTable:
         return tuple(case for case in self.cases if case not in measured)
 
 
-def means_where_all_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def means_where_all_defined(values: Float64) -> Float64:
     """Return (methods, cases) means of (methods, regions, cases) values.
 
     A mean is over the regions where all methods have a value, so that all are compared on the same
@@ -193,7 +193,7 @@ def means_where_all_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
     usable = ~np.isnan(values).any(axis=0)
     sums = np.where(usable, values, 0.0).sum(axis=1)
     counts = usable.sum(axis=0)
-    means: NDArray[np.float64] = np.full(sums.shape, math.nan)
+    means: Float64 = np.full(sums.shape, math.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
 

@@ -16,7 +16,7 @@ from crfrefine.errors import InputError
 from crfrefine.metrics.registry import Better
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Bool, Float64
 
 ALPHA = 0.05  # Level of all tests, which are two-sided.
 POWER = 0.8  # Probability with which the detectable difference is found.
@@ -68,8 +68,8 @@ class PairedComparison:
 
 
 def compare_pairs(
-    values: Sequence[float] | NDArray[np.float64],
-    baseline: Sequence[float] | NDArray[np.float64],
+    values: Sequence[float] | Float64,
+    baseline: Sequence[float] | Float64,
     *,
     cases: Sequence[str] | None = None,
     better: Better = "higher",
@@ -136,7 +136,7 @@ def compare_pairs(
     )
 
 
-def _check_values(method: NDArray[np.float64], other: NDArray[np.float64], num_cases: int) -> None:
+def _check_values(method: Float64, other: Float64, num_cases: int) -> None:
     """Raise InputError unless both have one value per case, none of them infinite."""
     if method.ndim != 1 or method.shape != other.shape or num_cases != len(method):
         raise InputError(
@@ -147,9 +147,7 @@ def _check_values(method: NDArray[np.float64], other: NDArray[np.float64], num_c
         raise InputError("expected finite values, NaN where undefined; found an infinite one")
 
 
-def _rounded_differences(
-    method: NDArray[np.float64], other: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _rounded_differences(method: Float64, other: Float64) -> Float64:
     """Return method minus other, without rounding errors: tiny ones are 0, close ones are equal."""
     unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
     if unit == 0.0:
@@ -157,18 +155,18 @@ def _rounded_differences(
     return np.round((method - other) / unit) * unit
 
 
-def _count(is_counted: NDArray[np.bool_]) -> int:
+def _count(is_counted: Bool) -> int:
     return int(np.count_nonzero(is_counted))
 
 
-def center(values: NDArray[np.float64]) -> tuple[float, float]:
+def center(values: Float64) -> tuple[float, float]:
     """Return mean and median; NaN without values."""
     if values.size == 0:
         return math.nan, math.nan
     return float(values.mean()), float(np.median(values))
 
 
-def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(differences: Float64, *, seed: int = 0) -> tuple[float, float]:
     """Return a 95 % bootstrap confidence interval of the mean; NaN with fewer than two differences.
 
     It is bias-corrected and accelerated (BCa). With few cases it is too narrow: resamples contain
@@ -235,7 +233,7 @@ def cases_to_find(difference: float, standard_deviation: float, most: int = 1000
     return None
 
 
-def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
+def signed_rank(differences: Float64) -> tuple[float, float]:
     """Test whether paired differences are symmetric around zero: Wilcoxon's signed-rank test.
 
     Unlike scipy's it is exact even with ties. Zero differences are dropped; equal magnitudes share

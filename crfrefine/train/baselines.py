@@ -20,6 +20,7 @@ from torch import Tensor
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.arrays.softmax import log_sum_exp
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.metrics.lesion_scores import measure_lesions
 from crfrefine.metrics.overlap import mean_dice
@@ -162,7 +163,7 @@ def fit_scaling(
 def score_choices(
     choices: Sequence[Choice],
     material: Material,
-    label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
+    label_maps: Callable[[Crop], Iterable[Array]],
     lesions: str | None = None,
 ) -> Scores[Choice]:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each.
@@ -171,7 +172,7 @@ def score_choices(
     """
     regions = material.plan.regions
 
-    def score(crop: Crop, labels: NDArray[Any]) -> float:
+    def score(crop: Crop, labels: Array) -> float:
         if lesions is None:
             return mean_dice(crop.confusion(labels), regions.values())
         results = measure_lesions(
@@ -186,7 +187,7 @@ def score_choices(
     return dict(zip(choices, values.T, strict=True))
 
 
-def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
+def network_labels(crop: Crop) -> Labels:
     """Return the network's labels (*box) of a crop.
 
     They are background outside its mask: far from any possible foreground.
@@ -202,7 +203,7 @@ def score_rules(material: Material) -> Scores[PostprocessParameters]:
     lesions = material.plan.options.lesions
     rules = LARGEST_RULES if lesions is None else SMALLEST_RULES
 
-    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
+    def label_maps(crop: Crop) -> Iterator[Array]:
         labels = network_labels(crop)
         for rule in rules:
             yield clean(labels, rule, crop.spacing).label_map
@@ -220,7 +221,7 @@ def score_guided(material: Material, spacing: Sequence[float]) -> Scores[Guidanc
     for radius, epsilon in itertools.product(radii, EPSILONS):
         choices.append(Guidance(radius, epsilon))
 
-    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
+    def label_maps(crop: Crop) -> Iterator[Array]:
         network = network_labels(crop)
         volumes_of = network if crop.network_spacing else None
         probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
@@ -278,7 +279,7 @@ def with_calibrated(start: Candidate, calibrated: CrfParameters) -> Candidate:
 
 # Refined logits (L, N) and labels (N,) of voxels; for regions, log-odds (R, N), and a truth (R, N)
 # that is 1 inside and -1 outside.
-Refined = tuple[NDArray[np.float32], NDArray[Any]]
+Refined = tuple[Float32, Array]
 
 
 def calibrate_output(fitted: Candidate, cases: Sequence[int], material: Material) -> Candidate:
@@ -335,9 +336,7 @@ def fit_output_temperature(cases: Sequence[Refined]) -> float:
     return 1.0
 
 
-def negative_log_likelihood(
-    logits: NDArray[np.float32], truth: NDArray[Any], temperature: float
-) -> float:
+def negative_log_likelihood(logits: Float32, truth: Array, temperature: float) -> float:
     """Return the mean over voxels of -log of the probability of the truth.
 
     For regions, it is the mean over them, too.

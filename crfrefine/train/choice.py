@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.metrics.overlap import mean_defined
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import (
@@ -78,7 +78,7 @@ class Candidate:
         return self.name == NO_CRF
 
     @property
-    def values(self) -> NDArray[np.float64]:
+    def values(self) -> Float64:
         """The gains, with each loss HARM-fold."""
         gains = np.asarray(self.gains, dtype=float)
         return np.where(gains < 0.0, HARM * gains, gains)
@@ -219,10 +219,10 @@ def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 Choice = TypeVar("Choice")
 # The mean Dice of each choice on every case, (cases).
-Scores = dict[Choice, NDArray[np.float64]]
+Scores = dict[Choice, Float64]
 
 
-def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -> list[Choice]:
+def ranked(scores: Mapping[Choice, Float64], cases: Sequence[int]) -> list[Choice]:
     """Return the choices, best first by their mean Dice on some cases; 0 where none has a Dice.
 
     Equals keep their order.
@@ -233,7 +233,7 @@ def ranked(scores: Mapping[Choice, NDArray[np.float64]], cases: Sequence[int]) -
     return sorted(means, key=means.__getitem__, reverse=True)
 
 
-def is_gain(gains: Sequence[float] | NDArray[np.float64], num_errors: float = 1.0) -> bool:
+def is_gain(gains: Sequence[float] | Float64, num_errors: float = 1.0) -> bool:
     """Return whether gains of cases exceed chance.
 
     They do if their mean is more than so many of its standard errors above 0.

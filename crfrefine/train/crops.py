@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Integers, Labels
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
 from crfrefine.parameters.sections import IntensityParameters
@@ -43,15 +43,15 @@ class Crop:
     Arrays are C-ordered in the axis order of the files' grid.
     """
 
-    image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
+    image: Float32  # (M, *box), normalized on the whole case as `refine` does
     # (L, *box), or log-odds of regions (R, *box); three digits are enough for a gradient.
     logits: NDArray[np.float16]
     # (*box), the reference; L where it is missing or has a label that no model can give.
-    labels: NDArray[np.unsignedinteger[Any]]
-    mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
+    labels: Labels
+    mask: Bool  # (*box), near possible foreground, inside the case's mask
     spacing: tuple[float, ...]  # mm, one per grid axis
     # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column).
-    outside: NDArray[np.int64]
+    outside: Integers
     tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
     # The regions of the channels; None means that the channels are labels.
@@ -59,7 +59,7 @@ class Crop:
     # The spacing of a coarser network in mm, one per grid axis; None means that of the grid.
     network_spacing: tuple[float, ...] | None = None
     # The labels (*box) of a coarser network; None means those of the logits.
-    label_map: NDArray[np.unsignedinteger[Any]] | None = None
+    label_map: Labels | None = None
     _tiles: dict[int, Crop] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -70,30 +70,30 @@ class Crop:
         return self.regions.num_labels
 
     @property
-    def network(self) -> NDArray[np.unsignedinteger[Any]]:
+    def network(self) -> Labels:
         """The network's labels (*box)."""
         if self.label_map is None:
             return decode(self.logits.astype(np.float32), self.regions)
         return self.label_map
 
     @property
-    def has_reference(self) -> NDArray[np.bool_]:
+    def has_reference(self) -> Bool:
         """The voxels (*box) in the mask that have a reference."""
         return self.mask & (self.labels < self.num_labels)
 
     @cached_property
-    def leads(self) -> NDArray[np.float64]:
+    def leads(self) -> Float64:
         """By how much each channel is ahead of all others, as of `find_leads`."""
         # The room of the layer needs PyTorch; a choice without labels takes crops without it.
         from crfrefine.layer.taking_part import find_leads
 
         return find_leads(self.logits, self.mask)
 
-    def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+    def count(self, labels: Array) -> Integers:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
         return count_confusion(self.labels[self.mask], labels[self.mask], self.num_labels)
 
-    def confusion(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+    def confusion(self, labels: Array) -> Integers:
         """Return the (L, L) voxels of the whole case by reference and label (*box).
 
         Outside the mask, the labels are the network's.
@@ -136,7 +136,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     box = grown(bounding_box(foreground) or whole_box(foreground.shape), margins, foreground.shape)
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
-    mask: NDArray[np.bool_] = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
+    mask: Bool = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
     tiles = tuple(_split(mask, case.spacing, whole_box(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
@@ -176,7 +176,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     )
 
 
-def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+def find_inside(case: Case, padding: Bool | None) -> Bool:
     """Return the voxels (*grid) in the mask of a case and not in padding."""
     inside, *_ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
     if inside is None:
@@ -184,9 +184,7 @@ def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.boo
     return inside
 
 
-def _find_foreground(
-    case: Case, labels: NDArray[Any], inside: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _find_foreground(case: Case, labels: Array, inside: Bool) -> Bool:
     """Return the voxels (*grid) inside that may be foreground, by the network or the reference.
 
     They are all that are inside, if there are no others.
@@ -205,9 +203,7 @@ def _find_foreground(
     return foreground
 
 
-def count_confusion(
-    labels: NDArray[Any], predicted: NDArray[Any], num_labels: int
-) -> NDArray[np.int64]:
+def count_confusion(labels: Array, predicted: Array, num_labels: int) -> Integers:
     """Return (L, L) counts of voxels by reference (row) and predicted label (column).
 
     Voxels of reference L are not counted.
@@ -217,7 +213,7 @@ def count_confusion(
     return counts.reshape(num_labels, num_labels).astype(np.int64)
 
 
-def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
+def _split(mask: Bool, spacing: Sequence[float], box: Box) -> Iterator[Box]:
     """Halve a box along its longest side until the parts are small enough.
 
     Both halves have about as many masked voxels; parts without any are left out.
@@ -257,7 +253,7 @@ def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
     )
 
 
-def _map_array(array: NDArray[Any]) -> NDArray[Any]:
+def _map_array(array: Array) -> Array:
     with tempfile.TemporaryFile() as file:
         np.ascontiguousarray(array).tofile(file)
         file.flush()

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.base.array_types import Float64, Integers
 from crfrefine.base.plain import to_plain
 from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.parameters.model import CrfParameters
@@ -237,10 +237,10 @@ def fit_starts(
 
 def score_cases(
     refine: Refine, samples: Sequence[Crop | Sample], material: Material
-) -> tuple[NDArray[np.float64], list[float]]:
+) -> tuple[Float64, list[float]]:
     """Return the Dice (cases, regions) and the loss of each sample or crop."""
 
-    def score_case(sample: Crop | Sample, threads: int) -> tuple[float, NDArray[np.int64]]:
+    def score_case(sample: Crop | Sample, threads: int) -> tuple[float, Integers]:
         return score(refine, sample, material.loss, threads)
 
     dice = []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.engines.volumes import volume_bias
 
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
@@ -32,7 +31,7 @@ class Guidance:
 UNGUIDED = Guidance()  # no filter
 
 
-def as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
+def as_channels(values: Array, num_axes: int) -> Array:
     """Return values (L,) as (L, 1, ...) with so many axes, to be added to (L, *grid)."""
     return values.reshape(-1, *(1,) * (num_axes - 1))
 
@@ -46,9 +45,7 @@ class Guide:
     for one modality.
     """
 
-    def __init__(
-        self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]
-    ) -> None:
+    def __init__(self, image: Float32, radius_mm: float, spacing: Sequence[float]) -> None:
         self._image = image
         self._sizes = []
         for distance, extent in zip(spacing, image.shape[1:], strict=True):
@@ -65,13 +62,11 @@ class Guide:
                 covariances.append(mean_product - self._means[row] * self._means[column])
             self._covariances.append(covariances)
 
-    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _box(self, values: Float32) -> Float32:
         """Return the mean (*grid) of the window around each voxel."""
         return uniform_filter(values, self._sizes, mode="nearest")
 
-    def filter(
-        self, channel: NDArray[np.float32], epsilons: Sequence[float]
-    ) -> list[NDArray[np.float32]]:
+    def filter(self, channel: Float32, epsilons: Sequence[float]) -> list[Float32]:
         """Return a channel (*grid), filtered with each epsilon.
 
         It is an average of linear functions of the image, one per window.
@@ -93,17 +88,15 @@ class Guide:
             filtered.append(result)
         return filtered
 
-    def _slopes(
-        self, epsilon: float, cross_covariances: Sequence[NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
+    def _slopes(self, epsilon: float, cross_covariances: Sequence[Float32]) -> list[Float32]:
         """Return the slopes x of (covariances + epsilon) x = cross-covariances in every voxel.
 
         The matrix is positive definite, so that elimination needs no exchange of rows.
         """
-        rows: list[list[NDArray[Any]]] = []
+        rows: list[list[Array]] = []
         for covariances in self._covariances:
             rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
-        right: list[NDArray[Any]] = list(cross_covariances)
+        right: list[Array] = list(cross_covariances)
         for pivot in range(len(rows)):
             for row in range(pivot + 1, len(rows)):
                 factor = rows[row][pivot] / rows[pivot][pivot]
@@ -112,7 +105,7 @@ class Guide:
                     rows[row][column] = rows[row][column] - factor * rows[column][pivot]
                 right[row] = right[row] - factor * right[pivot]
 
-        solution: list[NDArray[Any]] = []
+        solution: list[Array] = []
         for row in reversed(range(len(rows))):
             value = right[row]
             for number, later in enumerate(solution, start=row + 1):
@@ -122,11 +115,11 @@ class Guide:
 
     def labels(
         self,
-        probabilities: NDArray[np.float32],
+        probabilities: Float32,
         epsilons: Sequence[float],
         regions: RegionScheme | None,
-        volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
-    ) -> list[NDArray[np.unsignedinteger[Any]]]:
+        volumes_of: Labels | None = None,
+    ) -> list[Labels]:
         """Return the labels of filtered probabilities (L, *grid) with each epsilon.
 
         A bias keeps the volumes of the label map `volumes_of`, if there is one.

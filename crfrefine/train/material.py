@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.base.array_types import Array, Integers
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.engines import get_backend, is_available
@@ -108,7 +108,7 @@ class TrainingDevice:
             self._tensor(labels),
         )
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
+    def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self.tensors)
 
 
@@ -149,7 +149,7 @@ class SamplePart(NamedTuple):
     crop: Crop  # a view
     share: float  # weight in the mean loss; the shares of a sample sum to 1
     factor: float  # how many times the change in the part counts for the case
-    counts: NDArray[np.int64]  # (L, L) voxels by reference (row) and the network's label (column)
+    counts: Integers  # (L, L) voxels by reference (row) and the network's label (column)
 
 
 class Sample(NamedTuple):
@@ -159,7 +159,7 @@ class Sample(NamedTuple):
     """
 
     parts: tuple[SamplePart, ...]
-    case_counts: NDArray[np.int64]  # like the counts of a part, but of the whole case
+    case_counts: Integers  # like the counts of a part, but of the whole case
 
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:

@@ -15,6 +15,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import expand_channels
 from crfrefine.arrays.padding import write_background
 from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.base.array_types import Array
 from crfrefine.cases.case import Case
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -115,7 +116,7 @@ def measure_methods(
 
 def simple_maps(
     case: Case, parameters: CrfParameters, scaling: VectorScaling, guidance: Guidance
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Array]:
     """Return the labels of the network, and of the rivals without a CRF of a model.
 
     Outside the mask and in padding, they are the network's.
@@ -149,7 +150,7 @@ def simple_maps(
 def _measure_maps(
     case: Case,
     regions: Mapping[str, Sequence[int]],
-    maps: Mapping[str, NDArray[Any]],
+    maps: Mapping[str, Array],
     rule: PostprocessParameters,
     lesions: str | None,
 ) -> MethodValues:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.base.array_types import Integers
 from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.crf_model import CrfModel
 from crfrefine.layer.known_item import refine_with
@@ -37,9 +37,7 @@ ReadyCrop = Callable[[], tuple[Tensor, Tensor]]
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 
 
-def score(
-    refine: Refine, crop: Crop | Sample, loss: Loss, threads: int
-) -> tuple[float, NDArray[np.int64]]:
+def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tuple[float, Integers]:
     """Return the loss of a crop or its sample, without a gradient, and the counts of the case.
 
     These are the (L, L) voxels of the case by reference and refined label.

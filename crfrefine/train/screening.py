@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.metrics.overlap import mean_defined
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import Candidate, ranked
@@ -83,7 +83,7 @@ def _ranked(
     together = set[Candidate]().union(*starts_of_folds.values())
     starts = [start for start in material.starts if start in together]
 
-    def dice_of(start: Candidate) -> NDArray[np.float64]:
+    def dice_of(start: Candidate) -> Float64:
         dice = _dice_of(start, sources, material)
         material.progress.start_tried(share / len(starts))
         return dice
@@ -122,9 +122,7 @@ def _are_sampled_fully(crops: Sequence[Crop]) -> bool:
     return all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
 
 
-def _dice_of(
-    candidate: Candidate, sources: Sequence[Crop | Sample], material: Material
-) -> NDArray[np.float64]:
+def _dice_of(candidate: Candidate, sources: Sequence[Crop | Sample], material: Material) -> Float64:
     """Return the mean Dice of each case with a candidate."""
     dice, _ = score_cases(refiner_of(candidate, material), sources, material)
     return np.array([mean_defined(of_case) for of_case in dice])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box, grown, whole_box
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.cases.case import Case
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
@@ -34,7 +33,7 @@ NOISE_LEVELS = (1.0, 1.5)
 
 # A label map (*box) that is right in synthetic cases, and logits (channels, *box) that decode to it
 # or, after noise, did.
-Truth = tuple[NDArray[Any], NDArray[np.float32]]
+Truth = tuple[Array, Float32]
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class Source:
     case_id: str
     voxel: float  # side in mm of a voxel of the case
     regions: RegionScheme | None  # of the channels; None means that they are labels
-    image: NDArray[np.float32]  # (M, *box), normalized on the whole case
-    mask: NDArray[np.bool_]  # (*box)
+    image: Float32  # (M, *box), normalized on the whole case
+    mask: Bool  # (*box)
     spacing: tuple[float, ...]
-    logits: NDArray[np.float32]  # (channels, *box), the network's
-    refined: NDArray[np.float32]  # (channels, *box), refined by `default`
+    logits: Float32  # (channels, *box), the network's
+    refined: Float32  # (channels, *box), refined by `default`
     dice: float  # that the network expects of itself
     # How many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see
     # `docs/decisions`.
@@ -167,7 +166,7 @@ def score_candidates(
     seed: Sequence[int],
     threads: int,
     check: Callable[[], None],
-) -> NDArray[np.float64]:
+) -> Float64:
     """Return the (kinds, 1 + candidates) Dice to the truths of a case after noise.
 
     The first is that of the network; `check` may raise to stop.
@@ -183,7 +182,7 @@ def score_candidates(
         for level in NOISE_LEVELS:
             draws.append((truth, logits + np.float32(level * scale) * noise))
 
-    def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
+    def dice(label_maps: Iterable[Array]) -> list[float]:
         values = []
         for labels, (truth, _) in zip(label_maps, draws, strict=True):
             values.append(dice_of_maps(np.where(source.mask, labels, 0), truth, source.groups))

@@ -10,14 +10,13 @@ of dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.metrics.overlap import dice_of, mean_defined
 from crfrefine.train.crops import count_confusion
 
@@ -40,20 +39,16 @@ def groups_of(num_channels: int, regions: RegionScheme | None) -> Sequence[tuple
     return regions.labels
 
 
-def logits_of(
-    probabilities: NDArray[np.float32], regions: RegionScheme | None
-) -> NDArray[np.float32]:
+def logits_of(probabilities: Float32, regions: RegionScheme | None) -> Float32:
     """Return the inverse of `probabilities_of`, up to a constant over labels."""
-    logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
+    logarithms: Float32 = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
     if regions is None:
         return logarithms
     logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
     return logarithms
 
 
-def agreeing(
-    logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None
-) -> NDArray[np.float32]:
+def agreeing(logits: Float32, truth: Array, regions: RegionScheme | None) -> Float32:
     """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth.
 
     The logits of a wrong label and of the true one change places; those of wrong regions change
@@ -74,9 +69,7 @@ def agreeing(
     return changed
 
 
-def dice_of_maps(
-    labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]
-) -> float:
+def dice_of_maps(labels: Array, truth: Array, groups: Sequence[Sequence[int]]) -> float:
     """Return the mean Dice of two (*grid) label maps over groups of labels.
 
     Groups with fewer than MIN_VOXELS in the truth do not count; NaN if none is left.
@@ -88,9 +81,7 @@ def dice_of_maps(
     return mean_defined(dice_of(confusion, counted))
 
 
-def expected_dice(
-    logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None
-) -> float:
+def expected_dice(logits: Float32, mask: Bool, regions: RegionScheme | None) -> float:
     """Return the mean Dice that a network expects of itself, or NaN.
 
     It is 2 sum(p inside) / (voxels inside + sum(p)), with the probabilities p of a label or region.
@@ -109,9 +100,7 @@ def expected_dice(
     return mean_defined(values)
 
 
-def make_noise(
-    shape: Sequence[int], voxel: float, random: np.random.Generator
-) -> NDArray[np.float32]:
+def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) -> Float32:
     """Return (channels, *grid) Gaussian noise of NOISE_SIGMAS, in equal parts.
 
     Its standard deviation is 1; `voxel` is the unit of the widths.
@@ -125,10 +114,10 @@ def make_noise(
 
 
 def noise_scale(
-    logits: NDArray[np.float32],
-    noise: NDArray[np.float32],
-    truth: NDArray[Any],
-    mask: NDArray[np.bool_],
+    logits: Float32,
+    noise: Float32,
+    truth: Array,
+    mask: Bool,
     dice: float,
     regions: RegionScheme | None,
 ) -> float:
@@ -171,7 +160,7 @@ def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
     return factors
 
 
-def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
+def block_means(values: Array, factors: Sequence[int]) -> Float32:
     """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis.
 
     Voxels that fill no block are left out.

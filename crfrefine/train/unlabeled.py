@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.label_options import InputOptions
@@ -158,7 +158,7 @@ def choose_parameters(
     cells = list(itertools.product(range(num_seeds), range(len(sources))))
     with Workers(threads) as workers:
 
-        def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
+        def score(cell: tuple[int, int], threads: int) -> Float64:
             draw, case = cell
             numbers = (seed, draw, case)
             return score_candidates(sources[case], candidates, numbers, threads, workers.check)

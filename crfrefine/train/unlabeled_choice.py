@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import counted
 from crfrefine.parameters.model import CrfParameters
@@ -71,7 +71,7 @@ def _joined(value: float | tuple[float, ...]) -> str:
     return " ".join(f"{number:g}" for number in np.atleast_1d(value))
 
 
-def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def gains_of(table: Float64) -> tuple[Float64, Float64]:
     """Return gains of Dice over `default`, (units, kinds, candidates), and scores.
 
     A score, (units, candidates), is the mean over kinds of the gain, divided by the gain of the
@@ -86,7 +86,7 @@ def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return gains, (gains / divisors).mean(axis=1)
 
 
-def pick(table: NDArray[np.float64]) -> int:
+def pick(table: Float64) -> int:
     """Return the candidate with the highest mean score less its standard error.
 
     If that is not above 0, return 0, for `default`.
@@ -99,7 +99,7 @@ def pick(table: NDArray[np.float64]) -> int:
     return int(lower.argmax())
 
 
-def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int, str]:
+def decide(units: Float64, agreements: Sequence[float]) -> tuple[int, str]:
     """Return the number of the set that is taken, and why it is `default`.
 
     The reason is empty for another set.
@@ -135,7 +135,7 @@ class Choice(NamedTuple):
     """
 
     candidates: tuple[Candidate, ...]  # `default` first
-    table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
+    table: Float64  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
     gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
     decision: tuple[int, str]  # of `decide`
     case_ids: tuple[str, ...]

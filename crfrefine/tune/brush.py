@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES
 from crfrefine.tune.case import TuneCase
@@ -21,8 +20,6 @@ SHAPES = ("disk", "ball", "outline")
 _MAX_RADIUS = 100.0  # mm
 _MAX_LENGTH = 1_000_000  # voxels of a path
 _ROUNDING = 1e-6  # mm
-
-Integers = NDArray[np.int64]
 
 
 class Limits:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
 from crfrefine.arrays.label_maps import Box, channels_of, count_labels, foreground_labels, grown
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
@@ -49,8 +48,6 @@ from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
-
-Integers = NDArray[np.int64]
 
 # Logits of a box, voxels times labels: refined in about 0.04 s of processor time
 # (docs/guide/tuning.md).

@@ -15,12 +15,12 @@ from scipy import ndimage
 
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import Box, bounding_box, grown
-from crfrefine.base.array_types import Array, Bool, Float64
+from crfrefine.base.array_types import Array, Bool, Float64, Integers
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES, planes_of
 from crfrefine.pictures.projection import draw_projection
 from crfrefine.refinement.strokes import BACKGROUND
-from crfrefine.tune.brush import Integers, Limits
+from crfrefine.tune.brush import Limits
 from crfrefine.tune.case import TuneCase
 
 # Shapes of strokes whose voxels are found: alike around the seed, in the plane or through planes;
