@@ -15,9 +15,10 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.arguments import given_array, given_spacing
+from crfrefine.arrays.grid_map import GridMap, stored_sizes
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
-from crfrefine.arrays.resampling import GridMap, Interpolation, stored_sizes
+from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs

@@ -92,26 +92,16 @@ def _remove_components(
     Those are all but the largest one of a label, where only that is kept, and those of less than
     the smallest number of voxels. Entry 0 is about all foreground labels together.
     """
+    from scipy import ndimage
+
     removed = 0
-    if keeps_largest[0] or min_voxels[0] > 0.0:
-        box = bounding_box(label_map != 0)
-        if box is not None:
+    boxes = [bounding_box(label_map != 0), *ndimage.find_objects(label_map)]
+    for label, box in enumerate(boxes):
+        has_rule = keeps_largest[label] or min_voxels[label] > 0.0
+        if box is not None and has_rule:
             part = label_map[box]
-            removed += _remove(part, part != 0, keeps_largest[0], min_voxels[0])
-
-    labels = []
-    for label in range(1, len(min_voxels)):
-        if keeps_largest[label] or min_voxels[label] > 0.0:
-            labels.append(label)
-    if labels:
-        from scipy import ndimage
-
-        boxes = ndimage.find_objects(label_map, max_label=max(labels))
-        for label in labels:
-            box = boxes[label - 1]
-            if box is not None:
-                part = label_map[box]
-                removed += _remove(part, part == label, keeps_largest[label], min_voxels[label])
+            group = part == label if label else part != 0
+            removed += _remove(part, group, keeps_largest[label], min_voxels[label])
     return removed
 
 

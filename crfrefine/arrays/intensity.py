@@ -185,47 +185,6 @@ def fit_intensity(
     return tuple(_fit_modality(values, *rule, mask) for values, rule in modalities)
 
 
-def window_notes(
-    image: NDArray[np.floating | np.integer],
-    parameters: IntensityParameters,
-    mask: Bool | None = None,
-) -> tuple[Note, ...]:
-    """Return a note for each modality of (M, *grid) whose window does not fit.
-
-    An example is a window of Hounsfield units for MRI. This window clips at least MAX_CLIPPED of
-    the voxels inside the mask, or begins below 0 where hardly any value is: CT has air and fat, and
-    MRI has at most ripples around 0.
-    """
-    notes = []
-    for modality, (kind, (low, high)) in enumerate(rules_of(parameters, len(image))):
-        if kind != "window":
-            continue
-        values = image[modality]
-        inside = values if mask is None else values[mask]
-        num_clipped = np.count_nonzero(inside < low) + np.count_nonzero(inside > high)
-        clipped = num_clipped / max(1, inside.size)
-        lowest = float(values.min())
-        highest = float(values.max())
-        num_negative = np.count_nonzero(values < min(0.0, -RIPPLE * highest))
-        if clipped >= MAX_CLIPPED:
-            problem = f"{clipped:.0%} of the voxels are outside of it"
-        elif low < 0.0 and num_negative < MIN_NEGATIVE * values.size:
-            problem = "hardly any value is below 0, where air and fat are in Hounsfield units"
-        else:
-            continue
-        notes.append(
-            NoteKind.WINDOW_DOES_NOT_FIT(
-                modality=modality,
-                low=low,
-                high=high,
-                lowest=lowest,
-                highest=highest,
-                problem=problem,
-            )
-        )
-    return tuple(notes)
-
-
 def _fit_modality(
     source: Array, kind: str, numbers: tuple[float, float], mask: Bool | None
 ) -> IntensityMap:
@@ -269,16 +228,12 @@ def _percentile_ends(
 
     If they are equal, the smallest and the largest value replace them.
     """
+    if find_fill(values, percentiles, offset) is not None:
+        values = values[values > values.min()]
     # numpy's own function imports numpy.ma, which takes as long as all else for a small case.
     ranks = percentile_ranks(values.size, percentiles)
     places = [place for below, above, _ in ranks for place in (below, above)]
     ordered = np.partition(values, places)
-    lowest = ordered[places[0]]
-    if float(lowest) + offset < 0 and find_fill(values, percentiles, offset) is not None:
-        values = values[values > lowest]
-        ranks = percentile_ranks(values.size, percentiles)
-        places = [place for below, above, _ in ranks for place in (below, above)]
-        ordered = np.partition(values, places)
     ends = []
     for below, above, share in ranks:
         start = float(ordered[below])
@@ -322,28 +277,55 @@ def find_fill(values: Array, percentiles: tuple[float, float], offset: float = 0
     return Fill(lowest + offset, next_value + offset, num_lowest / values.size)
 
 
-def fill_notes(
+def notes_on_intensity(
     image: NDArray[np.floating | np.integer],
     parameters: IntensityParameters,
     mask: Bool | None = None,
 ) -> tuple[Note, ...]:
-    """Return a note for each modality of (M, *grid) whose fill is left out of its percentiles."""
-    notes = []
-    for modality, (kind, numbers) in enumerate(rules_of(parameters, len(image))):
-        if kind != "percentile" or float(image[modality].min()) >= 0:
-            continue
-        values = image[modality] if mask is None else image[modality][mask]
-        fill = find_fill(values.reshape(-1), numbers)
-        if fill is not None:
-            notes.append(
-                NoteKind.FILL_LEFT_OUT(
-                    modality=modality,
-                    fill=fill.value,
-                    share=fill.share,
-                    next=fill.next_value,
+    """Return notes on the modalities of (M, *grid) whose window does not fit, and on their fills.
+
+    An example is a window of Hounsfield units for MRI. This window clips at least MAX_CLIPPED of
+    the voxels inside the mask, or begins below 0 where hardly any value is: CT has air and fat, and
+    MRI has at most ripples around 0. A fill is left out of the percentiles of its modality.
+    """
+    windows = []
+    fills = []
+    where: Any = ... if mask is None else mask
+    for modality, (kind, (low, high)) in enumerate(rules_of(parameters, len(image))):
+        values = image[modality]
+        lowest = float(values.min())
+        if kind == "percentile" and lowest < 0:
+            fill = find_fill(values[where].reshape(-1), (low, high))
+            if fill is not None:
+                note = NoteKind.FILL_LEFT_OUT(
+                    modality=modality, fill=fill.value, share=fill.share, next=fill.next_value
                 )
+                fills.append(note)
+        if kind != "window":
+            continue
+
+        inside = values[where]
+        num_clipped = np.count_nonzero(inside < low) + np.count_nonzero(inside > high)
+        clipped = num_clipped / max(1, inside.size)
+        highest = float(values.max())
+        num_negative = np.count_nonzero(values < min(0.0, -RIPPLE * highest))
+        if clipped >= MAX_CLIPPED:
+            problem = f"{clipped:.0%} of the voxels are outside of it"
+        elif low < 0.0 and num_negative < MIN_NEGATIVE * values.size:
+            problem = "hardly any value is below 0, where air and fat are in Hounsfield units"
+        else:
+            continue
+        windows.append(
+            NoteKind.WINDOW_DOES_NOT_FIT(
+                modality=modality,
+                low=low,
+                high=high,
+                lowest=lowest,
+                highest=highest,
+                problem=problem,
             )
-    return tuple(notes)
+        )
+    return (*windows, *fills)
 
 
 def without_offset(values: Array, offset: float) -> Float32:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from crfrefine.arrays.scales import lines_of
 from crfrefine.base.array_types import Array, Labels
 from crfrefine.base.notes import Note, NoteKind
 
 _BYTE = 256  # values of 8 bits
 _MIN_LABELS = 16  # A map with fewer labels is not looked at.
-_MAX_PLANES = 64  # Most planes that are looked at.
 # A label lies only at borders if, over the rows and columns of planes, less than this share of its
 # voxels is followed by one of its label, and more than that share lies between a lower and a higher
 # value: of the two directions, one often goes along a border.
@@ -40,24 +40,21 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
 
     `labels` is ([z,] y, x).
     """
-    planes = np.atleast_3d(labels.T).T
-    step = -(-len(planes) // _MAX_PLANES)
     size = int(labels.max(initial=0)) + 1
     if size <= _MIN_LABELS:
         return None
     count = np.zeros(size, np.int64)
     alike = np.zeros(size, np.int64)
     between = np.zeros(size, np.int64)
-    for plane in planes[::step]:
-        for lines in (plane, plane.T):
-            before = lines[:, :-2]
-            inner = lines[:, 1:-1]
-            after = lines[:, 2:]
-            count += _count(inner, size)
-            alike += _count(inner[inner == after], size)
-            is_between = inner > np.minimum(before, after)
-            is_between &= inner < np.maximum(before, after)
-            between += _count(inner[is_between], size)
+    for lines in lines_of(labels):
+        before = lines[:, :-2]
+        inner = lines[:, 1:-1]
+        after = lines[:, 2:]
+        count += _count(inner, size)
+        alike += _count(inner[inner == after], size)
+        is_between = inner > np.minimum(before, after)
+        is_between &= inner < np.maximum(before, after)
+        between += _count(inner[is_between], size)
     occurring = np.flatnonzero(count[1:]) + 1
     if occurring.size < _MIN_LABELS:
         return None

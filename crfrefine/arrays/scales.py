@@ -20,13 +20,14 @@ label map, but rather a probability in percent or of 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -206,23 +207,19 @@ def are_rounded_probabilities(labels: Labels, min_values: int = MIN_VALUES) -> b
         return False
     low = _MIDDLE[0] * highest
     high = _MIDDLE[1] * highest
-    planes = np.atleast_3d(labels.T).T
-    step = -(-len(planes) // _MAX_PLANES)
     occurs = np.zeros(highest + 1, np.bool_)
     num_pairs = 0
     num_alike = 0
     num_steps = 0  # pairs that differ by 1
-    for plane in planes[::step]:
-        occurs[plane] = True
-        for lines in (plane, plane.T):
-            before = lines[:, :-1]
-            after = lines[:, 1:]
-            counts = _is_between(before, low, high) | _is_between(after, low, high)
-            counts &= (before > 0) & (after > 0)
-            num_pairs += int(np.count_nonzero(counts))
-            num_alike += int(np.count_nonzero(counts & (before == after)))
-            lower = np.minimum(before, after)
-            num_steps += int(np.count_nonzero(counts & (np.maximum(before, after) == lower + 1)))
+    for lines in lines_of(labels):
+        occurs[lines] = True
+        lower = np.minimum(lines[:, :-1], lines[:, 1:])
+        upper = np.maximum(lines[:, :-1], lines[:, 1:])
+        counts = (lower > low) & (lower < high) | (upper > low) & (upper < high)
+        counts &= lower > 0
+        num_pairs += int(np.count_nonzero(counts))
+        num_alike += int(np.count_nonzero(counts & (lower == upper)))
+        num_steps += int(np.count_nonzero(counts & (upper == lower + 1)))
     if np.count_nonzero(occurs) <= min_values or num_pairs < _MIN_PAIRS:
         return False
     num_different = num_pairs - num_alike
@@ -230,5 +227,9 @@ def are_rounded_probabilities(labels: Labels, min_values: int = MIN_VALUES) -> b
     return num_alike < _SHARE_ALIKE * num_pairs or is_smooth
 
 
-def _is_between(values: Array, low: float, high: float) -> Array:
-    return (values > low) & (values < high)
+def lines_of(labels: Labels) -> Iterator[Labels]:
+    """Yield the rows, then the columns, of some planes of a map, ([z,] y, x): (lines, voxels)."""
+    planes = np.atleast_3d(labels.T).T
+    for plane in planes[:: -(-len(planes) // _MAX_PLANES)]:
+        yield plane
+        yield plane.T

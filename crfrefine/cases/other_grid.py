@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.resampling import (
-    POSITION_TOLERANCE,
-    GridMap,
-    count_outside,
-    map_grid,
-    nearest,
-    resample_image,
-    resample_logits,
-)
+from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
+from crfrefine.arrays.resampling import count_outside, nearest, resample_image, resample_logits
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, check_losses, clean
-from crfrefine.arrays.intensity import fill_notes, window_notes
+from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import (
     channel_numbers,
     occurring_channels,
@@ -402,12 +402,9 @@ def _run_on(
 
 def _notes_on_image(case: CaseToRefine) -> tuple[Note, ...]:
     """Return notes on parameters that do not fit the image."""
-    notes: tuple[Note, ...] = ()
     image = case.image
     parameters = case.parameters
-    if parameters.intensity.window is not None:
-        notes += window_notes(image.values, parameters.intensity, image.mask)
-    notes += fill_notes(image.values, parameters.intensity, image.mask)
+    notes = notes_on_intensity(image.values, parameters.intensity, image.mask)
     # Hardly any label changes if every kernel is narrower than the voxels. An axis of one voxel
     # does not count.
     kernels = case.model.kernels

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from crfrefine.arrays.intensity import find_fill, normalize_intensity, window_notes
+from crfrefine.arrays.intensity import find_fill, normalize_intensity, notes_on_intensity
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -71,18 +71,20 @@ def test_a_window_that_does_not_fit_is_noted():
         IntensityParameters(normalization="window", window=window)
         for window in ((-160.0, 240.0), (-1000.0, 1000.0), (100.0, 900.0))
     )
-    assert window_notes(ct, soft) == window_notes(ct, wide) == window_notes(ct, wide, inside) == ()
-    (note,) = window_notes(ct, soft, inside)
+    for fitting, mask in ((soft, None), (wide, None), (wide, inside)):
+        assert notes_on_intensity(ct, fitting, mask) == ()
+    (note,) = notes_on_intensity(ct, soft, inside)
     found = (
         "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: "
         "100% of the voxels are outside"
     )
     assert found in str(note)
     for mri in (np.abs(ct), np.where(ct < 0, ct / 20, ct)):
-        (note,) = window_notes(np.concatenate([ct, mri]), wide)
+        (note,) = notes_on_intensity(np.concatenate([ct, mri]), wide)
         assert "modality 1: it is [-1000, 1000]" in str(note)
         assert "hardly any value is below 0" in str(note)
-        assert window_notes(mri, positive) == window_notes(mri, IntensityParameters()) == ()
+        assert notes_on_intensity(mri, positive) == ()
+        assert notes_on_intensity(mri, IntensityParameters()) == ()
 
 
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])

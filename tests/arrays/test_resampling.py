@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
 from scipy.interpolate import CubicHermiteSpline
 
-from crfrefine.arrays.resampling import interpolation_jobs, map_grid, nearest, resample_logits
-from crfrefine.base.limits import run_all
+from crfrefine.arrays.grid_map import map_grid
+from crfrefine.arrays.resampling import interpolate, nearest, resample_logits
 
 SHEARED = np.array(
     [[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]]
@@ -25,7 +25,7 @@ def linear(grid_map, channels, shape, threads=1, *, is_cubic=False):
     """Interpolate (channels, x, y, z), and return the same order of axes."""
     stored = np.ascontiguousarray(channels.transpose(0, *range(channels.ndim - 1, 0, -1)))
     target = np.full((len(stored), *shape[::-1]), np.nan, np.float32)
-    run_all(interpolation_jobs(grid_map, stored, target, is_cubic=is_cubic), threads)
+    interpolate(grid_map, stored, target, threads, is_cubic=is_cubic)
     return target.transpose(0, *range(target.ndim - 1, 0, -1))
 
 
@@ -166,7 +166,7 @@ def test_labels_that_meet_by_chance_do_not_become_padding():
         affine_of((1.0, 2.0, 3.0)),
     )
     target = np.empty((2, 1, 1, 10), np.float32)
-    run_all(interpolation_jobs(grid_map, source, target), 1)
+    interpolate(grid_map, source, target, 1)
     assert target[0, 0, 0, 1] == target[1, 0, 0, 1] == 2.0
     resample_logits(grid_map, source, target)
     assert (target[0] == target[1]).ravel().tolist() == [

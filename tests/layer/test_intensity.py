@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from crfrefine.arrays.intensity import fill_notes, normalize_intensity
+from crfrefine.arrays.intensity import normalize_intensity, notes_on_intensity
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -86,7 +86,7 @@ def test_the_outside_of_a_field_of_view_is_left_out_of_percentiles(fill):
     np.testing.assert_array_equal(
         found, normalize_intensity(image, parameters, image[0] != fill), strict=True
     )
-    (note,) = fill_notes(image, parameters)
+    (note,) = notes_on_intensity(image, parameters)
     assert note.values["fill"] == fill
     assert note.values["next"] == image[image != fill].min()
     tensor = torch.from_numpy(image.astype(np.float64))[None].requires_grad_()
@@ -101,7 +101,7 @@ def test_ordinary_images_have_no_fill():
     scaled = (magnitude - magnitude.mean()) / magnitude.std()
     few = ct_with(-3024, share=0.004)
     for image in (magnitude, scaled, ct_with(-1024), few, np.full_like(few, -5)):
-        assert fill_notes(image, IntensityParameters()) == ()
+        assert notes_on_intensity(image, IntensityParameters()) == ()
         values = image.reshape(-1).astype(np.float64)
         low, high = np.percentile(values, (1, 99))
         if high > low:

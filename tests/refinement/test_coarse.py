@@ -11,7 +11,8 @@ import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
 from crfrefine import CrfParameters, nnunet, refine
-from crfrefine.arrays.resampling import GridMap, Interpolation
+from crfrefine.arrays.grid_map import GridMap
+from crfrefine.arrays.resampling import Interpolation
 from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.reading import Piece

@@ -196,8 +196,7 @@ class CoarseChannels(ChannelSource):
 
     def covered(self) -> Bool:
         """Return (*grid), True at voxels on the network's grid, without its padding."""
-        planes, rows, columns = self.interpolation.grid_map.inside_along
-        covered = planes[:, None, None] & rows[:, None] & columns
+        covered = self.interpolation.grid_map.all_inside()
         padding = self.padding
         if padding is None:
             return covered
