@@ -70,14 +70,15 @@ LAYOUT = (
 )
 
 
-def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: int) -> None:
+def check_logits(logits: Array, image: Array, input_type: str, *, are_regions: bool) -> None:
     """Raise InputError if logits are rather a label map, or do not fit the image.
 
     Args:
         logits: (L, *grid).
         image: (M, *grid) or (*grid).
         input_type: the caller's word: "auto", "logits" or "probabilities".
-        min_channels: the smallest L.
+        are_regions: whether the channels are regions. A single channel is one of these, or label 1
+            by the caller's word.
     """
     is_label_map = logits.ndim > 0 and logits.shape == image.shape and input_type != "logits"
     if is_label_map and input_type == "probabilities":
@@ -93,7 +94,7 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
         raise InputError(
             f"logits have shape {logits.shape}; expected (labels, *grid), and at least one voxel"
         )
-    if len(logits) < min_channels:
+    if len(logits) == 1 and input_type == "auto" and not are_regions:
         raise InputError(
             f"logits have 1 label; at least two are needed, the background among them{LAYOUT}"
         )
@@ -306,14 +307,14 @@ def copied(value: Any, name: str) -> Any:
     return given_array(value, name).copy(order="K")
 
 
-def open_images(
+def open_arguments(
     given: dict[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return the arguments, with arrays instead of images, and the spacing: the caller's or theirs.
+    """Return the arguments as arrays, None for None, and the spacing: the caller's or the images'.
 
     Raises:
-        InputError: images of both libraries, whose arrays have opposite axes, or another spacing
-            than the images have.
+        InputError: what `given_array` refuses, images of both libraries, whose arrays have opposite
+            axes, or another spacing than the images have.
         GridMismatchError: images on different grids.
     """
     opened = {}
@@ -321,15 +322,15 @@ def open_images(
         kind = _kind_of_image(value)
         if kind is not None:
             opened[name] = kind(name, value)
-    if not opened:
-        return given, spacing
-
     logits = opened.get("logits")
     image = opened.get("image")
     if isinstance(logits, _NibabelImage) and isinstance(image, _NibabelImage):
         logits.move_channels(image)
-    first, *others = opened.values()
-    for other in others:
+    first: _LibraryImage | None = None
+    for other in opened.values():
+        if first is None:
+            first = other
+            continue
         if other.library != first.library:
             raise InputError(
                 f"{first.name} is an image of {first.library} and {other.name} one of "
@@ -342,16 +343,18 @@ def open_images(
                 f"{other.grid}, or elsewhere in the world; resample one of them, as "
                 "`crfrefine infer --resample` does"
             )
-    arrays = dict(given)
-    for name, found in opened.items():
-        arrays[name] = found.values
-    if spacing is None:
-        return arrays, first.spacing
-
-    steps = given_spacing(spacing, len(first.spacing))
-    if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
-        raise InputError(
-            f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or "
-            "give arrays"
-        )
+    if first is not None and spacing is not None:
+        steps = given_spacing(spacing, len(first.spacing))
+        if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
+            raise InputError(
+                f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or "
+                "give arrays"
+            )
+    elif first is not None:
+        spacing = first.spacing
+    arrays = {}
+    for name, value in given.items():
+        if name in opened:
+            value = opened[name].values
+        arrays[name] = None if value is None else given_array(value, name)
     return arrays, spacing

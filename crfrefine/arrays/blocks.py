@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base.array_types import Array, Bool, Float64, Integers, Labels
+from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
@@ -31,8 +32,8 @@ def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
     grid labels change only between blocks. (*grid) has up to three axes.
     """
     num_dims = label_map.ndim
-    order = sorted(range(num_dims), key=lambda axis: -abs(label_map.strides[axis]))
-    volume = label_map.transpose(order)[(np.newaxis,) * (3 - num_dims)]
+    order = Axes.of_memory(label_map)
+    volume = order.apply(label_map)[(np.newaxis,) * (3 - num_dims)]
     depth, height, width = volume.shape
     # How many voxels change their label between neighboring planes along each axis.
     along_z = np.zeros(max(depth - 1, 0), np.int64)
@@ -49,8 +50,8 @@ def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
                 along_z[index - 1] = np.count_nonzero(plane != volume[index - 1])
         along_y += rows.sum(axis=1, dtype=np.int64)
         along_x += columns.sum(axis=0, dtype=np.int64)
-    in_memory_order = [along_z, along_y, along_x][3 - num_dims :]
-    pitch = tuple(_pitch(in_memory_order[order.index(axis)]) for axis in range(num_dims))
+    changes = [along_z, along_y, along_x][3 - num_dims :]
+    pitch = order.inverse.along([_pitch(along) for along in changes])
     if max(pitch) > 1:
         return pitch
     return None

@@ -32,6 +32,20 @@ class Cleaned:
     # still have the label.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
+    def after(self, first: Cleaned) -> Cleaned:
+        """Return this map, with what was lost and gained since before the rules were applied first.
+
+        In between the voxels of a label may have changed.
+        """
+        lost = dict(self.lost)
+        for label, (total, left) in first.lost.items():
+            before, after = lost.get(label, (left, left))
+            lost_later = before - after
+            lost[label] = (total, max(0, left - lost_later))
+        voxels_removed = self.voxels_removed + first.voxels_removed
+        voxels_filled = self.voxels_filled + first.voxels_filled
+        return Cleaned(self.label_map, voxels_removed, voxels_filled, lost)
+
 
 def clean(
     label_map: Labels, parameters: PostprocessParameters, spacing: Sequence[float]

@@ -290,10 +290,7 @@ def expand_channels(
 
     The grid's axes have the same order in memory as those of the values.
     """
-    order = Axes.of_memory(values[0])
-    stored_shape = order.apply(values[0]).shape
-    expanded = np.full((num_labels, *stored_shape), absent, np.float32)
-    expanded = order.undo(expanded)
+    expanded = np.full_like(values, absent, shape=(num_labels, *values.shape[1:]))
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded

@@ -10,6 +10,7 @@ import numpy as np
 from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.cpu import load_engine
+from crfrefine.errors import InputError
 
 
 def label_map(logits: Float32, threads: int | None = None) -> Labels:
@@ -44,3 +45,20 @@ def channel_ranges(channels: Array, threads: int | None = None) -> list[tuple[fl
         values = np.ascontiguousarray(channels, np.float32)
     extremes = load_engine().channel_ranges(values, threads or available_threads())
     return list(zip(extremes[::2], extremes[1::2], strict=True))
+
+
+def finite_range(channels: Array, name: str, threads: int | None = None) -> tuple[float, float]:
+    """Return the lowest value and the largest magnitude of channels, (C, *grid).
+
+    Raises InputError, with their name, for values that are not finite in float32.
+    """
+    ranges = np.array(channel_ranges(channels, threads), np.float64)
+    for number in np.flatnonzero(np.isnan(ranges[:, 0])):
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(channels[number].astype(np.float32))
+        raise InputError(
+            f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
+            "finite in float32 (NaN, infinity, or above 3e38)"
+        )
+    lowest = float(ranges.min())
+    return lowest, max(-lowest, float(ranges.max()), 0.0)

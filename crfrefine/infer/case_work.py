@@ -296,7 +296,7 @@ class CaseWork:
             make = result.channels.channel
             if kind == "probabilities":
                 temperature = result.output_temperature
-                make = partial(result.channels.probabilities, output_temperature=temperature)
+                make = partial(result.channels.channel, output_temperature=temperature)
             numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
             def piece(channel: int, planes: slice) -> Float32:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,15 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import (
     ArrayOrImage,
+    check_logits,
     copied,
-    given_array,
+    given_label_map,
     given_spacing,
-    open_images,
+    open_arguments,
 )
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
-from crfrefine.arrays.region_scheme import GivenRegions
+from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.base.limits import MAX_LABELS, check_threads
-from crfrefine.base.notes import Note
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.base.one_call import OneCall
 from crfrefine.engines import get_backend
@@ -145,33 +144,50 @@ def refine(
     if parameters is None and network_spacing is not None:
         parameters = "sharp"
     parameters = as_parameters(parameters)
-    arrays, spacing = open_images(
+    arrays, spacing = open_arguments(
         {"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing
     )
-    values = given_array(arrays["logits"], "logits")
-    image = given_array(arrays["image"], "image")
+    values = arrays["logits"]
+    image = arrays["image"]
+    if input_type == "labels":
+        if regions is not None:
+            raise ConfigError(
+                "regions: they are those of the channels of logits, and a label map has none; "
+                "leave regions out"
+            )
+        labels = given_label_map(values, image)
+        num_dims = labels.ndim
+    else:
+        if network_spacing is not None:
+            raise ConfigError(
+                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; "
+                "logits on a coarser grid are interpolated onto the image's before. For a label "
+                "map, input_type='labels'"
+            )
+        check_logits(values, image, input_type, are_regions=regions is not None)
+        num_dims = values.ndim - 1
     if spacing is None:
         rules = parameters.postprocess
         has_rules = rules.min_component_ml != 0.0 or rules.protect_min_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
+    distances = given_spacing(spacing, num_dims)
     network: ArrayNetwork | LabelMapNetwork
-    notes: tuple[Note, ...] = ()
     if input_type == "labels":
+        network = LabelMapNetwork.of_labels(labels, parameters, network_spacing)
         num_labels = parameters.num_labels or MAX_LABELS
-        network = LabelMapNetwork.of_array(values, image, parameters, network_spacing, regions)
     else:
-        network, notes = ArrayNetwork.of_array(values, image, input_type, network_spacing, regions)
+        scheme = None if regions is None else RegionScheme.of(regions)
+        network = ArrayNetwork(values, input_type, scheme)
         num_labels = network.num_labels
 
     drawn = None
     if strokes is not None:
-        drawn_voxels = given_array(arrays["strokes"], "strokes")
-        drawn = Strokes.of_array(drawn_voxels, network.shape[1:], num_labels)
+        drawn = Strokes.of_array(arrays["strokes"], network.shape[1:], num_labels)
     result = refine_network(
         network,
         image,
-        spacing=given_spacing(spacing, len(network.shape) - 1),
+        spacing=distances,
         parameters=parameters,
         mask=arrays["mask"],
         backend=backend,
@@ -180,7 +196,7 @@ def refine(
         strokes=drawn,
     )
     result.channels.watch(values)
-    return replace(result, notes=(*notes, *result.notes))
+    return result
 
 
 class Plan:

@@ -1,4 +1,4 @@
-"""A case as it is given, the network's output in any form and the rest, and as it is prepared.
+"""The network's output in any form, a case as it is refined, and as it is prepared.
 
 `CaseToRefine` and the networks do not change. `Prepared` is filled step by step by `preparing` and
 `tiles.planning`.
@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crfrefine.arrays.arguments import check_logits, given_label_map
-from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
 from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
-from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.components import Cleaned
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.arrays.region_scheme import GivenRegions
     from crfrefine.arrays.resampling import Interpolation
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
     from crfrefine.base.notes import Note
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.io.reading import Piece
@@ -45,9 +43,10 @@ ReadPieces = Callable[[], "Iterable[Piece]"]
 class ArrayNetwork:
     """A network's output in memory."""
 
-    # (L, *grid) logits or probabilities, or (R, *grid) log-odds of regions
+    # (L, *grid) logits or probabilities, of label 1 alone or of all labels, or the same of regions,
+    # (R, *grid)
     values: NDArray[np.floating[Any]]
-    input_type: str = "logits"  # of labels, "auto", "logits" or "probabilities"
+    input_type: str = "logits"  # "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     # mm between voxels of the network, if interpolated; None means unknown
     network_spacing: tuple[float, ...] | None = None
@@ -66,73 +65,36 @@ class ArrayNetwork:
                 f"one channel per region: {regions.describe()}"
             )
 
-    @classmethod
-    def of_array(
-        cls,
-        values: Array,
-        image: Array,
-        input_type: str,
-        network_spacing: ArrayLike | str | None,
-        regions: GivenRegions | None,
-    ) -> tuple[ArrayNetwork, tuple[Note, ...]]:
-        """Return the channels in a caller's array, also a background that they lack, and notes.
-
-        Arguments and errors are those of `crfrefine.refine`.
-        """
-        if network_spacing is not None:
-            raise ConfigError(
-                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; "
-                "logits on a coarser grid are interpolated onto the image's before. For a label "
-                "map, input_type='labels'"
-            )
-        if regions is not None:
-            scheme = RegionScheme.of(regions)
-            check_logits(values, image, input_type, min_channels=1)
-            network = cls(values, "logits", scheme)
-            if input_type != "logits":
-                _require_finite(values)
-                # "auto" expects log-odds, and refuses values that look like probabilities.
-                kind, _ = identify_regions(values, input_type, kind="logits")
-                if kind == "probabilities":
-                    order = Axes.of_memory(values[0])
-                    log_odds = np.array(order.apply(values), np.float32, order="C")
-                    take_log_odds(log_odds)
-                    network = replace(network, values=order.undo(log_odds))
-            return network, ()
-        check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
-        if len(values) > 1:
-            return cls(values, input_type), ()
-
-        # Log-odds or probabilities of label 1.
-        _require_finite(values)
-        kind, note = decide_channel(values[0], input_type, None, Path("logits"))
-        # The axes keep their order in memory.
-        order = Axes.of_memory(values[0])
-        stored = order.apply(values[0])
-        channels: Float32 = np.empty((2, *stored.shape), np.float32)
-        with np.errstate(over="ignore"):
-            channels[1] = stored
-        fill_background_of_channel(channels, kind)
-        return cls(order.undo(channels), kind), (note,)
-
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid), its axes in the user's order."""
         return self.values.shape
 
     @property
+    def order(self) -> Axes:
+        """The order in memory of the grid's axes."""
+        return Axes.of_memory(self.values[0])
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that are refined: two of label 1 alone, whose background is computed."""
+        if self.regions is None:
+            return max(2, len(self.values))
+        return len(self.values)
+
+    @property
+    def labels_of_channels(self) -> Sequence[int]:
+        """The label of each channel; none of regions."""
+        if self.regions is not None:
+            return ()
+        return self.channel_labels or range(self.num_channels)
+
+    @property
     def num_labels(self) -> int:
         """L, background included: one more than the largest label."""
         if self.regions is not None:
             return self.regions.num_labels
-        if self.channel_labels is not None:
-            return max(self.channel_labels) + 1
-        return len(self.values)
-
-
-def _require_finite(values: Array) -> None:
-    if not np.isfinite(values).all():
-        raise InputError("logits hold values that are not finite (NaN or infinity)")
+        return max(self.labels_of_channels) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,24 +123,10 @@ class LabelMapNetwork:
     mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
 
     @classmethod
-    def of_array(
-        cls,
-        values: Array,
-        image: Array,
-        parameters: CrfParameters,
-        network_spacing: ArrayLike | str | None,
-        regions: GivenRegions | None,
+    def of_labels(
+        cls, labels: Labels, parameters: CrfParameters, network_spacing: ArrayLike | None
     ) -> LabelMapNetwork:
-        """Return the label map in a caller's array, with as many labels as the parameters have.
-
-        Arguments and errors are those of `crfrefine.refine`.
-        """
-        if regions is not None:
-            raise ConfigError(
-                "regions: they are those of the channels of logits, and a label map has none; "
-                "leave regions out"
-            )
-        labels = given_label_map(values, image)
+        """Return a label map with as many labels as the parameters have values for."""
         present = channels_of(present_labels(labels))
         num_labels = parameters.num_labels or present[-1] + 1
         if present[-1] >= num_labels:
@@ -191,7 +139,17 @@ class LabelMapNetwork:
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid), its axes in the user's order."""
-        return (len(self.channels), *self.labels.shape)
+        return (self.num_channels, *self.labels.shape)
+
+    @property
+    def order(self) -> Axes:
+        """The order in memory of the grid's axes."""
+        return Axes.of_memory(self.labels)
+
+    @property
+    def num_channels(self) -> int:
+        """Labels that take part."""
+        return len(self.channels)
 
     @property
     def absent_labels(self) -> tuple[int, ...]:
@@ -224,11 +182,19 @@ class StreamedNetwork:
         return (self.num_channels, *reversed(self.grid_shape))
 
     @property
+    def order(self) -> Axes:
+        """The order of the grid's axes in files."""
+        return Axes(tuple(reversed(range(len(self.grid_shape)))))
+
+    @property
+    def labels_of_channels(self) -> Sequence[int]:
+        """The label of each channel."""
+        return self.channel_labels or range(self.num_channels)
+
+    @property
     def num_labels(self) -> int:
         """L, background included: one more than the largest label."""
-        if self.channel_labels is not None:
-            return max(self.channel_labels) + 1
-        return self.num_channels
+        return max(self.labels_of_channels) + 1
 
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
@@ -243,32 +209,35 @@ def with_numbers_of_channels(network: Network) -> Network:
 
 # ---- The case
 
-# The model of a case that is not in storage order yet.
-UNKNOWN = cast("ModelSpec", None)
-
 
 @dataclass(frozen=True, eq=False)
 class CaseToRefine:
-    """A case without the network's output, unlike a `Case` of `crfrefine.cases`.
+    """A case that is checked and in storage order, unlike a `Case` of `crfrefine.cases`."""
 
-    Its axes are in the user's order at first; `refining` brings them into storage order, and then
-    the model is known.
-    """
-
-    # raw intensities, and the user's mask; in storage order without the voxels that are NaN
-    image: GridImage
-    parameters: CrfParameters
+    # Channels in memory are finite logits or probabilities, or log-odds of regions. A label map has
+    # the numbers of channels. Channels in files are as they were given.
+    network: Network
+    image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
+    parameters: CrfParameters  # of the labels that have channels
+    model: ModelSpec  # of the labels, or of the regions
     backend: Backend
     context: RunContext
-    strokes: Strokes | None
     order: Axes  # that the axes of the network's output are stored in
-    # The regions of the channels; None means that they are labels.
-    regions: RegionScheme | None = None
-    # mm between voxels of the network in the user's order; None means that they are the image's
-    network_spacing: tuple[float, ...] | None = None
-    is_label_map: bool = False  # whether the network's output is a label map
-    model: ModelSpec = UNKNOWN  # of the labels, or of the regions
-    notes: tuple[Note, ...] = ()  # on the inputs, for the user
+    channel_labels: Sequence[int]  # the label of each channel; empty for regions
+    strokes: Strokes | None  # their labels are the numbers of channels, but for regions
+    # A label map whose volumes are kept, after the small-object rules; None for others
+    cleaned: Cleaned | None
+    notes: tuple[Note, ...]  # on the inputs, for the user
+
+    @property
+    def regions(self) -> RegionScheme | None:
+        """The regions of the channels; None means that they are labels."""
+        return self.network.regions
+
+    @property
+    def is_label_map(self) -> bool:
+        """Whether the network's output is a label map."""
+        return isinstance(self.network, LabelMapNetwork)
 
     @property
     def can_have_tiles(self) -> bool:
@@ -292,7 +261,6 @@ class Prepared:
     image: GridImage  # raw, then normalized, of the box; with tiles that of their problem counts
     # (*grid), True inside the mask and outside the padding; None means everywhere
     mask: Bool | None
-    largest: float = 0.0  # the largest magnitude of a logit, for checks while it is prepared
     # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
     is_probability: bool = False
     # (*grid) the network's label map; None means that it is still to be made from the logits

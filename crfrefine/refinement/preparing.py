@@ -1,7 +1,7 @@
 """A network's output and the image, prepared for the mean field.
 
-Values are checked, padding and NaN leave the mask, the image is normalized, strokes edit the
-logits, and tiles are planned where these save work or the channels are not in memory.
+Padding leaves the mask, the image is normalized, strokes edit the logits, and tiles are planned
+where these save work or the channels are not in memory.
 """
 
 from __future__ import annotations
@@ -17,24 +17,17 @@ from numpy.typing import NDArray
 from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
-from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.padding import leave_out, padding_of
-from crfrefine.arrays.probabilities import MAX_OVERSHOOT, SUM_TOLERANCE
-from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
+from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import memory_limit, require_memory
-from crfrefine.base.notes import Note
-from crfrefine.base.numerics import MIN_PROBABILITY
-from crfrefine.engines.base import GridImage
-from crfrefine.engines.results import channel_ranges, label_map
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.engines.results import label_map
 from crfrefine.refinement.given import (
     CaseToRefine,
     LabelMapNetwork,
-    Network,
     Prepared,
     StreamedNetwork,
 )
+from crfrefine.refinement.opening import require_small_logits
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.problem import TileProblem
@@ -44,11 +37,11 @@ if TYPE_CHECKING:
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
-MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
 
-def prepare(network: Network, case: CaseToRefine) -> Prepared:
+def prepare(case: CaseToRefine) -> Prepared:
     """Prepare a network's output in any form: files, a label map, or channels in memory."""
+    network = case.network
     if isinstance(network, StreamedNetwork):
         prepared = plan_stream(network, case)
         _draw_strokes_on_tiles(prepared, case)
@@ -56,38 +49,13 @@ def prepare(network: Network, case: CaseToRefine) -> Prepared:
     if isinstance(network, LabelMapNetwork):
         return _prepare_label_map(network, case)
 
-    with np.errstate(over="ignore"):
-        values: Float32 = case.order.apply(network.values.astype(np.float32, copy=False))
-    lowest, largest = _finite_range(values, "logits", case.context.threads)
-    are_regions = case.regions is not None
-    if are_regions and largest > MAX_LOG_ODDS:
-        largest = MAX_LOG_ODDS
-        values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
-    prepared = Prepared(values, case.image, case.image.mask, largest)
-    del values  # Another array may take their place.
-    unseen = network.unseen
-    ties = None
-    if unseen is None:
-        ties = probabilities.find_ties(prepared.logits, are_regions=are_regions)
-    input_type = network.input_type
-    # Without ties, a value far below 0 belongs to logits.
-    are_surely_logits = input_type == "logits"
-    if input_type == "auto" and ties is None:
-        are_surely_logits = lowest < -MAX_OVERSHOOT
-    if not are_surely_logits:
-        kind = probabilities.identify_array(prepared.logits, input_type)
-        prepared.is_probability = kind == "probabilities"
-    if unseen is not None:
-        prepared.unseen = case.order.apply(unseen)
-    elif ties is not None:
-        prepared.unseen = padding_of(
-            prepared.logits, ties, are_regions=are_regions, is_probability=prepared.is_probability
-        )
-    _leave_out_unseen(prepared, case)
-    if prepared.is_probability:
-        if max(-lowest, prepared.largest - 1) > SUM_TOLERANCE:
-            prepared.notes += probabilities.notes_on_overshoot(prepared.logits)
-        prepared.largest = -math.log(MIN_PROBABILITY)
+    is_probability = network.input_type == "probabilities"
+    prepared = Prepared(network.values, case.image, case.image.mask, is_probability)
+    if network.unseen is not None:
+        prepared.unseen = network.unseen
+        are_regions = case.regions is not None
+        left = leave_out(network.unseen, prepared.mask, "logits", are_regions=are_regions)
+        prepared.mask, prepared.num_padding, prepared.notes = left
     _plan_channels(prepared, case)
     return prepared
 
@@ -98,8 +66,9 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
     """
     model = case.model
-    labels = np.ascontiguousarray(case.order.apply(network.labels))
-    numbers = label_maps.channel_numbers(labels, network.channels)
+    numbers = network.labels
+    if case.cleaned is not None:
+        numbers = case.cleaned.label_map
     num_channels = len(network.channels)
     sigma = None
     network_spacing = model.kernels.network_spacing
@@ -126,8 +95,9 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
         for channel in logits:
             near = label_maps.dilated(channel == CONFIDENCE, reach)
             np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
-    largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
-    prepared = Prepared(logits, case.image, case.image.mask, largest, labels=numbers)
+    # No logit of a label map is farther from 0.
+    require_small_logits(-ABSENT_LOGIT, case.parameters)
+    prepared = Prepared(logits, case.image, case.image.mask, labels=numbers)
     _plan_channels(prepared, case)
     return prepared
 
@@ -168,36 +138,11 @@ def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
     return np.array(label_maps.count_labels(labels, len(sets.domains)))
 
 
-def _leave_out_unseen(prepared: Prepared, case: CaseToRefine) -> None:
-    """Take the voxels where the network saw nothing out of the mask."""
-    padding = prepared.unseen
-    if padding is None or not padding.any():
-        prepared.unseen = None
-        return
-    are_regions = case.regions is not None
-    left = leave_out(padding, prepared.mask, "logits", are_regions=are_regions)
-    prepared.mask, prepared.num_padding, prepared.notes = left
-    if prepared.largest / case.model.mean_field.temperature > MAX_LOGIT:
-        # The constant of the padding, such as the lowest float32, is not a real logit: any other
-        # constant means the same.
-        prepared.logits = np.where(padding, np.float32(0.0), prepared.logits)
-        _, prepared.largest = _finite_range(prepared.logits, "logits", case.context.threads)
-
-
 def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
     """Normalize the image, edit the channels in memory by strokes, and plan their tiles.
 
     The image is normalized in the box of the mask without padding if so much lies outside it.
     """
-    # Energies and marginals are sums of a few logits over the temperature.
-    largest = prepared.largest + float(np.abs(case.parameters.mean_field.bias).max())
-    temperature = case.model.mean_field.temperature
-    if largest / temperature > MAX_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
-            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
-        )
-
     started = time.perf_counter()
     raw = case.image
     is_coarser = not case.is_label_map and case.model.kernels.network_spacing is not None
@@ -260,29 +205,3 @@ def _count_voxels(logits: Float32, case: CaseToRefine) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
     labels = label_map(logits, case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))
-
-
-def without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, tuple[Note, ...]]:
-    """Return an image without the voxels that are NaN in its mask, and notes on them.
-
-    Raises InputError for infinite values, and if hardly any voxel is left.
-    """
-    values = image.values.copy(order="K")
-    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
-    _finite_range(numbers, "image", threads)
-    _, mask, notes = leave_out_nan(values, image.mask, "image")
-    return replace(image, values=values, mask=mask), notes
-
-
-def _finite_range(channels: Array, name: str, threads: int | None) -> tuple[float, float]:
-    """Return the lowest value and largest magnitude; InputError if not finite in float32."""
-    ranges = np.array(channel_ranges(channels, threads), np.float64)
-    for number in np.flatnonzero(np.isnan(ranges[:, 0])):
-        with np.errstate(over="ignore"):
-            is_finite = np.isfinite(channels[number].astype(np.float32))
-        raise InputError(
-            f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
-            "finite in float32 (NaN, infinity, or above 3e38)"
-        )
-    lowest = float(ranges.min())
-    return lowest, max(-lowest, float(ranges.max()), 0.0)

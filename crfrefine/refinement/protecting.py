@@ -10,29 +10,13 @@ from crfrefine.arrays.components import Cleaned, label_components
 from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.geometry import voxel_ml
-from crfrefine.errors import ConfigError
 from crfrefine.refinement.given import (
-    ArrayNetwork,
     CaseToRefine,
-    LabelMapNetwork,
-    Network,
     Prepared,
 )
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-
-
-def require_probabilities(network: Network, case: CaseToRefine) -> None:
-    """Raise ConfigError if components are to be protected whose probability is unknown."""
-    if isinstance(network, ArrayNetwork) or not case.parameters.postprocess.protects:
-        return
-    key = "postprocess.protect_probability"
-    if isinstance(network, LabelMapNetwork):
-        problem = "needs the network's probabilities, and a label map has none"
-    else:
-        problem = "needs logits in memory, and these are read in pieces"
-    raise ConfigError(f"{key}: {problem}; set it to 0")
 
 
 def keep_cores(

@@ -34,12 +34,11 @@ MISSED_SHARE = 0.02
 
 
 class RefinedChannels:
-    """The refined logits of a case, in one of four forms.
+    """The refined logits of a case.
 
     All labels were refined everywhere (`is_array`), or in the mask's box; or labels took part in
-    tiles (`sets`), with the network's logits in memory, or without (`is_streamed`). Voxels and
-    labels that were not refined follow from the network's logits, or from its label map where these
-    are not in memory.
+    tiles (`sets`). Voxels and labels that were not refined follow from the network's logits, or
+    where these are not in memory (`is_streamed`), from its label map: they are `CERTAIN`.
 
     Attributes:
         computed: the result of the engine: (channels, *box) logits, or with tiles (1, entries,
@@ -140,11 +139,11 @@ class RefinedChannels:
                 "them before you change it, or give `refine` a copy"
             )
 
-    def match_volumes(self, network: Labels, prepared: Prepared) -> tuple[NDArray[np.int64], Bool]:
+    def match_volumes(self, network: Labels, prepared: Prepared) -> NDArray[np.int64] | None:
         """Add a bias to each label's refined logits, which gives labels the network's volumes.
 
         They have the voxels of the network's label map, and those gained by strokes. Return these
-        volumes, (L,), and the labels whose bias would have to be larger than it may be, (L,).
+        volumes, (L,), if a bias would have to be larger than it may be; otherwise None.
         """
         mask = prepared.mask
         counted = network if mask is None else network[mask]
@@ -163,7 +162,7 @@ class RefinedChannels:
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
             self.marginals = None
-            return counts, is_limited
+            return counts if is_limited.any() else None
 
         # The voxels of settled tiles keep their label.
         is_settled = ~sets.grid.to_voxels(sets.active)
@@ -179,7 +178,7 @@ class RefinedChannels:
         biases, is_limited = matching_bias(members, inside, counts - settled)
         for (_, entries), bias in zip(sets.entries, biases, strict=True):
             values[entries] += np.float32(bias)
-        return counts, is_limited
+        return counts if is_limited.any() else None
 
     def label_maps(self, prepared: Prepared, case: CaseToRefine) -> tuple[Labels, Labels]:
         """Return the network's label map and the refined one.
@@ -190,9 +189,9 @@ class RefinedChannels:
         network = prepared.labels
         if network is None:
             network = case.decode(prepared.logits)
-        matched = None
+        wanted = None
         if case.parameters.volume.match_input:
-            matched = self.match_volumes(network, prepared)
+            wanted = self.match_volumes(network, prepared)
         if self.is_array:
             labels = case.decode(self.computed)
         else:
@@ -208,9 +207,13 @@ class RefinedChannels:
         if case.model.kernels.network_spacing is not None and prepared.mask is not None:
             # The largest share may be that of another label.
             labels = np.where(prepared.mask, labels, network)
-        if matched is not None:
+        if wanted is not None:
             counted = labels if prepared.mask is None else labels[prepared.mask]
-            self.missed_volumes = _find_missed(counted, *matched)
+            found = count_labels(counted, len(wanted))
+            for label in range(1, len(wanted)):  # Background gets the rest.
+                voxels = int(wanted[label])
+                if abs(found[label] - voxels) > max(FEW_VOXELS, MISSED_SHARE * voxels):
+                    self.missed_volumes[label] = (voxels, found[label])
         return network, labels
 
     def _with_settled_labels(self, network: Labels) -> Labels:
@@ -221,37 +224,46 @@ class RefinedChannels:
         grid = self.sets.grid
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
-        for layer in range(grid.counts[0]):
-            planes = grid.planes_of_layer(layer)
-            target = inner[planes]
-            by_tile = self.sets.settled[layer : layer + 1]
-            settled = TileGrid(target.shape).to_voxels(by_tile)
-            where = settled >= 0
-            if self._mask is not None:
-                where &= self._mask[planes]
-            np.copyto(target, settled.astype(labels.dtype), where=where)
+        by_tile = self.sets.settled
+        where = grid.to_voxels(by_tile >= 0)
+        if self._mask is not None:
+            where &= self._mask
+        np.copyto(inner, grid.to_voxels(by_tile.clip(0).astype(labels.dtype)), where=where)
         part[...] = inner.reshape(part.shape)
         return labels
 
-    def channel(self, label: int, planes: slice) -> Float32:
-        """Return planes of a label's refined logits."""
-        # Where a label took no part in a tile, its penalty is the largest of those that did;
-        # without logits in memory its logit is ABSENT_LOGIT, and 0 where it was the only label.
+    def channel(
+        self, label: int, planes: slice, output_temperature: float | None = None
+    ) -> Float32:
+        """Return planes of a label's refined logits.
+
+        With an output temperature they are its marginals, which only a streamed case has plane by
+        plane.
+        """
         if self.is_array:
             return self.computed[label, planes]
+        kind = "logits" if output_temperature is None else "probabilities"
+        single, absent = CERTAIN[kind]
         if self._network is None:
-            return self._streamed(label, planes, "logits")
-        piece = self._network_channel(label, planes)
-        in_piece, of_box = overlap(planes, self._box)
-        if self.sets is None:
-            piece[in_piece] = self.computed[label, of_box]
+            is_label = self._labels[planes] == label
+            piece = np.where(is_label, np.float32(single), np.float32(absent))
         else:
-            refined, where = self._planes_on_tiles(label, of_box)
-            piece[in_piece] += self._penalty[of_box]
+            piece = self._network_channel(label, planes)
+        in_piece, of_box = overlap(planes, self._box)
+        part = piece[in_piece]
+        if self.sets is None:
+            part[...] = self.computed[label, of_box]
+        else:
+            refined, where = self._planes_on_tiles(label, of_box, output_temperature)
+            # Where a label took no part in a tile, its penalty is the largest of those that did.
+            if self._network is None:
+                np.copyto(part, np.float32(absent), where=where)
+            else:
+                part += self._penalty[of_box]
             where &= ~np.isnan(refined)
-            np.copyto(piece[in_piece], refined, where=where)
+            np.copyto(part, refined, where=where)
         if self._certain is not None:
-            self._certain.write(piece, label, planes, "logits")
+            self._certain.write(piece, label, planes, kind)
         return piece
 
     def _network_channel(self, label: int, planes: slice) -> Float32:
@@ -280,15 +292,6 @@ class RefinedChannels:
         """Voxels along each axis of the box."""
         return tuple(axis.stop - axis.start for axis in self._box)
 
-    def probabilities(
-        self, label: int, planes: slice, *, output_temperature: float = 1.0
-    ) -> Float32:
-        """Return planes of a label's marginals of a streamed case.
-
-        They are 1 or 0 where one label took part, and outside the mask.
-        """
-        return self._streamed(label, planes, "probabilities", output_temperature)
-
     def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
         if self.is_array:
@@ -313,27 +316,6 @@ class RefinedChannels:
             row[:] = order.undo(logits)[inside]
             del logits  # The next channel takes its memory.
         return values
-
-    def _streamed(
-        self,
-        label: int,
-        planes: slice,
-        kind: str,
-        output_temperature: float | None = None,
-    ) -> Float32:
-        """Return planes of a label's logits, or of its probabilities with an output temperature.
-
-        They are `CERTAIN` where it is the only label, and where it took no part.
-        """
-        single, absent = CERTAIN[kind]
-        is_label = self._labels[planes] == label
-        piece = np.where(is_label, np.float32(single), np.float32(absent))
-        refined, where = self._planes_on_tiles(label, planes, output_temperature)
-        refined[np.isnan(refined)] = absent
-        np.copyto(piece, refined, where=where)
-        if self._certain is not None:
-            self._certain.write(piece, label, planes, kind)
-        return piece
 
     @cached_property
     def _penalty(self) -> Float32:
@@ -390,24 +372,6 @@ class RefinedChannels:
         refined = refined.reshape(shape)
         where = where.reshape(shape)
         return refined[planes], where[planes]
-
-
-def _find_missed(
-    labels: Labels, wanted: NDArray[np.int64], is_limited: Bool
-) -> dict[int, tuple[int, int]]:
-    """Return the voxels wanted and those in a label map, for labels that miss their volume.
-
-    Without a limited bias it is empty. Background gets the rest, and has no volume itself.
-    """
-    missed: dict[int, tuple[int, int]] = {}
-    if not is_limited.any():
-        return missed
-    found = count_labels(labels, len(wanted))
-    for label in range(1, len(wanted)):
-        difference = abs(found[label] - int(wanted[label]))
-        if difference > max(FEW_VOXELS, MISSED_SHARE * wanted[label]):
-            missed[label] = (int(wanted[label]), int(found[label]))
-    return missed
 
 
 def _checksum_of(channels: Float32) -> int:

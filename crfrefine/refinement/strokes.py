@@ -14,7 +14,7 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
 from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import counted
+from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers
 
@@ -82,6 +82,25 @@ class Strokes:
             return None
         labels[labels == BACKGROUND] = 0
         return cls(positions, labels)
+
+    def numbered(self, channel_labels: Sequence[int], order: Axes) -> Strokes:
+        """Return the strokes in storage order, labeled with the numbers of channels.
+
+        Those of regions, which have no labels of channels, keep theirs. Raises InputError for a
+        label without a channel.
+        """
+        stored = replace(self, positions=self.positions[list(order.sources)])
+        if not channel_labels:
+            return stored
+        unknown = sorted({*self.labels.tolist()} - {*channel_labels})
+        if unknown:
+            raise InputError(
+                f"strokes: expected the labels of the channels, {listed(channel_labels)}, found "
+                f"{listed(unknown)}"
+            )
+        numbers = np.zeros(max(channel_labels) + 1, np.int64)
+        numbers[list(channel_labels)] = np.arange(len(channel_labels))
+        return replace(stored, labels=numbers[self.labels])
 
     def within(self, mask: Bool | None, num_dims: int) -> Strokes:
         """Return the drawn voxels inside a mask, (*grid), of a grid with further leading axes."""

@@ -167,7 +167,7 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
         with np.errstate(
             divide="ignore"
         ):  # of sums in tiles without a voxel outside the mask, which nobody reads
-            planes = first.channels.probabilities(3, slice(2, 9), output_temperature=2.5)
+            planes = first.channels.channel(3, slice(2, 9), output_temperature=2.5)
         np.testing.assert_allclose(planes, expected[3, 2:9], atol=2e-6)
     for result in (first, second):
         np.testing.assert_allclose(result.marginals, expected, atol=2e-6)

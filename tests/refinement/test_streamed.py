@@ -325,7 +325,7 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
         assert result.report == results[0].report
         for label in range(6):
             np.testing.assert_array_equal(
-                *(one.channels.probabilities(label, slice(0, 75)) for one in (result, results[0]))
+                *(one.channels.channel(label, slice(0, 75), 1.0) for one in (result, results[0]))
             )
 
 
@@ -353,9 +353,9 @@ def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
     assert (found.network_label_map != expected.network_label_map).T[case.mask].mean() > 0.1
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     for label in range(6):
-        for values in ("probabilities", "channel"):
+        for output_temperature in (1.0, None):
             one, other = (
-                getattr(result.channels, values)(label, slice(3, 17))
+                result.channels.channel(label, slice(3, 17), output_temperature)
                 for result in (found, expected)
             )
             np.testing.assert_array_equal(one, other)

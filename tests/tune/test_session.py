@@ -253,7 +253,7 @@ def test_a_result_that_is_known_is_not_computed_again(session, monkeypatch):
 def test_blocks_are_looked_for_once_in_the_whole_map(labeled_folders, monkeypatch):
     folders, labels = labeled_folders
     with open_session(options_for(folders._replace(logits=labels))) as session:
-        monkeypatch.setattr("crfrefine.refinement.refining.find_network_spacing", None)
+        monkeypatch.setattr("crfrefine.refinement.opening.find_network_spacing", None)
         assert whole_result(session)["is_whole"]
 
 

@@ -1,0 +1,280 @@
+"""The door of a refinement: what is given becomes one case, checked and in storage order.
+
+Here the order in memory of the network's output is asked for, and every array is turned into it.
+The kind of values, the labels of channels and the parameters that count for them are settled, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from crfrefine.arrays import probabilities
+from crfrefine.arrays.arguments import given_voxels
+from crfrefine.arrays.blocks import find_network_spacing
+from crfrefine.arrays.components import clean
+from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
+from crfrefine.arrays.label_maps import (
+    channel_numbers,
+    occurring_channels,
+)
+from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.padding import padding_of
+from crfrefine.arrays.probabilities import MAX_OVERSHOOT, SUM_TOLERANCE
+from crfrefine.arrays.region_scheme import (
+    MAX_LOG_ODDS,
+    identify_regions,
+    resolve_regions,
+    take_log_odds,
+)
+from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.axes import Axes
+from crfrefine.base.notes import Note
+from crfrefine.base.numerics import MIN_PROBABILITY
+from crfrefine.engines.base import Backend, GridImage, RunContext
+from crfrefine.engines.results import channel_ranges, finite_range
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.given import (
+    ArrayNetwork,
+    CaseToRefine,
+    LabelMapNetwork,
+    Network,
+    StreamedNetwork,
+)
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.specs import ModelSpec
+    from crfrefine.refinement.strokes import Strokes
+
+MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
+
+
+def open_case(
+    network: Network,
+    image: Array,
+    *,
+    spacing: tuple[float, ...],
+    parameters: CrfParameters,
+    mask: ArrayLike | None,
+    backend: Backend,
+    context: RunContext,
+    strokes: Strokes | None,
+) -> CaseToRefine:
+    """Return a case in storage order; arguments and errors as of `crfrefine.refine`.
+
+    The model does not depend on the order of axes, so the engine gets them in storage order: a
+    volume read from a file is not copied.
+    """
+    order = network.order
+    if image.ndim == len(order.sources):
+        image = image[None]
+    if mask is not None:
+        mask = given_voxels(mask, network.shape[1:])
+        if not mask.any():
+            raise InputError("the mask is empty: there is no voxel to refine")
+        mask = order.apply(mask)
+    grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
+
+    notes: tuple[Note, ...] = ()
+    cleaned = None
+    if isinstance(network, LabelMapNetwork):
+        drawn = () if strokes is None else strokes.labels.tolist()
+        channel_labels: Sequence[int] = tuple(sorted({*network.channels, *drawn}))
+        num_labels = max(network.num_labels, channel_labels[-1] + 1)
+        parameters = parameters.select_labels(channel_labels, num_labels)
+        network, notes = _open_label_map(network, channel_labels, num_labels, order, spacing)
+        if parameters.volume.match_input:
+            # Islands that rules remove belong to no label's volume.
+            found = clean(order.undo(network.labels), parameters.postprocess, spacing)
+            cleaned = replace(found, label_map=order.apply(found.label_map))
+    else:
+        channel_labels = network.labels_of_channels
+        has_volumes = network.network_spacing is not None and network.regions is None
+        if parameters.volume.match_input and not has_volumes:
+            raise ConfigError(
+                "volume.match_input: keeps the volumes of a label map, and logits are not one "
+                "(unless --resample brings them from the network's coarser grid); set it to false"
+            )
+    if strokes is not None:
+        strokes = strokes.numbered(channel_labels, order)
+    if parameters.postprocess.protects and not isinstance(network, ArrayNetwork):
+        problem = "needs logits in memory, and these are read in pieces"
+        if isinstance(network, LabelMapNetwork):
+            problem = "needs the network's probabilities, and a label map has none"
+        raise ConfigError(f"postprocess.protect_probability: {problem}; set it to 0")
+    model = _model_of(network, parameters, len(image), order)
+    if isinstance(network, ArrayNetwork):
+        network, notes = _open_channels(network, parameters, order, context.threads)
+    # Readers check the images of other networks.
+    if not isinstance(network, StreamedNetwork):
+        grid_image, of_nan = _without_nan(grid_image, context.threads)
+        notes += of_nan
+    return CaseToRefine(
+        network,
+        grid_image,
+        parameters,
+        model,
+        backend,
+        context,
+        order,
+        channel_labels,
+        strokes,
+        cleaned,
+        notes,
+    )
+
+
+def _open_label_map(
+    network: LabelMapNetwork,
+    channel_labels: Sequence[int],
+    num_labels: int,
+    order: Axes,
+    spacing: tuple[float, ...],
+) -> tuple[LabelMapNetwork, tuple[Note, ...]]:
+    """Return the map of the numbers of channels, and notes on the network's spacing."""
+    network_spacing = cast("tuple[float, ...] | None", network.network_spacing)
+    notes: tuple[Note, ...] = ()
+    if not network.is_examined:
+        network_spacing, note = find_network_spacing(
+            network.network_spacing, network.labels, spacing
+        )
+        notes = () if note is None else (note,)
+    occurring = occurring_channels(network.labels, network.channels)
+    absent = [number for number, label in enumerate(channel_labels) if label not in occurring]
+    channels = range(len(channel_labels))
+    numbers = channel_numbers(network.labels, channel_labels)
+    numbers = np.ascontiguousarray(order.apply(numbers))
+    return LabelMapNetwork(numbers, channels, num_labels, network_spacing, absent=absent), notes
+
+
+def _model_of(
+    network: Network, parameters: CrfParameters, num_modalities: int, order: Axes
+) -> ModelSpec:
+    """Return the model of the labels, or of the regions, in storage order."""
+    sizes = (network.num_channels, num_modalities, len(order.sources))
+    if network.regions is not None:
+        num_labels = network.regions.num_labels
+        parameters.postprocess.spread({"label": num_labels})  # checks the lengths
+        model = resolve_regions(parameters, *sizes)
+    else:
+        model = parameters.resolve(*sizes)
+    kernels = []
+    for kernel in model.kernels.kernels:
+        kernels.append(replace(kernel, theta_position=order.along(kernel.theta_position)))
+    kernel_set = replace(model.kernels, kernels=tuple(kernels))
+    if network.network_spacing is not None:
+        steps = cast("tuple[float, ...]", network.network_spacing)
+        kernel_set = replace(kernel_set, network_spacing=order.along(steps))
+    return replace(model, kernels=kernel_set)
+
+
+def _open_channels(
+    network: ArrayNetwork,
+    parameters: CrfParameters,
+    order: Axes,
+    threads: int | None,
+) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+    """Return finite channels, whose kind is known, and where the network saw nothing, and notes.
+
+    They are float32 logits or probabilities of labels, or log-odds of regions.
+    """
+    network, notes = _complete_channels(network, order)
+    values = network.values
+    kind = network.input_type
+    lowest, largest = finite_range(values, "logits", threads)
+    are_regions = network.regions is not None
+    if are_regions and largest > MAX_LOG_ODDS:
+        largest = MAX_LOG_ODDS
+        values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    unseen = network.unseen
+    ties = None
+    if unseen is None:
+        ties = probabilities.find_ties(values, are_regions=are_regions)
+    elif not unseen.any():
+        unseen = None
+    if kind == "auto" and ties is None and lowest < -MAX_OVERSHOOT:
+        kind = "logits"  # Without ties, a value far below 0 belongs to logits.
+    if kind != "logits":
+        kind = probabilities.identify_array(values, kind)
+    is_probability = kind == "probabilities"
+    if is_probability and max(-lowest, largest - 1) > SUM_TOLERANCE:
+        notes += probabilities.notes_on_overshoot(values)
+    if ties is not None:
+        unseen = padding_of(values, ties, are_regions=are_regions, is_probability=is_probability)
+    if unseen is not None and largest / parameters.mean_field.temperature > MAX_LOGIT:
+        # The constant of the padding, such as the lowest float32, is not a real logit: any other
+        # constant means the same.
+        values = np.where(unseen, np.float32(0.0), values)
+        _, largest = finite_range(values, "logits", threads)
+    if is_probability:
+        largest = -math.log(MIN_PROBABILITY)
+    require_small_logits(largest, parameters)
+    return replace(network, values=values, input_type=kind, unseen=unseen), notes
+
+
+def _complete_channels(network: ArrayNetwork, order: Axes) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+    """Return float32 channels in storage order, with the caller's word on their kind, and notes.
+
+    The only channel of label 1 gets that of the background, and regions are log-odds.
+    """
+    values = network.values
+    kind = network.input_type
+    notes: tuple[Note, ...] = ()
+    with np.errstate(over="ignore"):
+        stored: Float32 = order.apply(values.astype(np.float32, copy=False))
+    unseen = network.unseen
+    if unseen is not None:
+        unseen = order.apply(unseen)
+    is_alone = network.regions is None and len(values) == 1
+    is_told = network.regions is None or kind == "logits"
+    if (is_alone or not is_told) and not np.isfinite(values).all():
+        raise InputError("logits hold values that are not finite (NaN or infinity)")
+    if is_alone:
+        kind, note = decide_channel(values[0], kind, None, Path("logits"))
+        notes = (note,)
+        channels: Float32 = np.empty((2, *stored.shape[1:]), np.float32)
+        channels[1] = stored[0]
+        fill_background_of_channel(channels, kind)
+        stored = channels
+    if not is_told:
+        # "auto" expects log-odds, and refuses values that look like probabilities.
+        kind, _ = identify_regions(values, kind, kind="logits")
+        if kind == "probabilities":
+            stored = np.array(stored, order="C")
+            take_log_odds(stored)
+        kind = "logits"
+    return replace(network, values=stored, input_type=kind, unseen=unseen), notes
+
+
+def require_small_logits(largest: float, parameters: CrfParameters) -> None:
+    """Raise ConfigError if logits of this size over the temperature are too large for float32."""
+    # Energies and marginals are sums of a few logits over the temperature.
+    temperature = parameters.mean_field.temperature
+    largest += float(np.abs(parameters.mean_field.bias).max())
+    if largest / temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
+            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
+        )
+
+
+def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, tuple[Note, ...]]:
+    """Return an image without the voxels that are NaN in its mask, and notes on them.
+
+    Raises InputError for infinite values, and if hardly any voxel is left.
+    """
+    values = image.values
+    if values.dtype.kind != "f" or not np.isnan(channel_ranges(values, threads)).any():
+        return image, ()
+    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
+    finite_range(numbers, "image", threads)
+    values = values.copy(order="K")
+    _, mask, notes = leave_out_nan(values, image.mask, "image")
+    return replace(image, values=values, mask=mask), notes
