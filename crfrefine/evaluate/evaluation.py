@@ -135,7 +135,7 @@ class Evaluation:
                 if method not in result.values:
                     continue
                 values = result.values[method]
-                absent: dict[str, float] = {}
+                absent = {}
                 if method in self._calibrated:
                     # A label without a channel is correctly predicted with probability 0
                     # everywhere; its values are undefined if the case has no probabilities.

@@ -37,7 +37,7 @@ def changes_of(
     # A component is known by its volume and place, whatever it is matched with.
     places = {(part.region, part.volume_ml, part.center_mm) for part in apart}
     before = {}
-    changes: dict[Lesion, str] = {}
+    changes = {}
     for kind, those in (("removed", of_baseline), ("made", lesions)):
         for lesion in those:
             key = (lesion.region, lesion.number)

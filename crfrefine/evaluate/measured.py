@@ -235,7 +235,7 @@ def _find_regions(
             raise ConfigError(f"--regions {name}: appears twice, with different labels")
     asked = tuple(regions)
 
-    described: dict[str, tuple[int, ...]] = {}
+    described = {}
     try:
         for name, labels in description.labels.items():
             if description.has_regions and name != "ignore" and 0 not in labels:

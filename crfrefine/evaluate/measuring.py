@@ -89,7 +89,7 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         result.add_notes(REFERENCE, reference)
         result.mapped[REFERENCE] = reference.mapped
         result.names[REFERENCE] = dict(reference.names)
-        label_maps: dict[str, Labels] = {}  # of methods whose lesions are measured
+        label_maps = {}  # of methods whose lesions are measured
         for method, files in pair.methods.items():
             fail_method = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from pathlib import Path
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
@@ -157,7 +155,7 @@ def find_refined(
     The records that `infer` leaves in its output folder name them. A method without a record is in
     neither, and one without such cases not in the second.
     """
-    label_maps: dict[tuple[str, str], Path] = {}
+    label_maps = {}
     for pair in pairs:
         for method in pair.methods:
             path = pair.label_map_of(method)
@@ -166,7 +164,7 @@ def find_refined(
 
     # By time, the label maps in records, and whether their parameters were learned on their case. A
     # manifest puts label maps into folders within that of the record.
-    written: list[tuple[datetime, Path, bool]] = []
+    written = []
     for folder in dict.fromkeys(chain(*(path.parents for path in label_maps.values()))):
         recorded = read_records(folder)
         notes += [NoteKind.MAYBE_LEARNED(problem=str(note)) for note in recorded.notes]
@@ -181,7 +179,7 @@ def find_refined(
                 written.append((run.started, path.parent / stem_of(path), is_known))
     written.sort(key=itemgetter(0))
     is_learned = {path: is_known for _, path, is_known in written}  # The latest run counts.
-    refined: set[str] = set()
+    refined = set()
     learned: dict[str, list[str]] = {}
     for (method, case_id), path in label_maps.items():
         if path in is_learned:

@@ -107,7 +107,7 @@ def measure_calibration(
     members = {name: sorted(set(labels)) for name, labels in regions.items()}
     # The numbers of the channels that make up each region. An overlapping region has one, that with
     # the same labels, or is left out.
-    region_channels: dict[str, list[int]] = {}
+    region_channels = {}
     number_of_label = {label: number for number, label in enumerate(channel_labels or ())}
     if channel_labels is None:
         number_of_label = {label: label for label in range(len(probabilities))}

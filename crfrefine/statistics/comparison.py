@@ -193,7 +193,7 @@ def means_where_all_defined(values: Float64) -> Float64:
     usable = ~np.isnan(values).any(axis=0)
     sums = np.where(usable, values, 0.0).sum(axis=1)
     counts = usable.sum(axis=0)
-    means: Float64 = np.full(sums.shape, math.nan)
+    means = np.full(sums.shape, math.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
 

@@ -90,8 +90,8 @@ def find_harm(
         titles: names of regions for people.
     """
     known_titles = {MEAN: "the mean over regions", **(titles or {})}
-    significant: list[Decline] = []
-    in_most_cases: list[Decline] = []
+    significant = []
+    in_most_cases = []
     num_comparisons = 0
     for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS):
         for row in summary:
@@ -201,7 +201,7 @@ def judge_probabilities(
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
     if region is None:
         return None
-    compared: dict[str, PairedComparison] = {}
+    compared = {}
     for row in rows:
         if row.region == region and row.comparison is not None:
             compared[row.metric] = row.comparison

@@ -17,7 +17,6 @@ from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.comparison import (
-    Measurement,
     ResultTable,
     SummaryRow,
     measurements_of,
@@ -283,7 +282,7 @@ def describe_spread(gains_of_folds: Sequence[Sequence[float]]) -> str:
 
 def _table_of(measured: Mapping[str, MethodValues], names: Mapping[str, str]) -> ResultTable:
     """Return the table of methods, by case; `names` has the key of each method's values."""
-    lines: list[Measurement] = []
+    lines = []
     for case_id in sorted(measured):
         values = measured[case_id]
         for method, name in names.items():

@@ -50,7 +50,7 @@ def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Trainin
     scaling = fit_scaling(material, everything)
     gains = gains_held_out(folds)
     candidates = [fold.candidates for fold in folds]
-    network_scores: list[float] = []
+    network_scores = []
     for fold in folds:  # Each case held out counts once.
         num_cases = max((len(candidate.gains) for candidate in fold.candidates), default=1)
         network_scores += [fold.network_score] * num_cases
@@ -136,7 +136,7 @@ def gains_held_out(folds: Sequence[Training]) -> tuple[float, ...]:
 
     There is a gain for each case that has a Dice.
     """
-    gains: list[float] = []
+    gains = []
     for fold in folds:
         gains += gains_of(fold)
     return tuple(gains)

@@ -65,7 +65,7 @@ class Trajectory:
         self._origin = self.model.positions()
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
-        groups: list[dict[str, Any]] = []
+        groups = []
         for name, values in self.model.groups.items():
             groups.append({"params": values, "lr": step_length * setup.STEP_LENGTHS[name]})
         self._optimizer = torch.optim.Adam(groups, betas=(0.8, 0.95))

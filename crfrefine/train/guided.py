@@ -93,10 +93,10 @@ class Guide:
 
         The matrix is positive definite, so that elimination needs no exchange of rows.
         """
-        rows: list[list[Array]] = []
+        rows = []
         for covariances in self._covariances:
             rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
-        right: list[Array] = list(cross_covariances)
+        right = list(cross_covariances)
         for pivot in range(len(rows)):
             for row in range(pivot + 1, len(rows)):
                 factor = rows[row][pivot] / rows[pivot][pivot]

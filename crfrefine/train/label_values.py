@@ -31,7 +31,7 @@ from crfrefine.cases.label_names import (
     without_mapped,
 )
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
-from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.errors import InputError, UnexpectedError
 from crfrefine.train.workers import Result, Workers
 
 _MAX_NAMED = 3  # cases that an error names, at most
@@ -50,7 +50,7 @@ def require_all(
     Raise the error of a single bad case, or an error that names the first few. A training without
     the bad cases would have to be repeated once they are fixed.
     """
-    errors: dict[str, CrfRefineError] = {}
+    errors = {}
 
     def attempt(case: CaseFiles, threads: int) -> Result | None:
         try:

@@ -164,8 +164,8 @@ def _measure_maps(
         measured[method] = clean(labels, rule, case.spacing).label_map
 
     # Methods often agree, and distances take most of the time.
-    values_of_map: dict[bytes, RegionValues] = {}
-    values: MethodValues = {}
+    values_of_map = {}
+    values = {}
     for name, labels in measured.items():
         key = labels.tobytes()
         if key not in values_of_map:

@@ -216,7 +216,7 @@ def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> dict[str, t
 
     Raise ConfigError for unusable regions.
     """
-    regions: dict[str, tuple[int, ...]] = {}
+    regions = {}
     for name, labels in map(parse_region, texts):
         if cases.channel_labels is not None:
             labels = _channels_of_region(name, labels, cases.channel_labels)

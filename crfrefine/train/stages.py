@@ -9,7 +9,7 @@ from importlib import import_module
 import torch
 
 from crfrefine.base.limits import available_threads, run_beside
-from crfrefine.train.comparison import Training, TrainingResult, compare
+from crfrefine.train.comparison import TrainingResult, compare
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
@@ -27,7 +27,7 @@ def train(plan: TrainingPlan, observer: TrainingObserver, started: float) -> Tra
     """
     device = choose_device(plan.options.device)
     digest = fingerprint(plan, is_gpu=device.is_gpu)
-    finished: dict[int, Training] = {}
+    finished = {}
     if plan.options.resume:
         finished = read_folds(plan.fold_files, digest)
 

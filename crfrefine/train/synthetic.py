@@ -41,7 +41,7 @@ def groups_of(num_channels: int, regions: RegionScheme | None) -> Sequence[tuple
 
 def logits_of(probabilities: Float32, regions: RegionScheme | None) -> Float32:
     """Return the inverse of `probabilities_of`, up to a constant over labels."""
-    logarithms: Float32 = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
+    logarithms = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
     if regions is None:
         return logarithms
     logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))

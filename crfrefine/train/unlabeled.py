@@ -173,7 +173,7 @@ def choose_parameters(
         units = table.mean(axis=1)
     else:
         units = table.reshape(-1, *table.shape[2:])  # Each draw of few cases counts by itself.
-    gains: list[float] = []
+    gains = []
     if sources:
         gains = gains_of(units)[0].mean(axis=(0, 1)).tolist()
     decision = decide(units, [source.agreement for source in sources])
@@ -197,7 +197,7 @@ def _read_sources(
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_changed("", "reading cases")
-    sources: list[Source] = []
+    sources = []
     for case in (*lacking, *files):
         fail = partial(left_out.__setitem__, case.case_id)
         with failing_alone(fail, *case.paths):

@@ -68,7 +68,7 @@ def write_report(
     case is drawn, `progress` gets its name and the numbers of cases done and to draw.
     """
     dice = dice_by_region(evaluation)
-    charts: dict[str, bytes] = {}
+    charts = {}
     lesion_chart = b""
     problem = ""
     try:

@@ -35,8 +35,8 @@ def read_images(
     Voxels that are NaN get the lowest intensity, like background. `tell` is called with a note on
     each file that cannot be read, and the others are returned.
     """
-    channels: list[Float32] = []
-    names: list[str] = []
+    channels = []
+    names = []
     paths = pair.reference.images
     modalities = pair.reference.modalities
     for number, path in enumerate(paths):
@@ -73,7 +73,7 @@ def _placed_image(header: VolumeHeader, values: Float32, reference: Reference) -
     if reference.header.on_same_grid(header):
         return values.reshape(shape)
     work = reference.work
-    placed: Float32 = allocate_array(shape, header.path)
+    placed = allocate_array(shape, header.path)
     reference.notes.extend(work.describe_image(header, "image", "are the lowest intensity"))
     work.interpolate_image(header, values, placed)
     return placed
