@@ -30,8 +30,8 @@ from scripts import case_names, new_parser
 import crfrefine
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.metrics.overlap import measure_case, one_voxel
-from crfrefine.statistics.comparison import format_p
 from crfrefine.statistics.paired import holm, signed_rank
+from crfrefine.statistics.texts import format_p
 from crfrefine.train.guided import Guide
 
 ORGANS = {"acdc": "hearts", "atrium": "atria", "hippocampus": "hippocampi"}

@@ -18,15 +18,9 @@ from typing import Any
 import numpy as np
 from report import markdown_table, provenance
 
-from crfrefine.statistics.comparison import (
-    HARM_COLUMN,
-    MEAN,
-    Measurement,
-    ResultTable,
-    format_p,
-    harm_text,
-)
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable
 from crfrefine.statistics.paired import PairedComparison, holm
+from crfrefine.statistics.texts import HARM_COLUMN, format_p, harm_text
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.comparison import (
     DEFAULT,

@@ -48,6 +48,9 @@ class Option:
     complete: Callable[[str], list[tuple[str, str]]] | None = None
 
 
+STRICT = Option(
+    "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
+)
 LABELS = Option("-l --labels", "Reference: folder, file or pattern.", "PATH", panel=INPUT)
 
 

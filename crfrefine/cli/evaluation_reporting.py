@@ -74,7 +74,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         power_note,
         recovered_text,
     )
-    from crfrefine.statistics.comparison import describe_families
+    from crfrefine.statistics.texts import describe_families
 
     verdict = evaluation.verdict
     if verbosity > QUIET:
@@ -144,7 +144,7 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     Of many regions, such as the structures of a body, only their mean.
     """
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.comparison import HARM_COLUMN
+    from crfrefine.statistics.texts import HARM_COLUMN
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     num_regions = len(evaluation.regions)
@@ -200,7 +200,7 @@ def _print_lesions(evaluation: Evaluation, verbosity: int) -> None:
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
     """Return the texts of the columns with numbers."""
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.comparison import comparison_texts
+    from crfrefine.statistics.texts import comparison_texts
 
     metric = metric_named(row.metric)
     comparison = row.comparison

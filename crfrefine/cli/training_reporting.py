@@ -49,7 +49,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     files, the probabilities, and what got worse.
     """
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
+    from crfrefine.statistics.texts import HARM_COLUMN, comparison_texts, describe_families
     from crfrefine.train.choice import LESION_F1
     from crfrefine.train.comparison import METHODS, METRICS
 

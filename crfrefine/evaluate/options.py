@@ -1,7 +1,5 @@
-"""The options of `crfrefine evaluate`, and their checks."""
+"""The options of `crfrefine evaluate`."""
 
-import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +13,10 @@ from crfrefine.base.label_options import (
     parse_mapped,
 )
 from crfrefine.base.lesion_rules import LESION_RULES, LesionRules
-from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.numerics import MAX_THREADS
-from crfrefine.base.option import INPUT, LESIONS, OUTPUT, RESOURCES, Option, parse_path
-from crfrefine.base.text import listed, shorten, shorten_value
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.base.option import INPUT, LESIONS, OUTPUT, RESOURCES, STRICT, Option, parse_path
+from crfrefine.base.text import shorten, shorten_value
+from crfrefine.errors import InputError
 
 # Names in the output folder.
 METRICS_NAME = "metrics.csv"
@@ -250,12 +247,7 @@ class EvaluationOptions:
             "Stop at the first bad case; otherwise continue, and list the failures at the end.",
         ),
     ] = False
-    strict: Annotated[
-        bool,
-        Option(
-            "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
-        ),
-    ] = False
+    strict: Annotated[bool, STRICT] = False
     command_line: str = ""  # As typed, for the report.
 
     @property
@@ -333,98 +325,3 @@ class EvaluationOptions:
         if self.lesions is not None:
             settings["lesions"] = {"rules_of": self.lesions, **vars(self.lesion_rules)}
         return settings
-
-
-def check_options(options: EvaluationOptions) -> None:
-    """Raise ConfigError or InputError for invalid options, before anything is read.
-
-    All inputs have to exist, and the output to be another folder.
-    """
-    _check_names(options)
-    tolerance_mm = options.tolerance_mm
-    if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
-        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {tolerance_mm:g}")
-    ignore_label = options.ignore_label
-    if ignore_label is not None and not 1 <= ignore_label <= MAX_LABEL:
-        raise ConfigError(
-            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, "
-            f"got {shorten_value(ignore_label)}"
-        )
-
-    _check_lesions(options)
-    output = options.output
-    from crfrefine.io.paths import is_pattern  # It imports numpy, as `--help` does not.
-
-    for path in options.inputs:
-        if is_pattern(path):
-            continue
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        if path.is_dir() and output.is_dir() and path.samefile(output):
-            raise InputError(
-                f"{output}: is an input of this run, whose files could be replaced; "
-                "choose another folder for the results"
-            )
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; name a folder for the results")
-
-
-def _check_lesions(options: EvaluationOptions) -> None:
-    """Raise ConfigError for rules of lesions that cannot be, or that nothing asks for."""
-    if options.lesions is None:
-        for rule in ("min_volume", "match", "connectivity"):
-            if getattr(options, f"lesion_{rule}") is not None:
-                option = f"--lesion-{rule.replace('_', '-')}"
-                raise ConfigError(f"{option}: is a rule of --lesions; add that option")
-    elif options.lesions not in LESION_RULES:
-        raise ConfigError(f"--lesions: expected {listed(LESION_RULES)}, got {options.lesions!r}")
-    _ = options.lesion_rules  # It raises for values out of range.
-
-
-def _check_names(options: EvaluationOptions) -> None:
-    """Raise ConfigError for names that do not tell methods apart, or that no method has."""
-    baselines = [name for name, _ in options.baselines]
-    names = [options.name, *baselines]
-    if not all(names):
-        raise ConfigError("a method has an empty name; expected NAME=FOLDER")
-    for option, name in (("--name", options.name), *(("--baseline", one) for one in baselines)):
-        if name.casefold() == REFERENCE:
-            raise ConfigError(
-                f"{option} {shorten(name)}: results and --map use this name for the reference, "
-                "LABELS; give the method another one"
-            )
-    _require_once("--baseline", names)
-    with_probabilities = [name for name, _ in options.probabilities]
-    _require_once("--probabilities", with_probabilities)
-    for name in with_probabilities:
-        if name not in names:
-            raise ConfigError(
-                f"--probabilities {shorten(name)}: no such method; there are {listed(names)}"
-            )
-
-    for name, old, new in options.mapped:
-        if name not in ("", REFERENCE, *baselines):
-            raise ConfigError(
-                f"--map {shorten(name)}:{old}={new}: expected {REFERENCE}, or the name of a "
-                f"--baseline{', one of ' if baselines else ''}{listed(baselines)}"
-            )
-
-        mapping_of(options.mapped, name)  # It raises for a value with two labels.
-
-    ceilings = baselines[1:]
-    if options.ceiling is not None and options.ceiling not in ceilings:
-        problem = (
-            f"--ceiling {shorten(options.ceiling)}: "
-            "expected the name of a --baseline after the first"
-        )
-        if ceilings:
-            problem += f"; there are {listed(ceilings)}"
-        raise ConfigError(problem)
-
-
-def _require_once(option: str, names: list[str]) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ConfigError(
-                f"{option} {shorten(name)}: two methods have this name; give each a different one"
-            )

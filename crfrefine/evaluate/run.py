@@ -16,6 +16,7 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
+from crfrefine.evaluate.checks import check_options
 from crfrefine.evaluate.contents import lesions_csv, make_summary, metrics_csv
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair
@@ -32,7 +33,6 @@ from crfrefine.evaluate.options import (
     REPORT_NAME,
     SUMMARY_NAME,
     EvaluationOptions,
-    check_options,
 )
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.processes import map_in_processes

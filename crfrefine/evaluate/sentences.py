@@ -9,7 +9,8 @@ from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.lesion_totals import total_lesions
 from crfrefine.evaluate.options import DEFAULT_NAME
 from crfrefine.metrics.registry import metric_named
-from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
+from crfrefine.statistics.texts import power_text
+from crfrefine.statistics.verdict import Verdict, not_tested, verdict
 
 
 def judge(evaluation: Evaluation) -> Verdict | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.plain import to_plain
-from crfrefine.base.text import counted, listed
+from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Float64
 
 MEAN = RESERVED  # Region name of the mean over regions.
-HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_text`.
 
 
 class Family(StrEnum):
@@ -326,76 +325,6 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     return corrected
 
 
-def describe_families(rows: Iterable[SummaryRow]) -> str:
-    """Say in one sentence over how many tests p values are corrected; empty without any."""
-    sizes: dict[Family | None, int] = {}
-    for row in rows:
-        sizes[row.family] = max(row.family_size, sizes.get(row.family, 0))
-    texts = [f"{family} ({counted(sizes[family], 'test')})" for family in Family if family in sizes]
-    if not texts:
-        return ""
-    return (
-        "Wilcoxon's signed-rank test, after Holm's correction within each method and family: "
-        f"{', '.join(texts)}"
-    )
-
-
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     """Return the summary for a JSON file: None for an undefined or infinite number."""
     return [without_nonfinite(to_plain(row)) for row in rows]
-
-
-def comparison_texts(row: SummaryRow) -> tuple[str, ...]:
-    """Return the texts of a comparison for a table; five empty ones without a comparison.
-
-    These are the difference, its interval, p after Holm, better/equal/worse and `harm_text`.
-    """
-    comparison = row.comparison
-    if comparison is None:
-        return ("",) * 5
-    metric = metric_named(row.metric)
-    return (
-        metric.difference_text(comparison.mean_difference),
-        metric.interval_text(*comparison.interval),
-        format_p(row.p_adjusted),
-        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-        harm_text(comparison, row.metric),
-    )
-
-
-def harm_text(
-    comparison: PairedComparison,
-    metric: str = DICE.name,
-    *,
-    with_name: bool = False,
-    minus: str = "-",
-) -> str:
-    """Return the share of cases that lose more than a point, and the worst case.
-
-    For a ratio it is such as "2.5% (-1.52)"; for other metrics, only the worst difference.
-    """
-    if comparison.num_pairs == 0:
-        return ""
-    if not comparison.worst:
-        return "none"
-    case, difference = comparison.worst[0]
-    worst = metric_named(metric).difference_text(difference).replace("-", minus)
-    if with_name:
-        worst = f"{case} {worst}"
-    if not metric_named(metric).is_ratio:
-        return worst
-    share = f"{100 * comparison.large_losses / comparison.num_pairs:.1f}".removesuffix(".0")
-    return f"{share}% ({worst})"
-
-
-def format_p(p_value: float) -> str:
-    """Return a p value as people write it; empty if undefined.
-
-    It has two digits from 0.001 on, and one below, such as "3e-12".
-    """
-    if math.isnan(p_value):
-        return ""
-    if p_value >= 0.001:
-        return f"{p_value:.2g}"
-    mantissa, exponent = f"{p_value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"

@@ -10,8 +10,9 @@ from enum import StrEnum
 from crfrefine.base.text import counted
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, Metric, metric_named
-from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
+from crfrefine.statistics.comparison import MEAN, Family, SummaryRow
 from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_value
+from crfrefine.statistics.texts import format_p
 
 _MAX_NAMED = 6
 

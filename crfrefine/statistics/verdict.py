@@ -15,7 +15,7 @@ from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
-from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
+from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow
 from crfrefine.statistics.harm import (
     Change,
     Harm,
@@ -32,6 +32,7 @@ from crfrefine.statistics.paired import (
     holm,
     smallest_p_value,
 )
+from crfrefine.statistics.texts import format_p, points_text, power_text
 
 ENDPOINT = DICE.name  # The deciding metric: its mean over the regions of each case.
 # With fewer cases, a true difference of two thirds of their scatter, which is large, is missed more
@@ -247,17 +248,6 @@ def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) 
     )
 
 
-def power_text(comparison: PairedComparison) -> str:
-    """Return which true difference would have been found with a power of 80 %; empty if unknown."""
-    if not 0.0 < comparison.detectable_difference < math.inf:
-        return ""
-    difference = _quantity(comparison.detectable_difference, "")
-    return (
-        f"a true difference of {difference} would be found with probability 80 %, "
-        "a smaller one less often"
-    )
-
-
 def _outcome(comparison: PairedComparison, p_adjusted: float) -> Outcome:
     """Return the outcome of a comparison with another method; mixed if ranks and mean disagree."""
     if not p_adjusted < ALPHA:
@@ -305,7 +295,7 @@ def _sentence(
     if power and outcome == Outcome.NO_DIFFERENCE:
         conclusion += f" {power[0].upper()}{power[1:]}."
     figures.append(_tested(primary, primary.p_value))
-    difference = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline}"
+    difference = f"Mean {DICE.title} {points_text(primary.mean_difference)} against {baseline}"
     return f"{difference} ({', '.join(figures)}): {conclusion}"
 
 
@@ -335,7 +325,7 @@ def _against_rivals(subject: str, rivals: Sequence[Rival]) -> tuple[Outcome, lis
     if len(compared) > 1:
         correction = f" after Holm over {len(compared)} rivals"
     gains = f"{subject} {DICE.difference_text(first.gain_of_method)}, "
-    gains += f"{first.name} {_quantity(first.gain)}"
+    gains += f"{first.name} {points_text(first.gain)}"
     sentence = _AGAINST_RIVALS[answer].format(
         name=first.name,
         figures=f"{gains} ({_tested(first.comparison, first.p_adjusted, correction)}).",
@@ -352,10 +342,6 @@ def _tested(comparison: PairedComparison, p_value: float, correction: str = "") 
     if comparison.wins >= comparison.losses:
         return f"{text}{comparison.wins} of {num_cases} better"
     return f"{text}{comparison.losses} of {num_cases} worse"
-
-
-def _quantity(difference: float, sign: str = "+") -> str:
-    return f"{DICE.difference_text(difference, sign)} {DICE.difference_unit}"
 
 
 def _notes(

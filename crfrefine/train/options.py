@@ -16,7 +16,7 @@ from crfrefine.base.label_options import (
 )
 from crfrefine.base.lesion_rules import LESION_RULES
 from crfrefine.base.limits import MAX_PARTS
-from crfrefine.base.option import INPUT, MODEL, OUTPUT, Option
+from crfrefine.base.option import INPUT, MODEL, OUTPUT, STRICT, Option
 from crfrefine.errors import InputError
 from crfrefine.version import __version__
 
@@ -52,12 +52,7 @@ class TrainingOptions(InputOptions):
     # The parameter file; the report goes beside it, and so do finished folds until the run has
     # ended.
     output: Path
-    strict: Annotated[
-        bool,
-        Option(
-            "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
-        ),
-    ] = False
+    strict: Annotated[bool, STRICT] = False
     seed: Annotated[
         int,
         Option(

@@ -24,13 +24,8 @@ from crfrefine.evaluate.measuring import CaseResult, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import draw_charts, write_report
 from crfrefine.evaluate.report.numbers import dice_by_region
-from crfrefine.statistics.comparison import (
-    Measurement,
-    ResultTable,
-    format_p,
-    measurements_of,
-    summarize,
-)
+from crfrefine.statistics.comparison import Measurement, ResultTable, measurements_of, summarize
+from crfrefine.statistics.texts import format_p
 from crfrefine.statistics.verdict import verdict
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;"

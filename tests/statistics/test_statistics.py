@@ -17,8 +17,6 @@ from crfrefine.statistics.comparison import (
     Measurement,
     ResultTable,
     correct,
-    describe_families,
-    harm_text,
     summarize,
 )
 from crfrefine.statistics.paired import (
@@ -29,6 +27,7 @@ from crfrefine.statistics.paired import (
     signed_rank,
     smallest_p_value,
 )
+from crfrefine.statistics.texts import describe_families, harm_text
 
 # Exact distributions are sums of at most some thousand positive terms.
 ROUNDING = 1e-12

@@ -10,7 +10,7 @@ from evaluation_helpers import spread, table_of
 
 from crfrefine.errors import InputError
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, ResultTable, format_p, summarize
+from crfrefine.statistics.comparison import MEAN, ResultTable, summarize
 from crfrefine.statistics.harm import Change, find_harm, judge_probabilities
 from crfrefine.statistics.paired import (
     cases_to_find,
@@ -18,6 +18,7 @@ from crfrefine.statistics.paired import (
     detectable_difference,
     holm,
 )
+from crfrefine.statistics.texts import format_p
 from crfrefine.statistics.verdict import Outcome, not_tested, verdict
 
 SUBJECT = "the trained CRF"

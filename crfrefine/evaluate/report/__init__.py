@@ -39,7 +39,7 @@ from crfrefine.evaluate.sentences import power_note, recovered_text
 from crfrefine.io.writing import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.pictures.preview import draw_preview
-from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
+from crfrefine.statistics.texts import HARM_COLUMN, describe_families, format_p, harm_text
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
