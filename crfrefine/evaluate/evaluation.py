@@ -18,7 +18,7 @@ from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.metrics.lesion_scores import measure_lesions
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.regions import ALL_LABELS, Regions
 from crfrefine.metrics.registry import (
     CALIBRATION_METRICS,
     DICE,
@@ -81,7 +81,7 @@ class Evaluation:
         return sum(bool(result.failures) for result in self.results)
 
     @cached_property
-    def regions(self) -> dict[str, tuple[int, ...]]:
+    def regions(self) -> Regions:
         """Each label that occurs or is named, then the named regions."""
         names: set[str] = set()
         for result in self.results:

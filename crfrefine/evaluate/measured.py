@@ -23,7 +23,7 @@ from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.metrics.overlap import one_voxel
-from crfrefine.metrics.regions import Region, make_region, parse_region
+from crfrefine.metrics.regions import Region, Regions, make_region, parse_region
 
 
 class CasePair(NamedTuple):
@@ -133,9 +133,9 @@ class MeasuredRegions:
             return dict(self.names_of_references)
         return dict(self.readings[method].label_names)
 
-    def all_regions(self, labels: Iterable[int]) -> dict[str, tuple[int, ...]]:
+    def all_regions(self, labels: Iterable[int]) -> Regions:
         """Return each label of `labels` and of these as a region, then the named regions."""
-        regions: dict[str, tuple[int, ...]] = {}
+        regions: Regions = {}
         for label in sorted({*labels, *self.labels} - {0, self.ignore_label}):
             regions[str(label)] = (label,)
         regions.update(self.named)
@@ -222,13 +222,13 @@ def _find_regions(
     titles: Mapping[str, str],
     ignored: int | None,
     notes: list[Note],
-) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+) -> tuple[Regions, tuple[str, ...]]:
     """Return the labels of the regions that are asked for or described, and those to judge.
 
     Regions of a `dataset.json` that cannot be measured do not count, with a note. Raise ConfigError
     for two with one name, and for a name that is not allowed, or the label to ignore.
     """
-    regions: dict[str, tuple[int, ...]] = {}
+    regions: Regions = {}
     for text in texts:
         name, labels = _as_label(parse_region(text), titles)
         if regions.setdefault(name, labels) != labels:

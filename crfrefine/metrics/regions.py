@@ -18,6 +18,7 @@ MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tabl
 
 # The name of a region, as reports show it, and its labels: distinct, 1 or larger, ascending.
 Region = tuple[str, tuple[int, ...]]
+Regions = dict[str, tuple[int, ...]]  # the labels of each region, by its name
 
 
 def parse_region(text: str) -> Region:

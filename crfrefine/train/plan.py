@@ -18,7 +18,7 @@ from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.metrics.regions import RESERVED, parse_region
+from crfrefine.metrics.regions import RESERVED, Regions, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.given import ArrayNetwork
@@ -89,7 +89,7 @@ class TrainingPlan(NamedTuple):
 
     options: TrainingOptions
     cases: LabeledCases
-    regions: dict[str, tuple[int, ...]]  # the labels of each region, by its name
+    regions: Regions
     folds: tuple[Split, ...]
     base: CrfParameters
 
@@ -211,7 +211,7 @@ def make_plan(options: TrainingOptions) -> TrainingPlan:
     return TrainingPlan(options, cases, regions, tuple(folds), base)
 
 
-def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> dict[str, tuple[int, ...]]:
+def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> Regions:
     """Return the requested regions, or those of the channels, or each foreground label.
 
     Raise ConfigError for unusable regions.
