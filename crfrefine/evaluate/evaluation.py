@@ -129,6 +129,12 @@ class Evaluation:
     @cached_property
     def full_table(self) -> ResultTable:
         """Every case, method, region and metric."""
+        # The values of two empty masks by convention.
+        nothing = np.zeros(1, bool)
+        of_empty = measure_case(nothing, nothing, {"": (1,)}, 1.0)[""]
+        rules = self.options.lesion_rules
+        if rules is not None:
+            of_empty |= measure_lesions(nothing, nothing, {"": (1,)}, 1.0, rules)[""].values
         measurements = []
         for result in self.results:
             for method in self.options.methods:
@@ -143,7 +149,7 @@ class Evaluation:
                     absent = dict.fromkeys(CALIBRATION_METRICS, default)
                 completed = {}
                 for region in self.regions:  # A label that neither map has is empty in both.
-                    completed[region] = {**self._values_of_empty, **absent}
+                    completed[region] = {**of_empty, **absent}
                     completed[region].update(values.get(region, {}))
                 if absent:
                     completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
@@ -261,16 +267,6 @@ class Evaluation:
             if cases:
                 empty_cases[method] = tuple(cases)
         return empty_cases
-
-    @cached_property
-    def _values_of_empty(self) -> dict[str, float]:
-        """The values of two empty masks by convention."""
-        nothing = np.zeros(1, bool)
-        values = measure_case(nothing, nothing, {"": (1,)}, 1.0)[""]
-        rules = self.options.lesion_rules
-        if rules is not None:
-            values.update(measure_lesions(nothing, nothing, {"": (1,)}, 1.0, rules)[""].values)
-        return values
 
     @cached_property
     def _calibrated(self) -> set[str]:

@@ -108,9 +108,8 @@ def measure_calibration(
     # The numbers of the channels that make up each region. An overlapping region has one, that with
     # the same labels, or is left out.
     region_channels = {}
-    number_of_label = {label: number for number, label in enumerate(channel_labels or ())}
-    if channel_labels is None:
-        number_of_label = {label: label for label in range(len(probabilities))}
+    labels_of_channels = range(len(probabilities)) if channel_labels is None else channel_labels
+    number_of_label = {label: number for number, label in enumerate(labels_of_channels)}
     if channels is None:
         for name, labels in members.items():
             numbers = [number_of_label[label] for label in labels if label in number_of_label]

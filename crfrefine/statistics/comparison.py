@@ -105,9 +105,15 @@ class ResultTable:
         """
         if region == MEAN:
             return np.asarray(self.means(metric, [method])[0])
-        _require_in_table("method", method, self.methods)
-        _require_in_table("region", region, self.regions)
-        _require_in_table("metric", metric, self.metrics)
+        parts = (
+            ("method", method, self.methods),
+            ("region", region, self.regions),
+            ("metric", metric, self.metrics),
+        )
+        for kind, name, names in parts:
+            if name not in names:
+                there_are = listed(names) or "none"
+                raise InputError(f"no {kind} {name!r} in the table; there are {there_are}")
         keys = [(method, region, metric, case) for case in self.cases]
         return np.array([self._values.get(key, math.nan) for key in keys])
 
@@ -195,12 +201,6 @@ def means_where_all_defined(values: Float64) -> Float64:
     means = np.full(sums.shape, math.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
-
-
-def _require_in_table(kind: str, name: str, names: Sequence[str]) -> None:
-    """Raise InputError unless the table has a name; `kind` is "method", "region" or "metric"."""
-    if name not in names:
-        raise InputError(f"no {kind} {name!r} in the table; there are {listed(names) or 'none'}")
 
 
 @dataclass(frozen=True)

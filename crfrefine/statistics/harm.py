@@ -15,6 +15,8 @@ from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_valu
 from crfrefine.statistics.texts import format_p
 
 _MAX_NAMED = 6
+# Differences of a softmax in float32, relative to a negative log likelihood.
+_ROUNDING_OF_SOFTMAX = 1e-5
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,9 @@ def judge_probabilities(
 
     conclusion = _CONCLUSIONS.get(change, change)
     figures = [_means_text(NLL, deciding)]
-    if _is_rounding(deciding):
+    spread = deciding.standard_deviation if deciding.num_pairs > 1 else 0.0
+    largest = math.hypot(deciding.mean_difference, spread)
+    if largest <= _ROUNDING_OF_SOFTMAX * deciding.mean_baseline:
         conclusion = f"unchanged up to rounding in {counted(deciding.num_pairs, 'case')}"
     else:
         cases = f"better in {deciding.wins} of {counted(deciding.num_pairs, 'case')}"
@@ -239,17 +243,6 @@ _CONCLUSIONS = {
     Change.NO_DIFFERENCE: "neither significantly better nor worse",
     Change.TOO_FEW: "too few cases to tell",
 }
-
-
-# Differences of a softmax in float32, relative to a negative log likelihood.
-_ROUNDING_OF_SOFTMAX = 1e-5
-
-
-def _is_rounding(comparison: PairedComparison) -> bool:
-    """Return whether the differences of all cases are so small that programs round them so."""
-    spread = comparison.standard_deviation if comparison.num_pairs > 1 else 0.0
-    largest = math.hypot(comparison.mean_difference, spread)
-    return largest <= _ROUNDING_OF_SOFTMAX * comparison.mean_baseline
 
 
 def _means_text(metric: Metric, comparison: PairedComparison) -> str:

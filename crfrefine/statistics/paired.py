@@ -92,7 +92,13 @@ def compare_pairs(
     method = np.asarray(values, np.float64)
     other = np.asarray(baseline, np.float64)
     names = list(map(str, range(len(method)))) if cases is None else list(cases)
-    _check_values(method, other, len(names))
+    if method.ndim != 1 or method.shape != other.shape or len(names) != len(method):
+        raise InputError(
+            "expected one value per case, "
+            f"got {method.shape} and {other.shape} values and {len(names)} cases"
+        )
+    if np.isinf(method).any() or np.isinf(other).any():
+        raise InputError("expected finite values, NaN where undefined; found an infinite one")
 
     has_method = ~np.isnan(method)
     has_other = ~np.isnan(other)
@@ -134,17 +140,6 @@ def compare_pairs(
         detectable_difference=detectable_difference(deviation, len(pairs)),
         worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )
-
-
-def _check_values(method: Float64, other: Float64, num_cases: int) -> None:
-    """Raise InputError unless both have one value per case, none of them infinite."""
-    if method.ndim != 1 or method.shape != other.shape or num_cases != len(method):
-        raise InputError(
-            "expected one value per case, "
-            f"got {method.shape} and {other.shape} values and {num_cases} cases"
-        )
-    if np.isinf(method).any() or np.isinf(other).any():
-        raise InputError("expected finite values, NaN where undefined; found an infinite one")
 
 
 def _rounded_differences(method: Float64, other: Float64) -> Float64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -207,7 +207,7 @@ def _judge_rivals(
     table: ResultTable, method: str, baseline: str, names: Sequence[str], regions: Sequence[str]
 ) -> tuple[Rival, ...]:
     """Compare a method with each rival; one without any case has no pairs."""
-    rivals = []
+    found = []
     for name in names:
         values = np.full((3, len(table.cases)), math.nan)
         if name in table.methods:
@@ -216,14 +216,14 @@ def _judge_rivals(
         comparison = compare_pairs(*values[:2], cases=table.cases)
         gain, _ = center(of_rival - of_baseline)
         gain_of_method, _ = center(of_method - of_baseline)
-        rivals.append(Rival(name, comparison, gain, gain_of_method, math.nan, is_beaten=False))
+        found.append((name, comparison, gain, gain_of_method))
 
-    adjusted = holm([rival.comparison.p_value for rival in rivals])
-    judged = []
-    for rival, p_adjusted in zip(rivals, adjusted, strict=True):
-        is_beaten = _outcome(rival.comparison, p_adjusted) == Outcome.HELPS
-        judged.append(replace(rival, p_adjusted=p_adjusted, is_beaten=is_beaten))
-    return tuple(judged)
+    rivals = []
+    adjusted = holm([comparison.p_value for _, comparison, _, _ in found])
+    for (name, comparison, gain, gain_of_method), p_adjusted in zip(found, adjusted, strict=True):
+        is_beaten = _outcome(comparison, p_adjusted) == Outcome.HELPS
+        rivals.append(Rival(name, comparison, gain, gain_of_method, p_adjusted, is_beaten))
+    return tuple(rivals)
 
 
 def _cases_needed(num_tests: int = 1) -> int:

@@ -249,22 +249,18 @@ def calibrate(
         return None
     if scaling is None or len(learned) < len(SCALED):
         initial = base.mean_field.temperature
-        biases = base.mean_field.bias
-        if not isinstance(biases, tuple):
-            biases = (biases,) * material.plan.cases.sizes[0]
-        fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
+        fixed_bias = base.mean_field.bias
+        if not isinstance(fixed_bias, tuple):
+            fixed_bias = (fixed_bias,) * material.plan.cases.sizes[0]
+        fixed = VectorScaling(initial, tuple(bias / initial for bias in fixed_bias))
         scaling = fit_scaling(material, cases, learned=learned, fixed=fixed)
 
     # logits / temperature + bias is (logits + bias * temperature) / temperature, with both in the
     # ranges that these may have.
-    temperature = _clamp(scaling.temperature, *TEMPERATURE_RANGE)
-    bias = tuple(_clamp(value * temperature, -MAX_BIAS, MAX_BIAS) for value in scaling.bias)
-    changes = {"mean_field.temperature": temperature, "mean_field.bias": bias}
+    temperature = float(np.clip(scaling.temperature, *TEMPERATURE_RANGE))
+    biases = np.clip(np.multiply(scaling.bias, temperature), -MAX_BIAS, MAX_BIAS)
+    changes = {"mean_field.temperature": temperature, "mean_field.bias": tuple(biases.tolist())}
     return rounded(without_crf(base).replace(**changes))
-
-
-def _clamp(value: float, low: float, high: float) -> float:
-    return min(max(value, low), high)
 
 
 def with_calibrated(start: Candidate, calibrated: CrfParameters) -> Candidate:

@@ -88,10 +88,6 @@ class Candidate:
         """True if its gain exceeds chance, and is above 0 with losses counted HARM-fold."""
         return is_gain(self.gains) and bool(self.values.mean() > 0.0)
 
-    def is_about_as_good_as(self, best: Candidate) -> bool:
-        """Return whether it keeps KEPT_GAIN of the best gain, losses counted HARM-fold."""
-        return bool(self.values.mean() >= KEPT_GAIN * best.values.mean())
-
 
 def variants(
     trained: Candidate,
@@ -213,8 +209,10 @@ def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the first candidate that is about as good as the best one; None without candidates."""
     if not candidates:
         return None
-    best = max(candidates, key=lambda candidate: float(candidate.values.mean()))
-    return next(candidate for candidate in candidates if candidate.is_about_as_good_as(best))
+    means = [float(candidate.values.mean()) for candidate in candidates]
+    lowest = KEPT_GAIN * max(means)
+    pairs = zip(candidates, means, strict=True)
+    return next(candidate for candidate, mean in pairs if mean >= lowest)
 
 
 Choice = TypeVar("Choice")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def train_on_all_cases(material: Material, folds: Sequence[Training]) -> Trainin
     """
     everything = tuple(range(len(material.crops)))
     scaling = fit_scaling(material, everything)
-    gains = gains_held_out(folds)
+    # How much the CRFs of the folds added to the mean Dice of each case held out that has one.
+    gains = tuple(chain.from_iterable(map(gains_of, folds)))
     candidates = [fold.candidates for fold in folds]
     network_scores = []
     for fold in folds:  # Each case held out counts once.
@@ -129,14 +131,3 @@ def mean_parameters(models: Sequence[Candidate], material: Material) -> CrfParam
         for value, *values in zip(*of_models, strict=True):
             value.copy_(mean_tensor([value, *values]))
     return rounded(mean.to_parameters())
-
-
-def gains_held_out(folds: Sequence[Training]) -> tuple[float, ...]:
-    """Return how much the CRFs of the folds added to the mean Dice of the cases held out.
-
-    There is a gain for each case that has a Dice.
-    """
-    gains = []
-    for fold in folds:
-        gains += gains_of(fold)
-    return tuple(gains)

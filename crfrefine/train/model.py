@@ -82,7 +82,7 @@ def network_refiner(
         tensors = device.crop(crop)
         logits = tensors.with_reference(tensors.logits).float()
         if crop.network_spacing is not None:
-            logits = _with_volumes(logits, crop, tensors)
+            logits = _with_volumes(logits, crop)
         if calibrated is not None:
             settings = calibrated.mean_field
             bias = torch.tensor(settings.bias, dtype=logits.dtype, device=logits.device)
@@ -131,12 +131,6 @@ class Model:
             moving = [value for value in self.layer.group(name) if value.requires_grad]
             if moving:
                 self.groups[name] = moving
-
-    @property
-    def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The parameters that may move, each with its name."""
-        named = self.layer.named_parameters()
-        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
     @property
     def moving(self) -> list[torch.nn.Parameter]:
@@ -240,7 +234,7 @@ class Model:
         def refine() -> tuple[Tensor, Tensor]:
             refined = tensors.with_reference(refine_channels())
             if self._is_coarse:
-                refined = _with_volumes(refined, crop, tensors)
+                refined = _with_volumes(refined, crop)
             return refined, tensors.labels
 
         return refine
@@ -260,7 +254,7 @@ def refiner_of(candidate: Candidate, material: Material) -> Refine:
     return Model(candidate.parameters, (), material.plan.cases.sizes, material.device).refine
 
 
-def _with_volumes(refined: Tensor, crop: Crop, tensors: CropTensors) -> Tensor:
+def _with_volumes(refined: Tensor, crop: Crop) -> Tensor:
     """Return (L, N) logits with biases that keep the volumes of a coarser network, as `infer` does.
 
     Each label gets the volume that it has in the network's labels.

@@ -177,6 +177,12 @@ def start(theta_alpha, weight=4.0):
     return Candidate(CRF, f"theta_alpha {theta_alpha:g}", prepared)
 
 
+def learned_by(model):
+    """The parameters of a model that may move, each with its name."""
+    named = model.layer.named_parameters()
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+
 def fit(cases, *, num_optimizer_steps=6, threads=2):
     """The trajectories of a training, the best one first."""
     split = split_training(range(len(cases)), seed=1)

@@ -22,7 +22,15 @@ pytest.importorskip(
 from cli_helpers import run_here  # noqa: E402
 from strict_device import StrictDevice, serve, use  # noqa: E402
 from torch_gpu import gpu_tensors, shim_tensors  # noqa: E402
-from training_helpers import SIZES, crops, material, shorten, start, write_cases  # noqa: E402
+from training_helpers import (  # noqa: E402
+    SIZES,
+    crops,
+    learned_by,
+    material,
+    shorten,
+    start,
+    write_cases,
+)
 
 from crfrefine.engines import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
@@ -72,7 +80,9 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         theirs = expected.gradient([crop], shared.loss, Workers(1))
         expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
         assert loss == pytest.approx(theirs[0], rel=1e-5)
-        for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
+        for (name, _), gradient, wanted in zip(
+            learned_by(model), gradients, theirs[1], strict=True
+        ):
             assert gradient.device.type == "cpu"
             tolerance = 2e-3 if "theta" in name else 1e-4
             np.testing.assert_allclose(

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from dataclasses import replace  # noqa: E402
 
 from torch_shim import DEVICE, TorchShim  # noqa: E402
-from training_helpers import SIZES, crops, material, start  # noqa: E402
+from training_helpers import SIZES, crops, learned_by, material, start  # noqa: E402
 
 from crfrefine.arrays.region_scheme import RegionScheme  # noqa: E402
 from crfrefine.layer.taking_part import labels_taking_part  # noqa: E402
@@ -56,8 +56,10 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
 
     found_loss, found = model.gradient(batch, loss, Workers(2))
     assert found_loss == pytest.approx(np.mean(losses), rel=1e-6)
-    assert len(found) == len(model.learned)
-    for (name, parameter), gradient, *of_crops in zip(model.learned, found, *by_crop, strict=True):
+    assert len(found) == len(learned_by(model))
+    for (name, parameter), gradient, *of_crops in zip(
+        learned_by(model), found, *by_crop, strict=True
+    ):
         expected = torch.stack(of_crops).mean(0)
         assert gradient.shape == parameter.shape
         assert gradient.dtype == parameter.dtype

@@ -16,6 +16,7 @@ from training_helpers import (
     SIZES,
     as_case,
     cases_in,
+    learned_by,
     options_of,
     phantom,
     shorten,
@@ -172,9 +173,9 @@ def test_gradients_are_those_of_differences():
     )
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
     _, gradients = model.gradient([crop], loss, Workers(2))
-    found = dict(zip([name for name, _ in model.learned], gradients, strict=True))
+    found = dict(zip([name for name, _ in learned_by(model)], gradients, strict=True))
     assert tuple(found["raw_bilateral_weight"].shape) == (1, 3)
-    for name, parameter in model.learned:
+    for name, parameter in learned_by(model):
         for index in np.ndindex(*parameter.shape):
             step = 0.02
             values = []
@@ -311,7 +312,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
     found = kept[0].numpy().reshape(4, *crop.mask.shape)
     np.testing.assert_allclose(found - found[0], expected.logits - expected.logits[0], atol=0.02)
     learned = Model(sharp, ("weights", "theta", "temperature"), (4, 2, 3))
-    assert [name for name, _ in learned.learned] == [
+    assert [name for name, _ in learned_by(learned)] == [
         "raw_bilateral_weight",
         "log_theta_beta",
         "log_temperature",
