@@ -175,24 +175,31 @@ def _lowest_distance(
     """Return the lowest d² / r² + Δ² / s² over drawn voxels, (*box); the image is divided by s."""
     shape = image.shape[1:]
     lowest = np.full(shape, np.inf, np.float32)
-    for position, radius in zip(positions.T.tolist(), radii.tolist(), strict=True):
-        ranges = []
-        for place, step, extent in zip(position, spacing, shape, strict=True):
+    for radius in np.unique(radii).tolist():
+        ends = []
+        ball = np.zeros((1,) * len(shape), np.float32)  # d² / r² around a drawn voxel
+        for axis, step in enumerate(spacing):
             end = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
-            first = max(0, place - end)
-            stop = min(place + end + 1, extent)
-            ranges.append(range(first, stop))
-        near = tuple(slice(along.start, along.stop) for along in ranges)
-        part = image[(slice(None), *near)]
-        total = np.zeros(part.shape[1:], np.float32)
-        for along, place, step in zip(np.ix_(*ranges), position, spacing, strict=True):
-            distance = (along - place) * (step / radius)
-            total += np.square(distance, dtype=np.float32)
+            distance = np.arange(-end, end + 1) * (step / radius)
+            along = [1] * len(shape)
+            along[axis] = len(distance)
+            ball = ball + np.square(distance, dtype=np.float32).reshape(along)
+            ends.append(end)
         # A voxel at the last radius is near, however its distance was rounded.
-        total[total > np.float32(NUM_RADII**2 * (1.0 + SAME_LENGTH))] = np.inf
-        for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
-            total += np.square(modality - at_stroke)
-        np.minimum(lowest[near], total, out=lowest[near])
+        ball[ball > np.float32(NUM_RADII**2 * (1.0 + SAME_LENGTH))] = np.inf
+        for position in positions.T[radii == radius].tolist():
+            near = []
+            inside = []
+            for place, end, extent in zip(position, ends, shape, strict=True):
+                first = max(0, place - end)
+                stop = min(place + end + 1, extent)
+                near.append(slice(first, stop))
+                inside.append(slice(first - place + end, stop - place + end))
+            total = ball[tuple(inside)]
+            part = image[(slice(None), *near)]
+            for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
+                total = total + np.square(modality - at_stroke)
+            np.minimum(lowest[tuple(near)], total, out=lowest[tuple(near)])
     return lowest
 
 
