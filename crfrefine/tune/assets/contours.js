@@ -10,20 +10,33 @@ const TURNS = [1, 0, 3]; // to the right, none, to the left: voxels that meet at
 // upper left one, each with the direction towards the label: [x, y, inX, inY, x, y, …]. `isShown`
 // has a 1 for each label that is not hidden.
 export function contoursOf({ rows, columns }, values, isShown) {
+  // The box of the labels that are shown: most planes have none in most places.
+  let [top, bottom, start, stop] = [rows, 0, columns, 0];
+  for (let row = 0; row < rows; row += 1) {
+    for (let column = 0; column < columns; column += 1) {
+      if (!isShown[values[row * columns + column]]) continue;
+      if (row < top) top = row;
+      if (row >= bottom) bottom = row + 1;
+      if (column < start) start = column;
+      if (column >= stop) stop = column + 1;
+    }
+  }
+  const lines = new Map();
+  if (top === rows) return lines;
   const labelAt = (row, column) => {
-    if (row < 0 || column < 0 || row === rows || column === columns) return 0;
+    if (row < top || column < start || row === bottom || column === stop) return 0;
     const label = values[row * columns + column];
     return isShown[label] ? label : 0;
   };
-  // The label of the edge from each corner in each direction; 0 means none.
-  const corners = columns + 1;
-  const edges = STEPS.map(() => new Uint16Array((rows + 1) * corners));
-  for (let row = 0; row <= rows; row += 1) {
-    for (let column = 0; column <= columns; column += 1) {
+  // The label of the edge from each corner of the box in each direction; 0 means none.
+  const corners = stop - start + 1;
+  const edges = STEPS.map(() => new Uint16Array((bottom - top + 1) * corners));
+  let corner = 0;
+  for (let row = top; row <= bottom; row += 1) {
+    for (let column = start; column <= stop; column += 1) {
       const here = labelAt(row, column);
       const above = labelAt(row - 1, column);
       const left = labelAt(row, column - 1);
-      const corner = row * corners + column;
       if (above !== here) {
         edges[0][corner] = here;
         edges[2][corner + 1] = above;
@@ -32,30 +45,33 @@ export function contoursOf({ rows, columns }, values, isShown) {
         edges[1][corner] = left;
         edges[3][corner + corners] = here;
       }
+      corner += 1;
     }
   }
 
   // Follow the edges of a label from a corner on, back to it; each edge is taken once.
-  const follow = (label, start, first) => {
+  const follow = (label, first, firstWay) => {
     const line = [];
-    let corner = start;
-    for (let way = first; ;) {
-      edges[way][corner] = 0;
+    let [at, way] = [first, firstWay];
+    for (;;) {
+      edges[way][at] = 0;
       const [right, down] = STEPS[way];
-      corner += right + down * corners;
-      const ways = TURNS.map((turn) => (way + turn) % 4);
-      const next = ways.find((one) => edges[one][corner] === label);
-      const following = next ?? first;
-      if (following !== way) {
-        const [inX, inY] = INWARDS[way].map((by, axis) => by + INWARDS[following][axis]);
-        line.push(corner % corners, Math.floor(corner / corners), inX, inY);
+      at += right + down * corners;
+      let next = -1;
+      for (const turn of TURNS) {
+        const one = (way + turn) % 4;
+        if (next < 0 && edges[one][at] === label) next = one;
       }
-      if (next === undefined) return line;
+      const following = next < 0 ? firstWay : next;
+      if (following !== way) {
+        line.push(start + (at % corners), top + Math.floor(at / corners),
+          INWARDS[way][0] + INWARDS[following][0], INWARDS[way][1] + INWARDS[following][1]);
+      }
+      if (next < 0) return line;
       way = next;
     }
   };
-  const lines = new Map();
-  for (let corner = 0; corner < edges[0].length; corner += 1) {
+  for (corner = 0; corner < edges[0].length; corner += 1) {
     for (let way = 0; way < 4; way += 1) {
       const label = edges[way][corner];
       if (!label) continue;

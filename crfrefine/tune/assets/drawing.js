@@ -7,15 +7,19 @@ const INSET = 0.9; // pixels from a border to the middle of its line
 const HATCH = 3; // voxels between the dark ones of strokes of background, which bright tissue needs
 
 // Fill a canvas. color(place) has blue, green and red in its lowest bytes, undefined for nothing.
+// An empty one is hidden: browsers take long to put a picture together of many canvases.
 function fill(canvas, { rows, columns }, color) {
   const pixels = new ImageData(columns, rows);
   const words = new Uint32Array(pixels.data.buffer);
+  let hidden = true;
   for (let place = 0; place < words.length; place += 1) {
     const value = color(place);
-    if (value !== undefined) words[place] = value | (255 << 24);
+    if (value === undefined) continue;
+    words[place] = value | (255 << 24);
+    hidden = false;
   }
-  Object.assign(canvas, { width: columns, height: rows });
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  Object.assign(canvas, { width: columns, height: rows, hidden });
+  if (!hidden) canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
 export function drawGray(canvas, plane, { level, width }) {
@@ -43,14 +47,15 @@ export function inkOf(value, labels) {
 export const drawLabels = (canvas, plane, table, base = null) =>
   fill(canvas, plane, (place) => {
     const label = plane.refined[place];
-    if (label === base?.[place]) return undefined;
-    return base && label === 0 ? WHITE : table.get(label);
+    if (label === (base ? base[place] : 0)) return undefined;
+    return label === 0 ? WHITE : table.get(label);
   });
 
 // Drawn voxels, those of hidden labels too; background is hatched.
 export const drawStrokes = (canvas, plane, table) =>
   fill(canvas, plane, (place) => {
     const value = plane.strokes[place];
+    if (value === 0) return undefined;
     if (value !== BACKGROUND) return table.get(value);
     const [row, column] = [Math.floor(place / plane.columns), place % plane.columns];
     return (row + column) % HATCH === 0 ? 0 : WHITE;
@@ -58,7 +63,7 @@ export const drawStrokes = (canvas, plane, table) =>
 
 // Strokes that are on their way, about as the program will draw them.
 export function drawInk(canvas, { size: [width, height], steps: [stepX, stepY] }, strokes) {
-  Object.assign(canvas, { width, height });
+  Object.assign(canvas, { width, height, hidden: !strokes.length });
   const pen = canvas.getContext("2d");
   pen.setTransform(1 / stepX, 0, 0, -1 / stepY, 0, height); // from mm, which begin below
   Object.assign(pen, { lineCap: "round", lineJoin: "round" });

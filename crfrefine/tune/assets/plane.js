@@ -60,15 +60,18 @@ export class Plane {
     overlay.addEventListener("lostpointercapture", (event) => this.release(event));
     overlay.addEventListener("pointerleave", () => this.point(null));
     overlay.addEventListener("keydown", (event) => this.pressKey(event));
+    this.extent = { width: 0, height: 0 }; // of the view, which is slow to ask for
     this.fit();
-    new ResizeObserver(() => this.arrange()).observe(view);
+    new ResizeObserver(() => {
+      this.extent = { width: view.clientWidth, height: view.clientHeight };
+      this.arrange();
+    }).observe(view);
   }
 
   // ---- Geometry
 
   layout() {
-    const { clientWidth: width, clientHeight: height } = this.parts.view;
-    return geometry.layOut(this.spec, { width, height }, this.pose);
+    return geometry.layOut(this.spec, this.extent, this.pose);
   }
 
   voxelAt(place) {
@@ -95,7 +98,7 @@ export class Plane {
     stack.style.transform = `matrix(${stepX}, 0, 0, ${stepY}, ${left}, ${top})`;
     contours.style.transform = stack.style.transform; // in the SVG, whose lines keep their width
     stack.classList.toggle("reduced", stepX < 1);
-    if (stepX !== this.drawnStep) this.drawContours();
+    if (stepX !== this.drawnStep) this.drawContours(findAll("g", contours));
     const { x, y } = geometry.middleOf(this.spec, view, this.crosshair());
     overlay.style.setProperty("--x", `${x}px`);
     overlay.style.setProperty("--y", `${y}px`);
@@ -315,17 +318,21 @@ export class Plane {
     this.drawInk();
   }
 
-  // Send the stroke, and move the crosshair to its end.
+  // Send the stroke, and move the crosshair to its end. The other planes follow with the result:
+  // to draw them twice would delay it.
   async finish() {
     const { stroke, spec } = this;
     this.stroke = null;
     if (!stroke) return;
     this.sent.push(stroke); // It is shown until a plane with it has come.
-    const isDrawn = this.send(stroke.sent); // before the planes of the new place are asked for
+    const isDrawn = this.send(stroke.sent);
     const end = stroke.sent.path.slice(-2);
-    set({ place: this.placeAt(geometry.nearest(spec, end)) });
+    state.place = this.placeAt(geometry.nearest(spec, end));
+    this.arrange();
     stroke.version = (await isDrawn) ? state.version : 0;
-    if (!stroke.version) this.forgetSent(0);
+    if (stroke.version) return;
+    this.forgetSent(0);
+    set({ place: state.place });
   }
 
   // Show no longer strokes that a plane of this version has, or that were refused.
@@ -380,10 +387,10 @@ export class Plane {
     if (this.data) drawing.drawGray(this.parts.gray, this.data, state);
   }
 
-  // Their lines keep their place beside the borders at any zoom.
-  drawContours() {
+  // Draw the lines of groups, which keep their place beside the borders at any zoom.
+  drawContours(groups) {
     const { stepX, stepY } = this.layout();
-    for (const group of findAll("g", this.parts.contours)) {
+    for (const group of groups) {
       const contours = this.contours[group.classList.value] ?? new Map();
       drawing.drawContours(group, contours, state.labels, [stepX, stepY]);
     }
@@ -406,11 +413,12 @@ export class Plane {
     drawing.drawLabels(parts.fill, data, table);
     drawing.drawLabels(parts.changes, data, table, data[since] ?? data.refined);
     drawing.drawStrokes(parts.drawn, data, drawing.colorTable(labels));
-    for (const group of findAll(onlyRefined ? ".refined" : "g", parts.contours)) {
+    const groups = findAll(onlyRefined ? ".refined" : "g", parts.contours);
+    for (const group of groups) {
       this.contours[group.classList.value] =
         drawing.findContours(data, data[group.classList.value], seen);
     }
-    this.drawContours();
+    this.drawContours(groups);
     // What is in the box that was refined by itself is provisional.
     const [top, bottom, left, right] = data.frame ?? [0, 0, 0, 0];
     parts.frame.setAttribute("d", `M${left} ${top}H${right}V${bottom}H${left}Z`);

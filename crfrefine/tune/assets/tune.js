@@ -35,7 +35,10 @@ watch("tool shape size", () => planes.forEach((plane) => plane.arrange()));
 watch("since hidden", () => planes.forEach((plane) => plane.drawLabels()));
 watch("modality", () => chooseWindows());
 watch("filter", filterLabels);
-watch("opacity", () => document.body.style.setProperty("--opacity", `${state.opacity}%`));
+watch("opacity", () => {
+  document.body.style.setProperty("--opacity", `${state.opacity}%`);
+  document.body.classList.toggle("is-filled", state.opacity > 0);
+});
 watch("large", () => planes.forEach(({ parts, spec }) =>
   parts.node.classList.toggle("main", spec.number === state.large)));
 
@@ -150,8 +153,10 @@ async function compute(isWhole) {
     newest = answer.counter ?? newest;
     forgetChosen(chosen);
     if (isLeft() || (isWhole && sent !== counter)) return "";
-    if (answer.is_stale) showStatus("Another tab has the page now; a change here takes it back.");
-    else showAnswer(answer);
+    if (answer.is_stale) {
+      showStatus("Another tab has the page now; a change here takes it back.");
+      showPlanes();
+    } else showAnswer(answer);
     return "";
   } catch (error) {
     if (sent === counter && !isLeft() && !hasEnded()) {
