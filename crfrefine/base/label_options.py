@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Self
 
-from crfrefine.base.lesion_rules import LESION_RULES
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.option import INPUT, Option
@@ -15,8 +14,6 @@ from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
-# Options that may stand without a value, which is then the first of these.
-BARE_VALUES = {"--resample": INTERPOLATIONS, "--lesions": tuple(LESION_RULES)}
 # The help of --map, for the commands that read label maps.
 MAP = (
     "Take the value OLD of the label maps for the label NEW, as 255=1 or -1=0; repeatable. All "
@@ -200,6 +197,7 @@ class InputOptions:
             "Interpolate logits, modalities, masks and label maps on another grid, which is an "
             "error otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
             choices=INTERPOLATIONS,
+            may_stand_alone=True,
             panel=INPUT,
         ),
     ] = None

@@ -41,6 +41,7 @@ class Option:
     parse: Callable[[str], Any] | None = None  # converts the text; raises InputError
     panel: str = RARE
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
+    may_stand_alone: bool = False  # without a value, which is then the first of the choices
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
     unless: str = ""  # the options without which this one is required

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from crfrefine.base.label_options import BARE_VALUES
 from crfrefine.base.option import ARGUMENTS, MESSAGES, PANELS, parse_path
 from crfrefine.cli.dicom import is_named_dicom, refuse_dicom
 from crfrefine.errors import InputError
@@ -31,19 +30,16 @@ VERBOSE = "crfrefine.verbose"  # where the context notes whether tracebacks are 
 class Command(TyperCommand):
     """A command with advice for users who name DICOM, or several files after one option."""
 
+    choices_alone: Mapping[str, Sequence[str]]  # of options that may stand without a value
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse and check the arguments; inputs that are DICOM matter more than missing ones."""
         ctx.allow_extra_args = True  # They are refused below, with advice.
-        with_value: set[str] = set()
-        parameters: Any = self.params
-        for entry in parameters:
-            if not getattr(entry, "is_flag", True):
-                with_value.update(entry.opts)
         parsed = []
         for argument, following in zip_longest(args, args[1:]):
-            values = BARE_VALUES.get(argument, ())
-            if argument in with_value and values and following not in values:
-                argument = f"{argument}={values[0]}"
+            choices = self.choices_alone.get(argument, ())
+            if choices and following not in choices:
+                argument = f"{argument}={choices[0]}"
             parsed.append(argument)
         try:
             extra = super().parse_args(ctx, parsed)
@@ -121,10 +117,19 @@ def command(
         typed = map(typed_parameter, sorted(described.values(), key=_place_in_help))
         run.__signature__ = inspect.Signature([*context, *typed])  # type: ignore[attr-defined]
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        choices = {}
+        for parameter in described.values():
+            _, option = get_args(parameter.annotation)
+            if option.may_stand_alone:
+                choices[option.names] = option.choices
+
+        class DescribedCommand(Command):
+            choices_alone = choices
+
         app = typer.Typer(add_completion=False)
         app.command(
             function.__name__.replace("_", "-"),
-            cls=Command,
+            cls=DescribedCommand,
             help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
             epilog=f"Examples:\n\n{_without_markup(examples)}",
         )(run)

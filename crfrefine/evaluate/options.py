@@ -165,6 +165,7 @@ class EvaluationOptions:
             "Score each lesion, a connected component of a label or region, by the rules of a "
             "challenge. A bare --lesions has those of isles: one common voxel finds a lesion.",
             choices=tuple(LESION_RULES),
+            may_stand_alone=True,
             panel=LESIONS,
         ),
     ] = None

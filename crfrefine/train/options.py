@@ -122,6 +122,7 @@ class TrainingOptions(InputOptions):
             "Score each lesion, too, by the rules of a challenge, and try the smallest volume of a "
             "component in place of the largest component. A bare --lesions has those of isles.",
             choices=tuple(LESION_RULES),
+            may_stand_alone=True,
             panel=MODEL,
         ),
     ] = None
