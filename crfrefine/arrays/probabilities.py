@@ -20,7 +20,6 @@ from crfrefine.arrays.scales import (
 )
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
@@ -196,11 +195,6 @@ class Look:
         """(N,), the sums at the voxels that count."""
         return self.sums[~self.is_equal]
 
-    @property
-    def is_negative_somewhere(self) -> bool:
-        """Whether a value that counts is negative."""
-        return bool((self.marks[~self.is_equal] & _NEGATIVE).any())
-
     def is_zero_outside_a_body(self) -> bool:
         """Return whether all labels are 0 around a body, as without a background."""
         return are_zero_outside_a_body(self.is_equal & (self.sums == 0))
@@ -210,38 +204,24 @@ class Look:
 
         Logits have negative values, or sums that are small.
         """
-        total = self.scaled_sum
-        if total is not None:
-            return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
-        if self.are_logits or self.is_negative_somewhere:
-            return None
-        return scale_of_sums(self.counted_sums, is_whole=self.is_whole)
-
-    @property
-    def scaled_sum(self) -> float | None:
-        """The sum over labels of scaled probabilities, such as percent.
-
-        None for other values, and if all labels are equal everywhere.
-        """
-        if self.are_logits:
+        sums = self.counted_sums
+        is_negative = (self.marks[~self.is_equal] & _NEGATIVE).any()
+        if self.are_logits or is_negative or not sums.size:
             return None
         # The sums of rounded probabilities differ by at most this share of their size.
-        sums = self.counted_sums
-        if not sums.size or self.is_negative_somewhere:
-            return None
         low = float(sums.min())
         high = float(sums.max())
         spread = TOLD_SUM_TOLERANCE * high
         if self.is_whole and high >= MIN_SUM:  # Each label is rounded by up to a half.
             spread = max(spread, min(float(len(self._levels)), _MAX_ROUNDED * high))
         if high <= 0 or high - low > spread:
-            return None
+            return scale_of_sums(sums, is_whole=self.is_whole)
         total = (low + high) / 2
         # Values of few levels sum to the same on any scale, as in logits made of a label map.
         is_scale = any(abs(total - top) <= TOLD_SUM_TOLERANCE * top for top in TOPS)
         if self._has_few_levels and not is_scale:
-            return None
-        return total
+            return scale_of_sums(sums, is_whole=self.is_whole)
+        return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
 
     @property
     def lacks_background(self) -> bool:
@@ -424,43 +404,3 @@ def who_says(input_type: str) -> str:
     if input_type == "auto":
         return "its array is named so"
     return "requested"
-
-
-def clip_overshoot(probabilities: Float32) -> None:
-    """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie clearly outside.
-
-    Logits need only the clipping, which `take_logarithms` does: the logarithm of a sum is the same
-    for all labels of a voxel. Voxels where all labels are equal, such as padding, stay as they are.
-    """
-    if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:
-        return
-    ties = find_ties(probabilities)
-    kept = None if ties is None else probabilities[:, ties]
-    np.clip(probabilities, 0.0, 1.0, out=probabilities)
-    sums = probabilities.sum(axis=0)
-    np.divide(probabilities, sums, out=probabilities, where=sums > 0)
-    if ties is not None:
-        probabilities[:, ties] = kept
-
-
-def take_logarithms(probabilities: Float32) -> None:
-    """Replace C-contiguous probabilities with log(clip(p, 1e-7, 1)), in place, block by block."""
-    flat = probabilities.reshape(-1)
-    for start in range(0, flat.size, BLOCK_VOXELS):
-        block = flat[start : start + BLOCK_VOXELS]
-        np.clip(block, MIN_PROBABILITY, 1.0, out=block)
-        np.log(block, out=block)
-
-
-def over_output_temperature(logits: Float32, temperature: float) -> Float32:
-    """Return refined logits, or log-odds of regions, divided by a temperature; no copy with 1.
-
-    Their softmax or sigmoid are calibrated probabilities.
-
-    Source:
-        Guo et al. 2017, On calibration of modern neural networks, section 4.2;
-        docs/reference/math.md, section 7.
-    """
-    if temperature == 1.0:
-        return logits
-    return logits * np.float32(1.0 / temperature)

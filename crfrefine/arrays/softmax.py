@@ -1,4 +1,4 @@
-"""Scores as probabilities: softmax and the logarithm of its divisor, and sigmoid, in numpy.
+"""Scores as probabilities, and back: softmax, the logarithm of its divisor, sigmoid, logarithms.
 
 Marginals are the softmax of logits (docs/reference/math.md, equation 5): what another update in
 place of the softmax changes in numpy is here.
@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.probabilities import over_output_temperature
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, find_ties
 from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.numerics import MIN_PROBABILITY
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -70,3 +71,43 @@ def sigmoid(log_odds: Array) -> Float32:
     from scipy.special import expit
 
     return expit(log_odds).astype(np.float32, copy=False)
+
+
+def clip_overshoot(probabilities: Float32) -> None:
+    """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie clearly outside.
+
+    Logits need only the clipping, which `take_logarithms` does: the logarithm of a sum is the same
+    for all labels of a voxel. Voxels where all labels are equal, such as padding, stay as they are.
+    """
+    if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:
+        return
+    ties = find_ties(probabilities)
+    kept = None if ties is None else probabilities[:, ties]
+    np.clip(probabilities, 0.0, 1.0, out=probabilities)
+    sums = probabilities.sum(axis=0)
+    np.divide(probabilities, sums, out=probabilities, where=sums > 0)
+    if ties is not None:
+        probabilities[:, ties] = kept
+
+
+def take_logarithms(probabilities: Float32) -> None:
+    """Replace C-contiguous probabilities with log(clip(p, 1e-7, 1)), in place, block by block."""
+    flat = probabilities.reshape(-1)
+    for start in range(0, flat.size, BLOCK_VOXELS):
+        block = flat[start : start + BLOCK_VOXELS]
+        np.clip(block, MIN_PROBABILITY, 1.0, out=block)
+        np.log(block, out=block)
+
+
+def over_output_temperature(logits: Float32, temperature: float) -> Float32:
+    """Return refined logits, or log-odds of regions, divided by a temperature; no copy with 1.
+
+    Their softmax or sigmoid are calibrated probabilities.
+
+    Source:
+        Guo et al. 2017, On calibration of modern neural networks, section 4.2;
+        docs/reference/math.md, section 7.
+    """
+    if temperature == 1.0:
+        return logits
+    return logits * np.float32(1.0 / temperature)

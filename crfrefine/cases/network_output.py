@@ -20,9 +20,10 @@ from crfrefine.arrays.label_maps import (
     label_logits,
     share_sigma,
 )
-from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at, take_logarithms
+from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import CUBIC

@@ -18,8 +18,9 @@ from crfrefine.arrays.padding import (
     padding_of,
     write_background,
 )
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, clip_overshoot, find_ties
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, find_ties
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
+from crfrefine.arrays.softmax import clip_overshoot
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.notes import Note, NoteKind

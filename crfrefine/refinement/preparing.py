@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays import label_maps, probabilities
+from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import leave_out
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.results import label_map
@@ -183,7 +184,7 @@ def _draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> N
     prepared.labels = labels
     prepared.logits = np.array(prepared.logits, order="C")
     if prepared.is_probability:
-        probabilities.take_logarithms(prepared.logits)
+        take_logarithms(prepared.logits)
         prepared.is_probability = False
     are_regions = case.regions is not None
     network: Array = prepared.logits if are_regions else labels

@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole_box
 from crfrefine.arrays.padding import CERTAIN
-from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
-from crfrefine.arrays.softmax import log_sums_of_tiles, marginal
+from crfrefine.arrays.softmax import (
+    log_sums_of_tiles,
+    marginal,
+    over_output_temperature,
+    take_logarithms,
+)
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.engines.base import MeanFieldResult
@@ -343,7 +347,7 @@ class RefinedChannels:
         is_volume = len(self._shape) == MAX_DIMS
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         planes_of_tiles = planes if is_volume else slice(0, 1)
-        layers = tile_layers(planes_of_tiles.start, planes_of_tiles.stop)
+        layers = tile_layers(planes_of_tiles)
         first = layers.start * TILE[0]
         grid = sets.grid
         last = min(layers.stop * TILE[0], grid.shape[0])

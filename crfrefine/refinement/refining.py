@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.components import Cleaned, check_losses, clean
 from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import renumber
-from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.base.notes import Note, NoteKind

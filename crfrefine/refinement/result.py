@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
-from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.arrays.softmax import sigmoid
+from crfrefine.arrays.softmax import over_output_temperature, sigmoid
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note
 from crfrefine.base.text import counted

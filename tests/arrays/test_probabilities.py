@@ -12,7 +12,8 @@ from oracles import random_case
 import crfrefine
 from crfrefine import CrfParameters, refine
 from crfrefine.arrays import probabilities
-from crfrefine.arrays.probabilities import clip_overshoot, identify_array, look_at, take_logarithms
+from crfrefine.arrays.probabilities import identify_array, look_at
+from crfrefine.arrays.softmax import clip_overshoot, take_logarithms
 from crfrefine.errors import ConfigError, InputError
 
 PATH = Path("logits/case.npz")

@@ -79,7 +79,7 @@ def _best_of(
 
     def fill(layer: int) -> None:
         planes = grid.planes_of_layer(layer)
-        part = grid.with_planes(planes.stop - planes.start)
+        part = grid.with_planes(planes)
         best = np.full(part.shape, -np.inf, np.float32)
         for label in map(int, np.flatnonzero(likeliest[:, layer].any(axis=(1, 2)))):
             tiles = likeliest[label, layer : layer + 1]
@@ -123,7 +123,7 @@ def _interpolated(
 
     def fill(layer: int) -> None:
         planes = grid.planes_of_layer(layer)
-        part = grid.with_planes(planes.stop - planes.start)
+        part = grid.with_planes(planes)
         sets = LabelSets(part, np.ascontiguousarray(possible.domains[:, layer : layer + 1]))
         if not sets.num_entries:
             return

@@ -62,9 +62,9 @@ class TileGrid:
             return None
         return np.ascontiguousarray(mask).reshape(self.shape)
 
-    def with_planes(self, num_planes: int) -> TileGrid:
+    def with_planes(self, planes: slice) -> TileGrid:
         """Return the grid of some of the planes, which begin with a tile."""
-        return TileGrid((num_planes, *self.shape[1:]))
+        return TileGrid((planes.stop - planes.start, *self.shape[1:]))
 
     def cut(self, box: Box, values: Array) -> tuple[TileNumbers, Array]:
         """Return the numbers of the tiles of a box, ascending, and the values in each.
@@ -77,7 +77,7 @@ class TileGrid:
 
     def tiles_in(self, planes: slice) -> slice:
         """Return the flat numbers of the tiles that hold some planes."""
-        layers = tile_layers(planes.start, planes.stop)
+        layers = tile_layers(planes)
         tiles_of_layer = self.counts[1] * self.counts[2]
         return slice(layers.start * tiles_of_layer, layers.stop * tiles_of_layer)
 
@@ -106,14 +106,8 @@ class TileGrid:
 
         Those count that are in the grid and in the mask, (*grid), if there is one.
         """
-        counts = np.zeros(self._padded_shape, np.bool_)
-        counts[whole_box(self.shape)] = True if mask is None else mask
-        shape: list[int] = []
-        for count, tile in zip(self.counts, TILE, strict=True):
-            shape += (count, tile)
-        by_tile = counts.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
-        places = np.unravel_index(tiles, self.counts)
-        return by_tile[places].reshape(len(tiles), TILE_VOXELS)
+        inside = np.ones(self.shape, np.float16) if mask is None else mask.astype(np.float16)
+        return self.gather(inside, tiles, 1) != 0
 
     def scatter(self, tiles: TileNumbers, values: Float32) -> Float32:
         """Return (*grid) with values of some tiles, as `gather` has them, and NaN elsewhere."""
@@ -121,7 +115,8 @@ class TileGrid:
         padded = np.full(shape, np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[whole_box(self.shape)])
+        whole_tiles = by_axis.reshape(np.multiply(self.counts, TILE).tolist())
+        return np.ascontiguousarray(whole_tiles[whole_box(self.shape)])
 
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
@@ -143,11 +138,6 @@ class TileGrid:
             reduced[layer] = of_tiles
         return reduced
 
-    @property
-    def _padded_shape(self) -> Extents:
-        """Voxels along each axis of a grid of whole tiles."""
-        return tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True))
-
 
 def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:
     """Return the box with these first places and ends, one per axis."""
@@ -155,9 +145,9 @@ def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:
     return tuple(slice(first, end) for first, end in ends)
 
 
-def tile_layers(start: int, stop: int) -> slice:
+def tile_layers(planes: slice) -> slice:
     """Return the layers of tiles that hold some planes."""
-    return slice(start // TILE[0], -(-stop // TILE[0]))
+    return slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
 
 
 def tiles_around(box: Box) -> Box:

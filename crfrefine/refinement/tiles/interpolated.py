@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, bounding_box, relative, whole_box
+from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.padding import leave_out
-from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.resampling import Interpolation
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note
@@ -93,8 +93,8 @@ class CoarseChannels(ChannelSource):
         return np.asarray(bias, np.float32)
 
     @cached_property
-    def windows(self) -> list[list[tuple[int, int]]]:
-        """Along each axis, the samples that each tile of the image depends on; (0, 0) for none."""
+    def windows(self) -> list[list[slice]]:
+        """Along each axis, the samples that each tile of the image depends on."""
         windows = []
         interpolation = self.interpolation
         inside_along = interpolation.grid_map.inside_along
@@ -102,22 +102,23 @@ class CoarseChannels(ChannelSource):
             of_axis = []
             for start in range(0, len(inside), tile):
                 part = slice(start, start + tile)
+                window = slice(0, 0)
                 if inside[part].any():
-                    first = int(samples[0, part].min())
-                    last = int(samples[-1, part].max())
-                    of_axis.append((first, last + 1))
-                else:
-                    of_axis.append((0, 0))
+                    window = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
+                of_axis.append(window)
             windows.append(of_axis)
         return windows
 
     @cached_property
-    def tile_windows(self) -> list[list[tuple[int, int]]]:
+    def tile_windows(self) -> list[list[slice]]:
         """The tiles of the network's grid that hold the samples of `windows`."""
         tile_windows = []
         for source_axis, of_axis in zip(self.interpolation.axes, self.windows, strict=True):
             tile = TILE[source_axis]
-            tile_windows.append([(first // tile, -(-end // tile)) for first, end in of_axis])
+            of_tiles = []
+            for window in of_axis:
+                of_tiles.append(slice(window.start // tile, -(-window.stop // tile)))
+            tile_windows.append(of_tiles)
         return tile_windows
 
     @cached_property
@@ -128,33 +129,41 @@ class CoarseChannels(ChannelSource):
             largest_sum *= float(np.abs(weights).sum(axis=0).max())
         return max(0.0, (largest_sum - 1.0) / 2.0)
 
-    def largest_of_tiles(self, values: Array, box: Box, initial: float) -> Array:
-        """Return the largest of the values in a box of samples that each tile depends on, (*tiles).
+    def largest_in(
+        self,
+        windows: list[list[slice]],
+        values: Array,
+        initial: float,
+        start: Sequence[int] = (0, 0, 0),
+    ) -> Array:
+        """Return the largest value of the window of each tile of the image, (*tiles).
 
-        It is `initial` where a tile depends on none of them.
+        The values lie on the network's grid from `start` on, or are those of its tiles. In windows
+        without one it is `initial`.
         """
-        start = [box[axis].start for axis in self.interpolation.axes]
-        by_axis = values.transpose(self.interpolation.axes)
-        return _largest_in(by_axis, start, self.windows, initial)
-
-    def largest_around(self, values: Float32) -> Float32:
-        """Return the largest value of the network's tiles that each tile depends on, (*tiles)."""
-        by_axis = values.transpose(self.interpolation.axes)
-        return _largest_in(by_axis, (0, 0, 0), self.tile_windows, -np.inf)
+        largest = values.transpose(self.interpolation.axes)
+        for source_axis, of_axis in zip(self.interpolation.axes, windows, strict=True):
+            first = start[source_axis]
+            rows = []
+            for window in of_axis:
+                part = largest[max(0, window.start - first) : max(0, window.stop - first)]
+                rows.append(part.max(axis=0, initial=initial))
+            # The next axis comes first; after three axes the order is the first one.
+            largest = np.moveaxis(np.stack(rows), 0, -1)
+        return largest
 
     def ensure(self, domains: Bool) -> None:
         """See `ChannelSource`."""
-        needed = domains
-        for axis, (of_axis, source_axis) in enumerate(
-            zip(self.tile_windows, self.interpolation.axes, strict=True)
-        ):
+        axes = self.interpolation.axes
+        needed = np.moveaxis(domains, 0, -1)
+        for source_axis, of_axis in zip(axes, self.tile_windows, strict=True):
             count = self.store.grid.counts[source_axis]
-            tiles = np.moveaxis(needed, 1 + axis, 0)
-            around = np.zeros((count, *tiles.shape[1:]), np.bool_)
-            for source_tiles, (first, end) in zip(tiles, of_axis, strict=True):
-                around[first:end] |= source_tiles
-            needed = np.moveaxis(around, 0, 1 + axis)
-        order = [1 + self.interpolation.axes.index(axis) for axis in range(3)]
+            around = np.zeros((count, *needed.shape[1:]), np.bool_)
+            for tiles, window in zip(needed, of_axis, strict=True):
+                around[window] |= tiles
+            # The next axis comes first; after three axes that of the labels does.
+            needed = np.moveaxis(around, 0, -1)
+        order = 1 + np.argsort(axes)
         self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)))
 
     def fill_entries(
@@ -223,7 +232,8 @@ class CoarseChannels(ChannelSource):
         for label, box in enumerate(boxes):
             if box is not None:
                 is_label = coarse_labels[box] == label
-                likeliest[label] = self.largest_of_tiles(is_label, box, False)
+                start = [along.start for along in box]
+                likeliest[label] = self.largest_in(self.windows, is_label, False, start)
         return likeliest
 
     @cached_property
@@ -231,7 +241,7 @@ class CoarseChannels(ChannelSource):
         """(*tiles), True where a tile depends on padding; None without padding."""
         if self.padding is None:
             return None
-        return self.largest_of_tiles(self.padding, whole_box(self.padding.shape), False)
+        return self.largest_in(self.windows, self.padding, False)
 
     def highest(self, label: int) -> Float32:
         """Return an upper bound of a label's logits in each tile, (*tiles)."""
@@ -239,31 +249,20 @@ class CoarseChannels(ChannelSource):
         tiles, _ = self.store.joined(label)
         is_kept = np.zeros(self.store.grid.counts, np.bool_)
         is_kept.flat[tiles] = True
-        highest = self.largest_around(np.where(is_kept, -np.inf, largest))
+        not_kept = np.where(is_kept, -np.inf, largest)
+        highest = self.largest_in(self.tile_windows, not_kept, -np.inf)
         tile_box = bounding_box(is_kept)
         if tile_box is not None:
             box = self.store.grid.voxels_in(tile_box)
             logits = self.coarse(label, box, missing=-np.inf)
-            np.maximum(highest, self.largest_of_tiles(logits, box, -np.inf), out=highest)
+            start = [along.start for along in box]
+            of_kept = self.largest_in(self.windows, logits, -np.inf, start)
+            np.maximum(highest, of_kept, out=highest)
         if self._next_to_padding is not None:  # Padding counts as 0.
             np.maximum(highest, 0.0, out=highest, where=self._next_to_padding)
         if self.overshoot > 0.0:
-            deepest = -self.largest_around(-smallest)
+            deepest = -self.largest_in(self.tile_windows, -smallest, -np.inf)
             if self._next_to_padding is not None:
                 np.minimum(deepest, 0.0, out=deepest, where=self._next_to_padding)
             highest += self.overshoot * np.maximum(highest - deepest, 0.0)
         return highest
-
-
-def _largest_in(
-    values: Array, start: Sequence[int], windows: list[list[tuple[int, int]]], initial: float
-) -> Array:
-    """Return the largest of the values in windows along each axis; `initial` without any."""
-    for first, ends in zip(start, windows, strict=True):
-        rows = []
-        for low, high in ends:
-            part = values[max(0, low - first) : max(0, high - first)]
-            rows.append(part.max(axis=0, initial=initial))
-        # The next axis comes first; after three axes the order is the first one.
-        values = np.moveaxis(np.stack(rows), 0, -1)
-    return values

@@ -87,10 +87,10 @@ def plan_array(
     # The smallest probabilities have one logarithm.
     if mask_box is None and not source.is_probability and prepared.labels is None:
         prepared.labels = survey.label_map().reshape(prepared.logits.shape[1:])
-    present = survey.present
-    may_matter = survey.may_matter
-    sets = label_sets(grid, present, may_matter, spec.kernels.reach(image.spacing, grid.shape))
-    problem = TileProblem(source, sets, present, may_matter, image, spec, threshold, thresholds)
+    reach = spec.kernels.reach(image.spacing, grid.shape)
+    presence = (survey.present, survey.may_matter)
+    sets = label_sets(grid, *presence, reach)
+    problem = TileProblem(source, sets, *presence, image, spec, threshold, thresholds)
     if is_interpolated:
         problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     else:

@@ -124,8 +124,8 @@ class TileProblem:
         mask = None if self.mask is None else self.mask[planes]
         values = self.normalized((planes,))
         origin = ((first - planes.start, *others), lowest)
-        layers = tile_layers(planes.start, planes.stop)
-        grid = self.grid.with_planes(planes.stop - planes.start)
+        layers = tile_layers(planes)
+        grid = self.grid.with_planes(planes)
         return replace(
             self,
             sets=LabelSets(grid, self.sets.domains[:, layers]),

@@ -139,10 +139,8 @@ def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
     rows = by_axis.reshape(-1, counts[1] * TILE[1], counts[2])
     rows = rows[:num_planes, :num_rows]
     near = dilated(rows, (2 * reach[0], 2 * reach[1], 0))
-    near = np.repeat(near, TILE[2], axis=-1)
-    near = near[..., :num_columns]
-    near = dilated(near, (0, 0, 2 * reach[2]))
-    return np.ascontiguousarray(near)
+    near = np.repeat(near, TILE[2], axis=-1)[..., :num_columns]
+    return np.ascontiguousarray(dilated(near, (0, 0, 2 * reach[2])))
 
 
 # ---- Channels that labels share

@@ -136,7 +136,7 @@ def slab_bytes(problem: TileProblem, planes: slice) -> int:
     """Return an estimate of the memory of a run on some planes."""
     num_modalities = len(problem.image.values)
     sets = problem.sets
-    layers = tile_layers(planes.start, planes.stop)
+    layers = tile_layers(planes)
     active = sets.active[layers]
     voxels = (planes.stop - planes.start) * math.prod(problem.grid.shape[1:])
     num_labels_of = sets.num_labels_of[layers]

@@ -119,8 +119,9 @@ class Survey:
             values, first_plane, label, *settings, self.mask, *results, self.margins[label]
         )
         if self.ranges.size:
-            part = self.grid.with_planes(len(values))
-            layers = tile_layers(first_plane, first_plane + len(values))
+            planes = slice(first_plane, first_plane + len(values))
+            part = self.grid.with_planes(planes)
+            layers = tile_layers(planes)
             for of_label, ufunc in zip(
                 self.ranges[:, label], (np.minimum, np.maximum), strict=True
             ):
