@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,14 +82,18 @@ def toml_lines(values: Sequence[object]) -> str:
     return text + "]"
 
 
-def toml_problem(error: ValueError | RecursionError) -> str:
-    """Return the fault of a text that `tomllib` could not read.
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the table of a text in TOML; raise ConfigError with its fault."""
+    import tomllib
 
-    Python's messages are fit for users only if the fault is one of syntax.
-    """
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return shorten(error, MAX_OF_A_REASON)
-    return "too many digits in a number, an invalid date, or too many nested lists"
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(shorten(error, MAX_OF_A_REASON)) from error
+    except (ValueError, RecursionError) as error:  # Python's messages are not fit for users.
+        raise ConfigError(
+            "too many digits in a number, an invalid date, or too many nested lists"
+        ) from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -105,12 +108,12 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6"
         )
     try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (ValueError, RecursionError) as error:
+        parsed = parse_toml(f"value = {raw}")
+    except ConfigError as error:
         if _BARE_WORD.fullmatch(raw):
             return key, raw
         raise ConfigError(
-            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {toml_problem(error)}; "
+            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {error}; "
             'numbers, [lists], and in lists words in "quotes"'
         ) from error
     if set(parsed) != {"value"}:

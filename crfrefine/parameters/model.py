@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import listed, printable, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import require_names, unknown_key
-from crfrefine.parameters.files import find_config, toml_entry, toml_lines, toml_problem
+from crfrefine.parameters.files import find_config, parse_toml, toml_entry, toml_lines
 from crfrefine.parameters.sections import (
     KEYS,
     SECTIONS,
@@ -158,9 +157,9 @@ class CrfParameters:
     def from_toml(cls, text: str) -> CrfParameters:
         """Parameters from the text of a TOML file; raises ConfigError like `load`."""
         try:
-            table = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid TOML: {toml_problem(error)}") from error
+            table = parse_toml(text)
+        except ConfigError as error:
+            raise ConfigError(f"not valid TOML: {error}") from error
         return cls.from_dict(table)
 
     @classmethod

@@ -25,7 +25,7 @@ from oracles import softmax
 from training_helpers import write_cases
 
 from crfrefine import CrfParameters, RegionScheme, refine
-from crfrefine.refinement.tiles import planning
+from crfrefine.refinement.tiles import coarse
 
 COARSE = (11, 9, 8)
 
@@ -105,10 +105,10 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
     if form != "nii.gz":
         run_here("convert", path, folders.logits / f"a.{form}", status=0)
         path.unlink()
-    spy = Mock(wraps=planning.plan_coarse)
+    spy = Mock(wraps=coarse.plan_coarse)
     results = {}
     manner = {"linear": "linearly", "cubic": "cubically"}[how]
-    monkeypatch.setattr(planning, "plan_coarse", spy)
+    monkeypatch.setattr(coarse, "plan_coarse", spy)
     for name in ("memory", "streamed"):
         set_streaming(monkeypatch, name == "streamed")
         for preset, options in PRESETS.items():

@@ -33,7 +33,6 @@ from crfrefine.engines.choices import (
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
-from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
     TILE_VOXELS,
@@ -170,6 +169,8 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
         present = survey.present
         may_matter = survey.may_matter
     else:
+        from crfrefine.refinement.tiles.coarse import plan_coarse
+
         source, present, may_matter = plan_coarse(prepared, network, case, thresholds)
     prepared.problem = _problem_of(case, source, present, may_matter, prepared.mask, thresholds)
     return prepared
