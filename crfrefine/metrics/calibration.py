@@ -130,16 +130,13 @@ def measure_calibration(
             sums[name].add_binary(probability, np.isin(truth, members[name]))
         if channels is None:
             if channel_labels is not None:
-                truth = _channel_of_each(truth, channel_labels)
+                # Labels without a channel have the number behind the last one.
+                largest = max(int(truth.max(initial=0)), *channel_labels)
+                channel_of = np.full(largest + 1, len(channel_labels))
+                channel_of[list(channel_labels)] = np.arange(len(channel_labels))
+                truth = channel_of[truth]
             sums[ALL_LABELS].add_labels(block, truth)
     return {name: region_sums.values() for name, region_sums in sums.items()}
-
-
-def _channel_of_each(labels: Array, channel_labels: Sequence[int]) -> Array:
-    """Return the number of the channel of each label, (n,); that behind the last one for others."""
-    numbers = np.full(max(int(labels.max(initial=0)), *channel_labels) + 1, len(channel_labels))
-    numbers[list(channel_labels)] = np.arange(len(channel_labels))
-    return numbers[labels]
 
 
 def _blocks(

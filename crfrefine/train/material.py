@@ -255,9 +255,9 @@ class Material:
 
         All starts get the same tiles at the same step.
         """
-        random = self._generator(optimizer_step)
+        random, drawn = self._draw(optimizer_step, cases, count)
         tiles = []
-        for case in _draw(cases, count, random):
+        for case in drawn:
             crop = self.crops[case]
             number = random.choice(len(crop.tiles), p=crop.tile_weights)
             tiles.append(crop.tile(int(number)))
@@ -268,12 +268,11 @@ class Material:
 
         They are those whose tiles are in the `batch` of the step.
         """
-        return _draw(cases, count, self._generator(optimizer_step))
+        return self._draw(optimizer_step, cases, count)[1]
 
-    def _generator(self, optimizer_step: int) -> np.random.Generator:
-        return np.random.default_rng([self.plan.options.seed, optimizer_step])
-
-
-def _draw(cases: Sequence[int], count: int, random: np.random.Generator) -> list[int]:
-    drawn = random.permutation(np.asarray(cases))[:count]
-    return sorted(drawn.tolist())
+    def _draw(
+        self, optimizer_step: int, cases: Sequence[int], count: int
+    ) -> tuple[np.random.Generator, list[int]]:
+        random = np.random.default_rng([self.plan.options.seed, optimizer_step])
+        drawn = random.permutation(np.asarray(cases))[:count]
+        return random, sorted(drawn.tolist())

@@ -219,7 +219,13 @@ def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> Regions:
     regions = {}
     for name, labels in map(parse_region, texts):
         if cases.channel_labels is not None:
-            labels = _channels_of_region(name, labels, cases.channel_labels)
+            for label in labels:
+                if label not in cases.channel_labels:
+                    expected = f"expected labels among {listed(cases.channel_labels)}"
+                    raise ConfigError(
+                        f"--regions {shorten(name)}: no channel has label {label}; {expected}"
+                    )
+            labels = tuple(map(cases.channel_labels.index, labels))
         if max(labels) >= cases.num_labels:
             reason = f"label {max(labels)} is not among the logits' 0 to {cases.num_labels - 1}"
             raise ConfigError(f"--regions {shorten(name)}: {reason}")
@@ -244,16 +250,3 @@ def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> Regions:
         if label != cases.ignore_label:
             regions[name] = (number,)
     return regions
-
-
-def _channels_of_region(
-    name: str, labels: tuple[int, ...], channel_labels: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return the numbers of the channels of a region's labels; ConfigError if one is missing."""
-    for label in labels:
-        if label not in channel_labels:
-            expected = f"expected labels among {listed(channel_labels)}"
-            raise ConfigError(
-                f"--regions {shorten(name)}: no channel has label {label}; {expected}"
-            )
-    return tuple(channel_labels.index(label) for label in labels)

@@ -43,7 +43,7 @@ from crfrefine.statistics.texts import HARM_COLUMN, describe_families, format_p,
 from crfrefine.version import __version__
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Float32, Float64
+    from crfrefine.base.array_types import Array, Float32
     from crfrefine.evaluate.reference import Reference
 
     CaseArrays = tuple[Reference, list[Float32], list[str], list[Array]]
@@ -152,7 +152,13 @@ def draw_case(evaluation: Evaluation, shown: ShownCase, read: Callable[[str], Ca
     subtitle = f"lost: {shown.place}"
     through: tuple[int, ...] | None = None
     if shown.lesion is None:
-        subtitle = _describe_dice(shown.values)
+        # Such as "Dice 0.8123", or "Dice 0.8123 to 0.8311 (+1.88 points)".
+        values = shown.values
+        dice = " to ".join(map(DICE.value_text, values.tolist()))
+        if len(values) > 1:
+            difference = DICE.difference_text(values[1] - values[0])
+            dice += f" ({difference} {DICE.difference_unit})"
+        subtitle = f"{DICE.title} {_typeset(dice)}"
     else:
         # The center can lie outside, such as between parts that a dilation joins.
         center = np.linalg.solve(affine, [*shown.lesion.center_mm, 1.0])[:3]
@@ -176,15 +182,6 @@ def draw_case(evaluation: Evaluation, shown: ShownCase, read: Callable[[str], Ca
         shows_errors=evaluation.verdict is None,
         through=through,
     )
-
-
-def _describe_dice(values: Float64) -> str:
-    """Return such as "Dice 0.8123", or "Dice 0.8123 to 0.8311 (+1.88 points)"."""
-    dice = " to ".join(map(DICE.value_text, values.tolist()))
-    if len(values) > 1:
-        difference = DICE.difference_text(values[1] - values[0])
-        dice += f" ({difference} {DICE.difference_unit})"
-    return f"{DICE.title} {_typeset(dice)}"
 
 
 # The page.

@@ -22,7 +22,6 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.reference import Reference
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import VolumeHeader
 
 
 def read_images(
@@ -49,7 +48,16 @@ def read_images(
             path_of_reference = reference.volume.header.path
             require_other_labels(found, reference.volume.data.T, REFERENCE, path_of_reference)
             require_images(pair.reference, found, [])
-            placed = _placed_image(header, values, reference)
+            # Voxels outside the file's own grid are NaN.
+            shape = (len(values), *reference.header.grid_shape[::-1])
+            if reference.header.on_same_grid(header):
+                placed = values.reshape(shape)
+            else:
+                work = reference.work
+                placed = allocate_array(shape, header.path)
+                outside = "are the lowest intensity"
+                reference.notes.extend(work.describe_image(header, "image", outside))
+                work.interpolate_image(header, values, placed)
             if np.isnan(placed).any():
                 leave_out_nan(placed, None, path)
         except (CrfRefineError, OSError) as error:
@@ -65,15 +73,3 @@ def read_images(
                 name = modalities[modality]
             names.append(name)
     return channels, names
-
-
-def _placed_image(header: VolumeHeader, values: Float32, reference: Reference) -> Float32:
-    """Return channels of an image, ([z,] y, x), on the reference's grid; NaN outside their own."""
-    shape = (len(values), *reference.header.grid_shape[::-1])
-    if reference.header.on_same_grid(header):
-        return values.reshape(shape)
-    work = reference.work
-    placed = allocate_array(shape, header.path)
-    reference.notes.extend(work.describe_image(header, "image", "are the lowest intensity"))
-    work.interpolate_image(header, values, placed)
-    return placed
