@@ -6,8 +6,10 @@ TotalSegmentator writes the former, `liver.nii.gz` and others; cases have number
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,22 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import present_labels
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.conventions import IMAGE_WORDS
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
+from crfrefine.cases.files_by_case import Files, structures_inside
 from crfrefine.cases.label_names import normalized
 from crfrefine.cases.listing import find_matches, list_files
 from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.pattern_advice import advise_on_splits
 from crfrefine.cases.patterns import Match
-from crfrefine.errors import CrfRefineError
+from crfrefine.cases.proposals import advise
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
-from crfrefine.io.paths import stem_of, suffix_of
+from crfrefine.io.paths import holds_many, is_pattern, require_file, stem_of, suffix_of
 from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
 
+UNNAMED = ""  # The name of a case whose path does not tell it.
 # The patterns below are of names as they are compared, with spaces instead of `_` and `-`.
 # Structures with a number in their name, as in TotalSegmentator; all others are words.
 _NUMBERED = re.compile(
@@ -235,3 +242,40 @@ def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
         if size:
             num_apart += 1
     return num_apart >= _MANY_APART
+
+
+def find_structures(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
+    """Find the structures of each case, or its label map with names of labels, by its name.
+
+    A case whose path does not name it is UNNAMED. `known` are cases that other paths name. Raises
+    InputError: neither is found, or it is not clear which part of the names is the case.
+    """
+    only_case = CaseFiles(UNNAMED, ())
+    if not holds_many(path):
+        require_file(path)
+        return {UNNAMED: replace(only_case, labels=path)}
+    inside = [] if is_pattern(path) else structures_inside(path)
+    has_names = (path / "dataset.json").exists()  # of labels, so that files are label maps
+    if inside and not has_names and len(io.read_header(inside[0].path).segments) <= 1:
+        return {UNNAMED: only_case.with_structures(inside)}
+    files = Files(LABEL_MAP, path, cases=known)
+    found = {name: files.of(name) for name in files.by_case()}
+    hint = advise_on_splits(path, [*chain(*found.values())], "label")
+    if hint and not known:
+        raise InputError(f"{path}: the cases are not clear{hint}")
+    cases = {}
+    label_maps = {}
+    for name, matches in found.items():
+        case = CaseFiles(name, ())
+        if matches[0].label:
+            cases[name] = case.with_structures(matches)
+        else:
+            label_maps[name] = replace(case, labels=matches[0].path)
+    if inside or not cases:  # Label maps with names, with any folders beside them.
+        cases = label_maps
+    if not cases:
+        raise InputError(
+            f"{path}: no structures found; expected one binary file per structure, "
+            f"or a folder of such files per case{advise(path, holds_images=False)}"
+        )
+    return cases

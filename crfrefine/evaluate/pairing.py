@@ -27,7 +27,7 @@ from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.numbering import names_of_run
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures, has_structures
+from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io import paths as io_paths
 from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 from crfrefine.io.paths import holds_many, is_pattern
@@ -73,7 +73,7 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
     are_structures = has_structures(options, search.notes)
     structures: Mapping[str, int] = {}
     if are_structures:
-        structures, references, methods = find_structures(options)
+        structures, references, methods = pair_structures(options)
     measured = find_measured(options, structures, search.notes)
     if not are_structures:
         references = search.references()

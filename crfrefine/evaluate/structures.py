@@ -1,10 +1,9 @@
-"""Cases with one binary file per structure: find them, and number the structures."""
+"""Cases with one binary file per structure: tell them, pair them, and number the structures."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,19 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
+from crfrefine.cases.conventions import IMAGE_WORDS
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.files_by_case import Files, structures_by_case, structures_inside
+from crfrefine.cases.files_by_case import structures_by_case, structures_inside
 from crfrefine.cases.label_names import names_of, normalized
 from crfrefine.cases.listing import list_files
-from crfrefine.cases.pattern_advice import advise_on_splits
-from crfrefine.cases.patterns import Match, folder_of, names_part
+from crfrefine.cases.patterns import folder_of, names_part
 from crfrefine.cases.plans import is_trained
-from crfrefine.cases.proposals import advise
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.cases.structure_folders import (
+    UNNAMED,
     are_cases_in_structures,
     are_structures,
+    find_structures,
     note_on_names,
 )
 from crfrefine.errors import InputError
@@ -34,8 +33,6 @@ from crfrefine.io import paths as io_paths
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.paths import holds_many, is_pattern, suffix_of
 from crfrefine.io.volume import Volume
-
-_UNNAMED = ""  # The name of a case whose path does not tell it.
 
 
 def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
@@ -63,7 +60,14 @@ def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
         return False
     images = options.images
     if images is None or (not is_pattern(images) and not _holds_images(images, options.labels)):
-        return _tell_from_cases([*places], options, notes)
+        are_known = are_structures([*places])
+        if are_known is None:
+            # The structures of one case are no sample of cases.
+            note = note_on_names(options.labels)
+            if options.baselines:
+                raise InputError(str(note))
+            notes.append(note)
+        return bool(are_known)
     if is_pattern(images) or not images.is_file():
         return False
     return all(len(structures_inside(place)) > 1 for place in places)
@@ -98,24 +102,6 @@ def _require_structures_in_cases(
         notes.append(note)
 
 
-def _tell_from_cases(
-    folders: Sequence[Path], options: EvaluationOptions, notes: list[Note]
-) -> bool:
-    """Return whether folders hold structures; cases if that is not clear, with a note.
-
-    Raise InputError if it is not clear, and methods are compared: structures of one case are no
-    sample of cases.
-    """
-    are_known = are_structures(folders)
-    if are_known is not None:
-        return are_known
-    note = note_on_names(options.labels)
-    if options.baselines:
-        raise InputError(str(note))
-    notes.append(note)
-    return False
-
-
 def _is_clear(folder: Path) -> bool:
     """Return whether a folder holds structures and no label maps beside them."""
     beside = list_files(folder, VOLUME_SUFFIXES)
@@ -126,7 +112,7 @@ def _is_clear(folder: Path) -> bool:
     return are_images and bool(inside) and inside[0].path.parent != folder
 
 
-def find_structures(
+def pair_structures(
     options: EvaluationOptions,
 ) -> tuple[dict[str, int], dict[str, CaseFiles], dict[str, dict[str, CaseFiles]]]:
     """Find the binary files of structures, or the label map with names of labels, of each case.
@@ -146,9 +132,11 @@ def find_structures(
         )
     paths = (options.labels, *options.methods.values())
     # Names by a pattern with `{label}` are split with the cases of the other paths.
-    clear = [{} if names_part(path, "label") else _cases_of(path) for path in paths]
-    known = set[str]().union(*clear) - {_UNNAMED}
-    sources = [cases or _cases_of(path, known) for path, cases in zip(paths, clear, strict=True)]
+    clear = [{} if names_part(path, "label") else find_structures(path) for path in paths]
+    known = set[str]().union(*clear) - {UNNAMED}
+    sources = [
+        cases or find_structures(path, known) for path, cases in zip(paths, clear, strict=True)
+    ]
     files = [case for cases in sources for case in cases.values()]
     numbers = dict(number_structures([case for case in files if case.structures]).structures)
     # Names in label maps and in their folders count, too.
@@ -160,11 +148,17 @@ def find_structures(
         for number, names in enumerate(alike, start=1):
             numbers.update(dict.fromkeys(names, number))
     for case in files:
-        _require_distinct(case)
+        for names in _group_alike(case.structures):
+            if len(names) > 1:
+                first = case.network[case.structures.index(names[0])]
+                raise InputError(
+                    f"{first.parent}: {names[0]} and {names[1]} are names of one structure, as "
+                    "case, spaces, _ and - do not count; rename a file, or leave it out"
+                )
     only_case = _name_of_only_case(options, sources)
     for cases in sources:
-        if _UNNAMED in cases:
-            cases[only_case] = replace(cases.pop(_UNNAMED), case_id=only_case)
+        if UNNAMED in cases:
+            cases[only_case] = replace(cases.pop(UNNAMED), case_id=only_case)
     references, *methods = sources
     return numbers, references, dict(zip(options.methods, methods, strict=True))
 
@@ -177,62 +171,12 @@ def _group_alike(names: Collection[str]) -> list[list[str]]:
     return [*groups.values()]
 
 
-def _require_distinct(case: CaseFiles) -> None:
-    """Raise InputError for two files of a case whose names are those of one structure."""
-    for names in _group_alike(case.structures):
-        if len(names) > 1:
-            first = case.network[case.structures.index(names[0])]
-            raise InputError(
-                f"{first.parent}: {names[0]} and {names[1]} are names of one structure, as case, "
-                "spaces, _ and - do not count; rename a file, or leave it out"
-            )
-
-
-def _cases_of(path: Path, known: Collection[str] = ()) -> dict[str, CaseFiles]:
-    """Return each case with its structures, or with its label map, by its name."""
-    only_case = CaseFiles(_UNNAMED, ())
-    if not holds_many(path):
-        io_paths.require_file(path)
-        return {_UNNAMED: replace(only_case, labels=path)}
-    inside = [] if is_pattern(path) else structures_inside(path)
-    if inside and not _are_label_maps(path, inside):
-        return {_UNNAMED: only_case.with_structures(inside)}
-    files = Files(LABEL_MAP, path, cases=known)
-    found = {name: files.of(name) for name in files.by_case()}
-    hint = advise_on_splits(path, [*chain(*found.values())], "label")
-    if hint and not known:
-        raise InputError(f"{path}: the cases are not clear{hint}")
-    cases = {}
-    label_maps = {}
-    for name, matches in found.items():
-        case = CaseFiles(name, ())
-        if matches[0].label:
-            cases[name] = case.with_structures(matches)
-        else:
-            label_maps[name] = replace(case, labels=matches[0].path)
-    if inside or not cases:  # Label maps with names, with any folders beside them.
-        cases = label_maps
-    if not cases:
-        raise InputError(
-            f"{path}: no structures found; expected one binary file per structure, "
-            f"or a folder of such files per case{advise(path, holds_images=False)}"
-        )
-    return cases
-
-
-def _are_label_maps(folder: Path, files: Sequence[Match]) -> bool:
-    """Return whether files in a folder are label maps with names, and no binary files."""
-    if (folder / "dataset.json").exists():
-        return True
-    return len(io.read_header(files[0].path).segments) > 1
-
-
 def _name_of_only_case(
     options: EvaluationOptions, sources: Sequence[Mapping[str, CaseFiles]]
 ) -> str:
     """Return the name in another source, or that of image or labels; InputError for several."""
-    names = sorted(set().union(*sources) - {_UNNAMED})
-    nameless = [cases[_UNNAMED] for cases in sources if _UNNAMED in cases]
+    names = sorted(set().union(*sources) - {UNNAMED})
+    nameless = [cases[UNNAMED] for cases in sources if UNNAMED in cases]
     if nameless and len(names) > 1:
         raise InputError(
             f"{nameless[0].paths[0]}: taken for the structures of one case, "

@@ -15,7 +15,7 @@ from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions, declared_labels
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures
+from crfrefine.evaluate.structures import pair_structures
 from crfrefine.parameters.model import CrfParameters
 
 SHAPE = (6, 5, 4)
@@ -215,7 +215,7 @@ def test_a_file_0_among_numbers_is_the_background(folder):
     declared = declared_labels([case], (), None)
     assert declared.structures == {"5": 5, "10": 10}
     options = EvaluationOptions(pattern, pattern, folder / "report")
-    numbers, references, _ = find_structures(options)
+    numbers, references, _ = pair_structures(options)
     assert numbers == {"5": 5, "10": 10}
     assert references["a"].structures == ("10", "5")
     save_nifti(folder / "numbered" / "a_liver.nii.gz", MASKS["liver"], AFFINE)

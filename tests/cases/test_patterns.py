@@ -14,7 +14,7 @@ from crfrefine.cases.patterns import Match, fill
 from crfrefine.cases.reading_options import declared_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures, has_structures
+from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.formats import VOLUME_SUFFIXES
 
 
@@ -290,7 +290,7 @@ def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_p
     root = make(tmp_path, *(f"r/{name}" for name in names), "i/c.nii", "i/b.nii")
     options = EvaluationOptions(root / "r", root / "r", root / "out")
     assert has_structures(options, [])
-    _, references, _ = find_structures(options)
+    _, references, _ = pair_structures(options)
     found_ = {name: case.structures for name, case in references.items()}
     assert found_ == {"b": ("liver", "lung"), "c": ("lung",)}
     for case in found_cases(root / "i", root / "r", input_type="labels"):
@@ -299,7 +299,7 @@ def test_a_single_structure_of_a_case_beside_others_is_no_reason_for_doubt(tmp_p
     for name in ("a/a_lung.nii", "d.nii"):
         save_nifti(root / "r" / name, np.ones((3, 4, 5), np.uint8))
     (root / "r/dataset.json").write_text(json.dumps({"labels": {"lung": 1}}))
-    _, references, _ = find_structures(options)
+    _, references, _ = pair_structures(options)
     assert [*references] == ["a", "d"]
 
 
@@ -316,13 +316,13 @@ def test_names_of_structures_are_split_where_the_cases_are_known(tmp_path):
     assert not cases.notes
 
     out = tmp_path / "out"
-    _, references, methods = find_structures(EvaluationOptions(pattern, tmp_path / "v", out))
+    _, references, methods = pair_structures(EvaluationOptions(pattern, tmp_path / "v", out))
     for found_ in (references, *methods.values()):
         assert [(name, found_[name].structures) for name in sorted(found_)] == expected
     with pytest.raises(InputError, match=r"in several ways at '_'.*\{label:.*heart,left_lung"):
-        find_structures(EvaluationOptions(pattern, pattern, out))
+        pair_structures(EvaluationOptions(pattern, pattern, out))
     named = tmp_path / "u" / "{case}_{label:left_lung,heart}.nii"
-    _, references, _ = find_structures(EvaluationOptions(named, named, out))
+    _, references, _ = pair_structures(EvaluationOptions(named, named, out))
     assert sorted(references) == ["c1", "c2", "c2_b"]
 
 
@@ -330,7 +330,7 @@ def test_names_of_structures_with_the_separator_are_clear_in_the_folder_of_a_cas
     for case in ("c1", "c2"):
         make(tmp_path, f"{case}/{case}_left_lung.nii", f"{case}/{case}_heart.nii")
     pattern = tmp_path / "{case}/{case}_{label}.nii"
-    _, references, _ = find_structures(EvaluationOptions(pattern, pattern, tmp_path / "out"))
+    _, references, _ = pair_structures(EvaluationOptions(pattern, pattern, tmp_path / "out"))
     expected = [("c1", ("heart", "left_lung")), ("c2", ("heart", "left_lung"))]
     assert [(name, references[name].structures) for name in sorted(references)] == expected
 
