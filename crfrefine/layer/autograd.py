@@ -71,9 +71,7 @@ class MeanField(torch.autograd.Function):
         saved: list[Tensor | None] = []
         refined = []
         for item, tape in zip(groups, tapes, strict=True):
-            saved += [item["logits"], to_tensor(tape.record)]
-            saved += [item["weights"], item["compatibility"], item["temperature"], item["bias"]]
-            saved.append(item["image"])
+            saved += [to_tensor(tape.record), *item.values()]
             refined.append(to_own_tensor(tape.logits).to(item["logits"].device))
         ctx.save_for_backward(*saved)
         ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
@@ -91,8 +89,7 @@ class MeanField(torch.autograd.Function):
         kinds_by_item = _by_item(ctx.kinds)
 
         def run(number: int) -> MeanFieldGradients:
-            logits = saved[number * num_saved]
-            record = saved[number * num_saved + 1]
+            record, logits = saved[number * num_saved :][:2]
             wants = needed_by_item[number]
             # Gradients of parameters that are on the CPU go there.
             kinds = kinds_by_item[number]

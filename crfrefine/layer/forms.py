@@ -153,20 +153,3 @@ def plain_numbers(
                 break
         shortest.append(rounded)
     return tuple(shortest)
-
-
-def decide(
-    asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str
-) -> bool:
-    """Return whether to hold values as lists: as `asked`, or for None if one of them is a list.
-
-    Raises ConfigError if one is a list, but lists are not wanted.
-    """
-    are_lists = any(isinstance(value, tuple) for value in values)
-    if asked is False and are_lists:
-        raise ConfigError(
-            f"{argument} is False, but the parameters have a list as {key}; give one number"
-        )
-    if asked is None:
-        return are_lists
-    return asked

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
+from crfrefine.layer.groups import FORMS, GROUPS, LearnedGroups, keys_of
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import (
     KERNELS,
@@ -24,33 +25,8 @@ from crfrefine.parameters.sections import (
     MeanFieldParameters,
 )
 
-# A group of parameters that can be learned or frozen.
-Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
-GROUPS: tuple[Group, ...] = get_args(Group)
 
-
-def _keys_of(kind: str) -> list[tuple[str, str, str]]:
-    """Return the keys of a kernel's table, with the layer's parameter and what each is per."""
-    keys = [("weight", f"raw_{kind}_weight", "label")]
-    for key, per in KERNELS[kind].bandwidths().items():
-        keys.append((key, f"log_{key}", per))
-    return keys
-
-
-_MEMBERS: dict[str, list[str]] = {
-    "weights": [],
-    "compatibility": ["raw_compatibility"],
-    "theta": [],
-    "temperature": ["log_temperature"],
-    "bias": ["raw_bias"],
-    "volume": ["raw_volume_weight"],
-}
-for _kind in KERNELS:
-    for _key, _name, _ in _keys_of(_kind):
-        _MEMBERS["weights" if _key == "weight" else "theta"].append(_name)
-
-
-class CrfValues(nn.Module):
+class CrfValues(LearnedGroups):
     """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
 
     raw_bilateral_weight: nn.Parameter
@@ -137,40 +113,45 @@ class CrfValues(nn.Module):
             self._has[kernel.section] |= bool(np.any(kernel.weight))
         if spatial is not None:
             self._has["spatial"] = spatial
-        self._decide_lists(per_label_weights, anisotropic)
+        self.per_label_weights = self._holds_lists(per_label_weights, "label", "per_label_weights")
+        self.anisotropic = self._holds_lists(anisotropic, "axis", "anisotropic")
         for kind in KERNELS:
             self._make_kernels(kind)
-        temperature = forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
-        self.log_temperature = _parameter(temperature[0])
+        (temperature,) = forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
+        self.log_temperature = _parameter(temperature)
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
         self.raw_bias = _parameter(forms.BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
         if volume is None:
             volume = parameters.volume.weight > 0.0
-        raw_volume_weight = _parameter(parameters.volume.weight) if volume else None
-        self.register_parameter("raw_volume_weight", raw_volume_weight)
+        self.register_parameter(
+            "raw_volume_weight", _parameter(parameters.volume.weight) if volume else None
+        )
 
         self.freeze()
         groups = (learn,) if isinstance(learn, str) else tuple(learn)
         if learn and groups:  # Without a name, all groups would learn.
             self.unfreeze(*groups)  # type: ignore[arg-type]
 
-    def _decide_lists(self, per_label_weights: bool | None, anisotropic: bool | None) -> None:
-        """Decide whether weights are held per label, and bandwidths per axis."""
-        weights = []
-        bandwidths = []
-        names = []
+    def _holds_lists(self, asked: bool | None, per: str, argument: str) -> bool:
+        """Return whether values per "label", or per "axis", are held as lists.
+
+        None means that they are if the parameters have such a list; those of a term that the layer
+        does not have are ignored. Raises ConfigError if there is one, but lists are not wanted.
+        """
+        lists = []
         for kernel in self._start.kernels.values():
-            keys = [key for key, per in kernel.bandwidths().items() if per == "axis"]
-            names += keys
-            # Lists of a term that the layer does not have are ignored.
             if self._has[kernel.section]:
-                weights.append(kernel.weight)
-                bandwidths += [getattr(kernel, key) for key in keys]
-        self.per_label_weights = forms.decide(
-            per_label_weights, weights, "per_label_weights", "weight"
-        )
-        of_position = " or ".join(dict.fromkeys(names))
-        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", of_position)
+                for key, _, per_of_key in keys_of(kernel.section):
+                    if per_of_key == per and isinstance(getattr(kernel, key), tuple):
+                        lists.append(key)
+        if asked is False and lists:
+            keys = " and ".join(dict.fromkeys(lists))
+            raise ConfigError(
+                f"{argument} is False, but the parameters have a list as {keys}; give one number"
+            )
+        if asked is None:
+            return bool(lists)
+        return asked
 
     def _make_kernels(self, kind: str) -> None:
         """Make the parameters of a kind of kernel; without such kernels they are None.
@@ -182,17 +163,16 @@ class CrfValues(nn.Module):
             "axis": self.spatial_dims if self.anisotropic else 1,
             "modality": self.num_modalities,
         }
-        rows: dict[str, list[list[float]]] = {name: [] for _, name, _ in _keys_of(kind)}
+        rows: dict[str, list[list[float]]] = {name: [] for _, name, _ in keys_of(kind)}
         for prefix, kernel in self._start.kernels.items():
             if kernel.section == kind and self._has[kind]:
-                for key, name, per in _keys_of(kind):
-                    form = forms.OF_KERNELS[per]
+                for key, name, per in keys_of(kind):
                     value = getattr(kernel, key)
-                    rows[name].append(form.hold(value, sizes[per], f"{prefix}.{key}"))
+                    rows[name].append(FORMS[name].hold(value, sizes[per], f"{prefix}.{key}"))
         for name, numbers in rows.items():
             parameter = None
             if numbers:
-                dtype = None if name in _MEMBERS["weights"] else torch.float64
+                dtype = None if FORMS[name] is forms.WEIGHT else torch.float64
                 parameter = _parameter(numbers if kind == "bilateral" else numbers[0], dtype)
             self.register_parameter(name, parameter)
 
@@ -226,24 +206,22 @@ class CrfValues(nn.Module):
     @property
     def bilateral_weight(self) -> Tensor:
         """Weights of the appearance kernels, (num_bilateral, 1 or L), in [0, 1000]."""
-        return forms.WEIGHT.from_raw(self.raw_bilateral_weight)
+        return self.value("raw_bilateral_weight")
 
     @property
     def theta_alpha(self) -> Tensor:
         """Bandwidths of position, mm (or voxels), (num_bilateral, 1 or axes), in [0.1, 1000]."""
-        return forms.POSITION.from_raw(self.log_theta_alpha)
+        return self.value("log_theta_alpha")
 
     @property
     def theta_beta(self) -> Tensor:
         """Bandwidths of normalized intensity, (num_bilateral, M), in [0.001, 100000]."""
-        return forms.INTENSITY.from_raw(self.log_theta_beta)
+        return self.value("log_theta_beta")
 
     @property
     def spatial_weight(self) -> Tensor | None:
         """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
-        if self.raw_spatial_weight is None:
-            return None
-        return forms.WEIGHT.from_raw(self.raw_spatial_weight)
+        return self.value("raw_spatial_weight")
 
     @property
     def theta_gamma(self) -> Tensor | None:
@@ -251,9 +229,7 @@ class CrfValues(nn.Module):
 
         None without this kernel.
         """
-        if self.log_theta_gamma is None:
-            return None
-        return forms.POSITION.from_raw(self.log_theta_gamma)
+        return self.value("log_theta_gamma")
 
     def terms(self) -> list[tuple[str, tuple[Tensor, ...]]]:
         """Return the kernels, each with its weight and its bandwidths."""
@@ -261,20 +237,11 @@ class CrfValues(nn.Module):
         for kind in KERNELS:
             if self._has[kind]:
                 held = []
-                for _, name, per in _keys_of(kind):
-                    values = forms.OF_KERNELS[per].from_raw(getattr(self, name))
+                for _, name, _ in keys_of(kind):
+                    values = self.value(name)
                     held.append(values if kind == "bilateral" else values[None])
                 terms += [(kind, of_kernel) for of_kernel in zip(*held, strict=True)]
         return terms
-
-    def values_of(self, group: str) -> list[Tensor]:
-        """Return the weights, or the bandwidths ("theta"), of all kernels."""
-        values = []
-        for kind in KERNELS:
-            for _, name, per in _keys_of(kind):
-                if name in _MEMBERS[group] and self._has[kind]:
-                    values.append(forms.OF_KERNELS[per].from_raw(getattr(self, name)))
-        return values
 
     @property
     def compatibility(self) -> Tensor:
@@ -289,7 +256,7 @@ class CrfValues(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """Divides the logits; a tensor without axes, in [0.05, 20]."""
-        return forms.TEMPERATURE.from_raw(self.log_temperature)
+        return self.value("log_temperature")
 
     @property
     def output_temperature(self) -> float:
@@ -302,40 +269,12 @@ class CrfValues(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask, before the temperature; (L,), in [-1000, 1000]."""
-        return forms.BIAS.from_raw(self.raw_bias)
+        return self.value("raw_bias")
 
     @property
     def volume_weight(self) -> Tensor | None:
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
-        if self.raw_volume_weight is None:
-            return None
-        return forms.VOLUME.from_raw(self.raw_volume_weight)
-
-    def freeze(self, *groups: Group) -> Self:
-        """Freeze the named groups, or all; raises ConfigError if a group does not exist."""
-        return self._set_learning(groups, learns=False)
-
-    def unfreeze(self, *groups: Group) -> Self:
-        """Let the named groups learn, or all; raises ConfigError if a group does not exist."""
-        return self._set_learning(groups, learns=True)
-
-    def _set_learning(self, groups: tuple[str, ...], *, learns: bool) -> Self:
-        members: list[nn.Parameter] = []
-        for name in groups or GROUPS:
-            members += self.group(name)
-        for parameter in members:
-            parameter.requires_grad_(learns)
-        return self
-
-    def group(self, name: str) -> list[nn.Parameter]:
-        """Return the parameters of a group, e.g. for an optimizer with several learning rates.
-
-        Raises ConfigError if the group does not exist.
-        """
-        if name not in _MEMBERS:
-            raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
-        members = [getattr(self, member) for member in _MEMBERS[name]]
-        return [member for member in members if member is not None]
+        return self.value("raw_volume_weight")
 
     def to_parameters(self) -> CrfParameters:
         """Return the parameters for `crfrefine infer` and `refine`, with the layer's results.
@@ -363,7 +302,7 @@ class CrfValues(nn.Module):
         bilateral = []
         for kind, tensors in self.terms():
             table: dict[str, Any] = {}
-            for (key, _, per), values in zip(_keys_of(kind), tensors, strict=True):
+            for (key, _, per), values in zip(keys_of(kind), tensors, strict=True):
                 table[key] = numbers_of[per](values)
             kernel = KERNELS[kind](**table)
             if kind == "bilateral":

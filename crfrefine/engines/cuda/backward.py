@@ -202,32 +202,26 @@ class Backward:
         if not self._stays:
             gradient = self._device.download(gradient)
         num_labels = self._num_labels
-        shapes = (
-            (len(self._kernels), num_labels),
-            (num_labels, num_labels),
-            (num_labels,),
-            (),
-            (self._kernel_set.num_thetas,),
-        )
-        parts = []
+        shapes: dict[str, tuple[int, ...]] = {
+            "weights": (len(self._kernels), num_labels),
+            "compatibility": (num_labels, num_labels),
+            "bias": (num_labels,),
+            "temperature": (),
+            "theta": (self._kernel_set.num_thetas,),
+        }
+        parts: dict[str, Any] = {}
         begin = 0
-        for shape in shapes:
+        for name, shape in shapes.items():
             end = begin + math.prod(shape)
-            parts.append(gradient[begin:end].reshape(shape))
+            parts[name] = gradient[begin:end].reshape(shape)
             begin = end
-        by_weights, by_compatibility, by_bias, by_temperature, by_theta = parts
+        if not self._stays:
+            parts["temperature"] = float(parts["temperature"])
         by_volume = None
         if volume is not None:
             by_volume = self._spec.volume_weight_gradient(volume.by_slack)
         return MeanFieldGradients(
-            logits=by_logits,
-            weights=by_weights,
-            compatibility=by_compatibility,
-            temperature=by_temperature if self._stays else float(by_temperature),
-            bias=by_bias,
-            theta=by_theta,
-            image=by_image,
-            volume_weight=by_volume,
+            logits=by_logits, image=by_image, volume_weight=by_volume, **parts
         )
 
     def _of_parameters(self) -> Any:

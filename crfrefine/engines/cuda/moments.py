@@ -33,24 +33,6 @@ class Pair(NamedTuple):
         """Return the pair whose values are sent the other way."""
         return Pair(self.other, self.received, self.values, self.sent, self.num_values)
 
-    def sending(self) -> Arguments:
-        """Return the arguments of `multiply_columns` for the values that are sent."""
-        return {
-            "values": self.values,
-            "width": self.values.shape[2],
-            "num_values": self.num_values,
-            "factor": self.sent,
-        }
-
-    def receiving(self) -> Arguments:
-        """Return the arguments of `add_columns` for the values that receive."""
-        return {
-            "other": self.other,
-            "width": self.other.shape[2],
-            "num_values": self.num_values,
-            "factor": self.received,
-        }
-
 
 class FeatureProducts:
     """A filter, and the products of values with features that it filters."""
@@ -97,6 +79,7 @@ class FeatureProducts:
             columns: Arguments = {
                 "columns": self._columns,
                 "num_features": num_features,
+                "num_values": pair.num_values,
                 "num_voxels": num_voxels,
                 "first": first,
             }
@@ -105,7 +88,9 @@ class FeatureProducts:
                 "multiply_columns",
                 constants,
                 num_voxels,
-                **pair.sending(),
+                values=pair.values,
+                width=pair.values.shape[2],
+                factor=pair.sent,
                 **columns,
                 rows=rows,
             )
@@ -116,7 +101,9 @@ class FeatureProducts:
                 constants,
                 num_threads,
                 filtered=filtered,
-                **pair.receiving(),
+                other=pair.other,
+                width=pair.other.shape[2],
+                factor=pair.received,
                 **columns,
                 num_threads=num_threads,
                 partial=sums,

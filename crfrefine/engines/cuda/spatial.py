@@ -98,9 +98,11 @@ class SpatialFilter(Filter):
         # Each axis of the box, by the names of the parameters of `filter_axis` and `update`: the
         # taps are its (distance) weights on the device.
         self._axes: list[Arguments] = []
+        self._weights: list[Float64] = []  # of each axis, on the host
         axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
         for number, (theta, step, extent) in enumerate(axes):
             weights, slopes = spatial_taps(theta / step, extent)
+            self._weights.append(weights)
             taps = (slopes if number == slope_of else weights).astype(np.float32)
             stride = math.prod(voxels.box_shape[number + 1 :])
             uploaded = self.device.upload(taps)
@@ -136,9 +138,7 @@ class SpatialFilter(Filter):
             return super().normalization(voxels, is_symmetric=is_symmetric)
         exponent = -0.5 if is_symmetric else -1.0
         factors = []
-        axes = zip(self._theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
-        for theta, step, extent in axes:
-            weights, _ = spatial_taps(theta / step, extent)
+        for weights, extent in zip(self._weights, voxels.box_shape, strict=True):
             factors.append(axis_factors(weights, extent, exponent))
         uploaded = upload_float32(self.device, np.concatenate(factors, axis=1))
         extents = self.device.upload(np.array(voxels.box_shape, dtype=np.int64))

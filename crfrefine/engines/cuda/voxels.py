@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Bool, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
@@ -162,31 +162,45 @@ class Voxels:
             of_grid[self.grid_index] = of_voxels
 
 
+def _find_ends(
+    device: CupyDevice, kernel: str, kind: type, num_rows: int, num_voxels: int, **arguments: Any
+) -> tuple[Array, Array]:
+    """Return the smallest and the largest number of each row, as found by a kernel of voxels.cu."""
+    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
+    ends = device.xp.empty((2, num_rows, num_blocks), dtype=kind)
+    device.launch(
+        "voxels",
+        kernel,
+        CONSTANTS,
+        num_rows * num_blocks,
+        num_voxels=num_voxels,
+        num_blocks=num_blocks,
+        lowest=ends[0],
+        highest=ends[1],
+        **arguments,
+    )
+    lowest, highest = device.download(ends)
+    return lowest.min(axis=1), highest.max(axis=1)
+
+
 def _box_of(
     device: CupyDevice, grid_index: Any, grid_shape: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Return the smallest and the largest coordinate along each grid axis of linear indices."""
     num_axes = len(grid_shape)
-    num_voxels = int(grid_index.size)
     strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(num_axes)]
     strides_and_extents = device.upload(np.array([strides, grid_shape], dtype=np.int64))
-    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
-    ends = device.xp.empty((2, num_axes, num_blocks), dtype=np.int64)
-    device.launch(
-        "voxels",
+    lowest, highest = _find_ends(
+        device,
         "find_box",
-        CONSTANTS,
-        num_axes * num_blocks,
+        np.int64,
+        num_axes,
+        int(grid_index.size),
         grid_index=grid_index,
-        num_voxels=num_voxels,
         strides=strides_and_extents[0],
         extents=strides_and_extents[1],
-        num_blocks=num_blocks,
-        lowest=ends[0],
-        highest=ends[1],
     )
-    lowest, highest = device.download(ends)
-    return list(zip(lowest.min(axis=1).tolist(), highest.max(axis=1).tolist(), strict=True))
+    return list(zip(lowest.tolist(), highest.tolist(), strict=True))
 
 
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
@@ -196,23 +210,16 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     """
     num_rows, row_size = rows.shape
     num_voxels = row_size if places is None else int(places.size)
-    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
-    ends = device.xp.empty((2, num_rows, num_blocks), dtype=np.float32)
-    device.launch(
-        "voxels",
+    return _find_ends(
+        device,
         "find_ranges",
-        CONSTANTS,
-        num_rows * num_blocks,
+        np.float32,
+        num_rows,
+        num_voxels,
         image=rows,
         grid_size=row_size,
         grid_index=places,
-        num_voxels=num_voxels,
-        num_blocks=num_blocks,
-        lowest=ends[0],
-        highest=ends[1],
     )
-    lowest, highest = device.download(ends)
-    return lowest.min(axis=1), highest.max(axis=1)
 
 
 class PlacedImage:
