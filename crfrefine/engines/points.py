@@ -6,7 +6,7 @@ Its form in tensor operations is in engines/torch/points.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,20 +28,11 @@ TINY = float(np.finfo(np.float32).tiny)
 """Smallest divisor: sums of weights below it are replaced by it."""
 
 
-class PointKernel(Protocol):
-    """The kernel exp(-|f_i - f_j|² / 2) of N points, on arrays or on tensors of a GPU."""
-
-    description: str  # the algorithm and its size, in a line
-
-    def apply(self, values: Any, *, transposed: bool = False) -> Any:
-        """Filter (V, N) values with the kernel or its transpose."""
-
-    def feature_gradient(self, left: Any, right: Any) -> Any:
-        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
-
-
 class CompiledPoints:
-    """The kernel of points in the C++ engine, built once; see `PointKernel`."""
+    """The kernel exp(-|f_i - f_j|² / 2) of N points in the C++ engine, for any number of values.
+
+    `description` is the algorithm and its size, in a line.
+    """
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
         """Build the kernel of features (D, *grid), where near points share a tile of the sums.

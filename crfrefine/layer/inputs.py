@@ -229,13 +229,10 @@ def without_padding(
     if not padding.any():
         return logits, mask
 
-    item_masks = []
-    for item_mask in masks_by_item(mask, len(logits), grid):
-        if item_mask is None:
-            item_masks.append(torch.ones_like(padding[0]))
-        else:
-            item_masks.append(item_mask.to(padding.device))
-    inside = torch.stack(item_masks)
+    inside = torch.ones_like(padding)
+    for item, item_mask in zip(inside, masks_by_item(mask, len(logits), grid), strict=True):
+        if item_mask is not None:
+            item.copy_(item_mask)
     counts = [int(item.sum()) for item in inside & padding]
     if not any(counts):
         return logits, mask

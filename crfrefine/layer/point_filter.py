@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from crfrefine.base import notices
-from crfrefine.engines.points import TINY, CompiledPoints, PointKernel
+from crfrefine.engines.points import TINY, CompiledPoints
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import to_array, to_own_tensor
+
+if TYPE_CHECKING:
+    from crfrefine.engines.cuda.points import CudaPoints
 
 _TOLD: set[str] = set()  # warnings that were issued already
 
@@ -42,7 +45,7 @@ class PointFilter:
         self._grid = grid
         self._method = method
         self._threads = threads
-        self._kernel: PointKernel | None = None
+        self._kernel: CompiledPoints | CudaPoints | None = None
         self._sums: Tensor | None = None  # of each point's weights, if they are known, (1, N)
         self._engine: Any = None
         if features.dtype == torch.float32 and not is_plain:
@@ -107,7 +110,7 @@ class PointFilter:
             return f"{self._method}, in operations of PyTorch on {self._features.device}"
         return self.built(self._features).description
 
-    def built(self, features: Tensor | None) -> PointKernel:
+    def built(self, features: Tensor | None) -> CompiledPoints | CudaPoints:
         """Return the engine's kernel; only the first call needs the (D, N) features."""
         if self._kernel is None:
             assert features is not None

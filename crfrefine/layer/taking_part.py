@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base.array_types import Bool, Float64
-from crfrefine.engines.torch.engine import divided
+from crfrefine.engines.torch.mean_field import divided
 from crfrefine.layer.crf_model import CrfModel, SomeLabels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.survey import find_thresholds

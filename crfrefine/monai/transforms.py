@@ -109,9 +109,7 @@ class CrfRefine(Transform):
         self.spacing: Spacing = None  # One distance, or one per axis.
         if spacing is not None:
             distances = given_spacing(spacing, np.size(spacing))
-            self.spacing = distances
-            if np.ndim(spacing) == 0:
-                self.spacing = distances[0]
+            self.spacing = distances if np.ndim(spacing) > 0 else distances[0]
         check_threads(threads)
         if regions is not None:
             regions = RegionScheme.of(regions)
@@ -166,11 +164,8 @@ class CrfRefine(Transform):
             refined = np.stack(results)
         else:
             refined = self._refine_case(*values)
-        dtype = logits.dtype
-        if self.output == "labels":
-            dtype = refined.dtype
-        converted, *_ = convert_to_dst_type(refined, logits, dtype=dtype)
-        return converted
+        dtype = refined.dtype if self.output == "labels" else logits.dtype
+        return convert_to_dst_type(refined, logits, dtype=dtype)[0]
 
     def _is_batch(self, logits: Any, image: Any) -> bool:
         """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
@@ -228,8 +223,7 @@ class CrfRefine(Transform):
                 channels = channels[0]
             if mask is not None:
                 mask = _to_numpy(mask).reshape(logits.shape[1:])  # of one channel
-            image_array = _to_numpy(image)
-            result = refine(channels, image_array, mask=mask, spacing=spacing, **self._options)
+            result = refine(channels, _to_numpy(image), mask=mask, spacing=spacing, **self._options)
         except CrfRefineError as error:
             names = [name for name in (place, _file_of(image, logits)) if name]
             if not names:
@@ -347,10 +341,8 @@ def _spacing_of_case(
             )
         if name == "image" and place[2] is not None:
             affine = place[2]
-    if isinstance(spacing, Sequence):
-        return tuple(spacing)
     if spacing is not None:
-        return (spacing,) * len(grid)
+        return given_spacing(spacing, len(grid))
     if affine is None:
         raise InputError(_NO_PLACE)
     if not 1 <= len(grid) <= MAX_AXES:

@@ -72,11 +72,9 @@ class Backward:
         width = row_width(num_labels - 1)
         shape = (num_row_groups(num_labels - 1), num_voxels, width)
         self._constants = {"CRF_WIDTH": width}
-        self._marginals = xp.zeros(shape, dtype=np.float32)
-        self._by_message = xp.zeros(shape, dtype=np.float32)
-        self._by_marginals = xp.zeros(shape, dtype=np.float32)
+        rows = xp.zeros((4, *shape), dtype=np.float32)
+        self._marginals, self._by_message, self._by_marginals, self._filtered_back = rows
         self._filtered = xp.empty(shape, dtype=np.float32)
-        self._filtered_back = xp.empty(shape, dtype=np.float32)
         # The sums for the gradients of each kernel, None if none of them is wanted.
         self._moments: list[Moments | None] = []
         room = Room(xp)
@@ -153,9 +151,15 @@ class Backward:
             "send_back", **self._penalty(number), by_x=self._by_x, by_message=self._by_message
         )
         if moments is not None:
-            sent_values = (self._marginals, kernel.sent_scale)
-            received_values = (self._by_message, kernel.scale)
-            moments.add_pair(Pair(*sent_values, *received_values, self._num_labels - 1))
+            moments.add_pair(
+                Pair(
+                    self._marginals,
+                    kernel.sent_scale,
+                    self._by_message,
+                    kernel.scale,
+                    self._num_labels - 1,
+                )
+            )
         kernel.filter.apply(self._marginals, kernel.sent_scale, self._filtered)
         kernel.filter.apply(self._by_message, kernel.scale, self._filtered_back, transposed=True)
 

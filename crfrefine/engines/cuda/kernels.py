@@ -164,9 +164,7 @@ class CudaKernels:
             record = self._device.upload(tape.record)
             volume = None
             if tape.volume_biases is not None:
-                volume = VolumeBackward(
-                    self._voxels, tape.spec, record, tape.volume_biases, tape.volume_part
-                )
+                volume = VolumeBackward(self._voxels, tape, record)
             by_out = self._array(gradient)
             gradients = backward.run(record, by_out, self._array(logits), volume)
             by_logits = self._stream.like(gradients.logits, logits)

@@ -42,7 +42,7 @@ class PointFeatures:
 
 
 class CudaPoints:
-    """The kernel of points on a GPU; see `PointKernel`.
+    """The kernel of points on a GPU; see `CompiledPoints`.
 
     Values may be on the device already, as any object that shares its memory by DLPack, such as a
     tensor: results then stay there, and the work is on PyTorch's current stream; see `OneStream`.

@@ -12,6 +12,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.base.numerics import LAST_CHANGE
+from crfrefine.engines.base import Tape
 from crfrefine.engines.cuda.rows import Products, Sums, upload_float32
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volumes import VolumeTerm
@@ -142,15 +143,13 @@ class VolumeBackward:
     `by_slack` is the gradient with respect to the slack, summed over the steps so far.
     """
 
-    def __init__(
-        self, voxels: Voxels, spec: MeanFieldSpec, record: Any, biases: Float64, part: Bool | None
-    ) -> None:
-        """Take a run's (step + 1, channel, voxel) marginals on the device, and (step, L) biases."""
+    def __init__(self, voxels: Voxels, tape: Tape, record: Any) -> None:
+        """Take the tape of a run, and its record on the device."""
+        spec = tape.spec
         self._voxels = voxels
-        self._num_labels = spec.num_labels
+        self._tape = tape
         self._record = record
-        self._biases = biases
-        self._sums = MassSums(voxels, spec.num_labels, part)
+        self._sums = MassSums(voxels, spec.num_labels, tape.volume_part)
         # No gradient depends on the masses to keep, so these are zeros.
         self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
         self.by_slack = 0.0
@@ -161,13 +160,15 @@ class VolumeBackward:
         Before, `by_x`, (label, voxel), is the gradient as if the biases were constant.
         """
         xp = self._voxels.device.xp
+        num_labels = self._tape.spec.num_labels
         marginals = self._record[step + 1]
-        if len(marginals) < self._num_labels:  # Those of the last label follow from the others.
+        if len(marginals) < num_labels:  # Those of the last label follow from the others.
             last = xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
             marginals = xp.concatenate([marginals, last[None]])
         masses, covariance = self._sums.of_marginals(marginals)
         by_masses = self._sums.total(by_x)
-        bias = self._biases[step]
+        assert self._tape.volume_biases is not None
+        bias = self._tape.volume_biases[step]
         pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
         self.by_slack += by_slack
 
@@ -176,7 +177,7 @@ class VolumeBackward:
             "pull_masses",
             {},
             marginals=marginals,
-            num_labels=self._num_labels,
+            num_labels=num_labels,
             part=self._sums.part,
             by_mass=upload_float32(self._voxels.device, -pull),
             gradient=by_x,
