@@ -135,26 +135,28 @@ def volume_part(
     # The voxels that are not certain background, which most of a volume is: no probability need be
     # computed there.
     least = least_difference(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
+    # Logits are compared before bias and temperature change them.
+    limits = np.full(len(logits), least * spec.temperature)
+    if spec.bias is not None:
+        limits += spec.bias[0] - spec.bias
     places = []
     columns = []
     for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache
         plane = logits[:, number].reshape(len(logits), -1)
-        # Without a bias, the logits are compared before the temperature divides them.
-        if spec.bias is None:
-            scores = plane
-            threshold = least * spec.temperature
-        else:
-            scores = _first_scores(plane, spec)
-            threshold = least
-        # The difference of two infinities is not a number, and not below the threshold.
+        channels = zip(plane[1:], limits[1:].tolist(), strict=True)
+        # The difference of two infinities is not a number, and not below the limit.
         with np.errstate(invalid="ignore"):
-            are_below = [of_label - scores[0] < threshold for of_label in scores[1:]]
+            are_below = [of_label - plane[0] < limit for of_label, limit in channels]
         is_certain = np.logical_and.reduce(are_below)
         doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
         places.append(doubtful + number * plane.shape[1])
         columns.append(plane[:, doubtful])
     voxels = np.concatenate(places)
-    first_scores = _first_scores(np.concatenate(columns, axis=1), spec)
+    # x before the first step, whose softmax are the first marginals.
+    first_scores = np.concatenate(columns, axis=1, dtype=np.float64)
+    if spec.bias is not None:
+        first_scores += spec.bias[:, None]
+    first_scores /= spec.temperature
 
     lowest = logit_of(BODY_PROBABILITY, log_sum_exp(first_scores))
     order = Axes(tuple(range(inside.ndim) if axes is None else axes))
@@ -164,15 +166,6 @@ def volume_part(
         candidates.flat[voxels[of_label > lowest]] = True
         bodies |= order.apply(largest_component(order.undo(candidates)))
     return bodies[inside]
-
-
-def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
-    """Return x before the first step, whose softmax are the first marginals: (L, N) float64."""
-    scores = logits.astype(np.float64)
-    if spec.bias is not None:
-        bias = np.asarray(spec.bias, np.float64)
-        scores = scores + bias[:, None]
-    return np.asarray(scores / spec.temperature)
 
 
 # ---- The bias

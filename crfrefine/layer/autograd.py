@@ -61,7 +61,7 @@ class MeanField(torch.autograd.Function):
 
         tapes = of_each(run, len(items), num_at_once)
         ctx.num_at_once = num_at_once
-        ctx.kernels = [kernels for kernels, _ in items]
+        ctx.items = items
         # A gradient has the type and the device of its tensor.
         ctx.kinds = []
         for tensor in tensors:
@@ -81,7 +81,6 @@ class MeanField(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the arguments, in their order."""
-        kernels: Sequence[Kernels] = ctx.kernels
         saved = ctx.saved_tensors
         num_saved = len(saved) // len(grads)
         needed = ctx.needs_input_grad[2:]
@@ -97,7 +96,8 @@ class MeanField(torch.autograd.Function):
             for name in ModelTensors._fields:
                 if wants[name] and kinds[name][1].type == "cpu":
                     goes_to_cpu = True
-            return kernels[number].backward(
+            kernels, _ = ctx.items[number]
+            return kernels.backward(
                 replace(ctx.tapes[number], record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
@@ -113,7 +113,7 @@ class MeanField(torch.autograd.Function):
         tensors: list[Tensor | None] = []
         for value, is_needed, kind in zip(values, needed, ctx.kinds, strict=True):
             tensor = None
-            if is_needed and kind is not None:
+            if is_needed:
                 dtype, device = kind
                 tensor = torch.as_tensor(to_own_tensor(value), dtype=dtype, device=device)
             tensors.append(tensor)

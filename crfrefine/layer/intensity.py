@@ -58,7 +58,10 @@ def normalize_batch(
             values = values.float()
         array_mask = None if inside is None else inside.numpy()
         normalized = normalize_intensity(
-            values.resolve_neg().numpy(), parameters, array_mask, threads=threads
+            values.resolve_neg().numpy(),
+            parameters,
+            array_mask,
+            threads=threads or torch.get_num_threads(),
         )
         items.append(torch.from_numpy(normalized))
     return stack_items(items)
@@ -148,10 +151,8 @@ def _count_fill(ordered: Tensor, percentiles: tuple[float, float]) -> Tensor:
     (place, _, _), _ = percentile_ranks(num_values, percentiles)
     is_fill = (ordered[0] < 0) & (num_lowest > place) & (num_lowest < num_values)
     is_fill &= num_lowest >= MIN_FILL * num_values
-    num_others = (num_values - num_lowest).clamp(min=1)
     first_other = num_lowest.clamp(max=num_values - 1)
-    (first, _, _), (last, _, _) = _ranks(num_others, FILL_SPREAD)
-    last_place = (first_other + last).clamp(max=num_values - 1)
-    spread = ordered[last_place] - ordered[first_other + first]
+    (first, _, _), (last, _, _) = _ranks(num_values - first_other, FILL_SPREAD)
+    spread = ordered[first_other + last] - ordered[first_other + first]
     is_fill &= (spread > 0) & (ordered[first_other] - ordered[0] > MIN_GAP * spread)
     return torch.where(is_fill, num_lowest, 0)

@@ -108,10 +108,9 @@ def crf_loss(
                 f"the logits of batch item {index} define no probabilities at {count} voxels (NaN, "
                 "infinity, or -infinity for all labels); has the training diverged?"
             )
-    num_threads = threads or torch.get_num_threads()
     inputs.check_finite(image)
     kernels = build_kernels(
-        normalize_batch(image, intensity, mask, dtype, threads=num_threads),
+        normalize_batch(image, intensity, mask, dtype, threads=threads),
         bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
@@ -156,7 +155,6 @@ class _Energy(torch.autograd.Function):
                 gradient[index] = (2.0 / num_voxels) * q * centered
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
         return log_q.new_tensor(total / num_voxels)
 
     @staticmethod
@@ -164,7 +162,7 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient with respect to the logits."""
         (gradient,) = ctx.saved_tensors
-        return (grad * gradient).to(ctx.dtype), None, None
+        return grad * gradient, None, None
 
 
 _UNLABELED = -100

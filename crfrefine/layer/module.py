@@ -99,13 +99,18 @@ class CrfRnn(CrfValues):
         images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
+            images.append(image)
             # On the CPU a look costs no wait, and comes before statistics are taken of the image.
-            looks_first = image.device.type == "cpu"
-            if looks_first:
-                inputs.check_finite(image)
-            normalized = self._normalized(image, mask, inputs.compute_dtype(logits))
-            images = [normalized] if looks_first else [image, normalized]
-            image = normalized
+            if image.device.type == "cpu":
+                inputs.check_finite(images.pop())
+            image = normalize_batch(
+                image,
+                self._start.intensity,
+                mask,
+                inputs.compute_dtype(logits),
+                threads=self.threads,
+            )
+            images.append(image)
         are_usable, has_ties, ties = inputs.look_at_batch(logits, images)
         if not are_usable:
             for values in images:
@@ -225,7 +230,9 @@ class CrfRnn(CrfValues):
         inputs.engine_for(image.device, dtype)
         inputs.check_finite(image)
         with torch.no_grad():
-            normalized = self._normalized(image, mask, dtype)
+            normalized = normalize_batch(
+                image, self._start.intensity, mask, dtype, threads=self.threads
+            )
         return functional.build_terms(
             normalized,
             [(kind, values[1:]) for kind, values in self.terms()],
@@ -267,7 +274,3 @@ class CrfRnn(CrfValues):
                 f"image has shape {tuple(image.shape)}; the layer was made for (batch, "
                 f"{self.num_modalities} modalities, *grid), the grid of {self.spatial_dims} axes"
             )
-
-    def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
-        threads = self.threads or torch.get_num_threads()
-        return normalize_batch(image, self._start.intensity, mask, dtype, threads=threads)

@@ -31,9 +31,6 @@ class CrfValues(LearnedGroups):
 
     raw_bilateral_weight: nn.Parameter
     log_theta_alpha: nn.Parameter
-    log_theta_beta: nn.Parameter
-    raw_spatial_weight: nn.Parameter | None
-    log_theta_gamma: nn.Parameter | None
     raw_compatibility: nn.Parameter | None
     raw_volume_weight: nn.Parameter | None
 
@@ -163,17 +160,16 @@ class CrfValues(LearnedGroups):
             "axis": self.spatial_dims if self.anisotropic else 1,
             "modality": self.num_modalities,
         }
-        rows: dict[str, list[list[float]]] = {name: [] for _, name, _ in keys_of(kind)}
-        for prefix, kernel in self._start.kernels.items():
-            if kernel.section == kind and self._has[kind]:
-                for key, name, per in keys_of(kind):
+        for key, name, per in keys_of(kind):
+            rows = []
+            for prefix, kernel in self._start.kernels.items():
+                if kernel.section == kind and self._has[kind]:
                     value = getattr(kernel, key)
-                    rows[name].append(FORMS[name].hold(value, sizes[per], f"{prefix}.{key}"))
-        for name, numbers in rows.items():
+                    rows.append(FORMS[name].hold(value, sizes[per], f"{prefix}.{key}"))
             parameter = None
-            if numbers:
+            if rows:
                 dtype = None if FORMS[name] is forms.WEIGHT else torch.float64
-                parameter = _parameter(numbers if kind == "bilateral" else numbers[0], dtype)
+                parameter = _parameter(rows if kind == "bilateral" else rows[0], dtype)
             self.register_parameter(name, parameter)
 
     def _make_compatibility(

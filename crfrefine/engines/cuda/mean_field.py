@@ -19,9 +19,9 @@ from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import (
     add_up,
     from_rows,
-    grouped,
     num_row_groups,
     row_width,
+    to_rows,
     upload_float32,
 )
 from crfrefine.engines.cuda.volume import VolumeSteps
@@ -138,7 +138,7 @@ class MeanFieldRun:
             "CRF_CHANNELS": num_channels,
             "CRF_WIDTH": width,
         }
-        self._upload_model(kernels, width)
+        self._upload_model(kernels)
 
         shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
@@ -162,15 +162,15 @@ class MeanFieldRun:
             if spec.tolerance > 0.0:
                 self._old = xp.empty_like(self._marginals)
 
-    def _upload_model(self, kernels: Sequence[Kernel], width: int) -> None:
-        """Upload the parameters, the weights in rows of so many channels."""
+    def _upload_model(self, kernels: Sequence[Kernel]) -> None:
+        """Upload the parameters, the weights in rows of channels."""
         spec = self._spec
         device = self._voxels.device
         num_channels = spec.num_channels
         self._kernels = []
         for kernel, weight in zip(kernels, spec.weights, strict=True):
-            uploaded = device.upload(grouped(weight[:num_channels], width))
-            self._kernels.append((kernel, uploaded))
+            rows = to_rows(np, weight[:num_channels, None])
+            self._kernels.append((kernel, device.upload(rows[:, 0])))
         self._weighted_ones = None
         if num_channels < spec.num_labels:
             self._weighted_ones = device.xp.zeros(self._voxels.num_voxels, dtype=np.float32)

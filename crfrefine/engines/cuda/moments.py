@@ -29,10 +29,6 @@ class Pair(NamedTuple):
     received: Any  # (voxel); None means ones
     num_values: int  # channels of either
 
-    def exchanged(self) -> Pair:
-        """Return the pair whose values are sent the other way."""
-        return Pair(self.other, self.received, self.values, self.sent, self.num_values)
-
 
 class FeatureProducts:
     """A filter, and the products of values with features that it filters."""
@@ -45,7 +41,7 @@ class FeatureProducts:
         self._device = kernel_filter.device
         self._kernel_filter = kernel_filter
         self._columns = columns
-        self._inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
+        self.inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
         self._room = room
 
     def add(
@@ -107,38 +103,10 @@ class FeatureProducts:
                 **columns,
                 num_threads=num_threads,
                 partial=sums,
-                inverse_theta=self._inverse_theta,
+                inverse_theta=self.inverse_theta,
                 num_modalities=0 if by_feature is None else len(by_feature),
                 by_image=by_feature,
             )
-
-    def add_squares(self, squares: Any, also_squares: Any, sums: Any, by_feature: Any) -> None:
-        """Add the part of the results that has the squares of the features.
-
-        Args:
-            squares: (voxel) their factors.
-            also_squares: (voxel), added to these; None means zeros.
-            sums: (feature, thread), added to.
-            by_feature: as in `add`.
-        """
-        num_features, num_voxels = self._columns.shape
-        num_threads = sum_threads(num_voxels)
-        self._device.launch(
-            "moments",
-            "add_squares",
-            {"CRF_WIDTH": 1},
-            num_features * num_threads,
-            squares=squares,
-            also_squares=also_squares,
-            columns=self._columns,
-            num_voxels=num_voxels,
-            num_features=num_features,
-            num_threads=num_threads,
-            partial=sums,
-            num_modalities=0 if by_feature is None else len(by_feature),
-            inverse_theta=self._inverse_theta,
-            by_image=by_feature,
-        )
 
 
 class Moments:
@@ -270,7 +238,23 @@ class Moments:
         if by_degree is not None:
             kernel.filter.apply(by_degree, None, filtered_back, transposed=True)
             also_squares = filtered_back
-        self._products.add_squares(squares, also_squares, self._partial, self._by_image)
+        num_features = len(self.thetas)
+        self._device.launch(
+            "moments",
+            "add_squares",
+            {"CRF_WIDTH": 1},
+            num_features * self._num_threads,
+            squares=squares,
+            also_squares=also_squares,
+            columns=self._columns,
+            num_voxels=self._num_voxels,
+            num_features=num_features,
+            num_threads=self._num_threads,
+            partial=self._partial,
+            num_modalities=0 if self._by_image is None else len(self._by_image),
+            inverse_theta=self._products.inverse_theta,
+            by_image=self._by_image,
+        )
 
     def add_pair(self, pair: Pair) -> None:
         """Add a pair: filterings of its products with the features, or of each slope."""
@@ -299,6 +283,7 @@ class Moments:
         elif by_image is not None:
             self._products.add(pair, self._num_modalities, by_feature=by_image)
         if by_image is not None:
+            exchanged = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
             self._products.add(
-                pair.exchanged(), self._num_modalities, by_feature=by_image, transposed=True
+                exchanged, self._num_modalities, by_feature=by_image, transposed=True
             )

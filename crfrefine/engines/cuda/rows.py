@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 
@@ -42,14 +41,6 @@ def row_constants(rows: Any, **others: int) -> dict[str, int]:
 def upload_float32(device: CupyDevice, values: Any) -> Any:
     """Return numbers of the host on the device, in single precision."""
     return device.upload(np.asarray(values, dtype=np.float32))
-
-
-def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
-    """Return (channel) numbers as (group, width) float32, padded with zeros."""
-    num_groups = ceil_divide(len(per_channel), width)
-    padded = np.zeros((num_groups, width), dtype=np.float32)
-    padded.flat[: len(per_channel)] = per_channel
-    return padded
 
 
 def to_rows(xp: Any, channels: Any) -> Any:

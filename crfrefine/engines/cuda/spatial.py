@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -80,34 +81,22 @@ _NO_ENDS: Arguments = {
 class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
-    def __init__(
-        self,
-        voxels: Voxels,
-        theta_gamma: Sequence[float],
-        *,
-        slope_of: int | None = None,
-        boxes: Room | None = None,
-    ) -> None:
-        """Compute the taps for one theta_gamma per box axis.
-
-        Along the axis `slope_of` the slopes of the weights take their place, see `spatial_taps`.
-        """
+    def __init__(self, voxels: Voxels, theta_gamma: Sequence[float]) -> None:
+        """Compute the taps for one theta_gamma per box axis."""
         super().__init__(voxels.device)
         self._voxels = voxels
-        self._theta_gamma = theta_gamma
         # Each axis of the box, by the names of the parameters of `filter_axis` and `update`: the
         # taps are its (distance) weights on the device.
         self._axes: list[Arguments] = []
-        self._weights: list[Float64] = []  # of each axis, on the host
+        self._taps: list[tuple[Float64, Float64]] = []  # of each axis, as of `spatial_taps`
         axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
         for number, (theta, step, extent) in enumerate(axes):
             weights, slopes = spatial_taps(theta / step, extent)
-            self._weights.append(weights)
-            taps = (slopes if number == slope_of else weights).astype(np.float32)
+            self._taps.append((weights, slopes))
             stride = math.prod(voxels.box_shape[number + 1 :])
-            uploaded = self.device.upload(taps)
+            uploaded = upload_float32(self.device, weights)
             self._axes.append(
-                {"stride": stride, "extent": extent, "taps": uploaded, "radius": len(taps) - 1}
+                {"stride": stride, "extent": extent, "taps": uploaded, "radius": len(weights) - 1}
             )
         # Whether `filter_planes` takes the last two axes, and leaves a third one for later. In
         # narrower planes most threads of a block would have nothing to do.
@@ -116,17 +105,21 @@ class SpatialFilter(Filter):
             across, along = self._axes[-2:]
             is_wide = 2 * along["extent"] >= _TILE_COLUMNS
             self._has_planes = is_wide and across["radius"] <= _REACH
-        self._boxes = Room(self.device.xp) if boxes is None else boxes
+        self._boxes = Room(self.device.xp)
         self.description = "separable"
 
     def slopes(self) -> list[SpatialFilter]:
-        """Return the filters of the derivatives with respect to theta_gamma of each axis."""
+        """Return the filters of the derivatives with respect to theta_gamma of each axis.
+
+        Along the axis the slopes of the weights take their place; see `spatial_taps`.
+        """
         filters = []
-        for number in range(len(self._axes)):
-            slope = SpatialFilter(
-                self._voxels, self._theta_gamma, slope_of=number, boxes=self._boxes
-            )
-            filters.append(slope)
+        for number, (_, slopes) in enumerate(self._taps):
+            axes = list(self._axes)
+            axes[number] = {**axes[number], "taps": upload_float32(self.device, slopes)}
+            derivative = copy(self)
+            derivative._axes = axes
+            filters.append(derivative)
         return filters
 
     def normalization(self, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
@@ -138,7 +131,7 @@ class SpatialFilter(Filter):
             return super().normalization(voxels, is_symmetric=is_symmetric)
         exponent = -0.5 if is_symmetric else -1.0
         factors = []
-        for weights, extent in zip(self._weights, voxels.box_shape, strict=True):
+        for (weights, _), extent in zip(self._taps, voxels.box_shape, strict=True):
             factors.append(axis_factors(weights, extent, exponent))
         uploaded = upload_float32(self.device, np.concatenate(factors, axis=1))
         extents = self.device.upload(np.array(voxels.box_shape, dtype=np.int64))

@@ -90,7 +90,7 @@ class MassSums:
         return self._marginals
 
 
-class VolumeSteps:
+class VolumeSteps(MassSums):
     """The volume term of a run: after each `update` of mean_field.cu, biases that keep the masses.
 
     Attributes:
@@ -103,21 +103,18 @@ class VolumeSteps:
 
         Each step replaces these logits by those after it.
         """
-        self._voxels = voxels
-        self._spec = spec
+        super().__init__(voxels, spec.num_labels, part)
         self._out = out
-        self._sums = MassSums(voxels, spec.num_labels, part)
-        self._masses = self._sums.masses(out)
-        self._term = VolumeTerm(self._sums.counts(out), spec.volume_slack)
+        self._masses = self.masses(out)
+        self._term = VolumeTerm(self.counts(out), spec.volume_slack)
         self.biases: list[Float64] = []
         self.energies: list[float] = []
 
     def end_step(self) -> None:
         """Add the biases to the logits that `update` has stored."""
         self.energies.append(self._term.energy(self._masses))
-        num_labels = self._spec.num_labels
-        start = self.biases[-1] if self.biases else np.zeros(num_labels)
-        masses_of = partial(self._sums.of_logits, self._out)
+        start = self.biases[-1] if self.biases else np.zeros(self._num_labels)
+        masses_of = partial(self.of_logits, self._out)
         bias = self._term.search(masses_of, start, LAST_CHANGE)
         self.biases.append(bias)
 
@@ -129,15 +126,15 @@ class VolumeSteps:
             logits=self._out,
             grid_size=voxels.grid_size,
             grid_index=voxels.grid_index,
-            num_labels=num_labels,
-            part=self._sums.part,
+            num_labels=self._num_labels,
+            part=self.part,
             bias=upload_float32(voxels.device, bias),
         )
-        if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
-            self._masses = self._sums.masses(self._out)
+        if self._term.slack > 0.0:  # the energy of masses that are kept exactly is 0
+            self._masses = self.masses(self._out)
 
 
-class VolumeBackward:
+class VolumeBackward(MassSums):
     """The gradients of the logits through the biases of the steps.
 
     `by_slack` is the gradient with respect to the slack, summed over the steps so far.
@@ -146,10 +143,9 @@ class VolumeBackward:
     def __init__(self, voxels: Voxels, tape: Tape, record: Any) -> None:
         """Take the tape of a run, and its record on the device."""
         spec = tape.spec
-        self._voxels = voxels
-        self._tape = tape
+        super().__init__(voxels, spec.num_labels, tape.volume_part)
+        self._biases: Any = tape.volume_biases
         self._record = record
-        self._sums = MassSums(voxels, spec.num_labels, tape.volume_part)
         # No gradient depends on the masses to keep, so these are zeros.
         self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
         self.by_slack = 0.0
@@ -160,15 +156,13 @@ class VolumeBackward:
         Before, `by_x`, (label, voxel), is the gradient as if the biases were constant.
         """
         xp = self._voxels.device.xp
-        num_labels = self._tape.spec.num_labels
         marginals = self._record[step + 1]
-        if len(marginals) < num_labels:  # Those of the last label follow from the others.
+        if len(marginals) < self._num_labels:  # Those of the last label follow from the others.
             last = xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
             marginals = xp.concatenate([marginals, last[None]])
-        masses, covariance = self._sums.of_marginals(marginals)
-        by_masses = self._sums.total(by_x)
-        assert self._tape.volume_biases is not None
-        bias = self._tape.volume_biases[step]
+        masses, covariance = self.of_marginals(marginals)
+        by_masses = self.total(by_x)
+        bias = self._biases[step]
         pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
         self.by_slack += by_slack
 
@@ -177,8 +171,8 @@ class VolumeBackward:
             "pull_masses",
             {},
             marginals=marginals,
-            num_labels=num_labels,
-            part=self._sums.part,
+            num_labels=self._num_labels,
+            part=self.part,
             by_mass=upload_float32(self._voxels.device, -pull),
             gradient=by_x,
         )

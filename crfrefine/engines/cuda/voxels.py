@@ -56,13 +56,26 @@ class Voxels:
         self.grid_size = math.prod(grid_shape)
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
+            # The smallest and the largest coordinate along each grid axis.
             ends = [(0, extent - 1) for extent in grid_shape]
         else:
             inside = device.upload(mask)
             self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
             if self.grid_index.size == 0:
                 raise InputError("the mask is empty")
-            ends = _box_of(device, self.grid_index, grid_shape)
+            strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
+            layout = device.upload(np.array([strides, grid_shape], dtype=np.int64))
+            lowest, highest = _find_ends(
+                device,
+                "find_box",
+                np.int64,
+                len(grid_shape),
+                int(self.grid_index.size),
+                grid_index=self.grid_index,
+                strides=layout[0],
+                extents=layout[1],
+            )
+            ends = list(zip(lowest.tolist(), highest.tolist(), strict=True))
         self.num_voxels = int(self.grid_index.size)
 
         last = len(grid_shape) - 1
@@ -181,26 +194,6 @@ def _find_ends(
     )
     lowest, highest = device.download(ends)
     return lowest.min(axis=1), highest.max(axis=1)
-
-
-def _box_of(
-    device: CupyDevice, grid_index: Any, grid_shape: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Return the smallest and the largest coordinate along each grid axis of linear indices."""
-    num_axes = len(grid_shape)
-    strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(num_axes)]
-    strides_and_extents = device.upload(np.array([strides, grid_shape], dtype=np.int64))
-    lowest, highest = _find_ends(
-        device,
-        "find_box",
-        np.int64,
-        num_axes,
-        int(grid_index.size),
-        grid_index=grid_index,
-        strides=strides_and_extents[0],
-        extents=strides_and_extents[1],
-    )
-    return list(zip(lowest.tolist(), highest.tolist(), strict=True))
 
 
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
