@@ -143,8 +143,9 @@ class TensorPoints:
         method = choose_method(method, self.num_points, len(points))
         # A copy: the kernel is that of the features as they are now.
         self._built_for = points.detach().clone()
-        grid = (self.num_points,)
-        self._filter = PointFilter(self._built_for, grid, method, None, is_plain=is_plain)
+        self._filter = PointFilter(
+            self._built_for, (self.num_points,), method, None, is_plain=is_plain
+        )
         # The kernel is built now, so that errors come from here.
         self.description = self._filter.description
 

@@ -139,18 +139,17 @@ class CupyDevice(Launcher):
             ) from error
         cuda = self.xp.cuda
         self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
-        failures = (
+        try:
+            with on_gpu(cuda.runtime, index):
+                # Compiled with NVRTC, so a missing part of the CUDA toolkit is found now.
+                int((self.xp.arange(3) + 1).sum())
+        except (
             cuda.compiler.CompileException,
             RuntimeError,
             ImportError,
             OSError,
             MemoryError,
-        )
-        try:
-            with on_gpu(cuda.runtime, index):
-                # Compiled with NVRTC, so a missing part of the CUDA toolkit is found now.
-                int((self.xp.arange(3) + 1).sum())
-        except failures as error:
+        ) as error:
             raise BackendUnavailableError(
                 f"--device {self.name}: CuPy cannot use the GPU ({error}); where its memory is "
                 "full, end the programs that use it (nvidia-smi lists them); "

@@ -31,7 +31,11 @@ class Pair(NamedTuple):
 
 
 class FeatureProducts:
-    """A filter, and the products of values with features that it filters."""
+    """A filter, and the products of values with features that it filters.
+
+    Attributes:
+        inverse_theta: (feature) float64 on the device, what gradients are multiplied by.
+    """
 
     def __init__(self, kernel_filter: Filter, columns: Any, thetas: Any, room: Room) -> None:
         """Take the (feature, voxel) columns, features over theta; None without features.

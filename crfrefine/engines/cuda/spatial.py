@@ -141,7 +141,7 @@ class SpatialFilter(Filter):
         self.device.launch(
             "spatial",
             "multiply_axes",
-            self._constants(1),
+            {"CRF_WIDTH": 1, **_TILE},
             voxels.box_size,
             extent=extents,
             num_axes=len(extents),
@@ -199,7 +199,7 @@ class SpatialFilter(Filter):
             self.device.launch(
                 "spatial",
                 "filter_planes",
-                self._constants(width),
+                {"CRF_WIDTH": width, **_TILE},
                 num_blocks,
                 number=voxels.number,
                 values=group,
@@ -231,12 +231,9 @@ class SpatialFilter(Filter):
         self.device.launch(
             "spatial",
             "filter_axis",
-            self._constants(width),
+            {"CRF_WIDTH": width, **_TILE},
             voxels.box_size,
             number=voxels.number,
             box_size=voxels.box_size,
             **arguments,
         )
-
-    def _constants(self, width: int) -> dict[str, int]:
-        return {"CRF_WIDTH": width, **_TILE}

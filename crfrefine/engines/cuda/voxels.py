@@ -31,6 +31,7 @@ class Voxels:
     The box has the axes along which it is longer than one voxel, and the last axis in any case.
 
     Attributes:
+        strides: the distance in the grid between neighbors along each of its axes.
         grid_index: (voxel) linear indices, on the device.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
         source_axis: the grid axis of each axis of the box.
@@ -54,6 +55,7 @@ class Voxels:
         self.device = device
         self.grid_shape = grid_shape
         self.grid_size = math.prod(grid_shape)
+        self.strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
             # The smallest and the largest coordinate along each grid axis.
@@ -63,8 +65,7 @@ class Voxels:
             self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
             if self.grid_index.size == 0:
                 raise InputError("the mask is empty")
-            strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
-            layout = device.upload(np.array([strides, grid_shape], dtype=np.int64))
+            layout = device.upload(np.array([self.strides, grid_shape], dtype=np.int64))
             lowest, highest = _find_ends(
                 device,
                 "find_box",
@@ -101,8 +102,7 @@ class Voxels:
         """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
         coordinates = []
         for axis, first in zip(self.source_axis, self.first, strict=True):
-            stride = math.prod(self.grid_shape[axis + 1 :])
-            of_grid = self.grid_index // stride % self.grid_shape[axis]
+            of_grid = self.grid_index // self.strides[axis] % self.grid_shape[axis]
             coordinates.append((of_grid - first).astype(np.int32))
         return coordinates
 
@@ -114,9 +114,8 @@ class Voxels:
         """
         layout = []
         for axis, source in enumerate(self.source_axis):
-            stride = math.prod(self.grid_shape[source + 1 :])
             extent = self.grid_shape[source]
-            layout.append((stride, extent, self.first[axis], self.feature[axis]))
+            layout.append((self.strides[source], extent, self.first[axis], self.feature[axis]))
         return self.device.upload(np.array(layout, dtype=np.int64))
 
     @cached_property
