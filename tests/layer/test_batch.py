@@ -91,9 +91,9 @@ def test_items_share_the_threads(batch, monkeypatch, threads, share):
     shares = []
     build = CpuKernels.__init__
 
-    def note(self, engine, image, spec, context):
+    def note(self, image, spec, context):
         shares.append(context.threads)
-        build(self, engine, image, spec, context)
+        build(self, image, spec, context)
 
     monkeypatch.setattr(CpuKernels, "__init__", note)
     refine(*batch, threads=threads)
