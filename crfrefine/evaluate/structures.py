@@ -54,7 +54,13 @@ def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
         elif not holds_many(place) or is_trained(place):
             are_folders = False
         elif _is_clear(place):
-            _require_structures_in_cases(place, options, notes)
+            cases = structures_by_case(place)
+            if are_cases_in_structures(cases):
+                name, matches = next(iter(cases.items()))
+                example = f"{name}/{matches[0].path.name}"
+                pattern = place / f"{{label}}/{{case}}{suffix_of(matches[0].path)}"
+                note = NoteKind.CASES_IN_STRUCTURES(str(place), first=example, pattern=str(pattern))
+                _note_unless_compared(note, options, notes)
             return True
     if not are_folders:
         return False
@@ -62,11 +68,7 @@ def has_structures(options: EvaluationOptions, notes: list[Note]) -> bool:
     if images is None or (not is_pattern(images) and not _holds_images(images, options.labels)):
         are_known = are_structures([*places])
         if are_known is None:
-            # The structures of one case are no sample of cases.
-            note = note_on_names(options.labels)
-            if options.baselines:
-                raise InputError(str(note))
-            notes.append(note)
+            _note_unless_compared(note_on_names(options.labels), options, notes)
         return bool(are_known)
     if is_pattern(images) or not images.is_file():
         return False
@@ -82,24 +84,11 @@ def _holds_images(images: Path, labels: Path) -> bool:
     return any(name.startswith(names) for name in shown)
 
 
-def _require_structures_in_cases(
-    folder: Path, options: EvaluationOptions, notes: list[Note]
-) -> None:
-    """Raise InputError if methods are compared by folders of structures that hold cases.
-
-    Structures are no sample of cases; `notes` gets one if there is nothing to compare.
-    """
-    cases = structures_by_case(folder)
-    if not are_cases_in_structures(cases):
-        return
-    name, matches = next(iter(cases.items()))
-    example = f"{name}/{matches[0].path.name}"
-    pattern = folder / f"{{label}}/{{case}}{suffix_of(matches[0].path)}"
-    note = NoteKind.CASES_IN_STRUCTURES(str(folder), first=example, pattern=str(pattern))
+def _note_unless_compared(note: Note, options: EvaluationOptions, notes: list[Note]) -> None:
+    """Add a note; raise InputError if methods are compared: structures are no sample of cases."""
     if options.baselines:
         raise InputError(str(note))
-    if note not in notes:
-        notes.append(note)
+    notes.append(note)
 
 
 def _is_clear(folder: Path) -> bool:

@@ -109,7 +109,11 @@ def compare_pairs(
         method = np.abs(method)
         other = np.abs(other)
 
-    differences = _rounded_differences(method, other)
+    # Without rounding errors: tiny differences are 0, close ones are equal.
+    differences = method - other
+    unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
+    if unit != 0.0:
+        differences = np.round(differences / unit) * unit
     gains = differences if better == "higher" else -differences
     worst = np.argsort(gains, kind="stable")[:NUM_WORST]
     worst = worst[gains[worst] < 0]
@@ -140,14 +144,6 @@ def compare_pairs(
         detectable_difference=detectable_difference(deviation, len(pairs)),
         worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )
-
-
-def _rounded_differences(method: Float64, other: Float64) -> Float64:
-    """Return method minus other, without rounding errors: tiny ones are 0, close ones are equal."""
-    unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
-    if unit == 0.0:
-        return method - other
-    return np.round((method - other) / unit) * unit
 
 
 def _count(is_counted: Bool) -> int:

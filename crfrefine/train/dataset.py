@@ -270,64 +270,42 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case
         raise InputError(
             f"its channels are {kind}, unlike those of other cases\n  {files.network[0]}"
         )
-    if case.network.channel_labels is not None:
-        return _with_numbers_of_channels(case, case.network.channel_labels, files, cases)
-    if cases.ignore_label is None:
-        _check_largest(int(case.labels.max(initial=0)), case, files, cases)
-        return case
-
     is_ignored = case.labels == cases.ignore_label
-    _check_largest(int(case.labels.max(initial=0, where=~is_ignored)), case, files, cases)
     if is_ignored.all():
         raise InputError(
             f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored"
         )
+    num_labels = case.network.num_labels
+    paths = f"  {files.labels}\n  {files.network[0]}"
+    channel_labels = case.network.channel_labels
+    if channel_labels is not None:
+        numbers = {label: number for number, label in enumerate(channel_labels)}
+        if cases.ignore_label is not None:
+            numbers[cases.ignore_label] = len(channel_labels)
+        unknown = sorted({0, *foreground_labels(case.labels)} - numbers.keys())
+        if unknown:
+            raise InputError(
+                f"the reference has the labels {listed(unknown)}, expected those of the channels, "
+                f"{listed(channel_labels)} by {cases.reading.regions.source}\n{paths}\n"
+                f"  Give them one of these labels with --map {REFERENCE}:{unknown[0]}=LABEL."
+            )
+        labels, _ = map_labels(case.labels, numbers)
+        return replace(case, labels=labels, network=with_numbers_of_channels(case.network))
+
+    largest = int(case.labels.max(initial=0, where=~is_ignored))
+    if largest >= num_labels:
+        if case.network.regions is not None:
+            source = case.network.regions.describe()
+        elif cases.reading.declared is not None:
+            source = cases.reading.declared.source
+        else:
+            source = "the channels of the logits"
+        raise InputError(
+            f"the reference has a label {largest}, but there are {num_labels} labels "
+            f"(0 to {num_labels - 1}) according to {source}\n{paths}\n"
+            f"  Give it one of these labels with --map {REFERENCE}:{largest}=LABEL."
+        )
     if not is_ignored.any():
         return case
-    num_labels = case.network.num_labels
     labels = np.where(is_ignored, num_labels, case.labels).astype(np.min_scalar_type(num_labels))
     return replace(case, labels=labels)
-
-
-def _with_numbers_of_channels(
-    case: Case, channel_labels: tuple[int, ...], files: CaseFiles, cases: LabeledCases
-) -> Case:
-    """Return a case whose reference has the numbers of the channels; the label L is ignored."""
-    assert case.labels is not None
-    numbers = {label: number for number, label in enumerate(channel_labels)}
-    if cases.ignore_label is not None:
-        numbers[cases.ignore_label] = len(channel_labels)
-    present = {0, *foreground_labels(case.labels)}
-    unknown = sorted(present - numbers.keys())
-    if unknown:
-        raise InputError(
-            f"the reference has the labels {listed(unknown)}, expected those of the channels, "
-            f"{listed(channel_labels)} by {cases.reading.regions.source}\n"
-            f"  {files.labels}\n  {files.network[0]}\n  Give them one of these labels with "
-            f"--map {REFERENCE}:{unknown[0]}=LABEL."
-        )
-    if case.labels.size == np.count_nonzero(case.labels == cases.ignore_label):
-        raise InputError(
-            f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored"
-        )
-    labels, _ = map_labels(case.labels, numbers)
-    return replace(case, labels=labels, network=with_numbers_of_channels(case.network))
-
-
-def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCases) -> None:
-    """Raise InputError if the largest label of the reference is not one of the labels."""
-    num_labels = case.network.num_labels
-    if largest < num_labels:
-        return
-    if case.network.regions is not None:
-        source = case.network.regions.describe()
-    elif cases.reading.declared is not None:
-        source = cases.reading.declared.source
-    else:
-        source = "the channels of the logits"
-    raise InputError(
-        f"the reference has a label {largest}, but there are "
-        f"{num_labels} labels (0 to {num_labels - 1}) according to {source}\n"
-        f"  {files.labels}\n  {files.network[0]}\n  Give it one of these labels with "
-        f"--map {REFERENCE}:{largest}=LABEL."
-    )

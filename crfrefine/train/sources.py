@@ -94,6 +94,8 @@ def make_source(
 ) -> Source:
     """Return the source of a case's synthetic ones, coarsened to MAX_VOXELS.
 
+    Logits outside the mask are 0.
+
     Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
     """
     if case.input_kind == "labels":
@@ -101,26 +103,6 @@ def make_source(
             "a label map does not say how sure the network is: without "
             "labels, give logits or probabilities, or use the preset `default`"
         )
-    source = _around_foreground(case, default, threads, noise_voxels)
-    while source.mask.size > MAX_VOXELS:
-        source = source.coarsened()
-
-    # The Dice of labels with themselves is NaN if all have too few voxels to count.
-    defined = [source.dice]
-    for labels, _ in source.truths:
-        defined.append(dice_of_maps(labels, labels, source.groups))
-    if np.isnan(defined).any():
-        raise InputError(f"no label has {MIN_VOXELS} voxels, which a comparison needs")
-    return source
-
-
-def _around_foreground(
-    case: Case, default: CrfParameters, threads: int, noise_voxels: float
-) -> Source:
-    """Return the source of a case with its own voxels.
-
-    Logits outside the mask are 0.
-    """
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
     padding = case.find_padding()
     if padding is not None:
@@ -146,7 +128,7 @@ def _around_foreground(
     mask = mask[box]
     # Padding, outside the mask, may be a constant as low as the lowest float32.
     nothing = np.float32(0.0)
-    return Source(
+    source = Source(
         case.case_id,
         voxel_length(case.spacing),
         case.network.regions,
@@ -158,6 +140,16 @@ def _around_foreground(
         expected_dice,
         noise_voxels,
     )
+    while source.mask.size > MAX_VOXELS:
+        source = source.coarsened()
+
+    # The Dice of labels with themselves is NaN if all have too few voxels to count.
+    defined = [source.dice]
+    for labels, _ in source.truths:
+        defined.append(dice_of_maps(labels, labels, source.groups))
+    if np.isnan(defined).any():
+        raise InputError(f"no label has {MIN_VOXELS} voxels, which a comparison needs")
+    return source
 
 
 def score_candidates(
