@@ -76,7 +76,8 @@ def pair_cases(options: EvaluationOptions) -> Evaluation:
         structures, references, methods = pair_structures(options)
     measured = find_measured(options, structures, search.notes)
     if not are_structures:
-        references = search.references()
+        # A case of the reference with several candidates has a problem; none is an InputError.
+        references = search.by_name(find_cases(Sources(labels=options.labels)))
         methods = {}
         for name, path in options.methods.items():
             methods[name] = search.predictions(path, references)
@@ -121,19 +122,12 @@ class _Search:
         self.notes: list[Note] = []  # on files of no case, and on cases that lack a file
         self.lacking: dict[str, list[str]] = {}  # what cases lack that are measured all the same
 
-    def references(self) -> dict[str, CaseFiles]:
-        """Return each case with its label map, or with a problem if there are several candidates.
-
-        Raise InputError if there is none.
-        """
-        references = find_cases(Sources(labels=self.options.labels))
-        self._tell(references)
-        return {case.case_id: case for case in references}
-
-    def _tell(self, cases: CaseList) -> None:
+    def by_name(self, cases: CaseList) -> dict[str, CaseFiles]:
+        """Return cases by their names, and keep what is noted of them."""
         self.notes += cases.notes
         if cases.found:
             self.found.append(cases.found)
+        return {case.case_id: case for case in cases}
 
     def predictions(
         self, source: Path, references: Mapping[str, CaseFiles]
@@ -149,8 +143,7 @@ class _Search:
         # If the reference is a single file, other cases are not expected.
         is_only_case = not holds_many(self.options.labels)
         cases = find_predictions(source, references, is_only_case=is_only_case)
-        self._tell(cases)
-        return {case.case_id: case for case in cases}
+        return self.by_name(cases)
 
     def add_probabilities(self, pairs: Sequence[CasePair]) -> None:
         """Add the logits or probabilities that the user named.

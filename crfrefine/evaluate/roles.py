@@ -16,7 +16,6 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.role_table import FileRole
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.evaluation import Evaluation
-from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.io.headers import with_channel_axis
 from crfrefine.io.volume import VolumeHeader
@@ -32,45 +31,37 @@ def tell_roles(evaluation: Evaluation, observer: Observer[Evaluation, CaseResult
     pair = next((pair for pair in evaluation.pairs if not pair.reference.problem), None)
     if pair is None or evaluation.measured.structures:
         return
+    assert pair.reference.labels is not None
     with suppress(CrfRefineError, OSError):  # Reading the case reports it.
-        roles = _roles_of(pair, evaluation)
+        reference = io.read_header(pair.reference.labels)
+        grid = _grid_of(reference)
+        evidence = "given as LABELS"
+        roles = [FileRole(REFERENCE, _LABEL_MAP, grid, reference.path, evidence)]
+        for method, files in pair.methods.items():
+            name = method
+            if method != evaluation.options.name:
+                name = f"baseline {method}"
+            kind, path, evidence = _kind_of(files, reference, evaluation.measured.readings[method])
+            named = pair.named.get(method, files)
+            if files.labels is not None and named.network:
+                kind += ", with logits or probabilities"
+            frame = _frame(reference, io.read_header(path))
+            roles.append(FileRole(name, kind, frame, path, evidence))
+        images = pair.reference.images
+        if images:
+            header = io.read_header(images[0])
+            number = max(len(images), header.num_channels)
+            kind = "one modality"
+            if number > 1:
+                kind = f"{number} modalities"
+            frame = _frame(reference, header)
+            roles.append(FileRole("images", kind, frame, images[0], "given by --images"))
         reasons = [(role.words, role.reasons) for role in roles]
         names = evaluation.measured.names
         if names:
             sources = listed(list(dict.fromkeys(names.sources.values())), 2)
             reasons.append(("labels matched by name", f"those of {sources}"))
         observer.roles_found("; ".join(words for words, _ in reasons), reasons)
-
-
-def _roles_of(pair: CasePair, evaluation: Evaluation) -> list[FileRole]:
-    """Return the roles of the files of a case: the reference, the methods, and the images."""
-    options = evaluation.options
-    measured = evaluation.measured
-    assert pair.reference.labels is not None
-    reference = io.read_header(pair.reference.labels)
-    grid = _grid_of(reference)
-    evidence = "given as LABELS"
-    roles = [FileRole(REFERENCE, _LABEL_MAP, grid, reference.path, evidence)]
-    for method, files in pair.methods.items():
-        name = method
-        if method != options.name:
-            name = f"baseline {method}"
-        kind, path, evidence = _kind_of(files, reference, measured.readings[method])
-        named = pair.named.get(method, files)
-        if files.labels is not None and named.network:
-            kind += ", with logits or probabilities"
-        frame = _frame(reference, io.read_header(path))
-        roles.append(FileRole(name, kind, frame, path, evidence))
-    images = pair.reference.images
-    if images:
-        header = io.read_header(images[0])
-        number = max(len(images), header.num_channels)
-        kind = "one modality"
-        if number > 1:
-            kind = f"{number} modalities"
-        frame = _frame(reference, header)
-        roles.append(FileRole("images", kind, frame, images[0], "given by --images"))
-    return roles
 
 
 def _kind_of(

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from crfrefine.base.array_types import Float64
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import InputError
@@ -18,9 +19,6 @@ from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
 from crfrefine.metrics.registry import DICE, NLL, metric_named
 from crfrefine.statistics.paired import PairedComparison, center, compare_pairs, holm
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Float64
 
 MEAN = RESERVED  # Region name of the mean over regions.
 

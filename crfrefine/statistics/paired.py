@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.errors import InputError
 from crfrefine.metrics.registry import Better
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Bool, Float64
 
 ALPHA = 0.05  # Level of all tests, which are two-sided.
 POWER = 0.8  # Probability with which the detectable difference is found.

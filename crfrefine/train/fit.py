@@ -91,7 +91,10 @@ class Trajectory:
                 mean = self.evaluate(split.deciding)
                 if not math.isnan(mean):
                     dice = f", Dice {mean:.4f}"
-            state = f"{self.optimizer_step}/{last}: loss {loss:.4f}{dice}, {self.describe_thetas()}"
+            state = f"{self.optimizer_step}/{last}: loss {loss:.4f}{dice}"
+            for name, value in self.history[-1]["thetas"].items():
+                numbers = "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
+                state += f", {name} {numbers}"
             stepped(self.start.name, state)
 
     def evaluate(self, deciding: Sequence[int]) -> float:
@@ -183,14 +186,6 @@ class Trajectory:
         """Return the present bandwidths, as plain numbers."""
         bandwidths = self.model.to_parameters().bandwidths
         return {key: to_plain(value) for key, value in bandwidths.items()}
-
-    def describe_thetas(self) -> str:
-        """Return the bandwidths after the last step, as people read them."""
-        described = []
-        for name, value in self.history[-1]["thetas"].items():
-            numbers = "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
-            described.append(f"{name} {numbers}")
-        return ", ".join(described)
 
 
 def histories_of(trajectories: Sequence[Trajectory]) -> dict[str, list[dict[str, Any]]]:

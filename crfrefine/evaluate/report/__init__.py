@@ -10,11 +10,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
@@ -22,7 +22,7 @@ from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.lesion_totals import lesion_totals
 from crfrefine.evaluate.predictions import read_masks
-from crfrefine.evaluate.reference import read_reference
+from crfrefine.evaluate.reference import Reference, read_reference
 from crfrefine.evaluate.report.charts import draw_charts, draw_lesions
 from crfrefine.evaluate.report.images import read_images
 from crfrefine.evaluate.report.numbers import (
@@ -42,11 +42,7 @@ from crfrefine.pictures.preview import draw_preview
 from crfrefine.statistics.texts import HARM_COLUMN, describe_families, format_p, harm_text
 from crfrefine.version import __version__
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Float32
-    from crfrefine.evaluate.reference import Reference
-
-    CaseArrays = tuple[Reference, list[Float32], list[str], list[Array]]
+CaseArrays = tuple[Reference, list[Float32], list[str], list[Array]]
 
 MAX_LESIONS = 20  # Most lost lesions with a picture.
 Tell = Callable[[Note], None]

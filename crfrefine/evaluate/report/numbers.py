@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from crfrefine.base.array_types import Float64
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.lesion_totals import lost_lesions
+from crfrefine.metrics.lesion_scores import Lesion
 from crfrefine.statistics.comparison import MEAN, SummaryRow
 from crfrefine.statistics.verdict import ENDPOINT
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Float64
-    from crfrefine.metrics.lesion_scores import Lesion
 
 
 class ShownCase(NamedTuple):
