@@ -82,16 +82,13 @@ class _ScalingModel:
 
     def __init__(self, fixed: VectorScaling, learned: Sequence[str]) -> None:
         self._fixed = fixed
-        self._learns_temperature = "temperature" in learned
-        self._learns_bias = "bias" in learned
-        log_temperature = 0.0 if self._learns_temperature else math.log(fixed.temperature)
-        self._log_temperature = torch.tensor(
-            log_temperature, requires_grad=self._learns_temperature
-        )
-        self._bias = torch.zeros(len(fixed.bias), requires_grad=self._learns_bias)
+        is_learned = "temperature" in learned
+        log_temperature = 0.0 if is_learned else math.log(fixed.temperature)
+        self._log_temperature = torch.tensor(log_temperature, requires_grad=is_learned)
+        self._bias = torch.zeros(len(fixed.bias), requires_grad="bias" in learned)
         # Biases that are not learned are those of the logits, before any temperature divides them.
         self._shift = torch.zeros(1, 1)
-        if not self._learns_bias:
+        if not self._bias.requires_grad:
             self._shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
 
     @property
@@ -107,11 +104,11 @@ class _ScalingModel:
 
     def result(self, *, are_labels: bool) -> VectorScaling:
         """Return the present values; biases of labels, which a softmax follows, have the mean 0."""
-        temperature = self._fixed.temperature
-        if self._learns_temperature:
+        fixed = self._fixed
+        temperature = fixed.temperature
+        if self._log_temperature.requires_grad:
             temperature = float(self._log_temperature.detach().exp())
-        if not self._learns_bias:
-            fixed = self._fixed
+        if not self._bias.requires_grad:
             bias = tuple(value * fixed.temperature / temperature for value in fixed.bias)
             return VectorScaling(temperature, bias)
         learned = self._bias.detach()
@@ -172,16 +169,18 @@ def score_choices(
     """
     regions = material.plan.regions
 
-    def score(crop: Crop, labels: Array) -> float:
-        if lesions is None:
-            return mean_dice(crop.confusion(labels), regions.values())
-        results = measure_lesions(
-            labels, crop.labels, regions, crop.spacing, lesions, crop.num_labels
-        )
-        return float(np.mean([result.values[LESION_F1] for result in results.values()]))
-
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [score(crop, labels) for labels in label_maps(crop)]
+        found = []
+        for labels in label_maps(crop):
+            if lesions is None:
+                found.append(mean_dice(crop.confusion(labels), regions.values()))
+                continue
+            results = measure_lesions(
+                labels, crop.labels, regions, crop.spacing, lesions, crop.num_labels
+            )
+            f1 = [result.values[LESION_F1] for result in results.values()]
+            found.append(float(np.mean(f1)))
+        return found
 
     values = np.array(material.workers.run(scores, material.crops))
     return dict(zip(choices, values.T, strict=True))

@@ -8,7 +8,6 @@ from pathlib import Path
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import expected_error
 from crfrefine.base.label_options import note_on_values
 from crfrefine.base.notes import Note, NoteKind
@@ -144,23 +143,6 @@ def notes_on_names(headers: Sequence[CaseHeaders], reading: ReadingOptions) -> l
     return found
 
 
-def _read_map(
-    path: Path, reading: ReadingOptions, *, is_reference: bool
-) -> tuple[Labels, tuple[int, ...]]:
-    """Return a label map or reference with its numbers in the run, and the values of `--map`."""
-    header = io.read_header(path, io.VOLUME_SUFFIXES)
-    mapping = reading.reference_mapping if is_reference else reading.mapping
-    labels, values = read_mapped(header, mapping)
-    names = without_mapped(names_of(header.segments), mapping)
-    if is_reference:
-        require_labels(labels, path, CUT_REFERENCE)
-        names = names_in_reference(header, reading)
-    elif reading.input_type != "labels":
-        require_labels(labels, path, FOR_PROBABILITIES)
-    labels, _ = reading.names.renumber(path, names, labels, [])
-    return labels, values
-
-
 def find_labels(
     files: Sequence[CaseFiles], folder: Path, reading: ReadingOptions, *, is_map: bool
 ) -> tuple[DeclaredLabels, list[Note]]:
@@ -172,25 +154,31 @@ def find_labels(
     (`is_map`), only files to which `--map` applies are read, for the last of these notes.
     """
     are_declared = not is_map or reading.declared is not None
-    in_maps = set[int]()  # the labels, without background
-    in_references = set[int]()
-    mapped = set[int]()  # the values that `--map` gives new labels
-    mapped_in_references = set[int]()
+    # The labels, without background, and the values that `--map` gives new labels, in label maps
+    # and in references.
+    in_maps, in_references = found = (set[int](), set[int]())
+    mapped = (set[int](), set[int]())
     notes: list[Note] = []
 
     def look(case: CaseFiles, _: int) -> None:
-        places = []
-        for path in case.network:
-            places.append((path, reading.mapping, in_maps, mapped, False))
+        places = [(path, False) for path in case.network]
         if case.labels is not None:
-            mapping = reading.reference_mapping
-            places.append((case.labels, mapping, in_references, mapped_in_references, True))
-        for path, mapping, labels_found, values_found, is_reference in places:
+            places.append((case.labels, True))
+        for path, is_reference in places:
+            mapping = reading.reference_mapping if is_reference else reading.mapping
             if are_declared and not mapping:
                 continue
-            labels, values = _read_map(path, reading, is_reference=is_reference)
-            labels_found.update(foreground_labels(labels))
-            values_found.update(values)
+            header = io.read_header(path, io.VOLUME_SUFFIXES)
+            labels, values = read_mapped(header, mapping)
+            names = without_mapped(names_of(header.segments), mapping)
+            if is_reference:
+                require_labels(labels, path, CUT_REFERENCE)
+                names = names_in_reference(header, reading)
+            elif reading.input_type != "labels":
+                require_labels(labels, path, FOR_PROBABILITIES)
+            labels = reading.names.renumber(path, names, labels, [])[0]
+            found[is_reference].update(foreground_labels(labels))
+            mapped[is_reference].update(values)
             if not are_declared and not notes:
                 notes.extend(notes_on_labels(labels, str(path)))
 
@@ -203,10 +191,11 @@ def find_labels(
             option = f"{predicted[0]}={missed[0]}"
         notes.append(NoteKind.OTHER_LABELS(predicted=predicted, missed=missed, option=option))
     unused = (
-        note_on_values(reading.mapping, mapped, "no label map"),
-        note_on_values(reading.reference_mapping, mapped_in_references, "no reference"),
+        note_on_values(reading.mapping, mapped[0], "no label map"),
+        note_on_values(reading.reference_mapping, mapped[1], "no reference"),
     )
     notes += [note for note in unused if note is not None]
     largest = max({1} | in_maps | in_references)
-    found = DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
-    return reading.declared or found, notes
+    up_to_largest = tuple(range(largest + 1))
+    declared = DeclaredLabels(up_to_largest, "the label maps and references")
+    return reading.declared or declared, notes
