@@ -195,10 +195,11 @@ class Evaluation:
         )
         if calibrated:  # All labels together, which no mean over regions includes.
             rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,))
-        for row in [*rows]:
-            if row.metric in CALIBRATION_METRICS and row.method not in self._calibrated:
-                rows.remove(row)
-        return correct(rows, self.judged_regions)
+        shown = []
+        for row in rows:
+            if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated:
+                shown.append(row)
+        return correct(shown, self.judged_regions)
 
     @property
     def compared(self) -> list[str]:

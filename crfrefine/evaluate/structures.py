@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from crfrefine import io
-from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import foreground_labels, map_labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import IMAGE_WORDS
@@ -209,6 +207,5 @@ def with_numbers_of_run(volume: Volume, path: Path, numbers: Mapping[str, int]) 
                 f"{path}: label {label} has no name, nor in a dataset.json beside it; "
                 "labels are compared with structures by their names"
             )
-    table = np.zeros(max(number_of) + 1, np.min_scalar_type(max(numbers.values())))
-    table[list(number_of)] = list(number_of.values())
-    return replace(volume, data=table[volume.data])
+    labels, _ = map_labels(volume.data, number_of)
+    return replace(volume, data=labels)
