@@ -75,6 +75,13 @@ class ArrayNetwork:
         """The order in memory of the grid's axes."""
         return Axes.of_memory(self.values[0])
 
+    def in_order(self, order: Axes) -> ArrayNetwork:
+        """Return the network with the axes of its arrays in an order."""
+        unseen = self.unseen
+        if unseen is not None:
+            unseen = order.apply(unseen)
+        return replace(self, values=order.apply(self.values), unseen=unseen)
+
     @property
     def num_channels(self) -> int:
         """Channels that are refined: two of label 1 alone, whose background is computed."""

@@ -79,8 +79,6 @@ def open_case(
         mask = given_voxels(mask, network.shape[1:])
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
-        mask = order.apply(mask)
-    grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
 
     notes: tuple[Note, ...] = ()
     cleaned = None
@@ -110,8 +108,11 @@ def open_case(
             problem = "needs the network's probabilities, and a label map has none"
         raise ConfigError(f"postprocess.protect_probability: {problem}; set it to 0")
     model = _model_of(network, parameters, len(image), order)
+    if mask is not None:
+        mask = order.apply(mask)
+    grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
     if isinstance(network, ArrayNetwork):
-        network, notes = _open_channels(network, parameters, order, context.threads)
+        network, notes = _open_channels(network.in_order(order), parameters, context.threads)
     # Readers check the images of other networks.
     if not isinstance(network, StreamedNetwork):
         grid_image, of_nan = _without_nan(grid_image, context.threads)
@@ -176,16 +177,13 @@ def _model_of(
 
 
 def _open_channels(
-    network: ArrayNetwork,
-    parameters: CrfParameters,
-    order: Axes,
-    threads: int | None,
+    network: ArrayNetwork, parameters: CrfParameters, threads: int | None
 ) -> tuple[ArrayNetwork, tuple[Note, ...]]:
     """Return finite channels, whose kind is known, and where the network saw nothing, and notes.
 
     They are float32 logits or probabilities of labels, or log-odds of regions.
     """
-    network, notes = _complete_channels(network, order)
+    network, notes = _complete_channels(network)
     values = network.values
     kind = network.input_type
     lowest, largest = finite_range(values, "logits", threads)
@@ -219,8 +217,8 @@ def _open_channels(
     return replace(network, values=values, input_type=kind, unseen=unseen), notes
 
 
-def _complete_channels(network: ArrayNetwork, order: Axes) -> tuple[ArrayNetwork, tuple[Note, ...]]:
-    """Return float32 channels in storage order, with the caller's word on their kind, and notes.
+def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+    """Return float32 channels, with the caller's word on their kind, and notes.
 
     The only channel of label 1 gets that of the background, and regions are log-odds.
     """
@@ -228,10 +226,7 @@ def _complete_channels(network: ArrayNetwork, order: Axes) -> tuple[ArrayNetwork
     kind = network.input_type
     notes: tuple[Note, ...] = ()
     with np.errstate(over="ignore"):
-        stored: Float32 = order.apply(values.astype(np.float32, copy=False))
-    unseen = network.unseen
-    if unseen is not None:
-        unseen = order.apply(unseen)
+        channels: Float32 = values.astype(np.float32, copy=False)
     is_alone = network.regions is None and len(values) == 1
     is_told = network.regions is None or kind == "logits"
     if (is_alone or not is_told) and not np.isfinite(values).all():
@@ -239,18 +234,18 @@ def _complete_channels(network: ArrayNetwork, order: Axes) -> tuple[ArrayNetwork
     if is_alone:
         kind, note = decide_channel(values[0], kind, None, Path("logits"))
         notes = (note,)
-        channels: Float32 = np.empty((2, *stored.shape[1:]), np.float32)
-        channels[1] = stored[0]
+        (channel,) = channels
+        channels = np.empty((2, *channel.shape), np.float32)
+        channels[1] = channel
         fill_background_of_channel(channels, kind)
-        stored = channels
     if not is_told:
         # "auto" expects log-odds, and refuses values that look like probabilities.
         kind, _ = identify_regions(values, kind, kind="logits")
         if kind == "probabilities":
-            stored = np.array(stored, order="C")
-            take_log_odds(stored)
+            channels = np.array(channels, order="C")
+            take_log_odds(channels)
         kind = "logits"
-    return replace(network, values=stored, input_type=kind, unseen=unseen), notes
+    return replace(network, values=channels, input_type=kind), notes
 
 
 def require_small_logits(largest: float, parameters: CrfParameters) -> None:
