@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, bounding_box, count_inside
+from crfrefine.arrays.label_maps import bounding_box, count_inside
 from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind
@@ -171,23 +171,16 @@ def find_holes(padding: Bool) -> tuple[Bool, int]:
     return holes, int(np.count_nonzero(~is_around))
 
 
-# The scores of a label that is certain, and of all others: finite logits whose softmax is 1 and 0.
-CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}
-
-
-def write_background(channels: Float32, unseen: Bool, kind: str, *, are_regions: bool) -> None:
+def write_background(probabilities: Float32, unseen: Bool, *, are_regions: bool) -> None:
     """Write certain background where a network saw nothing, in place.
 
     Args:
-        channels: (L, *grid) logits or probabilities of labels, or (R, *grid) of regions.
+        probabilities: (L, *grid) of labels, or (R, *grid) of regions.
         unseen: (*grid), True where the network saw nothing.
-        kind: "logits" or "probabilities".
         are_regions: whether the channels are regions, without one for the background.
     """
-    certain, absent = CERTAIN[kind]
-    for label, channel in enumerate(channels):
-        is_background = label == 0 and not are_regions
-        channel[unseen] = certain if is_background else absent
+    for label, channel in enumerate(probabilities):
+        channel[unseen] = label == 0 and not are_regions
 
 
 def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | None:

@@ -167,7 +167,7 @@ def _read_channels(
     labels, unseen = _decode(stored, scheme, kind, unseen)
     if unseen is not None:
         check_share(int(np.count_nonzero(unseen)), unseen.size, what)
-        write_background(stored, unseen, "probabilities", are_regions=scheme is not None)
+        write_background(stored, unseen, are_regions=scheme is not None)
         for remark in notes_on_padding(unseen, are_regions=scheme is not None):
             if remark.kind is NoteKind.HOLES:
                 reference.warnings.append(remark.about(header.path.name))

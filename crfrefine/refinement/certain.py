@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.padding import CERTAIN
+from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Bool, Float32, Integers
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import CaseToRefine, Prepared
+
+# The scores of a label that is certain, and of all others: finite logits whose softmax is 1 and 0.
+CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}
 
 
 @dataclass(frozen=True, eq=False)

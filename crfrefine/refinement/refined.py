@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole_box
-from crfrefine.arrays.padding import CERTAIN
 from crfrefine.arrays.softmax import (
     log_sums_of_tiles,
     marginal,
@@ -26,8 +25,8 @@ from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.volumes import matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
-from crfrefine.refinement.certain import CertainVoxels
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, tile_layers
+from crfrefine.refinement.certain import CERTAIN, CertainVoxels
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, tile_layers
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import CaseToRefine, Prepared
@@ -351,7 +350,7 @@ class RefinedChannels:
         first = layers.start * TILE[0]
         grid = sets.grid
         last = min(layers.stop * TILE[0], grid.shape[0])
-        part = TileGrid((last - first, *grid.shape[1:]))
+        part = grid.with_planes(slice(first, last))
         tiles, entries = sets.entries[label]
         tiles_of_part = grid.tiles_in(slice(first, last))
         start, stop = np.searchsorted(tiles, [tiles_of_part.start, tiles_of_part.stop])

@@ -88,18 +88,17 @@ def refine_network(
         for label, count in zip(*np.unique(strokes.labels, return_counts=True), strict=True):
             drawn.append(f"{counted(count, 'voxel')} of label {label}")
         notes += (NoteKind.DRAWN_STROKES(drawn=", ".join(drawn)),)
+    names = names or {}
     missed = []
     for channel, (wanted, got) in refined.missed_volumes.items():
         label = result.channel_labels[channel]
-        name = (names or {}).get(label, f"label {label}")
+        name = names.get(label, f"label {label}")
         missed.append(f"{name} has {got:,} voxels in place of {wanted:,}")
     if missed:
         notes += (NoteKind.MISSED_VOLUMES(volumes=missed),)
     if result.lost_to_rules:
         rules = parameters.postprocess
-        notes += check_losses(
-            result.lost_to_rules, rules, names or {}, spacing, allowed=allow_vanishing
-        )
+        notes += check_losses(result.lost_to_rules, rules, names, spacing, allowed=allow_vanishing)
     return replace(result, notes=notes)
 
 

@@ -86,7 +86,7 @@ def measure_methods(
     unseen = case.find_padding()
     if unseen is not None:
         are_regions = case.network.regions is not None
-        write_background(probabilities, unseen, "probabilities", are_regions=are_regions)
+        write_background(probabilities, unseen, are_regions=are_regions)
     network_calibration = measure_probabilities(case, probabilities)
     del probabilities
     trained_calibration = network_calibration
