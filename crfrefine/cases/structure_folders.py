@@ -1,6 +1,7 @@
 """Folders of binary files: the structures of one case, or one label map per case.
 
 TotalSegmentator writes the former, `liver.nii.gz` and others; cases have numbers in their names.
+`find_structures` finds them by case.
 """
 
 from __future__ import annotations
