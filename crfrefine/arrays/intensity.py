@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,8 +244,7 @@ def _percentile_ends(
     return low, high
 
 
-@dataclass(frozen=True)
-class Fill:
+class Fill(NamedTuple):
     """The intensity outside of the field of view of a scanner, such as -3024 of CT."""
 
     value: float

@@ -21,8 +21,7 @@ label map, but rather a probability in percent or of 8 bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -49,8 +48,7 @@ MIN_OF_FRACTIONS = 0.85
 REACHED = 0.9
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """The scale of probabilities."""
 
     top: float  # the number that is the probability 1

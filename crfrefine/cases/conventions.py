@@ -9,8 +9,8 @@ kind takes such a file for its own.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.io.formats import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES
 
@@ -37,8 +37,7 @@ ALONE_NUMBERED = "{case}_0000/{case}_0000*"  # of images with nnU-Net's number
 OF_CASE = "{case}/{case}_{label}"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of files of a case, and their names in a folder."""
 
     what: str  # for messages: "no logits in study/logits"
@@ -106,7 +105,7 @@ LABEL_MAP = Kind(
     expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
     strays="label maps",
 )
-OPTIONAL_LABELS = replace(LABELS, is_optional=True)
+OPTIONAL_LABELS = LABELS._replace(is_optional=True)
 MASK = Kind(
     "mask",
     ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from os.path import realpath
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed
@@ -46,8 +46,7 @@ from crfrefine.io.paths import file_to_read, holds_many, is_pattern, stem_of
 _FOUR_DIGITS = re.compile(r"[0-9]{4}")
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(NamedTuple):
     """Where the files of the cases of a command are, and whether a case needs all of them.
 
     Each role has a folder or a pattern, or the files of the only case.

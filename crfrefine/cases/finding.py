@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def find_predictions(source: Path, references: Collection[str], *, is_only_case:
     cases = CaseList((CaseFiles(name, ()) for name in sorted(names)), notes)
     probabilities = CALIBRATION
     if is_pattern(source):  # Headers show the content of its other files.
-        probabilities = replace(CALIBRATION, suffixes=ARCHIVES.suffixes)
+        probabilities = CALIBRATION._replace(suffixes=ARCHIVES.suffixes)
     for kind_of_files in (OPTIONAL_LABELS, probabilities):
         Files(kind_of_files, source).add_to(cases)
     cases[:] = [case for case in cases if case.paths or case.problem]

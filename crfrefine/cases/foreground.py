@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +150,7 @@ def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece
     for piece in io.read_pieces(*header.files):
         if scale is not None:
             values = divide_by_scale(piece.values.astype(np.float32), scale, header.path)
-            piece = replace(piece, values=values)
+            piece = piece._replace(values=values)
         yield piece
 
 

@@ -10,8 +10,9 @@ import os
 import shlex
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,8 +39,7 @@ RAS = "RAS"
 OF_FRAME = (NoteKind.FRAME_OF_PLANS, NoteKind.UNKNOWN_FRAME, NoteKind.DOUBTFUL_FRAME)
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """The grid of an array without geometry, in its order of axes, and how it is known."""
 
     grid: VolumeHeader

@@ -157,7 +157,7 @@ def _trained_cases(trained: TrainedNetwork, sources: Sources) -> CaseList:
     labels = None
     if sources.needs_all:
         labels = trained.locate("labels", sources.labels, beside=images)
-    cases = discover_cases(replace(sources, images=(images,), network=(), labels=labels))
+    cases = discover_cases(sources._replace(images=(images,), network=(), labels=labels))
     trained_on, fold_of = _splits(trained)
     archives = _held_out_files(trained, trained_on, fold_of, ARCHIVES.suffixes)
     advice: dict[str, str] = {}  # by the fold
@@ -311,7 +311,7 @@ def _predicted_cases(folder: Path, sources: Sources) -> CaseList:
         )
     if not sources.images:
         images, notes = _images_of_predictions(folder, files)
-        sources = replace(sources, images=(images,))
+        sources = sources._replace(images=(images,))
     cases = discover_cases(sources)
     cases.notes[:0] = notes
     files.add_to(cases)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.errors import InputError
@@ -20,8 +19,7 @@ DATASET = "dataset.json"
 _MAX_PARENTS = 3
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """The class by which nnU-Net read the images of a network."""
 
     name: str  # such as "SimpleITKIO"

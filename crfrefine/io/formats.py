@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from crfrefine.io.streams import GZIP_MAGIC
 
@@ -59,8 +60,7 @@ class Format:
         return f"{who} is {self.name} by its content: name it {' or '.join(self.suffixes)}."
 
 
-@dataclass(frozen=True)
-class ForeignKind:
+class ForeignKind(NamedTuple):
     """A kind of file that is not read."""
 
     description: str  # with the remedy
