@@ -39,7 +39,7 @@ def _read_volume(path, rng):
         case 1:
             assert read_mask(io.read_header(path)).dtype == np.bool_
         case 2:
-            io.is_whole(path)
+            io.is_intact(path)
             io.suffix_of(path)
         case 3:
             header = io.read_header(path)

@@ -417,7 +417,7 @@ def test_the_file_is_whole_by_our_own_reader(tmp_path):
     path = save_nifti(tmp_path / "a.nii.gz", numbers(SHAPE, dtype=np.int16) - 70)
     for target in SAVE:
         convert(path, tmp_path / f"b{target}")
-        assert io.is_whole(tmp_path / f"b{target}")
+        assert io.is_intact(tmp_path / f"b{target}")
 
 
 def test_the_folder_of_the_output_is_made(tmp_path):

@@ -99,7 +99,7 @@ def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
         else:
             is_right = FORMAT_OF_SUFFIX.get(suffix_of(path)) is FORMAT_OF_SUFFIX[content]
         assert (read.header.misnamed is None) == is_right
-        assert io.is_whole(path) == is_right, (
+        assert io.is_intact(path) == is_right, (
             "an output that is not what its name says is written anew"
         )
         path.write_bytes(path.read_bytes()[:-50])

@@ -78,7 +78,7 @@ def test_label_maps_and_channels_are_read_by_others(written, largest, tmp_path):
     np.testing.assert_array_equal(np.asarray(image.dataobj).reshape(labels.shape), labels)
     np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
     np.testing.assert_array_equal(io.read_labels(path).data.reshape(labels.shape), labels)
-    assert io.is_whole(path)
+    assert io.is_intact(path)
     assert io.read_header(path).on_same_grid(like)
     io.write_channels(scores, channels, like)
     stored = np.moveaxis(np.asarray(read(scores).dataobj), 3, 0)

@@ -59,7 +59,7 @@ def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
         loaded = loaded[kind]
     np.testing.assert_array_equal(loaded, values.transpose(0, 3, 2, 1))
     assert io.read_header(path).kind == kind
-    assert io.is_whole(path)
+    assert io.is_intact(path)
 
 
 class Bomb:
@@ -162,5 +162,5 @@ def test_what_is_no_array_of_logits_is_explained(write, message, tmp_path, monke
         with pytest.raises(UnsupportedFormatError, match=rf"case\.npz: (?s:.*){message}") as caught:
             read(tmp_path / "case.npz")
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 400
-    assert not io.is_whole(tmp_path / "case.npz")
+    assert not io.is_intact(tmp_path / "case.npz")
     assert not Path("exploded").exists()

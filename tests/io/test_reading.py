@@ -85,7 +85,7 @@ def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
         save_itk(path, numbers(SHAPE), compress=is_packed)
     # The voxels, if they are apart.
     cut = next((file for file in tmp_path.iterdir() if file != path), path)
-    assert io.is_whole(path)
+    assert io.is_intact(path)
     content = cut.read_bytes()
     for length in [
         0,
@@ -103,7 +103,7 @@ def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
                 match=r"a\..*(cut off|is empty|not compressed|not a|cannot read)",
             ):
                 read(path)
-        assert not io.is_whole(path)
+        assert not io.is_intact(path)
     assert capfd.readouterr() == ("", ""), "only the error itself may report anything"
 
 
