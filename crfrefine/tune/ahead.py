@@ -67,7 +67,7 @@ class ReadAhead:
         if is_read and following.reading.exception() is None:
             session = following.reading.result()
             if session is not None:
-                session.end()
+                session.results.is_left = True
 
     @property
     def is_busy(self) -> bool:

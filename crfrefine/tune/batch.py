@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.case import CaseRefiner, open_case
 from crfrefine.tune.opened import EndedError
+from crfrefine.tune.values import Json
 
 
 class Batch:
@@ -52,7 +52,7 @@ class Batch:
         """Whether cases are being saved."""
         return self._saving is not None and not self._saving.done()
 
-    def describe(self, number: int, parameters: CrfParameters) -> dict[str, Any]:
+    def describe(self, number: int, parameters: CrfParameters) -> Json:
         """Return whether the changes of a case are counted, and their number.
 
         It is that with these parameters, not with others.

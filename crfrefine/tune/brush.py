@@ -5,7 +5,7 @@ Limits leave out some of them: other intensities, and labels that are protected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES
 from crfrefine.tune.case import TuneCase
+from crfrefine.tune.values import Json, Place
 
 SHAPES = ("disk", "ball", "outline")
 _MAX_RADIUS = 100.0  # mm
@@ -25,9 +26,7 @@ _ROUNDING = 1e-6  # mm
 class Limits:
     """Where a stroke may draw: on a range of intensities, over some labels, or everywhere."""
 
-    def __init__(
-        self, case: TuneCase, within: Mapping[str, Any], labels_at: Callable[[Any], Array]
-    ) -> None:
+    def __init__(self, case: TuneCase, within: Json, labels_at: Callable[[Any], Array]) -> None:
         """Take the page's message, and a function that returns the labels of now at an index.
 
         `within` has `modality`, a number, with `low` and `high`, or `over`, labels, or both, or is
@@ -76,7 +75,7 @@ class Limits:
 def voxels_of_stroke(
     case: TuneCase,
     plane: int,
-    place: Sequence[int],
+    place: Place,
     path: Sequence[int],
     shape: str,
     radius: float,

@@ -48,6 +48,7 @@ from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.tune.values import Place
 
 # Logits of a box, voxels times labels: refined in about 0.04 s of processor time
 # (docs/guide/tuning.md).
@@ -141,18 +142,18 @@ class TuneCase(Case):
                 windows += [window for window in CT_WINDOWS if window.name != chosen.name]
         return windows
 
-    def has_voxel(self, place: Sequence[int]) -> bool:
+    def has_voxel(self, place: Place) -> bool:
         """Return whether the upright grid has this voxel."""
         grid = self.upright_grid
         if len(place) != len(grid):
             return False
         return all(0 <= at < size for at, size in zip(place, grid, strict=True))
 
-    def has_plane(self, number: int, place: Sequence[int]) -> bool:
+    def has_plane(self, number: int, place: Place) -> bool:
         """Return whether the page shows this plane, and the upright grid has this voxel."""
         return self.has_voxel(place) and number in planes_of(self.upright_grid)
 
-    def plane(self, array: Array, number: int, place: Sequence[int]) -> Array:
+    def plane(self, array: Array, number: int, place: Place) -> Array:
         """Return the plane through a voxel of the upright grid, (across, up); a view."""
         _, across, up, _ = PLANES[number]
         index: list[int | slice] = list(place)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from crfrefine.base.text import printable
 from crfrefine.errors import ConfigError, CrfRefineError
@@ -14,6 +12,7 @@ from crfrefine.io.writing import check_replaceable, write_small_file
 from crfrefine.parameters.files import list_presets
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.corrections import Corrections
+from crfrefine.tune.values import Json
 
 # They stand among the presets: the parameters that the page was opened with, those of a case, and
 # those that were chosen last.
@@ -103,7 +102,7 @@ class ChosenParameters:
         """Return the parameters of a case."""
         return self._of_cases.get(case_id) or self._saved(case_id) or self.of_page
 
-    def resolve(self, case_id: str, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
+    def resolve(self, case_id: str, preset: str, changes: Json) -> CrfParameters:
         """Return the parameters of a preset with changed entries; raise ConfigError for others."""
         if preset == OF_CASE:
             parameters = self.of_case(case_id)

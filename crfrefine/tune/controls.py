@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.tune.values import Json
 
 # Longest list that gets a slider for each of its values; longer ones are only in the text.
 MAX_ENTRIES = 8
@@ -28,7 +28,7 @@ _OTHERS = {
 
 def describe_controls(
     parameters: CrfParameters, modalities: Sequence[str], labels: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Return a control for each number.
 
     It has key, place in a list or None, value, title, low, high, is_fine, is_whole and unit. Its

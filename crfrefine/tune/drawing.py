@@ -10,59 +10,27 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array
-from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.array_types import Array, Integers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.writing import write_small_file
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.tune.edits import Edit, digest, edits_of, sparse, sparse_strokes
+from crfrefine.tune.values import Json
 
 _MAX_MARKS = 200  # edits that are known again if they are sent twice, also after a restart
-
-Places = NDArray[np.int64]
-NOWHERE: Places = np.empty(0, np.int64)
+NOWHERE: Integers = np.empty(0, np.int64)
 
 
 class UnreadableDrawingError(InputError):
     """A file of strokes that cannot be read, or is of another grid."""
-
-
-class Edit(NamedTuple):
-    """A stroke."""
-
-    voxels: Places  # sorted places in the grid, the last axis the fastest
-    value: int  # a label, BACKGROUND, or 0 for nothing
-
-    def to_text(self) -> str:
-        """Return JSON: the first place and the length of each run of places, and the value."""
-        starts = np.flatnonzero(np.diff(self.voxels, prepend=-2) != 1)
-        lengths = np.diff(np.append(starts, len(self.voxels)))
-        runs = (self.voxels[starts].tolist(), lengths.tolist())
-        return json.dumps({"value": self.value, "runs": runs}, separators=(",", ":"))
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any], num_voxels: int) -> Edit:
-        """Restore a stroke in a grid of so many voxels.
-
-        Raise ValueError, TypeError or KeyError for one that cannot be drawn.
-        """
-        value = entry["value"]
-        firsts, lengths = entry["runs"]
-        if type(value) is not int or not 0 <= value <= MAX_LABEL:
-            raise ValueError(f"{value}: no label")
-        offsets = np.arange(sum(lengths)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-        voxels = np.repeat(np.array(firsts, np.int64), lengths) + offsets
-        if (np.diff(voxels, prepend=-1, append=num_voxels) <= 0).any():
-            raise ValueError("a stroke has voxels twice, or outside of the grid")
-        return cls(voxels, value)
 
 
 class _KeptEdit(NamedTuple):
@@ -82,30 +50,29 @@ class Drawing:
         self._path: Path | None = None
         self._edits: list[_KeptEdit] = []
         self._num_done = 0
-        # The array of the present strokes, how many voxels it has, and what the voxels of each edit
-        # had before; None means that it is made again when it is needed.
+        # The array of the present strokes, and what the voxels of each edit had before; None means
+        # that it is made again when it is needed.
         self._values: Array | None = None
-        self._num_drawn = 0
         self._before: list[Array] = []
-        edits = [] if given is None else _edits_of_strokes(given, self._grid)
-        self._append(edits)
-        self._num_given = self._num_done
-        self._given = _digest_of_edits(edits, self._grid)
+        self._given = ""  # digest of the strokes from elsewhere
         self._marks: dict[str, None] = {}
         self._lock = threading.RLock()
         # of the files of strokes and result, which belong together
         self.saving_lock = threading.Lock()
-        self._saved_state = self._state
-        self._saved = self._given  # digest of the values that are saved with their result
-        self._saving = self._saved  # of those in the file of strokes, whose result may follow
-        self._saving_state = self._state
         # The places and values of the strokes that both this page and their file have had; None
         # means that these are not known.
-        self._shared: tuple[Places, Array] | None = None
+        self._shared: tuple[Integers, Array] | None = None
         self._inputs = ""  # those of the saved result, as of `stamp_of_inputs`
         self.result = ""  # digest of the file of the saved result; "" means that it is not known
         self._stamp: object = None  # of the file when it was read or written
         self.problem = ""  # why the file cannot be written
+        if given is not None:
+            self.take(given)
+        self._num_given = self._num_done
+        self._saved_state = self._state
+        self._saved = self._given  # digest of the values that are saved with their result
+        self._saving = self._saved  # of those in the file of strokes, whose result may follow
+        self._saving_state = self._state
 
     @classmethod
     def read(cls, path: Path, grid: Sequence[int]) -> Drawing:
@@ -169,29 +136,20 @@ class Drawing:
         """(*grid), as in a file of strokes; the array of an older state stays as it is."""
         with self._lock:  # An edit meanwhile would leave the array of the state before it.
             if self._values is None:
-                self._values = np.zeros(self._grid, np.uint8, order="F")
                 self._before = []
-                self._num_drawn = 0
-                for number in range(self._num_done):
-                    self._do(self._edit(number))
+                nothing = np.zeros(self._grid, np.uint8, order="F")
+                self._values = self._drawn(nothing, map(self._edit, range(self._num_done)))
             return self._values
 
-    def _do(self, edit: Edit) -> None:
-        """Draw an edit in the array, which may be changed."""
-        assert self._values is not None
-        if edit.value > np.iinfo(self._values.dtype).max:
-            self._values = self._values.astype(np.uint16)
-        places = np.unravel_index(edit.voxels, self._grid)
-        before = self._values[places]
-        self._before.append(before)
-        self._values[places] = edit.value
-        self._num_drawn -= int(np.count_nonzero(before))
-        if edit.value:
-            self._num_drawn += len(before)
-
-    def _own_values(self) -> None:
-        """Take a copy of the array, which may be changed."""
-        self._values = self.values.copy(order="K")
+    def _drawn(self, values: Array, edits: Iterable[Edit]) -> Array:
+        """Draw edits in an array, which may be changed; return it, or a wider one."""
+        for edit in edits:
+            if edit.value > np.iinfo(values.dtype).max:
+                values = values.astype(np.uint16)
+            places = np.unravel_index(edit.voxels, self._grid)
+            self._before.append(values[places])
+            values[places] = edit.value
+        return values
 
     @property
     def labels(self) -> set[int]:
@@ -214,49 +172,34 @@ class Drawing:
             self._values = None
             self._before = []
 
-    def draw(self, edit: Edit, mark: str = "") -> Places:
-        """Draw a stroke. One with the mark of an earlier call is the same one, sent again.
-
-        Return the voxels that may have changed, as do `undo` and `redo`.
-        """
+    def draw(self, edit: Edit, mark: str = "") -> None:
+        """Draw a stroke. One with the mark of an earlier call is the same one, sent again."""
         with self._lock:
-            if self._is_new(mark):
-                self.take_file()
-                self._append([edit])
-                self._step([edit])
-        return edit.voxels
+            if self._begin(mark):
+                self._add([edit])
 
-    def undo(self, mark: str = "") -> Places:
-        """Take the last stroke back, if any."""
+    def undo(self, mark: str = "") -> Integers:
+        """Take the last stroke back, if any; return the voxels that may have changed."""
         with self._lock:
-            if not self._is_new(mark):
+            if not self._begin(mark) or self._num_done == self._num_given:
                 return NOWHERE
-            self.take_file()
-            if self._num_done == self._num_given:
-                return NOWHERE
-            self._own_values()
-            assert self._values is not None
-            edit = self._edit(self._num_done - 1)
-            before = self._before.pop()
-            self._values[np.unravel_index(edit.voxels, self._grid)] = before
-            self._num_drawn += int(np.count_nonzero(before))
-            if edit.value:
-                self._num_drawn -= len(before)
+            values = self.values.copy(order="K")
             self._num_done -= 1
-            self._step([])
+            edit = self._edit(self._num_done)
+            values[np.unravel_index(edit.voxels, self._grid)] = self._before.pop()
+            self._values = values
+            self._write()
         return edit.voxels
 
-    def redo(self, mark: str = "") -> Places:
-        """Draw the stroke again that was taken back last, if any."""
+    def redo(self, mark: str = "") -> Integers:
+        """Draw the stroke again that was taken back last, if any; return its voxels."""
         with self._lock:
-            if self._is_new(mark):
-                self.take_file()
-                if self._num_done < len(self._edits):
-                    edit = self._edit(self._num_done)
-                    self._num_done += 1
-                    self._step([edit])
-                    return edit.voxels
-        return NOWHERE
+            if not self._begin(mark) or self._num_done == len(self._edits):
+                return NOWHERE
+            edit = self._edit(self._num_done)
+            self._num_done += 1
+            self._step([edit])
+        return edit.voxels
 
     def take_outside(self, values: Array) -> bool:
         """Take what another program has written to the file of strokes, as one would draw it.
@@ -264,17 +207,17 @@ class Drawing:
         What was drawn here since both had the same strokes stays, if these are known. Return
         whether there was anything to take.
         """
-        digest = self._digest_of(values)
+        shared = sparse(values)
+        present = digest(*shared, self._grid)
         with self._lock:
-            shared = _sparse(values)
-            is_known = digest in (self._saved, self._saving) or np.array_equal(values, self.values)
+            is_known = present in (self._saved, self._saving) or np.array_equal(values, self.values)
             if not is_known:
                 base = self.values
                 if self._shared is not None:
                     base = np.zeros_like(values)
                     base[np.unravel_index(self._shared[0], self._grid)] = self._shared[1]
                 self._follow(values, base)
-                self._saving = digest
+                self._saving = present
                 self._write()
             self._shared = shared
         return not is_known
@@ -282,40 +225,43 @@ class Drawing:
     def _follow(self, values: Array, base: Array) -> None:
         """Draw the voxels in which values differ from others."""
         changed = np.flatnonzero(values != base)
-        added = _edits_of(changed, values.ravel()[changed])
-        self._append(added)
-        self._step(added)
+        self._add(edits_of(changed, values.ravel()[changed]))
 
     def take(self, given: Strokes) -> bool:
         """Draw strokes from elsewhere unless they are those given before; return whether it did."""
-        edits = _edits_of_strokes(given, self._grid)
-        digest = _digest_of_edits(edits, self._grid)
+        voxels, values = sparse_strokes(given, self._grid)
+        present = digest(voxels, values, self._grid)
         with self._lock:
-            if digest == self._given:
+            if present == self._given:
                 return False
-            self._given = digest
-            self._append(edits)
-            self._step(edits)
+            self._given = present
+            self._add(edits_of(voxels, values))
         return True
 
     def has_done(self, mark: str) -> bool:
         """Return whether an edit with this mark is done already."""
-        return mark != "" and mark in self._marks
+        return mark in self._marks
 
-    def _is_new(self, mark: str) -> bool:
-        is_new = not mark or mark not in self._marks
+    def _begin(self, mark: str) -> bool:
+        """Return whether an edit is a new one; then what others have drawn comes before it."""
+        if self.has_done(mark):
+            return False
         if mark:
             self._marks[mark] = None
         if len(self._marks) > _MAX_MARKS:
             del self._marks[next(iter(self._marks))]
-        return is_new
+        self.take_file()
+        return True
+
+    def _add(self, edits: Sequence[Edit]) -> None:
+        """Draw further edits."""
+        self._append(edits)
+        self._step(edits)
 
     def _step(self, edits: Sequence[Edit]) -> None:
         """Draw edits that were appended in the array, if there is one, and write the file."""
         if edits and self._values is not None:
-            self._own_values()
-            for edit in edits:
-                self._do(edit)
+            self._values = self._drawn(self._values.copy(order="K"), edits)
         self._write()
 
     # ---- The file
@@ -334,9 +280,9 @@ class Drawing:
         If the program ends between the two, they are no strokes from elsewhere.
         """
         with self._lock:
-            self._saving = self._digest_of(values)
+            self._shared = sparse(values)
+            self._saving = digest(*self._shared, self._grid)
             self._saving_state = self._state if values is self._values else "?"
-            self._shared = _sparse(values)
             self.result = ""
             self._write()
 
@@ -351,10 +297,6 @@ class Drawing:
             self._inputs = inputs
             self.result = result
             self._write()
-
-    def _digest_of(self, values: Array) -> str:
-        """Return the digest of (*grid) values as in a file of strokes."""
-        return _digest(*_sparse(values), self._grid)
 
     def take_file(self) -> None:
         """Take what another program has written to the file of the drawing, as one would draw it.
@@ -397,12 +339,11 @@ class Drawing:
         except CrfRefineError as error:
             self.problem = str(error)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the page's view of the strokes."""
         with self._lock:
-            self.values  # noqa: B018  It counts the drawn voxels.
             return {
-                "drawn": self._num_drawn,
+                "drawn": int(np.count_nonzero(self.values)),
                 "step": self._state,  # It differs while other strokes are done.
                 "can_undo": self._num_done > self._num_given,
                 "can_redo": self._num_done < len(self._edits),
@@ -437,41 +378,3 @@ def has_unsaved(path: Path, _mtime_ns: int, inputs: str, *, has_strokes: bool) -
         return bool(content["saved"] != content["digest"] or is_of_others)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return True  # Opening the case shows the reason.
-
-
-def _sparse(values: Array) -> tuple[Places, Array]:
-    """Return the sorted places of the voxels that are drawn, and their values."""
-    places = np.flatnonzero(values)
-    return places, values[np.unravel_index(places, values.shape)]
-
-
-def _digest_of_edits(edits: Sequence[Edit], grid: Sequence[int]) -> str:
-    """Return the digest of edits that have no voxel in common."""
-    places = np.concatenate([NOWHERE, *(edit.voxels for edit in edits)])
-    values = np.concatenate([NOWHERE, *(np.full(len(voxels), value) for voxels, value in edits)])
-    return _digest(places, values, grid)
-
-
-def _digest(places: Places, values: Array, grid: Sequence[int]) -> str:
-    """Return a text that only equal strokes have; "" if nothing is drawn."""
-    if not len(places):
-        return ""
-    # As in files, the first axis is the fastest.
-    stored = np.ravel_multi_index(np.unravel_index(places, grid), tuple(grid), order="F")
-    order = np.argsort(stored)
-    content = stored[order].astype("<i8").tobytes() + values[order].astype("<u2").tobytes()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _edits_of(voxels: Places, values: Array) -> list[Edit]:
-    """Return an edit for each value."""
-    edits = []
-    for value in np.unique(values).tolist():
-        edits.append(Edit(np.sort(voxels[values == value]), value))
-    return edits
-
-
-def _edits_of_strokes(strokes: Strokes, grid: Sequence[int]) -> list[Edit]:
-    """Return an edit for each label that is drawn."""
-    voxels = np.ravel_multi_index(tuple(strokes.positions), tuple(grid))
-    return _edits_of(voxels, np.where(strokes.labels == 0, BACKGROUND, strokes.labels))

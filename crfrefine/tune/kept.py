@@ -6,7 +6,6 @@ import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.chosen import ChosenParameters
@@ -24,6 +23,7 @@ from crfrefine.tune.drawing import Drawing
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.review import TO_DO, Review, Reviews
 from crfrefine.tune.session import Session
+from crfrefine.tune.values import Json
 
 
 class KeptCases:
@@ -93,7 +93,7 @@ class KeptCases:
                 return number
         return 0
 
-    def describe(self, number: int) -> dict[str, Any]:
+    def describe(self, number: int) -> Json:
         """Return name, state and notes of a case."""
         case_id = self.inputs.cases[number].case_id
         review = self._reviews.of_case(case_id)
@@ -104,7 +104,7 @@ class KeptCases:
             "state": self.state(number),
         }
 
-    def describe_folder(self) -> dict[str, Any]:
+    def describe_folder(self) -> Json:
         """Return where strokes are kept, or where they could be."""
         folder = self.options.corrections
         with self._lock:

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.tune.ahead import Read, ReadAhead
 from crfrefine.tune.session import Session
+from crfrefine.tune.values import Json
 
 _PAUSE = 0.02  # seconds after which work that gives way to the page looks again
 
@@ -53,7 +53,7 @@ class OpenCase:
         name = session.case.case_id
         raise InputError(f"another case is open now, {name}: reload the page to see it")
 
-    def in_case(self, number: int, act: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
+    def in_case(self, number: int, act: Callable[[Session], Json]) -> Json:
         """Do something with a case.
 
         It need not be the open one: a tab may show a case while another tab has opened one.
@@ -84,7 +84,7 @@ class OpenCase:
                 self._stay_open()
             else:
                 if self._session is not None:
-                    self._session.end()
+                    self._session.results.is_left = True
                 reading = self._ahead.take(number)
         if not is_open:
             self._open(number, reading)
@@ -106,13 +106,13 @@ class OpenCase:
                 left = self._session
                 self._session = session
             if left is not None:
-                left.end()
+                left.results.is_left = True
                 self._forget(left)
 
     def _stay_open(self) -> None:
         """Let the open case compute again, after another one was not opened."""
         if self._session is not None and not self._has_ended:
-            self._session.resume()
+            self._session.results.is_left = False
 
     def read_ahead(self, number: int) -> None:
         """Begin to read the case that is probably opened next, if there is memory for two."""
@@ -142,5 +142,5 @@ class OpenCase:
         """Stop all work at its next step."""
         self._has_ended = True
         if self._session is not None:
-            self._session.end()
+            self._session.results.is_left = True
         self._ahead.end()

@@ -20,6 +20,7 @@ from typing import Any, get_args
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.tune.values import Json
 from crfrefine.tune.worklist import NoSuchCaseError, Worklist
 
 try:
@@ -41,10 +42,10 @@ except ImportError as error:
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
-_PARAMETERS: dict[str, Any] = {"preset": str, "changes": dict}
-_STATE: dict[str, Any] = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
-_MARK: dict[str, Any] = {"mark": str}  # of an edit, which may be sent again
-_STROKE: dict[str, Any] = {
+_PARAMETERS = {"preset": str, "changes": dict}
+_STATE = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
+_MARK = {"mark": str}  # of an edit, which may be sent again
+_STROKE = {
     "plane": int,
     "place": list,
     "path": list,
@@ -54,10 +55,10 @@ _STROKE: dict[str, Any] = {
     "within": dict,
     **_MARK,
 }
-_PROJECTION: dict[str, Any] = {"plane": int, "label": int}
-_FIND: dict[str, Any] = {"label": int, "place": list}
-_REVIEW: dict[str, Any] = {"number": int, "review": str | None, "note": str | None}
-_VIEW: dict[str, Any] = {
+_PROJECTION = {"plane": int, "label": int}
+_FIND = {"label": int, "place": list}
+_REVIEW = {"number": int, "review": str | None, "note": str | None}
+_VIEW = {
     "plane": int,
     "place": list,
     "modality": int,
@@ -149,7 +150,16 @@ def make_app(
         content = worklist.session(_case_number(request)).tools.projection(**view)
         return Response(content, media_type="image/png")
 
-    def close() -> dict[str, Any]:
+    def find(number: int, **asked: Any) -> Json:
+        return worklist.session(number).tools.find(**asked)
+
+    def refine(number: int, **state: Any) -> Json:
+        return worklist.session(number).refine(**state)
+
+    def save(number: int, **parameters: Any) -> Json:
+        return worklist.session(number).save(**parameters)
+
+    def close() -> Json:
         worklist.end()
         end()
         return {}
@@ -161,14 +171,14 @@ def make_app(
         Route("/case/{number}/describe", describe),
         Route("/case/{number}/plane/{version}", plane),
         Route("/case/{number}/projection/{version}", projection),
-        _post("case/{number}/find", worklist.find, _FIND),
-        _post("case/{number}/refine", worklist.refine, _STATE),
+        _post("case/{number}/find", find, _FIND),
+        _post("case/{number}/refine", refine, _STATE),
         _post("case/{number}/choose", worklist.choose, _PARAMETERS),
         _post("case/{number}/draw", worklist.draw, _STROKE),
         _post("case/{number}/undo", worklist.undo, _MARK),
         _post("case/{number}/redo", worklist.redo, _MARK),
         _post("case/{number}/look", worklist.look, _MARK),
-        _post("case/{number}/save", worklist.save, _PARAMETERS),
+        _post("case/{number}/save", save, _PARAMETERS),
         _post("case/{number}/save-case", worklist.save_case, _PARAMETERS),
         _post("open", worklist.open, {"number": int}),
         _post("read-ahead", worklist.read_ahead, {"number": int}),
@@ -203,7 +213,7 @@ def _case_number(request: Request) -> int:
     return int(sent)
 
 
-def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, Any]) -> Route:
+def _post(name: str, action: Callable[..., Json], kinds: Json) -> Route:
     """Return the route of an action; a number of a case in the address is an argument, too."""
 
     async def answer(request: Request) -> Response:
@@ -219,7 +229,7 @@ def _post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, Any
     return Route(f"/{name}", answer, methods=["POST"])
 
 
-def _as_json(content: dict[str, Any], status: int = 200) -> Response:
+def _as_json(content: Json, status: int = 200) -> Response:
     # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
@@ -266,7 +276,7 @@ async def _body(request: Request) -> bytes:
     return bytes(content)
 
 
-def _parsed(content: str | bytes) -> dict[str, Any]:
+def _parsed(content: str | bytes) -> Json:
     """Return the table that the page sent as JSON."""
     try:
         sent = json.loads(content)
@@ -277,7 +287,7 @@ def _parsed(content: str | bytes) -> dict[str, Any]:
     return sent
 
 
-def _checked(sent: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+def _checked(sent: Json, kinds: Json) -> Json:
     """Return the values that the page sent if each is of its kind; lists have whole numbers."""
     is_fit = sent.keys() == kinds.keys()
     for name, kind in kinds.items():

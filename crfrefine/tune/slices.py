@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,12 +12,13 @@ from crfrefine.base.array_types import Array
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES, describe_plane, planes_of
 from crfrefine.tune.case import TuneCase
+from crfrefine.tune.values import Json, Place
 
 # The arrays of an answer begin at multiples of so many bytes, as typed arrays of a browser must.
 _ALIGNMENT = 8
 
 
-def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
+def describe_planes(case: TuneCase) -> list[Json]:
     """Return number, name, axes, sides and voxel size of each plane that is worth showing."""
     grid = case.upright_grid
     steps = case.upright_spacing
@@ -44,7 +44,7 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
 def pack_plane(
     case: TuneCase,
     plane: int,
-    place: Sequence[int],
+    place: Place,
     layers: Mapping[str, Array | None],
     box: Box | None,
 ) -> bytes:

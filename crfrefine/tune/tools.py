@@ -22,6 +22,7 @@ from crfrefine.pictures.projection import draw_projection
 from crfrefine.refinement.strokes import BACKGROUND
 from crfrefine.tune.brush import Limits
 from crfrefine.tune.case import TuneCase
+from crfrefine.tune.values import Json, Place
 
 # Shapes of strokes whose voxels are found: alike around the seed, in the plane or through planes;
 # between slices; the island at the seed, and all others of its label.
@@ -34,7 +35,7 @@ _SMALLEST = 1 / 50  # share of a projection's longer side that its smallest isla
 
 
 def fill_alike(
-    seed: Sequence[int], axes: Sequence[int], grid: Sequence[int], is_alike: Callable[[Box], Bool]
+    seed: Place, axes: Sequence[int], grid: Sequence[int], is_alike: Callable[[Box], Bool]
 ) -> tuple[Box, Bool]:
     """Return a box, and in it the voxels that are alike and connected to a seed over faces.
 
@@ -56,7 +57,7 @@ def fill_alike(
     return box, numbers == number
 
 
-def _inside(place: Sequence[int], box: Box) -> tuple[int, ...]:
+def _inside(place: Place, box: Box) -> tuple[int, ...]:
     """Return the index in a box of a voxel of the grid."""
     return tuple(at - part.start for at, part in zip(place, box, strict=True))
 
@@ -124,13 +125,13 @@ class Islands:
         # the numbers, the largest island first; of equal ones the first in C order
         self.by_size = (np.argsort(-self.sizes[1:], kind="stable") + 1).tolist()
 
-    def number_at(self, place: Sequence[int]) -> int:
+    def number_at(self, place: Place) -> int:
         """Return the number of the island at a voxel; 0 without any."""
         if not self._mask[tuple(place)]:
             return 0
         return int(self.numbers[_inside(place, self.box)])
 
-    def following(self, place: Sequence[int]) -> dict[str, Any]:
+    def following(self, place: Place) -> Json:
         """Return the island after the one at a voxel, by size, and a voxel in its middle.
 
         It is the largest one after the smallest one, and where no island is.
@@ -168,9 +169,7 @@ class Tools:
     def _upright_labels(self) -> Array:
         return self._case.upright.apply(self.labels_at(()))
 
-    def voxels(
-        self, shape: str, plane: int, place: Sequence[int], value: int, limits: Limits
-    ) -> Integers:
+    def voxels(self, shape: str, plane: int, place: Place, value: int, limits: Limits) -> Integers:
         """Return the sorted places in the flattened arrays that a stroke draws, as of `FOUND`.
 
         Args:
@@ -214,7 +213,7 @@ class Tools:
             raise InputError("nothing is drawn: half of the image would be, and not a few strokes")
         return case.stored_places(list(found))
 
-    def find(self, label: int, place: Sequence[int]) -> dict[str, Any]:
+    def find(self, label: int, place: Place) -> Json:
         """Return the next island of a label after the one at a voxel, as of `Islands.following`.
 
         With label 0 it is an island of the label at the voxel; with -1 it is a part of what differs

@@ -9,7 +9,7 @@ computes, the lock of saving a case before the one of its whole result; a drawin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from crfrefine.tune.kept import KeptCases
 from crfrefine.tune.opened import OpenCase
 from crfrefine.tune.options import TuneOptions
 from crfrefine.tune.session import Session
+from crfrefine.tune.values import Json
 
 
 class NoSuchCaseError(InputError):
@@ -78,55 +79,43 @@ class Worklist:
         """Return the open case; raise InputError if another one is open."""
         return self.opened.session(number)
 
-    def refine(self, number: int, **state: Any) -> dict[str, Any]:
-        """Refine the open case, as of `Session.refine`."""
-        return self.session(number).refine(**state)
-
-    def find(self, number: int, **asked: Any) -> dict[str, Any]:
-        """Return a place of the open case, as of `Tools.find`."""
-        return self.session(number).tools.find(**asked)
-
-    def save(self, number: int, **parameters: Any) -> dict[str, Any]:
-        """Write parameters, as of `Session.save`."""
-        return self.session(number).save(**parameters)
-
-    def draw(self, number: int, **stroke: Any) -> dict[str, Any]:
+    def draw(self, number: int, **stroke: Any) -> Json:
         """Draw a stroke in a case, as of `Session.draw`."""
         return self._edit(number, lambda session: session.draw(**stroke))
 
-    def undo(self, number: int, mark: str) -> dict[str, Any]:
+    def undo(self, number: int, mark: str) -> Json:
         """Take the last stroke of a case back, if any."""
         return self._edit(number, lambda session: session.undo(mark))
 
-    def redo(self, number: int, mark: str) -> dict[str, Any]:
+    def redo(self, number: int, mark: str) -> Json:
         """Draw the stroke of a case again that was taken back last, if any."""
         return self._edit(number, lambda session: session.redo(mark))
 
-    def look(self, number: int, mark: str) -> dict[str, Any]:
+    def look(self, number: int, mark: str) -> Json:
         """Return strokes and parameters of the open case, which others may have changed."""
         session = self.session(number)
         session.take_outside()
         toml = session.describe_parameters(session.parameters(OF_CASE, {}))["toml"]
         return {**session.drawing.describe(), "state": self.kept.state(number), "toml": toml}
 
-    def _edit(self, number: int, edit: Callable[[Session], dict[str, Any]]) -> dict[str, Any]:
+    def _edit(self, number: int, edit: Callable[[Session], Json]) -> Json:
         """Edit the strokes of a case."""
         self._require_case(number)
         return {**self.opened.in_case(number, edit), "state": self.kept.state(number)}
 
-    def save_case(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def save_case(self, number: int, preset: str, changes: Json) -> Json:
         """Write the strokes and the result of a case, as of `Session.save_case`."""
         self._require_case(number)
         return self.opened.in_case(number, lambda session: session.save_case(preset, changes))
 
-    def choose(self, number: int, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def choose(self, number: int, preset: str, changes: Json) -> Json:
         """Take parameters for a case, as of `ChosenParameters.resolve`."""
         self._require_case(number)
         case_id = self._inputs.cases[number].case_id
         self.kept.chosen.choose(case_id, self.kept.chosen.resolve(case_id, preset, changes))
         return {}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the cases with their states, the open one, and the work on all.
 
         A case is saved if its result is that with the parameters of the page.
@@ -150,12 +139,12 @@ class Worklist:
             "folder": self.kept.describe_folder(),
         }
 
-    def keep(self) -> dict[str, Any]:
+    def keep(self) -> Json:
         """Keep all strokes in files from now on, as of `KeptCases.keep`; return the cases."""
         self.kept.keep()
         return self.describe()
 
-    def review(self, number: int, review: str | None, note: str | None) -> dict[str, Any]:
+    def review(self, number: int, review: str | None, note: str | None) -> Json:
         """Note a state and a text of a case; None leaves the present one. Return the cases."""
         self._require_case(number)
         self.kept.review(number, review, note)
@@ -167,7 +156,7 @@ class Worklist:
             return ""
         return str(self.keep()["folder"]["path"])
 
-    def save_all(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def save_all(self, preset: str, changes: Json) -> Json:
         """Begin to save each case whose strokes are not those of its result; return the cases.
 
         A case that was saved before keeps its parameters; the others get those of the page. These
@@ -176,12 +165,12 @@ class Worklist:
         self.choose(self.opened.number, preset, changes)
         return self._save_each((CORRECTED,), OF_CASE)
 
-    def save_anew(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def save_anew(self, preset: str, changes: Json) -> Json:
         """Begin to save all cases with strokes with the same parameters; return the cases."""
         self.choose(self.opened.number, preset, changes)
         return self._save_each((CORRECTED, OUTDATED), OF_PAGE)
 
-    def _save_each(self, states: Sequence[str], preset: str) -> dict[str, Any]:
+    def _save_each(self, states: Sequence[str], preset: str) -> Json:
         """Begin to save the cases in these states; return the cases."""
         with self._beginning:
             self.batch.save_all(
@@ -190,7 +179,7 @@ class Worklist:
             )
         return self.describe()
 
-    def count_changes(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def count_changes(self, preset: str, changes: Json) -> Json:
         """Begin to count the voxels that the CRF changes in each case with these parameters."""
         case_id = self._inputs.cases[self.opened.number].case_id
         parameters = self.kept.chosen.resolve(case_id, preset, changes)
@@ -198,13 +187,13 @@ class Worklist:
             self.batch.count_changes(parameters)
         return {}
 
-    def open(self, number: int) -> dict[str, Any]:
+    def open(self, number: int) -> Json:
         """Open a case, as of `OpenCase.open`; return the cases."""
         self._require_case(number)
         self.opened.open(number)
         return self.describe()
 
-    def read_ahead(self, number: int) -> dict[str, Any]:
+    def read_ahead(self, number: int) -> Json:
         """Begin to read the case that is probably opened next, if there is memory for two."""
         self._require_case(number)
         self.opened.read_ahead(number)

@@ -154,7 +154,7 @@ def open_session(options):
     try:
         yield session
     finally:
-        session.end()
+        session.results.is_left = True
 
 
 _COUNTER = itertools.count(1)

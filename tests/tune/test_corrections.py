@@ -25,7 +25,8 @@ from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io import read_volume, write_label_map
 from crfrefine.tune import case, drawing, review, session
 from crfrefine.tune.corrections import CORRECTED, SAVED, UNTOUCHED, Corrections
-from crfrefine.tune.drawing import Drawing, Edit
+from crfrefine.tune.drawing import Drawing
+from crfrefine.tune.edits import Edit
 from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.worklist import Worklist
 
@@ -246,7 +247,7 @@ def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
         assert np.array_equal(opened.drawing.values, np.where(given > 0, given, drawn))
         assert any("drawn over" in note for note in opened.describe()["notes"]) == is_first
     opened.undo("")
-    opened.end()
+    opened.results.is_left = True
     assert np.array_equal(new_session(with_strokes).drawing.values, drawn)
 
 

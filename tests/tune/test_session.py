@@ -346,8 +346,8 @@ STEPS = {
 def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
     large, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("crfrefine.tune.session.LARGE", 0)
-    monkeypatch.setattr("crfrefine.tune.session.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("crfrefine.tune.results.LARGE", 0)
+    monkeypatch.setattr("crfrefine.tune.results.MAX_SECONDS", 0.0)
     options = replace(options_for(*large), corrections=tmp_path / "kept")
     with open_session(options) as session:
         network = session.case.network_labels
@@ -371,9 +371,9 @@ def test_a_large_case_is_refined_around_strokes_and_as_a_whole_when_it_is_saved(
         assert not outside.any()
         saved = session.save_case("", {})
         assert saved["result"]["is_whole"]
-        assert session.is_large
-        monkeypatch.setattr("crfrefine.tune.session.MAX_SECONDS", 1e9)
-        assert not session.is_large, "by its seconds, once they are measured"
+        assert session.results.is_large
+        monkeypatch.setattr("crfrefine.tune.results.MAX_SECONDS", 1e9)
+        assert not session.results.is_large, "by its seconds, once they are measured"
         shown = session.shown.labels
     inputs = ("-i", large[0].images, "-p", large[0].logits, "--threads", 1)
     parameters = ("-c", tmp_path / "kept" / "parameters" / "large.toml")
@@ -401,14 +401,14 @@ def test_a_box_that_is_mostly_drawn_leaves_its_answer_to_the_whole_case(large, t
 def test_a_save_does_not_show_parameters_that_the_page_has_left(large, tmp_path, monkeypatch):
     options = replace(options_for(*large), corrections=tmp_path / "kept")
     with open_session(options) as session:
-        refine = session._refiner.refine
+        refine = session.results._refiner.refine
 
         def meanwhile(*arguments):
             changes = {"bilateral.weight": 9.0}
             session.refine(1, "", changes, session.case.first_place(), is_whole=False)
             return refine(*arguments)
 
-        monkeypatch.setattr(session._refiner, "refine", meanwhile)
+        monkeypatch.setattr(session.results._refiner, "refine", meanwhile)
         assert session.save_case("", {})["result"] is None
         assert session.shown.box is not None
 

@@ -1,0 +1,9 @@
+"""Names of values that the page and the program send each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Json = dict[str, Any]  # a table
+Place = Sequence[int]  # a voxel of the upright grid, an index per axis
