@@ -81,12 +81,13 @@ function showCases() {
   find("problem-text").textContent = folder.problem;
   const numOpen = withState("corrected");
   const numOld = withState("outdated");
-  find("save-all").hidden = !numOpen || cases.length < 2;
+  find("save-all").hidden = cases.length < 2;
   find("save-all").textContent =
     isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
   find("save-anew").hidden = !numOld || cases.length < 2;
   find("save-anew").textContent = `Save ${numOld} anew with the last parameters`;
-  for (const id of ["save-all", "save-anew"]) find(id).disabled = isSaving;
+  find("save-all").disabled = isSaving || !numOpen;
+  find("save-anew").disabled = isSaving;
   if (refused) tell(refused);
   clearTimeout(nextLook);
   if (isCounting || isSaving) nextLook = setTimeout(refreshCases, WAIT);
