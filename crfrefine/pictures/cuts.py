@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box, grown
 from crfrefine.base.array_types import Array, Float32, Float64
@@ -44,7 +43,7 @@ class Plane(NamedTuple):
     # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
     edges: str
     size_mm: tuple[float, float]  # width and height
-    image: NDArray[np.uint8]  # gray values
+    image: drawing.Levels  # gray values
     # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
     # shown.
     maps: dict[str, Array]
@@ -56,9 +55,9 @@ class Plane(NamedTuple):
         self,
         canvas: drawing.Canvas,
         panel: str,
-        corner: tuple[int, int],
-        size: tuple[int, int],
-        colors: Mapping[int, str],
+        corner: drawing.Pixels,
+        size: drawing.Pixels,
+        colors: drawing.Colors,
     ) -> None:
         """Draw the plane in the middle of a panel, in true proportions.
 

@@ -23,6 +23,10 @@ from crfrefine.errors import BackendUnavailableError
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
+Pixels = tuple[int, int]  # a place or a size, to the right and down
+Levels = NDArray[np.uint8]  # (rows, columns), gray levels and colors
+Colors = Mapping[int, str]  # of labels, `#rrggbb`
+
 # Labels with a solid line; as many follow with each of two kinds of dashes, until it begins again.
 _NUM_SOLID = 8
 # Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side.
@@ -46,7 +50,7 @@ _SAMPLE = 26  # width of the line or bar that shows a label's color
 _SPELLED = {"→": "to", "\u2212": "-"}  # for signs in our texts that a font lacks
 
 
-def label_levels(labels: Array, colors: Mapping[int, str]) -> NDArray[np.uint8]:
+def label_levels(labels: Array, colors: Colors) -> Levels:
     """Return the level of the color of each label, one of `LABEL_COLORS`; background is white."""
     levels = np.full(max(colors, default=0) + 1, WHITE, np.uint8)
     for label, color in colors.items():
@@ -54,7 +58,7 @@ def label_levels(labels: Array, colors: Mapping[int, str]) -> NDArray[np.uint8]:
     return levels[labels]
 
 
-def enlarge(plane: Array, size: tuple[int, int]) -> Array:
+def enlarge(plane: Array, size: Pixels) -> Array:
     """Return a plane, (rows, columns), at another size, (across, down).
 
     Each pixel has the value of the voxel that its middle is in.
@@ -71,9 +75,7 @@ def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> NDArray[np.intp]:
     return (middles * num_voxels / num_pixels).astype(np.intp)
 
 
-def resize_gray(
-    plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0
-) -> NDArray[np.uint8]:
+def resize_gray(plane: Levels, size: Pixels, share: float = 1.0) -> Levels:
     """Return gray values from 0 to 255, darkened to a share, as levels at another size.
 
     Enlarged voxels keep their edges, others are averaged.
@@ -114,13 +116,13 @@ def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int
 class Canvas:
     """A picture to draw on, in dark gray; a `level` is a gray level, or the color of a label."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: Pixels) -> None:
         from PIL import Image, ImageDraw
 
         self._picture: Image.Image = Image.new("L", size, PAPER)
         self._draw = ImageDraw.Draw(self._picture)
 
-    def paste(self, pixels: NDArray[np.uint8], corner: tuple[int, int]) -> None:
+    def paste(self, pixels: Levels, corner: Pixels) -> None:
         """Put (rows, columns) levels at the left upper corner."""
         from PIL import Image
 
@@ -160,7 +162,7 @@ class Canvas:
             stroke_fill=PAPER,
         )
 
-    def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int]) -> None:
+    def sides(self, letters: str, corner: Pixels, extent: Pixels) -> None:
         """Write letters at the left, right, bottom and top of a plane; an empty text writes none.
 
         They are beside a plane that is too narrow for them.
@@ -185,9 +187,9 @@ class Canvas:
         self,
         label: int | None,
         text: str,
-        place: tuple[int, int],
+        place: Pixels,
         width: int,
-        colors: Mapping[int, str],
+        colors: Colors,
     ) -> None:
         """Draw an entry of a legend, whose left end in the middle is at the place.
 
