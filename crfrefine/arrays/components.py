@@ -112,10 +112,19 @@ def _remove_components(
     boxes = [bounding_box(label_map != 0), *ndimage.find_objects(label_map)]
     for label, box in enumerate(boxes):
         has_rule = keeps_largest[label] or min_voxels[label] > 0.0
-        if box is not None and has_rule:
-            part = label_map[box]
-            group = part == label if label else part != 0
-            removed += _remove(part, group, keeps_largest[label], min_voxels[label])
+        if box is None or not has_rule:
+            continue
+        part = label_map[box]
+        components, count = label_components(part == label if label else part != 0)
+        sizes = np.bincount(components.ravel(), minlength=count + 1)
+        # A component of exactly the smallest size stays, however spacing and division were rounded.
+        keep = sizes >= min_voxels[label] * (1.0 - 1e-6)
+        if keeps_largest[label] and count:
+            keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
+        keep[0] = True  # Number 0 is not a component.
+        if not keep.all():
+            part[~keep[components]] = 0
+            removed += int(sizes[~keep].sum())
     return removed
 
 
@@ -150,21 +159,6 @@ def _number_of_largest(sizes: Integers) -> int:
     memory: of equally large ones the first counts.
     """
     return 1 + int(sizes[1:].argmax())
-
-
-def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) -> int:
-    """Set unwanted components of `group` to 0 in `part`, in place; return their voxels' number."""
-    components, count = label_components(group)
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
-    # A component of exactly the smallest size stays, however spacing and division were rounded.
-    keep = sizes >= min_voxels * (1.0 - 1e-6)
-    if keeps_largest and count:
-        keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
-    keep[0] = True  # Number 0 is not a component.
-    if keep.all():
-        return 0
-    part[~keep[components]] = 0
-    return int(sizes[~keep].sum())
 
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:

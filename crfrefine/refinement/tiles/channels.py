@@ -121,9 +121,7 @@ class LabelMapChannels(ChannelSource):
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
-        size = 1
-        for tile, extent in zip(TILE, self.reach, strict=True):
-            size *= tile + 2 * extent
+        size = np.prod(np.array(TILE) + 2 * np.array(self.reach))
         if self.sigma is not None or size > MAX_NEIGHBORHOOD:
             logits_of = partial(self.of_box, label)
             fill_by_layers(self.grid, logits_of, tiles, entries, out, num_layers=_MAX_LAYERS)

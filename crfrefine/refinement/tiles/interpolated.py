@@ -206,19 +206,15 @@ class CoarseChannels(ChannelSource):
     def covered(self) -> Bool:
         """Return (*grid), True at voxels on the network's grid, without its padding."""
         covered = self.interpolation.grid_map.all_inside()
-        padding = self.padding
-        if padding is None:
+        if self.padding is None:
             return covered
 
-        def no_padding(box: Box) -> Float32:
-            return (~padding[box]).astype(np.float32)
-
+        has_scores = (~self.padding).astype(np.float32)
         linear = Interpolation(self.interpolation.grid_map, self.interpolation.nearest)
-        _, height, width = self.grid.shape
         for layer in range(self.grid.counts[0]):
-            of_layer = self.grid.planes_of_layer(layer)
-            box = (of_layer, slice(0, height), slice(0, width))
-            covered[of_layer] &= linear.of_box(no_padding, box) > 0
+            planes = self.grid.planes_of_layer(layer)
+            box = (planes, slice(None), slice(None))
+            covered[planes] &= linear.of_box(has_scores.__getitem__, box) > 0
         return covered
 
     def where_likeliest(self, coarse_labels: Labels) -> Bool:

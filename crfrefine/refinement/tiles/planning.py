@@ -35,6 +35,7 @@ from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
+    TILE,
     TILE_VOXELS,
     LabelSets,
     TileGrid,
@@ -123,20 +124,16 @@ def _is_crowded(
     source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
 ) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
-    grid = source.grid
-    num_entries = 0
-    num_voxels = 0
-    for number in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
-        planes = grid.planes_of_layer(number)
-        inside = None if mask is None else mask[planes]
-        values = source.values[:, planes]
-        layer = DenseChannels(values, is_probability=source.is_probability)
-        survey = _survey(layer, inside, thresholds, case)
-        num_labels_of = survey.present.sum(axis=0)
-        num_entries += int(num_labels_of[num_labels_of > 1].sum())
-        num_voxels += count_inside(inside, layer.grid.shape)
+    planes = np.arange(source.grid.shape[0])
+    is_sampled = planes // TILE[0] % SAMPLED_LAYERS == SAMPLED_LAYERS // 2
+    inside = None if mask is None else mask[is_sampled]
+    layers = DenseChannels(source.values[:, is_sampled], is_probability=source.is_probability)
+    num_voxels = count_inside(inside, layers.grid.shape)
     if num_voxels == 0:
         return False
+    survey = _survey(layers, inside, thresholds, case)
+    num_labels_of = survey.present.sum(axis=0)
+    num_entries = int(num_labels_of[num_labels_of > 1].sum())
     work_everywhere = case.model.mean_field.num_channels * num_voxels
     return num_entries * TILE_VOXELS >= CROWDED * work_everywhere
 

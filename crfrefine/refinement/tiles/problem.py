@@ -15,7 +15,6 @@ from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
-    TILE,
     Extents,
     LabelSets,
     TileGrid,
@@ -101,8 +100,8 @@ class TileProblem:
     def with_origin(self) -> TileProblem:
         """Return the problem with the origin of features that engines would take by themselves."""
         lowest = np.full(len(self.image.values), np.inf)
-        for start in range(0, self.grid.shape[0], 2 * TILE[0]):
-            planes = slice(start, start + 2 * TILE[0])
+        for layer in range(self.grid.counts[0]):
+            planes = self.grid.planes_of_layer(layer)
             values = self.normalized((planes,))
             where = True if self.mask is None else self.mask[planes]
             of_planes = values.min(axis=(1, 2, 3), where=where, initial=np.inf)

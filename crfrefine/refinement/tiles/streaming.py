@@ -146,24 +146,19 @@ class StoredChannels(ChannelSource):
                 tiles, values = self.joined(label)
                 self._retain(label, survey.mark(label, values, tiles))
                 self._forget_far_tiles(label)
-        else:
-            self._read_chosen()
-        del self._survey
+            del self._survey
+            return
 
-    def _read_chosen(self) -> None:
-        """Read the tiles that the survey chooses, when no tiles are kept yet."""
-        survey = self._survey
-        context = self._context
+        max_bytes = math.inf
+        if self._context.num_bytes is not None:  # Pieces on their way need the rest.
+            max_bytes = max(0, self._context.num_bytes - FIRST_LOOK)
         for label, planes, of_planes in read_bricks(self._stream.read, self.grid):
             tiles, values = self._tiles_of(label, planes, of_planes)
             chosen = survey.mark(label, values, tiles)
             self._keep(label, tiles[chosen], values[chosen])
             if planes.stop == self.grid.shape[0]:
                 self._forget_far_tiles(label)
-            context.take(self._num_bytes)
-            if context.num_bytes is None:
-                continue
-            max_bytes = max(0, context.num_bytes - FIRST_LOOK)  # Pieces on their way need the rest.
+            self._context.take(self._num_bytes)
             if self._num_bytes > max_bytes:
                 raise CapacityError(
                     "the logits of labels that may take part need more than the "
@@ -171,6 +166,7 @@ class StoredChannels(ChannelSource):
                     f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
                     "a smaller region"
                 )
+        del self._survey
 
     def _tiles_of(self, label: int, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
         """Return the tiles of planes where their label mattered when it was surveyed."""
