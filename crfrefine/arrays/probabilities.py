@@ -262,10 +262,7 @@ def look_at(values: Array) -> Look:
     look = Look(np.ones(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
         equal = find_ties(values[:, planes])
-        if equal is None:
-            look.is_equal[planes] = False
-        else:
-            look.is_equal[planes] = equal
+        look.is_equal[planes] = False if equal is None else equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
         # All labels of these planes are known now.
