@@ -159,15 +159,15 @@ def fill_by_layers(
     group_of = places[0] // num_layers
 
     def fill(group: int) -> None:
-        chosen = np.flatnonzero(group_of == group)
-        first = places[:, chosen].min(axis=1)
-        end = places[:, chosen].max(axis=1) + 1
+        is_in_group = group_of == group
+        of_group = places[:, is_in_group]
+        first = of_group.min(axis=1)
+        end = of_group.max(axis=1) + 1
         values = np.ascontiguousarray(values_of(grid.voxels_in(box_between(first, end))))
 
         part = TileGrid(values.shape)
-        places_in_part = places[:, chosen] - first[:, None]
-        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
-        out[entries[chosen]] = part.gather(values, in_part, 1)
+        in_part = np.ravel_multi_index(tuple(of_group - first[:, None]), part.counts)
+        out[entries[is_in_group]] = part.gather(values, in_part, 1)
 
     jobs = [partial(fill, group) for group in np.unique(group_of)]
     run_all(jobs, threads)

@@ -182,20 +182,18 @@ class CoarseChannels(ChannelSource):
         store = self.store
         grid = store.grid
         tiles, values = store.joined(label)
-        places = np.stack(np.unravel_index(tiles, grid.counts))
         tile_box = tiles_around(box)
+        around = grid.voxels_in(tile_box)
+        part = TileGrid([along.stop - along.start for along in around])
         first = np.array([[along.start] for along in tile_box])
-        stop = np.array([[along.stop] for along in tile_box])
-        is_around = (places >= first) & (places < stop)
+        places = np.stack(np.unravel_index(tiles, grid.counts)) - first
+        is_around = (places >= 0) & (places < np.array(part.counts)[:, None])
         chosen = np.flatnonzero(is_around.all(axis=0))
         kept = values[chosen].astype(np.float32)
         if store.is_probability:
             take_logarithms(kept)
 
-        around = grid.voxels_in(tile_box)
-        part = TileGrid([along.stop - along.start for along in around])
-        places_in_part = places[:, chosen] - first
-        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
+        in_part = np.ravel_multi_index(tuple(places[:, chosen]), part.counts)
         scattered = part.scatter(in_part, kept)
         logits = np.ascontiguousarray(scattered[relative(box, around)])
         np.copyto(logits, np.float32(missing), where=np.isnan(logits))

@@ -76,9 +76,9 @@ def plan_array(
         box: Box = ()
         if mask_box is not None and prepared.box is None:
             box = mask_box
-        inside = np.ascontiguousarray(image.mask[box])
+        inside = image.mask[box]
         image = replace(image, values=image.values[(slice(None), *box)], mask=inside)
-        mask = inside.reshape(grid.shape)
+        mask = grid.mask(inside)
     can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
     if can_sample and not is_interpolated and _is_crowded(source, mask, thresholds, case):
         return
