@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine import io
 from crfrefine.base.failures import naming_case
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, listed, see
@@ -23,7 +22,14 @@ from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.headers import require_scalar
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.headers import (
+    NetworkHeader,
+    logits_header,
+    placed_on,
+    read_header,
+    require_scalar,
+)
 from crfrefine.io.volume import VolumeHeader
 
 # Files that may be stored for a part of the image's grid, and are 0 elsewhere.
@@ -43,7 +49,7 @@ class CaseHeaders:
 
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
-    network: io.NetworkHeader  # of its output; without files if none was requested
+    network: NetworkHeader  # of its output; without files if none was requested
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
@@ -119,7 +125,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         if files.problem:
             raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
-        network = io.NetworkHeader((), 0, None)
+        network = NetworkHeader((), 0, None)
         frame = None
         if files.network:
             network, frame = _read_network_header(files, images[0], options)
@@ -144,7 +150,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 
 def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeader, ...]:
     """Read the headers of the images, one modality per file, or all of them in a single one."""
-    first = io.read_header(files.images[0], io.VOLUME_SUFFIXES)
+    first = read_header(files.images[0], VOLUME_SUFFIXES)
     num_axes = len(first.grid_shape)
     if files.spacing is not None and len(files.spacing) != num_axes:
         raise InputError(
@@ -153,7 +159,7 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
         )
     images = [first]
     for path in files.images[1:]:
-        images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), first))
+        images.append(placed_on(read_header(path, VOLUME_SUFFIXES), first))
     for image in images:
         if image.time and image.num_channels > 1:
             description = read_dataset_description(image.path)
@@ -180,7 +186,7 @@ def read_scalar(
     path: Path, what: str, image: VolumeHeader, options: ReadingOptions
 ) -> VolumeHeader:
     """Read the header of a file with one value per voxel, with its axes turned to the image's."""
-    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
+    header = placed_on(read_header(path, VOLUME_SUFFIXES), image)
     require_scalar(header, what)
     _require_image_grid(what, image, header, options)
     return header
@@ -188,7 +194,7 @@ def read_scalar(
 
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> tuple[io.NetworkHeader, Frame | None]:
+) -> tuple[NetworkHeader, Frame | None]:
     """Read the headers of a network's output, and tell a label map from channels.
 
     Logits are distinguished from probabilities later, by their values (`network_output`).
@@ -197,7 +203,7 @@ def _read_network_header(
     frame = None
     for path in files.network:
         if options.input_type == "labels":
-            headers.append(io.read_header(path))
+            headers.append(read_header(path))
             continue
         header, frame = read_network_file(path, image, files.images)
         headers.append(header)
@@ -218,7 +224,7 @@ def _read_network_header(
         network = _label_map_header(headers, image, options)
     if network is None:
         fewest = 1 if lacks_background or regions.declares(1) else 2
-        network = io.logits_header(headers, fewest=fewest, grid=image)
+        network = logits_header(headers, fewest=fewest, grid=image)
     if lacks_background:
         network = replace(network, num_labels=network.num_labels + 1, lacks_background=True)
 
@@ -241,12 +247,12 @@ def _read_network_header(
 
 def _label_map_header(
     headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
-) -> io.NetworkHeader | None:
+) -> NetworkHeader | None:
     """Put the headers of a label map or structures together, with the axes of the image.
 
     None means that the files are to be read as logits or probabilities.
     """
-    files = [io.placed_on(header, image) for header in headers]
+    files = [placed_on(header, image) for header in headers]
     for file in files:
         if file.num_channels == 1 and file.affine is not None:
             continue
@@ -260,7 +266,7 @@ def _label_map_header(
             f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
             "for logits or probabilities, leave --input-type labels out"
         )
-    return io.NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
+    return NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
 
 
 def _require_image_grid(

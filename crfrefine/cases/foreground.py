@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.foreground import (
     ForegroundSums,
     decide_channel,
@@ -28,6 +27,8 @@ from crfrefine.io.reading import (
     Piece,
     content_state,
     decoded_pieces,
+    read_channels,
+    read_pieces,
     reading_jobs,
 )
 from crfrefine.io.volume import VolumeHeader
@@ -105,7 +106,7 @@ def holds_rounded_probabilities(header: VolumeHeader) -> bool:
     These have a scale, as the user says, but the file may be a label map nevertheless. Its voxels
     are read for it.
     """
-    values = io.read_channels(header)[0]
+    values = read_channels(header)[0]
     if np.mod(values, 1).any() or values.min() < 0 or values.max() > MAX_LABEL:
         return True
     return are_rounded_probabilities(values.astype(np.uint16), min_values=2)
@@ -147,7 +148,7 @@ def _note_on_added(header: NetworkHeader) -> Note:
 
 def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece]:
     """Yield the pieces of files; with a scale, they are divided by it, as float32."""
-    for piece in io.read_pieces(*header.files):
+    for piece in read_pieces(*header.files):
         if scale is not None:
             values = divide_by_scale(piece.values.astype(np.float32), scale, header.path)
             piece = piece._replace(values=values)

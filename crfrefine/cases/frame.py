@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.axes_check import AxesCheck, contradicts, is_doubtful
 from crfrefine.base.array_types import Float32
 from crfrefine.base.axes import Axes
@@ -27,7 +26,8 @@ from crfrefine.cases.conventions import SCORE_WORDS, without_word
 from crfrefine.cases.plans import reader_of
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
-from crfrefine.io.headers import placed_on, with_channel_axis
+from crfrefine.io.headers import placed_on, read_header, with_channel_axis
+from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import Piece, read_array
 from crfrefine.io.volume import VolumeHeader, header_of_grid
 from crfrefine.refinement.given import ReadPieces
@@ -62,7 +62,7 @@ def read_network_file(
     of its own. `others` are files of the case that are no label maps of the network, and
     `label_map` is one if there is none beside the file.
     """
-    header = io.read_header(path)
+    header = read_header(path)
     if header.affine is not None:
         return with_channel_axis(header, image), None
     frame = find_frame(path, image, others, label_map)
@@ -166,7 +166,7 @@ def _label_map_beside(
 
     It is beside the array, or else known by the caller.
     """
-    stem = io.stem_of(path)
+    stem = stem_of(path)
     candidates = []
     for name in dict.fromkeys([stem, without_word(stem, SCORE_WORDS)]):
         candidates += [path.with_name(name + suffix) for suffix in VOLUME_SUFFIXES]
@@ -177,7 +177,7 @@ def _label_map_beside(
         if candidate in others or not os.path.isfile(candidate):  # noqa: PTH113
             continue
         with suppress(CrfRefineError, OSError):
-            header = io.read_header(candidate, VOLUME_SUFFIXES)
+            header = read_header(candidate, VOLUME_SUFFIXES)
             is_on_grid = placed_on(header, image).on_same_grid(image)
             if header.num_channels == 1 and header.kind is None and is_on_grid:
                 return header
@@ -267,7 +267,7 @@ class FrameCheck:
         label_map = self._frame.label_map.path
         path = self._header.path
         if contradicts(shares[0], shares[best]):
-            placed = shlex.quote(f"{io.stem_of(path)}_placed.nii.gz")
+            placed = shlex.quote(f"{stem_of(path)}_placed.nii.gz")
             convert = (
                 f"crfrefine convert {shlex.quote(str(path))} {placed} "
                 f"--like {shlex.quote(str(self._image.path))} --axes {letters[best]}"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.label_maps import present_labels
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.notes import Note, NoteKind
@@ -30,6 +29,7 @@ from crfrefine.cases.patterns import Match
 from crfrefine.cases.proposals import advise
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.headers import read_header
 from crfrefine.io.paths import holds_many, is_pattern, require_file, stem_of, suffix_of
 from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
@@ -189,7 +189,7 @@ def _told_by_files(
     """Return what names have `told`, after a look at the files of a folder with these names."""
     is_certain = told is True
     for names_of_case in cases_of_structures(names) or [[*names]]:
-        headers = [io.read_header(files[name]) for name in names_of_case]
+        headers = [read_header(files[name]) for name in names_of_case]
         first = headers[0]
         are_on_one_grid = all(map(first.on_same_grid, headers))
         if told is False:
@@ -257,7 +257,7 @@ def find_structures(path: Path, known: Collection[str] = ()) -> dict[str, CaseFi
         return {UNNAMED: replace(only_case, labels=path)}
     inside = [] if is_pattern(path) else structures_inside(path)
     has_names = (path / "dataset.json").exists()  # of labels, so that files are label maps
-    if inside and not has_names and len(io.read_header(inside[0].path).segments) <= 1:
+    if inside and not has_names and len(read_header(inside[0].path).segments) <= 1:
         return {UNNAMED: only_case.with_structures(inside)}
     files = Files(LABEL_MAP, path, cases=known)
     found = {name: files.of(name) for name in files.by_case()}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine import errors, io
+from crfrefine import errors
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
@@ -36,8 +36,10 @@ from crfrefine.convert.placing import require_grid
 from crfrefine.convert.segments import files_of_segments, sentence_on_segments
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.info.files import describe_header
+from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
+from crfrefine.io.headers import placed_on, read_header
 from crfrefine.io.paths import is_dicom, require_suffix, suffix_of
-from crfrefine.io.writing import check_output
+from crfrefine.io.writing import check_output, write_label_map
 
 # Processor time that the work may take; each million bytes of its files adds a second.
 SECONDS = 60
@@ -142,7 +144,7 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
         return _write_segmentation(source, target, options)
     if not suffix_of(target) and source.is_file():
         return _write_segments(source, target, options)
-    require_suffix(target, io.WRITTEN_SUFFIXES)
+    require_suffix(target, WRITTEN_SUFFIXES)
     check_output(target)
 
     volume = dicom.read(source, options.like, options.series)
@@ -170,7 +172,7 @@ def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> s
     notes: tuple[Note, ...] = ()
     masks = dicom.read_segments(source, options.like, options.series)
     for file, mask in zip(files, masks, strict=True):
-        io.write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
+        write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
         notes = mask.header.notes
     sentence = sentence_on_segments(source, folder, len(files))
     return "\n".join([sentence, *map(str, notes)])
@@ -181,10 +183,10 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     from crfrefine.io import dicom
 
     assert options.like is not None
-    header = io.read_header(source, io.VOLUME_SUFFIXES)
+    header = read_header(source, VOLUME_SUFFIXES)
     series = dicom.read_series(options.like, options.series)
     grid = series.header
-    placed = io.placed_on(header, grid)
+    placed = placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
     notes = [*grid.notes]
     labels = labels_on(grid, placed, options, notes)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine import io
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.observer import Observer
@@ -19,8 +18,8 @@ from crfrefine.cases.proposals import advise
 from crfrefine.convert.file import convert_file
 from crfrefine.convert.options import ConversionOptions
 from crfrefine.errors import InputError, StorageError
-from crfrefine.io.formats import ALL_WRITTEN_SUFFIXES
-from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, suffix_of
+from crfrefine.io.formats import ALL_WRITTEN_SUFFIXES, LOGITS_SUFFIXES
+from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, stem_of, suffix_of
 from crfrefine.io.writing import check_writable
 
 
@@ -53,12 +52,12 @@ def _plan_folder(
         check_pattern(source, PARTS)
         pattern = source
         what = "a pattern"
-    files = find_matches(pattern, io.LOGITS_SUFFIXES, may_join=True)
+    files = find_matches(pattern, LOGITS_SUFFIXES, may_join=True)
     suffix = options.suffix
     if is_pattern(target):
         check_pattern(target, PARTS)
         if suffix is not None:
-            target = target.with_name(f"{io.stem_of(target)}{suffix}")
+            target = target.with_name(f"{stem_of(target)}{suffix}")
         require_suffix(target)
     elif suffix_of(target) and not target.is_dir():
         raise InputError(
@@ -75,7 +74,7 @@ def _plan_folder(
         raise InputError(f"{source}: holds no volumes{advise(source)}")
     plan = []
     for match in files:
-        becomes = target / f"{io.stem_of(match.path)}{suffix}"
+        becomes = target / f"{stem_of(match.path)}{suffix}"
         if is_pattern(target):
             becomes = fill(target, match)
         image = options.like

@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine import io
 from crfrefine.base.failures import naming_file
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.cases.listing import list_files
 from crfrefine.convert.options import ConversionOptions
 from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
 from crfrefine.io.paths import add_volumes, require_file, require_suffix
 from crfrefine.io.reading import read_array
 from crfrefine.io.segments import read_segments
 from crfrefine.io.volume import RareHeaderError, Segment, unique_stem
-from crfrefine.io.writing import check_replaceable, check_writable
+from crfrefine.io.writing import check_replaceable, check_writable, write_label_map
 
 
 def files_of_segments(
@@ -29,10 +29,10 @@ def files_of_segments(
     files = []
     for segment in segments:
         files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
-        require_suffix(files[-1], io.WRITTEN_SUFFIXES)
+        require_suffix(files[-1], WRITTEN_SUFFIXES)
         check_replaceable(files[-1])
     check_writable(folder)
-    others = [path for path in list_files(folder, io.VOLUME_SUFFIXES) if path not in files]
+    others = [path for path in list_files(folder, VOLUME_SUFFIXES) if path not in files]
     if others:
         raise InputError(
             f"{folder}: holds {others[0].name}, which would count as another structure; "
@@ -71,5 +71,5 @@ def split_segments(source: Path, folder: Path, options: ConversionOptions) -> st
         layers = read_array(header, as_stored=True)
     for file, (segment, layer) in zip(files, segments, strict=True):
         mask = (layers[layer] == segment.label).view("u1").T
-        io.write_label_map(file, mask, header, segments=[replace(segment, label=1)])
+        write_label_map(file, mask, header, segments=[replace(segment, label=1)])
     return sentence_on_segments(source, folder, len(files))

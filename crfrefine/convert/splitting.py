@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from crfrefine import io
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.errors import InputError
-from crfrefine.io.paths import add_volumes, require_suffix, suffix_of
+from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
+from crfrefine.io.headers import read_header
+from crfrefine.io.paths import add_volumes, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import read_array
 from crfrefine.io.stored import image_type, scaled_planes
-from crfrefine.io.writing import check_replaceable, check_writable
+from crfrefine.io.writing import check_replaceable, check_writable, write_image
 
 
 def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
@@ -21,20 +22,20 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
     in its format or that of the suffix. Raises InputError if it has one volume only.
     """
     with keeping_inputs():
-        header = io.read_header(source, io.VOLUME_SUFFIXES)
+        header = read_header(source, VOLUME_SUFFIXES)
         if header.num_channels == 1:
             raise InputError(f"{source}: holds one volume; leave --split out")
         if suffix_of(folder):
             raise InputError(f"{folder}: --split writes several files; name a folder")
         if suffix is None:
             suffix = suffix_of(source)
-            if suffix not in io.WRITTEN_SUFFIXES:
+            if suffix not in WRITTEN_SUFFIXES:
                 suffix = ".nii.gz"
-        known = require_suffix(Path(f"NAME{suffix}"), io.WRITTEN_SUFFIXES)
+        known = require_suffix(Path(f"NAME{suffix}"), WRITTEN_SUFFIXES)
         digits = max(2, len(str(header.num_channels)))
         targets = []
         for number in range(1, header.num_channels + 1):
-            name = f"{io.stem_of(source)}_frame{number:0{digits}}{suffix}"
+            name = f"{stem_of(source)}_frame{number:0{digits}}{suffix}"
             targets.append(folder / name)
         add_volumes(source)
         check_writable(folder)
@@ -45,5 +46,5 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
         dtype = image_type(stored, header.source, known.image_types)
         for number, target in enumerate(targets):
             planes = scaled_planes(stored[number : number + 1], header.source)
-            io.write_image(target, dtype, header, planes)
+            write_image(target, dtype, header, planes)
             yield target

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.probabilities import look_at
 from crfrefine.base.array_types import Float32
 from crfrefine.base.text import TIMES, listed
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.frame import describe_frame
+from crfrefine.io.reading import read_channels
 from crfrefine.io.stored import describe_scaling
 from crfrefine.io.volume import VolumeHeader
 
@@ -61,7 +61,7 @@ def describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
     names = _names_of(header)
     if header.num_channels > 1:  # Logits, which may not have NaN.
         lines = []
-        channels = io.read_channels(header)
+        channels = read_channels(header)
         for number, channel in enumerate(channels):
             lines.append((f"values, channel {number}", _describe_range(channel)))
         look = look_at(channels)
@@ -77,7 +77,7 @@ def describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
     content = "label map" if is_label_map(header) else "image"
     lines = [("content", f"{content}, as convert takes it")]
     nan_files: list[Path] = []
-    values = io.read_channels(header, nan_files=nan_files)
+    values = read_channels(header, nan_files=nan_files)
     if nan_files:
         numbers = values[~np.isnan(values)]
         if numbers.size:

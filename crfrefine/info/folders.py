@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
@@ -44,7 +43,10 @@ from crfrefine.cases.structure_folders import are_structures, note_on_names
 from crfrefine.cases.structures import read_structure
 from crfrefine.cases.tree import IMAGE, LABEL_MAP, Tree
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import is_pattern, suffix_of
+from crfrefine.io.formats import VOLUME_SUFFIXES
+from crfrefine.io.headers import NetworkHeader, read_header
+from crfrefine.io.paths import is_pattern, stem_of, suffix_of
+from crfrefine.io.reading import read_channels
 
 _VALUES_OF_MASK = 2
 _FOREGROUND = "one channel for label 1"
@@ -134,7 +136,7 @@ class FolderReport:
         Without any, it may hold folders of structures, or logits without geometry.
         """
         inside = find_folders(folder)
-        if not inside and not list_files(folder, io.VOLUME_SUFFIXES):
+        if not inside and not list_files(folder, VOLUME_SUFFIXES):
             structures = structures_by_case(folder)
             archives = list_files(folder, ARCHIVES.suffixes)
             if structures:
@@ -234,13 +236,13 @@ class FolderReport:
         self._read_descriptions([folder])
         for path in archives:
             with failing_alone(self.problems.append, path):
-                header = io.read_header(path)
+                header = read_header(path)
                 number = header.num_channels
                 is_alone = number == 1 and not self._regions.declares(1)
-                file = io.NetworkHeader((header,), number + is_alone, header.kind, is_alone)
+                file = NetworkHeader((header,), number + is_alone, header.kind, is_alone)
                 self._regions.require_number(file)
                 channels = _FOREGROUND if is_alone else _channels(number, self._regions)
-                name = io.stem_of(path)
+                name = stem_of(path)
                 self._num_labels[name] = number + is_alone
                 self.cases[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
 
@@ -276,7 +278,7 @@ class FolderReport:
         for case_id, matches in structures.items():
             files = [match.path for match in matches]
             with failing_alone(self.problems.append, *files):
-                header = io.read_header(files[0])
+                header = read_header(files[0])
                 grid = describe_grid(header.grid_shape, header.affine)
                 self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
@@ -342,10 +344,10 @@ class FolderReport:
 
 def _holds_labels(masks: Path) -> bool:
     """Return whether a folder of masks holds label maps: the first file has several labels."""
-    for path in list_files(masks, io.VOLUME_SUFFIXES)[:1]:
+    for path in list_files(masks, VOLUME_SUFFIXES)[:1]:
         with suppress(CrfRefineError):
-            header = io.read_header(path)
-            values = io.read_channels(header)
+            header = read_header(path)
+            values = read_channels(header)
             return is_label_map(header) and len(np.unique(values)) > _VALUES_OF_MASK
     return False
 
@@ -360,7 +362,7 @@ def _require_structures(folder: Path, structures: Mapping[str, Sequence[Match]])
         files = [match.path for match in cases[number]]
         try:  # An image would be the largest.
             largest = max(files, key=lambda file: file.stat().st_size)
-            read_structure(io.read_header(largest))
+            read_structure(read_header(largest))
         except InputError as error:
             raise InputError(f"{error}{propose(folder)}") from None
     if all(found[0].path.parent == folder / name for name, found in structures.items()):
