@@ -112,12 +112,12 @@ def mapping_of(all_mapped: Iterable[Mapped], source: str = "") -> dict[int, int]
     return mapping
 
 
-def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> Note | None:
+def notes_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> list[Note]:
     """Return a note on the values of --map that occur in no label map; None if all do."""
     missing = sorted({*mapping} - {*found})
     if not missing:
-        return None
-    return NoteKind.VALUES_NOT_FOUND(what=where, numbers=missing)
+        return []
+    return [NoteKind.VALUES_NOT_FOUND(what=where, numbers=missing)]
 
 
 @dataclass(frozen=True, kw_only=True)

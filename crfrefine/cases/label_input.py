@@ -24,9 +24,10 @@ from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
+from crfrefine.cases.content import evidence_of_image
 from crfrefine.cases.label_names import MAP_OPTION, LabelNames, names_of, without_mapped
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.roles import NO_IMAGE, require_no_image
+from crfrefine.cases.roles import ADVICE_ON_STROKES, error_of_image
 from crfrefine.errors import InputError
 from crfrefine.io.reading import (
     LABEL_ADVICE,
@@ -196,7 +197,9 @@ def read_strokes(
     from crfrefine.refinement.strokes import BACKGROUND
 
     values = read_whole_numbers(file)
-    require_no_image(file.path, values, "strokes", NO_IMAGE)
+    evidence = evidence_of_image(values)
+    if evidence:
+        raise error_of_image(file.path, "strokes", evidence, ADVICE_ON_STROKES)
     notes += notes_on_labels(values, file.path.name)
     wanted = options.names or LabelNames.of(names_of(known), "the network's output")
     _, moved = wanted.renumber(file.path, names_of(file.segments), values, notes, option="")

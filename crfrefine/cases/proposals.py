@@ -31,7 +31,6 @@ from crfrefine.cases.pattern_advice import MAX_MODALITIES, nearest_files
 from crfrefine.cases.patterns import Match, folder_of, in_listed_order
 from crfrefine.cases.role_patterns import (
     globs_of_cases,
-    is_writable,
     words_between,
     write_patterns,
 )
@@ -210,8 +209,11 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
     for cases in case_sets[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
         labels = _choose_labels(cases, label_maps, complete[0])
-        if len(cases) < 2 and not _tells_one_case(complete[0]):
-            continue
+        if len(cases) < 2:
+            # A single case is told by the folder of its files, or by a name that has it twice.
+            names = [str(name) for name in complete[0].names]
+            if names[-2:-1] != ["{case}"] and "".join(names).count("{case}") < 2:
+                continue
         for group in _parts_of(tree, complete, labels, min(cases)):
             if len(group) <= MAX_MODALITIES and not _have_own_labels(group, label_maps):
                 yield group, labels
@@ -228,12 +230,6 @@ def _are_numbered(roles: Sequence[Role]) -> bool:
     """Return whether two roles differ in a number, as frame01 and frame12."""
     names = {re.sub(r"\d{2,}", "#", "/".join(map(str, role.names))) for role in roles}
     return len(names) < len(roles)
-
-
-def _tells_one_case(role: Role) -> bool:
-    """Return whether names tell a single case: its folder has the files, or they its name."""
-    folder = role.names[-2] if len(role.names) > 1 else ""
-    return folder == "{case}" or "".join(map(str, role.names)).count("{case}") > 1
 
 
 def _have_own_labels(images: Sequence[Role], label_maps: Sequence[Role]) -> bool:
@@ -262,7 +258,7 @@ def _parts_of(
         on_grid = _on_grid(tree, roles, labels, case)
         if 1 < len(on_grid) < len(roles):
             yield on_grid
-    if not is_writable(roles):
+    if len(roles) > 1 and not words_between(roles):
         yield from ([role] for role in roles)
 
 

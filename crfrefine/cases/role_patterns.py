@@ -59,11 +59,6 @@ def words_between(roles: Sequence[Role]) -> list[str]:
     return unified[1]
 
 
-def is_writable(roles: Sequence[Role]) -> bool:
-    """Return whether roles differ in one word at most."""
-    return _unify(roles, "modality") is not None
-
-
 def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
     """Return the names of all roles with `{part}` where they differ, and the words there."""
     first = roles[0].names

@@ -182,8 +182,3 @@ def check_single(headers: CaseHeaders, roles: list[FileRole]) -> None:
         roles[0] = replace(role, name="label map", kind="label map", evidence=shown)
     else:
         roles[0] = replace(role, evidence=f"{role.evidence}, voxels of an image")
-
-
-def names_of_modalities(files: CaseFiles) -> set[str]:
-    """Return what tells the modalities of a case from those of others: their names, or numbers."""
-    return {*files.modalities} or {str(place) for place in range(len(files.images))}

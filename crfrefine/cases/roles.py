@@ -22,7 +22,7 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.content import Look, blocks_of, evidence_of_image, evidence_of_labels
+from crfrefine.cases.content import Look, blocks_of, evidence_of_labels
 from crfrefine.errors import InputError
 from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import Piece
@@ -34,12 +34,10 @@ _LEAKS = (
     "The CRF would refine with the answer; name the file of the image there, or list the "
     "modalities in the pattern: {modality:t1,t2}."
 )
-_SMOOTHED = (
-    "Resample label maps with nearest neighbor, and cut a mask with a smoothed border at half of "
-    "its range."
+ADVICE_ON_STROKES = (
+    "Name the file of the labels there; is it that of the image? Resample label maps with nearest "
+    "neighbor, and cut a mask with a smoothed border at half of its range."
 )
-# Advice where a file should hold labels.
-NO_IMAGE = "Name the file of the labels there; is it that of the image?"
 _NONZERO = (
     "A mask is not 0 where the model applies. For the voxels in which the image is not 0, give "
     "--set intensity.mask=nonzero in its place."
@@ -230,13 +228,6 @@ class WatchedPieces:
                 if not is_constant(modality.values):
                     raise modality.error_of_equal(NETWORK, self._path)
         self._modalities = ()
-
-
-def require_no_image(path: Path, values: Array, role: str, advice: str) -> None:
-    """Raise InputError for whole numbers, ([z,] y, x), that look like an image."""
-    evidence = evidence_of_image(values)
-    if evidence:
-        raise error_of_image(path, role, evidence, f"{advice} {_SMOOTHED}")
 
 
 def require_mask(path: Path, look: Look) -> None:

@@ -66,9 +66,8 @@ def read_structures(
 def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> tuple[Segment, ...]:
     """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
-    segments = {}
-    for name, number in options.declared.structures.items():
-        segments[name] = Segment(number, name)
+    numbers = options.declared.structures
+    segments = {name: Segment(number, name) for name, number in numbers.items()}
     for name, file in zip(headers.files.structures, headers.network.files, strict=True):
         if len(file.segments) == 1:
             segments[name] = replace(file.segments[0], label=segments[name].label)
@@ -137,9 +136,7 @@ def merge_structures(
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
 
     num_left = count_labels(labels, largest + 1)
-    kept = {}
-    for name, number in numbers.items():
-        kept[name] = (num_left[number], int(sizes[number]))
+    kept = {name: (num_left[number], int(sizes[number])) for name, number in numbers.items()}
     return labels, kept, int(np.count_nonzero(is_shared))
 
 

@@ -19,7 +19,7 @@ from crfrefine import errors
 from crfrefine.arrays.label_maps import map_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
-from crfrefine.base.label_options import note_on_values
+from crfrefine.base.label_options import notes_on_values
 from crfrefine.base.notes import Note
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.convert.file import (
@@ -152,9 +152,7 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
     notes = [*header.notes]
     if header.format == dicom.SEGMENTATION:
         labels, found = map_labels(volume.data, options.mapping)
-        note = note_on_values(options.mapping, found, "no voxel")
-        if note is not None:
-            notes.append(note)
+        notes += notes_on_values(options.mapping, found, "no voxel")
         sentence = write_labels(labels, header, target, header, options)
     else:
         refuse_map(source, options, "an image")

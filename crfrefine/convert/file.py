@@ -12,7 +12,7 @@ from crfrefine.arrays.scales import divide_by_scale
 from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.label_options import note_on_values
+from crfrefine.base.label_options import notes_on_values
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note
 from crfrefine.base.text import TIMES, counted
@@ -214,9 +214,7 @@ def labels_on(
     labels: Labels = WorkGrid(grid).nearest(
         header, values, "label map", notes, outside="become background"
     )
-    note = note_on_values(options.mapping, found, "no voxel")
-    if note is not None:
-        notes.append(note)
+    notes += notes_on_values(options.mapping, found, "no voxel")
     return labels.T
 
 

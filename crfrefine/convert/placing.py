@@ -66,7 +66,14 @@ def with_axes(
     affine, _ = like.geometry()
     placed = affine.copy()
     sizes = []
-    found = _find_axes(axes, shape, like)
+    codes = orientation_codes(affine, len(like.grid_shape))
+    found = Axes.toward(axes, codes)
+    if not len(found.sources) == len({*found.sources}) == len(axes) == len(shape):
+        raise InputError(
+            f"{like.path}: --axes {shorten(axes)}: expected a letter for each of the "
+            f"{len(shape)} axes of the array, one each of L or R, P or A, and I or S; those of the "
+            f"image run as {codes}"
+        )
     for axis, source in enumerate(found.sources):
         step = affine[:3, source]
         size = like.grid_shape[source]
@@ -101,20 +108,6 @@ def _require_image(header: VolumeHeader, like: VolumeHeader | None, option: str)
     if like is None:
         raise InputError(f"{header.path}: {option} refers to an image: name it with --like IMAGE")
     return like
-
-
-def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> Axes:
-    """Return the axes of an image that run as the letters say."""
-    affine, _ = like.geometry()
-    codes = orientation_codes(affine, len(like.grid_shape))
-    found = Axes.toward(axes, codes)
-    if not len(found.sources) == len({*found.sources}) == len(axes) == len(shape):
-        raise InputError(
-            f"{like.path}: --axes {shorten(axes)}: expected a letter for each of the "
-            f"{len(shape)} axes of the array, one each of L or R, P or A, and I or S; those of the "
-            f"image run as {codes}"
-        )
-    return found
 
 
 def grid_to_write(

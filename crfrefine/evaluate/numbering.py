@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from crfrefine import io
-from crfrefine.base.label_options import REFERENCE, note_on_values
+from crfrefine.base.label_options import REFERENCE, notes_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.label_names import NO_NAMES, LabelNames, differing_numbers, names_of
 from crfrefine.errors import CrfRefineError
@@ -69,9 +69,8 @@ def notes_on_mapping(results: Sequence[CaseResult], measured: MeasuredRegions) -
         if method == REFERENCE:
             where = "no reference"
         in_files = [result.mapped[method] for result in results if method in result.mapped]
-        note = note_on_values(mapping, chain(*in_files), where)
-        if in_files and note is not None:
-            notes.append(note)
+        if in_files:
+            notes += notes_on_values(mapping, chain(*in_files), where)
     return notes
 
 

@@ -36,7 +36,6 @@ from crfrefine.cases.role_table import (
     FileRole,
     check_roles,
     check_single,
-    names_of_modalities,
     roles_of,
 )
 from crfrefine.cases.structure_folders import are_structures, note_on_names
@@ -158,9 +157,13 @@ class FolderReport:
             cases = find_cases(sources)
             if "logits" not in inside:
                 cases.notes.append(NoteKind.NO_LOGITS(str(folder), folder=str(folder / "logits")))
-        elif not inside and self._add_flat_structures(folder):
-            return
         else:
+            are_known = not inside and are_structures([folder])
+            if are_known is None:
+                self.notes.append(note_on_names(folder))
+            elif are_known:
+                self.add_structures(folder, {folder.resolve().name: structures_inside(folder)})
+                return
             try:
                 cases = find_cases(Sources([folder]))
             except InputError as error:
@@ -192,15 +195,6 @@ class FolderReport:
 
     def _add_problem(self, message: str) -> None:
         self.problems.append(Failure(message, InputError.__name__))
-
-    def _add_flat_structures(self, folder: Path) -> bool:
-        """Describe the structures of one case in a folder; return whether it clearly holds some."""
-        are_known = are_structures([folder])
-        if are_known is None:
-            self.notes.append(note_on_names(folder))
-        if are_known:
-            self.add_structures(folder, {folder.resolve().name: structures_inside(folder)})
-        return bool(are_known)
 
     def add_cases(self, cases: CaseList, places: Sequence[Path]) -> None:
         """Describe cases; a `dataset.json` in one of the places may declare regions."""
@@ -287,7 +281,9 @@ class FolderReport:
 
         Of other cases, those are read whose modalities were none in an earlier case.
         """
-        names = names_of_modalities(headers.files)
+        # Names or numbers tell the modalities of a case from those of others.
+        places = map(str, range(len(headers.files.images)))
+        names = {*headers.files.modalities} or {*places}
         if self.roles and not names & self._doubtful:
             return
         roles: list[FileRole] = []

@@ -208,9 +208,7 @@ def logits_header(
             "  The sigmoid channel of a single region: say which labels it has, --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
-    files = [first]
-    for header in headers[1:]:
-        files.append(placed_on(header, first))
+    files = [first, *(placed_on(header, first) for header in headers[1:])]
     if are_several:
         for file in files:
             if file.num_channels > 1 or file.affine is None:

@@ -239,20 +239,16 @@ def _convert(
         promised = f"{done.stdout.split()[-1]} {unit}"
         raise cut_off(path, promised, f"it holds {most}")
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [""]
-        raise _conversion_error(path, done.returncode, lines[-1])
-
-
-def _conversion_error(path: Path, status: int, message: str) -> CrfRefineError:
-    """Return the error for a conversion that ended with this status and ITK's last line."""
-    if any(word in message for word in ("MemoryError", "bad_alloc", "Failed to allocate memory")):
-        return CapacityError(
-            f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"
+        message = (done.stderr.strip().splitlines() or [""])[-1]
+        lacks = ("MemoryError", "bad_alloc", "Failed to allocate memory")
+        if any(word in message for word in lacks):
+            raise CapacityError(
+                f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"
+            )
+        problem = "cannot convert this file"
+        if done.returncode < 0:
+            problem = f"crashed on this file (signal {-done.returncode})"
+        reason = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
+        raise UnsupportedFormatError(
+            f"{path}: ITK {problem}: {reason or 'it is damaged; export it again'}"
         )
-    problem = "cannot convert this file"
-    if status < 0:
-        problem = f"crashed on this file (signal {-status})"
-    reason = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
-    return UnsupportedFormatError(
-        f"{path}: ITK {problem}: {reason or 'it is damaged; export it again'}"
-    )

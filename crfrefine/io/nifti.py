@@ -226,22 +226,19 @@ class NiftiHeader(FileHeader):
                     usable_spacing(qform, len(grid_shape), self.path)
                     lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(self.path)]
             raise InputError("\n  ".join(lines)) from None
-        if has_sform and qform is not None:
-            self._compare(grid_shape, affine, qform)
-        return affine
-
-    def _compare(self, grid_shape: tuple[int, ...], sform: Float64, qform: Float64) -> None:
-        """Note a qform that puts voxels elsewhere than the sform."""
+        if not has_sform or qform is None:
+            return affine
+        # A qform may put voxels elsewhere than the sform.
         is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
-        if not is_sane or same_grid(grid_shape, sform, grid_shape, qform):
-            return
-        distance = farthest_distance(grid_shape, sform, qform)
-        self.qform = qform
-        self.notes = (NoteKind.TWO_GEOMETRIES(distance=distance),)
-        self.details += (
-            ("sform", f"{describe_affine(sform)} (used)"),
-            ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)"),
-        )
+        if is_sane and not same_grid(grid_shape, affine, grid_shape, qform):
+            distance = farthest_distance(grid_shape, affine, qform)
+            self.qform = qform
+            self.notes = (NoteKind.TWO_GEOMETRIES(distance=distance),)
+            self.details += (
+                ("sform", f"{describe_affine(affine)} (used)"),
+                ("qform", f"{describe_affine(qform)} (up to {distance:.2f} mm away)"),
+            )
+        return affine
 
     @property
     def time(self) -> str:

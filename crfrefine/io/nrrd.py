@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -264,7 +264,13 @@ class NrrdHeader(text_header.TextHeader):
         if "axis mins" in self:
             raise self.rare("axis mins")
         if not _IN_SPACE & set(self):
-            return np.diag(self._spacings()), (0.0,) * num_axes, LPS
+            words = self.text("spacings", " ".join(["1"] * num_dims)).split()
+            spacings = finite_numbers([words[axis] for axis in self.axes if axis < len(words)])
+            if spacings is None or len(words) != num_dims or 0.0 in spacings:
+                raise self.damaged(
+                    "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+                )
+            return np.diag(spacings), (0.0,) * num_axes, LPS
 
         name = self.text("space", "")
         signs = _SPACES.get(re.sub("[- ]", "", name.lower()))
@@ -294,17 +300,6 @@ class NrrdHeader(text_header.TextHeader):
         if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
             raise self.damaged("space directions", "vectors that are as long as a voxel")
         return columns * (1 / lengths) * lengths, origin[0], signs
-
-    def _spacings(self) -> tuple[float, ...]:
-        """Return the voxel sizes of a grid without a place in the world."""
-        num_dims = len(self.all_sizes)
-        words = self.text("spacings", " ".join(["1"] * num_dims)).split()
-        spacings = finite_numbers([words[axis] for axis in self.axes if axis < len(words)])
-        if spacings is None or len(words) != num_dims or 0.0 in spacings:
-            raise self.damaged(
-                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-            )
-        return spacings
 
     def _vectors(
         self, name: str, axes: Sequence[int], num_entries: int, expected: str
@@ -349,13 +344,18 @@ class NrrdHeader(text_header.TextHeader):
 
     def segments(self) -> tuple[Segment, ...]:
         """Return the segments that 3D Slicer describes by pairs of key and value."""
-        entries = []
+        if self.num_channels > 1:
+            return ()
+        return described_segments(entry for entry, _ in self.described())
+
+    def described(self) -> Iterator[tuple[tuple[str, str, Sequence[float]], str]]:
+        """Yield label, name and color of each segment, as they are written, and its layer."""
         for key in self:
             start, _, part = key.partition("_")
-            if part == "Name" and self.num_channels == 1:
+            if part == "Name":
+                label = self.get(f"{start}_LabelValue", "")
                 color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
-                entries.append((self.get(f"{start}_LabelValue", ""), self[key], color))
-        return described_segments(entries)
+                yield (label, self[key], color), self.get(f"{start}_Layer", "0")
 
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:
@@ -388,29 +388,22 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
     for file in voxel_files:
         lines.append(f"data file: {text_header.text_of_name(file.name)}")
     if suffix_of(voxels.path) in LABELS_SUFFIXES:
-        lines += _lines_of_segments(voxels)
+        extent = " ".join(f"0 {size - 1}" for size in voxels.shape[::-1])
+        for number, segment in enumerate(voxels.segments):
+            values = {
+                "ID": f"Segment_{segment.label}",
+                "Name": printable(segment.name),
+                "LabelValue": segment.label,
+                "Layer": 0,
+                "Color": " ".join(f"{part:.6g}" for part in segment.shown_color),
+                "Extent": extent,
+            }
+            lines += [f"Segment{number}_{key}:={value}" for key, value in values.items()]
     lines.append("" if voxel_files else "\n")  # An empty line comes before voxels.
 
     with atomic_files(voxels.path) as files:
         files[-1].write("\n".join(lines).encode("utf-8", "surrogateescape"))
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
-
-
-def _lines_of_segments(voxels: VoxelsToWrite) -> list[str]:
-    """Return the lines by which 3D Slicer knows the segments of a label map."""
-    extent = " ".join(f"0 {size - 1}" for size in voxels.shape[::-1])
-    lines = []
-    for number, segment in enumerate(voxels.segments):
-        values = {
-            "ID": f"Segment_{segment.label}",
-            "Name": printable(segment.name),
-            "LabelValue": segment.label,
-            "Layer": 0,
-            "Color": " ".join(f"{part:.6g}" for part in segment.shown_color),
-            "Extent": extent,
-        }
-        lines += [f"Segment{number}_{key}:={value}" for key, value in values.items()]
-    return lines
 
 
 def _geometry_lines(

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from crfrefine.io.nrrd import NrrdHeader
-from crfrefine.io.text_header import finite_numbers
 from crfrefine.io.volume import Segment, VolumeHeader, described_segments
 
 
@@ -18,14 +17,8 @@ class SegmentsHeader(NrrdHeader):
     def layers(self) -> list[tuple[Segment, int]]:
         """Return each segment that has a name, a label and a layer, with its layer."""
         found = []
-        for key in self:
-            start, _, part = key.partition("_")
-            if part != "Name":
-                continue
-            label = self.get(f"{start}_LabelValue", "")
-            color = finite_numbers(self.get(f"{start}_Color", "").split()) or ()
-            layer = self.get(f"{start}_Layer", "0")
-            segments = described_segments([(label, self[key], color)])
+        for entry, layer in self.described():
+            segments = described_segments([entry])
             if segments and re.fullmatch("[0-9]{1,5}", layer) and int(layer) < self.num_channels:
                 found.append((segments[0], int(layer)))
         return found

@@ -215,9 +215,7 @@ class _Volume:
         shown = self.window.gray(_upwards(self._image[tuple(index)]))
         rows, columns = shown.shape
         size_mm = (columns * self.steps[across], rows * self.steps[up])
-        maps = {}
-        for kind, labels in self.maps.items():
-            maps[kind] = _upwards(labels[tuple(index)])
+        maps = {kind: _upwards(labels[tuple(index)]) for kind, labels in self.maps.items()}
         name, edges = describe_plane(plane, is_upright=self._is_upright)
         return Plane(name, edges, size_mm, shown, maps)
 

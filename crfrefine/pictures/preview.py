@@ -116,12 +116,11 @@ def _legend_entries(
 
     The label is 0 for changes to background, and None for plain text.
     """
-    shown = labels[:_MAX_LEGEND_ENTRIES]
     entries: list[tuple[int | None, str]] = []
-    for label in shown:
+    for label in labels[:_MAX_LEGEND_ENTRIES]:
         entries.append((label, names.get(label, f"label {label}")))
-    if len(labels) > len(shown):
-        entries.append((None, f"and {len(labels) - len(shown)} more labels"))
+    if len(labels) > len(entries):
+        entries.append((None, f"and {len(labels) - len(entries)} more labels"))
     lost = [(plane.maps["before"] > 0) & (plane.maps["refined"] == 0) for plane in planes]
     if any(map(np.any, lost)):
         entries.append((0, lost_text))

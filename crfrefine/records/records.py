@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from crfrefine.base.failures import Failure
-from crfrefine.base.label_options import InputOptions, note_on_values
+from crfrefine.base.label_options import InputOptions, notes_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
 from crfrefine.base.plain import fields_from_plain
@@ -306,7 +306,5 @@ def notes_on_cases(records: Sequence[CaseRecord], mapping: Mapping[int, int]) ->
     # The content of a case that was done earlier may be unknown.
     if mapping and ended and all(record.input_type is not None for record in ended):
         found = chain.from_iterable(record.mapped_values for record in ended)
-        note = note_on_values(mapping, found, "no label map")
-        if note is not None:
-            notes.append(note)
+        notes += notes_on_values(mapping, found, "no label map")
     return notes

@@ -9,7 +9,7 @@ from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.failures import expected_error
-from crfrefine.base.label_options import note_on_values
+from crfrefine.base.label_options import notes_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles
@@ -190,11 +190,8 @@ def find_labels(
         if len(predicted) == len(missed) == 1:
             option = f"{predicted[0]}={missed[0]}"
         notes.append(NoteKind.OTHER_LABELS(predicted=predicted, missed=missed, option=option))
-    unused = (
-        note_on_values(reading.mapping, mapped[0], "no label map"),
-        note_on_values(reading.reference_mapping, mapped[1], "no reference"),
-    )
-    notes += [note for note in unused if note is not None]
+    notes += notes_on_values(reading.mapping, mapped[0], "no label map")
+    notes += notes_on_values(reading.reference_mapping, mapped[1], "no reference")
     largest = max({1} | in_maps | in_references)
     up_to_largest = tuple(range(largest + 1))
     declared = DeclaredLabels(up_to_largest, "the label maps and references")
