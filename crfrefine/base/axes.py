@@ -43,7 +43,7 @@ class Axes:
         left out.
         """
         sources: list[int] = []
-        mirrored: list[int] = []
+        mirrored = []
         for letter in letters:
             pair = next((pair for pair in WORLD_AXES if letter in pair), "")
             for axis, code in enumerate(codes):

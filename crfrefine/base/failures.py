@@ -121,7 +121,7 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     # The last two lines of this package that the error came through, and its causes; and the folder
     # of a file that could not be opened: a missing image is not like missing logits.
     places = []
-    links: list[BaseException] = []
+    links = []
     link: BaseException | None = error
     # An error that is raised a second time while it is handled is its own context.
     while link is not None and link not in links:

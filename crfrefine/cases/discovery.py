@@ -152,7 +152,7 @@ class Images:
         self.place = place
         self.by_case: dict[str, list[Match]] = {}
         self.beside: list[str] = []  # names of files of another kind
-        numbered: list[Match] = []
+        numbered = []
         if is_pattern(place):
             check_pattern(place, IMAGES.parts)
         else:

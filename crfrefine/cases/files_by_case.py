@@ -234,7 +234,7 @@ class Files:
         Labels are numbers, or names in a `dataset.json`; others are -1.
         """
         description = read_dataset_description(self.place)
-        numbers: dict[str, int] = {}
+        numbers = {}
         if description is not None:
             numbers = {name: label for label, name in description.label_names.items()}
         for match in matches:
@@ -243,7 +243,7 @@ class Files:
         by_label = sorted((numbers.get(match.label, -1), match.path) for match in matches)
         labels = [label for label, _ in by_label]
         paths = tuple(path for _, path in by_label)
-        declared: list[int] = []  # numbers that may have gaps
+        declared = []  # numbers that may have gaps
         if description is not None:
             declared = [*description.numbers[first_label:]]
         if labels in ([*range(first_label, first_label + len(paths))], declared):

@@ -167,7 +167,7 @@ def background_of_stream(
     scale = options.scale
     if header.num_channels == 1:
         # Its lowest, highest and not whole values show its content.
-        telling: list[float] = []
+        telling = []
         for piece in scaled_pieces(header, scale):
             values = piece.values
             telling += [float(values.min()), float(values.max())]

@@ -51,7 +51,7 @@ def names_of(segments: Iterable[Segment]) -> dict[int, str]:
 def differing_numbers(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) -> list[str]:
     """Return a text for each name that has another number in a later case than in the first."""
     first: dict[str, tuple[list[int], str]] = {}
-    differing: dict[str, str] = {}
+    differing = {}
     for case_id, names in names_by_case:
         numbers: dict[str, list[int]] = {}
         for label, name in names.items():
@@ -140,7 +140,7 @@ class LabelNames:
         named = {label: name for label, name in names.items() if label in present and tells(name)}
         if not self or not named:
             return {}
-        target_of: dict[int, int] = {}
+        target_of = {}
         label_of: dict[int, int] = {}
         for label, name in sorted(named.items()):
             targets = self.numbers_of(name)

@@ -120,7 +120,7 @@ def _starts_of(stems: Collection[str]) -> list[set[str]]:
     the shortest. A whole name with which others begin is a case, too, and so may be any whole name.
     """
     owners = Counter[str]()
-    splits: dict[str, list[tuple[str, str]]] = {}
+    splits = {}
     for stem in stems:
         places = [found.start() for found in _SEPARATOR.finditer(stem) if found.start()]
         splits[stem] = [(stem[:place], stem[place:]) for place in places]
@@ -169,7 +169,7 @@ def _merge_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
     for role in roles:
         folders = [str(name) if _CASE in name else "*" for name in role.names[:-1]]
         alike.setdefault((*folders, role.last_name, role.suffix), []).append(role)
-    merged: list[Role] = []
+    merged = []
     for group in alike.values():
         clusters: list[Role] = []
         for role in sorted(group, key=lambda role: list(map(str, role.names))):
@@ -188,7 +188,7 @@ def _merge_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
 
 def _joined(first: Role, second: Role) -> Role:
     """Return two roles as one, with a set where names differ."""
-    names: list[str | frozenset[str]] = []
+    names = []
     for one, other in zip(first.names, second.names, strict=True):
         names.append(one if one == other else _as_set(one) | _as_set(other))
     return Role(tuple(names), first.suffix, {**first.files, **second.files})

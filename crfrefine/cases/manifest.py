@@ -68,7 +68,7 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
             f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; "
             f"found {found}"
         )
-    problems: list[str] = []
+    problems = []
     lines: dict[str, int] = {}  # of the cases
     for line, row in rows:
         try:
@@ -147,7 +147,7 @@ def _rows(path: Path, notes: list[Note]) -> Iterator[tuple[int, list[str]]]:
 
 def _read_row(cells: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
     """Return the case of a row, whose paths begin in the folder of the manifest."""
-    values: dict[str, Any] = {}
+    values = {}
     for column, cell in cells.items():
         if not cell.strip():
             if column in REQUIRED:

@@ -63,7 +63,7 @@ class TrainedNetwork:
 
     def places(self, what: str) -> list[Path]:
         """Return where nnU-Net may have "images", "labels" or "splits", the best place first."""
-        places: list[Path] = []
+        places = []
         for variable, name in OF_NNUNET[what]:
             root = os.environ.get(variable)
             if root:
@@ -160,7 +160,7 @@ def _trained_cases(trained: TrainedNetwork, sources: Sources) -> CaseList:
     cases = discover_cases(sources._replace(images=(images,), network=(), labels=labels))
     trained_on, fold_of = _splits(trained)
     archives = _held_out_files(trained, trained_on, fold_of, ARCHIVES.suffixes)
-    advice: dict[str, str] = {}  # by the fold
+    advice = {}  # by the fold
     for number, case in enumerate(cases):
         path = archives.pop(case.case_id, None)
         if path is not None:

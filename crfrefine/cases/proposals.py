@@ -337,7 +337,7 @@ def _fitting(
     wanted = set[tuple[str, Path]]()
     for role in roles:
         wanted.update((case, tree.folder / role.files[case].path) for case in cases)
-    near: list[tuple[str, set[str]]] = []
+    near = []
     for pattern in write_patterns(roles, part, is_ordered=is_ordered):
         matches = tree.find(pattern)
         if part == "modality":
@@ -358,7 +358,7 @@ def _fitting(
 
 def _find_outputs(tree: Tree) -> list[Proposal]:
     """Return the best proposal for a network's output: a file per case, or one for each label."""
-    found: list[Proposal] = []
+    found = []
     for number, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
         usual = [role for role in roles if len(role.files) > 1]
         most = max((len(role.files) for role in usual), default=0)

@@ -19,7 +19,6 @@ from crfrefine.cases.modalities import read_modalities
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.roles import (
-    Modality,
     modalities_of,
     require_images,
     require_no_scores,
@@ -148,7 +147,7 @@ def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) 
     `roles` get the evidence of the voxels, `notes` those on images that are named.
     """
     files = headers.files
-    modalities: list[Modality] = []
+    modalities = []
     for place, header in enumerate(headers.images):
         values = read_modalities([header], [])
         require_no_scores(header.path, values, None)

@@ -114,7 +114,7 @@ def convert_folder(
                 )
         observer.cases_found(found)
     observer.run_started(plan)
-    ended: list[Conversion] = []
+    ended = []
     with keeping_inputs():
         for one in plan:
             add_volumes(one.source)

@@ -33,7 +33,7 @@ def records_of_cluster(tasks: Sequence[Task], address: str) -> Generator[CaseRec
     client = _connect(address)
     from distributed import KilledWorker, as_completed
 
-    task_of_future: dict[Any, Task] = {}
+    task_of_future = {}
     try:
         if not client.nthreads():
             warnings.warn(

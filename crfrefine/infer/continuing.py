@@ -36,7 +36,7 @@ def done_before(
     The returned notes are on cases that are left as they are, although this run might give other
     results; all others are added to `notes`. Without a folder, only the files count.
     """
-    done: dict[str, CaseRecord] = {}
+    done = {}
     cases_of_reason: dict[Note, list[str]] = {}
     for files, outputs in files_of_cases:
         case_id = files.case_id
@@ -56,7 +56,7 @@ def done_before(
         if reason is not None and reason.kind in CONSEQUENCES and recorded.folder is not None:
             cases_of_reason.setdefault(reason, []).append(case_id)
     notes += recorded.notes
-    left: list[Note] = []
+    left = []
     for reason, names in cases_of_reason.items():
         consequence = CONSEQUENCES[reason.kind]
         note = NoteKind.EARLIER_RESULTS(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.notes import NoteKind
-from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import Sources
 from crfrefine.cases.finding import find_cases
@@ -24,7 +24,6 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.io import read_header
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
-from crfrefine.parameters.model import CrfParameters
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,14 @@ def find_inputs(options: InferenceOptions, references: Path | None = None) -> Ru
         folder = options.output.with_name(stem_of(options.output))
         cases.notes.append(NoteKind.FOLDER_OF_STRUCTURES(folder=str(folder)))
     reading = _describe(options, cases)
-    if _has_doubtful_order(options.parameters, cases):
-        names = ", ".join(reading.modality_names)
-        cases.notes.append(NoteKind.ORDER_OF_MODALITIES(names=names))
+    named_case = next((files for files in cases if files.modalities and not files.problem), None)
+    has_values = options.parameters.has_values_per_modality and not options.parameters.modalities
+    if named_case is not None and has_values:
+        # Only the alphabet orders images that the user has not named, and that have no numbers.
+        is_numbered = all(name.isdigit() for name in named_case.modalities)
+        if not is_numbered and not set(named_case.unnamed).isdisjoint(named_case.images):
+            names = ", ".join(reading.modality_names)
+            cases.notes.append(NoteKind.ORDER_OF_MODALITIES(names=names))
     cases.sort(key=lambda files: files.case_id)
     return RunInputs(cases, reading)
 
@@ -100,17 +104,6 @@ def _require_network(cases: CaseList, options: InferenceOptions) -> None:
         if fewer:
             hint += f"\n  As to {options.images[0]}:{fewer}"
     raise InputError(f"{place}: {number}{first.named_problem}{hint}")
-
-
-def _has_doubtful_order(parameters: CrfParameters, cases: Iterable[CaseFiles]) -> bool:
-    """Return whether values per modality have no names, and only the alphabet orders the images."""
-    if parameters.modalities or not parameters.has_values_per_modality:
-        return False
-    for files in cases:
-        if files.modalities and not files.problem:
-            is_numbered = all(name.isdigit() for name in files.modalities)
-            return not is_numbered and not set(files.unnamed).isdisjoint(files.images)
-    return False
 
 
 def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:

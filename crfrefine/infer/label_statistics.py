@@ -61,7 +61,7 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
 
 def distinct_titles(names: Sequence[str]) -> list[str]:
     """Return the names of columns; equal names get numbers: CT and CT become CT_1 and CT_2."""
-    titles: list[str] = []
+    titles = []
     for index, name in enumerate(names):
         title = name
         if names.count(name) > 1:

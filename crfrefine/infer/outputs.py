@@ -124,7 +124,7 @@ class OutputFiles:
             names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
             segments = named_segments(names)
         suffix = suffix_of(self.label_map)
-        files: dict[Path, Segment] = {}
+        files = {}
         stems: set[str] = set()
         for segment in segments_of(labels, segments, vanished):
             files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
@@ -215,7 +215,15 @@ def plan_outputs(
     if options.save_probabilities and not options.writes_file:
         _add_archives(cases, all_outputs)
     _check_paths(cases, all_outputs)
-    if not is_single and os.path.realpath(output) in _input_folders(cases):
+    # The next run would take results in a folder of images or logits as such.
+    folders: set[Path] = set()
+    for files in cases:
+        folders.update(path.parent for path in (*files.images, *files.network))
+        for path in files.network:
+            if files.structures and path.parent.name == files.case_id:
+                folders.add(path.parent.parent)
+    # Real paths have no links; circular ones are no exception.
+    if not is_single and os.path.realpath(output) in map(os.path.realpath, folders):
         raise InputError(
             f"{output}: holds the images or logits of this run; "
             "choose another folder for the results"
@@ -241,20 +249,6 @@ def _add_archives(cases: Sequence[CaseFiles], all_outputs: list[OutputFiles]) ->
                 archive=archive,
                 properties=properties if properties.is_file() else None,
             )
-
-
-def _input_folders(cases: Sequence[CaseFiles]) -> set[str]:
-    """Return the folders of images and logits; of structures, that with the cases' folders.
-
-    The next run would take results there as images or logits.
-    """
-    folders: set[Path] = set()
-    for files in cases:
-        folders.update(path.parent for path in (*files.images, *files.network))
-        for path in files.network:
-            if files.structures and path.parent.name == files.case_id:
-                folders.add(path.parent.parent)
-    return set(map(os.path.realpath, folders))  # without links; circular ones are no exception
 
 
 def _check_paths(cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles]) -> None:

@@ -30,7 +30,6 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.records.records import (
     RECORD_FOLDER,
     CaseRecord,
-    FileBefore,
     RunSummary,
     path_of_part,
 )
@@ -91,7 +90,7 @@ class RunPlan:
         part = slice(summary.part_id, None, summary.num_parts)
         pairs = list(zip(self.inputs.cases[part], all_outputs[part], strict=True))
         planned = {path for outputs in all_outputs for path in outputs.all()}
-        before: dict[str, dict[Path, FileBefore]] = {}
+        before = {}
         earlier: dict[str, CaseRecord] = {}
         if options.resume or is_folder(options.output / RECORD_FOLDER):
             from crfrefine.infer.continuing import done_before

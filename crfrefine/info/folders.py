@@ -286,7 +286,7 @@ class FolderReport:
         names = {*headers.files.modalities} or {*places}
         if self.roles and not names & self._doubtful:
             return
-        roles: list[FileRole] = []
+        roles = []
         if not self.roles:
             roles = roles_of(headers)
             self.roles = roles

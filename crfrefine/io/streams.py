@@ -355,24 +355,20 @@ class Decoder:
                     may_be_bad = not np.isfinite(target.sum(dtype=np.float32))
         if may_be_bad:
             for number, channel in enumerate(values, first_channel):
-                self._count_bad(channel, number, first_plane)
-
-    def _count_bad(self, values: Array, channel: int, first_plane: int) -> None:
-        """Count the refused values in planes of a channel, and keep the place of the first."""
-        bad = ~np.isfinite(values)
-        if self.allows_nan:
-            is_nan = np.isnan(values)
-            self.has_nan |= bool(is_nan.any())
-            bad &= ~is_nan
-        if not bad.any():
-            return
-        self.num_bad += int(np.count_nonzero(bad))
-        place = np.unravel_index(int(bad.argmax()), bad.shape)
-        plane, *others = (int(index) for index in place)
-        kind = "NaN" if np.isnan(values[place]) else "infinite"
-        first = ((channel, first_plane + plane, *others), kind)
-        if self._first_bad is None or first < self._first_bad:
-            self._first_bad = first
+                bad = ~np.isfinite(channel)
+                if self.allows_nan:
+                    is_nan = np.isnan(channel)
+                    self.has_nan |= bool(is_nan.any())
+                    bad &= ~is_nan
+                if not bad.any():
+                    continue
+                self.num_bad += int(np.count_nonzero(bad))
+                place = np.unravel_index(int(bad.argmax()), bad.shape)
+                plane, *others = (int(index) for index in place)
+                kind = "NaN" if np.isnan(channel[place]) else "infinite"
+                first = ((number, first_plane + plane, *others), kind)
+                if self._first_bad is None or first < self._first_bad:
+                    self._first_bad = first
 
     def finish(self) -> None:
         """Read to the end; raise an error for a wrong checksum, or InputError for bad values."""

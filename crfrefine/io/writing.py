@@ -247,7 +247,7 @@ def atomic_files(path: Path) -> Iterator[tuple[BinaryIO, ...]]:
         start = os.fsencode(target.name)[:_MAX_NAME_BYTES]
         name = start.decode(sys.getfilesystemencoding(), errors="ignore")
         hidden_paths.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
-    files: list[BinaryIO] = []
+    files = []
     try:
         remove_leftovers(targets[-1].parent)
         for hidden in hidden_paths:

@@ -1,4 +1,4 @@
-"""Files of parameters: the presets, the file that a name or a path means, and values as TOML."""
+"""Files of parameters: presets, the file that a name or a path means, values as TOML, and keys."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import MAX_OF_A_PATH, MAX_OF_A_REASON, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_PATH, MAX_OF_A_REASON, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError
+from crfrefine.parameters.checks import unknown_key
+from crfrefine.parameters.sections import KEYS
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of the presets: inside the installed package, or beside it in a source tree.
@@ -119,3 +121,41 @@ def parse_override(text: str) -> tuple[str, Any]:
     if set(parsed) != {"value"}:
         raise ConfigError(f"{shorten(key)}: expected one value, got {shorten_value(raw)}")
     return key, parsed["value"]
+
+
+# ---- Dotted keys
+
+_DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
+
+
+def kernel_prefixes(num_kernels: int) -> list[str]:
+    """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
+    if num_kernels == 1:
+        return ["bilateral"]
+    return [f"bilateral.{number}" for number in range(num_kernels)]
+
+
+def set_entry(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
+    match = _DOTTED_KEY.fullmatch(key)
+    if match is None:
+        raise unknown_key(key, KEYS)
+    name, number, entry = match.groups()
+    if f"{name}.{entry}" not in KEYS or (number is not None and name != "bilateral"):
+        raise unknown_key(key, KEYS)
+    if name != "bilateral":
+        table[name][entry] = value
+        return
+
+    kernels = table[name]
+    if number is None and len(kernels) > 1:
+        keys = [f"{prefix}.{entry}" for prefix in kernel_prefixes(len(kernels))]
+        raise ConfigError(
+            f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
+        )
+    number = number or "0"
+    if len(number) > 9 or int(number) >= len(kernels):
+        raise ConfigError(
+            f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
+        )
+    kernels[int(number)][entry] = value

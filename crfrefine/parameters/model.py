@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.text import listed, printable, shorten, shorten_value
+from crfrefine.base.text import printable, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import require_names, unknown_key
-from crfrefine.parameters.files import find_config, parse_toml, toml_entry, toml_lines
+from crfrefine.parameters.files import (
+    find_config,
+    kernel_prefixes,
+    parse_toml,
+    set_entry,
+    toml_entry,
+    toml_lines,
+)
 from crfrefine.parameters.sections import (
     KEYS,
     SECTIONS,
@@ -49,7 +55,6 @@ _LISTS_OF_NAMES = {
 }
 # Largest size of a file: one with a penalty for each pair of a thousand labels has five megabytes.
 _MAX_BYTES = 1 << 24
-_DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
 
 
 @dataclass(frozen=True, match_args=False)  # The order of the fields may change.
@@ -259,7 +264,7 @@ class CrfParameters:
             table = self.from_dict(table).to_dict()
         for key, value in changes.items():
             if key not in sections:
-                _set_entry(table, key, value)
+                set_entry(table, key, value)
         if "compatibility.kind" in changes:
             for entry in dataclasses.fields(CompatibilityParameters):
                 needed_by = entry.metadata["needed_by"]
@@ -376,36 +381,3 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
         "parameters: expected CrfParameters, a preset's name or a file's path, "
         f"got {shorten_value(parameters)}; CrfParameters.from_dict takes nested dictionaries"
     )
-
-
-def kernel_prefixes(num_kernels: int) -> list[str]:
-    """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
-    if num_kernels == 1:
-        return ["bilateral"]
-    return [f"bilateral.{number}" for number in range(num_kernels)]
-
-
-def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
-    match = _DOTTED_KEY.fullmatch(key)
-    if match is None:
-        raise unknown_key(key, KEYS)
-    name, number, entry = match.groups()
-    if f"{name}.{entry}" not in KEYS or (number is not None and name != "bilateral"):
-        raise unknown_key(key, KEYS)
-    if name != "bilateral":
-        table[name][entry] = value
-        return
-
-    kernels = table[name]
-    if number is None and len(kernels) > 1:
-        keys = [f"{prefix}.{entry}" for prefix in kernel_prefixes(len(kernels))]
-        raise ConfigError(
-            f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
-        )
-    number = number or "0"
-    if len(number) > 9 or int(number) >= len(kernels):
-        raise ConfigError(
-            f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
-        )
-    kernels[int(number)][entry] = value

@@ -165,9 +165,9 @@ def read_records(folder: Path | None) -> RecordedRuns:
 
     A line that cannot be used is left out, with a note, and so are files that cannot be read.
     """
-    runs: dict[str, RunSummary] = {}
+    runs = {}
     notes: list[Note] = []
-    paths: list[Path] = []
+    paths = []
     if folder is not None:
         paths = _record_files(folder / RECORD_FOLDER, notes)
     for path in paths:
@@ -241,7 +241,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
         problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
         raise InputError("\n  ".join([problem, *map(str, recorded.notes)]))
     last_runs = {run.inputs: run for run in recorded.runs}
-    states: dict[str, CaseState] = {}
+    states = {}
     for run in sorted(last_runs.values(), key=lambda run: run.started):
         for number, (case_id, name) in enumerate(run.all_cases.items()):
             label_map = folder / name

@@ -31,7 +31,7 @@ def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
     There is no volume if there are several series, or no slices. Raises UnsupportedFormatError or
     InputError for slices that are no volume.
     """
-    lines: list[tuple[str, str]] = []
+    lines = []
     with decoding(path):
         headers = read_headers(path)
         series = group_slices(headers)

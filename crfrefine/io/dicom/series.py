@@ -92,13 +92,30 @@ def _slices(file: Path, dataset: Any) -> list[_Slice]:
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
         sources = [*groups_in(frame, _GROUPS), *groups_in(shared, _GROUPS), dataset]
-        part = _slice(name, dataset, sources)
-        if part is None:
+        spacing = np.array([*_element(sources, "PixelSpacing")], float)
+        axes = np.array([*_element(sources, "ImageOrientationPatient")], float)
+        position = np.array([*_element(sources, "ImagePositionPatient")], float)
+        slope = float(_element(sources, "RescaleSlope") or 1)
+        intercept = float(_element(sources, "RescaleIntercept") or 0)
+        distance = _element(sources, "SpacingBetweenSlices")
+        thickness = abs(float(distance or _element(sources, "SliceThickness") or 0))
+        size = (int(dataset.Rows), int(dataset.Columns))
+
+        is_placed = (len(spacing), len(axes), len(position)) == (2, 6, 3)
+        is_placed = is_placed and bool(np.isfinite([*spacing, *axes, *position]).all())
+        if is_placed:
+            axes = axes.reshape(2, 3)
+            tilt = np.abs(np.inner(axes, axes) - np.eye(2)).max()
+            is_placed = bool(spacing.min() > 0 and tilt <= 0.02)
+        if not is_placed:
             raise UnsupportedFormatError(
                 f"{file}: {name} has no place in the world, or it is damaged: "
                 "its orientation, position or spacing is no geometry; "
                 "expected slices such as of CT, MR or PET"
             )
+        down, right = spacing.tolist()
+        scaling = (slope, intercept)
+        part = _Slice(name, size, (down, right), axes, position, scaling, thickness, sources)
         slices.append(part)
     return slices
 
@@ -110,28 +127,6 @@ def _element(sources: Sequence[Any], keyword: str) -> Any:
             value = source[keyword].value
             return () if value is None or value == "" else value  # 0 is a value.
     return ()
-
-
-def _slice(name: str, dataset: Any, sources: Sequence[Any]) -> _Slice | None:
-    """Return a slice, whose elements are in the first of several sources; None for no geometry."""
-    spacing = np.array([*_element(sources, "PixelSpacing")], float)
-    axes = np.array([*_element(sources, "ImageOrientationPatient")], float)
-    position = np.array([*_element(sources, "ImagePositionPatient")], float)
-    slope = float(_element(sources, "RescaleSlope") or 1)
-    intercept = float(_element(sources, "RescaleIntercept") or 0)
-    distance = _element(sources, "SpacingBetweenSlices")
-    thickness = abs(float(distance or _element(sources, "SliceThickness") or 0))
-    size = (int(dataset.Rows), int(dataset.Columns))
-
-    if (len(spacing), len(axes), len(position)) != (2, 6, 3):
-        return None
-    if not np.isfinite([*spacing, *axes, *position]).all() or spacing.min() <= 0:
-        return None
-    axes = axes.reshape(2, 3)
-    if np.abs(np.inner(axes, axes) - np.eye(2)).max() > 0.02:
-        return None
-    down, right = spacing.tolist()
-    return _Slice(name, size, (down, right), axes, position, (slope, intercept), thickness, sources)
 
 
 class Series(NamedTuple):
