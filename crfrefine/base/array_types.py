@@ -1,4 +1,4 @@
-"""Names of numpy's array types for annotations, by the type of the numbers; shapes are free."""
+"""Names of types for annotations: of arrays by the type of their numbers, and of grids."""
 
 from __future__ import annotations
 
@@ -14,3 +14,6 @@ Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]  # such as numbers of voxels
 
 Labels = NDArray[np.unsignedinteger[Any]]  # labels of voxels, in an unsigned type that holds them
+
+Shape = tuple[int, ...]  # of an array, or voxels along each axis of a grid
+Spacing = tuple[float, ...]  # mm between voxels along each axis of a grid

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float64
+from crfrefine.base.array_types import Array, Float64, Spacing
 from crfrefine.base.axes import WORLD_AXES, Axes, all_axes
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
@@ -30,7 +30,7 @@ GRID_TOLERANCE = 0.01
 SHEAR_TOLERANCE = 1e-4
 
 
-def spacing_of(affine: Float64, num_axes: int = 3) -> tuple[float, ...]:
+def spacing_of(affine: Float64, num_axes: int = 3) -> Spacing:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
     columns = np.asarray(affine, np.float64)[:3, :num_axes]
     return tuple(np.linalg.norm(columns, axis=0).tolist())
@@ -41,7 +41,7 @@ def voxel_ml(spacing: Sequence[float]) -> float:
     return math.prod(spacing) / 1000.0
 
 
-def usable_spacing(affine: Float64, num_axes: int, path: Path) -> tuple[float, ...]:
+def usable_spacing(affine: Float64, num_axes: int, path: Path) -> Spacing:
     """Return the voxel size of a file's grid, as `spacing_of` does.
 
     Raise InputError if the affine is singular, or places voxels absurdly near or far.

@@ -19,7 +19,7 @@ from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels, Spacing
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import REFERENCE
@@ -82,7 +82,7 @@ class Case:
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
     like: VolumeHeader  # the header of the first modality, whose geometry the output has
-    spacing: tuple[float, ...]  # mm, one per grid axis
+    spacing: Spacing  # mm, one per grid axis
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     # facts that the user should know
     notes: list[Note] = field(default_factory=list)
@@ -125,9 +125,9 @@ class Case:
         return None
 
     @property
-    def network_spacing(self) -> tuple[float, ...] | None:
+    def network_spacing(self) -> Spacing | None:
         """Mm between voxels of a network on another grid; None means that of the image."""
-        return cast("tuple[float, ...] | None", self.network.network_spacing)
+        return cast("Spacing | None", self.network.network_spacing)
 
     def find_padding(self) -> Bool | None:
         """Return (*grid), True where the logits say nothing, such as padding.

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crfrefine.base.array_types import Spacing
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed
 from crfrefine.cases.patterns import Match
@@ -32,7 +33,7 @@ class CaseFiles:
     # where the label map goes, in the output folder or absolute; None: by the name of the case
     output: Path | None = None
     # mm, one per grid axis, if given; None means the image's
-    spacing: tuple[float, ...] | None = None
+    spacing: Spacing | None = None
     modalities: tuple[str, ...] = ()  # the names that a pattern gives the images, if any
     # the images that a folder or a pattern brought, and that the user has not named
     unnamed: tuple[Path, ...] = ()

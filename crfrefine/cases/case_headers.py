@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crfrefine.base.array_types import Spacing
 from crfrefine.base.failures import naming_case
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import TIMES, listed, see
@@ -54,7 +55,7 @@ class CaseHeaders:
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     # mm to compute with, one per grid axis: given for the case, or the image's
-    spacing: tuple[float, ...]
+    spacing: Spacing
     # how the axes of the network's output are known, if it is an array without geometry
     frame: Frame | None = None
 

@@ -24,7 +24,7 @@ from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Float32
+from crfrefine.base.array_types import Float32, Spacing
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import CUBIC
 from crfrefine.base.limits import run_all
@@ -127,7 +127,7 @@ def take_logits(
 
 
 def logits_of_labels(
-    label_map: LabelMapNetwork, spacing: tuple[float, ...], notes: list[Note]
+    label_map: LabelMapNetwork, spacing: Spacing, notes: list[Note]
 ) -> tuple[LabelMapNetwork, Float32]:
     """Return a label map with the spacing of its network, and (L, *grid) logits of all labels.
 

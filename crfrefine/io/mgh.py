@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.base.array_types import Float64, Shape
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import NoteKind
 from crfrefine.errors import UnsupportedFormatError
@@ -68,7 +68,7 @@ class MghHeader(FileHeader):
         if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
             self.notes = (NoteKind.NO_MGH_ORIENTATION(),)
 
-    def grid(self) -> tuple[tuple[int, ...], int]:
+    def grid(self) -> tuple[Shape, int]:
         """Return the voxels along each axis, and the number of frames."""
         *grid_shape, num_frames = (int(size) for size in self.template["dims"])
         return tuple(grid_shape), num_frames
@@ -78,7 +78,7 @@ class MghHeader(FileHeader):
         dtype = np.dtype(_TYPES[int(self.template["type"])])
         return streams.VoxelSource(self.path, self.encoding, dtype, offset=_DATA_OFFSET)
 
-    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
+    def affine(self, grid_shape: Shape) -> Float64:
         """Return the affine."""
         return np.asarray(self.template.get_affine(), np.float64) + 0.0
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.base.array_types import Float64, Shape
 from crfrefine.base.geometry import (
     SPACING_RANGE,
     describe_affine,
@@ -133,7 +133,7 @@ class NiftiHeader(FileHeader):
             raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
         self.has_extension = self.is_single and block[length : length + 1] > b"\0"
 
-    def grid(self) -> tuple[tuple[int, ...], int]:
+    def grid(self) -> tuple[Shape, int]:
         """Return the voxels along each axis and the number of channels."""
         shape = tuple(int(size) for size in self.template.get_data_shape())
         time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
@@ -187,7 +187,7 @@ class NiftiHeader(FileHeader):
             intercept=float(intercept or 0.0),
         )
 
-    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
+    def affine(self, grid_shape: Shape) -> Float64:
         """Return the affine in mm, with notes on the header's geometry.
 
         Raise InputError if it is not usable; if it is the sform, how to take a good qform.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.base.array_types import Shape
 from crfrefine.base.axes import Axes
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
@@ -89,7 +90,7 @@ class ArrayHeader(FileHeader):
             source, encoding=container, start=start, offset=offset, checksum=checksum
         )
 
-    def grid(self) -> tuple[tuple[int, ...], int]:
+    def grid(self) -> tuple[Shape, int]:
         """Return the voxels along each axis, and the channels, which are first."""
         return self.shape[:0:-1], self.shape[0]
 
@@ -97,7 +98,7 @@ class ArrayHeader(FileHeader):
         """Return the place of the values."""
         return self.voxels
 
-    def affine(self, grid_shape: tuple[int, ...]) -> None:
+    def affine(self, grid_shape: Shape) -> None:
         """Return nothing, as an array has no geometry."""
 
 
@@ -109,9 +110,7 @@ def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     return replace(header, turned=(stored, Axes(axes)))
 
 
-def _read_array_header(
-    stream: Any, path: Path, what: str
-) -> tuple[tuple[int, ...], streams.VoxelSource]:
+def _read_array_header(stream: Any, path: Path, what: str) -> tuple[Shape, streams.VoxelSource]:
     """Return the shape of an array, (channel, [z,] y, x), and its values in the bytes that follow.
 
     In Fortran's order, the channels of a voxel are together. Raise UnsupportedFormatError if the

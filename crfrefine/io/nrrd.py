@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.base.array_types import Float64, Spacing
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -406,9 +406,7 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
-def _geometry_lines(
-    direction: Float64, origin: Float64, spacing: tuple[float, ...]
-) -> tuple[str, ...]:
+def _geometry_lines(direction: Float64, origin: Float64, spacing: Spacing) -> tuple[str, ...]:
     """Return the lines that place a grid in LPS."""
     num_axes = len(spacing)
     vectors = " ".join(_vector(direction[:, axis] * spacing[axis]) for axis in range(num_axes))

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from crfrefine.base.array_types import Array
+from crfrefine.base.array_types import Array, Shape
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -294,7 +294,7 @@ class Decoder:
     tells. With `allows_nan`, NaN is no error, and `has_nan` says whether there was one.
     """
 
-    def __init__(self, reader: ByteReader, source: VoxelSource, shape: tuple[int, ...]) -> None:
+    def __init__(self, reader: ByteReader, source: VoxelSource, shape: Shape) -> None:
         self._reader = reader
         self._source = source
         self._shape = shape
@@ -389,7 +389,7 @@ class Decoder:
         )
 
 
-def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> Array:
+def allocate_array(shape: Shape, path: Path, dtype: np.dtype[Any] = _FLOAT32) -> Array:
     """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:

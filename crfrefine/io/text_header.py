@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.base.array_types import Float64, Shape, Spacing
 from crfrefine.base.geometry import usable_spacing
 from crfrefine.base.notes import NoteKind
 from crfrefine.base.text import listed, shorten
@@ -130,7 +130,7 @@ class TextHeader(FileHeader, dict[str, str]):
     def lines_of_place(self, header: VolumeHeader) -> tuple[str, ...]:
         """Return the lines that a writer keeps, as they place the grid of a header; () for none."""
 
-    def grid(self) -> tuple[tuple[int, ...], int]:
+    def grid(self) -> tuple[Shape, int]:
         """Return grid and channels; a fourth axis is that of channels if a voxel has one value."""
         self.num_channels = 1
         self.read_axes()
@@ -145,7 +145,7 @@ class TextHeader(FileHeader, dict[str, str]):
             )
         return grid_shape, self.num_channels
 
-    def affine(self, grid_shape: tuple[int, ...]) -> Float64:
+    def affine(self, grid_shape: Shape) -> Float64:
         """Return the affine in the unit of the header."""
         num_axes = len(grid_shape)
         steps, origin, signs = self.place()
@@ -392,7 +392,7 @@ def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
 
 def place_in_lps(
     header: VolumeHeader,
-) -> tuple[Float64, Float64, tuple[float, ...]]:
+) -> tuple[Float64, Float64, Spacing]:
     """Return directions as columns, origin and voxel sizes of a file's grid in LPS."""
     affine, spacing = header.geometry()
     num_axes = len(spacing)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Float64
+from crfrefine.base.array_types import Array, Float64, Shape, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.colors import LABEL_COLORS, shares_of
 from crfrefine.base.geometry import (
@@ -50,10 +50,10 @@ class VolumeHeader:
     path: Path  # the file
     # for people, such as "NIfTI-1, gzip"; of MetaImage and NRRD, `text_header` compares it, too
     format: str
-    grid_shape: tuple[int, ...]  # voxels along x, y(, z)
+    grid_shape: Shape  # voxels along x, y(, z)
     num_channels: int  # 1 for a scalar volume
     dtype: str  # the type as stored, such as "int16"
-    spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
+    spacing: Spacing | None  # mm, one per grid axis; None if the file has no geometry
     # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
     affine: Float64 | None
     # The qform of a NIfTI file, (4, 4) as the affine, if it puts voxels elsewhere than its sform
@@ -89,7 +89,7 @@ class VolumeHeader:
         return None
 
     @property
-    def stored_shape(self) -> tuple[int, ...]:
+    def stored_shape(self) -> Shape:
         """(channels, [z,] y, x)."""
         return (self.num_channels, *self.grid_shape[::-1])
 
@@ -100,7 +100,7 @@ class VolumeHeader:
             return None
         return orientation_codes(self.affine, len(self.grid_shape))
 
-    def geometry(self) -> tuple[Float64, tuple[float, ...]]:
+    def geometry(self) -> tuple[Float64, Spacing]:
         """Return affine and spacing; raise InputError for a file without them."""
         if self.affine is None or self.spacing is None:
             raise InputError(
@@ -127,12 +127,12 @@ class Volume:
     # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1
     # mm thick
     affine: Float64
-    spacing: tuple[float, ...]  # mm, one per grid axis
+    spacing: Spacing  # mm, one per grid axis
     header: VolumeHeader = field(repr=False)  # that of its file
 
 
 def header_of_grid(
-    grid_shape: tuple[int, ...], affine: Float64, path: Path = Path("the volume")
+    grid_shape: Shape, affine: Float64, path: Path = Path("the volume")
 ) -> VolumeHeader:
     """Return the header of a grid in memory, on which a file is to be written.
 
@@ -165,7 +165,7 @@ class FileHeader(ABC):
     kind: str | None = None
 
     @abstractmethod
-    def grid(self) -> tuple[tuple[int, ...], int]:
+    def grid(self) -> tuple[Shape, int]:
         """Return the voxels along each axis, and the number of channels."""
 
     @abstractmethod
@@ -173,7 +173,7 @@ class FileHeader(ABC):
         """Return the place of the voxels, which follow the header, or are in another file."""
 
     @abstractmethod
-    def affine(self, grid_shape: tuple[int, ...]) -> Float64 | None:
+    def affine(self, grid_shape: Shape) -> Float64 | None:
         """Return the affine, voxel to world RAS+ mm; None if the file has no geometry."""
 
     @property
@@ -303,7 +303,7 @@ PIECE_BYTES = 16 << 20
 
 
 def iter_pieces(
-    shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool
+    shape: Shape, itemsize: int, most_bytes: int, *, by_channel: bool
 ) -> Iterator[tuple[slice, slice]]:
     """Yield channels, one or all, and planes of the pieces of a (channels, [z,] y, x) array."""
     num_channels, num_planes = shape[:2]

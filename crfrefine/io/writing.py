@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array
+from crfrefine.base.array_types import Array, Shape
 from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.limits import MAX_LABEL
@@ -61,7 +61,7 @@ class VoxelsToWrite:
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """([z,] y, x), or (channels, [z,] y, x)."""
         grid_shape = self.like.grid_shape[::-1]
         if self.num_channels is None:
