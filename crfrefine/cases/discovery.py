@@ -34,9 +34,9 @@ from crfrefine.cases.pattern_advice import (
 from crfrefine.cases.patterns import (
     Match,
     check_pattern,
-    choices_of,
     in_listed_order,
-    names_listed,
+    modalities_listed,
+    modality_globs,
     patterns_of,
 )
 from crfrefine.errors import InputError
@@ -180,7 +180,7 @@ class Images:
         by_path = {match.path: match for match in numbered}
         is_numbered = any(match.modality == "0000" for match in numbered)
         images = {match.path for match in images_among(found, str(place), names)}
-        self._named = names_listed(place, "modality") if is_pattern(place) else ()
+        self._named = modalities_listed(place) if is_pattern(place) else ()
         for match in found:
             # A file that is listed among the modalities is no other one; its voxels are compared.
             if match.path in taken and match.modality not in self._named:
@@ -197,13 +197,13 @@ class Images:
     def expected(self) -> tuple[tuple[str, ...], str]:
         """The modalities that each case must have, if any, in order, and their source."""
         counts = Counter[tuple[str, ...]]()
-        is_listed = len(choices_of(self.place, "modality")) > 1
+        is_listed = len(modality_globs(self.place)) > 1
         for matches in self.by_case.values():
             names = {match.modality for match in matches if match.modality}
             if names and all(map(_FOUR_DIGITS.fullmatch, names)) and not is_listed:
                 names = {f"{number:04d}" for number in range(int(max(names)) + 1)}
             if names:
-                counts[tuple(in_listed_order(self.place, "modality", names))] += 1
+                counts[tuple(in_listed_order(self.place, names))] += 1
         if not counts:
             return (), ""
         # The most frequent ones; of two equally frequent ones the larger, so that missing files are

@@ -46,9 +46,9 @@ def names_part(pattern: Path, part: str) -> bool:
     return re.search(rf"\{{{part}[:}}]", str(pattern)) is not None
 
 
-def names_listed(pattern: Path, part: str) -> tuple[str, ...]:
-    """Return the names that a pattern lists for a part: t1 of `{modality:t1,f*}`, not f*."""
-    return tuple(name for name in choices_of(pattern, part) if not re.search(r"[*?\[]", name))
+def modalities_listed(pattern: Path) -> tuple[str, ...]:
+    """Return the modalities that a pattern lists by name: t1 of `{modality:t1,f*}`, not f*."""
+    return tuple(name for name in modality_globs(pattern) if not re.search(r"[*?\[]", name))
 
 
 def folder_of(place: Path) -> Path:
@@ -103,12 +103,12 @@ def fill(pattern: Path, match: Match) -> Path:
     return Path(_TOKEN.sub(value_of, str(pattern)))
 
 
-def in_listed_order(pattern: Path, part: str, names: Collection[str]) -> list[str]:
-    """Return names in the order of the list in a placeholder, as `{modality:dwi,adc}`, else sorted.
+def in_listed_order(pattern: Path, names: Collection[str]) -> list[str]:
+    """Return modalities in the order of a pattern's list, as `{modality:dwi,adc}`, else sorted.
 
     Names of the same glob are sorted.
     """
-    globs = choices_of(pattern, part)
+    globs = modality_globs(pattern)
 
     def place_of(name: str) -> tuple[int, str]:
         for number, glob in enumerate(globs):
@@ -119,9 +119,9 @@ def in_listed_order(pattern: Path, part: str, names: Collection[str]) -> list[st
     return sorted(names, key=place_of)
 
 
-def choices_of(pattern: Path, part: str) -> list[str]:
-    """Return the globs to which a placeholder of a pattern is restricted; [] for none."""
-    found = re.search(rf"\{{{part}:([^{{}}/]*)\}}", str(pattern))
+def modality_globs(pattern: Path) -> list[str]:
+    """Return the globs to which a pattern restricts `{modality}`; [] for none."""
+    found = re.search(r"\{modality:([^{}/]*)\}", str(pattern))
     if found is None:
         return []
     return found[1].split(",")

@@ -74,7 +74,7 @@ class Proposal:
             text += f", with label maps '{folder}/{self.labels}'"
         takes = counted(len({match.case for match in self.matches}), "case")
         names = {match.modality for match in self.matches if match.modality}
-        modalities = in_listed_order(Path(self.images), "modality", names)
+        modalities = in_listed_order(Path(self.images), names)
         if modalities:
             takes += f" with the modalities {listed(modalities, MAX_MODALITIES)}"
         if self.has_other_grids:

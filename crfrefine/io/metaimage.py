@@ -32,12 +32,14 @@ _KEYS = (
     *_GEOMETRY_KEYS,
     _UNITS,
 )
-_KNOWN = {
-    **{key.lower(): key for key in _KEYS},
-    **dict.fromkeys(("rotation", "orientation"), "TransformMatrix"),
-    **dict.fromkeys(("origin", "position", "imageposition"), "Offset"),
-    "elementbyteordermsb": "BinaryDataByteOrderMSB",
-}
+_KNOWN = {key.lower(): key for key in _KEYS}
+_KNOWN |= text_header.by_each_name(
+    {
+        "rotation, orientation": "TransformMatrix",
+        "origin, position, imageposition": "Offset",
+        "elementbyteordermsb": "BinaryDataByteOrderMSB",
+    }
+)
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -52,10 +54,9 @@ _TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-_READ_TYPES = {
-    **{name.lower(): kind for name, kind in _TYPES.items()},
-    **{f"{name.lower()}_array": kind for name, kind in _TYPES.items()},
-}
+_READ_TYPES = text_header.by_each_name(
+    {f"{name}, {name}_array".lower(): kind for name, kind in _TYPES.items()}
+)
 # Of several names of a type, the first one is written.
 _WRITTEN_TYPES = {np.dtype(kind).name: name for name, kind in reversed(_TYPES.items())}
 

@@ -19,7 +19,7 @@ from crfrefine.io import text_header
 from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
-from crfrefine.io.text_header import LPS, ByteOrder, finite_numbers
+from crfrefine.io.text_header import LPS, ByteOrder, by_each_name, finite_numbers
 from crfrefine.io.volume import Segment, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
@@ -37,29 +37,24 @@ _FIELDS = (
 _FIELD_OF_NAME = {name.replace(" ", ""): name for name in _FIELDS}
 _FIELD_OF_NAME["centerings"] = "centers"
 # NumPy's types by their names in a header.
-_TYPES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int"), "i2"),
-    **dict.fromkeys(("int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int"), "u2"),
-    **dict.fromkeys(("uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long"), "i8"),
-    **dict.fromkeys(("signed long long int", "int64", "int64_t"), "i8"),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int"), "u8"),
-    **dict.fromkeys(("uint64", "uint64_t"), "u8"),
-    "float": "f4",
-    "double": "f8",
-}
+_TYPES = by_each_name(
+    {
+        "signed char, int8, int8_t": "i1",
+        "uchar, unsigned char, uint8, uint8_t": "u1",
+        "short, short int, signed short, signed short int, int16, int16_t": "i2",
+        "ushort, unsigned short, unsigned short int, uint16, uint16_t": "u2",
+        "int, signed int, int32, int32_t": "i4",
+        "uint, unsigned int, uint32, uint32_t": "u4",
+        "longlong, long long, long long int, signed long long": "i8",
+        "signed long long int, int64, int64_t": "i8",
+        "ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t": "u8",
+        "float": "f4",
+        "double": "f8",
+    }
+)
 # Of types that have another name in NumPy.
 _WRITTEN_TYPES = {"float32": "float", "float64": "double"}
-_ENCODINGS = {
-    "raw": "raw",
-    **dict.fromkeys(("gzip", "gz"), "gzip"),
-    **dict.fromkeys(("hex", "ascii", "text", "txt"), "text"),
-}
+_ENCODINGS = by_each_name({"raw": "raw", "gzip, gz": "gzip", "hex, ascii, text, txt": "text"})
 _ORDERS: dict[str, ByteOrder] = {"little": "<", "big": ">"}
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space")
@@ -73,12 +68,14 @@ _CHANNEL_KINDS = (
 
 
 # Name of a world without hyphens and spaces -> the signs that lead to RAS+.
-_SPACES = {
-    **dict.fromkeys(("rightanteriorsuperior", "ras"), (1.0, 1.0, 1.0)),
-    **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
-    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
-    "": LPS,  # As in ITK, if the space has no name.
-}
+_SPACES = by_each_name(
+    {
+        "rightanteriorsuperior, ras": (1.0, 1.0, 1.0),
+        "leftanteriorsuperior, las": (-1.0, 1.0, 1.0),
+        "leftposteriorsuperior, lps": LPS,
+        "": LPS,  # As in ITK, if the space has no name.
+    }
+)
 _IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
 # "none" for an axis of channels, else a vector
 _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)

@@ -32,12 +32,19 @@ OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
 _NO_TEXT = {b"\0": "zero byte", b"\r": "carriage return before its end"}
-_FLAGS = {
-    **dict.fromkeys(("true", "t", "1", "yes"), True),
-    **dict.fromkeys(("false", "f", "0", "no"), False),
-}
 _Choice = TypeVar("_Choice")
 ByteOrder: TypeAlias = Literal["<", ">"]  # little, big
+
+
+def by_each_name(table: Mapping[str, _Choice]) -> dict[str, _Choice]:
+    """Return a table that has several names for a value, such as "true, yes", by each name."""
+    found: dict[str, _Choice] = {}
+    for names, value in table.items():
+        found.update(dict.fromkeys(names.split(", "), value))
+    return found
+
+
+_FLAGS = by_each_name({"true, t, 1, yes": True, "false, f, 0, no": False})
 
 
 def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
@@ -337,15 +344,17 @@ def affine_of(vectors: Float64, origin: Sequence[float], signs: tuple[float, ...
 
 # Names of units of length in lower case, and what they are in mm. The sign of micro is one of its
 # own, a Greek letter, or a byte of Latin-1.
-MM_PER_UNIT = {
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
-    **dict.fromkeys(("in", "inch", "inches"), 25.4),
-    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
-    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\udcb5m", "micron", "microns"), 1e-3),
-    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1e-3),
-    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
-}
+MM_PER_UNIT = by_each_name(
+    {
+        "m, meter, meters, metre, metres": 1000.0,
+        "in, inch, inches": 25.4,
+        "cm, centimeter, centimeters, centimetre, centimetres": 10.0,
+        "mm, millimeter, millimeters, millimetre, millimetres": 1.0,
+        "um, \u00b5m, \u03bcm, \udcb5m, micron, microns": 1e-3,
+        "micrometer, micrometers, micrometre, micrometres": 1e-3,
+        "nm, nanometer, nanometers, nanometre, nanometres": 1e-6,
+    }
+)
 _NO_UNITS = ("", "?", "???", "none", "unknown")
 
 
