@@ -68,7 +68,7 @@ def usable_spacing(affine: Float64, num_axes: int, path: Path) -> Spacing:
 
 def _directions(affine: Float64) -> Float64:
     """Return the unit vectors of the voxel axes, (3, 3), a column each."""
-    columns: Float64 = np.asarray(affine, np.float64)[:3, :3]
+    columns = np.asarray(affine, np.float64)[:3, :3]
     return columns / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
 
 

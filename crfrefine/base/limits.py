@@ -140,7 +140,7 @@ def run_ahead(items: Generator[T]) -> Generator[T]:
     # At most two items exist, a third one only while the caller asks for the next and still holds
     # the last one. The thread ends, and the generator is closed, when the items end, when one
     # raises, and when the returned generator is closed or forgotten.
-    end: Any = object()
+    end = object()
     pool = thread_pool(1, "one ahead")
     next_item: Any = None
     try:

@@ -391,7 +391,7 @@ def nonzero_mask(image: Array, path: Path | None, inside: Bool | None = None) ->
 
     Raises InputError, with the name of its file, if there is none.
     """
-    mask: Bool = np.logical_or.reduce(image)
+    mask = np.logical_or.reduce(image)
     if inside is not None:
         mask &= inside
     if not mask.any():

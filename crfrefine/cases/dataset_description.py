@@ -116,7 +116,7 @@ def read_descriptions(
     An unusable one is an InputError, as it may name the labels that count and the channels.
     Only callers that merely show names give `notes`: it becomes one of them.
     """
-    done: set[Path] = set()
+    done = set()
     for place in places:
         folder = folder_of(place) if holds_many(place) else place.parent
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")

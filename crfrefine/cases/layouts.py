@@ -125,8 +125,8 @@ def _starts_of(stems: Collection[str]) -> list[set[str]]:
         places = [found.start() for found in _SEPARATOR.finditer(stem) if found.start()]
         splits[stem] = [(stem[:place], stem[place:]) for place in places]
         owners.update(ending for _, ending in splits[stem])
-    shortest = set[str]()
-    longest = set[str]()
+    shortest = set()
+    longest = set()
     for stem, pairs in splits.items():
         starts = [stem]
         for start, ending in pairs:
@@ -142,7 +142,7 @@ def _starts_of(stems: Collection[str]) -> list[set[str]]:
 
 def _first_starts(starts: Collection[str]) -> set[str]:
     """Return the starts without those that begin with another one."""
-    kept = set[str]()
+    kept = set()
     for start in starts:
         shorter = (start[: found.start()] for found in _SEPARATOR.finditer(start))
         if not any(other in starts for other in shorter):
@@ -153,7 +153,7 @@ def _first_starts(starts: Collection[str]) -> set[str]:
 def _roles(named: Iterable[_Named], kind_of: Kind) -> list[Role]:
     """Return the roles of files with the names of their cases; grouping folders are merged."""
     roles: dict[tuple[Names, str], Role] = {}
-    twice = set[tuple[Names, str]]()
+    twice = set()
     for case, names, file in named:
         place = (names, file.suffix)
         role = roles.setdefault(place, Role(names, file.suffix))

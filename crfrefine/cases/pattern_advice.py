@@ -30,7 +30,7 @@ def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
     if between is None:
         return ""
     cases = {match.case for match in matches}
-    names = set[str]()
+    names = set()
     are_clear = True
     for match in matches:
         name = getattr(match, part)

@@ -95,7 +95,7 @@ def fill(pattern: Path, match: Match) -> Path:
             raise InputError(
                 f"{pattern}: the path of an output has {{case}} and the like, and no *"
             )
-        value: str = getattr(match, part)
+        value = getattr(match, part)
         if not value:
             raise InputError(f"{pattern}: {{{part}}} has no counterpart in {match.path}")
         return value

@@ -105,7 +105,7 @@ def globs_of_cases(cases: Collection[str], others: Collection[str]) -> Iterator[
     start = re.sub(r"\d+$", "", os.path.commonprefix([*cases]))  # noqa: RUF071 - characters
     candidates = [f"{start}*"]
     for ending in (r"[_-][^_-]*$", r"[_-][^_-]*[_-][^_-]*$"):
-        endings = set[str]()
+        endings = set()
         for case in cases:
             found = re.search(ending, case)
             shape = re.sub(r"\d", "?", found[0] if found else case)

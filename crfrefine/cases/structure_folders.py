@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.label_maps import present_labels
-from crfrefine.base.array_types import Bool, Labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.conventions import IMAGE_WORDS, LABEL_MAP
@@ -229,7 +229,7 @@ def _read_binary(header: VolumeHeader) -> Labels | None:
 
 def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
     """Return whether many files are binary and hardly overlap, as structures of one case do."""
-    covered: Bool = np.zeros(headers[0].grid_shape[::-1], bool)
+    covered = np.zeros(headers[0].grid_shape[::-1], bool)
     num_apart = 0
     for header in headers:
         values = None if header.num_channels != 1 else _read_binary(header)

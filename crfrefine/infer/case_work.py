@@ -350,8 +350,7 @@ class CaseWork:
 
         @lru_cache(maxsize=1)
         def channel_of(channel: int) -> Float32:
-            values: Float32 = np.ascontiguousarray(turn.reversed.apply(piece(channel, all_planes)))
-            return values
+            return np.ascontiguousarray(turn.reversed.apply(piece(channel, all_planes)))
 
         return grid, lambda channel, planes: channel_of(channel)[planes]
 

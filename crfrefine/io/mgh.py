@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,9 +88,9 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
 
     like = voxels.like
     shape = (*like.grid_shape, 1)[:3]
-    template: Any = like.template
+    template = like.template
     if isinstance(template, MGHHeader):
-        header: Any = template.copy()
+        header = template.copy()
     else:
         require_right_angles(voxels.path, like)
         # Directions, voxel sizes, and the world position of the grid's center.

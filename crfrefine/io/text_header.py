@@ -393,8 +393,7 @@ def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
     """
     like = voxels.like
     if like.format == format_name and like.template:
-        lines: tuple[str, ...] = like.template
-        return lines
+        return like.template
     require_right_angles(voxels.path, like)
     return ()
 

@@ -93,7 +93,7 @@ def choose_point(maps: Sequence[Array], changed: Bool) -> Voxel:
     parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
-    structure: Bool = np.zeros(votes.shape, bool)
+    structure = np.zeros(votes.shape, bool)
     structure[box] = parts == sizes.argmax()
     point = []
     for axis in range(changed.ndim):
@@ -266,7 +266,7 @@ def _is_tissue(image: Float32) -> Bool:
 
     Background is exactly zero, or the smallest value if a tenth of the voxels have it.
     """
-    is_tissue: Bool = np.isfinite(image) & (image != 0)
+    is_tissue = np.isfinite(image) & (image != 0)
     if is_tissue.any():
         is_lowest = image == image[is_tissue].min()
         num_lowest = np.count_nonzero(is_lowest)

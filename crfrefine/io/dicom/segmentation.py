@@ -145,7 +145,7 @@ def _open(
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
     # After `read_series`, which sets the limit of its files.
     limit(path, [path], num_voxels, int(dataset.BitsAllocated))
-    with_pixels: Any = pydicom.dcmread(path)
+    with_pixels = pydicom.dcmread(path)
     for item in with_pixels.SegmentSequence:
         if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
             item.SegmentAlgorithmType = "MANUAL"

@@ -80,7 +80,7 @@ class _Slice:
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
     # The functional groups of each frame; a file of one slice has no frames.
-    frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
         raise UnsupportedFormatError(
             f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
