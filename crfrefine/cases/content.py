@@ -60,7 +60,7 @@ class Look:
         numbers = _distinct(starts)
         places = np.searchsorted(numbers, starts)
         counts = np.bincount(places, alike, len(numbers)).astype(np.int64)
-        different = _sorted_once(np.concatenate([self.different, numbers]))
+        different = _distinct(np.concatenate([self.different, numbers]))
         by_value = np.zeros(len(different), np.int64)
         by_value[np.searchsorted(different, self.different)] += self._alike_by_value
         by_value[np.searchsorted(different, numbers)] += counts
@@ -138,11 +138,7 @@ def _distinct(values: Array) -> Array:
         # Counting is ten times as fast as sorting, which fractions need.
         if values.dtype.kind in "iu" or (numbers == values).all():
             return np.flatnonzero(np.bincount(numbers))
-    return _sorted_once(values)
-
-
-def _sorted_once(values: Array) -> Array:
-    """Return the different values by sorting; numpy's functions for it load a package of 8 MB."""
+    # numpy's own function for the different values loads a package of 8 MB.
     in_order = np.sort(values)
     is_new = np.ones(len(in_order), np.bool_)
     is_new[1:] = in_order[1:] != in_order[:-1]

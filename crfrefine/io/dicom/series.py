@@ -192,10 +192,18 @@ def _stack(
     if is_same.any():
         first = int(is_same.argmax())
         below, above = (slices[number] for number in order[first : first + 2])
+        differences = []
+        for keyword in _TELLING:
+            values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
+            if values[0] != values[1]:
+                differences.append(f"{keyword} ({values[0]} and {values[1]})")
+        shown = listed(differences[:_MAX_TELLING])
+        if not differences:
+            shown = "no element that tells echoes, times or reconstructions apart: copies?"
         raise InputError(
             f"{path}: expected one slice at each place, found {len(slices)} slices at "
             f"{len(slices) - int(is_same.sum())} places: {below.name} and {above.name} are at the "
-            f"same one\n  They differ in {_what_differs(below, above)}\n"
+            f"same one\n  They differ in {shown}\n"
             "  Is there a second echo, time or reconstruction? Give each volume a folder of its "
             "own; dcm2niix separates them."
         )
@@ -215,18 +223,6 @@ def _stack(
             "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
         )
     return order, step
-
-
-def _what_differs(below: _Slice, above: _Slice) -> str:
-    """Return the elements that tell two slices at one place apart, and their values."""
-    differences = []
-    for keyword in _TELLING:
-        values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
-        if values[0] != values[1]:
-            differences.append(f"{keyword} ({values[0]} and {values[1]})")
-    if not differences:
-        return "no element that tells echoes, times or reconstructions apart: copies?"
-    return listed(differences[:_MAX_TELLING])
 
 
 def read_voxels(series: Series) -> Array:
