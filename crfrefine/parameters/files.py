@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crfrefine.base.text import MAX_OF_A_PATH, MAX_OF_A_REASON, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import unknown_key
-from crfrefine.parameters.sections import KEYS
+from crfrefine.parameters.sections import KEYS, Section
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of the presets: inside the installed package, or beside it in a source tree.
@@ -51,6 +51,27 @@ def find_config(name_or_path: str | Path) -> Path:
     raise ConfigError(
         f"{shorten(name_or_path, MAX_OF_A_PATH)}: {problem}; presets: {', '.join(list_presets())}"
     )
+
+
+# ---- Tables as sections
+
+
+def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
+    """Return a section from its table; raises ConfigError for a wrong key or value.
+
+    Errors name keys by `prefix`, which has a kernel's number if there are several.
+    """
+    if isinstance(table, kind):
+        return table
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{prefix}: expected a table of keys, got {shorten_value(table)}")
+    for key in table:
+        if f"{kind.section}.{key}" not in KEYS:
+            raise unknown_key(f"{prefix}.{key}", KEYS)
+    try:
+        return kind(**table)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{kind.section}.", f"{prefix}.", 1)) from None
 
 
 # ---- Values as TOML

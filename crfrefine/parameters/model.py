@@ -17,6 +17,7 @@ from crfrefine.parameters.files import (
     find_config,
     kernel_prefixes,
     parse_toml,
+    section_of,
     set_entry,
     toml_entry,
     toml_lines,
@@ -34,7 +35,6 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
     StrokesParameters,
     VolumeParameters,
-    section_of,
     values_of,
 )
 from crfrefine.parameters.specs import (

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from crfrefine.base.numerics import SPATIAL_RADIUS, TRUNCATION_RADIUS
-from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
+from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -397,21 +396,3 @@ SECTIONS: dict[str, type[Section]] = {
 KEYS: list[str] = []
 for _section in SECTIONS.values():
     KEYS += [f"{_section.section}.{_entry.name}" for _entry in dataclasses.fields(_section)]
-
-
-def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
-    """Return a section from its table; raises ConfigError for a wrong key or value.
-
-    Errors name keys by `prefix`, which has a kernel's number if there are several.
-    """
-    if isinstance(table, kind):
-        return table
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{prefix}: expected a table of keys, got {shorten_value(table)}")
-    for key in table:
-        if f"{kind.section}.{key}" not in KEYS:
-            raise unknown_key(f"{prefix}.{key}", KEYS)
-    try:
-        return kind(**table)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(f"{kind.section}.", f"{prefix}.", 1)) from None
