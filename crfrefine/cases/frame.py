@@ -103,9 +103,7 @@ def find_frame(
 
     Raise InputError if the plans beside it cannot be read.
     """
-    reader = reader_of(path.parent)
-    name = "" if reader is None else reader.name
-    source = None if reader is None else reader.source
+    name, source = reader_of(path.parent)
     is_turned = name in _TOWARD_RAS and len(image.grid_shape) == 3
     compared = None
     if not is_turned or not has_clear_orientation(image.geometry()[0]):
@@ -135,10 +133,8 @@ def grid_of_archive(grid: VolumeHeader, *folders: Path) -> VolumeHeader:
 
     It is that of the image, `grid`, unless the reader that the plans name turns axes to RAS.
     """
-    reader = next(filter(None, map(reader_of, folders)), None)
-    if reader is None or reader.name not in _TOWARD_RAS or len(grid.grid_shape) != 3:
-        return grid
-    if _runs_toward_ras(grid):
+    reader = next((name for name, _ in map(reader_of, folders) if name), "")
+    if reader not in _TOWARD_RAS or len(grid.grid_shape) != 3 or _runs_toward_ras(grid):
         return grid
     return toward_ras(grid)
 
@@ -186,15 +182,15 @@ def _label_map_beside(
 
 def describe_frame(path: Path) -> str:
     """Return facts about an array's axes without its image, for display."""
-    reader = reader_of(path.parent)
-    if reader is None:
+    reader, source = reader_of(path.parent)
+    if source is None:
         return "not in this format; those of the image, unless a label map beside it contradicts"
     axes = "not known"
-    if reader.name in _TOWARD_RAS:
+    if reader in _TOWARD_RAS:
         axes = "toward RAS"
-    elif reader.name in _ON_AXES_OF_IMAGE:
+    elif reader in _ON_AXES_OF_IMAGE:
         axes = "those of the image"
-    return f"{axes}, by the reader {reader.name} that {reader.source} names"
+    return f"{axes}, by the reader {reader} that {source} names"
 
 
 def check_of(frame: Frame | None, header: VolumeHeader, image: VolumeHeader) -> FrameCheck | None:

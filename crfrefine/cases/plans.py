@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.errors import InputError
@@ -17,13 +17,6 @@ DATASET = "dataset.json"
 # A validation is in fold_0/validation of its network, a cleaned cross-validation in
 # crossval_results_folds_0_1/postprocessed.
 _MAX_PARENTS = 3
-
-
-class Reader(NamedTuple):
-    """The class by which nnU-Net read the images of a network."""
-
-    name: str  # such as "SimpleITKIO"
-    source: Path  # the file that names it
 
 
 def read_table(path: Path) -> Mapping[str, Any]:
@@ -99,8 +92,11 @@ def file_of_network(folder: Path, name: str) -> Path | None:
     return None
 
 
-def reader_of(folder: Path) -> Reader | None:
-    """Return the reader of the network that made a folder's files; None if nothing names it."""
+def reader_of(folder: Path) -> tuple[str, Path | None]:
+    """Return the class by which nnU-Net read the images of the network that made a folder's files.
+
+    It is such as "SimpleITKIO", and comes with the file that names it; ("", None) if none does.
+    """
     keys = {PLANS: "image_reader_writer", DATASET: "overwrite_image_reader_writer"}
     for name, key in keys.items():
         path = file_of_network(folder, name)
@@ -108,5 +104,5 @@ def reader_of(folder: Path) -> Reader | None:
             continue
         reader = read_table(path).get(key)
         if isinstance(reader, str) and reader != "None":
-            return Reader(reader, path)
-    return None
+            return reader, path
+    return "", None
