@@ -47,13 +47,13 @@ from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.cases.roles import (
     NETWORK,
     Modality,
-    WatchedPieces,
     modalities_of,
     require_images,
     require_mask,
     require_no_scores,
     require_other_channels,
     require_other_labels,
+    watched,
 )
 from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
@@ -191,7 +191,7 @@ def read_case(
     modalities = arrays.modalities()
     network, kind = arrays.network()
     if isinstance(network, StreamedNetwork):
-        read = WatchedPieces(network.read, modalities, headers.network.path)
+        read = watched(network.read, modalities, headers.network.path)
         network = replace(network, read=read)
     label_logits = None
     if isinstance(network, LabelMapNetwork) and as_logits:

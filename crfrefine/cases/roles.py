@@ -200,25 +200,20 @@ def require_other_channels(modalities: Sequence[Modality], channels: Array, path
                 raise modality.error_of_equal(NETWORK, path)
 
 
-class WatchedPieces:
-    """Pieces of a network's channels that are compared with the modalities while they are read.
+def watched(read: ReadPieces, modalities: Sequence[Modality], path: Path) -> ReadPieces:
+    """Return a function that reads pieces as `read` does, and compares channels with modalities.
 
     A modality that equals a channel is an InputError at the end of the first pass. The modalities
     are let go then, so that they can be freed.
     """
+    compared = [*modalities]
 
-    def __init__(self, read: ReadPieces, modalities: Sequence[Modality], path: Path) -> None:
-        self._read = read
-        self._modalities = modalities
-        self._path = path
-
-    def __call__(self) -> Iterator[Piece]:
-        """Yield the pieces, and raise the error behind the last one."""
+    def pieces() -> Iterator[Piece]:
         equal: dict[int, list[Modality]] = {}  # the modalities that equal each channel so far
-        for piece in self._read():
+        for piece in read():
             for number, values in enumerate(piece.values, start=piece.channels.start):
                 alike = []
-                for modality in equal.get(number, self._modalities):
+                for modality in equal.get(number, compared):
                     if have_same_parts(modality.values[piece.planes], values):
                         alike.append(modality)
                 equal[number] = alike
@@ -226,8 +221,10 @@ class WatchedPieces:
         for alike in equal.values():
             for modality in alike:
                 if not is_constant(modality.values):
-                    raise modality.error_of_equal(NETWORK, self._path)
-        self._modalities = ()
+                    raise modality.error_of_equal(NETWORK, path)
+        compared.clear()
+
+    return pieces
 
 
 def require_mask(path: Path, look: Look) -> None:
