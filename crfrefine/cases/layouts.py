@@ -65,8 +65,14 @@ def guess_layouts(files: Sequence[File], kind_of: Kind) -> Iterator[list[Role]]:
     stems = {file.stem for file in files}
     for starts in _starts_of(stems):
         yield _roles(_by_start(files, starts), kind_of)
+    # The case is the number, or the name, after a word.
     for expression in (_NUMBERED, _WORD_FIRST):
-        yield _roles(_by_number(files, expression), kind_of)
+        named: list[_Named] = []
+        for file in files:
+            found = expression.fullmatch(file.stem)
+            if found:
+                named.append((found[2], (*file.folders, found[1] + _CASE), file))
+        yield _roles(named, kind_of)
     for depth in range(deepest - 1):
         yield _roles(_by_folders(files, depth, 2), kind_of)
 
@@ -95,14 +101,6 @@ def _by_start(files: Iterable[File], starts: Collection[str]) -> Iterator[_Named
                 folders = [_CASE if name == case else name for name in file.folders]
                 yield case, (*folders, _CASE + file.stem[end:]), file
                 break
-
-
-def _by_number(files: Iterable[File], expression: re.Pattern[str]) -> Iterator[_Named]:
-    """Yield files whose case is the number, or the name, after a word."""
-    for file in files:
-        found = expression.fullmatch(file.stem)
-        if found:
-            yield found[2], (*file.folders, found[1] + _CASE), file
 
 
 def without_part(name: str, part: str, placeholder: str = _CASE) -> str:

@@ -161,7 +161,10 @@ def expression_of(pattern: str, cases: Collection[str] = (), num_parts: int = 1)
             if seen.get("case") is not None and (not is_same or num_same <= num_parts):
                 group = f"case_{sum(part.startswith('case') for part in seen) + 1}"
         if group in seen:
-            expression += _again(name, seen)
+            # A case occurs again by its whole name, or by a part of it.
+            same = [f"(?P={other})" for other in seen if other.partition("_")[0] == name]
+            whole_or_part = ["_".join(same), *same] if len(same) > 1 else same
+            expression += f"(?:{'|'.join(whole_or_part)})"
         elif name in PARTS:
             choice = any_case if group == "case" else any_name
             if colon:
@@ -173,14 +176,6 @@ def expression_of(pattern: str, cases: Collection[str] = (), num_parts: int = 1)
         else:
             expression += f"(?:{expression_of_globs(name)})"
     return re.compile(expression + re.escape(pattern[end:]), re.DOTALL)
-
-
-def _again(name: str, groups: Collection[str]) -> str:
-    """Return the expression for a part that occurs again: a case's whole name, or a part of it."""
-    same = [f"(?P={group})" for group in groups if group.partition("_")[0] == name]
-    if len(same) == 1:
-        return same[0]
-    return f"(?:{'|'.join(['_'.join(same), *same])})"
 
 
 def expression_of_globs(globs: str) -> str:

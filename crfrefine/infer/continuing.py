@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.infer.outputs import OutputFiles
 from crfrefine.records.contents import time_of_change, times_of_strokes
 from crfrefine.records.records import CaseRecord, RunSummary
-from crfrefine.records.states import CaseState, RecordedRuns
+from crfrefine.records.states import RecordedRuns
 
 REFINED_AGAIN = "refined again"
 _OMIT = "skipped if it is complete; omit --continue to refine all cases again"
@@ -42,7 +41,16 @@ def done_before(
         case_id = files.case_id
         case = recorded.state_of(case_id, outputs.label_map, outputs.all(), now)
         reason = case.reason
-        if case.state == "done" and _has_other_strokes(files, case, recorded.folder):
+        # Contents tell more than the times of strokes, if they are recorded. A single file has no
+        # record: only newer strokes show.
+        drawn = times_of_strokes(files)
+        has_other_strokes = False
+        if case.record is not None:
+            has_other_strokes = not case.record.contents and case.record.strokes != drawn
+        elif recorded.folder is None:
+            written = time_of_change(case.label_map) or ""
+            has_other_strokes = any((time or "") > written for time in drawn.values())
+        if case.state == "done" and has_other_strokes:
             reason = NoteKind.WITH_OTHER_STROKES()
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
@@ -70,18 +78,3 @@ def done_before(
         else:
             left.append(note)
     return done, left
-
-
-def _has_other_strokes(files: CaseFiles, case: CaseState, folder: Path | None) -> bool:
-    """Return whether the times of a case's strokes show that it was refined with others.
-
-    Contents are better evidence, if they are recorded.
-    """
-    drawn = times_of_strokes(files)
-    if case.record is not None:
-        return not case.record.contents and case.record.strokes != drawn
-    if folder is not None:
-        return False
-    # A single file has no record: only newer strokes show.
-    written = time_of_change(case.label_map) or ""
-    return any((time or "") > written for time in drawn.values())
