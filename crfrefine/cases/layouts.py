@@ -223,4 +223,9 @@ def names_both_kinds(stems: Sequence[str]) -> bool:
 
 def _has_other_word(name: str) -> bool:
     """Return whether one of the words of a name is that of a label map, a mask or scores."""
-    return not {*OTHER_WORDS}.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+    return not words_in(name).isdisjoint(OTHER_WORDS)
+
+
+def words_in(name: str) -> set[str]:
+    """Return the words of a file's name in lower case, apart from the case."""
+    return {*re.split(r"[^a-z0-9]+", name.replace(_CASE, " ").lower())}

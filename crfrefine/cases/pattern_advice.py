@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.listing import find_matches, folders_inside, visible_inside
-from crfrefine.cases.patterns import Match, split_pattern
+from crfrefine.cases.patterns import TOKEN, Match, split_pattern
 from crfrefine.io.formats import LOGITS_SUFFIXES
 from crfrefine.io.paths import is_folder, stem_of
 
@@ -18,7 +18,6 @@ _MAX_NEAREST = 3
 _MAX_COMPARED = 1000  # most names that are compared with a pattern
 _NUMBER = "_0000"  # of the first modality, as nnU-Net has it
 _CASE = re.compile(r"\{case(:[^{}/]*)?\}")
-_TOKEN = re.compile(r"\{[^{}/]*\}|\*")
 
 
 def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
@@ -111,7 +110,7 @@ def _with_more_parts(pattern: Path) -> Iterator[Path]:
     root, names = split_pattern(pattern)
     text = "/".join(names)
     unnamed = []
-    for found in _TOKEN.finditer(text):
+    for found in TOKEN.finditer(text):
         if found[0] == "*" or ("," in found[0] and ":" not in found[0]):
             unnamed.append(found)
     folders = [found for found in unnamed if "/" in text[found.end() :]]

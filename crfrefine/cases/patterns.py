@@ -22,7 +22,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.paths import is_pattern
 
 PARTS = ("case", "modality", "label")
-_TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
+TOKEN = re.compile(r"\{([^{}/]*)\}|(\*)")
 
 
 class Match(NamedTuple):
@@ -61,7 +61,7 @@ def folder_of(place: Path) -> Path:
 def check_pattern(pattern: Path, parts: Collection[str]) -> None:
     """Raise InputError unless a pattern names the case, and nothing but these parts."""
     text = "/".join(split_pattern(pattern)[1])
-    for found in _TOKEN.finditer(text):
+    for found in TOKEN.finditer(text):
         name = (found[1] or "*").partition(":")[0]
         if name not in parts and "," not in name and name != "*":
             known = ", ".join(f"{{{part}}}" for part in parts)
@@ -100,7 +100,7 @@ def fill(pattern: Path, match: Match) -> Path:
             raise InputError(f"{pattern}: {{{part}}} has no counterpart in {match.path}")
         return value
 
-    return Path(_TOKEN.sub(value_of, str(pattern)))
+    return Path(TOKEN.sub(value_of, str(pattern)))
 
 
 def in_listed_order(pattern: Path, names: Collection[str]) -> list[str]:
@@ -133,7 +133,7 @@ def split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     fixed = 0
     while fixed < len(parts) - 1:
         # A folder may have this very name.
-        if _TOKEN.search(parts[fixed]) and not os.path.lexists(Path(*parts[: fixed + 1])):
+        if TOKEN.search(parts[fixed]) and not os.path.lexists(Path(*parts[: fixed + 1])):
             break
         fixed += 1
     return Path(*parts[:fixed]), parts[fixed:]
@@ -150,7 +150,7 @@ def expression_of(pattern: str, cases: Collection[str] = (), num_parts: int = 1)
     end = 0
     seen: dict[str, str] = {}  # the globs of each part, by its group
     num_same = 0  # how often `{case}` occurred as it did first
-    for found in _TOKEN.finditer(pattern):
+    for found in TOKEN.finditer(pattern):
         expression += re.escape(pattern[end : found.start()])
         end = found.end()
         name, colon, globs = (found[1] or "*").partition(":")

@@ -26,6 +26,7 @@ from crfrefine.cases.layouts import (
     guess_layouts,
     have_common_endings,
     without_part,
+    words_in,
 )
 from crfrefine.cases.pattern_advice import MAX_MODALITIES, nearest_files
 from crfrefine.cases.patterns import Match, folder_of, in_listed_order
@@ -34,7 +35,7 @@ from crfrefine.cases.role_patterns import (
     words_between,
     write_patterns,
 )
-from crfrefine.cases.tree import IMAGE, LABEL_MAP, SERIES, Tree, describe_shape, words_of
+from crfrefine.cases.tree import IMAGE, LABEL_MAP, SERIES, Tree, describe_shape
 from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import describe_others, is_folder, suffix_of
 
@@ -273,7 +274,7 @@ def _choose_labels(cases: Collection[str], roles: Sequence[Role], image: Role) -
     candidates = []
     for role in roles:
         number = len(role.files.keys() & cases)
-        words = words_of(role)
+        words = words_in(role.last_name)
         if 2 * number < len(cases) or "brainmask" in words:
             continue
         order = (

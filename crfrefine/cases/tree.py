@@ -13,7 +13,7 @@ from pathlib import Path
 from crfrefine.base.text import counted, listed, see
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS
-from crfrefine.cases.layouts import File, Role
+from crfrefine.cases.layouts import File, Role, words_in
 from crfrefine.cases.listing import find_matches
 from crfrefine.cases.patterns import Match
 from crfrefine.errors import CrfRefineError, InputError
@@ -94,7 +94,7 @@ class Tree:
 
         They are the first, middle and last one, and one for each word at the end of a name.
         """
-        if words_of(role) & {*SCORE_WORDS}:
+        if words_in(role.last_name) & {*SCORE_WORDS}:
             return SCORES
         files = [role.files[case] for case in sorted(role.files)]
         chosen = {file.path: file for file in (files[0], files[len(files) // 2], files[-1])}
@@ -138,11 +138,6 @@ class Tree:
         except (InputError, re.error):
             return []
         return [match for match in matches if match.path in self.paths]
-
-
-def words_of(role: Role) -> set[str]:
-    """Return the words of the file names of a role, apart from the case."""
-    return {*re.split(r"[^a-z0-9]+", role.last_name.replace("{case}", " ").lower())}
 
 
 def describe_shape(tree: Tree) -> str:
