@@ -15,7 +15,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Float64, Spacing
 from crfrefine.base.axes import WORLD_AXES, Axes, all_axes
-from crfrefine.base.text import TIMES
+from crfrefine.base.text import text_of_sizes
 from crfrefine.errors import InputError
 
 # Allowed voxel spacing in mm: from that of electron microscopes to the limit of float32 positions.
@@ -159,10 +159,10 @@ def describe_grid(shape: Sequence[int], affine: Float64 | None, *, placed: bool 
 
     With `placed`, the text has its orientation and origin too.
     """
-    text = TIMES.join(map(str, shape))
+    text = text_of_sizes(shape)
     if affine is None:
         return text
-    text += f", {TIMES.join(map(_millimeters, spacing_of(affine, len(shape))))} mm"
+    text += f", {text_of_sizes(map(_millimeters, spacing_of(affine, len(shape))))} mm"
     if placed:
         origin = ", ".join(map(_millimeters, affine[:3, 3]))
         text += f", {orientation_codes(affine, len(shape))}, first voxel at ({origin})"

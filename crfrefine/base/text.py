@@ -6,10 +6,9 @@ It is shortened, and has no characters that move the cursor or break a table.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import islice
 
-TIMES = "\u00d7"  # between the extents of a grid, as in 240×240×155
 MAX_CHARACTERS = 80
 MAX_LISTED = 5
 MAX_OF_A_PATH = 300
@@ -84,6 +83,11 @@ def counted(number: int, what: str) -> str:
     if number == 1:
         return f"{number} {what}"
     return f"{number} {what}s"
+
+
+def text_of_sizes(sizes: Iterable[object]) -> str:
+    """Return the extents of a grid or a voxel as text, such as 240×240×155."""
+    return "\u00d7".join(map(str, sizes))
 
 
 def listed(items: Collection[object], most: int = MAX_LISTED) -> str:

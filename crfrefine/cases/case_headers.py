@@ -14,7 +14,7 @@ from pathlib import Path
 from crfrefine.base.array_types import Spacing
 from crfrefine.base.failures import naming_case
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES, listed, see
+from crfrefine.base.text import listed, see, text_of_sizes
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import holds_labels
@@ -83,8 +83,8 @@ class CaseHeaders:
             notes.append(
                 NoteKind.GIVEN_SPACING(
                     first.path.name,
-                    given=TIMES.join(f"{size:g}" for size in self.spacing),
-                    stored=TIMES.join(f"{size:g}" for size in first.spacing),
+                    given=text_of_sizes(f"{size:g}" for size in self.spacing),
+                    stored=text_of_sizes(f"{size:g}" for size in first.spacing),
                 )
             )
         for place, image in enumerate(self.images):

@@ -79,8 +79,7 @@ def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeH
         note = NoteKind.UNKNOWN_FRAME(name, axes=image.orientation)
         return replace(header, notes=(*header.notes, note))
     grid = frame.grid
-    fits = (*header.grid_shape, 1)[:3] == (*grid.grid_shape, 1)[:3]
-    if not fits or image.on_same_grid(grid):
+    if not header.on_same_grid(grid) or image.on_same_grid(grid):
         return header
     notes = header.notes
     if frame.reader in _TOWARD_RAS:

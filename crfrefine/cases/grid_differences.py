@@ -16,7 +16,7 @@ from crfrefine.base.geometry import (
     reorientation,
     same_grid,
 )
-from crfrefine.base.text import TIMES
+from crfrefine.base.text import text_of_sizes
 from crfrefine.io.nifti import set_sform_from_qform
 from crfrefine.io.paths import stem_of
 from crfrefine.io.text_header import LPS, MM_PER_UNIT
@@ -116,8 +116,8 @@ def explain_difference(
                 order = axes
     if order and other_shape != shape:
         letters = ", ".join("xyz"[axis] for axis in np.argsort(order))
-        sizes = TIMES.join(map(str, other_shape))
-        wanted = TIMES.join(map(str, shape))
+        sizes = text_of_sizes(other_shape)
+        wanted = text_of_sizes(shape)
         how = f" of the array that nibabel loads, and save it with the affine of the {name}."
         if other.affine is None:
             order = (0, *(len(shape) - axis for axis in reversed(order)))

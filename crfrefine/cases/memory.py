@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
-from crfrefine.base.text import TIMES, shorten
+from crfrefine.base.text import shorten, text_of_sizes
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions
@@ -60,7 +60,7 @@ def require_memory_for(
         lines = []
         contents = (f"{headers.num_modalities} modalities", labels)
         for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
-            size = TIMES.join(map(str, header.grid_shape))
+            size = text_of_sizes(header.grid_shape)
             lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
         require_memory(needed, f"the program and its files, {how}, take", limit, lines)
     return to_refine, of_input

@@ -15,7 +15,7 @@ from crfrefine.arrays.resampling import count_outside, nearest, resample_image, 
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES
+from crfrefine.base.text import text_of_sizes
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.formats import LABELS_SUFFIXES
@@ -287,8 +287,8 @@ class WorkGrid:
 def describe_part(grid_map: GridMap) -> str:
     """Return the box of a grid that lies on another one: its size and its first voxel, x first."""
     inside = [np.flatnonzero(along) for along in reversed(grid_map.inside_along)]
-    size = TIMES.join(str(len(part)) for part in inside)
-    whole = TIMES.join(map(str, reversed(grid_map.shape)))
+    size = text_of_sizes(str(len(part)) for part in inside)
+    whole = text_of_sizes(reversed(grid_map.shape))
     first = ", ".join(str(part[0]) for part in inside)
     return f"{size} of {whole} voxels from ({first}) on"
 

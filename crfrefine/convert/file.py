@@ -15,7 +15,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.label_options import notes_on_values
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note
-from crfrefine.base.text import TIMES, counted
+from crfrefine.base.text import counted, text_of_sizes
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.frame import OF_FRAME, Frame, check_of, find_frame, for_archive, in_frame
@@ -327,7 +327,7 @@ def _convert_channels(
 
 def describe_source(header: VolumeHeader, kind: str) -> str:
     """Return the first half of the sentence: the input."""
-    shape = TIMES.join(map(str, header.grid_shape))
+    shape = text_of_sizes(header.grid_shape)
     remark = ""
     if header.misnamed is not None:
         remark = f" ({header.misnamed})"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.axes import Axes
-from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
+from crfrefine.base.geometry import describe_grid, orientation_codes, same_grid, spacing_of
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.text import TIMES, shorten
+from crfrefine.base.text import shorten, text_of_sizes
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
@@ -27,7 +27,7 @@ def with_geometry_of(
     Raises GridMismatchError for another number of voxels.
     """
     like = _require_image(header, like, "--same-voxels")
-    if (*header.grid_shape, 1)[:3] != (*like.grid_shape, 1)[:3]:
+    if not same_grid(header.grid_shape, None, like.grid_shape, None):
         raise GridMismatchError(
             f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
             f"{like.difference_from(header)}"
@@ -91,8 +91,8 @@ def with_axes(
         if sorted(sizes) == sorted(shape):
             raise InputError(
                 f"{header.path}: --axes {axes}: its axes are in another order: along these axes "
-                f"{like.path.name} has {TIMES.join(map(str, sizes))} voxels, the array has "
-                f"{TIMES.join(map(str, shape))}\n"
+                f"{like.path.name} has {text_of_sizes(sizes)} voxels, the array has "
+                f"{text_of_sizes(shape)}\n"
                 "  The letters are those of x, y and z, and an .npz or .npy holds (label, z, y, x)."
             )
         common = "first and last voxels at those of"

@@ -8,7 +8,7 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import look_at
 from crfrefine.base.array_types import Float32
-from crfrefine.base.text import TIMES, listed
+from crfrefine.base.text import listed, text_of_sizes
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.frame import describe_frame
 from crfrefine.io.reading import read_channels
@@ -22,10 +22,10 @@ def describe_header(header: VolumeHeader) -> list[tuple[str, str]]:
     """Describe a volume without its voxels, as pairs of name and value for display."""
     spacing = "none in this format"
     if header.spacing is not None:
-        spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
+        spacing = text_of_sizes(f"{step:.6g}" for step in header.spacing) + " mm"
     lines = [
         ("format", header.format),
-        ("shape", TIMES.join(map(str, header.grid_shape))),
+        ("shape", text_of_sizes(header.grid_shape)),
         ("channels", str(header.num_channels)),
         ("type", header.dtype),
         ("spacing", spacing),

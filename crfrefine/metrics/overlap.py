@@ -14,7 +14,7 @@ from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Float64, Integers
-from crfrefine.base.text import TIMES
+from crfrefine.base.text import text_of_sizes
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 
@@ -277,8 +277,8 @@ class LabelMapPair:
         require_label_map("the prediction", predicted)
         require_label_map("the reference", wanted)
         if predicted.shape != wanted.shape:
-            predicted_shape = TIMES.join(map(str, predicted.shape))
-            wanted_shape = TIMES.join(map(str, wanted.shape))
+            predicted_shape = text_of_sizes(predicted.shape)
+            wanted_shape = text_of_sizes(wanted.shape)
             raise GridMismatchError(
                 f"the prediction has {predicted_shape} voxels, the reference {wanted_shape}; "
                 "both must be on one grid"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import TIMES, counted, listed, shorten
+from crfrefine.base.text import counted, listed, shorten, text_of_sizes
 from crfrefine.io.dicom.files import (
     STRUCTURE_SET,
     class_name,
@@ -74,7 +74,7 @@ def _describe_other(path: Path, dataset: Any) -> list[tuple[str, str]]:
     if not is_segmentation(dataset):
         return [("note", "it has no slices")]
     kind = text_of(dataset, "SegmentationType")
-    size = TIMES.join([text_of(dataset, "Columns"), text_of(dataset, "Rows")])
+    size = text_of_sizes([text_of(dataset, "Columns"), text_of(dataset, "Rows")])
     frames = counted(int(dataset.get("NumberOfFrames") or 1), "frame")
     lines = [("type", f"{kind}, {frames} of {size}")]
     names = []
