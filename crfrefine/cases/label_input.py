@@ -222,7 +222,7 @@ def label_map_of_one_hot(
     if options.input_type != "auto":
         return None
     header = headers.network
-    shape = (header.num_labels, *header.files[0].grid_shape[::-1])
+    shape = (header.num_labels, *header.files[0].stored_grid)
     parts: Iterable[tuple[int, slice, Array]]
     if isinstance(values, np.ndarray):
         parts = ((0, planes, values[:, planes]) for planes in plane_blocks(values))

@@ -35,7 +35,7 @@ def modality_jobs(
         return reading_jobs(images, nan_files)
     first = images[0]
     grid = WorkGrid(first)
-    values = allocate_array((len(images), *first.stored_shape[1:]), first.path)
+    values = allocate_array((len(images), *first.stored_grid), first.path)
     jobs: list[Callable[[], object]] = []
 
     def read_onto(number: int, image: VolumeHeader) -> None:
@@ -79,4 +79,4 @@ def find_uncovered(images: Sequence[VolumeHeader]) -> Bool | None:
         uncovered = outside if uncovered is None else uncovered | outside
     if uncovered is None:
         return None
-    return uncovered.reshape(first.grid_shape[::-1])
+    return uncovered.reshape(first.stored_grid)

@@ -216,7 +216,7 @@ def network_of_scores(
         )
         times["resample"] = time.perf_counter() - started
         unseen = stored_unseen.T
-    logits = reverse_grid(values.reshape(len(values), *like.grid_shape[::-1]))
+    logits = reverse_grid(values.reshape(len(values), *like.stored_grid))
     channel_labels = None
     if regions is None:
         channel_labels = options.regions.labels_of_channels(len(logits))
@@ -253,7 +253,7 @@ def network_of_stream(
     network = StreamedNetwork(
         read,
         header.num_labels,
-        first.grid_shape[::-1],
+        first.stored_grid,
         options.type_of_scores,
         header.kind,
         header.path,
@@ -268,7 +268,7 @@ def network_of_stream(
     notes += work.describe(grid_map, first, "logits", HOW[is_cubic], "become background")
     network = replace(
         network,
-        grid_shape=like.grid_shape[::-1],
+        grid_shape=like.stored_grid,
         interpolation=Interpolation(grid_map, is_cubic=is_cubic),
         network_spacing=grid_map.source_spacing(headers.spacing),
     )

@@ -65,7 +65,7 @@ class WorkGrid:
         results is allocated.
         """
         grid_map = self.map_to(other)
-        result = allocate_array((len(values), *self.header.grid_shape[::-1]), other.path)
+        result = allocate_array((len(values), *self.header.stored_grid), other.path)
         unseen = resample_logits(
             grid_map, values, result, are_regions=are_regions, is_cubic=is_cubic, threads=threads
         )
@@ -96,7 +96,7 @@ class WorkGrid:
 
         It is 0 outside its own grid. Arguments are as of `interpolated`.
         """
-        shape = self.header.grid_shape[::-1]
+        shape = self.header.stored_grid
         if self.header.on_same_grid(other):
             return values.reshape(shape)
         grid_map = self.map_to(other)

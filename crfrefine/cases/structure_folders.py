@@ -229,7 +229,7 @@ def _read_binary(header: VolumeHeader) -> Labels | None:
 
 def _are_apart(headers: Sequence[VolumeHeader]) -> bool:
     """Return whether many files are binary and hardly overlap, as structures of one case do."""
-    covered = np.zeros(headers[0].grid_shape[::-1], bool)
+    covered = np.zeros(headers[0].stored_grid, bool)
     num_apart = 0
     for header in headers:
         values = None if header.num_channels != 1 else _read_binary(header)

@@ -118,7 +118,7 @@ def merge_structures(
     """
     largest = max(numbers.values())
     dtype = np.min_scalar_type(largest)
-    labels = allocate_array(grid.grid_shape[::-1], files[0].path, dtype)
+    labels = allocate_array(grid.stored_grid, files[0].path, dtype)
     labels[:] = 0
     is_shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)

@@ -253,7 +253,7 @@ def write_image(
     types = require_suffix(target, io.WRITTEN_SUFFIXES).image_types
     dtype = image_type(stored, header.source, types)
     num_channels = len(stored)
-    planes = scaled_planes(stored.reshape(-1, *grid.grid_shape[::-1]), header.source)
+    planes = scaled_planes(stored.reshape(-1, *grid.stored_grid), header.source)
     io.write_image(target, dtype, grid, planes, num_channels=num_channels)
 
     kind = "image"
@@ -320,7 +320,7 @@ def _convert_channels(
         if to == "probabilities":
             values = probabilities_of(values, scheme)
         kind = to
-    values = values.reshape(len(values), *grid.grid_shape[::-1])
+    values = values.reshape(len(values), *grid.stored_grid)
     io.write_channels(target, reverse_grid(values), grid, kind=kind or "logits")
     return f"{sentence}: {kind or 'the same values'}"
 

@@ -106,7 +106,7 @@ def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     """Return the header of an array with reversed axes, the channels of a voxel together."""
     num_axes = len(header.grid_shape)
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))
-    stored = replace(header, grid_shape=header.grid_shape[::-1], family=NAME)
+    stored = replace(header, grid_shape=header.stored_grid, family=NAME)
     return replace(header, turned=(stored, Axes(axes)))
 
 

@@ -157,7 +157,7 @@ def reading_jobs(
     """
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
-    shape = (num_channels, *first.stored_shape[1:])
+    shape = (num_channels, *first.stored_grid)
     values: Float32 = allocate_array(shape, first.path)
     jobs: list[Callable[[], object]] = []
     start = num_before
@@ -282,7 +282,7 @@ def read_integers(
     Arguments and errors are as of `read_whole_numbers`.
     """
     require_scalar(header, "a label map")
-    shape = header.stored_shape[1:]
+    shape = header.stored_grid
     lowest, highest = limits
     dtype = np.dtype(np.uint8 if limits == LABEL_LIMITS else np.int64)
     labels = allocate_array(shape, header.path, dtype)
@@ -333,7 +333,7 @@ def read_mask(header: VolumeHeader, look: Callable[[Array], object] | None = Non
     `look` is called with the values of each piece, (planes, [y,] x).
     """
     require_scalar(header, "a mask")
-    shape = header.stored_shape[1:]
+    shape = header.stored_grid
     mask = allocate_array(shape, header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]

@@ -91,7 +91,12 @@ class VolumeHeader:
     @property
     def stored_shape(self) -> Shape:
         """(channels, [z,] y, x)."""
-        return (self.num_channels, *self.grid_shape[::-1])
+        return (self.num_channels, *self.stored_grid)
+
+    @property
+    def stored_grid(self) -> Shape:
+        """([z,] y, x)."""
+        return self.grid_shape[::-1]
 
     @property
     def orientation(self) -> str | None:

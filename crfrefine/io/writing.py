@@ -63,7 +63,7 @@ class VoxelsToWrite:
     @property
     def shape(self) -> Shape:
         """([z,] y, x), or (channels, [z,] y, x)."""
-        grid_shape = self.like.grid_shape[::-1]
+        grid_shape = self.like.stored_grid
         if self.num_channels is None:
             return grid_shape
         return (self.num_channels, *grid_shape)
@@ -74,7 +74,7 @@ class VoxelsToWrite:
         Compressed bytes must not depend on the pieces. Interleaved, the channels of a voxel are
         together; else one channel follows the other.
         """
-        shape = (self.num_channels or 1, *self.like.grid_shape[::-1])
+        shape = (self.num_channels or 1, *self.like.stored_grid)
         waiting = bytearray()
         stored = self.dtype.newbyteorder("<")
         pieces = iter_pieces(shape, stored.itemsize, PIECE_BYTES, by_channel=not interleaved)
@@ -184,7 +184,7 @@ def _planes_of(path: str | Path, channels: Array, like: VolumeHeader) -> Planes:
             f"{path}: cannot write an array of shape {channels.shape[1:]} on the grid "
             f"{like.grid_shape} of {like.path}"
         )
-    stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])
+    stored = reverse_grid(channels).reshape(len(channels), *like.stored_grid)
     return lambda channel, planes: stored[channel, planes]
 
 

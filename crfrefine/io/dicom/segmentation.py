@@ -138,7 +138,7 @@ def _open(
     if like is not None:
         series = read_series(like, uid)
         notes += series.header.notes
-        require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
+        require_same_identity(path, dataset, like, series.first)
         grid = series.header
     else:
         notes.append(NoteKind.ONLY_SLICES_OF_SEGMENTS())

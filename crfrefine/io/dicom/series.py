@@ -137,6 +137,11 @@ class Series(NamedTuple):
     slices: list[_Slice]  # in the order of the files
     order: NDArray[np.intp]  # numbers of the slices along their normal
 
+    @property
+    def first(self) -> Any:
+        """The first of the datasets."""
+        return next(iter(self.datasets.values()))
+
 
 def read_series(path: Path, uid: str | None = None) -> Series:
     """Read the headers of a series, which a folder may hold beside others; raise as `read`."""
@@ -228,8 +233,8 @@ def _stack(
 def read_voxels(series: Series) -> Array:
     """Return the scaled values of a series, (slices along the normal, rows, columns)."""
     path = series.header.path
-    shape = series.header.grid_shape[::-1]
-    first = next(iter(series.datasets.values()))
+    shape = series.header.stored_grid
+    first = series.first
     limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)

@@ -87,7 +87,7 @@ def write(
             name = names.get(label, f"Label {label}")
             described.append(_describe(number, label, name, items.get(label)))
         if series_number is None:  # It sorts the segmentation behind its series.
-            first = next(iter(like.datasets.values()))
+            first = like.first
             series_number = min(100 * int(first.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
         content = _segmentation(
             numbers[stored],
@@ -143,7 +143,7 @@ def _items_of(
     get other numbers than in the segmentation that they came from.
     """
     dataset, items = read_items(file)
-    first = next(iter(like.datasets.values()))
+    first = like.first
     require_same_identity(file, dataset, like.header.path, first)
     by_name = {_plain(item.get("SegmentLabel")): item for item in items.values()}
     found = {}
