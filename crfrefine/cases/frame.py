@@ -105,7 +105,7 @@ def find_frame(
     name, source = reader_of(path.parent)
     is_turned = name in _TOWARD_RAS and len(image.grid_shape) == 3
     compared = None
-    if not is_turned or not has_clear_orientation(image.geometry()[0]):
+    if not is_turned or not has_clear_orientation(image.required_affine):
         compared = _label_map_beside(path, image, others, label_map)
     if is_turned:
         return Frame(toward_ras(image), name, source, compared)
@@ -121,7 +121,7 @@ def find_frame(
 
 def toward_ras(grid: VolumeHeader) -> VolumeHeader:
     """Return the header of the same voxels with axes that run nearest to RAS."""
-    affine, _ = grid.geometry()
+    affine = grid.required_affine
     axes = Axes.toward(RAS, orientation_codes(affine))
     affine = axes.affine(affine, grid.grid_shape)
     return header_of_grid(axes.along(grid.grid_shape), affine, grid.path)

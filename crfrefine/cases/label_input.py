@@ -262,9 +262,9 @@ def on_image_grid(
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         if network_spacing == AUTO:
-            image_axes = like.geometry()[0][:3, :3]
+            image_axes = like.required_affine[:3, :3]
             # Voxels of the file that one voxel of the image is long, along each axis.
-            in_file = np.linalg.solve(file.geometry()[0][:3, :3], image_axes)
+            in_file = np.linalg.solve(file.required_affine[:3, :3], image_axes)
             lengths = np.linalg.norm(in_file, axis=0)[: len(like.grid_shape)]
             if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
                 network_spacing = tuple((np.array(headers.spacing) / lengths).tolist())

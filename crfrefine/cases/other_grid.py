@@ -12,7 +12,6 @@ import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
 from crfrefine.arrays.resampling import count_outside, nearest, resample_image, resample_logits
-from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import text_of_sizes
@@ -227,8 +226,8 @@ class WorkGrid:
 
         Where voxels of both are at the same places, the map has whole numbers.
         """
-        like, _ = self.header.geometry()
-        affine, _ = other.geometry()
+        like = self.header.required_affine
+        affine = other.required_affine
         grid_map = map_grid(self.header.grid_shape, like, other.grid_shape, affine)
         return grid_map.in_whole_voxels or grid_map
 
@@ -267,7 +266,7 @@ class WorkGrid:
         self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str
     ) -> list[Note]:
         """Return the notes for the user about a file on another grid."""
-        source = describe_grid(other.grid_shape, other.affine)
+        source = other.describe_grid()
         notes = [NoteKind.RESAMPLED(what=what, how=how, source=source, grid=self.name)]
         num_voxels = grid_map.num_voxels
         num_outside = num_voxels - grid_map.num_inside
@@ -299,7 +298,7 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
     It is extended where another grid has voxel centers outside of it: the border of a coarser voxel
     may be outside.
     """
-    affine, _ = grid.geometry()
+    affine = grid.required_affine
     first = np.zeros(3)
     last = np.array((*grid.grid_shape, 1)[:3]) - 1.0
     end = last + 0.5 + POSITION_TOLERANCE

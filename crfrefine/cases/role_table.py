@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.base.geometry import describe_grid
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note
 from crfrefine.base.observer import AnyObserver
@@ -66,7 +65,7 @@ def roles_of(headers: CaseHeaders) -> list[FileRole]:
         evidence = "named by the user"
         if header.path in files.unnamed:
             evidence = "by its place and name"
-        grid = describe_grid(header.grid_shape, header.affine)
+        grid = header.describe_grid()
         frame = f"{grid}, {header.orientation}"
         roles.append(FileRole("image", kind, frame, header.path, evidence))
     network = headers.network
@@ -112,7 +111,7 @@ def _frame(image: VolumeHeader, other: VolumeHeader, what: str) -> str:
         return "the grid of the image"
     if WorkGrid(image).part(other, what) is not None:
         return "a part of the image's grid"
-    return f"another grid, {describe_grid(other.grid_shape, other.affine)}"
+    return f"another grid, {other.describe_grid()}"
 
 
 def summarize(roles: Sequence[FileRole]) -> str:

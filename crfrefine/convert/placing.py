@@ -63,7 +63,7 @@ def with_axes(
             "this file says where its voxels lie"
         )
     shape = header.grid_shape
-    affine, _ = like.geometry()
+    affine = like.required_affine
     placed = affine.copy()
     sizes = []
     codes = orientation_codes(affine, len(like.grid_shape))

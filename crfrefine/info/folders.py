@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
-from crfrefine.base.geometry import describe_grid
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
@@ -238,7 +237,7 @@ class FolderReport:
                 channels = _FOREGROUND if is_alone else _channels(number, self._regions)
                 name = stem_of(path)
                 self._num_labels[name] = number + is_alone
-                self.cases[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+                self.cases[name] = f"{channels}, {header.describe_grid()}"
 
     def _read_descriptions(self, places: Sequence[Path]) -> list[DatasetDescription]:
         """Return the `dataset.json` of some places, and keep the regions of the first."""
@@ -273,7 +272,7 @@ class FolderReport:
             files = [match.path for match in matches]
             with failing_alone(self.problems.append, *files):
                 header = read_header(files[0])
-                grid = describe_grid(header.grid_shape, header.affine)
+                grid = header.describe_grid()
                 self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
 
     def _check_roles(self, headers: CaseHeaders) -> None:
@@ -309,7 +308,7 @@ class FolderReport:
         image = headers.images[0]
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]
-        parts.append(describe_grid(image.grid_shape, image.affine))
+        parts.append(image.describe_grid())
         network = headers.network
         if network.files:
             self._num_labels[files.case_id] = network.num_labels

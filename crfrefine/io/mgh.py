@@ -94,7 +94,7 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
     else:
         require_right_angles(voxels.path, like)
         # Directions, voxel sizes, and the world position of the grid's center.
-        affine, _ = like.geometry()
+        affine = like.required_affine
         axes = affine[:3, :3]
         spacing = np.array(spacing_of(affine))
         header = MGHHeader()

@@ -323,7 +323,7 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
         header = template.as_byteswapped("<")
     else:
         header = nifti1()
-        affine, _ = like.geometry()
+        affine = like.required_affine
         # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
         if not is_sheared(affine):
             header.set_qform(affine, code=1)

@@ -375,7 +375,7 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
         return replace(header, notes=(*header.notes, note))
     scales = np.ones(4)
     scales[:num_axes] = known[:num_axes]
-    affine = np.diag(scales) @ header.geometry()[0]
+    affine = np.diag(scales) @ header.required_affine
     spacing = usable_spacing(affine, num_axes, header.path)
     detail = (key, f"{listed(named)}; lengths are converted to mm")
     return replace(

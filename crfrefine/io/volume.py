@@ -20,6 +20,7 @@ from crfrefine.base.axes import Axes
 from crfrefine.base.colors import LABEL_COLORS, shares_of
 from crfrefine.base.geometry import (
     describe_difference,
+    describe_grid,
     is_sheared,
     orientation_codes,
     same_grid,
@@ -113,9 +114,18 @@ class VolumeHeader:
             )
         return self.affine, self.spacing
 
+    @property
+    def required_affine(self) -> Float64:
+        """The affine; raises as `geometry`."""
+        return self.geometry()[0]
+
     def on_same_grid(self, other: VolumeHeader) -> bool:
         """Return whether both are on one grid; without geometry, the shapes are compared."""
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
+
+    def describe_grid(self) -> str:
+        """Describe the grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"."""
+        return describe_grid(self.grid_shape, self.affine)
 
     def difference_from(self, other: VolumeHeader) -> str:
         """Describe how the grids of both differ, a line each."""
@@ -149,7 +159,7 @@ def header_of_grid(
 
 def require_right_angles(path: Path, like: VolumeHeader) -> None:
     """Raise UnsupportedFormatError if the axes of the grid to write to a file are sheared."""
-    if is_sheared(like.geometry()[0]):
+    if is_sheared(like.required_affine):
         raise UnsupportedFormatError(
             f"{path}: this format cannot hold the sheared axes of {like.path}; "
             "write NIfTI (.nii.gz) instead"

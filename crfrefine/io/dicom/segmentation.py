@@ -207,7 +207,7 @@ def _placed(
 ) -> Volume:
     """Return labels, (slices, rows, columns), on the whole grid of their series if it is given."""
     if grid is not None:
-        whole, _ = grid.geometry()
+        whole = grid.required_affine
         shape = stored.shape[::-1]
         offset = np.rint(np.linalg.solve(whole, affine[:, 3])[:3]).astype(int)
         expected = whole.copy()
