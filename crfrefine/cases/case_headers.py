@@ -152,7 +152,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeader, ...]:
     """Read the headers of the images, one modality per file, or all of them in a single one."""
     first = read_header(files.images[0], VOLUME_SUFFIXES)
-    num_axes = len(first.grid_shape)
+    num_axes = first.num_axes
     if files.spacing is not None and len(files.spacing) != num_axes:
         raise InputError(
             f"{first.path}: has {num_axes} axes; "

@@ -103,7 +103,7 @@ def find_frame(
     Raise InputError if the plans beside it cannot be read.
     """
     name, source = reader_of(path.parent)
-    is_turned = name in _TOWARD_RAS and len(image.grid_shape) == 3
+    is_turned = name in _TOWARD_RAS and image.num_axes == 3
     compared = None
     if not is_turned or not has_clear_orientation(image.required_affine):
         compared = _label_map_beside(path, image, others, label_map)
@@ -133,7 +133,7 @@ def grid_of_archive(grid: VolumeHeader, *folders: Path) -> VolumeHeader:
     It is that of the image, `grid`, unless the reader that the plans name turns axes to RAS.
     """
     reader = next((name for name, _ in map(reader_of, folders) if name), "")
-    if reader not in _TOWARD_RAS or len(grid.grid_shape) != 3 or _runs_toward_ras(grid):
+    if reader not in _TOWARD_RAS or grid.num_axes != 3 or _runs_toward_ras(grid):
         return grid
     return toward_ras(grid)
 
@@ -151,7 +151,7 @@ def for_archive(
 
 
 def _runs_toward_ras(image: VolumeHeader) -> bool:
-    return image.orientation == RAS[: len(image.grid_shape)]
+    return image.orientation == RAS[: image.num_axes]
 
 
 def _label_map_beside(

@@ -265,7 +265,7 @@ def on_image_grid(
             image_axes = like.required_affine[:3, :3]
             # Voxels of the file that one voxel of the image is long, along each axis.
             in_file = np.linalg.solve(file.required_affine[:3, :3], image_axes)
-            lengths = np.linalg.norm(in_file, axis=0)[: len(like.grid_shape)]
+            lengths = np.linalg.norm(in_file, axis=0)[: like.num_axes]
             if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
                 network_spacing = tuple((np.array(headers.spacing) / lengths).tolist())
         # On another grid, small structures may be lost.

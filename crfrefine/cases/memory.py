@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from crfrefine.base.limits import PROCESS, RUN_BYTES, memory_limit, require_memory
@@ -47,7 +45,7 @@ def require_memory_for(
         headers, as_logits=as_logits, is_streamed=is_streamed
     )
     if not is_streamed and with_labels and headers.labels is not None:
-        needed += _FLOAT * math.prod(headers.labels.grid_shape)
+        needed += _FLOAT * headers.labels.num_voxels
     limit = memory_limit(options.max_memory)
     if needed > limit.bytes:
         network = headers.network
@@ -78,8 +76,8 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and
     # read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    num_axes = len(first.grid_shape)
-    has_axes = num_axes <= MAX_DIMS and len(file.grid_shape) == num_axes
+    num_axes = first.num_axes
+    has_axes = num_axes <= MAX_DIMS and file.num_axes == num_axes
     if network.is_label_map or has_regions or not has_axes:
         return False
     # Channels on an oblique grid are interpolated as a whole.
@@ -88,7 +86,7 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
         return False
     limit = memory_limit(options.max_memory)
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-    num_voxels = max(math.prod(first.grid_shape), math.prod(file.grid_shape))
+    num_voxels = max(first.num_voxels, file.num_voxels)
     of_logits = _FLOAT * network.num_labels * num_voxels
     _, to_refine, _ = bytes_of_case(headers)
     return of_logits >= largest or PROCESS + to_refine > limit.bytes
@@ -104,14 +102,14 @@ def bytes_of_case(
     """
     network = headers.network
     first = headers.images[0]
-    num_voxels = math.prod(first.grid_shape)
-    num_network_voxels = math.prod(network.files[0].grid_shape)
+    num_voxels = first.num_voxels
+    num_network_voxels = network.files[0].num_voxels
     per_voxel = int(headers.mask is not None)
     num_elsewhere = 0  # voxels of modalities on other grids, which are interpolated one by one
     for header in headers.images:
         per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
         if not first.on_same_grid(header):
-            num_elsewhere += math.prod(header.grid_shape)
+            num_elsewhere += header.num_voxels
     of_input = num_voxels * per_voxel
     if is_streamed:
         of_input += num_voxels * _SURVEY_BYTES
@@ -127,7 +125,7 @@ def bytes_of_case(
     needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels
     needed += _FLOAT * num_elsewhere
     if headers.mask is not None:
-        needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
+        needed += _FLOAT * headers.mask.num_voxels + num_voxels
     if not network.is_label_map:
         needed += _FLOAT * network.num_labels * num_network_voxels
         if not network.is_on_grid:

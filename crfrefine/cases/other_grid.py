@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -163,7 +162,7 @@ class WorkGrid:
             )
         if sorted(whole.shape) == sorted(whole.source_shape):
             return f"It has the sizes of the {self.name}, at another place."
-        smaller = min(self.header, other, key=lambda header: math.prod(header.grid_shape))
+        smaller = min(self.header, other, key=lambda header: header.num_voxels)
         if has_default_place(smaller):
             return (
                 f"The first voxel or the center of {smaller.path.name} is at 0, as programs write "
@@ -314,7 +313,7 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
         is_below = lowest < -0.5 - POSITION_TOLERANCE
         first = np.minimum(first, np.where(is_below, from_lowest, 0.0))
         last = np.maximum(last, np.where(highest > end, to_highest, 0.0))
-    num_axes = len(grid.grid_shape)
+    num_axes = grid.num_axes
     first[num_axes:] = 0.0
     shape = tuple((last - first + 1).astype(int)[:num_axes].tolist())
     if shape == grid.grid_shape:

@@ -66,7 +66,7 @@ def with_axes(
     affine = like.required_affine
     placed = affine.copy()
     sizes = []
-    codes = orientation_codes(affine, len(like.grid_shape))
+    codes = orientation_codes(affine, like.num_axes)
     found = Axes.toward(axes, codes)
     if not len(found.sources) == len({*found.sources}) == len(axes) == len(shape):
         raise InputError(
@@ -130,7 +130,7 @@ def grid_to_write(
             )
         return grid
     is_same_format = FORMAT_OF_SUFFIX[suffix_of(target)].name == grid.family
-    if len(grid.grid_shape) != 3 and not is_same_format:
+    if grid.num_axes != 3 and not is_same_format:
         in_plane = np.array(grid.affine)
         in_plane[:2, :2] = np.eye(2)
         in_plane[:2, 3] = 0.0

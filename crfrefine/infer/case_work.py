@@ -319,7 +319,7 @@ class CaseWork:
         if is_archive:
             like, make_planes = self._turned_for_archive(path, piece)
         rows = slice(0, like.grid_shape[1])
-        is_plane = is_archive and len(like.grid_shape) == 2
+        is_plane = is_archive and like.num_axes == 2
         if is_plane:
             like = replace(like, grid_shape=(*like.grid_shape, 1))
 

@@ -131,7 +131,7 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
 
         return in_fortran_order(array)
 
-    is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
+    is_stack = header.num_axes == 3 and header.grid_shape[2] > 1
     if not is_plane or not is_stack or header.num_channels > 1:
         return header
     if header.spacing is None or header.source is None:

@@ -213,7 +213,7 @@ def _header_to_write(
     """Return the header of compressed voxels that take this many bytes."""
     lines = [
         "ObjectType = Image",
-        f"NDims = {len(voxels.like.grid_shape)}",
+        f"NDims = {voxels.like.num_axes}",
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         "CompressedData = True",

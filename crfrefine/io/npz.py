@@ -104,7 +104,7 @@ class ArrayHeader(FileHeader):
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     """Return the header of an array with reversed axes, the channels of a voxel together."""
-    num_axes = len(header.grid_shape)
+    num_axes = header.num_axes
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))
     stored = replace(header, grid_shape=header.stored_grid, family=NAME)
     return replace(header, turned=(stored, Axes(axes)))

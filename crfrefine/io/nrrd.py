@@ -334,7 +334,7 @@ class NrrdHeader(text_header.TextHeader):
                 lines.append(line_of_units)
             return tuple(lines)
 
-        is_one_unit = len(set(units)) == 1 and len(units) == len(header.grid_shape)
+        is_one_unit = len(set(units)) == 1 and len(units) == header.num_axes
         if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
             return ()
         return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
@@ -362,7 +362,7 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
         lines_of_place = _geometry_lines(*text_header.place_in_lps(voxels.like))
     space, *geometry = lines_of_place
     sizes = voxels.shape[::-1]
-    kinds = ["domain"] * len(voxels.like.grid_shape)
+    kinds = ["domain"] * voxels.like.num_axes
     if voxels.num_channels is not None:
         sizes = (sizes[-1], *sizes[:-1])
         kinds.insert(0, "vector")

@@ -161,7 +161,7 @@ class TextHeader(FileHeader, dict[str, str]):
     def volume_header(self) -> VolumeHeader:
         """Return the header with lengths in mm, and the lines that a writer keeps."""
         header = super().volume_header()
-        if len(header.grid_shape) == len(self.sizes):
+        if header.num_axes == len(self.sizes):
             header = replace(header, template=self.lines_of_place(header))
         return lengths_in_mm(header, self.units_in, self.units)
 
@@ -364,7 +364,7 @@ def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> Volum
     Units that are not known are taken for mm, with a note, and so are all where one axis has none,
     without a note if the others are mm. `key` is their field.
     """
-    num_axes = len(header.grid_shape)
+    num_axes = header.num_axes
     mm_per_unit = {**MM_PER_UNIT, **dict.fromkeys(_NO_UNITS, 1.0)}
     known = [mm_per_unit[name.lower()] for name in names if name.lower() in mm_per_unit]
     if len(known) == len(names) and set(known) <= {1.0}:

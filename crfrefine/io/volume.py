@@ -90,6 +90,16 @@ class VolumeHeader:
         return None
 
     @property
+    def num_axes(self) -> int:
+        """The number of axes of the grid."""
+        return len(self.grid_shape)
+
+    @property
+    def num_voxels(self) -> int:
+        """The number of voxels of the grid."""
+        return math.prod(self.grid_shape)
+
+    @property
     def stored_shape(self) -> Shape:
         """(channels, [z,] y, x)."""
         return (self.num_channels, *self.stored_grid)
@@ -104,7 +114,7 @@ class VolumeHeader:
         """World directions of the axes, such as "LPS"; None if the file has no geometry."""
         if self.affine is None:
             return None
-        return orientation_codes(self.affine, len(self.grid_shape))
+        return orientation_codes(self.affine, self.num_axes)
 
     def geometry(self) -> tuple[Float64, Spacing]:
         """Return affine and spacing; raise InputError for a file without them."""
