@@ -197,7 +197,7 @@ def read_case(
     if isinstance(network, LabelMapNetwork) and as_logits:
         network, label_logits = logits_of_labels(network, headers.spacing, notes)
     mask = arrays.mask()
-    grid = WorkGrid(headers.images[0])
+    grid = WorkGrid(headers.image)
     segments = arrays.segments()
     labels = None
     if with_labels and headers.labels is not None:
@@ -214,7 +214,7 @@ def read_case(
         image=reverse_grid(arrays.image),
         network=network,
         mask=mask,
-        like=headers.images[0],
+        like=headers.image,
         spacing=headers.spacing,
         input_kind=kind,
         notes=notes + headers.notes,
@@ -347,7 +347,7 @@ class _FileArrays:
     def mask(self) -> Bool | None:
         """Return where the model applies, (*grid), or None for everywhere."""
         file = self.headers.mask
-        first = self.headers.images[0]
+        first = self.headers.image
         mask = None
         if file is not None and self.mask_file is not None:
             mask = WorkGrid(first).nearest(
@@ -382,8 +382,8 @@ class _FileArrays:
         if len(network.files) > 1:
             return ()
         if network.is_label_map:
-            return segments_of_label_map(network.files[0], self.options)
-        return network.files[0].segments
+            return segments_of_label_map(network.first, self.options)
+        return network.first.segments
 
 
 def nonzero_mask(image: Array, path: Path | None, inside: Bool | None = None) -> Bool:

@@ -60,6 +60,11 @@ class CaseHeaders:
     frame: Frame | None = None
 
     @property
+    def image(self) -> VolumeHeader:
+        """The header of the first modality, whose grid is that of the case."""
+        return self.images[0]
+
+    @property
     def num_modalities(self) -> int:
         """M, the number of channels of the images."""
         return sum(image.num_channels for image in self.images)

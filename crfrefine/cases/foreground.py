@@ -178,7 +178,7 @@ def background_of_stream(
         kind, note = decide_channel(np.array(telling), input_type, header.kind, header.path)
         return kind, partial(_with_background, header, scale, kind, None), [note]
 
-    shape = header.files[0].stored_grid
+    shape = header.first.stored_grid
     foreground = ForegroundSums(shape, name, is_rounded=scale is not None)
     for piece in scaled_pieces(header, scale):
         for label, values in enumerate(piece.values, start=piece.channels.start + 1):

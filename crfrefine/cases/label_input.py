@@ -93,7 +93,7 @@ def read_label_map(
 
     Raises InputError if it cannot be one.
     """
-    file = headers.network.files[0]
+    file = headers.network.first
     is_requested = options.input_type == "labels"
     advice = (
         "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
@@ -101,7 +101,7 @@ def read_label_map(
         "give --input-type logits; for its probability in percent, --input-type probabilities "
         "--scale 100"
     )
-    if headers.images[0].num_channels > 1:
+    if headers.image.num_channels > 1:
         advice += f"\n  {EXCHANGED}"
     tolerance = LABEL_TOLERANCE
     rounding = ""
@@ -222,7 +222,7 @@ def label_map_of_one_hot(
     if options.input_type != "auto":
         return None
     header = headers.network
-    shape = (header.num_labels, *header.files[0].stored_grid)
+    shape = (header.num_labels, *header.first.stored_grid)
     parts: Iterable[tuple[int, slice, Array]]
     if isinstance(values, np.ndarray):
         parts = ((0, planes, values[:, planes]) for planes in plane_blocks(values))
@@ -240,7 +240,7 @@ def label_map_of_one_hot(
         labels = renumber(labels, channel_labels)
         num_labels = max(channel_labels) + 1
     label_map = LabelMapNetwork(labels, present_labels(labels), num_labels)
-    return on_image_grid(label_map, header.files[0], headers, options, notes)
+    return on_image_grid(label_map, header.first, headers, options, notes)
 
 
 def on_image_grid(
@@ -258,7 +258,7 @@ def on_image_grid(
     present = label_map.channels
     lost = dict(label_map.lost)
     network_spacing = options.network_spacing
-    like = headers.images[0]
+    like = headers.image
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         if network_spacing == AUTO:

@@ -57,7 +57,7 @@ def require_memory_for(
             labels = "a label map"
         lines = []
         contents = (f"{headers.num_modalities} modalities", labels)
-        for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
+        for header, content in zip((headers.image, network.first), contents, strict=True):
             size = text_of_sizes(header.grid_shape)
             lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
         require_memory(needed, f"the program and its files, {how}, take", limit, lines)
@@ -71,8 +71,8 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
     than their share of the memory, or if the case would not fit with them.
     """
     network = headers.network
-    first = headers.images[0]
-    file = network.files[0]
+    first = headers.image
+    file = network.first
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and
     # read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
@@ -101,9 +101,9 @@ def bytes_of_case(
     a label map, only their voxels show the memory of refining; the run tells it when it knows.
     """
     network = headers.network
-    first = headers.images[0]
+    first = headers.image
     num_voxels = first.num_voxels
-    num_network_voxels = network.files[0].num_voxels
+    num_network_voxels = network.first.num_voxels
     per_voxel = int(headers.mask is not None)
     num_elsewhere = 0  # voxels of modalities on other grids, which are interpolated one by one
     for header in headers.images:
@@ -114,7 +114,7 @@ def bytes_of_case(
     if is_streamed:
         of_input += num_voxels * _SURVEY_BYTES
         needed = _STREAM_BYTES + of_input + _FLOAT * num_elsewhere
-        if network.files[0].turned is not None:  # A channel is in memory twice then.
+        if network.first.turned is not None:  # A channel is in memory twice then.
             needed += 2 * _FLOAT * num_voxels
         if network.lacks_background:  # the sums of the channels, and the background
             needed += 2 * _FLOAT * num_network_voxels

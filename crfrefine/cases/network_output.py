@@ -172,7 +172,7 @@ def network_of_scores(
     header = headers.network
     notes += complete_channels(values, header, options)
     regions = options.regions.scheme_of(values, header)
-    check = check_of(headers.frame, header.files[0], headers.images[0])
+    check = check_of(headers.frame, header.first, headers.image)
     if check is not None:
         notes += check.look(values, are_regions=regions is not None)
     input_type = options.type_of_scores
@@ -197,16 +197,16 @@ def network_of_scores(
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 
-    like = headers.images[0]
+    like = headers.image
     network_spacing = None
     unseen = None
     if not header.is_on_grid:
-        grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
+        grid_map = WorkGrid(like).require_overlap(header.first, "logits")
         network_spacing = grid_map.source_spacing(headers.spacing)
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
         values, stored_unseen = WorkGrid(like).interpolated_scores(
-            header.files[0],
+            header.first,
             values,
             notes,
             outside="become background",
@@ -242,14 +242,14 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options)
         notes += of_background
-    check = check_of(headers.frame, header.files[0], headers.images[0])
+    check = check_of(headers.frame, header.first, headers.image)
     if check is not None:
         read = check.watch(read)
     one_hot = label_map_of_one_hot(headers, read(), options, notes)
     if one_hot is not None:
         return one_hot, "labels"
 
-    first = header.files[0]
+    first = header.first
     network = StreamedNetwork(
         read,
         header.num_labels,
@@ -261,7 +261,7 @@ def network_of_stream(
     )
     if header.is_on_grid:
         return network, kind
-    like = headers.images[0]
+    like = headers.image
     work = WorkGrid(like)
     is_cubic = options.resample == CUBIC
     grid_map = work.require_overlap(first, "logits")

@@ -54,7 +54,7 @@ class FileRole:
 def roles_of(headers: CaseHeaders) -> list[FileRole]:
     """Return the roles of a case's files by their headers, the images first."""
     files = headers.files
-    first = headers.images[0]
+    first = headers.image
     roles = []
     for place, header in enumerate(headers.images):
         kind = "image"
@@ -71,7 +71,7 @@ def roles_of(headers: CaseHeaders) -> list[FileRole]:
     network = headers.network
     if network.files:
         kind, evidence = _kind_of_network(headers)
-        frame = _frame(first, network.files[0], "label map")
+        frame = _frame(first, network.first, "label map")
         roles.append(FileRole("network's output", kind, frame, network.path, evidence))
     others = [("mask", headers.mask), ("labels", headers.labels)]
     others += [("strokes", header) for header in headers.strokes]
@@ -92,7 +92,7 @@ def _kind_of_network(headers: CaseHeaders) -> tuple[str, str]:
         return counted(len(structures), "structure"), "one file per structure"
     if network.is_label_map:
         return "label map", "one value per voxel, whole numbers"
-    declared = network.files[0].kind
+    declared = network.first.kind
     number = counted(network.num_channels, "channel")
     if declared is not None:
         return f"{number} of {declared}", _DECLARED

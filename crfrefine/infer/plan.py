@@ -215,7 +215,7 @@ def faster_on_cpu(
             headers = read_case_headers(files, reading)
         except CrfRefineError:  # The error is reported when the case is read.
             continue
-        num_values = headers.images[0].num_voxels * max(2, headers.network.num_labels)
+        num_values = headers.image.num_voxels * max(2, headers.network.num_labels)
         seconds += share * SECONDS_PER_VALUE * num_values
         if seconds > GPU_START:
             return None

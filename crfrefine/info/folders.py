@@ -305,7 +305,7 @@ class FolderReport:
         )
         headers = read_case_headers(files, reading)
         self._check_roles(headers)
-        image = headers.images[0]
+        image = headers.image
         modalities = "modality" if headers.num_modalities == 1 else "modalities"
         parts = [f"{headers.num_modalities} {modalities}"]
         parts.append(image.describe_grid())

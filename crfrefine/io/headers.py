@@ -174,9 +174,14 @@ class NetworkHeader:
     is_label_map: bool = False
 
     @property
+    def first(self) -> VolumeHeader:
+        """The header of the file, or of the first one of several."""
+        return self.files[0]
+
+    @property
     def path(self) -> Path:
         """The file, or the first one of several."""
-        return self.files[0].path
+        return self.first.path
 
     @property
     def num_channels(self) -> int:
