@@ -1,7 +1,8 @@
-"""Names of types for annotations: of arrays by the type of their numbers, and of grids."""
+"""Names of types for annotations: of arrays by the type of their numbers, of grids and labels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]  # such as numbers of voxels
 
 Labels = NDArray[np.unsignedinteger[Any]]  # labels of voxels, in an unsigned type that holds them
+
+NamesOfLabels = Mapping[int, str]  # by the number of the label
 
 Shape = tuple[int, ...]  # of an array, or voxels along each axis of a grid
 Spacing = tuple[float, ...]  # mm between voxels along each axis of a grid

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
+Job = Callable[[], object]  # that a thread runs
 
 MAX_LABEL = 65535  # labels are read and written as 16-bit integers at most
 MAX_LABELS = 4096  # different labels of a case: the model has a penalty for each pair of them
@@ -116,12 +117,12 @@ def thread_pool(num_threads: int, name: str, *, gives_way: bool = False) -> Thre
     return ThreadPoolExecutor(num_threads, name, os.nice, (niceness,))
 
 
-def run_beside(function: Callable[[], object]) -> None:
+def run_beside(function: Job) -> None:
     """Run a function in a thread that nothing waits for, not even the end of the program."""
     threading.Thread(target=function, daemon=True).start()
 
 
-def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
+def run_all(jobs: Sequence[Job], threads: int) -> None:
     """Run the jobs on at most `threads` threads, started in their order.
 
     Raises the error of the first job that failed; jobs that have not begun by then do not run.

@@ -7,7 +7,7 @@ Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from crfrefine.base.array_types import Array, Bool, Float32, Labels, Spacing
 from crfrefine.base.failures import naming_case
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import REFERENCE
-from crfrefine.base.limits import available_threads, run_all
+from crfrefine.base.limits import Job, available_threads, run_all
 from crfrefine.base.notes import Note
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -283,7 +283,7 @@ class _FileArrays:
             self.mask_file = read_mask(headers.mask, look.add)
             require_mask(headers.mask.path, look)
 
-        jobs: list[Callable[[], object]] = []
+        jobs: list[Job] = []
         # The job that takes longest comes first: the network's output.
         if network.is_label_map:
             jobs.append(read_labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from crfrefine.base.array_types import NamesOfLabels
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
@@ -32,7 +33,7 @@ class DatasetDescription:
     # name to its number, or to the numbers of a region
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     # names to show for the labels that have one, by number
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: NamesOfLabels = field(default_factory=dict)
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
-from crfrefine.base.array_types import Labels
+from crfrefine.base.array_types import Labels, NamesOfLabels
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -48,7 +48,7 @@ def names_of(segments: Iterable[Segment]) -> dict[int, str]:
     return names
 
 
-def differing_numbers(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) -> list[str]:
+def differing_numbers(names_by_case: Iterable[tuple[str, NamesOfLabels]]) -> list[str]:
     """Return a text for each name that has another number in a later case than in the first."""
     first: dict[str, tuple[list[int], str]] = {}
     differing = {}
@@ -64,7 +64,7 @@ def differing_numbers(names_by_case: Iterable[tuple[str, Mapping[int, str]]]) ->
     return [*differing.values()]
 
 
-def without_mapped(names: Mapping[int, str], mapping: Mapping[int, int]) -> dict[int, str]:
+def without_mapped(names: NamesOfLabels, mapping: Mapping[int, int]) -> dict[int, str]:
     """Return names of labels without those of numbers in `--map`: the user says what these are."""
     given = {*mapping, *mapping.values()}
     return {label: name for label, name in names.items() if label not in given}
@@ -74,12 +74,12 @@ def without_mapped(names: Mapping[int, str], mapping: Mapping[int, int]) -> dict
 class LabelNames:
     """The names of the labels of a run, by which those of each file are matched."""
 
-    names: Mapping[int, str] = field(default_factory=dict)  # by number
+    names: NamesOfLabels = field(default_factory=dict)  # by number
     # The source of each label's name, for messages, such as "study/dataset.json".
     sources: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: Mapping[int, str], source: str) -> Self:
+    def of(cls, names: NamesOfLabels, source: str) -> Self:
         """Return the names of one source."""
         return cls(names, dict.fromkeys(names, source))
 
@@ -98,7 +98,7 @@ class LabelNames:
     def renumber(
         self,
         path: Path,
-        names: Mapping[int, str],
+        names: NamesOfLabels,
         labels: Labels,
         notes: list[Note],
         option: str = MAP_OPTION,
@@ -121,7 +121,7 @@ class LabelNames:
     def match(
         self,
         path: Path,
-        names: Mapping[int, str],
+        names: NamesOfLabels,
         present: Collection[int],
         option: str = MAP_OPTION,
     ) -> dict[int, int]:
@@ -181,7 +181,7 @@ class LabelNames:
                 )
         return moved
 
-    def moves(self, names: Mapping[int, str]) -> dict[int, int]:
+    def moves(self, names: NamesOfLabels) -> dict[int, int]:
         """Return the result of `match` for a file in which all labels occur, without its errors."""
         moved = {}
         for label, name in names.items():
@@ -190,7 +190,7 @@ class LabelNames:
                 moved[label] = targets[0]
         return moved
 
-    def note(self, path: Path, names: Mapping[int, str], moved: Mapping[int, int]) -> Note:
+    def note(self, path: Path, names: NamesOfLabels, moved: Mapping[int, int]) -> Note:
         """Return the note on labels of a file that got other numbers."""
         labels = []
         for label, target in sorted(moved.items()):
@@ -201,7 +201,7 @@ class LabelNames:
         return NoteKind.MATCHED_BY_NAME(path.name, sources=sources, labels=labels)
 
     def with_names(
-        self, names: Mapping[int, str], source: str, *, are_distinct: bool = False
+        self, names: NamesOfLabels, source: str, *, are_distinct: bool = False
     ) -> LabelNames:
         """Return the names with further ones, which keep their numbers if these are free.
 

@@ -5,12 +5,13 @@ Modalities on another grid are interpolated linearly, and are NaN outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.limits import Job
 from crfrefine.cases.content import evidence_of_labels
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.io.reading import NanFiles, read_array, reading_jobs
@@ -25,7 +26,7 @@ def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
 
 def modality_jobs(
     images: Sequence[VolumeHeader], nan_files: NanFiles, evidence: dict[int, str]
-) -> tuple[Float32, list[Callable[[], object]]]:
+) -> tuple[Float32, list[Job]]:
     """Return an array for the modalities, (M, [z,] y, x), and a job per file that fills its part.
 
     The jobs may run together. Those that interpolate a modality add to the `evidence`, by its
@@ -36,7 +37,7 @@ def modality_jobs(
     first = images[0]
     grid = WorkGrid(first)
     values = allocate_array((len(images), *first.stored_grid), first.path)
-    jobs: list[Callable[[], object]] = []
+    jobs: list[Job] = []
 
     def read_onto(number: int, image: VolumeHeader) -> None:
         source = allocate_array(image.stored_shape, image.path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.array_types import NamesOfLabels
 from crfrefine.base.label_options import REFERENCE, InputOptions, mapping_of
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
@@ -295,12 +296,12 @@ class ReadingOptions(InputOptions):
     # bytes that the arrays of a case may take; at most, and by default, the system's limit
     max_memory: int | None = None
     # names of labels, by number, and of modalities, in order, for notes, pictures and files
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: NamesOfLabels = field(default_factory=dict)
     modality_names: tuple[str, ...] = ()
     # The labels by whose names those of each file are matched; and names in a `dataset.json` beside
     # references, of files without names.
     names: LabelNames = NO_NAMES
-    reference_names: Mapping[int, str] = field(default_factory=dict)
+    reference_names: NamesOfLabels = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise InputError or ConfigError for options that exclude each other."""

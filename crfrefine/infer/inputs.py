@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.array_types import NamesOfLabels
 from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_descriptions
@@ -123,7 +124,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
     # The first one that names labels is that of the network; the last one is rather of one data set
     # with the images.
     names = NO_NAMES
-    label_names: Mapping[int, str] = {}
+    label_names: NamesOfLabels = {}
     for description in reversed(descriptions):
         if description.label_names:
             label_names = description.label_names

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crfrefine.base.array_types import Labels
+from crfrefine.base.array_types import Labels, NamesOfLabels
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -60,7 +60,7 @@ class OutputFiles:
     # of one binary file per label, where the input has no structures; it holds nothing else
     folder: Path | None = None
     # of labels that no segment describes
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: NamesOfLabels = field(default_factory=dict)
     # Files that earlier runs wrote for the case, and this run does not.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
     # Files without a record that are there under the names of options which are not given now.
@@ -68,7 +68,7 @@ class OutputFiles:
 
     @classmethod
     def of_case(
-        cls, files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
+        cls, files: CaseFiles, options: InferenceOptions, label_names: NamesOfLabels
     ) -> OutputFiles:
         """Return the output files of a case, by its name or as the manifest says."""
         label_map = options.output
@@ -181,7 +181,7 @@ class OutputFiles:
 
 
 def plan_outputs(
-    cases: CaseList, options: InferenceOptions, label_names: Mapping[int, str]
+    cases: CaseList, options: InferenceOptions, label_names: NamesOfLabels
 ) -> list[OutputFiles]:
     """Return the output files of each case.
 

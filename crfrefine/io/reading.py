@@ -18,7 +18,7 @@ import numpy as np
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_file
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import MAX_LABEL, run_ahead, run_all
+from crfrefine.base.limits import MAX_LABEL, Job, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import formats, streams
 from crfrefine.io.formats import VOLUME_SUFFIXES
@@ -149,7 +149,7 @@ def read_array(
 
 def reading_jobs(
     headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
-) -> tuple[Float32, list[Callable[[], object]]]:
+) -> tuple[Float32, list[Job]]:
     """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
     The files are on one grid. The jobs may run together. `num_before` channels before those of the
@@ -159,7 +159,7 @@ def reading_jobs(
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_grid)
     values: Float32 = allocate_array(shape, first.path)
-    jobs: list[Callable[[], object]] = []
+    jobs: list[Job] = []
     start = num_before
     for header in headers:
         stop = start + header.num_channels

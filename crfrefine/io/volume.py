@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Float64, Shape, Spacing
+from crfrefine.base.array_types import Array, Float64, NamesOfLabels, Shape, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.colors import LABEL_COLORS, shares_of
 from crfrefine.base.geometry import (
@@ -268,7 +268,7 @@ class Segment:
         return shares_of(LABEL_COLORS[(self.label - 1) % len(LABEL_COLORS)])
 
 
-def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
+def named_segments(names: NamesOfLabels) -> tuple[Segment, ...]:
     """Return segments of labels with names, without the background."""
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
 

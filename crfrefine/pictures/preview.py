@@ -6,12 +6,12 @@ It shows planes through the structure and the largest change, a row each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.array_types import Array, Float32, Float64, NamesOfLabels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import printable
 from crfrefine.cases.label_volumes import volumes_of_labels
@@ -49,7 +49,7 @@ def draw_preview(
     affine: Float64 | None = None,
     title: str = "",
     subtitle: str = "",
-    label_names: Mapping[int, str] | None = None,
+    label_names: NamesOfLabels | None = None,
     modality_names: Sequence[str] = (),
     before_name: str = "network",
     after_name: str = "refined",
@@ -110,7 +110,7 @@ def draw_preview(
 
 
 def _legend_entries(
-    planes: Sequence[Plane], labels: Sequence[int], names: Mapping[int, str], lost_text: str
+    planes: Sequence[Plane], labels: Sequence[int], names: NamesOfLabels, lost_text: str
 ) -> list[tuple[int | None, str]]:
     """Return label and text of each entry of the legend: the labels, and where one is lost.
 

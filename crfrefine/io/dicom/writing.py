@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import highdicom
 import numpy as np
 
-from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.array_types import Array, Labels, NamesOfLabels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
@@ -134,9 +134,7 @@ def _segmentation(pixels: Array, described: Sequence[Any], series: Series, **abo
     return buffer.getvalue()
 
 
-def _items_of(
-    file: Path, like: Series, names: Mapping[int, str], notes: list[Note]
-) -> dict[int, Any]:
+def _items_of(file: Path, like: Series, names: NamesOfLabels, notes: list[Note]) -> dict[int, Any]:
     """Return what describes the labels in another segmentation of a series.
 
     It is found by their names where numbers and names contradict each other: structures in a folder
