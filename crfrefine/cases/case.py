@@ -58,7 +58,7 @@ from crfrefine.cases.roles import (
 from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
 from crfrefine.io.reading import read_mask, reading_jobs
-from crfrefine.io.volume import Segment, VolumeHeader
+from crfrefine.io.volume import Segment, Segments, VolumeHeader
 from crfrefine.refinement.given import (
     ArrayNetwork,
     LabelMapNetwork,
@@ -92,7 +92,7 @@ class Case:
     # (L, *grid) logits of a label map, or of its labels' shares in the voxels of a coarser network
     label_logits: Float32 | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
-    segments: tuple[Segment, ...] = ()  # names and colors of the labels, if a single file has them
+    segments: Segments = ()  # names and colors of the labels, if a single file has them
     # (*grid), False where a modality is NaN, or outside its grid; the mask leaves these voxels out,
     # and the image has numbers there. None: the files have numbers everywhere.
     not_nan: Bool | None = None
@@ -374,7 +374,7 @@ class _FileArrays:
         """Whether a voxel of the image is NaN."""
         return bool(self.nan_files) or self.uncovered is not None
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Segments:
         """Return the names and colors of the labels, if a single file or structures have them."""
         if self.headers.files.structures:
             return segments_of_structures(self.headers, self.options)

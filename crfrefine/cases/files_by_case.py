@@ -30,7 +30,7 @@ from crfrefine.cases.conventions import (
     without_word,
 )
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.listing import find_matches, list_files
+from crfrefine.cases.listing import Listings, find_matches, list_files
 from crfrefine.cases.pattern_advice import (
     advise_on_folders,
     advise_on_number,
@@ -62,7 +62,7 @@ class Files:
         self._lines: list[dict[str, list[Match]]] = []
         # the names of the case that each file may belong to, the best first
         self.cases_of: dict[Path, list[str]] = {}
-        self._listings: dict[Path, list[Path]] = {}
+        self._listings: Listings = {}
         self._known: Collection[str] = ()
         self.given: list[Match] = []  # the files of the only case
         if len(places) > 1 or not (self.is_pattern or is_folder(self.place)):

@@ -36,7 +36,7 @@ from crfrefine.io.reading import (
     read_integers,
     read_whole_numbers,
 )
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments
+from crfrefine.io.volume import Segment, Segments, VolumeHeader, map_segments
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def require_labels(values: Labels, path: Path, advice: str) -> None:
     )
 
 
-def segments_of_label_map(file: VolumeHeader, options: ReadingOptions) -> tuple[Segment, ...]:
+def segments_of_label_map(file: VolumeHeader, options: ReadingOptions) -> Segments:
     """Return the segments of a label map with the numbers that the run gives its labels."""
     names = without_mapped(names_of(file.segments), options.mapping)
     mapped = map_segments(file.segments, options.mapping)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from crfrefine.cases.patterns import Match, expression_of, split_pattern
 from crfrefine.errors import InputError
 from crfrefine.io.paths import is_folder, suffix_of
 
+Listings: TypeAlias = dict[Path, list[Path]]  # what is in each folder that was looked into
+
 
 def find_matches(
     pattern: Path,
     suffixes: Sequence[str],
-    listings: dict[Path, list[Path]] | None = None,
+    listings: Listings | None = None,
     cases: Collection[str] = (),
     *,
     may_join: bool = False,
@@ -41,7 +44,7 @@ def find_matches(
 def _find(
     pattern: Path,
     suffixes: Sequence[str],
-    listings: dict[Path, list[Path]],
+    listings: Listings,
     cases: Collection[str],
     num_parts: int,
 ) -> list[Match]:
@@ -87,7 +90,7 @@ def folders_inside(
     folders: Sequence[Path],
     root: Path,
     names: Sequence[str],
-    listings: dict[Path, list[Path]],
+    listings: Listings,
     num_parts: int = 1,
 ) -> list[Path]:
     """Return the folders in some folders whose paths from the root are those of a pattern."""
@@ -100,7 +103,7 @@ def folders_inside(
     return inside
 
 
-def visible_inside(folder: Path, listings: dict[Path, list[Path]]) -> list[Path]:
+def visible_inside(folder: Path, listings: Listings) -> list[Path]:
     """Return the entries of a folder by name, without hidden files such as unfinished ones."""
     if folder not in listings:
         try:

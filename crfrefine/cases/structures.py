@@ -21,7 +21,7 @@ from crfrefine.io.reading import (
     read_whole_numbers,
 )
 from crfrefine.io.streams import allocate_array
-from crfrefine.io.volume import Segment, VolumeHeader
+from crfrefine.io.volume import Segment, Segments, VolumeHeader
 from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_structures(
     return on_image_grid(label_map, grid, headers, options, notes)
 
 
-def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> tuple[Segment, ...]:
+def segments_of_structures(headers: CaseHeaders, options: ReadingOptions) -> Segments:
     """Return the segment of each structure: that of its file, if the file has a single one."""
     assert options.declared is not None
     numbers = options.declared.structures

@@ -14,7 +14,7 @@ from crfrefine.base.text import counted, listed, see
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import SCORE_WORDS
 from crfrefine.cases.layouts import File, Role, words_in
-from crfrefine.cases.listing import find_matches
+from crfrefine.cases.listing import Listings, find_matches
 from crfrefine.cases.patterns import Match
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
@@ -43,7 +43,7 @@ class Tree:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: list[File] = []
-        self._listings: dict[Path, list[Path]] = {}
+        self._listings: Listings = {}
         self.headers: dict[str, VolumeHeader | None] = {}
         self._kinds: dict[str, str] = {}
         for place, folders, names in os.walk(folder):

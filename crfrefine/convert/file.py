@@ -30,7 +30,7 @@ from crfrefine.io.formats import FORMAT_OF_NAME, LABELS_SUFFIXES
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_dicom, require_suffix, suffix_of
 from crfrefine.io.reading import read_array
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
-from crfrefine.io.volume import Segment, VolumeHeader, map_segments, named_segments
+from crfrefine.io.volume import Segments, VolumeHeader, map_segments, named_segments
 from crfrefine.io.writing import check_replaceable, check_writable
 
 # Words for other content where --map expects a label map.
@@ -218,7 +218,7 @@ def labels_on(
     return labels.T
 
 
-def segments_in(header: VolumeHeader, mapping: Mapping[int, int]) -> tuple[Segment, ...]:
+def segments_in(header: VolumeHeader, mapping: Mapping[int, int]) -> Segments:
     """Return the segments that a file describes, or else those that a `dataset.json` names."""
     segments = map_segments(header.segments, mapping)
     if not segments:
@@ -302,7 +302,7 @@ def _convert_channels(
     word = "label" if scheme is None else "region"
     sentence = f"{describe_source(header, counted(len(values), word))} -> {target}"
     if to == "labels":
-        segments: tuple[Segment, ...] = ()
+        segments: Segments = ()
         if scheme is None:
             segments = segments_in(header, {})
         else:

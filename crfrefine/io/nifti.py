@@ -31,7 +31,7 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.paths import files_written, stem_of
-from crfrefine.io.volume import FileHeader, Segment, VolumeHeader, described_segments
+from crfrefine.io.volume import FileHeader, Segment, Segments, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 # The forms of a header: a name for people, its image in nibabel, its bytes, a number with which it
@@ -254,7 +254,7 @@ class NiftiHeader(FileHeader):
             return f"{step:g} {unit} apart"
         return ""
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Segments:
         """Return the labels of a table among the extensions; of channels, it names their labels.
 
         A regular expression finds them, as XML's entities and document types may be hostile.

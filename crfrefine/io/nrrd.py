@@ -20,7 +20,7 @@ from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import LPS, ByteOrder, by_each_name, finite_numbers
-from crfrefine.io.volume import Segment, VolumeHeader, described_segments
+from crfrefine.io.volume import Segments, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 # The pairs of key and value of a segment that are read.
@@ -339,7 +339,7 @@ class NrrdHeader(text_header.TextHeader):
             return ()
         return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Segments:
         """Return the segments that 3D Slicer describes by pairs of key and value."""
         if self.num_channels > 1:
             return ()

@@ -68,7 +68,7 @@ class VolumeHeader:
     time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
-    segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
+    segments: Segments = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Axes] | None = field(default=None, repr=False)
     # A note on that, unless it is only the order of an array, which has no directions.
@@ -206,7 +206,7 @@ class FileHeader(ABC):
         """The header's time between the channels; "" if nothing."""
         return ""
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Segments:
         """Return names and colors of the labels."""
         return ()
 
@@ -268,14 +268,17 @@ class Segment:
         return shares_of(LABEL_COLORS[(self.label - 1) % len(LABEL_COLORS)])
 
 
-def named_segments(names: NamesOfLabels) -> tuple[Segment, ...]:
+Segments = tuple[Segment, ...]  # of a label map, sorted by label
+
+
+def named_segments(names: NamesOfLabels) -> Segments:
     """Return segments of labels with names, without the background."""
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
 
 
 def described_segments(
     entries: Iterable[tuple[str, str, Sequence[float]]],
-) -> tuple[Segment, ...]:
+) -> Segments:
     """Return the segments in a file, described by the text of a label, a name and a color each.
 
     They are sorted by label. Wrong entries, mere names, are left out, and so are wrong colors; of
@@ -293,7 +296,7 @@ def described_segments(
     return tuple(segments[label] for label in sorted(segments))
 
 
-def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> tuple[Segment, ...]:
+def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> Segments:
     """Return segments with the new number of each label in a mapping, sorted by label.
 
     Of several that become one, the one that had its number counts, or else the first.
@@ -308,7 +311,7 @@ def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> tup
 
 def segments_of(
     labels: NDArray[np.integer[Any]], known: Sequence[Segment], vanished: Iterable[int] = ()
-) -> tuple[Segment, ...]:
+) -> Segments:
     """Return the known segments, and one for each further label that occurs, sorted by label.
 
     Labels that have `vanished` count as well.

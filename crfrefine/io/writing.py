@@ -40,7 +40,7 @@ from crfrefine.errors import (
 from crfrefine.io.formats import FORMATS, LABELS_SUFFIXES, WRITTEN_SUFFIXES
 from crfrefine.io.paths import files_written, require_suffix, suffix_of
 from crfrefine.io.streams import BLOCK_BYTES
-from crfrefine.io.volume import PIECE_BYTES, Segment, VolumeHeader, iter_pieces
+from crfrefine.io.volume import PIECE_BYTES, Segment, Segments, VolumeHeader, iter_pieces
 
 # Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
 # returns (planes, [y,] x).
@@ -58,7 +58,7 @@ class VoxelsToWrite:
     dtype: np.dtype[Any]
     piece: Planes
     like: VolumeHeader  # of the same grid, whose geometry is kept
-    segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
+    segments: Segments = ()  # of a label map; formats without names ignore them
 
     @property
     def shape(self) -> Shape:

@@ -27,7 +27,7 @@ from crfrefine.io.dicom.files import (
     text_of,
 )
 from crfrefine.io.dicom.series import read_series, read_voxels, volume_of
-from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Segments, Volume, VolumeHeader
 
 SEGMENTATION = "DICOM segmentation"
 
@@ -202,7 +202,7 @@ def _placed(
     stored: Array,
     affine: Float64,
     grid: VolumeHeader | None,
-    segments: tuple[Segment, ...],
+    segments: Segments,
     notes: list[Note],
 ) -> Volume:
     """Return labels, (slices, rows, columns), on the whole grid of their series if it is given."""
