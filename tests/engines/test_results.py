@@ -442,6 +442,29 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
     assert num_changed > 30
 
 
+def test_a_plan_keeps_the_kernels_of_regions():
+    """Each region is a run of its own on the same kernels, in every run of the plan."""
+    log_odds = (PHANTOM.logits[1:] - PHANTOM.logits[:1]).astype(np.float32)
+    regions = [(f"region {label}", [label]) for label in range(1, len(PHANTOM.logits))]
+    plan = plan_of()
+    stages = []
+    for weight in (1.0, 3.0):
+        parameters = DENSE.replace(**{"bilateral.weight": weight})
+        found = plan.run(
+            log_odds, parameters, regions=regions, progress=lambda *stage: stages.append(stage[:2])
+        )
+        wanted = crfrefine.refine(
+            log_odds,
+            PHANTOM.image,
+            parameters=parameters,
+            regions=regions,
+            spacing=PHANTOM.spacing,
+            threads=1,
+        )
+        np.testing.assert_array_equal(found.logits, wanted.logits)
+    assert stages.count(("build", 0)) == 1
+
+
 def test_marginals_have_the_same_bits_where_they_are_next_to_zero():
     """Logits far apart give probabilities that float32 holds with few digits, or none."""
     random = np.random.default_rng(3)
