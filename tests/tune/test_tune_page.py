@@ -422,6 +422,7 @@ def test_a_stroke_is_drawn_in_the_case_that_is_shown(page):
     press(page, ".")
     wait(page, "document.querySelector('#error').textContent.includes('another case is open')")
     wait(page, "!document.querySelector('#planes').inert")
+    wait_until_done(page)
     assert text(page, "case") == "first"
     press(page, "2")
     draw(page, (4, 7), (6, 7))

@@ -83,9 +83,10 @@ function showCases() {
   const numOld = withState("outdated");
   find("save-all").hidden = cases.length < 2;
   find("save-all").textContent =
-    isSaving ? `Saving, ${numOpen} left …` : `Save all, ${numOpen} not saved`;
+    isSaving ? `Saving, ${numOpen} left …` : `Save all (${numOpen})`;
   find("save-anew").hidden = !numOld || cases.length < 2;
   find("save-anew").textContent = `Save ${numOld} anew with the last parameters`;
+  find("save-all").title = `${numOpen} not saved`;
   find("save-all").disabled = isSaving || !numOpen;
   find("save-anew").disabled = isSaving;
   if (refused) tell(refused);
